@@ -1,0 +1,1 @@
+"""A pluggable decoding-strategy framework for diffusion language models."""

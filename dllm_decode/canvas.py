@@ -1,0 +1,112 @@
+"""The canvas: the only mutable picture of a decode, private to the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dllm_decode.types import Board, Change, Request, Vocab
+
+
+@dataclass
+class Canvas:
+    """Tokens, what is decided, and how far each row still matters; see `Board` for the fields.
+
+    step_of (B, L): step at which a column was committed, -1 before; confidence_of (B, L): with
+    what confidence. Only `apply` and `narrow` write.
+    """
+
+    tokens: Tensor
+    editable: Tensor
+    decided: Tensor
+    first: Tensor
+    start: int
+    end: Tensor
+    horizon: Tensor
+    step_of: Tensor
+    confidence_of: Tensor
+    vocab: Vocab
+
+    @staticmethod
+    def of(request: Request, vocab: Vocab, device: torch.device | str = "cpu") -> Canvas:
+        """The canvas before the first step: left-padded prompts, fixed tokens, masks."""
+        start = max(len(prompt) for prompt in request.prompts)
+        width = start + max(request.lengths)
+        pad = vocab.filler if vocab.pad_id is None else vocab.pad_id
+        tokens = torch.full((request.rows, width), vocab.mask_id, dtype=torch.long)
+        editable = torch.zeros(request.rows, width, dtype=torch.bool)
+        for row, (prompt, length) in enumerate(zip(request.prompts, request.lengths, strict=True)):
+            tokens[row, : start - len(prompt)] = pad
+            tokens[row, start - len(prompt) : start] = torch.tensor(prompt, dtype=torch.long)
+            tokens[row, start + length :] = vocab.filler
+            editable[row, start : start + length] = True
+            given = request.fixed[row] if request.fixed is not None else None
+            for offset, token in (given or {}).items():
+                tokens[row, start + offset] = token
+                editable[row, start + offset] = False
+        end = start + torch.tensor(request.lengths)
+        return Canvas(
+            tokens=tokens.to(device),
+            editable=editable.to(device),
+            decided=~editable.to(device),
+            first=(start - torch.tensor([len(p) for p in request.prompts])).to(device),
+            start=start,
+            end=end.to(device),
+            horizon=end.clone().to(device),
+            step_of=torch.full(tokens.shape, -1, device=device),
+            confidence_of=torch.full(tokens.shape, float("nan"), device=device),
+            vocab=vocab,
+        )
+
+    def board(self) -> Board:
+        """A frozen copy for plugins and observers."""
+        return Board(
+            tokens=self.tokens.clone(),
+            editable=self.editable.clone(),
+            decided=self.decided.clone(),
+            first=self.first.clone(),
+            start=self.start,
+            end=self.end.clone(),
+            horizon=self.horizon.clone(),
+            vocab=self.vocab,
+        )
+
+    def apply(self, change: Change) -> None:
+        """Write one legal change; `change.index` counts from the first generated column."""
+        columns = change.index + self.start
+        self._write(change.remask, columns, change, commit=False)
+        self._write(change.commit, columns, change, commit=True)
+
+    def _write(self, where: Tensor, columns: Tensor, change: Change, *, commit: bool) -> None:
+        row, slot = where.nonzero(as_tuple=True)
+        column = columns[row, slot]
+        if commit:
+            self.tokens[row, column] = change.tokens[row, slot]
+            self.step_of[row, column] = change.step[row]
+            self.confidence_of[row, column] = change.confidence[row, slot].float()
+        else:
+            self.tokens[row, column] = self.vocab.mask_id
+            self.step_of[row, column] = -1
+            self.confidence_of[row, column] = float("nan")
+        self.decided[row, column] = commit
+
+    def narrow(self, horizon: Tensor) -> None:
+        """Shrink the horizons; larger values are ignored. horizon: (B,) canvas columns."""
+        self.horizon = torch.minimum(self.horizon, horizon)
+
+    def take(self, rows: Tensor) -> Canvas:
+        """A canvas of some rows, in the given order."""
+        return Canvas(
+            tokens=self.tokens[rows],
+            editable=self.editable[rows],
+            decided=self.decided[rows],
+            first=self.first[rows],
+            start=self.start,
+            end=self.end[rows],
+            horizon=self.horizon[rows],
+            step_of=self.step_of[rows],
+            confidence_of=self.confidence_of[rows],
+            vocab=self.vocab,
+        )

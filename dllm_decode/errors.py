@@ -1,0 +1,75 @@
+"""Every error raised on purpose: what was wrong, what was got, what is allowed, where."""
+
+from __future__ import annotations
+
+
+class DllmDecodeError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(DllmDecodeError, ValueError):
+    """A setting, option or request value that cannot work; names the key."""
+
+    exit_code = 2
+
+
+class CapabilityError(ConfigError):
+    """Two parts that are valid alone but cannot work together; names both config groups."""
+
+
+class CheckpointError(DllmDecodeError):
+    """A checkpoint, tokenizer or weight file that is missing, truncated or does not fit."""
+
+
+class DecisionError(DllmDecodeError):
+    """A strategy asked for something illegal; names the plugin, row, column and step."""
+
+
+class ModelOutputError(DllmDecodeError):
+    """The model returned logits that no rule can use (NaN, infinite, everything banned)."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_in_range(
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+    unit: str = "",
+) -> None:
+    """Check that a number lies in an interval, with a message that states the interval.
+
+    name: the config key without its group; value: what was given; low, high: the bounds;
+    open_low, open_high: the bound itself is not allowed; unit: e.g. "nats".
+    Raises `ConfigError` for anything that is not a real number inside the interval (NaN included).
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    inside = number and (low < value if open_low else low <= value)
+    inside = inside and (value < high if open_high else value <= high)
+    if not inside:
+        left = "(" if open_low else "["
+        right = ")" if open_high else "]"
+        what = f" {unit}" if unit else ""
+        raise ConfigError(f"{name} must lie in {left}{low}, {high}{right}{what}, got {value!r}")
+
+
+def require_count(name: str, value: object, *, minimum: int = 1) -> None:
+    """Check that a setting is a whole number of at least `minimum`; raises `ConfigError`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ConfigError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+
+
+def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Check that a setting is one of a few words; raises `ConfigError` that lists them."""
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")

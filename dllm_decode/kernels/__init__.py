@@ -1,0 +1,1 @@
+"""Row statistics of logits: the plain-torch definition and, beside it, fused kernels."""

@@ -1,0 +1,1 @@
+"""Models: adapters, loading, exact toy worlds."""
