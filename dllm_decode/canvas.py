@@ -30,10 +30,20 @@ class Canvas:
     vocab: Vocab
 
     @staticmethod
-    def of(request: Request, vocab: Vocab, device: torch.device | str = "cpu") -> Canvas:
-        """The canvas before the first step: left-padded prompts, fixed tokens, masks."""
-        start = max(len(prompt) for prompt in request.prompts)
-        width = start + max(request.lengths)
+    def of(
+        request: Request,
+        vocab: Vocab,
+        device: torch.device | str = "cpu",
+        start: int | None = None,
+        width: int | None = None,
+    ) -> Canvas:
+        """The canvas before the first step: left-padded prompts, fixed tokens, masks.
+
+        start: first generated column, at least the longest prompt (the default); width: columns,
+        at least start plus the longest answer (the default).
+        """
+        start = max(len(prompt) for prompt in request.prompts) if start is None else start
+        width = start + max(request.lengths) if width is None else width
         pad = vocab.filler if vocab.pad_id is None else vocab.pad_id
         tokens = torch.full((request.rows, width), vocab.mask_id, dtype=torch.long)
         editable = torch.zeros(request.rows, width, dtype=torch.bool)
@@ -96,17 +106,16 @@ class Canvas:
         """Shrink the horizons; larger values are ignored. horizon: (B,) canvas columns."""
         self.horizon = torch.minimum(self.horizon, horizon)
 
-    def take(self, rows: Tensor) -> Canvas:
-        """A canvas of some rows, in the given order."""
-        return Canvas(
-            tokens=self.tokens[rows],
-            editable=self.editable[rows],
-            decided=self.decided[rows],
-            first=self.first[rows],
-            start=self.start,
-            end=self.end[rows],
-            horizon=self.horizon[rows],
-            step_of=self.step_of[rows],
-            confidence_of=self.confidence_of[rows],
-            vocab=self.vocab,
-        )
+    _PLANES = (
+        "tokens", "editable", "decided", "first", "end", "horizon", "step_of", "confidence_of",
+    )  # fmt: skip
+
+    def take(self, rows: Tensor) -> None:
+        """Keep some rows, in the given order."""
+        for name in self._PLANES:
+            setattr(self, name, getattr(self, name)[rows])
+
+    def join(self, other: Canvas) -> None:
+        """Append the rows of another canvas of the same width and start."""
+        for name in self._PLANES:
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import Plan
+from dllm_decode.cache import Plan, Store
 from dllm_decode.types import Vocab
 
 
@@ -40,3 +40,11 @@ class Denoiser(Protocol):
         for none (any value may come back there); plan: columns to recompute.
         Returns logits (B, W, V) that predict the token of each wanted column.
         """
+
+
+@runtime_checkable
+class StoringDenoiser(Denoiser, Protocol):
+    """A denoiser that can keep keys and values, as every cache policy but `none` needs."""
+
+    def allocate(self, rows: int, columns: int) -> Store:
+        """A key/value store without rows, with room for `rows` of `columns` canvas columns."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import CachePolicy, NoCache
+from dllm_decode.cache import CachePolicy, NoCache, Plan, Store, StoreMemory
 from dllm_decode.canvas import Canvas
-from dllm_decode.denoiser import Denoiser
+from dllm_decode.denoiser import Denoiser, StoringDenoiser
 from dllm_decode.errors import CapabilityError, ConfigError, ModelOutputError
 from dllm_decode.noise import Noise
 from dllm_decode.prediction import DensePrediction, Prediction
@@ -34,7 +34,7 @@ class Observer:
     """Watches a decode; override what you need. Raising from an observer ends the decode."""
 
     def start(self, request: Request, board: Board) -> None:
-        """Called once, before the first forward pass."""
+        """Called when rows join: once before the first pass, more often under an engine."""
 
     def step(self, change: Change, board: Board) -> None:
         """Called after each step; `board` has the rows `change.rows` after the step."""
@@ -69,7 +69,7 @@ class Decoder:
     record: bool = False
 
     def __post_init__(self) -> None:
-        check_composition(self.strategy, self.schedule)
+        check_composition(self.denoiser, self.strategy, self.schedule, self.cache)
 
     def decode(self, request: Request) -> Result:
         """Decode all rows of a request.
@@ -77,26 +77,19 @@ class Decoder:
         Raises `ConfigError` for requests that do not fit, `DecisionError` and `ModelOutputError`
         for faults of plugins and models, and `Interrupted` (with the partial result) on Ctrl-C.
         """
-        self._check(request)
-        run = _Run(self, request)
-        for observer in self.observers:
-            observer.start(request, run.canvas.board())
+        self.check(request)
+        run = Run(self, request)
+        run.admit(range(request.rows))
         try:
-            while run.live():
+            while run.live:
                 run.step()
         except KeyboardInterrupt:
-            result = run.result(interrupted=True)
-            self._finish(result)
-            raise Interrupted(result) from None
-        result = run.result()
-        self._finish(result)
-        return result
+            run.interrupt()
+            raise Interrupted(run.result()) from None
+        return run.result()
 
-    def _finish(self, result: Result) -> None:
-        for observer in self.observers:
-            observer.finish(result)
-
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """Raise `ConfigError` where model, schedule or strategy cannot serve a request."""
         self.schedule.check(request)
         longest = max(map(len, request.prompts)) + max(request.lengths)
         limit = self.denoiser.max_length
@@ -121,22 +114,47 @@ class Decoder:
                 )
 
 
-def check_composition(strategy: Strategy, schedule: Schedule) -> None:
+def check_composition(
+    denoiser: Denoiser, strategy: Strategy, schedule: Schedule, cache: CachePolicy
+) -> None:
     """Refuse parts that are valid alone but cannot work together; raises `CapabilityError`."""
+    kind = type(cache).__name__
+    if cache.stores and not isinstance(denoiser, StoringDenoiser):
+        raise CapabilityError(
+            f"cache ({kind}) needs keys and values to store, but model "
+            f"({type(denoiser).__name__}) has none; use cache=none"
+        )
+    block = getattr(denoiser, "block_length", None)
+    if cache.attention == "block_causal" and block is None:
+        raise CapabilityError(
+            f"cache ({kind}) is exact for block-causal models only, but model "
+            f"({type(denoiser).__name__}) attends to the whole canvas; use "
+            "cache=none, prefix or dual"
+        )
     for key, part in parts_of(strategy):
+        name = f"strategy{'.' + key if key else ''} ({type(part).__name__})"
         width = part.window_width
         if width is not None and width != schedule.block_length:
             raise CapabilityError(
-                f"strategy{'.' + key if key else ''} ({type(part).__name__}) was made for blocks "
-                f"of {width} columns, but schedule has "
+                f"{name} was made for blocks of {width} columns, but schedule has "
                 f"{schedule.block_length or 'no block grid'}; use schedule=blocks "
                 f"schedule.length={width}"
+            )
+        if part.sees_canvas and cache.logits != "canvas":
+            raise CapabilityError(
+                f"{name} reads predictions outside the current window, where cache ({kind}) "
+                "computes none; use cache=none or cache=prefix, or limit its scope to the block"
+            )
+        if part.needs_window and cache.logits == "part":
+            raise CapabilityError(
+                f"{name} reads the prediction at every column of the window, but cache ({kind}) "
+                "computes only some; use cache=none, prefix or dual"
             )
 
 
 @dataclass
-class _Book:
-    """What the loop counts per row; `take` keeps it in step with the canvas."""
+class _Book(Memory):
+    """What the loop counts per row."""
 
     rows: Tensor
     seeds: Tensor
@@ -148,60 +166,93 @@ class _Book:
     over_budget: Tensor
 
     @staticmethod
-    def of(request: Request, device: torch.device) -> _Book:
-        rows = torch.arange(request.rows, device=device)
+    def of(rows: Tensor, seeds: Tensor) -> _Book:
         zero = torch.zeros_like(rows)
-        seeds = torch.tensor(request.row_seeds, device=device, dtype=torch.long)
-        return _Book(rows, seeds, zero, zero, zero - 1, zero, zero, torch.zeros_like(rows).bool())
+        return _Book(rows, seeds, zero, zero, zero - 1, zero, zero, zero.bool())
 
-    def take(self, keep: Tensor) -> None:
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name)[keep])
-
-    def enter(self, key: Tensor, open_slots: Tensor) -> Tensor:
+    def enter(self, key: Tensor, opened: Tensor) -> Tensor:
         """Note the window each row is in; returns the rows that have just entered it."""
         fresh = key != self.window_key
         self.window_key = key
         self.window_step = torch.where(fresh, 0, self.window_step)
-        self.window_open = torch.where(fresh, open_slots, self.window_open)
+        self.window_open = torch.where(fresh, opened.sum(1), self.window_open)
         return fresh
 
 
-@dataclass
-class _Row:
-    """The outcome of a finished row."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one row; the fields are those of `Result`, for this row."""
 
-    sequence: tuple[int, ...]
-    forwards: int
-    reason: str
-    step_of: tuple[int, ...]
-    confidence_of: tuple[float, ...]
-    undecided: int
+    sequence: tuple[int, ...] = ()
+    forwards: int = 0
+    finish_reason: str = "length"
+    step_of: tuple[int, ...] = ()
+    confidence_of: tuple[float, ...] = ()
+    undecided: int = 0
+    error: str = ""
 
 
-class _Run:
-    """One request on its way through the loop."""
+class Run:
+    """A batch on its way through the loop: rows join, step together, and leave when done.
 
-    def __init__(self, decoder: Decoder, request: Request) -> None:
+    decoder: the parts; request: every row that may ever join, which sets the width of the canvas;
+    capacity: rows that are in the batch at once, for the key/value store (default: all).
+    """
+
+    def __init__(self, decoder: Decoder, request: Request, capacity: int | None = None) -> None:
         self.decoder = decoder
         self.request = request
-        denoiser = decoder.denoiser
-        self.vocab = denoiser.vocab
-        self.canvas = Canvas.of(request, self.vocab, denoiser.device)
-        self.book = _Book.of(request, denoiser.device)
-        self.banned = torch.tensor(self.vocab.never_generated, device=denoiser.device)
-        board = self.canvas.board()
-        self.memory = decoder.strategy.begin(request, board)
-        self.cache_memory = decoder.cache.begin(request, board)
+        self.vocab = decoder.denoiser.vocab
+        self.device = decoder.denoiser.device
+        self.start = max(map(len, request.prompts))
+        self.width = self.start + max(request.lengths)
+        self.capacity = request.rows if capacity is None else capacity
+        self.banned = torch.tensor(self.vocab.never_generated, device=self.device)
         self.sees_canvas = any(part.sees_canvas for _, part in parts_of(decoder.strategy))
-        self.finished: dict[int, _Row] = {}
+        self.outcomes: dict[int, Outcome] = {}
         self.trace: list[Change] = []
-        self.warned = False
-        self._retire(board)
+        self.live: tuple[int, ...] = ()
+        self._warned = False
+        self.canvas: Canvas
+        self.book: _Book
+        self.memory: Memory | None = None
+        self.cache_memory: Memory | None = None
+        self.store: Store | None = None
 
-    def live(self) -> bool:
-        """Whether any row still has something to decide."""
-        return self.book.rows.numel() > 0
+    def admit(self, rows: Sequence[int]) -> None:
+        """Let rows of the request join the batch."""
+        request = self.request.take(rows)
+        canvas = Canvas.of(request, self.vocab, self.device, self.start, self.width)
+        board = canvas.board()
+        book = _Book.of(
+            torch.tensor(list(rows), device=self.device),
+            torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
+        )
+        memory = self.decoder.strategy.begin(request, board)
+        cache_memory = self.decoder.cache.begin(request, board)
+        if self.live:
+            self.canvas.join(canvas)
+            self.book.join(book)
+            for own, new in ((self.memory, memory), (self.cache_memory, cache_memory)):
+                if own is not None and new is not None:
+                    own.join(new)
+        else:
+            self.canvas, self.book = canvas, book
+            self.memory, self.cache_memory = memory, cache_memory
+        self._store_rows(len(rows))
+        self.live = (*self.live, *rows)
+        for observer in self.decoder.observers:
+            observer.start(request, board)
+        self._retire(self.canvas.board())
+
+    def _store_rows(self, joining: int) -> None:
+        if not self.decoder.cache.stores:
+            return
+        if self.store is None:
+            denoiser = self.decoder.denoiser
+            assert isinstance(denoiser, StoringDenoiser)  # checked when the decoder was composed
+            self.store = denoiser.allocate(self.capacity, self.width)
+        self.store.join(joining)
 
     # One step, in the order of the algorithm box.
 
@@ -210,11 +261,14 @@ class _Run:
         decoder, board = self.decoder, self.canvas.board()
         window = decoder.schedule.window(board)
         index, active = self._seen(board, window)
-        logits = self._forward(board.tokens, board, index)
+        fresh = self.book.enter(window.key, gather_columns(board.undecided, index) & active)
+        plan = decoder.cache.plan(board, index, fresh, self.cache_memory)
+        plan = replace(plan, store=self.store)
+        index = self._with_logits(index, plan)
         noise = Noise(self.book.seeds, self.book.step, index - board.start)
-        pred = decoder.sampler.predict(logits, self.banned, noise)
+        pred = self._predict(board.tokens, board, index, plan, noise)
         probes: list[Tensor] = []
-        view = self._view(board, window, index, active, pred, noise, probes)
+        view = self._view(board, index, active, fresh, pred, noise, plan, probes)
         self._check_health(view)
         wish = decoder.strategy.decide(view, self.memory)
         change = settle(
@@ -241,34 +295,44 @@ class _Run:
         inside = (index[:, :, None] == window.index[:, None, :]).any(-1)
         return index, inside & (index >= 0)
 
-    def _forward(self, tokens: Tensor, board: Board, index: Tensor) -> Tensor:
+    def _with_logits(self, index: Tensor, plan: Plan) -> Tensor:
+        """The wanted columns less those that the plan leaves without fresh logits."""
+        computed = plan.computed(self.canvas.tokens.shape[1])
+        if computed is None:
+            return index
+        return torch.where(gather_columns(computed, index), index, -1)
+
+    def _predict(
+        self, tokens: Tensor, board: Board, index: Tensor, plan: Plan, noise: Noise
+    ) -> Prediction:
         width = int(board.horizon.max())
-        plan = self.decoder.cache.plan(board, index, self.cache_memory)
-        return self.decoder.denoiser(tokens[:, :width], board.live[:, :width], index, plan)
+        live = board.live[:, :width]
+        logits = self.decoder.denoiser(tokens[:, :width], live, index, plan)
+        return self.decoder.sampler.predict(logits, self.banned, noise)
 
     def _view(
         self,
         board: Board,
-        window: Window,
         index: Tensor,
         active: Tensor,
+        fresh: Tensor,
         pred: Prediction,
         noise: Noise,
+        plan: Plan,
         probes: list[Tensor],
     ) -> StepView:
         real = index >= 0
         masked = gather_columns(board.undecided, index) & real
-        opened = masked & active
         settled = gather_columns(board.editable & board.decided, index) & real & active
-        fresh = self.book.enter(window.key, opened.sum(1))
 
         def prober(tokens: Tensor) -> Prediction:
             probes.append(tokens)
             canvas = board.tokens.clone()
             rows, slots = real.nonzero(as_tuple=True)
             canvas[rows, index[rows, slots]] = tokens[rows, slots]
-            logits = self._forward(canvas, board, index)
-            return self.decoder.sampler.predict(logits, self.banned, noise)
+            if isinstance(self.cache_memory, StoreMemory):
+                self.cache_memory.distrust(plan)
+            return self._predict(canvas, board, index, plan, noise)
 
         return StepView(
             step=self.book.step,
@@ -276,7 +340,7 @@ class _Run:
             pred=pred,
             tokens=gather_columns(board.tokens, index),
             active=active,
-            open=opened,
+            open=masked & active,
             masked=masked,
             settled=settled,
             fresh=fresh,
@@ -304,8 +368,8 @@ class _Run:
         counts = torch.stack([sick.sum(), ties.sum(), view.open.sum()]).tolist()
         if counts[0]:
             self._raise_unhealthy(view, sick)
-        if counts[1] > 1 and 2 * counts[1] > counts[2] and not self.warned:
-            self.warned = True
+        if counts[1] > 1 and 2 * counts[1] > counts[2] and not self._warned:
+            self._warned = True
             warnings.warn(
                 f"{counts[1]} of {counts[2]} candidate positions have confidence exactly 1, so "
                 "their order is decided by the column alone; a low temperature with "
@@ -342,50 +406,89 @@ class _Run:
 
     def _retire(self, board: Board) -> None:
         """Move rows with nothing left to decide out of the batch."""
-        done = ~board.undecided.any(1)
-        if not bool(done.any()):
+        done = (~board.undecided.any(1)).tolist()
+        if not any(done):
             return
-        for position in done.nonzero()[:, 0].tolist():
-            self._record(position, interrupted=False)
-        keep = (~done).nonzero()[:, 0]
-        self.canvas = self.canvas.take(keep)
-        self.book.take(keep)
-        for memory in (self.memory, self.cache_memory):
-            if isinstance(memory, Memory):
-                memory.take(keep)
+        for position, finished in enumerate(done):
+            if finished:
+                self._record(position)
+        self._keep(done)
 
-    def _record(self, position: int, *, interrupted: bool) -> None:
+    def _keep(self, done: Sequence[bool]) -> None:
+        """Close the gaps with the last rows, so that few stored keys and values have to move."""
+        stay = [position for position, finished in enumerate(done) if not finished]
+        count = len(stay)
+        spare = [position for position in stay if position >= count]
+        order = [spare.pop() if done[position] else position for position in range(count)]
+        keep = torch.tensor(order, device=self.device, dtype=torch.long)
+        self.live = tuple(self.live[position] for position in order)
+        for part in (self.canvas, self.book, self.memory, self.cache_memory, self.store):
+            if part is not None:
+                part.take(keep)
+
+    def _record(self, position: int, reason: str | None = None, error: str = "") -> None:
         canvas, book = self.canvas, self.book
         span = slice(canvas.start, int(canvas.horizon[position]))
         open_left = int((canvas.editable & ~canvas.decided)[position, span].sum())
-        reason = "length"
-        if canvas.horizon[position] < canvas.end[position]:
-            reason = "eot"
-        if book.over_budget[position]:
-            reason = "budget"
-        if interrupted:
-            reason = "interrupted"
-        self.finished[int(book.rows[position])] = _Row(
+        if reason is None:
+            ended = bool(canvas.horizon[position] < canvas.end[position])
+            reason = "eot" if ended else "length"
+            reason = "budget" if bool(book.over_budget[position]) else reason
+        row = self.live[position]
+        self.outcomes[row] = Outcome(
             sequence=tuple(canvas.tokens[position, span].tolist()),
             forwards=int(book.forwards[position]),
-            reason=reason,
+            finish_reason=reason,
             step_of=tuple(canvas.step_of[position, span].tolist()),
             confidence_of=tuple(canvas.confidence_of[position, span].tolist()),
             undecided=open_left,
+            error=error,
         )
 
-    def result(self, *, interrupted: bool = False) -> Result:
-        """The result in request order."""
-        for position in range(self.book.rows.numel()):
-            self._record(position, interrupted=interrupted)
-        rows: Sequence[_Row] = [self.finished[row] for row in range(self.request.rows)]
-        return Result(
-            sequences=tuple(row.sequence for row in rows),
-            forwards=tuple(row.forwards for row in rows),
-            finish_reasons=tuple(row.reason for row in rows),
-            step_of=tuple(row.step_of for row in rows),
-            confidence_of=tuple(row.confidence_of for row in rows),
-            undecided=tuple(row.undecided for row in rows),
-            reference_forwards=(0,) * len(rows),
-            trace=tuple(self.trace),
+    def interrupt(self) -> None:
+        """End all rows of the batch as they are, with finish reason `interrupted`."""
+        for position in range(len(self.live)):
+            self._record(position, "interrupted")
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Drop the batch and everything its plugins remember, without outcomes."""
+        self.live = ()
+        self.memory = self.cache_memory = self.store = None
+
+    def forget(self, trace: Sequence[Change], rows: Sequence[int]) -> None:
+        """Take over a trace without some rows, which are going to be decoded again."""
+        gone = torch.tensor(list(rows), device=self.device)
+        for change in trace:
+            keep = (~torch.isin(change.rows, gone)).nonzero()[:, 0]
+            if keep.numel():
+                self.trace.append(change.take(keep))
+
+    def result(self) -> Result:
+        """The result in request order; rows that never joined count as interrupted."""
+        length = self.request.lengths
+        result = gather_result(
+            [
+                self.outcomes.get(row, Outcome(finish_reason="interrupted", undecided=length[row]))
+                for row in range(self.request.rows)
+            ],
+            self.trace,
         )
+        for observer in self.decoder.observers:
+            observer.finish(result)
+        return result
+
+
+def gather_result(outcomes: Sequence[Outcome], trace: Sequence[Change] = ()) -> Result:
+    """The result of a request from the outcomes of its rows."""
+    return Result(
+        sequences=tuple(row.sequence for row in outcomes),
+        forwards=tuple(row.forwards for row in outcomes),
+        finish_reasons=tuple(row.finish_reason for row in outcomes),
+        step_of=tuple(row.step_of for row in outcomes),
+        confidence_of=tuple(row.confidence_of for row in outcomes),
+        undecided=tuple(row.undecided for row in outcomes),
+        reference_forwards=(0,) * len(outcomes),
+        errors=tuple(row.error for row in outcomes),
+        trace=tuple(trace),
+    )

@@ -43,11 +43,14 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     Class attributes declare what a part needs; the composition is checked once, before decoding:
     sees_canvas: the view shows every live generated column, not only the current window;
     needs_reference: the request must carry the result of a reference decode;
+    needs_window: the part reads predictions at every column of the window, also at decided ones or
+    over several steps, so that a cache may not leave some out;
     window_width: the only block length the part works with, or None.
     """
 
     sees_canvas: bool = False
     needs_reference: ClassVar[bool] = False
+    needs_window: ClassVar[bool] = False
 
     @property
     def window_width(self) -> int | None:

@@ -144,6 +144,12 @@ class Memory:
         for entry in fields(self):
             setattr(self, entry.name, _take(getattr(self, entry.name), rows))
 
+    def join(self, other: Memory) -> None:
+        """Append the rows of another memory of the same plugin (rows that join a running batch)."""
+        for entry in fields(self):
+            own, new = getattr(self, entry.name), getattr(other, entry.name)
+            setattr(self, entry.name, _join(own, new))
+
 
 def _take(value: Any, rows: Tensor) -> Any:
     if isinstance(value, Tensor):
@@ -153,6 +159,16 @@ def _take(value: Any, rows: Tensor) -> Any:
     if isinstance(value, dict):
         return {key: _take(entry, rows) for key, entry in value.items()}
     return value
+
+
+def _join(own: Any, new: Any) -> Any:
+    if isinstance(own, Tensor):
+        return torch.cat([own, new])
+    if isinstance(own, Memory):
+        own.join(new)
+    if isinstance(own, dict):
+        return {key: _join(entry, new[key]) for key, entry in own.items()}
+    return own
 
 
 @dataclass(frozen=True)
@@ -314,6 +330,16 @@ class Change:
     probes: int
     notes: Mapping[str, Tensor]
 
+    def take(self, rows: Tensor) -> Change:
+        """The change restricted to some of its rows; rows: (B',) int64 positions."""
+        values: dict[str, Any] = {
+            entry.name: value[rows] if isinstance(value, Tensor) else value
+            for entry in fields(self)
+            if (value := getattr(self, entry.name)) is not self.notes
+        }
+        notes = {name: note[rows] for name, note in self.notes.items()}
+        return Change(**values, notes=notes)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -321,7 +347,8 @@ class Result:
 
     sequences: generated token ids up to the end of text (inclusive) or the requested length;
     forwards: forward passes the row took part in, probes included; finish_reasons: `eot` (a stop
-    rule ended the row), `length`, `budget` (closing commits were forced) or `interrupted`; step_of:
+    rule ended the row), `length`, `budget` (closing commits were forced), `interrupted`, or `error`
+    (only from an engine; `errors` says what happened, "" for the others); step_of:
     step at which each token was committed, counted from 0, -1 for fixed ones; confidence_of: with
     what confidence (NaN for fixed ones); undecided: tokens left open (0 unless interrupted);
     reference_forwards: forwards of the reference decode that `strategy=oracle` needs, else 0;
@@ -336,5 +363,6 @@ class Result:
     confidence_of: tuple[tuple[float, ...], ...]
     undecided: tuple[int, ...] = ()
     reference_forwards: tuple[int, ...] = ()
+    errors: tuple[str, ...] = ()
     trace: tuple[Change, ...] = ()
     texts: tuple[str, ...] = ()

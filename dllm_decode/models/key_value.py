@@ -1,0 +1,109 @@
+"""The positional key/value store: every layer holds every canvas column of every row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class PositionalLayer(CacheLayerMixin):
+    """Keys and values of one layer in preallocated buffers of shape (B, heads, L, size).
+
+    A pass writes the columns it computed, at per-row places, and gets back all columns of the
+    canvas; the attention mask says which of them are valid.
+    """
+
+    def __init__(self, capacity: int, columns: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.columns = columns
+        self.rows = 0
+        self.target: Tensor | None = None
+        self.width = columns
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the buffers; sizes and dtype come from the first keys (B, heads, Q, size)."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+
+        def buffer(states: Tensor) -> Tensor:
+            shape = (self.capacity, states.shape[1], self.columns, states.shape[3])
+            return torch.zeros(shape, dtype=states.dtype, device=states.device)
+
+        self.keys, self.values = buffer(key_states), buffer(value_states)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write the keys and values of the pass; returns those of all columns in use."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None and self.target is not None
+        keys, values = self.keys[: self.rows], self.values[: self.rows]
+        place = self.target[:, None, :, None]
+        keys.scatter_(2, place.expand_as(key_states), key_states)
+        values.scatter_(2, place.expand_as(value_states), value_states)
+        return keys[:, :, : self.width], values[:, :, : self.width]
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy the stored rows `source` to the places `target`."""
+        if self.is_initialized and source.numel():
+            assert self.keys is not None and self.values is not None
+            self.keys[target] = self.keys[source]
+            self.values[target] = self.values[source]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Number of columns attended to, and the first of them."""
+        return self.width, 0
+
+    def get_seq_length(self) -> int:
+        """Zero: positions are always given, never derived from what is stored."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Columns of the canvas."""
+        return self.columns
+
+
+class KeyValueStore(Cache):
+    """The store of a whole model; see `PositionalLayer`.
+
+    layers: number of layers; rows: most rows at once; columns: of the canvas. Memory: layers x 2 x
+    rows x columns x key/value heads x head size x bytes per number, allocated by the first pass.
+    """
+
+    def __init__(self, layers: int, rows: int, columns: int) -> None:
+        self.positional = [PositionalLayer(rows, columns) for _ in range(layers)]
+        super().__init__(layers=list(self.positional))
+        self.columns = columns
+
+    def aim(self, places: Tensor, width: int) -> None:
+        """Say where the next pass writes: places (B, Q) columns; width: columns in use."""
+        for layer in self.positional:
+            layer.target = places
+            layer.width = width
+
+    def take(self, rows: Tensor) -> None:
+        """Keep the given rows, in that order; rows: (B',) int64. Only rows that move are copied."""
+        target = torch.arange(rows.numel(), device=rows.device)
+        moved = rows != target
+        for layer in self.positional:
+            layer.move(rows[moved], target[moved])
+            layer.rows = rows.numel()
+
+    def join(self, count: int) -> None:
+        """Make room for `count` more rows; what their places held before is never attended to."""
+        for layer in self.positional:
+            layer.rows += count
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated so far."""
+        return sum(
+            buffer.numel() * buffer.element_size()
+            for layer in self.positional
+            if layer.is_initialized
+            for buffer in (layer.keys, layer.values)
+            if buffer is not None
+        )
