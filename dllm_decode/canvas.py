@@ -71,36 +71,46 @@ class Canvas:
         )
 
     def board(self) -> Board:
-        """A frozen copy for plugins and observers."""
+        """What plugins and observers may see; the planes are replaced, never written to."""
         return Board(
-            tokens=self.tokens.clone(),
-            editable=self.editable.clone(),
-            decided=self.decided.clone(),
-            first=self.first.clone(),
+            tokens=self.tokens,
+            editable=self.editable,
+            decided=self.decided,
+            first=self.first,
             start=self.start,
-            end=self.end.clone(),
-            horizon=self.horizon.clone(),
+            end=self.end,
+            horizon=self.horizon,
             vocab=self.vocab,
         )
 
-    def apply(self, change: Change) -> None:
-        """Write one legal change; `change.index` counts from the first generated column."""
-        columns = change.index + self.start
-        self._write(change.remask, columns, change, commit=False)
-        self._write(change.commit, columns, change, commit=True)
+    def apply(self, change: Change, *, revocable: bool = True) -> None:
+        """Write one legal change; `change.index` counts from the first generated column.
 
-    def _write(self, where: Tensor, columns: Tensor, change: Change, *, commit: bool) -> None:
-        row, slot = where.nonzero(as_tuple=True)
-        column = columns[row, slot]
-        if commit:
-            self.tokens[row, column] = change.tokens[row, slot]
-            self.step_of[row, column] = change.step[row]
-            self.confidence_of[row, column] = change.confidence[row, slot].float()
-        else:
-            self.tokens[row, column] = self.vocab.mask_id
-            self.step_of[row, column] = -1
-            self.confidence_of[row, column] = float("nan")
-        self.decided[row, column] = commit
+        revocable: False skips the re-masks of strategies that have none.
+        """
+        if revocable:
+            hit = self._columns(change, change.remask)[1]
+            self.tokens = self.tokens.masked_fill(hit, self.vocab.mask_id)
+            self.decided = self.decided & ~hit
+            self.step_of = self.step_of.masked_fill(hit, -1)
+            self.confidence_of = self.confidence_of.masked_fill(hit, float("nan"))
+        columns, hit = self._columns(change, change.commit)
+        self.tokens = torch.where(hit, self._spread(columns, change.tokens), self.tokens)
+        self.decided = self.decided | hit
+        self.step_of = torch.where(hit, change.step[:, None], self.step_of)
+        confidence = self._spread(columns, change.confidence.float())
+        self.confidence_of = torch.where(hit, confidence, self.confidence_of)
+
+    def _columns(self, change: Change, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Canvas columns of slots (others: one past the canvas), and the plane they cover."""
+        width = self.tokens.shape[1]
+        columns = torch.where(slots, change.index + self.start, width)
+        return columns, self._spread(columns, slots)
+
+    def _spread(self, columns: Tensor, values: Tensor) -> Tensor:
+        """Values (B, W) on a plane (B, L) of zeros; column L takes what belongs nowhere."""
+        rows, width = self.tokens.shape
+        return values.new_zeros(rows, width + 1).scatter_(1, columns, values)[:, :width]
 
     def narrow(self, horizon: Tensor) -> None:
         """Shrink the horizons; larger values are ignored. horizon: (B,) canvas columns."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -12,16 +13,17 @@ from torch import Tensor
 from dllm_decode.cache import CachePolicy, NoCache, Plan, Store, StoreMemory
 from dllm_decode.canvas import Canvas
 from dllm_decode.denoiser import Denoiser, StoringDenoiser
-from dllm_decode.errors import CapabilityError, ConfigError, ModelOutputError
+from dllm_decode.errors import CapabilityError, ConfigError, ModelOutputError, require_count
 from dllm_decode.noise import Noise
 from dllm_decode.prediction import DensePrediction, Prediction
 from dllm_decode.sampling import Greedy, Sampler
 from dllm_decode.schedule import Blocks, Schedule, Window
-from dllm_decode.settle import settle
+from dllm_decode.settle import checked, faults_of, legal_change, raise_fault
 from dllm_decode.strategy import Budget, Strategy, is_revocable, parts_of
 from dllm_decode.types import (
     Board,
     Change,
+    Decision,
     Memory,
     Request,
     Result,
@@ -56,7 +58,10 @@ class Decoder:
     """One model, one strategy, one loop.
 
     denoiser: the model; strategy: usually a `Pipeline`; schedule, cache, sampler: see the modules
-    of those names; observers: watch the steps; record: keep all changes in `Result.trace`.
+    of those names; observers: watch the steps; record: keep all changes in `Result.trace`;
+    check_every: steps between two looks of the host at the device, 1 or more. More than 1 saves
+    synchronisations on a GPU; rows that finish in between take part in surplus passes, which are
+    counted apart, and faults are reported up to so many steps later. Tokens are the same.
     Raises `CapabilityError` where the parts cannot work together.
     """
 
@@ -67,8 +72,12 @@ class Decoder:
     sampler: Sampler = field(default_factory=Greedy)
     observers: tuple[Observer, ...] = ()
     record: bool = False
+    check_every: int = 1
 
     def __post_init__(self) -> None:
+        require_count("check_every", self.check_every)
+        schedule = self.schedule.on_grid(getattr(self.denoiser, "block_length", None))
+        object.__setattr__(self, "schedule", schedule)
         check_composition(self.denoiser, self.strategy, self.schedule, self.cache)
 
     def decode(self, request: Request) -> Result:
@@ -140,6 +149,13 @@ def check_composition(
                 f"{schedule.block_length or 'no block grid'}; use schedule=blocks "
                 f"schedule.length={width}"
             )
+        made_for, own = part.model_fingerprint, getattr(denoiser, "fingerprint", None)
+        if made_for is not None and made_for != own:
+            raise CapabilityError(
+                f"{name} was trained for the model with fingerprint {made_for}, but model has "
+                f"{own or 'none'}; use that checkpoint, or train for this one "
+                "(task=train_filter)"
+            )
         if part.sees_canvas and cache.logits != "canvas":
             raise CapabilityError(
                 f"{name} reads predictions outside the current window, where cache ({kind}) "
@@ -163,12 +179,13 @@ class _Book(Memory):
     window_key: Tensor
     window_step: Tensor
     window_open: Tensor
+    surplus: Tensor
     over_budget: Tensor
 
     @staticmethod
     def of(rows: Tensor, seeds: Tensor) -> _Book:
         zero = torch.zeros_like(rows)
-        return _Book(rows, seeds, zero, zero, zero - 1, zero, zero, zero.bool())
+        return _Book(rows, seeds, zero, zero, zero - 1, zero, zero, zero, zero.bool())
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
         """Note the window each row is in; returns the rows that have just entered it."""
@@ -189,7 +206,17 @@ class Outcome:
     step_of: tuple[int, ...] = ()
     confidence_of: tuple[float, ...] = ()
     undecided: int = 0
+    surplus_forwards: int = 0
     error: str = ""
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """A step that the host has not looked at yet."""
+
+    view: StepView
+    wish: Decision
+    counts: Tensor
 
 
 class Run:
@@ -213,7 +240,11 @@ class Run:
         self.trace: list[Change] = []
         self.live: tuple[int, ...] = ()
         self._warned = False
+        self.revocable = is_revocable(decoder.strategy)
+        self.unchecked: list[_Evidence] = []
+        self.reach = 0
         self.canvas: Canvas
+        self.board: Board
         self.book: _Book
         self.memory: Memory | None = None
         self.cache_memory: Memory | None = None
@@ -243,7 +274,8 @@ class Run:
         self.live = (*self.live, *rows)
         for observer in self.decoder.observers:
             observer.start(request, board)
-        self._retire(self.canvas.board())
+        self.board = self.canvas.board()
+        self._look()
 
     def _store_rows(self, joining: int) -> None:
         if not self.decoder.cache.stores:
@@ -258,7 +290,7 @@ class Run:
 
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
-        decoder, board = self.decoder, self.canvas.board()
+        decoder, strategy, board = self.decoder, self.decoder.strategy, self.board
         window = decoder.schedule.window(board)
         index, active = self._seen(board, window)
         fresh = self.book.enter(window.key, gather_columns(board.undecided, index) & active)
@@ -269,21 +301,17 @@ class Run:
         pred = self._predict(board.tokens, board, index, plan, noise)
         probes: list[Tensor] = []
         view = self._view(board, index, active, fresh, pred, noise, plan, probes)
-        self._check_health(view)
-        wish = decoder.strategy.decide(view, self.memory)
-        change = settle(
-            view,
-            wish,
-            rows=self.book.rows,
-            plugin=type(decoder.strategy).__name__,
-            revocable=is_revocable(decoder.strategy),
-            progress=decoder.strategy.progress,
-            probes=len(probes),
+        wish = checked(view, strategy.decide(view, self.memory), type(strategy).__name__)
+        change = legal_change(
+            view, wish, rows=self.book.rows, progress=strategy.progress, probes=len(probes)
         )
-        self.canvas.apply(change)
+        self.canvas.apply(change, revocable=self.revocable)
         after = self.canvas.board()
-        self.canvas.narrow(decoder.strategy.horizon(after, view, change, self.memory))
-        self._note(change)
+        self.canvas.narrow(strategy.horizon(after, view, change, self.memory))
+        self._note(change, view)
+        self.unchecked.append(_Evidence(view, wish, self._faults(view, wish)))
+        if len(self.unchecked) >= decoder.check_every:
+            self._look()
 
     def _seen(self, board: Board, window: Window) -> tuple[Tensor, Tensor]:
         """Columns whose logits are wanted, and which of them lie in the row's window."""
@@ -305,9 +333,8 @@ class Run:
     def _predict(
         self, tokens: Tensor, board: Board, index: Tensor, plan: Plan, noise: Noise
     ) -> Prediction:
-        width = int(board.horizon.max())
-        live = board.live[:, :width]
-        logits = self.decoder.denoiser(tokens[:, :width], live, index, plan)
+        live = board.live[:, : self.reach]
+        logits = self.decoder.denoiser(tokens[:, : self.reach], live, index, plan)
         return self.decoder.sampler.predict(logits, self.banned, noise)
 
     def _view(
@@ -358,61 +385,92 @@ class Run:
             return (progress.steps - self.book.step).clamp(min=0)
         return board.undecided.sum(1)
 
-    def _check_health(self, view: StepView) -> None:
-        """Refuse logits that no rule can use; warn where confidences cannot rank positions."""
+    # Bookkeeping after the step.
+
+    def _note(self, change: Change, view: StepView) -> None:
+        self.board = self.canvas.board()
+        change = replace(change, horizon=self.board.horizon - self.board.start)
+        self.decoder.cache.note(change, self.cache_memory)
+        book = self.book
+        took_part = view.open.any(1)
+        book.forwards = book.forwards + took_part * (1 + change.probes)
+        book.surplus = book.surplus + ~took_part
+        book.step = book.step + took_part
+        book.window_step = book.window_step + took_part
+        if isinstance(self.decoder.strategy.progress, Budget):
+            book.over_budget = book.over_budget | change.forced
+        if self.decoder.record:
+            self.trace.append(change)
+        for observer in self.decoder.observers:
+            observer.step(change, self.board)
+
+    def _faults(self, view: StepView, wish: Decision) -> Tensor:
+        """Counts of what must not be: (illegal wishes, unusable logits, ties, candidates)."""
+        faults = faults_of(view, wish, self.revocable).sum()
         pred = view.pred
         if not isinstance(pred, DensePrediction):
-            return
-        sick = view.masked & ~pred.healthy
-        ties = (pred.top_confidence >= 1.0) & view.open
-        counts = torch.stack([sick.sum(), ties.sum(), view.open.sum()]).tolist()
-        if counts[0]:
-            self._raise_unhealthy(view, sick)
-        if counts[1] > 1 and 2 * counts[1] > counts[2] and not self._warned:
+            zero = torch.zeros_like(faults)
+            return torch.stack([faults, zero, zero, zero])
+        sick = (view.masked & ~pred.healthy).sum()
+        ties = ((pred.top_confidence >= 1.0) & view.open).sum()
+        return torch.stack([faults, sick, ties, view.open.sum()])
+
+    def _look(self) -> None:
+        """The one look of the host at the device: faults, and which rows are done."""
+        board = self.board
+        rows = self.book.rows.numel()
+        state = torch.stack([board.undecided.any(1).long(), board.horizon])
+        counts = [evidence.counts for evidence in self.unchecked]
+        numbers = torch.cat([state.flatten(), *counts]).tolist()
+        for position, evidence in enumerate(self.unchecked):
+            self._judge(evidence, numbers[2 * rows + 4 * position :][:4])
+        self.unchecked.clear()
+        self._retire(numbers[:rows], numbers[rows : 2 * rows])
+
+    def _judge(self, evidence: _Evidence, counts: Sequence[int]) -> None:
+        """Refuse illegal wishes and unusable logits; warn where confidences rank nothing."""
+        illegal, sick, ties, candidates = counts
+        view = evidence.view
+        if sick:
+            self._raise_unhealthy(view)
+        if illegal:
+            raise_fault(
+                view,
+                evidence.wish,
+                faults_of(view, evidence.wish, self.revocable),
+                rows=self.book.rows,
+                plugin=type(self.decoder.strategy).__name__,
+                revocable=self.revocable,
+            )
+        if ties > 1 and 2 * ties > candidates and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{counts[1]} of {counts[2]} candidate positions have confidence exactly 1, so "
+                f"{ties} of {candidates} candidate positions have confidence exactly 1, so "
                 "their order is decided by the column alone; a low temperature with "
                 "sampler.confidence_from=sampled or low-precision logits do this",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
-    def _raise_unhealthy(self, view: StepView, sick: Tensor) -> None:
-        row, slot = (int(number) for number in sick.nonzero()[0])
+    def _raise_unhealthy(self, view: StepView) -> NoReturn:
+        assert isinstance(view.pred, DensePrediction)
+        row, slot = (int(number) for number in (view.masked & ~view.pred.healthy).nonzero()[0])
         raise ModelOutputError(
             f"the model returned logits that cannot be used (NaN, infinite, or every allowed token "
             f"at -inf): row {int(self.book.rows[row])}, generated column "
             f"{int(view.index[row, slot]) - view.board.start}, step {int(view.step[row])}"
         )
 
-    # Bookkeeping after the step.
-
-    def _note(self, change: Change) -> None:
-        board = self.canvas.board()
-        change = replace(change, horizon=board.horizon - board.start)
-        self.decoder.cache.note(change, self.cache_memory)
-        book = self.book
-        book.forwards = book.forwards + 1 + change.probes
-        book.step = book.step + 1
-        book.window_step = book.window_step + 1
-        if isinstance(self.decoder.strategy.progress, Budget):
-            book.over_budget = book.over_budget | change.forced
-        if self.decoder.record:
-            self.trace.append(change)
-        for observer in self.decoder.observers:
-            observer.step(change, board)
-        self._retire(board)
-
-    def _retire(self, board: Board) -> None:
+    def _retire(self, undecided: Sequence[int], horizon: Sequence[int]) -> None:
         """Move rows with nothing left to decide out of the batch."""
-        done = (~board.undecided.any(1)).tolist()
-        if not any(done):
-            return
+        done = [not left for left in undecided]
         for position, finished in enumerate(done):
             if finished:
                 self._record(position)
-        self._keep(done)
+        if any(done):
+            self._keep(done)
+        kept = [column for column, finished in zip(horizon, done, strict=True) if not finished]
+        self.reach = max(kept, default=0)
 
     def _keep(self, done: Sequence[bool]) -> None:
         """Close the gaps with the last rows, so that few stored keys and values have to move."""
@@ -425,6 +483,7 @@ class Run:
         for part in (self.canvas, self.book, self.memory, self.cache_memory, self.store):
             if part is not None:
                 part.take(keep)
+        self.board = self.canvas.board()
 
     def _record(self, position: int, reason: str | None = None, error: str = "") -> None:
         canvas, book = self.canvas, self.book
@@ -442,6 +501,7 @@ class Run:
             step_of=tuple(canvas.step_of[position, span].tolist()),
             confidence_of=tuple(canvas.confidence_of[position, span].tolist()),
             undecided=open_left,
+            surplus_forwards=int(book.surplus[position]),
             error=error,
         )
 
@@ -488,6 +548,7 @@ def gather_result(outcomes: Sequence[Outcome], trace: Sequence[Change] = ()) -> 
         step_of=tuple(row.step_of for row in outcomes),
         confidence_of=tuple(row.confidence_of for row in outcomes),
         undecided=tuple(row.undecided for row in outcomes),
+        surplus_forwards=tuple(row.surplus_forwards for row in outcomes),
         reference_forwards=(0,) * len(outcomes),
         errors=tuple(row.error for row in outcomes),
         trace=tuple(trace),

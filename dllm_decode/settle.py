@@ -7,6 +7,9 @@ strategies that declared it, and each live row makes progress.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -32,11 +35,28 @@ def settle(
     whether re-masking was declared; progress: `EveryStep` or `Budget`; probes: extra forwards.
     Raises `DecisionError` for wishes that are not legal, naming plugin, row, column and step.
     """
+    wish = checked(view, wish, plugin)
+    faults = faults_of(view, wish, revocable)
+    if bool(faults.any()):
+        raise_fault(view, wish, faults, rows=rows, plugin=plugin, revocable=revocable)
+    return legal_change(view, wish, rows=rows, progress=progress, probes=probes)
+
+
+def checked(view: StepView, wish: Decision, plugin: str) -> Decision:
+    """The wish with everything it left out filled in; raises for wrong shapes and types."""
     _check_shapes(view, wish, plugin)
-    wish = complete(wish, view)
-    assert wish.tokens is not None and wish.scores is not None and wish.confidence is not None
-    remask = torch.zeros_like(view.open) if wish.remask is None else wish.remask
-    _check_values(view, wish, remask, rows, plugin, revocable)
+    return complete(wish, view)
+
+
+def legal_change(
+    view: StepView, wish: Decision, *, rows: Tensor, progress: Progress, probes: int = 0
+) -> Change:
+    """The change that follows from a complete wish; whatever is illegal in it is left out."""
+    scores, confidence = wish.scores, wish.confidence
+    assert wish.tokens is not None and scores is not None and confidence is not None
+    tokens = wish.tokens.clamp(0, view.board.vocab.size - 1)
+    remask = torch.zeros_like(view.open) if wish.remask is None else wish.remask & view.settled
+    wish = replace(wish, commit=wish.commit & view.open)
     commit, remask, forced = _with_progress(view, wish, remask, progress)
     return Change(
         rows=rows,
@@ -44,10 +64,10 @@ def settle(
         index=torch.where(view.index >= 0, view.index - view.board.start, -1),
         commit=commit,
         remask=remask,
-        tokens=wish.tokens,
-        confidence=wish.confidence,
-        probability=view.pred.prob_of(wish.tokens.clamp(min=0)[..., None])[..., 0],
-        scores=wish.scores,
+        tokens=tokens,
+        confidence=confidence,
+        probability=view.pred.prob_of(tokens[..., None])[..., 0],
+        scores=scores,
         forced=forced,
         horizon=view.board.horizon - view.board.start,
         probes=probes,
@@ -74,26 +94,33 @@ def _check_shapes(view: StepView, wish: Decision, plugin: str) -> None:
         )
 
 
-def _check_values(
-    view: StepView, wish: Decision, remask: Tensor, rows: Tensor, plugin: str, revocable: bool
-) -> None:
-    """All checks in one tensor, so that a legal step costs one host synchronisation."""
+def faults_of(view: StepView, wish: Decision, revocable: bool) -> Tensor:
+    """Everything a complete wish asks for and may not have, (5, B, W) bool.
+
+    One tensor for all kinds, so that a legal step costs the host one look at one number.
+    """
     assert wish.tokens is not None and wish.scores is not None
     vocab = view.board.vocab
-    never = torch.tensor(vocab.never_generated, device=wish.tokens.device)
     outside = (wish.tokens < 0) | (wish.tokens >= vocab.size)
+    remask = torch.zeros_like(view.open) if wish.remask is None else wish.remask
     allowed = view.settled if revocable else torch.zeros_like(view.settled)
-    faults = torch.stack(
+    never = torch.isin(wish.tokens, view.board.never_generated)
+    return torch.stack(
         [
             wish.commit & ~view.open,
             wish.commit & outside,
-            wish.commit & torch.isin(wish.tokens, never),
+            wish.commit & never,
             remask & ~allowed,
             view.open & wish.scores.isnan(),
         ]
     )
-    if not bool(faults.any()):
-        return
+
+
+def raise_fault(
+    view: StepView, wish: Decision, faults: Tensor, *, rows: Tensor, plugin: str, revocable: bool
+) -> NoReturn:
+    """Raise `DecisionError` for the first fault of a step; see `faults_of`."""
+    assert wish.tokens is not None
     kind, row, slot = (int(number) for number in faults.nonzero()[0])
     token = int(wish.tokens[row, slot])
     remask_reason = (
@@ -103,7 +130,7 @@ def _check_values(
     )
     reason = (
         "committed a position that is not open",
-        f"committed token {token}, which lies outside the vocabulary of {vocab.size}",
+        f"committed token {token}, which lies outside the vocabulary of {view.board.vocab.size}",
         f"committed token {token}, a mask or control token that is never generated",
         remask_reason,
         "gave a score that is NaN",

@@ -207,6 +207,11 @@ class Board:
         return self.editable & ~self.decided & (self.columns < self.horizon[:, None])
 
     @cached_property
+    def never_generated(self) -> Tensor:
+        """Ids that are never committed, (M,) int64."""
+        return torch.tensor(self.vocab.never_generated, device=self.tokens.device)
+
+    @cached_property
     def is_eot(self) -> Tensor:
         """Decided generated columns that hold an end-of-text id, (B, L) bool."""
         ids = torch.tensor(self.vocab.eot_ids, device=self.tokens.device, dtype=self.tokens.dtype)
@@ -351,6 +356,8 @@ class Result:
     (only from an engine; `errors` says what happened, "" for the others); step_of:
     step at which each token was committed, counted from 0, -1 for fixed ones; confidence_of: with
     what confidence (NaN for fixed ones); undecided: tokens left open (0 unless interrupted);
+    surplus_forwards: passes run after the row was done, because `check_every` looks only now and
+    then; not part of `forwards`;
     reference_forwards: forwards of the reference decode that `strategy=oracle` needs, else 0;
     trace: all changes, where recording was asked for; texts: decoded strings, where a tokenizer
     was there.
@@ -362,6 +369,7 @@ class Result:
     step_of: tuple[tuple[int, ...], ...]
     confidence_of: tuple[tuple[float, ...], ...]
     undecided: tuple[int, ...] = ()
+    surplus_forwards: tuple[int, ...] = ()
     reference_forwards: tuple[int, ...] = ()
     errors: tuple[str, ...] = ()
     trace: tuple[Change, ...] = ()

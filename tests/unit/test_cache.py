@@ -1,0 +1,355 @@
+"""Cache policies: what is recomputed, and that nothing stale is ever used for what it was not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache as remember
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dllm_decode.cache import (
+    BlockExact,
+    CertaintyCache,
+    DelayedCache,
+    DualCache,
+    NoCache,
+    PeriodicCache,
+    Plan,
+    PrefixCache,
+    VicinityCache,
+    columns_of,
+    mask_of,
+)
+from dllm_decode.engine import Engine
+from dllm_decode.errors import CapabilityError, ConfigError
+from dllm_decode.loop import Decoder, Run
+from dllm_decode.models.adapter import TransformersDenoiser
+from dllm_decode.schedule import Blocks, WholeCanvas
+from dllm_decode.strategies.eot import CommittedEot
+from dllm_decode.strategy import Pipeline, Strategy
+from dllm_decode.types import Decision, Request, StepView, Vocab
+
+VOCAB = Vocab(size=23, mask_id=22, eot_ids=(21,))
+APPROXIMATE = [
+    PrefixCache(),
+    DualCache(),
+    VicinityCache(before=2, after=1, warmup=2),
+    PeriodicCache(every=3),
+    DelayedCache(every=4),
+    CertaintyCache(top=3, sigma=2.0, every=4),
+]
+EVERY_STEP_ALL = [
+    VicinityCache(before=99, after=99, warmup=1),
+    PeriodicCache(every=1),
+    DelayedCache(every=1),
+    CertaintyCache(top=99, every=1),
+]
+
+
+@remember
+def model(kv_heads: int = 2):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=23, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=kv_heads, max_position_embeddings=64,
+        is_causal=False, use_cache=False, attn_implementation="sdpa",
+    )  # fmt: skip
+    network = LlamaForCausalLM(config).double().eval()
+    with torch.no_grad():
+        network.lm_head.weight.mul_(12)
+    return network
+
+
+def denoiser(block_length: int | None = None, kv_heads: int = 2) -> TransformersDenoiser:
+    return TransformersDenoiser(model(kv_heads), VOCAB, block_length=block_length)
+
+
+@dataclass(frozen=True)
+class Bold(Strategy):
+    threshold: float = 0.25
+
+    def decide(self, view: StepView, memory: None) -> Decision:
+        return Decision(view.open & (view.pred.confidence > self.threshold))
+
+
+def decoder(cache, *, schedule=None, strategy=None, block_length=None, **options) -> Decoder:
+    pipeline = Pipeline(strategy or Bold(), stop={"eot": CommittedEot()})
+    net = denoiser(block_length)
+    return Decoder(net, pipeline, schedule or Blocks(4), cache=cache, **options)
+
+
+def name(cache) -> str:
+    return type(cache).__name__
+
+
+PROMPTS = ((1, 2, 3, 4, 5), (6,), (7, 8, 9), (2, 2), (11, 3, 1, 1), (5, 19))
+REQUEST = Request(PROMPTS, (11, 6, 8, 12, 5, 9))
+
+
+def outcome(result, row):
+    return result.sequences[row], result.forwards[row], result.finish_reasons[row]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_columns_and_masks_are_two_ways_to_say_the_same(rows):
+    mask = torch.tensor(rows)
+    columns = columns_of(mask)
+    assert torch.equal(mask_of(columns, 5), mask)
+
+
+@settings(max_examples=20)
+@given(st.data(), st.sampled_from([1, 2, 4]))
+def test_with_unchanged_tokens_any_columns_give_the_logits_of_the_full_pass(data, kv_heads):
+    net = denoiser(kv_heads=kv_heads)
+    width = 10
+    tokens = torch.tensor(data.draw(st.lists(
+        st.lists(st.integers(0, 22), min_size=width, max_size=width), min_size=1, max_size=3)))  # fmt: skip
+    rows = tokens.shape[0]
+    pads = torch.tensor([data.draw(st.integers(0, 3)) for _ in range(rows)])
+    live = torch.arange(width) >= pads[:, None]
+    store = net.allocate(rows, width)
+    store.join(rows)
+    everything = torch.arange(width).expand(rows, -1)
+    full = net(tokens, live, everything, Plan())
+    net(tokens, live, everything, Plan(columns_of(live), live, store))
+    chosen = torch.tensor([
+        data.draw(st.lists(st.booleans(), min_size=width, max_size=width)) for _ in range(rows)
+    ])  # fmt: skip
+    chosen = (chosen & live) | (torch.arange(width) == width - 1)
+    columns = columns_of(chosen)
+    again = net(tokens, live, columns, Plan(columns, live, store))
+    row, slot = (columns >= 0).nonzero(as_tuple=True)
+    expected = full[row, columns[row, slot]]
+    torch.testing.assert_close(again[row, slot], expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("cache", EVERY_STEP_ALL, ids=name)
+@pytest.mark.parametrize("schedule", [Blocks(4), WholeCanvas()], ids=["blocks", "whole"])
+def test_a_policy_that_recomputes_everything_equals_no_cache(cache, schedule):
+    plain = decoder(NoCache(), schedule=schedule).decode(REQUEST)
+    stored = decoder(cache, schedule=schedule).decode(REQUEST)
+    assert stored.sequences == plain.sequences
+    assert stored.forwards == plain.forwards
+
+
+@pytest.mark.parametrize("cache", [*APPROXIMATE, NoCache()], ids=name)
+@pytest.mark.parametrize("max_batch", [2, 6])
+def test_a_row_decodes_alike_alone_and_in_a_refilled_batch(cache, max_batch):
+    one = decoder(cache)
+    together = Engine(one, max_batch).decode(REQUEST)
+    for row in range(REQUEST.rows):
+        assert outcome(together, row) == outcome(one.decode(REQUEST.take([row])), 0)
+
+
+@pytest.mark.parametrize("cache", APPROXIMATE, ids=name)
+def test_a_cached_decode_ends_without_masks_and_within_its_bound(cache):
+    result = decoder(cache).decode(REQUEST)
+    for sequence, forwards, length in zip(
+        result.sequences, result.forwards, REQUEST.lengths, strict=True
+    ):
+        assert VOCAB.mask_id not in sequence
+        assert forwards <= length
+
+
+def test_block_exact_equals_no_cache_on_a_block_causal_model():
+    schedule = Blocks(4, origin="absolute")
+    for strategy in (Bold(), Bold(0.0), Bold(1.0)):
+        plain = decoder(NoCache(), block_length=4, schedule=schedule, strategy=strategy)
+        exact = decoder(BlockExact(4), block_length=4, schedule=schedule, strategy=strategy)
+        expected, result = plain.decode(REQUEST), exact.decode(REQUEST)
+        assert result.sequences == expected.sequences
+        assert result.forwards == expected.forwards
+        assert Engine(exact, 2).decode(REQUEST).sequences == expected.sequences
+
+
+@dataclass(frozen=True)
+class Wavering(Bold):
+    """Opens the first settled position again whenever it commits at least two."""
+
+    revocable: ClassVar[bool] = True
+
+    def decide(self, view: StepView, memory: None) -> Decision:
+        wish = super().decide(view, memory)
+        first = view.settled & (view.settled.cumsum(1) == 1)
+        remask = first & (wish.commit.sum(1, keepdim=True) >= 2)
+        return Decision(wish.commit, remask=remask)
+
+
+@pytest.mark.parametrize("cache", [*EVERY_STEP_ALL, DelayedCache(every=99)], ids=name)
+def test_a_column_that_is_opened_again_is_recomputed(cache):
+    wavering = decoder(cache, strategy=Wavering())
+    result = wavering.decode(REQUEST)
+    assert all(VOCAB.mask_id not in sequence for sequence in result.sequences)
+    if cache in EVERY_STEP_ALL:
+        assert result.sequences == decoder(NoCache(), strategy=Wavering()).decode(REQUEST).sequences
+
+
+def test_block_exact_stays_exact_under_re_masking():
+    schedule = Blocks(4, origin="absolute")
+    options = {"block_length": 4, "schedule": schedule, "strategy": Wavering()}
+    plain = decoder(NoCache(), **options).decode(REQUEST)
+    assert decoder(BlockExact(4), **options).decode(REQUEST).sequences == plain.sequences
+
+
+class Watch:
+    """A denoiser that notes the plans it gets."""
+
+    def __init__(self) -> None:
+        self.inner = denoiser()
+        self.vocab, self.device, self.max_length = VOCAB, self.inner.device, None
+        self.plans: list[Plan] = []
+
+    def allocate(self, rows, columns):
+        return self.inner.allocate(rows, columns)
+
+    def __call__(self, tokens, live, index, plan):
+        self.plans.append(plan)
+        return self.inner(tokens, live, index, plan)
+
+
+def columns_of_steps(cache, threshold=0.0) -> list[list[int]]:
+    watch = Watch()
+    pipeline = Pipeline(Bold(threshold))
+    Decoder(watch, pipeline, Blocks(4), cache=cache).decode(Request(((1, 2, 3),), 12))
+    return [[c for c in plan.columns[0].tolist() if c >= 0] for plan in watch.plans]
+
+
+def test_dual_recomputes_the_block_and_prefix_the_suffix_too():
+    everything = list(range(15))
+    one_by_one = 1.0
+    assert columns_of_steps(DualCache(), one_by_one)[:5] == [
+        everything, [3, 4, 5, 6], [3, 4, 5, 6], [3, 4, 5, 6], everything,
+    ]  # fmt: skip
+    assert columns_of_steps(PrefixCache(), one_by_one)[4:6] == [everything, list(range(7, 15))]
+
+
+def test_vicinity_adds_neighbours_after_its_warm_up():
+    steps = columns_of_steps(VicinityCache(before=2, after=1, warmup=2), 1.0)
+    assert steps[:4] == [list(range(15))] * 2 + [[1, 2, 3, 4, 5, 6, 7]] * 2
+
+
+def test_periodic_recomputes_all_columns_now_and_then():
+    steps = columns_of_steps(PeriodicCache(every=2), 1.0)
+    assert [len(step) for step in steps[:4]] == [15, 4, 15, 4]
+
+
+def test_delayed_recomputes_undecided_and_just_committed_columns():
+    steps = columns_of_steps(DelayedCache(every=99), 1.0)
+    assert len(steps[0]) == 15
+    assert [len(step) for step in steps[1:4]] == [12, 11, 10]
+
+
+def test_certainty_commits_only_where_logits_are_fresh():
+    watch = Watch()
+    pipeline = Pipeline(Bold(0.0))
+    run = Decoder(watch, pipeline, WholeCanvas(), cache=CertaintyCache(top=2, every=99), record=True)
+    result = run.decode(Request(((1, 2, 3),), 12))
+    assert result.forwards == (1,), "the first pass computes every column"
+    slow = Decoder(
+        watch, Pipeline(Bold(1.0)), WholeCanvas(), cache=CertaintyCache(top=2, every=99), record=True
+    ).decode(Request(((1, 2, 3),), 12))
+    for change in slow.trace[1:]:
+        assert int((change.index >= 0).sum()) <= 2
+
+
+def test_the_dropped_tail_is_neither_computed_nor_attended_to():
+    @dataclass(frozen=True)
+    class Short(CommittedEot):
+        def horizon(self, board, view, change, memory):
+            return torch.minimum(board.horizon, torch.full_like(board.horizon, board.start + 6))
+
+    watch = Watch()
+    pipeline = Pipeline(Bold(1.0), stop={"short": Short()})
+    Decoder(watch, pipeline, Blocks(4), cache=DualCache()).decode(Request(((1, 2, 3),), 12))
+    for plan in watch.plans[1:]:
+        assert int(plan.columns.max()) < 3 + 6
+        assert not plan.valid[:, 3 + 6 :].any()
+
+
+def test_a_probe_never_leaves_its_keys_and_values_behind():
+    @dataclass(frozen=True)
+    class Curious(Bold):
+        def decide(self, view: StepView, memory: None) -> Decision:
+            view.probe(torch.full_like(view.tokens, 5))
+            return super().decide(view, memory)
+
+    options = {"block_length": 4, "schedule": Blocks(4, origin="absolute")}
+    plain = decoder(NoCache(), strategy=Curious(), **options).decode(REQUEST)
+    stored = decoder(BlockExact(4), strategy=Curious(), **options).decode(REQUEST)
+    assert stored.sequences == plain.sequences
+    assert stored.forwards == plain.forwards
+
+
+def test_the_store_holds_exactly_the_bytes_of_all_columns():
+    net = denoiser(kv_heads=2)
+    run = Run(Decoder(net, Pipeline(Bold()), Blocks(4), cache=DualCache()), REQUEST, capacity=3)
+    run.admit([0, 1, 2])
+    run.step()
+    layers, heads, size, columns = 2, 2, 8, 5 + 12
+    assert run.store.bytes == layers * 2 * 3 * columns * heads * size * 8
+
+
+def test_nothing_is_kept_after_a_run():
+    run = Run(decoder(DualCache()), REQUEST)
+    run.admit(range(REQUEST.rows))
+    while run.live:
+        run.step()
+    run.abandon()
+    assert run.memory is None and run.store is None and run.cache_memory is None
+
+
+class Storeless:
+    vocab, device, max_length = VOCAB, torch.device("cpu"), None
+
+    def __call__(self, tokens, live, index, plan):
+        return torch.zeros(*index.shape, VOCAB.size)
+
+
+def test_a_model_without_keys_and_values_refuses_a_cache():
+    with pytest.raises(CapabilityError, match=r"cache \(DualCache\) needs keys and values"):
+        Decoder(Storeless(), Pipeline(Bold()), cache=DualCache())
+
+
+def test_block_exact_refuses_a_model_with_full_attention():
+    with pytest.raises(CapabilityError, match="exact for block-causal models only"):
+        decoder(BlockExact(4))
+
+
+def test_a_rule_that_looks_past_the_window_refuses_a_cache_without_those_logits():
+    class Far(Bold):
+        sees_canvas = True
+
+    with pytest.raises(CapabilityError, match="outside the current window"):
+        decoder(DualCache(), strategy=Far())
+
+
+def test_a_rule_that_needs_the_whole_window_refuses_a_cache_that_leaves_parts_out():
+    class Whole(Bold):
+        needs_window: ClassVar[bool] = True
+
+    with pytest.raises(CapabilityError, match="every column of the window"):
+        decoder(CertaintyCache(), strategy=Whole())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VicinityCache(before=-1), "cache.before must be a whole number >= 0, got -1"),
+        (lambda: VicinityCache(after=-1), "cache.after must be"),
+        (lambda: VicinityCache(warmup=0), "cache.warmup must be a whole number >= 1"),
+        (lambda: PeriodicCache(every=0), "cache.every must be"),
+        (lambda: DelayedCache(every=0), "cache.every must be"),
+        (lambda: CertaintyCache(top=0), "cache.top must be"),
+        (lambda: CertaintyCache(sigma=0.0), r"cache.sigma must lie in \(0.0, inf\]"),
+        (lambda: BlockExact(0), "cache.length must be"),
+    ],
+)
+def test_wrong_settings_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

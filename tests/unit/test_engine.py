@@ -1,0 +1,216 @@
+"""Many requests through one running batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dllm_decode.cache import Plan
+from dllm_decode.engine import Engine
+from dllm_decode.errors import ConfigError
+from dllm_decode.loop import Decoder, Interrupted, Observer
+from dllm_decode.sampling import Categorical
+from dllm_decode.schedule import Blocks
+from dllm_decode.strategies.eot import CommittedEot
+from dllm_decode.strategy import Pipeline, Strategy
+from dllm_decode.types import Board, Decision, Request, StepView, Vocab
+
+VOCAB = Vocab(size=11, mask_id=10, eot_ids=(9,))
+
+
+@dataclass(frozen=True)
+class Waves:
+    """Logits that depend on the row's own live tokens only; `poison` makes rows NaN."""
+
+    vocab: Vocab = VOCAB
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    max_length: int | None = None
+    poison: int | None = None
+
+    def __call__(self, tokens, live, index, plan: Plan):
+        place = torch.cumsum(live.long(), 1)
+        digest = (tokens * live * place).sum(1) % 977
+        slot = torch.where(index >= 0, place.gather(1, index.clamp(min=0)), 0)
+        phase = digest[:, None, None] * 0.37 + slot[..., None] * 1.3 + torch.arange(11) * 2.1
+        logits = 4 * torch.sin(phase).double()
+        if self.poison is not None:
+            opening = tokens.gather(1, live.int().argmax(1, keepdim=True))[:, 0]
+            bad = opening == self.poison
+            logits = logits.masked_fill(bad[:, None, None], float("nan"))
+        return logits
+
+
+@dataclass(frozen=True)
+class Bold(Strategy):
+    def decide(self, view: StepView, memory: None) -> Decision:
+        return Decision(view.open & (view.pred.confidence > 0.6))
+
+
+@dataclass(frozen=True)
+class Allergic(Bold):
+    """Raises when it sees a row whose prompt starts with a given token."""
+
+    token: int = 7
+
+    def decide(self, view: StepView, memory: None) -> Decision:
+        board = view.board
+        if (board.tokens.gather(1, board.first[:, None])[:, 0] == self.token).any():
+            raise RuntimeError("this prompt disagrees with me")
+        return super().decide(view, memory)
+
+
+def decoder(strategy: Strategy | None = None, **options) -> Decoder:
+    pipeline = Pipeline(strategy or Bold(), stop={"eot": CommittedEot()})
+    denoiser = options.pop("denoiser", Waves())
+    return Decoder(denoiser, pipeline, Blocks(4), sampler=Categorical(0.7), **options)
+
+
+prompts = st.lists(
+    st.lists(st.integers(0, 8), min_size=1, max_size=6).map(tuple), min_size=1, max_size=8
+)
+
+
+def request_of(texts, lengths) -> Request:
+    return Request(tuple(texts), tuple(lengths[: len(texts)]))
+
+
+def outcome(result, row):
+    return result.sequences[row], result.forwards[row], result.finish_reasons[row]
+
+
+@settings(max_examples=10)
+@given(
+    prompts,
+    st.lists(st.integers(4, 12), min_size=8, max_size=8),
+    st.integers(1, 5),
+    st.sampled_from(["continuous", "static"]),
+)
+def test_a_row_decodes_alike_in_any_batch(texts, lengths, max_batch, batching):
+    request = request_of(texts, lengths)
+    together = Engine(decoder(), max_batch, batching=batching).decode(request)
+    for row in range(request.rows):
+        alone = decoder().decode(request.take([row]))
+        assert outcome(together, row) == outcome(alone, 0)
+
+
+def test_results_arrive_as_they_are_ready_and_are_kept_in_order():
+    request = Request(((1,), (2,), (3,)), (12, 4, 4))
+    arrived = [row for row, _ in Engine(decoder(), 2).stream(request)]
+    assert sorted(arrived) == [0, 1, 2]
+    assert arrived[0] == 1, "the short row of the first batch must not wait for the long one"
+
+
+def test_a_request_that_raises_in_its_strategy_does_not_cost_the_others():
+    request = Request(((1,), (7, 1), (3,), (4, 4)), 8)
+    result = Engine(decoder(Allergic()), 3).decode(request)
+    assert result.finish_reasons[1] == "error"
+    assert "this prompt disagrees with me" in result.errors[1]
+    good = decoder().decode(request)
+    for row in (0, 2, 3):
+        assert outcome(result, row) == outcome(good, row)
+
+
+def test_nan_logits_end_one_row_and_say_where():
+    request = Request(((1,), (8, 1), (3,)), 8)
+    result = Engine(decoder(denoiser=Waves(poison=8)), 3).decode(request)
+    assert result.finish_reasons[1] == "error"
+    assert "NaN" in result.errors[1] and "row 1" in result.errors[1]
+    assert result.errors[0] == result.errors[2] == ""
+
+
+@dataclass(frozen=True)
+class Cramped(Waves):
+    """Runs out of memory with more than `room` rows."""
+
+    room: int = 2
+
+    def __call__(self, tokens, live, index, plan):
+        if tokens.shape[0] > self.room:
+            raise torch.OutOfMemoryError("simulated")
+        return super().__call__(tokens, live, index, plan)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(caplog):
+    request = Request(tuple((i,) for i in range(1, 8)), 8)
+    result = Engine(decoder(denoiser=Cramped(room=2)), 8).decode(request)
+    assert result.sequences == decoder().decode(request).sequences
+    assert "going on with" in caplog.text
+
+
+def test_a_single_row_that_does_not_fit_is_reported():
+    result = Engine(decoder(denoiser=Cramped(room=0)), 4).decode(Request(((1,),), 8))
+    assert result.finish_reasons == ("error",)
+    assert "simulated" in result.errors[0]
+
+
+@dataclass
+class PressCtrlC(Observer):
+    after: int
+    seen: int = 0
+
+    def step(self, change, board: Board) -> None:
+        self.seen += 1
+        if self.seen == self.after:
+            raise KeyboardInterrupt
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 12))
+def test_an_interrupt_keeps_the_finished_rows(after):
+    request = Request(tuple((i,) for i in range(1, 7)), 8)
+    whole = decoder().decode(request)
+    try:
+        result = Engine(decoder(observers=(PressCtrlC(after),)), 2).decode(request)
+    except Interrupted as stopped:
+        result = stopped.result
+    for row, reason in enumerate(result.finish_reasons):
+        if reason != "interrupted":
+            assert outcome(result, row) == outcome(whole, row)
+
+
+def test_columns_in_flight_bound_the_batch():
+    request = Request(tuple((i,) for i in range(1, 7)), 8)
+    widths = []
+
+    @dataclass(frozen=True)
+    class Watch(Waves):
+        def __call__(self, tokens, live, index, plan):
+            widths.append(tokens.shape[0])
+            return super().__call__(tokens, live, index, plan)
+
+    Engine(decoder(denoiser=Watch()), 6, max_tokens_in_flight=20).decode(request)
+    assert max(widths) == 2
+
+
+def test_a_bound_below_one_row_is_refused():
+    with pytest.raises(ConfigError, match="max_tokens_in_flight is 5, but one row needs 9"):
+        Engine(decoder(), 6, max_tokens_in_flight=5).decode(Request(((1,),), 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 0}, "engine.max_batch must be a whole number >= 1, got 0"),
+        ({"max_tokens_in_flight": 0}, "engine.max_tokens_in_flight must be a whole number >= 1"),
+        ({"batching": "fast"}, "engine.batching must be one of continuous, static; got 'fast'"),
+    ],
+)
+def test_wrong_settings_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Engine(decoder(), **options)
+
+
+def test_the_trace_of_restarted_rows_holds_each_step_once():
+    request = Request(((1,), (7, 1), (3,)), 8)
+    result = Engine(decoder(Allergic(), record=True), 3).decode(request)
+    steps = [
+        (int(row), int(step))
+        for change in result.trace
+        for row, step in zip(change.rows, change.step, strict=True)
+    ]
+    assert len(steps) == len(set(steps))
+    assert {row for row, _ in steps} == {0, 2}
