@@ -76,8 +76,8 @@ class Decoder:
 
     def __post_init__(self) -> None:
         require_count("check_every", self.check_every)
-        schedule = self.schedule.on_grid(getattr(self.denoiser, "block_length", None))
-        object.__setattr__(self, "schedule", schedule)
+        grid = getattr(self.denoiser, "block_length", None)
+        object.__setattr__(self, "schedule", self.schedule.on_grid(grid))
         check_composition(self.denoiser, self.strategy, self.schedule, self.cache)
 
     def decode(self, request: Request) -> Result:

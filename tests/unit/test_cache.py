@@ -108,8 +108,8 @@ def test_columns_and_masks_are_two_ways_to_say_the_same(rows):
 def test_with_unchanged_tokens_any_columns_give_the_logits_of_the_full_pass(data, kv_heads):
     net = denoiser(kv_heads=kv_heads)
     width = 10
-    tokens = torch.tensor(data.draw(st.lists(
-        st.lists(st.integers(0, 22), min_size=width, max_size=width), min_size=1, max_size=3)))  # fmt: skip
+    row_of_tokens = st.lists(st.integers(0, 22), min_size=width, max_size=width)
+    tokens = torch.tensor(data.draw(st.lists(row_of_tokens, min_size=1, max_size=3)))
     rows = tokens.shape[0]
     pads = torch.tensor([data.draw(st.integers(0, 3)) for _ in range(rows)])
     live = torch.arange(width) >= pads[:, None]
@@ -158,7 +158,7 @@ def test_a_cached_decode_ends_without_masks_and_within_its_bound(cache):
 
 
 def test_block_exact_equals_no_cache_on_a_block_causal_model():
-    schedule = Blocks(4, origin="absolute")
+    schedule = Blocks(4)
     for strategy in (Bold(), Bold(0.0), Bold(1.0)):
         plain = decoder(NoCache(), block_length=4, schedule=schedule, strategy=strategy)
         exact = decoder(BlockExact(4), block_length=4, schedule=schedule, strategy=strategy)
@@ -191,7 +191,7 @@ def test_a_column_that_is_opened_again_is_recomputed(cache):
 
 
 def test_block_exact_stays_exact_under_re_masking():
-    schedule = Blocks(4, origin="absolute")
+    schedule = Blocks(4)
     options = {"block_length": 4, "schedule": schedule, "strategy": Wavering()}
     plain = decoder(NoCache(), **options).decode(REQUEST)
     assert decoder(BlockExact(4), **options).decode(REQUEST).sequences == plain.sequences
@@ -246,16 +246,17 @@ def test_delayed_recomputes_undecided_and_just_committed_columns():
 
 
 def test_certainty_commits_only_where_logits_are_fresh():
-    watch = Watch()
-    pipeline = Pipeline(Bold(0.0))
-    run = Decoder(watch, pipeline, WholeCanvas(), cache=CertaintyCache(top=2, every=99), record=True)
-    result = run.decode(Request(((1, 2, 3),), 12))
-    assert result.forwards == (1,), "the first pass computes every column"
-    slow = Decoder(
-        watch, Pipeline(Bold(1.0)), WholeCanvas(), cache=CertaintyCache(top=2, every=99), record=True
-    ).decode(Request(((1, 2, 3),), 12))
-    for change in slow.trace[1:]:
-        assert int((change.index >= 0).sum()) <= 2
+    cache = CertaintyCache(top=2, every=99)
+
+    def trace(threshold):
+        one = Decoder(Watch(), Pipeline(Bold(threshold)), WholeCanvas(), cache=cache, record=True)
+        return one.decode(Request(((1, 2, 3),), 12)).trace
+
+    assert len(trace(0.0)) == 1, "the first pass computes every column"
+    for change in trace(1.0)[1:]:
+        just_committed = 1
+        assert int((change.index >= 0).sum()) <= 2 + just_committed
+        assert int(change.commit.sum()) == 1
 
 
 def test_the_dropped_tail_is_neither_computed_nor_attended_to():
@@ -279,7 +280,7 @@ def test_a_probe_never_leaves_its_keys_and_values_behind():
             view.probe(torch.full_like(view.tokens, 5))
             return super().decide(view, memory)
 
-    options = {"block_length": 4, "schedule": Blocks(4, origin="absolute")}
+    options = {"block_length": 4, "schedule": Blocks(4)}
     plain = decoder(NoCache(), strategy=Curious(), **options).decode(REQUEST)
     stored = decoder(BlockExact(4), strategy=Curious(), **options).decode(REQUEST)
     assert stored.sequences == plain.sequences
