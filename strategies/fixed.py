@@ -1,0 +1,92 @@
+"""Fixed schedules: how many tokens a step commits is known before the model has said anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dllm_decode.errors import require_choice, require_count
+from dllm_decode.selection import best
+from dllm_decode.strategy import Strategy
+from dllm_decode.types import Decision, StepView
+
+ORDERS = ("confidence", "margin", "entropy", "random")
+
+
+def order_scores(view: StepView, order: str) -> Tensor:
+    """Scores by which positions are taken, largest first, (B, W).
+
+    order: `confidence` (probability of the proposal), `margin` (top-1 minus top-2 probability),
+    `entropy` (low entropy first, nats) or `random` (a uniform number per position and step).
+    """
+    if order == "confidence":
+        return view.pred.confidence
+    if order == "margin":
+        return view.pred.margin
+    if order == "entropy":
+        return -view.pred.entropy
+    return view.noise.uniform()
+
+
+def scheduled(masks: Tensor, steps: int, step: Tensor) -> Tensor:
+    """How many of M masks step s of S commits in LLaDA's linear schedule, (B,) int64.
+
+        n(s) = floor(M / S) + [s < M mod S]
+
+    masks (B,): M, open positions when the block was entered; steps: S, 1 or more; step (B,): s,
+    counted from 0 in the block. Steps behind the schedule (where commits were vetoed) go on with
+    floor(M / S).
+    """
+    return masks // steps + (step < masks % steps)
+
+
+@dataclass(frozen=True)
+class FixedSchedule(Strategy):
+    """Commit the best n(s) open positions in step s, so that a block takes a given number of steps.
+
+        n(s) = floor(M / S) + [s < M mod S]
+
+    with M the open positions when the row entered the block and S = steps_per_block.
+
+    steps_per_block: S, forward passes per block, 1 or more; order: `confidence`, `margin`,
+    `entropy` or `random`, see `order_scores`.
+    Raises `ConfigError` for values out of range. Source: LLaDA, arXiv 2502.09992, section 2.4
+    (`low_confidence` and `random` remasking). Deviation: with S larger than M a block
+    takes M passes; the released code also runs the passes that commit nothing.
+    """
+
+    steps_per_block: int = 16
+    order: str = "confidence"
+
+    def __post_init__(self) -> None:
+        require_count("strategy.select.steps_per_block", self.steps_per_block)
+        require_choice("strategy.select.order", self.order, ORDERS)
+
+    def decide(self, view: StepView, memory: None) -> Decision:
+        """The best n(s) open positions."""
+        scores = order_scores(view, self.order)
+        count = scheduled(view.window_open, self.steps_per_block, view.window_step)
+        return Decision(best(scores, view.open, count), scores=scores)
+
+
+@dataclass(frozen=True)
+class TopK(Strategy):
+    """Commit the k best open positions in every step.
+
+    tokens_per_step: k, 1 or more; 1 decodes one token at a time, the baseline of every comparison;
+    order: `confidence`, `margin`, `entropy` or `random`, see `order_scores`.
+    Raises `ConfigError` for values out of range.
+    """
+
+    tokens_per_step: int = 2
+    order: str = "confidence"
+
+    def __post_init__(self) -> None:
+        require_count("strategy.select.tokens_per_step", self.tokens_per_step)
+        require_choice("strategy.select.order", self.order, ORDERS)
+
+    def decide(self, view: StepView, memory: None) -> Decision:
+        """The k best open positions."""
+        scores = order_scores(view, self.order)
+        return Decision(best(scores, view.open, self.tokens_per_step), scores=scores)

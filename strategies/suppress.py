@@ -1,0 +1,88 @@
+"""Keeping tokens back: never proposing them, or committing them only when nothing else is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm_decode.errors import require
+from dllm_decode.prediction import Prediction, RaisedPrediction
+from dllm_decode.strategy import Transform
+from dllm_decode.types import Board, Request, StepView
+
+
+@dataclass(frozen=True)
+class _Suppress(Transform):
+    """What both share: the token ids and their checks."""
+
+    name: ClassVar[str]
+    ids: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        given = () if self.ids is None else self.ids
+        whole = all(isinstance(token, int) and not isinstance(token, bool) for token in given)
+        require(
+            self.ids is None or (len(given) > 0 and whole),
+            f"strategy.transforms.{self.name}.ids must be null (the model's end-of-text ids) or a "
+            f"list of token ids, got {self.ids!r}",
+        )
+
+    def begin(self, request: Request, board: Board) -> None:
+        """No memory; refuses ids outside the vocabulary, and removing all that can be said."""
+        vocab = board.vocab
+        key = f"strategy.transforms.{self.name}.ids"
+        ids = vocab.eot_ids if self.ids is None else tuple(self.ids)
+        require(len(ids) > 0, f"{key} is null, but the model has no end-of-text id; give the ids")
+        for token in ids:
+            require(
+                0 <= token < vocab.size, f"{key} must lie in [0, {vocab.size - 1}], got {token}"
+            )
+        left = vocab.size - len({*ids, *vocab.never_generated})
+        require(left > 0, f"{key} removes every token of the vocabulary of {vocab.size}")
+
+    def chosen(self, view: StepView) -> Tensor:
+        """The token ids, (K,) int64."""
+        ids = view.board.vocab.eot_ids if self.ids is None else self.ids
+        return torch.tensor(tuple(ids), device=view.open.device)
+
+
+@dataclass(frozen=True)
+class BanTokens(_Suppress):
+    """Remove tokens from the prediction: l'[v] = -inf for the given ids.
+
+    ids: token ids, or None for the model's end-of-text ids. Raises `ConfigError` for ids that are
+    not in the vocabulary. Source: LLaDA's `logits_eos_inf`.
+    """
+
+    name: ClassVar[str] = "ban_eot"
+
+    def adjust(self, view: StepView, memory: None) -> Prediction:
+        """The prediction without the ids."""
+        return view.pred.without(self.chosen(view))
+
+
+@dataclass(frozen=True)
+class DeferTokens(_Suppress):
+    """Let tokens be proposed, but prefer any other: their confidence is 0.
+
+    The proposal is the prediction's; confidence and all other statistics come from the distribution
+    without the given ids, so every other proposal gains a little.
+
+    ids: token ids, or None for the model's end-of-text ids. Raises `ConfigError` for ids that are
+    not in the vocabulary. Source: LLaDA's `confidence_eos_eot_inf`. Deviation: it also holds for
+    sampled proposals, where the released code has no effect on one of its two ids.
+    """
+
+    name: ClassVar[str] = "defer_eot"
+
+    def adjust(self, view: StepView, memory: None) -> Prediction:
+        """The same proposals with the confidence of the reduced distribution."""
+        proposal = view.pred.token
+        ids = self.chosen(view)
+        ids = ids.expand(*view.open.shape, len(ids))
+        removal = torch.full_like(ids, float("-inf"), dtype=torch.float32)
+        return RaisedPrediction(view.pred, ids, removal, lambda _: proposal)

@@ -1,0 +1,70 @@
+"""Confidence threshold: commit whatever the model is sure enough about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dllm_decode.errors import require, require_count, require_in_range
+from dllm_decode.selection import best
+from dllm_decode.strategies.fixed import scheduled
+from dllm_decode.strategy import Strategy
+from dllm_decode.types import Decision, StepView
+
+
+@dataclass(frozen=True)
+class ConfidenceThreshold(Strategy):
+    """Commit every open position whose confidence reaches the threshold, and never nothing.
+
+        commit i  iff  c(i) >= threshold  or  rank(i) < n  or  c(i) >= max_j c(j) - tie_slack
+
+    with c the probability of the proposal, rank 0 the most confident open position (the lowest
+    column on ties) and n = max(at_least, n(s)), n(s) the count of LLaDA's linear schedule where
+    `steps_per_block` is given and 0 otherwise.
+
+    threshold: probability in [0, 1]; strict: ask for more than the threshold (`>`); at_least: the
+    best n positions are always committed, 1 or more; steps_per_block: the block takes at most this
+    many steps, because each commits at least what a fixed schedule would, None for no schedule;
+    tie_slack: positions within this probability of the best one go with it, in [0, 1], None for
+    the best alone.
+    Raises `ConfigError` for values out of range. Source: Fast-dLLM, arXiv 2505.22618, section 3.3
+    (`>=`, the best one forced); other implementations by options: strict with steps_per_block
+    (LLaDA2, SDAR), at_least (d2Cache), tie_slack 1e-5 (dInfer).
+    """
+
+    threshold: float = 0.9
+    strict: bool = False
+    at_least: int = 1
+    steps_per_block: int | None = None
+    tie_slack: float | None = None
+
+    def __post_init__(self) -> None:
+        require_in_range("strategy.select.threshold", self.threshold, 0.0, 1.0)
+        require(
+            isinstance(self.strict, bool),
+            f"strategy.select.strict must be true or false, got {self.strict!r}",
+        )
+        require_count("strategy.select.at_least", self.at_least)
+        if self.steps_per_block is not None:
+            require_count("strategy.select.steps_per_block", self.steps_per_block)
+        if self.tie_slack is not None:
+            require_in_range("strategy.select.tie_slack", self.tie_slack, 0.0, 1.0)
+
+    def decide(self, view: StepView, memory: None) -> Decision:
+        """Everything above the threshold, the best n, and what ties with the best."""
+        confidence = view.pred.confidence
+        enough = confidence > self.threshold if self.strict else confidence >= self.threshold
+        chosen = view.open & enough | best(confidence, view.open, self._least(view))
+        if self.tie_slack is not None:
+            top = confidence.masked_fill(~view.open, -1.0).amax(1, keepdim=True)
+            chosen = chosen | view.open & (confidence >= top - self.tie_slack)
+        return Decision(chosen, scores=confidence)
+
+    def _least(self, view: StepView) -> Tensor:
+        least = torch.full_like(view.window_open, self.at_least)
+        if self.steps_per_block is None:
+            return least
+        count = scheduled(view.window_open, self.steps_per_block, view.window_step)
+        return torch.maximum(least, count)
