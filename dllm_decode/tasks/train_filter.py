@@ -1,0 +1,219 @@
+"""`task=train_filter`: train the acceptance filter of `strategy=learn2pd` for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dllm_decode.errors import ConfigError, DllmDecodeError, require_count, require_in_range
+from dllm_decode.prompts import Asked, read_prompts
+from dllm_decode.tasks import Context, Task
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dllm_decode.api import TextDecoder
+    from dllm_decode.filter_training import Records
+    from dllm_decode.types import Request
+
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.96, 0.98, 0.99)
+FILTER, REPORT = "filter.safetensors", "report.json"
+
+
+@dataclass(frozen=True)
+class TrainFilter(Task):
+    """Trains a filter and writes `filter.safetensors` and `report.json` into the run folder.
+
+    Each prompt is decoded one token per step; then the oracle decodes it again, committing what
+    equals that reference (and copying the rest of a block where it is stuck), and every one of its
+    forward passes is a record. The filter is for the block length of the schedule and for this
+    model alone; both stand in the file.
+
+    Prompts. prompts: a file, see `dllm_decode.prompts.read_prompts`; without one, problems of the
+    training split: families: their names, None for those the bundled model solves; problems: per
+    family; max_new_tokens: columns per prompt, None for what a family needs and 64 for a file;
+    batch_size: prompts decoded together.
+
+    Training. steps: updates on all records at once; rate: learning rate of AdamW, (0, 1];
+    weight_decay: [0, 1]; held_out: share of the prompts that is only measured with, (0, 1);
+    thresholds: at which precision and recall are reported; seed: of problems, split and weights.
+
+    The weights are reproducible to the bit on one machine. Raises `ConfigError` for values out of
+    range, a schedule without blocks, and fewer than two prompts. Source: Learn2PD, arXiv
+    2509.25188. Deviations from its released code: records are split by prompt, not one by one
+    (records of one block are nearly alike); columns that a short block does not have carry no loss;
+    the pass that only finds out that the oracle is stuck is not repeated.
+    """
+
+    prompts: str | None = None
+    families: Sequence[str] | None = None
+    problems: int = 40
+    max_new_tokens: int | None = None
+    batch_size: int = 16
+    steps: int = 3000
+    rate: float = 3e-3
+    weight_decay: float = 0.01
+    held_out: float = 0.2
+    thresholds: Sequence[float] = THRESHOLDS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("problems", "steps"):
+            require_count(f"task.{name}", getattr(self, name))
+        require_count("batch_size", self.batch_size)
+        require_count("seed", self.seed, minimum=0)
+        if self.max_new_tokens is not None:
+            require_count("max_new_tokens", self.max_new_tokens)
+        require_in_range("task.rate", self.rate, 0.0, 1.0, open_low=True)
+        require_in_range("task.weight_decay", self.weight_decay, 0.0, 1.0)
+        require_in_range("task.held_out", self.held_out, 0.0, 1.0, open_low=True, open_high=True)
+        for threshold in self.thresholds:
+            require_in_range("task.thresholds", threshold, 0.0, 1.0)
+        if self.prompts is not None and self.families is not None:
+            raise ConfigError("prompts and task.families exclude each other; give one of them")
+
+    def run(self, context: Context) -> int:
+        """Decode, learn, measure, write; returns 0."""
+        from dllm_decode.filter_training import fit, split
+
+        asked, lengths = self._prompts()
+        decoder = context.decoder_with("strategy=sequential")
+        if decoder.decoder.schedule.block_length is None:
+            raise ConfigError("task=train_filter needs a block grid; use schedule=blocks")
+        request = self._request(decoder, asked, lengths)
+        records = self._records(context, decoder, request)
+        learned, kept = split(records, self.held_out, self.seed)
+        with context.display.progress("training the filter", self.steps) as report:
+            network = fit(
+                learned,
+                steps=self.steps,
+                rate=self.rate,
+                weight_decay=self.weight_decay,
+                seed=self.seed,
+                fingerprint=getattr(decoder.model.denoiser, "fingerprint", None),
+                report=report,
+            )
+        figures = self._figures(decoder, network, learned, kept)
+        about = {"model": decoder.model.description.checkpoint, "recipe": "task=train_filter"}
+        report_file = context.folder.write_json(REPORT, figures)
+        network.save(report_file.with_name(FILTER), about)
+        context.display.show(_table(figures["held_out"]["at"]))
+        context.display.say(
+            f"{len(learned)} records to learn from, {len(kept)} to measure with; decode with "
+            f"strategy=learn2pd strategy.select.weights={report_file.with_name(FILTER)}"
+        )
+        return 0
+
+    # Prompts.
+
+    def _prompts(self) -> tuple[list[Asked], list[int]]:
+        """What to decode, and columns for each."""
+        from dllm_decode.api import DEFAULT_NEW_TOKENS
+        from dllm_decode.evaluation.problems import FAMILIES, problems
+
+        if self.prompts is not None:
+            asked = read_prompts(self.prompts)
+            lengths = [self.max_new_tokens or DEFAULT_NEW_TOKENS] * len(asked)
+        else:
+            shown = [name for name, family in FAMILIES.items() if family.shown]
+            names = self.families or shown or list(FAMILIES)
+            drawn = [p for name in names for p in problems(name, "train", self.problems, self.seed)]
+            asked = [Asked(p.prompt, f"{p.family} {n}") for n, p in enumerate(drawn)]
+            lengths = [self.max_new_tokens or FAMILIES[p.family].canvas for p in drawn]
+        if len(asked) < 2:
+            raise ConfigError(
+                "task=train_filter needs two prompts or more, one to learn from and one to measure "
+                f"with, got {len(asked)}"
+            )
+        return asked, lengths
+
+    def _request(
+        self, decoder: TextDecoder, asked: Sequence[Asked], lengths: Sequence[int]
+    ) -> Request:
+        from dllm_decode.types import Request
+
+        ids = tuple(decoder.encode(prompt.content, row) for row, prompt in enumerate(asked))
+        request = Request(ids, tuple(lengths), tuple(self.seed + row for row in range(len(ids))))
+        decoder.check(request, [prompt.source for prompt in asked])
+        return request
+
+    # Records.
+
+    def _records(self, context: Context, decoder: TextDecoder, request: Request) -> Records:
+        """The forward passes of the oracle, which follows a decode of one token per step."""
+        from dllm_decode.filter_training import Recorder
+
+        columns = sum(request.lengths)
+        reference = self._decode(context, "reference decode", decoder, request, columns)
+        request = replace(request, reference=reference)
+        oracle = context.decoder_with("strategy=oracle", "strategy.select.stuck=block")
+        recorder = Recorder()
+        self._decode(context, "oracle pass", oracle, request, columns, recorder)
+        return recorder.records()
+
+    def _decode(
+        self,
+        context: Context,
+        title: str,
+        decoder: TextDecoder,
+        request: Request,
+        columns: int,
+        *observers: Any,
+    ) -> tuple[tuple[int, ...], ...]:
+        from dllm_decode.watching import ProgressObserver
+
+        with context.display.progress(title, columns) as report:
+            result = decoder.decode(
+                request,
+                batch_size=self.batch_size,
+                observers=(*observers, ProgressObserver(columns, report)),
+            )
+        failed = [error for error in result.errors if error]
+        if failed:
+            raise DllmDecodeError(f"{title}: {len(failed)} prompts failed, the first: {failed[0]}")
+        return result.sequences
+
+    # Telling.
+
+    def _figures(
+        self, decoder: TextDecoder, network: Any, learned: Records, kept: Records
+    ) -> dict[str, Any]:
+        from dllm_decode.filter_training import loss, measured
+
+        def figures(records: Records) -> dict[str, Any]:
+            return {
+                "prompts": len(records.prompts),
+                "records": len(records),
+                "open_columns": int(records.open.sum()),
+                "loss": float(loss(network, records)),
+                "at": measured(network, records, self.thresholds),
+            }
+
+        return {
+            "model": str(decoder.model.description),
+            "model_fingerprint": network.fingerprint,
+            "block_length": network.block_length,
+            "parameters": sum(weight.numel() for weight in network.weights()),
+            "steps": self.steps,
+            "seed": self.seed,
+            "trained_on": figures(learned),
+            "held_out": figures(kept),
+        }
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Held-out precision and recall per threshold."""
+    from rich.table import Table
+
+    sheet = Table(title="held-out prompts, open columns: filter | confidence alone")
+    for head in ("threshold", "precision", "recall", "precision", "recall"):
+        sheet.add_column(head, justify="right")
+    for row in rows:
+        cells = [
+            "-" if row[name][figure] is None else f"{row[name][figure]:.3f}"
+            for name in ("filter", "confidence")
+            for figure in ("precision", "recall")
+        ]
+        sheet.add_row(f"{row['threshold']:g}", *cells)
+    return sheet

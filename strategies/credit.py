@@ -1,0 +1,178 @@
+"""CreditDecoding: tokens that keep winning the same position earn a bonus on their logits.
+
+Source: CreditDecoding, arXiv 2510.06133 (ACL 2026), equations 6 and 7; adaptive form section 4.3.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dllm_decode.errors import require, require_choice, require_count, require_in_range
+from dllm_decode.kernels.reference import lowest_argmax
+from dllm_decode.prediction import Prediction
+from dllm_decode.strategy import Transform
+from dllm_decode.types import Board, Memory, Request, StepView
+
+
+@dataclass
+class CreditMemory(Memory):
+    """Credit by generated column, so that it survives any move of the window.
+
+    ids (B, G + 1, K) int64: credited tokens, -1 for an empty slot; credit (B, G + 1, K) float64,
+    0 where empty; G generated columns, the last column takes what slots without a column write.
+    """
+
+    ids: Tensor
+    credit: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Credit(Transform):
+    """What the fixed and the adaptive form share: the memory, its update, the fusion."""
+
+    slots: int = 8
+    scope: str = "block"
+    identity: bool = True
+
+    # a step without a prediction at a column would decay its credit without new evidence
+    needs_window = True
+
+    def __post_init__(self) -> None:
+        require_count("strategy.transforms.credit.slots", self.slots)
+        require_choice("strategy.transforms.credit.scope", self.scope, ("block", "request"))
+        require(
+            isinstance(self.identity, bool),
+            f"strategy.transforms.credit.identity must be true or false, got {self.identity!r}",
+        )
+
+    @property
+    def sees_canvas(self) -> bool:  # type: ignore[override]
+        """Credit of the whole request is earned at every open column, so all must be predicted."""
+        return self.scope == "request"
+
+    def begin(self, request: Request, board: Board) -> CreditMemory:
+        """No credit anywhere."""
+        rows, width = board.tokens.shape
+        shape = (rows, width - board.start + 1, self.slots)
+        device = board.tokens.device
+        return CreditMemory(
+            ids=torch.full(shape, -1, device=device),
+            credit=torch.zeros(shape, dtype=torch.float64, device=device),
+        )
+
+    def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
+        """The prediction with alpha * log(1 + credit) added to the credited logits."""
+        alpha, beta, gamma = self.strengths(view)
+        if self.scope == "block":
+            memory.credit = memory.credit.masked_fill(view.fresh[:, None, None], 0.0)
+            memory.ids = memory.ids.masked_fill(view.fresh[:, None, None], -1)
+        memory.credit = memory.credit * beta[:, None, None]
+        earns = view.masked if self.scope == "request" else view.open
+        ids, credit = self._earned(view, memory, earns, gamma)
+        columns = _column(view, memory)
+        memory.ids = memory.ids.scatter(1, columns, ids)
+        memory.credit = memory.credit.scatter(1, columns, credit)
+        return view.pred.raised(ids, alpha[:, None, None] * credit.log1p())
+
+    def _earned(
+        self, view: StepView, memory: CreditMemory, earns: Tensor, gamma: float
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and credit (B, W, K) at the slots after this step's evidence; decided ones empty."""
+        columns = _column(view, memory)
+        ids = memory.ids.gather(1, columns).masked_fill(~earns[..., None], -1)
+        credit = memory.credit.gather(1, columns).masked_fill(~earns[..., None], 0.0)
+        winner = view.pred.top_token[..., None]
+        match = ids == winner if self.identity else ids >= 0
+        # the slot that holds the token, else an empty one, else the one with the least credit
+        rank = credit.masked_fill(ids < 0, -1.0).masked_fill(match, -2.0)
+        slot = lowest_argmax(-rank)[1][..., None]
+        chosen = torch.arange(self.slots, device=ids.device) == slot
+        chosen = chosen & earns[..., None]
+        gain = view.pred.top_confidence.double()[..., None] ** gamma
+        credit = torch.where(chosen, credit.masked_fill(~match, 0.0) + gain, credit)
+        return torch.where(chosen, winner, ids), credit
+
+    @abstractmethod
+    def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
+        """Alpha (B,), beta (B,) and gamma of this step."""
+
+
+def _column(view: StepView, memory: CreditMemory) -> Tensor:
+    """Index of each slot's entry in the memory, (B, W, K); absent slots point at the last one."""
+    spare = memory.ids.shape[1] - 1
+    columns = torch.where(view.index >= 0, view.index - view.board.start, spare)
+    return columns[..., None].expand(*columns.shape, memory.ids.shape[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceCredit(_Credit):
+    """Add alpha * log(1 + C) to the logits of tokens that won the position before.
+
+        C[i, v] <- beta * C[i, v] + [v = argmax_u p(i, u)] * p(i, v) ** gamma      (first this)
+        l'[i, v] = l[i, v] + alpha * log(1 + C[i, v])                              (then this)
+
+    for every open position i, with p the prediction as it arrives here (no temperature, no noise;
+    banned ids have probability 0, so the mask id can never earn credit).
+
+    alpha: strength in nats per nat of log(1 + C), [0, 100], 0 switches it off; beta: share of the
+    credit kept per step, [0, 1]; gamma: exponent of the winner's probability, [0, 10]; slots: K
+    tokens remembered per position, 1 or more, exact from the number of steps in a block on (where
+    all K are taken, the token with the least credit is forgotten); scope: `block` (credit starts
+    anew with every block) or `request` (kept for the whole request and earned at every open
+    column of the canvas); identity: False is the control without token identity, where a position
+    has one credit that always belongs to its present winner.
+    Raises `ConfigError` for values out of range. Deviation from the authors' released code: the
+    mask id earns nothing, and nothing outlives the request.
+    """
+
+    alpha: float = 0.65
+    beta: float = 0.70
+    gamma: float = 0.20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_in_range("strategy.transforms.credit.alpha", self.alpha, 0.0, 100.0)
+        require_in_range("strategy.transforms.credit.beta", self.beta, 0.0, 1.0)
+        require_in_range("strategy.transforms.credit.gamma", self.gamma, 0.0, 10.0)
+
+    def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
+        """The raised prediction; with alpha 0 the very prediction that came in."""
+        return view.pred if self.alpha == 0.0 else super().adjust(view, memory)
+
+    def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
+        """The constants."""
+        one = torch.ones(view.open.shape[0], dtype=torch.float64, device=view.open.device)
+        return self.alpha * one, self.beta * one, self.gamma
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveCredit(_Credit):
+    """Credit whose strength follows the share of decided columns; no constants to tune.
+
+        gamma = 1,   alpha = beta = 1 - eta,   eta = undecided columns / all columns
+
+    with eta taken before this step's commits, so the first step of a block is plain decoding.
+
+    ratio_over: columns that eta counts, `block` (the current window) or `canvas` (all live
+    generated columns); slots, scope, identity: as in `TraceCredit`.
+    Raises `ConfigError` for other words. Source: section 4.3 of the paper, which does not say
+    which columns eta counts.
+    """
+
+    ratio_over: str = "block"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice(
+            "strategy.transforms.credit.ratio_over", self.ratio_over, ("block", "canvas")
+        )
+
+    def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
+        """1 - eta twice, and 1."""
+        eta = view.mask_ratio if self.ratio_over == "block" else view.board.mask_ratio
+        share = 1.0 - eta.double()
+        return share, share, 1.0

@@ -1,0 +1,111 @@
+"""Learn2PD: a small trained network says which positions of a block are already right.
+
+Source: Learning to Parallel Decoding, arXiv 2509.25188 (ICLR 2026), and its released code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dllm_decode.acceptance import AcceptanceFilter
+from dllm_decode.errors import ConfigError, require, require_count, require_in_range
+from dllm_decode.selection import best
+from dllm_decode.strategies.fixed import scheduled
+from dllm_decode.strategy import Strategy
+from dllm_decode.types import Board, Decision, Memory, Request, StepView
+
+
+@dataclass
+class FilterMemory(Memory):
+    """The filter on the device of the request."""
+
+    network: AcceptanceFilter
+
+
+@dataclass(frozen=True)
+class Learn2PD(Strategy):
+    """Commit what the filter accepts, and what a fixed schedule would have committed anyway.
+
+        commit i  iff  sigmoid(z(c))_i > tau   or   rank(i) < n(s)
+
+    with c the confidences of ALL columns of the block (decided ones with the model's fresh
+    probability there, columns beyond a short block as 0), z the two-layer network, rank 0 the most
+    confident open position and n(s) the count of LLaDA's linear schedule.
+
+    weights: safetensors file of the filter, or `bundled:NAME`; tau: what a position's acceptance
+    has to exceed, probability in [0, 1], 1 accepts nothing; steps_per_block: steps S of the
+    schedule, 1 or more, None for one position per step; match_model: refuse a filter that was
+    trained for another checkpoint.
+    Notes: `accepted` (B, W) bool, the accepted open positions, for `strategy/stop=eot_accepted`.
+    The block length of the schedule must be the filter's. Raises `ConfigError` for values out of
+    range and `CheckpointError` for weights that cannot be read.
+    """
+
+    weights: str = "bundled:llada-tiny"
+    tau: float = 0.96
+    steps_per_block: int | None = None
+    match_model: bool = True
+
+    needs_window = True
+
+    def __post_init__(self) -> None:
+        require_in_range("strategy.select.tau", self.tau, 0.0, 1.0)
+        if self.steps_per_block is not None:
+            require_count("strategy.select.steps_per_block", self.steps_per_block)
+        require(
+            isinstance(self.match_model, bool),
+            f"strategy.select.match_model must be true or false, got {self.match_model!r}",
+        )
+        if not isinstance(self.weights, str) or not self.weights:
+            raise ConfigError(
+                "strategy.select.weights must be a safetensors file or bundled:NAME, "
+                f"got {self.weights!r}"
+            )
+        _ = self.network
+
+    @cached_property
+    def network(self) -> AcceptanceFilter:
+        """The filter as read from `weights`."""
+        return AcceptanceFilter.load(self.weights)
+
+    @property
+    def window_width(self) -> int:
+        """The block length the filter was trained for [columns]."""
+        return self.network.block_length
+
+    @property
+    def model_fingerprint(self) -> str | None:
+        """The model the filter was trained for, None where that is not to be checked."""
+        return self.network.fingerprint if self.match_model else None
+
+    def begin(self, request: Request, board: Board) -> FilterMemory:
+        """The filter where the tokens are."""
+        return FilterMemory(self.network.to(board.tokens.device))
+
+    def decide(self, view: StepView, memory: FilterMemory) -> Decision:
+        """The union of accepted and scheduled positions."""
+        confidence = view.pred.confidence
+        accepted = view.open & (self.acceptance(view, memory.network) > self.tau)
+        forced = best(confidence, view.open, self._least(view))
+        return Decision(accepted | forced, scores=confidence, notes={"accepted": accepted})
+
+    def acceptance(self, view: StepView, network: AcceptanceFilter) -> Tensor:
+        """sigmoid(z) at every slot of the window, (B, W) float32; 0 outside the window."""
+        width = network.block_length
+        inside = view.active & (view.index >= 0)
+        begin = torch.where(inside, view.index, view.board.tokens.shape[1]).amin(1, keepdim=True)
+        # columns in front of the window and behind it share one spare place
+        place = torch.where(inside, view.index - begin, width)
+        block = torch.zeros(place.shape[0], width + 1, device=place.device)
+        block = block.scatter(1, place, view.pred.confidence.float())[:, :width]
+        accept = network.logits(block).sigmoid()
+        return accept.gather(1, place.clamp(max=width - 1)).masked_fill(~inside, 0.0)
+
+    def _least(self, view: StepView) -> Tensor:
+        if self.steps_per_block is None:
+            return torch.ones_like(view.window_open)
+        return scheduled(view.window_open, self.steps_per_block, view.window_step)

@@ -1,0 +1,91 @@
+"""The oracle: commits what is right and nothing else, so it shows how fast decoding could be.
+
+Source: the extremely greedy parallel strategy of Learn2PD, arXiv 2509.25188, section 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dllm_decode.errors import ConfigError, require_choice
+from dllm_decode.strategy import Strategy
+from dllm_decode.types import Board, Decision, Memory, Request, StepView
+
+
+@dataclass
+class ReferenceMemory(Memory):
+    """The reference tokens by canvas column, (B, L) int64; prompts and padding hold any token."""
+
+    tokens: Tensor
+
+
+def reference_plane(request: Request, board: Board) -> Tensor:
+    """The reference of each row on the canvas, (B, L); behind its end of text the filler.
+
+    Raises `ConfigError` for references that are longer than the row, shorter without an end of
+    text, or hold a token that is never generated.
+    """
+    vocab = board.vocab
+    plane = torch.full(board.tokens.shape, vocab.filler, dtype=torch.long)
+    never = set(vocab.never_generated)
+    for row, tokens in enumerate(request.reference or ()):
+        given, length = [int(token) for token in tokens], request.lengths[row]
+        ended = bool(given) and given[-1] in vocab.eot_ids
+        if len(given) > length or (len(given) < length and not ended):
+            raise ConfigError(
+                f"the reference of row {row} has {len(given)} tokens; it must have {length} "
+                "(max_new_tokens), or fewer and end with an end-of-text token"
+            )
+        wrong = [token for token in given if token in never or not 0 <= token < vocab.size]
+        if wrong:
+            raise ConfigError(
+                f"the reference of row {row} contains token {wrong[0]}, which is never generated"
+            )
+        plane[row, board.start : board.start + len(given)] = torch.tensor(given, dtype=torch.long)
+    return plane.to(board.tokens.device)
+
+
+@dataclass(frozen=True)
+class Oracle(Strategy):
+    """Commit exactly the open positions whose most likely token is the reference's.
+
+        commit i  iff  argmax_v p(i, v) = y(i),    y: the tokens of another decode of the same model
+
+    so the result is y, and the forwards it took are what a perfect selection rule would need. Where
+    no open position agrees, the model cannot be followed any further and y is written instead.
+
+    stuck: how much of y is then written: `one` token, the one the model finds most likely, which is
+    the progress every rule is granted; or the rest of the `block`, as in the published recipe for
+    training data (more tokens per forward, but ones that no rule could have known).
+    Notes, all (B, W) and for every column of the window: `confidence` (of the most likely token),
+    `correct` (that token is y's) and `open`; `task=train_filter` learns from them.
+    Needs `Request.reference`, which `generate` makes by one-token-per-step decoding of the same
+    request; behind a reference's end of text, y is end of text. Raises `ConfigError` for other
+    words and for references that do not fit. Deviation: the published recipe spends one
+    more forward to notice that it is stuck.
+    """
+
+    stuck: str = "one"
+
+    needs_reference = True
+
+    def __post_init__(self) -> None:
+        require_choice("strategy.select.stuck", self.stuck, ("one", "block"))
+
+    def begin(self, request: Request, board: Board) -> ReferenceMemory:
+        """The reference on the canvas."""
+        return ReferenceMemory(reference_plane(request, board))
+
+    def decide(self, view: StepView, memory: ReferenceMemory) -> Decision:
+        """The positions that agree, with the reference's tokens."""
+        tokens = view.gather(memory.tokens)
+        correct = (view.pred.top_token == tokens) & (view.index >= 0)
+        notes = {"confidence": view.pred.top_confidence, "correct": correct, "open": view.open}
+        agree = view.open & correct
+        if self.stuck == "block":
+            agree = torch.where(agree.any(1, keepdim=True), agree, view.open)
+        likely = view.pred.prob_of(tokens[..., None])[..., 0]
+        return Decision(agree, tokens=tokens, scores=likely, notes=notes)

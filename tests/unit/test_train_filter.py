@@ -1,0 +1,233 @@
+"""Training a filter: what a record is, that prompts are kept apart, and what a run leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from dllm_decode.acceptance import AcceptanceFilter
+from dllm_decode.cli import main
+from dllm_decode.errors import ConfigError
+from dllm_decode.filter_training import Recorder, Records, fit, loss, measured, split
+from dllm_decode.loop import Decoder
+from dllm_decode.models.toy import Markov
+from dllm_decode.prediction import Prediction
+from dllm_decode.schedule import Blocks
+from dllm_decode.strategies.fixed import TopK
+from dllm_decode.strategies.oracle import Oracle
+from dllm_decode.tasks.train_filter import TrainFilter
+from dllm_decode.types import Request
+
+WORLD = Markov(n=6, noise=1e-3)
+
+
+def some_records(count: int = 200, width: int = 4, seed: int = 0) -> Records:
+    """Ten prompts whose columns are right where the confidence exceeds 0.6; two are missing."""
+    confidence = torch.rand(count, width, generator=torch.Generator().manual_seed(seed))
+    exists = torch.ones(count, width, dtype=torch.bool)
+    exists[::5, 2:] = False
+    confidence = confidence * exists
+    prompt = torch.arange(count) % 10
+    return Records(confidence, (confidence > 0.6) & exists, exists, exists, prompt)
+
+
+def oracle_records(rows: int = 3, length: int = 8) -> tuple[Records, Request]:
+    """Records of blocks of 3 columns on an exact world."""
+    request = Request(((),) * rows, length)
+    schedule = Blocks(3)
+    reference = Decoder(WORLD, TopK(1), schedule).decode(request).sequences
+    request = replace(request, reference=reference)
+    recorder = Recorder()
+    Decoder(WORLD, Oracle("block"), schedule, observers=(recorder,)).decode(request)
+    return recorder.records(), request
+
+
+# Records.
+
+
+def test_the_first_record_is_the_models_view_of_the_first_block() -> None:
+    records, request = oracle_records(1)
+    assert request.reference is not None
+    tokens = torch.full((1, 8), WORLD.vocab.mask_id)
+    index = torch.arange(3)[None]
+    from dllm_decode.cache import Plan
+
+    logits = WORLD(tokens, torch.ones(1, 8, dtype=torch.bool), index, Plan())
+    pred = Prediction.of(logits, torch.tensor(WORLD.vocab.never_generated))
+    assert torch.allclose(records.confidence[0], pred.top_confidence[0].float())
+    labels = [int(pred.top_token[0, c]) == request.reference[0][c] for c in range(3)]
+    assert records.correct[0].tolist() == labels
+    assert records.open[0].tolist() == [True] * 3
+
+
+def test_every_forward_is_a_record_and_decided_columns_are_labelled_too() -> None:
+    records, _ = oracle_records()
+    assert records.prompts == [0, 1, 2]
+    assert (records.exists.sum(1) >= records.open.sum(1)).all()
+    decided = records.exists & ~records.open
+    assert records.correct[decided].all()  # a world predicts what is decided
+    last = records.exists.sum(1) == 2  # 8 columns in blocks of 3
+    assert bool(last.any())
+    assert not records.confidence[last][:, 2].any()
+
+
+def test_records_do_not_depend_on_the_batch() -> None:
+    together, request = oracle_records()
+    assert request.reference is not None
+    parts = []
+    for row in range(3):
+        recorder = Recorder()
+        decoder = Decoder(WORLD, Oracle("block"), Blocks(3), observers=(recorder,))
+        decoder.decode(request.take([row]))
+        parts.append(recorder.records())
+    assert torch.equal(together.confidence, torch.cat([part.confidence for part in parts]))
+    assert torch.equal(together.correct, torch.cat([part.correct for part in parts]))
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.2, 2), (0.01, 1), (0.99, 9)])
+def test_no_prompt_is_on_both_sides(share: float, kept: int) -> None:
+    records = some_records()
+    learned, measuring = split(records, share, seed=3)
+    assert len(measuring.prompts) == kept
+    assert not set(learned.prompts) & set(measuring.prompts)
+    assert sorted(learned.prompts + measuring.prompts) == list(range(10))
+    assert len(learned) + len(measuring) == len(records)
+
+
+# Training.
+
+
+def test_a_filter_learns_what_can_be_learned() -> None:
+    learned, kept = split(some_records(500, width=8), 0.2, seed=0)
+    network = fit(learned, steps=300, rate=0.02, weight_decay=0.0, seed=0)
+    before = fit(learned, steps=1, rate=1e-9, weight_decay=0.0, seed=0)
+    assert float(loss(network, kept)) < 0.5 * float(loss(before, kept))
+    quality = measured(network, kept, [0.5])[0]["filter"]
+    assert quality["precision"] > 0.75
+    assert quality["recall"] > 0.75
+
+
+def test_the_seed_decides_the_weights() -> None:
+    def weights(seed: int) -> list[float]:
+        options: Any = {"steps": 3, "rate": 0.01, "weight_decay": 0.01, "seed": seed}
+        return fit(some_records(), **options).weight1.flatten().tolist()
+
+    assert weights(1) == weights(1) != weights(2)
+
+
+def test_columns_that_do_not_exist_carry_no_loss() -> None:
+    records = some_records()
+    network = fit(records, steps=1, rate=0.01, weight_decay=0.0, seed=0)
+    flipped = torch.where(records.exists, records.correct, ~records.correct)
+    assert float(loss(network, records)) == float(loss(network, replace(records, correct=flipped)))
+
+
+def test_precision_and_recall_count_open_columns_alone() -> None:
+    eye = torch.eye(2)
+    network = AcceptanceFilter(eye, torch.zeros(2), 100 * eye, torch.full((2,), -50.0))
+    confidence = torch.tensor([[0.9, 0.9], [0.9, 0.1], [0.2, 0.9]])
+    correct = torch.tensor([[True, True], [False, True], [True, True]])
+    opened = torch.tensor([[True, False], [True, True], [True, False]])
+    ones = torch.ones_like(opened)
+    records = Records(confidence, correct, ones, opened, torch.arange(3))
+    found = measured(network, records, [0.5, 1.0])
+    half = {"precision": 1 / 2, "recall": 1 / 3, "accepted": 2 / 4}
+    assert found[0] == {"threshold": 0.5, "filter": half, "confidence": half}
+    assert found[1]["filter"] == {"precision": None, "recall": 0.0, "accepted": 0.0}
+
+
+# The task.
+
+
+def run(tmp_path: Path, name: str, *words: str) -> tuple[int, Path]:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("abab>\nbaba>\naaaa>\nbbbb>\nabba>\n")
+    folder = tmp_path / name
+    code = main(
+        [
+            "task=train_filter",
+            "model=toy_markov",
+            f"prompts={prompts}",
+            "max_new_tokens=8",
+            "task.steps=20",
+            "display=none",
+            f"hydra.run.dir={folder}",
+            *(words or ["schedule.length=4"]),
+        ]
+    )
+    return code, folder
+
+
+def test_a_run_leaves_a_filter_that_decodes_and_a_report(tmp_path: Path) -> None:
+    code, folder = run(tmp_path, "first")
+    assert code == 0
+    report = json.loads((folder / "report.json").read_text())
+    assert report["block_length"] == 4
+    assert report["trained_on"]["prompts"] == 4
+    assert report["held_out"]["prompts"] == 1
+    assert [row["threshold"] for row in report["held_out"]["at"]][:2] == [0.5, 0.7]
+    with safe_open(str(folder / "filter.safetensors"), framework="pt") as content:
+        assert content.metadata()["block_length"] == "4"
+    again, second = run(tmp_path, "second", "schedule.length=4", "batch_size=2")
+    assert again == 0
+    one, other = (AcceptanceFilter.load(f / "filter.safetensors") for f in (folder, second))
+    for mine, theirs in zip(one.weights(), other.weights(), strict=True):
+        assert torch.equal(mine, theirs)  # the batch does not matter
+    decoding = [
+        "strategy=learn2pd",
+        f"strategy.select.weights={folder / 'filter.safetensors'}",
+        "model=toy_markov",
+        "max_new_tokens=8",
+        "display=none",
+        f"hydra.run.dir={tmp_path / 'decode'}",
+    ]
+    assert main([*decoding, "schedule.length=4"]) == 0
+    assert main([*decoding, "schedule.length=8"]) == 2  # made for another block length
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["schedule=whole"], "needs a block grid; use schedule=blocks"),
+        (
+            ["schedule.length=4", "task.held_out=1.0"],
+            "task.held_out must lie in (0.0, 1.0), got 1.0",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    code, folder = run(tmp_path, "run", *words)
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "filter.safetensors").exists()
+
+
+def test_one_prompt_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.txt").write_text("ab>\n")
+    words = ["task=train_filter", "model=toy_markov", f"prompts={tmp_path / 'one.txt'}"]
+    assert main([*words, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert "needs two prompts or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"problems": 0}, r"task\.problems must be a whole number >= 1, got 0"),
+        ({"steps": 0}, r"task\.steps must be a whole number >= 1, got 0"),
+        ({"rate": 0.0}, r"task\.rate must lie in \(0.0, 1.0\], got 0.0"),
+        ({"weight_decay": 2.0}, r"task\.weight_decay must lie in \[0.0, 1.0\], got 2.0"),
+        ({"thresholds": (1.5,)}, r"task\.thresholds must lie in \[0.0, 1.0\], got 1.5"),
+        ({"prompts": "a.txt", "families": ["copy"]}, r"prompts and task\.families exclude"),
+    ],
+)
+def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainFilter(**options)
