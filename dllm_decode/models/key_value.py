@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-class PositionalLayer(CacheLayerMixin):
+class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer in preallocated buffers of shape (B, heads, L, size).
 
     A pass writes the columns it computed, at per-row places, and gets back all columns of the
@@ -66,7 +66,7 @@ class PositionalLayer(CacheLayerMixin):
         return self.columns
 
 
-class KeyValueStore(Cache):
+class KeyValueStore(Cache):  # type: ignore[misc]
     """The store of a whole model; see `PositionalLayer`.
 
     layers: number of layers; rows: most rows at once; columns: of the canvas. Memory: layers x 2 x

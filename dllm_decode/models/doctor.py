@@ -1,0 +1,312 @@
+"""What would be loaded from where, whether it fits, and what stands in the way."""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dllm_decode.errors import DllmDecodeError
+from dllm_decode.models.files import fit, memory_of, stored_tensors
+from dllm_decode.models.loading import (
+    Blueprint,
+    blueprint,
+    build_on_meta,
+    end_ids,
+    pick_device,
+    pick_dtype,
+    special_ids,
+)
+from dllm_decode.models.locate import look_for
+
+PACKAGES = (
+    "dllm_decode",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "hydra-core",
+    "omegaconf",
+    "antlr4-python3-runtime",
+    "accelerate",
+    "triton",
+    "lm_eval",
+)
+# Lowest tested version and the first one that is known or expected not to work.
+_RANGES = {"torch": ((2, 8), None), "transformers": ((5, 20), (6,)), "hydra-core": ((1, 3), (1, 4))}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a person should know. problem: it stands in the way; fix: what to do about it."""
+
+    text: str
+    fix: str
+    problem: bool = True
+
+
+@dataclass
+class Report:
+    """The outcome of an examination.
+
+    facts: name and value, in words; ids: per special id what tokenizer, config.json and the
+    configuration say and what is used; findings: see `Finding`.
+    """
+
+    facts: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, tuple[str, str, str, str]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def healthy(self) -> bool:
+        """Nothing stands in the way."""
+        return not any(finding.problem for finding in self.findings)
+
+
+def examine(settings: Mapping[str, Any]) -> Report:
+    """Look at this installation, this machine and the checkpoint, without loading its weights.
+
+    settings: the arguments of `load_model`; other models (toy worlds) have no `checkpoint` and
+    only the installation is examined.
+    """
+    report = Report()
+    _examine_installation(report)
+    place = _examine_device(report, settings)
+    if "checkpoint" not in settings:
+        report.facts["model"] = "computed, not loaded: there is no checkpoint to examine"
+        return report
+    folder = _examine_places(report, settings["checkpoint"])
+    if folder is None:
+        return report
+    try:
+        plan = blueprint(folder, settings.get("ignore_settings") or ())
+        _examine_checkpoint(report, plan, settings, place)
+    except DllmDecodeError as error:
+        report.findings.append(Finding(str(error), "use a complete copy of a known checkpoint"))
+    return report
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def _examine_installation(report: Report) -> None:
+    report.facts["python"] = platform.python_version()
+    for package in PACKAGES:
+        found = _installed(package)
+        report.facts[package] = found or "not installed"
+        low, high = _RANGES.get(package, ((), None))
+        if found and (_numbers(found) < low or (high is not None and _numbers(found) >= high)):
+            bound = ".".join(map(str, low)) + (f",<{'.'.join(map(str, high))}" if high else "")
+            report.findings.append(
+                Finding(
+                    f"{package} {found} is outside the tested range >={bound}",
+                    f'pip install "{package}>={bound}"',
+                )
+            )
+    report.findings += antlr_findings(_installed("antlr4-python3-runtime"), _installed("lm_eval"))
+
+
+def antlr_findings(antlr: str | None, lm_eval: str | None) -> list[Finding]:
+    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both."""
+    if antlr is not None and _numbers(antlr)[:2] != (4, 9):
+        return [
+            Finding(
+                f"antlr4-python3-runtime {antlr} is installed, but hydra reads command lines with "
+                "4.9 only (the math tasks of lm-eval install 4.11)",
+                'pip install "antlr4-python3-runtime==4.9.*", and keep lm-eval[math] in another '
+                "environment",
+            )
+        ]
+    if lm_eval is not None:
+        return [
+            Finding(
+                f"lm_eval {lm_eval} is installed; its math tasks pin antlr4-python3-runtime 4.11, "
+                "which breaks hydra",
+                "install lm-eval without [math] here, or in another environment",
+                problem=False,
+            )
+        ]
+    return []
+
+
+def _examine_device(report: Report, settings: Mapping[str, Any]) -> torch.device:
+    names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    report.facts["accelerators"] = ", ".join(names) or "none that torch can use"
+    if not names and Path("/proc/driver/nvidia/version").exists():
+        report.findings.append(
+            Finding(
+                "this machine has an NVIDIA driver, but the installed torch cannot use it",
+                "install a CUDA build of torch, see pytorch.org",
+                problem=False,
+            )
+        )
+    try:
+        place = pick_device(settings.get("device", "auto"))
+    except DllmDecodeError as error:
+        report.findings.append(Finding(str(error), "set model.device=auto"))
+        place = torch.device("cpu")
+    dtype = str(pick_dtype(settings.get("dtype", "auto"), place)).removeprefix("torch.")
+    report.facts["device and dtype"] = f"{place}, {dtype}"
+    return place
+
+
+def _examine_places(report: Report, checkpoint: str | Sequence[str] | None) -> Path | None:
+    """The folder that would be loaded; notes every place that was looked at."""
+    strict = isinstance(checkpoint, str)
+    names: Sequence[str] = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint or ())
+    found = None
+    for name in names:
+        try:
+            folder, reason = look_for(name)
+        except DllmDecodeError as error:
+            folder, reason = None, str(error)
+        if found is None and folder is not None:
+            found = folder
+            report.facts[f"checkpoint {name}"] = f"would be loaded from {folder}"
+        else:
+            report.facts[f"checkpoint {name}"] = reason or f"there as well: {folder}"
+    if found is None:
+        looks_remote = strict and "/" in names[0] and not names[0].startswith((".", "/", "~"))
+        report.findings.append(
+            Finding(
+                "no checkpoint to load: "
+                + ("; ".join(report.facts[f"checkpoint {name}"] for name in names) or "none named"),
+                f"with a network connection, loading downloads it; or: hf download {names[0]}"
+                if looks_remote
+                else "set model.checkpoint to a folder or a Hub id",
+            )
+        )
+    return found
+
+
+def _examine_checkpoint(
+    report: Report, plan: Blueprint, settings: Mapping[str, Any], place: torch.device
+) -> None:
+    published, spec = plan.published, plan.spec
+    report.facts["architecture"] = f"{published.architecture} ({spec.family})"
+    block = spec.block_length(published)
+    report.facts["attention"] = f"block-causal, blocks of {block}" if block else "full"
+    tensors = stored_tensors(plan.folder)
+    model = build_on_meta(plan)
+    result = fit(tensors, model)
+    share = result.matched / max(result.expected, 1)
+    report.facts["tensors matched"] = f"{result.matched} of {result.expected} ({share:.1%})"
+    if not result.complete:
+        report.findings.append(
+            Finding(f"tensors do not fit config.json: {result}", "copy the checkpoint again")
+        )
+    stored = sum(tensor.bytes for tensor in tensors.values())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    report.facts["parameters"] = f"{count:,}, {_gib(stored)} on disk"
+    _examine_ids(report, plan, settings)
+    _examine_memory(report, model, memory_of(tensors, _width(settings, place)), settings, place)
+    chat = plan.tokenizer.has_chat_template
+    report.facts["chat template"] = "yes" if chat else "none: prompts are taken as they are"
+
+
+def _width(settings: Mapping[str, Any], place: torch.device) -> int:
+    """Bytes per number."""
+    return pick_dtype(settings.get("dtype", "auto"), place).itemsize
+
+
+def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -> None:
+    published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
+    asked = {name: settings.get(name) for name in ("mask_id", "eot_ids", "pad_id")}
+    turn = [tokenizer.id_of(word) for word in spec.turn_end]
+    told = {
+        "mask_id": (tokenizer.id_of(spec.mask_token or ""), published.get("mask_token_id")),
+        "eot_ids": (
+            [token for token in (tokenizer.end_id, *turn) if token is not None] or None,
+            published.get("eos_token_id"),
+        ),
+        "pad_id": (tokenizer.pad_id, published.get("pad_token_id")),
+    }
+    try:
+        vocab = special_ids(plan, asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        used: Mapping[str, Any] = {
+            "mask_id": vocab.mask_id,
+            "eot_ids": vocab.eot_ids,
+            "pad_id": vocab.pad_id,
+        }
+    except DllmDecodeError as error:
+        report.findings.append(Finding(str(error), "set model.mask_id to an id of this tokenizer"))
+        used = {"eot_ids": end_ids(plan)}
+    for name, sources in told.items():
+        values = (*sources, asked[name], used.get(name))
+        report.ids[name] = tuple(map(_word, values))  # type: ignore[assignment]
+    by_tokenizer, by_config = told["mask_id"]
+    known = {value for value in (by_tokenizer, by_config, asked["mask_id"]) if value is not None}
+    if len(known) > 1:
+        report.findings.append(
+            Finding(
+                f"tokenizer, config.json and configuration name different mask ids: "
+                f"{sorted(known)}",
+                "set model.mask_id to the one the model was trained with",
+            )
+        )
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+def _examine_memory(
+    report: Report, model: Any, needed: int, settings: Mapping[str, Any], place: torch.device
+) -> None:
+    config = model.config
+    heads = config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = _width(settings, place)
+    per_token = 2 * config.num_hidden_layers * heads * size * width
+    there = free_memory(place)
+    report.facts["memory for weights"] = f"{_gib(needed)} needed, {_gib(there)} free on {place}"
+    report.facts["memory per cached token"] = f"{per_token / 2**10:,.0f} KiB"
+    report.facts["memory per row of logits"] = f"{config.vocab_size * width / 2**10:,.0f} KiB"
+    spread = settings.get("device_map") or settings.get("tensor_parallel")
+    if needed > there and not spread:
+        report.findings.append(
+            Finding(
+                f"the weights need {_gib(needed)}, but {place} has only {_gib(there)} free",
+                "set model.dtype=bfloat16, model.device_map=auto (several devices, then disk) or "
+                "model.tensor_parallel under torchrun",
+            )
+        )
+
+
+def free_memory(place: torch.device) -> float:
+    """Bytes that can still be allocated on a device; infinite where the system does not say."""
+    if place.type == "cuda":
+        return float(torch.cuda.mem_get_info(place)[0])
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            return float(int(line.split()[1]) * 1024)
+    return math.inf
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if path.is_file():
+        yield from path.read_text().splitlines()
+
+
+def _gib(count: float) -> str:
+    if math.isinf(count):
+        return "an unknown amount"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.2f} MiB"

@@ -1,0 +1,112 @@
+"""LLaDA-8B on the stock Llama classes; the only addition is rotation in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+
+
+class LLaDARotaryEmbedding(LlamaRotaryEmbedding):  # type: ignore[misc]
+    """Rotation tables in float32 whatever the dtype of the model.
+
+    The class name must contain `RotaryEmbedding`: transformers fills the table of a model that was
+    built on the meta device by that name, and leaves random numbers in any other.
+    """
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine tables, (B, L, head size) each. x: any tensor on the right device."""
+        like = torch.empty(0, dtype=torch.float32, device=x.device)
+        cosine, sine = super().forward(like, position_ids)
+        return cosine, sine
+
+
+class LLaDAAttention(LlamaAttention):  # type: ignore[misc]
+    """Llama's attention with queries and keys rotated in the dtype of the tables."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of hidden states (B, Q, D), stored keys and values included."""
+        rows, slots, _ = hidden_states.shape
+
+        def heads(states: Tensor) -> Tensor:
+            return states.view(rows, slots, -1, self.head_dim).transpose(1, 2)
+
+        query, key, value = (
+            heads(project(hidden_states)) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        cosine, sine = position_embeddings
+        rotated = apply_rotary_pos_emb(query.to(cosine.dtype), key.to(cosine.dtype), cosine, sine)
+        query, key = (states.to(value.dtype) for states in rotated)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(output.reshape(rows, slots, -1)), weights
+
+
+class LLaDAModelLM(LlamaForCausalLM):  # type: ignore[misc]
+    """Llama with rotation in float32, as `rope_full_precision` asks for."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        if not config.rope_full_precision:
+            return
+        self.model.rotary_emb = LLaDARotaryEmbedding(config)
+        for number, layer in enumerate(self.model.layers):
+            layer.self_attn = LLaDAAttention(config, number)
+        self.post_init()
+
+
+# The published names of one block and where they stand in Llama. `ff_out` also names the head.
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "ff_norm": "post_attention_layernorm",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+}
+_OUTER = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
+
+# Registered under the class name alone: other models of type `llama` or `llada` are not touched.
+register_checkpoint_conversion_mapping(
+    "LLaDAModelLM",
+    [
+        *(
+            WeightRenaming(rf"^model\.transformer\.{theirs}\.", f"{ours}.")
+            for theirs, ours in _OUTER.items()
+        ),
+        *(
+            WeightRenaming(
+                rf"^model\.transformer\.blocks\.(\d+)\.{theirs}\.", rf"model.layers.\1.{ours}."
+            )
+            for theirs, ours in _BLOCK.items()
+        ),
+    ],
+    overwrite=True,
+)

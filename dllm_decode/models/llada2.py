@@ -1,0 +1,99 @@
+"""LLaDA2 on the stock GLM-4 MoE classes; only names differ, and queries, keys, values are fused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+
+_FUSED = "attention.query_key_value.weight"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a stored matrix, read when a rank asks for its share of them.
+
+    stored: a safetensors slice; begin, end: rows of the whole matrix.
+    """
+
+    stored: Any
+    begin: int
+    end: int
+
+    def get_shape(self) -> list[int]:
+        """Rows and columns."""
+        return [self.end - self.begin, *self.stored.get_shape()[1:]]
+
+    def get_dtype(self) -> str:
+        """As safetensors names it."""
+        return str(self.stored.get_dtype())
+
+    def __getitem__(self, where: Any) -> Tensor:
+        """A part of the rows; an index that is not a range of rows reads all of them first."""
+        rows, *rest = where if isinstance(where, tuple) else (where,)
+        if not isinstance(rows, slice):
+            part: Tensor = self.stored[self.begin : self.end][where]
+            return part
+        first, last, _ = rows.indices(self.end - self.begin)
+        read: Tensor = self.stored[(slice(self.begin + first, self.begin + last), *rest)]
+        return read
+
+
+class LLaDA2MoeModelLM(Glm4MoeForCausalLM):  # type: ignore[misc]
+    """GLM-4 MoE that reads and writes the published LLaDA2 names."""
+
+    @staticmethod
+    def lazy_state(files: Mapping[str, Any], config: Glm4MoeConfig) -> dict[str, Any]:
+        """All tensors as lazy slices, queries, keys and values apart.
+
+        With tensor parallelism each rank reads its own rows, which the stock splitting of a fused
+        matrix cannot do. files: the path of the file that holds each tensor.
+        """
+        handles = {file: safe_open(file, framework="pt") for file in set(files.values())}
+        kv = config.num_key_value_heads * config.head_dim
+        borders = [0, config.num_attention_heads * config.head_dim]
+        borders += [borders[1] + kv, borders[1] + 2 * kv]
+        state: dict[str, Any] = {}
+        for name, file in files.items():
+            stored = handles[file].get_slice(name)
+            if not name.endswith(_FUSED):
+                state[name] = stored
+                continue
+            for part, begin, end in zip("qkv", borders, borders[1:], strict=False):
+                state[name.replace(_FUSED, f"self_attn.{part}_proj.weight")] = Rows(
+                    stored, begin, end
+                )
+        return state
+
+
+_NAMES = {
+    r"^model\.word_embeddings\.": "model.embed_tokens.",
+    r"\.attention\.dense\.": ".self_attn.o_proj.",
+    r"\.attention\.query_layernorm\.": ".self_attn.q_norm.",
+    r"\.attention\.key_layernorm\.": ".self_attn.k_norm.",
+    r"\.mlp\.gate\.expert_bias": ".mlp.gate.e_score_correction_bias",
+}
+
+# Registered under the class name alone: other models of GLM's type are not touched.
+register_checkpoint_conversion_mapping(
+    "LLaDA2MoeModelLM",
+    [
+        *(WeightRenaming(theirs, ours) for theirs, ours in _NAMES.items()),
+        WeightConverter(
+            _FUSED,
+            [f"self_attn.{part}_proj.weight" for part in "qkv"],
+            [Split(dim=0)],
+        ),
+        *get_checkpoint_conversion_mapping("glm4_moe"),
+    ],
+    overwrite=True,
+)

@@ -1,0 +1,82 @@
+"""What every kind of model comes as: a denoiser, a tokenizer and a description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from dllm_decode.denoiser import Denoiser
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back; never asks on stdin and never runs code from a checkpoint."""
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `encode_chat` works."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as it is."""
+
+    def encode_chat(self, messages: list[dict[str, str]], *, open_reply: bool = True) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's reply begins."""
+
+    def decode(self, ids: list[int], *, keep_special: bool = False) -> str:
+        """The text of token ids, without special tokens unless asked for."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What was loaded, for the first line of output and for every result.
+
+    family: e.g. "LLaDA"; checkpoint: the name it was asked for by; path: folder it was read from,
+    None for models without one; parameters: their number; dtype, device: as loaded; licence: of the
+    weights, None where unknown; passed_over: checkpoints that stood earlier in the list and were
+    not available, with the reason.
+    """
+
+    family: str
+    checkpoint: str
+    path: Path | None
+    parameters: int
+    dtype: str
+    device: str
+    licence: str | None = None
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        size = f"{_short(self.parameters)} parameters" if self.parameters else "no parameters"
+        return f"{self.family}, checkpoint {self.checkpoint}, {size}, {self.dtype} on {self.device}"
+
+
+def _short(count: int) -> str:
+    """1234567 as "1.23 million"."""
+    for scale, word in ((10**9, " billion"), (10**6, " million"), (10**3, " thousand")):
+        if count >= scale:
+            return f"{count / scale:.3g}{word}"
+    return str(count)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to decode.
+
+    denoiser: what the loop calls; tokenizer: text to ids and back; description: what was loaded;
+    source: the published `config.json` as read, empty for models without one.
+    """
+
+    denoiser: Denoiser
+    tokenizer: Tokenizer
+    description: Description
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the checkpoint with its published names and config.json, tokenizer included.
+
+        Raises `ConfigError` for models without weights.
+        """
+        from dllm_decode.models.saving import save_checkpoint
+
+        save_checkpoint(self, Path(folder))

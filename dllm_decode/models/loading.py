@@ -1,0 +1,332 @@
+"""From a checkpoint folder to a model that decodes, with every tensor accounted for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dllm_decode.errors import CheckpointError, ConfigError, require, require_choice, require_count
+from dllm_decode.models.adapter import TransformersDenoiser
+from dllm_decode.models.checks import require_sound
+from dllm_decode.models.files import fit, stored_tensors
+from dllm_decode.models.fingerprint import fingerprint
+from dllm_decode.models.loaded import Description, LoadedModel
+from dllm_decode.models.locate import licence_of, locate, read_json
+from dllm_decode.models.spec import ModelSpec, Published, Settings, spec_of
+from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer
+from dllm_decode.types import Vocab
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+# A smaller checkpoint loads at once and needs no progress bar [bytes].
+_BAR_FROM = 2**28
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A checkpoint that was looked at but not loaded.
+
+    folder: where it is; spec: its family; published: its config.json; settings: those of the stock
+    config class; tokenizer: read from the same folder.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    published: Published
+    settings: Settings
+    tokenizer: CheckpointTokenizer
+
+
+def load_model(
+    checkpoint: str | Sequence[str] | None = None,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    attn_implementation: str = "sdpa",
+    device_map: str | Mapping[str, Any] | None = None,
+    tensor_parallel: int | None = None,
+    mask_id: int | None = None,
+    eot_ids: Sequence[int] | None = None,
+    pad_id: int | None = None,
+    block_length: int | None = None,
+    max_length: int | None = None,
+    licence: str | None = None,
+    ignore_settings: Sequence[str] = (),
+) -> LoadedModel:
+    """Load a published checkpoint into stock transformers classes, and prove that it works.
+
+    checkpoint: a folder, a Hub id or `bundled:NAME`, which must be there or be fetched; or several
+    in order of preference, of which the first available one is taken and none is fetched.
+    dtype: `float32`, `bfloat16`, `float16`, or `auto` (float32 on the CPU, bfloat16 elsewhere);
+    device: `cpu`, `cuda`, `cuda:1` ..., or `auto` (CUDA where there is one); attn_implementation:
+    as transformers names it; device_map: as transformers takes it, instead of `device`;
+    tensor_parallel: number of ranks started by torchrun, instead of `device_map`; mask_id, eot_ids,
+    pad_id: special ids, None for what config.json and the tokenizer say; block_length: of a
+    block-causal model's grid [columns], None for the published one; max_length: longest canvas
+    [tokens], None for the published one; licence: of the weights, None for what the model card
+    says; ignore_settings: keys of config.json that are known to be harmless.
+
+    Raises `ConfigError` for settings that cannot work and `CheckpointError` for checkpoints that
+    are missing, damaged, do not fit, or fail the self-check.
+    """
+    _check_settings(dtype, attn_implementation, device_map, tensor_parallel)
+    place = pick_device(device)
+    number = pick_dtype(dtype, place)
+    found = locate(checkpoint)
+    plan = blueprint(found.folder, ignore_settings)
+    block = _block_length(plan, block_length, attn_implementation)
+    vocab = special_ids(plan, mask_id, eot_ids, pad_id)
+    parameters = _check_tensors(plan)
+    model = _load_weights(plan, number, attn_implementation, device_map, tensor_parallel)
+    if device_map is None and tensor_parallel is None:
+        model = model.to(place)
+    denoiser = TransformersDenoiser(
+        model=model,
+        vocab=vocab,
+        max_length=_longest(plan, max_length),
+        shifted=plan.spec.shifted,
+        block_length=block,
+        fingerprint=fingerprint(found.folder),
+    )
+    require_sound(denoiser, plan.tokenizer, plan.folder)
+    description = Description(
+        family=plan.spec.family,
+        checkpoint=found.name,
+        path=found.folder,
+        parameters=parameters,
+        dtype=str(number).removeprefix("torch."),
+        device=str(denoiser.device),
+        licence=licence or licence_of(found.folder),
+        passed_over=found.passed_over,
+    )
+    return LoadedModel(denoiser, plan.tokenizer, description, plan.published.values)
+
+
+def blueprint(folder: Path, ignore_settings: Sequence[str] = ()) -> Blueprint:
+    """Read config.json and the tokenizer of a checkpoint; refuses what is not handled."""
+    values = read_json(folder / "config.json")
+    published = Published(values, frozenset(ignore_settings))
+    spec = spec_of(values)
+    settings = spec.translate(published)
+    published.finish()
+    return Blueprint(folder, spec, published, settings, load_tokenizer(folder, spec.reply_header))
+
+
+def build_on_meta(plan: Blueprint) -> Any:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return import_class(plan.spec.model_class)(make_config(plan.spec, plan.settings))
+
+
+def import_class(where: str) -> Any:
+    """The class at `module:Class`."""
+    module, name = where.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def make_config(spec: ModelSpec, settings: Settings) -> Any:
+    """The stock configuration of a model: never causal, never caching by itself."""
+    return import_class(spec.config_class)(
+        **settings,
+        is_causal=False,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """The device for a setting; raises `ConfigError` for one that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.device must be auto, cpu or a device of this machine, got {device!r} ({reason})"
+        ) from None
+    return place
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype for a setting on a device."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return DTYPES[dtype]
+
+
+def special_ids(
+    plan: Blueprint,
+    mask_id: int | None = None,
+    eot_ids: Sequence[int] | None = None,
+    pad_id: int | None = None,
+) -> Vocab:
+    """Special ids: what was asked for, else config.json, else the tokenizer's words."""
+    published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
+    if mask_id is None:
+        mask_id = published.get("mask_token_id")
+    if mask_id is None and spec.mask_token is not None:
+        mask_id = tokenizer.id_of(spec.mask_token)
+    if mask_id is None:
+        raise CheckpointError(
+            f"no mask token: config.json has no mask_token_id, and {plan.folder} has no tokenizer "
+            f"that knows {spec.mask_token!r}; set model.mask_id"
+        )
+    if eot_ids is None:
+        eot_ids = end_ids(plan)
+    if pad_id is None:
+        pad_id = published.get("pad_token_id")
+    return Vocab(plan.settings["vocab_size"], mask_id, tuple(eot_ids), pad_id)
+
+
+def end_ids(plan: Blueprint) -> tuple[int, ...]:
+    """Ids that end a text: config.json's, else the tokenizer's, and those that end a turn."""
+    end = plan.published.get("eos_token_id")
+    if end is None:
+        end = plan.tokenizer.end_id
+    found = list(end) if isinstance(end, list | tuple) else [end]
+    found += [plan.tokenizer.id_of(word) for word in plan.spec.turn_end]
+    return tuple(dict.fromkeys(token for token in found if token is not None))
+
+
+def _check_settings(
+    dtype: str,
+    attn_implementation: str,
+    device_map: str | Mapping[str, Any] | None,
+    tensor_parallel: int | None,
+) -> None:
+    require_choice("model.dtype", dtype, ("auto", *DTYPES))
+    require_choice("model.attn_implementation", attn_implementation, ATTENTION)
+    require(
+        device_map is None or tensor_parallel is None,
+        "model.device_map and model.tensor_parallel exclude each other; set one of them to null",
+    )
+    if tensor_parallel is not None:
+        require_count("model.tensor_parallel", tensor_parallel, minimum=2)
+        require(
+            torch.distributed.is_torchelastic_launched(),
+            f"model.tensor_parallel={tensor_parallel} needs as many processes; start with "
+            f"torchrun --nproc-per-node {tensor_parallel} -m dllm_decode ...",
+        )
+    spread = "device_map" if device_map is not None else "tensor_parallel"
+    if (device_map or tensor_parallel) and importlib.util.find_spec("accelerate") is None:
+        raise ConfigError(f"model.{spread} needs the package accelerate; pip install accelerate")
+
+
+def _block_length(plan: Blueprint, asked: int | None, attn_implementation: str) -> int | None:
+    """Columns of the block grid; refuses a grid for models without one."""
+    published = plan.spec.block_length(plan.published)
+    if published is None:
+        require(
+            asked is None,
+            f"model.block_length is for block-causal models; {plan.spec.family} attends to the "
+            "whole canvas (for the blocks of the schedule set schedule.length)",
+        )
+        return None
+    require(
+        attn_implementation == "sdpa",
+        f"model.attn_implementation must be sdpa for {plan.spec.family}, whose block-causal mask "
+        f"the others cannot take, got {attn_implementation!r}",
+    )
+    if asked is not None:
+        require_count("model.block_length", asked)
+    return asked or published
+
+
+def _longest(plan: Blueprint, asked: int | None) -> int:
+    """Longest canvas [tokens]: the published length, or a shorter one that was asked for."""
+    published: int = plan.settings["max_position_embeddings"]
+    if asked is None:
+        return published
+    require_count("model.max_length", asked)
+    require(
+        asked <= published,
+        f"model.max_length must not exceed the model's {published} positions, got {asked}",
+    )
+    return asked
+
+
+def _check_tensors(plan: Blueprint) -> int:
+    """Compare the files with the model, name by name; returns the number of parameters."""
+    model = build_on_meta(plan)
+    result = fit(stored_tensors(plan.folder), model)
+    if not result.complete:
+        raise CheckpointError(f"the tensors in {plan.folder} do not fit its config.json: {result}")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _load_weights(
+    plan: Blueprint,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    device_map: str | Mapping[str, Any] | None,
+    tensor_parallel: int | None,
+) -> Any:
+    """The model with all of its weights; raises `CheckpointError` naming what does not fit."""
+    model_class = import_class(plan.spec.model_class)
+    config = make_config(plan.spec, plan.settings)
+    size = sum(file.stat().st_size for file in plan.folder.glob("*.safetensors"))
+    source: dict[str, Any] = {"pretrained_model_name_or_path": plan.folder}
+    if tensor_parallel is not None and hasattr(model_class, "lazy_state"):
+        files = {name: tensor.file for name, tensor in stored_tensors(plan.folder).items()}
+        state = model_class.lazy_state(files, config)
+        source = {"pretrained_model_name_or_path": None, "state_dict": state}
+    try:
+        with transformers_output(progress=size >= _BAR_FROM):
+            model, report = model_class.from_pretrained(
+                **source,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                device_map=device_map,
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **_distributed(tensor_parallel),
+            )
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise CheckpointError(f"{plan.folder} cannot be loaded: {error}") from error
+    problems = [f"{kind.replace('_', ' ')}: {names}" for kind, names in report.items() if names]
+    if problems:
+        raise CheckpointError(f"{plan.folder} was not loaded completely: {'; '.join(problems)}")
+    return model
+
+
+def _distributed(tensor_parallel: int | None) -> dict[str, Any]:
+    if tensor_parallel is None:
+        return {}
+    from transformers.distributed import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(tp_size=tensor_parallel)}
+
+
+@contextmanager
+def transformers_output(*, progress: bool) -> Iterator[None]:
+    """Silence what transformers prints; its bars stay for checkpoints that take a while.
+
+    Its warnings about tensors are errors here, and those about generation settings do not apply.
+    """
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not progress:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,168 @@
+"""Finding checkpoints: bundled folder, local folder, Hub cache, Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dllm_decode.errors import CheckpointError, ConfigError
+
+BUNDLED = "bundled:"
+ASSETS = Path(__file__).parent / "assets"
+# What a checkpoint needs; never code, and never formats that can carry code.
+WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "README.md"]
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
+_LICENCE = re.compile(r"^license:[ \t]*(\S+)[ \t]*$", re.MULTILINE)
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint that is there. passed_over: names tried before it, with the reason."""
+
+    name: str
+    folder: Path
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+
+def locate(checkpoint: str | Sequence[str] | None) -> Located:
+    """The folder of a checkpoint.
+
+    checkpoint: one name, which must be there or be fetched from the Hub, or several in order of
+    preference, of which the first one available is taken and none is fetched. A name is
+    `bundled:NAME`, a folder, or a Hub id. Raises `CheckpointError` that says what was looked for
+    where, and `ConfigError` for names that can be none of the three.
+    """
+    if checkpoint is None:
+        raise ConfigError("model.checkpoint is not set; give a folder or a Hub id")
+    if isinstance(checkpoint, str):
+        return Located(checkpoint, _strict(checkpoint))
+    names = list(checkpoint)
+    if not names:
+        raise ConfigError("model.checkpoint is an empty list; name at least one checkpoint")
+    passed_over: dict[str, str] = {}
+    for name in names:
+        folder, reason = look_for(name)
+        if folder is not None:
+            return Located(name, folder, passed_over)
+        passed_over[name] = reason
+    tried = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
+    raise CheckpointError(
+        f"none of the checkpoints in model.checkpoint is available ({tried}); a list is never "
+        "downloaded, so set model.checkpoint to one folder or Hub id"
+    )
+
+
+def look_for(name: str) -> tuple[Path | None, str]:
+    """The folder of a checkpoint that is already on this machine, or None and why not."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"model.checkpoint must be a folder or a Hub id, got {name!r}")
+    if name.startswith(BUNDLED):
+        return _complete(ASSETS / name.removeprefix(BUNDLED), "not in this installation")
+    local = Path(name).expanduser()
+    if local.exists():
+        return _complete(local, "is a file, not a folder")
+    if not _HUB_NAME.match(name):
+        return None, f"folder {local.absolute()} does not exist"
+    cached = _cached(name)
+    if cached is None:
+        return None, f"neither a folder here nor in the Hub cache {_hub_cache()}"
+    return _complete(cached, "not in the Hub cache")
+
+
+def _complete(folder: Path, absent: str) -> tuple[Path | None, str]:
+    """The folder if all of its files are there, else what is missing."""
+    if not folder.is_dir():
+        return None, absent
+    missing = missing_files(folder)
+    if missing:
+        return None, f"{folder} has no {', '.join(missing)}"
+    return folder, ""
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Files a checkpoint folder needs and does not have."""
+    if not (folder / "config.json").is_file():
+        return ["config.json"]
+    if (folder / "model.safetensors").is_file():
+        return []
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors or model.safetensors.index.json"]
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    return [shard for shard in shards if not (folder / shard).is_file()]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises `CheckpointError` naming the file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold one JSON object")
+    return values
+
+
+def licence_of(folder: Path) -> str | None:
+    """The licence that the model card (README.md) states in its front matter, None without one."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
+    stated = _LICENCE.search(front.group(1)) if front else None
+    return stated.group(1).strip("'\"") if stated else None
+
+
+def _strict(name: str) -> Path:
+    folder, reason = look_for(name)
+    if folder is not None:
+        return folder
+    if name.startswith(BUNDLED) or Path(name).expanduser().exists() or not _HUB_NAME.match(name):
+        raise CheckpointError(f"checkpoint {name} is not available: {reason}")
+    return _download(name, reason)
+
+
+def _hub_cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
+
+
+def _cached(name: str) -> Path | None:
+    """The newest snapshot of a Hub id in the cache, without any network access."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+
+
+def _download(name: str, reason: str) -> Path:
+    """Fetch a checkpoint from the Hub, with progress bars; what is there already is kept."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=WANTED_FILES))
+    except Exception as error:  # the Hub client raises a wide family of network and HTTP errors
+        raise CheckpointError(
+            f"checkpoint {name} is not available: {reason}, and it could not be downloaded "
+            f"({type(error).__name__}: {_first_line(error)}); check the name and the network, or "
+            "copy the checkpoint here and set model.checkpoint to its folder"
+        ) from error
+    missing = missing_files(folder)
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {name} was downloaded to {folder} but has no {', '.join(missing)}"
+        )
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no details"])[0]

@@ -1,0 +1,260 @@
+"""The adapter: padding, positions, shift, masks, wanted slots, with and without a store."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dllm_decode.cache import BlockExact, NoCache, PeriodicCache, Plan, PrefixCache, columns_of
+from dllm_decode.errors import CapabilityError
+from dllm_decode.loop import Decoder
+from dllm_decode.models import load_model
+from dllm_decode.schedule import Blocks, SlidingWindow, WholeCanvas
+from dllm_decode.strategies.threshold import ConfidenceThreshold
+from dllm_decode.strategy import Pipeline
+from dllm_decode.types import Request
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
+OPTIONS = {
+    "llada": {},
+    "dream": {},
+    "lladamoe": {"mask_id": 197},
+    "llada2": {"mask_id": 213, "block_length": 8},
+}
+FAMILIES = tuple(OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def denoisers():
+    return {
+        family: load_model(str(GOLDEN / family), device="cpu", **options).denoiser
+        for family, options in OPTIONS.items()
+    }
+
+
+def tokens(length, seed=0, high=150):
+    return torch.randint(0, high, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(rows, pad=190):
+    """Left-padded rows and which columns are live."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    live = torch.zeros(len(rows), width, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids[number, width - len(row) :] = row
+        live[number, width - len(row) :] = True
+    return ids, live
+
+
+def columns(ids):
+    return torch.arange(ids.shape[1]).expand_as(ids)
+
+
+def record_calls(denoiser, monkeypatch):
+    """Keyword arguments of every pass through the body."""
+    calls = []
+    body = denoiser.model.model
+    original = body.forward
+
+    def forward(**arguments):
+        calls.append(arguments)
+        return original(**arguments)
+
+    monkeypatch.setattr(body, "forward", forward)
+    return calls
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_in_a_left_padded_batch_equals_the_row_alone(denoisers, family):
+    rows = [tokens(length, seed) for seed, length in enumerate((21, 13, 17, 5))]
+    ids, live = padded(rows)
+    together = denoisers[family](ids, live, columns(ids), Plan())
+    for number, row in enumerate(rows):
+        alone = denoisers[family](
+            row[None], torch.ones(1, len(row), dtype=torch.bool), columns(row[None]), Plan()
+        )
+        assert torch.allclose(together[number, -len(row) :], alone[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_columns_behind_the_horizon_have_no_influence(denoisers, family):
+    ids = tokens(24)[None].repeat(2, 1)
+    ids[1, 16:] = tokens(8, seed=9)
+    live = columns(ids) < 16
+    first, second = denoisers[family](ids, live, columns(ids)[:, :16], Plan())
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_computed_for_the_wanted_slots_alone(denoisers, family, monkeypatch):
+    ids = tokens(20)[None].repeat(2, 1)
+    live = torch.ones_like(ids, dtype=torch.bool)
+    every = denoisers[family](ids, live, columns(ids), Plan())
+    head = denoisers[family].model.lm_head
+    shapes, original = [], head.forward
+    monkeypatch.setattr(
+        head, "forward", lambda hidden: shapes.append(hidden.shape) or original(hidden)
+    )
+    index = torch.tensor([[3, 7, -1], [19, 0, 8]])
+    some = denoisers[family](ids, live, index, Plan())
+    assert shapes == [(2, 3, head.in_features)]
+    for row, slot in (index >= 0).nonzero().tolist():
+        expected = every[row, index[row, slot]]
+        assert torch.allclose(some[row, slot], expected, atol=1e-5, rtol=0)
+
+
+def test_only_a_shifted_model_predicts_a_column_from_the_one_on_its_left(
+    denoisers,
+):
+    ids, live = padded([tokens(12), tokens(9, 1)])
+    for family in ("llada", "dream"):
+        denoiser = denoisers[family]
+        raw = denoiser.model.lm_head(denoiser.hidden(ids, live))
+        logits = denoiser(ids, live, columns(ids), Plan())
+        first = [0, 3]
+        for row in range(2):
+            for column in range(first[row], 12):
+                source = max(column - 1, first[row]) if family == "dream" else column
+                assert torch.allclose(logits[row, column], raw[row, source], atol=1e-6)
+
+
+def test_the_shift_crosses_block_borders(denoisers):
+    # the first column of a block is predicted from the last column of the block before it
+    ids = tokens(24)[None]
+    live = torch.ones_like(ids, dtype=torch.bool)
+    border = torch.tensor([[16]])
+    raw = denoisers["dream"].model.lm_head(denoisers["dream"].hidden(ids, live))
+    assert torch.allclose(
+        denoisers["dream"](ids, live, border, Plan())[0, 0], raw[0, 15], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_are_always_passed_and_count_from_the_row_s_first_column(
+    denoisers, family, monkeypatch
+):
+    calls = record_calls(denoisers[family], monkeypatch)
+    ids, live = padded([tokens(6), tokens(4)])
+    denoisers[family](ids, live, columns(ids), Plan())
+    assert calls[0]["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]]
+    assert calls[0]["use_cache"] is False and calls[0]["past_key_values"] is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_masks_are_never_numbers_and_there_is_none_where_everything_is_seen(
+    denoisers, family, monkeypatch
+):
+    calls = record_calls(denoisers[family], monkeypatch)
+    ids, live = padded([tokens(20), tokens(20, 1)])
+    denoisers[family](ids, live, columns(ids), Plan())
+    ids, live = padded([tokens(20), tokens(7)])
+    denoisers[family](ids, live, columns(ids), Plan())
+    masks = [call["attention_mask"] for call in calls]
+    assert (masks[0] is None) == (family != "llada2")
+    assert all(mask is None or mask.dtype == torch.bool for mask in masks)
+
+
+def test_the_block_grid_is_counted_from_the_row_s_first_column(denoisers):
+    denoiser = denoisers["llada2"]
+    ids, live = padded([tokens(24), tokens(19, 1)])
+    hidden = denoiser.hidden(ids, live)
+    changed = ids.clone()
+    changed[:, -1] += 1  # column 23 of row 0 lies in block 2, position 18 of row 1 as well
+    moved = (denoiser.hidden(changed, live) - hidden).abs().amax(-1)
+    assert moved[0, :16].max() < 1e-4 < moved[0, 16:].min()
+    assert moved[1, 5 : 5 + 16].max() < 1e-4 < moved[1, 5 + 16 :].min()
+
+
+def test_the_end_of_the_prompt_lies_in_the_first_block_of_a_block_causal_model(denoisers):
+    seen = []
+
+    class Watch(Blocks):
+        def window(self, board):
+            window = super().window(board)
+            seen.append((window.index - board.first[:, None])[window.index >= 0].tolist())
+            return window
+
+        def on_grid(self, block_length):
+            assert block_length == 8
+            return Watch(8, origin="absolute")
+
+    decoder = Decoder(denoisers["llada2"], Pipeline(ConfidenceThreshold(0.0)), Watch(8))
+    result = decoder.decode(Request(((1,) * 11,), 14))
+    assert seen == [[11, 12, 13, 14, 15], [16, 17, 18, 19, 20, 21, 22, 23], [24]]
+    assert result.forwards == (3,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_of_prompts_decodes_like_each_prompt_alone(denoisers, family):
+    prompts = tuple(tuple(tokens(n, n).tolist()) for n in (5, 11, 3, 8))
+    decoder = Decoder(denoisers[family], Pipeline(ConfidenceThreshold(0.3)), Blocks(8))
+    together = decoder.decode(Request(prompts, 20))
+    for row, prompt in enumerate(prompts):
+        alone = decoder.decode(Request((prompt,), 20))
+        assert alone.sequences[0] == together.sequences[row]
+        assert alone.forwards[0] == together.forwards[row]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_store_that_is_always_refreshed_changes_nothing(denoisers, family):
+    prompts = tuple(tuple(tokens(n, n).tolist()) for n in (5, 11, 3))
+    results = [
+        Decoder(denoisers[family], Pipeline(ConfidenceThreshold(0.3)), Blocks(8), cache).decode(
+            Request(prompts, 20)
+        )
+        for cache in (NoCache(), PeriodicCache(every=1))
+    ]
+    assert results[0].sequences == results[1].sequences
+
+
+def test_the_block_store_of_a_block_causal_model_is_exact(denoisers):
+    prompts = tuple(tuple(tokens(n, n).tolist()) for n in (5, 11, 3))
+    results = [
+        Decoder(denoisers["llada2"], Pipeline(ConfidenceThreshold(0.3)), Blocks(8), cache).decode(
+            Request(prompts, 20)
+        )
+        for cache in (NoCache(), BlockExact(length=8))
+    ]
+    assert results[0].sequences == results[1].sequences
+    assert results[0].forwards == results[1].forwards
+
+
+def test_a_shifted_model_with_a_store_recomputes_the_column_before_each_wanted_one(
+    denoisers, monkeypatch
+):
+    denoiser = denoisers["dream"]
+    ids = tokens(20)[None]
+    live = torch.ones_like(ids, dtype=torch.bool)
+    store = denoiser.allocate(1, 20)
+    store.join(1)
+    denoiser(ids, live, columns(ids), Plan(columns(ids), live, store))
+    calls = record_calls(denoiser, monkeypatch)
+    block = (columns(ids) >= 8) & (columns(ids) < 16)
+    index = columns_of(block)
+    logits = denoiser(ids, live, index, Plan(index, live, store))
+    assert calls[0]["position_ids"].tolist() == [list(range(7, 16))]
+    # nothing has changed since the store was filled, so the logits are those of a full pass
+    monkeypatch.undo()
+    assert torch.allclose(logits, denoiser(ids, live, index, Plan()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("schedule", [Blocks(4), Blocks(8, origin="prompt")])
+def test_a_schedule_off_the_model_s_grid_is_refused_with_the_fix(denoisers, schedule):
+    with pytest.raises(CapabilityError, match=r"schedule.length=8 schedule.origin=auto"):
+        Decoder(denoisers["llada2"], Pipeline(ConfidenceThreshold(0.9)), schedule)
+
+
+@pytest.mark.parametrize("schedule", [WholeCanvas(), SlidingWindow(8)])
+def test_a_schedule_without_a_grid_is_refused_for_block_causal_models(denoisers, schedule):
+    with pytest.raises(CapabilityError, match=r"use schedule=blocks schedule.length=8"):
+        Decoder(denoisers["llada2"], Pipeline(ConfidenceThreshold(0.9)), schedule)
+    Decoder(denoisers["llada"], Pipeline(ConfidenceThreshold(0.9)), schedule)
+
+
+def test_full_attention_models_keep_the_grid_behind_the_prompt(denoisers):
+    decoder = Decoder(
+        denoisers["llada"], Pipeline(ConfidenceThreshold(0.0)), Blocks(8), PrefixCache()
+    )
+    assert decoder.schedule == Blocks(8)
+    assert decoder.decode(Request(((1,) * 11,), 16)).forwards == (2,)

@@ -1,0 +1,63 @@
+"""Two processes that share a model give the tokens of one; started by torchrun on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dllm_decode.loop import Decoder
+from dllm_decode.models import load_model
+from dllm_decode.schedule import Blocks
+from dllm_decode.strategies.threshold import ConfidenceThreshold
+from dllm_decode.strategy import Pipeline
+from dllm_decode.types import Request
+
+pytestmark = pytest.mark.slow
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
+OPTIONS = {
+    "llada": {},
+    "dream": {},
+    "lladamoe": {"mask_id": 197},
+    "llada2": {"mask_id": 213, "block_length": 8},
+}
+
+
+def decode(family, **options):
+    """Tokens and forwards of a small batch."""
+    options = {"device": "cpu", "dtype": "float32"} | OPTIONS[family] | options
+    loaded = load_model(str(GOLDEN / family), **options)
+    prompts = ((5, 9, 14, 3), (77, 20, 31, 8, 41, 12, 60), (2,))
+    decoder = Decoder(loaded.denoiser, Pipeline(ConfidenceThreshold(0.3)), Blocks(8))
+    result = decoder.decode(Request(prompts, 20))
+    return [list(map(list, result.sequences)), list(result.forwards)]
+
+
+@pytest.mark.parametrize("family", OPTIONS)
+def test_two_ranks_give_the_tokens_of_one_process(family, tmp_path):
+    pytest.importorskip("accelerate")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*command, __file__, family, str(tmp_path)],
+        check=True,
+        timeout=240,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0] == ranks[1] == decode(family)
+
+
+@pytest.mark.parametrize("family", ["llada", "llada2"])
+def test_a_device_map_gives_the_tokens_of_one_device(family):
+    pytest.importorskip("accelerate")
+    assert decode(family, device_map="auto") == decode(family)
+
+
+if __name__ == "__main__":
+    _, name, target = sys.argv
+    outcome = json.dumps(decode(name, tensor_parallel=2))
+    Path(target, f"{os.environ['RANK']}.json").write_text(outcome)

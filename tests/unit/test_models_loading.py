@@ -1,0 +1,396 @@
+"""Loading checkpoints: round trips, damage, refusals, the self-check, and known traps."""
+
+import builtins
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import published_configs as sizes
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dllm_decode.cache import Plan
+from dllm_decode.errors import CheckpointError, ConfigError
+from dllm_decode.models import checks, load_model
+from dllm_decode.models.files import published_state, stored_tensors
+from dllm_decode.models.loading import import_class, make_config
+from dllm_decode.models.spec import Published, spec_of
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
+OPTIONS = {
+    "llada": {},
+    "dream": {},
+    "lladamoe": {"mask_id": 197},
+    "llada2": {"mask_id": 213, "block_length": 8},
+}
+
+
+def load(folder, **options):
+    return load_model(str(folder), device="cpu", dtype="float32", **options)
+
+
+def golden(family, **options):
+    return load(GOLDEN / family, **(OPTIONS[family] | options))
+
+
+def logits(loaded, tokens):
+    live = torch.ones_like(tokens, dtype=torch.bool)
+    return loaded.denoiser(tokens, live, torch.arange(tokens.shape[1]).expand_as(tokens), Plan())
+
+
+def weights(folder):
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A checkpoint folder that may be damaged, with helpers to do so."""
+
+    class Copy:
+        folder = tmp_path / "checkpoint"
+
+        def of(self, family):
+            shutil.copytree(GOLDEN / family, self.folder)
+            return self.folder
+
+        def tensors(self, change):
+            tensors = weights(self.folder)
+            change(tensors)
+            save_file(tensors, self.folder / "model.safetensors", metadata={"format": "pt"})
+
+        def config(self, **values):
+            path = self.folder / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return Copy()
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Writes a random checkpoint of a family in its published format."""
+
+    def write(name):
+        values = sizes.TINY[name]
+        spec = spec_of(values)
+        torch.manual_seed(0)
+        model = import_class(spec.model_class)(make_config(spec, spec.translate(Published(values))))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(values))
+        state = {key: value.contiguous() for key, value in published_state(model).items()}
+        if values["tie_word_embeddings"]:
+            del state["lm_head.weight"]
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return write
+
+
+TOKENS = torch.tensor([[5, 9, 14, 3, 77, 20, 31, 8, 41, 12, 60, 2]])
+
+
+@pytest.mark.parametrize("family", OPTIONS)
+def test_load_save_load_is_the_identity_and_keeps_published_names(family, tmp_path):
+    first = golden(family)
+    first.save_pretrained(tmp_path / "saved")
+    published, written = weights(GOLDEN / family), weights(tmp_path / "saved")
+    assert published.keys() == written.keys()
+    assert all(torch.equal(published[name], written[name]) for name in published)
+    config = json.loads((GOLDEN / family / "config.json").read_text())
+    assert json.loads((tmp_path / "saved" / "config.json").read_text()) == config
+    again = load(tmp_path / "saved", **OPTIONS[family])
+    assert torch.equal(logits(first, TOKENS), logits(again, TOKENS))
+
+
+@pytest.mark.parametrize("family", OPTIONS)
+def test_loading_twice_gives_the_same_logits(family):
+    assert torch.equal(logits(golden(family), TOKENS), logits(golden(family), TOKENS))
+
+
+@pytest.mark.parametrize("name", sizes.TINY)
+def test_families_without_golden_weights_load_and_pass_their_self_check(name, tiny):
+    loaded = load(tiny(name))
+    block = {"illada": None, "sdar": 4, "sdar_moe": 4, "fast_dllm": 8, "fast_dllm_tied": 8}[name]
+    assert loaded.denoiser.block_length == block
+    assert loaded.denoiser.shifted == name.startswith("fast_dllm")
+    assert loaded.denoiser.vocab.mask_id == 91
+    assert loaded.denoiser.vocab.eot_ids == (90,)
+    assert logits(loaded, TOKENS).isfinite().all()
+
+
+def test_a_llada_checkpoint_in_the_stock_layout_gives_the_same_logits(copy):
+    folder = copy.of("llada")
+    expected = logits(golden("llada"), TOKENS)
+    stock = {k: v.clone() for k, v in golden("llada").denoiser.model.state_dict().items()}
+    save_file(stock, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.0.self_attn.q_proj.weight" in stored_tensors(folder)
+    assert torch.equal(logits(load(folder), TOKENS), expected)
+
+
+# Damage.
+
+
+def test_a_missing_tensor_is_named(copy):
+    folder = copy.of("llada")
+    copy.tensors(lambda tensors: tensors.pop("model.transformer.blocks.1.attn_norm.weight"))
+    with pytest.raises(
+        CheckpointError, match=r"missing: model.transformer.blocks.1.attn_norm.weight$"
+    ):
+        load(folder)
+
+
+def test_an_unexpected_tensor_is_named(copy):
+    folder = copy.of("dream")
+    copy.tensors(lambda tensors: tensors.update({"model.extra.weight": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=r"unexpected: model.extra.weight$"):
+        load(folder)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(copy):
+    folder = copy.of("llada")
+    name = "model.transformer.ff_out.weight"
+    copy.tensors(lambda tensors: tensors.update({name: torch.zeros(200, 48)}))
+    with pytest.raises(CheckpointError, match=r"ff_out.weight is 200 x 48, config.json asks"):
+        load(folder)
+
+
+def test_a_missing_expert_is_named(copy):
+    folder = copy.of("llada2")
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    copy.tensors(lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=f"missing: {name}"):
+        load(folder, **OPTIONS["llada2"])
+
+
+def test_a_truncated_file_is_reported_with_its_bytes(copy):
+    folder = copy.of("llada")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"model.safetensors is truncated: \d+ of \d+ bytes"):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 64, (2).to_bytes(8, "little") + b"[{"])
+def test_a_file_that_is_no_safetensors_is_reported(copy, content):
+    folder = copy.of("llada")
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model.safetensors is .*copy it again"):
+        load(folder)
+
+
+def test_a_missing_shard_is_named(copy):
+    folder = copy.of("lladamoe")
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model-00002-of-00003.safetensors"):
+        load(folder, mask_id=197)
+
+
+def test_an_index_that_names_tensors_no_shard_holds_is_reported(copy):
+    folder = copy.of("lladamoe")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.ghost.weight"] = "model-00001-of-00003.safetensors"
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"no shard holds: model.ghost.weight"):
+        load(folder, mask_id=197)
+
+
+def test_an_index_without_weight_map_is_reported(copy):
+    folder = copy.of("lladamoe")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"has no 'weight_map'"):
+        load(folder, mask_id=197)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_config_that_is_no_json_object_is_reported(copy, content):
+    folder = copy.of("llada")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config.json (cannot be read|must hold one JSON)"):
+        load(folder)
+
+
+# Special ids and settings.
+
+
+def test_a_checkpoint_without_any_mask_id_is_refused_with_the_fix():
+    with pytest.raises(CheckpointError, match=r"no mask token: .* '<\|mask\|>'; set model.mask_id"):
+        load(GOLDEN / "lladamoe")
+
+
+def test_settings_win_over_config_json():
+    vocab = golden("llada", mask_id=250, eot_ids=[1, 2], pad_id=3).denoiser.vocab
+    assert (vocab.mask_id, vocab.eot_ids, vocab.pad_id) == (250, (1, 2), 3)
+
+
+def test_a_list_of_end_ids_in_config_json_is_read(copy):
+    folder = copy.of("llada")
+    copy.config(eos_token_id=[221, 7])
+    assert load(folder).denoiser.vocab.eot_ids == (221, 7)
+
+
+WRONG = [
+    ({"dtype": "int8"}, "model.dtype must be one of auto, float32"),
+    ({"device": "gpu"}, "model.device must be auto, cpu or a device of this machine, got 'gpu'"),
+    ({"attn_implementation": "fast"}, "model.attn_implementation must be one of sdpa"),
+    ({"device_map": "auto", "tensor_parallel": 2}, "device_map and model.tensor_parallel exclude"),
+    ({"tensor_parallel": 2}, "needs as many processes; start with torchrun --nproc-per-node 2"),
+    ({"tensor_parallel": 1}, "model.tensor_parallel must be a whole number >= 2, got 1"),
+    ({"block_length": 8}, "model.block_length is for block-causal models; LLaDA attends"),
+    ({"max_length": 257}, "model.max_length must not exceed the model's 256 positions, got 257"),
+    ({"max_length": 0}, "model.max_length must be a whole number >= 1, got 0"),
+    ({"mask_id": 256}, r"mask_id must lie in \[0, 255\], got 256"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=lambda value: str(value)[:24])
+def test_settings_that_cannot_work_are_refused_by_key(options, message):
+    with pytest.raises(ConfigError, match=message):
+        load_model(str(GOLDEN / "llada"), **({"device": "cpu"} | options))
+
+
+def test_a_device_map_without_accelerate_is_refused_with_the_fix(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"model.device_map needs the package accelerate; pip"):
+        golden("llada", device_map="auto")
+
+
+def test_block_causal_models_refuse_attention_that_cannot_take_their_mask():
+    with pytest.raises(ConfigError, match=r"model.attn_implementation must be sdpa for LLaDA2"):
+        golden("llada2", attn_implementation="eager")
+    with pytest.raises(ConfigError, match=r"model.block_length must be a whole number >= 1, got 0"):
+        golden("llada2", block_length=0)
+
+
+def test_dtype_is_what_was_asked_for_and_not_what_the_file_says():
+    assert golden("dream").denoiser.model.dtype == torch.float32  # config.json says bfloat16
+    half = load_model(str(GOLDEN / "llada2"), dtype="bfloat16", device="cpu", mask_id=213)
+    assert half.denoiser.model.dtype == torch.bfloat16
+    router = half.denoiser.model.model.layers[1].mlp.gate.e_score_correction_bias
+    assert router.dtype == torch.float32
+
+
+def test_the_description_says_what_was_loaded():
+    described = golden("llada").description
+    assert described.family == "LLaDA" and described.parameters == 75_504
+    assert str(described).endswith("75.5 thousand parameters, float32 on cpu")
+    assert described.path == GOLDEN / "llada"
+
+
+# The self-check.
+
+
+@pytest.mark.parametrize("family", OPTIONS)
+def test_a_sound_model_has_no_findings(family):
+    loaded = golden(family)
+    assert [f.problem for f in checks.self_check(loaded.denoiser, loaded.tokenizer)] == [""] * 3
+
+
+@pytest.mark.parametrize("family", OPTIONS)
+def test_a_table_that_was_never_filled_is_found(family):
+    loaded = golden(family)
+    loaded.denoiser.model.model.rotary_emb.inv_freq.mul_(1.001)
+    with pytest.raises(CheckpointError, match=r"rotation table: .*inv_freq is not theta"):
+        checks.require_sound(loaded.denoiser, loaded.tokenizer, "somewhere")
+
+
+@pytest.mark.parametrize("family", ["llada", "dream", "lladamoe"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_causal_model_is_found(family, attention):
+    loaded = golden(family, attn_implementation=attention)
+    loaded.denoiser.model.config.is_causal = True
+    assert "so the attention is causal" in checks.check_attention(loaded.denoiser)
+
+
+def test_a_block_causal_model_that_sees_the_next_block_is_found(monkeypatch):
+    loaded = golden("llada2")
+    monkeypatch.setattr(type(loaded.denoiser), "_mask", lambda *args: None)
+    assert "influences the block before its own" in checks.check_attention(loaded.denoiser)
+
+
+def test_a_block_causal_model_that_is_causal_inside_blocks_is_found(monkeypatch):
+    loaded = golden("llada2")
+    lower = torch.ones(16, 16, dtype=torch.bool).tril()[None, None]
+    monkeypatch.setattr(type(loaded.denoiser), "_mask", lambda *args: lower)
+    assert "so the attention is causal" in checks.check_attention(loaded.denoiser)
+
+
+def test_weights_that_are_not_finite_are_found(copy):
+    folder = copy.of("llada")
+    name = "model.transformer.blocks.0.ff_out.weight"
+    copy.tensors(lambda tensors: tensors[name].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match="attention: the model returns NaN or infinite"):
+        load(folder)
+
+
+class Words:
+    """A tokenizer that has a number of ids."""
+
+    def __init__(self, size):
+        self.size = size
+
+
+def test_a_tokenizer_that_does_not_fit_the_embedding_is_found():
+    denoiser = golden("llada").denoiser
+    assert "ids up to 299, the model only 256" in checks.check_vocabulary(denoiser, Words(300))
+    assert "mask id 252 is not in the tokenizer" in checks.check_vocabulary(denoiser, Words(252))
+    assert checks.check_vocabulary(denoiser, Words(253)) == ""
+    denoiser.model.lm_head.weight = torch.nn.Parameter(torch.zeros(200, 48))
+    assert "the output embedding has 200 rows" in checks.check_vocabulary(denoiser, Words(None))
+
+
+# Traps.
+
+
+def test_registration_does_not_capture_other_families():
+    from transformers import AutoConfig, Glm4MoeForCausalLM, LlamaForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    golden("llada"), golden("llada2")
+    assert "llada" not in CONFIG_MAPPING and "llada2_moe" not in CONFIG_MAPPING
+    for model_class, size in ((LlamaForCausalLM, 8), (Glm4MoeForCausalLM, 16)):
+        config = AutoConfig.for_model(
+            model_class.config_class.model_type,
+            hidden_size=size,
+            intermediate_size=size,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=8,
+        )
+        with torch.device("meta"):
+            mapping = get_model_conversion_mapping(model_class(config))
+        patterns = " ".join(source for entry in mapping for source in entry.source_patterns)
+        assert "transformer.blocks" not in patterns and "query_key_value" not in patterns
+
+
+def test_full_precision_rotation_is_on_as_published_and_can_be_off(copy):
+    folder = copy.of("llada")
+    rotary = golden("llada").denoiser.model.model.rotary_emb
+    table, _ = rotary(torch.zeros(1, dtype=torch.bfloat16), torch.arange(4)[None])
+    assert type(rotary).__name__ == "LLaDARotaryEmbedding" and table.dtype == torch.float32
+    copy.config(rope_full_precision=False)
+    rotary = load(folder).denoiser.model.model.rotary_emb
+    table, _ = rotary(torch.zeros(1, dtype=torch.bfloat16), torch.arange(4)[None])
+    assert table.dtype == torch.bfloat16
+
+
+def test_loading_asks_nothing_and_opens_no_connection(monkeypatch, capfd):
+    def never(*args, **kwargs):
+        raise AssertionError("stdin or the network was used")
+
+    monkeypatch.setattr(builtins, "input", never)
+    monkeypatch.setattr(socket.socket, "connect", never)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", never)
+    for family in OPTIONS:
+        golden(family)
+    assert capfd.readouterr() == ("", "")
