@@ -1,0 +1,181 @@
+"""What a table alone does not say: fair comparisons, made by default and put into words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dllm_decode.evaluation import metrics
+from dllm_decode.evaluation.curves import Point, pbx
+from dllm_decode.evaluation.statistics import paired_bootstrap
+from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.tables import (
+    is_plain,
+    is_sequential,
+    sequential_of,
+    stops,
+    surroundings,
+)
+
+_PADDING_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Note:
+    """One finding. kind: `credit`, `end of text` or `padding`; text: one or two sentences."""
+
+    kind: str
+    text: str
+
+
+def notes(runs: Sequence[Run]) -> list[Note]:
+    """All controls that apply to a set of comparable runs."""
+    found = [_credit(run, runs) for run in runs if _has_credit(run)]
+    found += _end_of_text(runs)
+    found += [note for run in runs if (note := _padding(run, runs)) is not None]
+    return found
+
+
+def _has_credit(run: Run) -> bool:
+    parts = run.settings["strategy"].get("transforms") or {}
+    return any("Credit" in str(part.get("_target_", "")) for part in parts.values())
+
+
+def _but_threshold(run: Run) -> dict[str, object]:
+    """The selection rule of a run without its threshold."""
+    select = run.settings["strategy"].get("select") or {}
+    return {key: value for key, value in select.items() if key != "threshold"}
+
+
+def _point(run: Run) -> Point:
+    return metrics.tokens_per_forward(run.samples).value, metrics.accuracy(run.samples).value
+
+
+def _credit(run: Run, runs: Sequence[Run]) -> Note:
+    """Credit acts as a lower, history-dependent threshold; compare with the plain one tuned."""
+    select = run.settings["strategy"].get("select") or {}
+    curve = [
+        other
+        for other in runs
+        if is_plain(other)
+        and _but_threshold(other) == _but_threshold(run)
+        and surroundings(other) == surroundings(run)
+        and stops(other) == stops(run)
+    ]
+    speed, share = _point(run)
+    where = f"{run.name}: {100 * share:.1f} % at {speed:.2f} tokens per forward"
+    if "threshold" not in select or len(curve) < 2:
+        return Note(
+            "credit",
+            f"{where}. Whether credit beats a plain threshold cannot be said: that needs at least "
+            "two runs of strategy=threshold with the same surroundings; add "
+            "strategy=threshold strategy.select.threshold=0.5,0.6,0.7,0.8,0.9 to the sweep.",
+        )
+    points = [_point(other) for other in curve]
+    matched = pbx([(x, 100 * y) for x, y in points], 100 * share) if share > 0 else math.nan
+    if math.isnan(matched):
+        return Note(
+            "credit",
+            f"{where}. None of the {len(curve)} plain thresholds is as accurate (the best has "
+            f"{100 * max(y for _, y in points):.1f} %), so the comparison at equal accuracy is "
+            "open; add higher thresholds to the sweep.",
+        )
+    if matched == max(x for x, _ in points) and speed >= matched:
+        return Note(
+            "credit",
+            f"{where}. All plain thresholds that were run are slower and at least as accurate, so "
+            "the comparison at equal accuracy is open; add lower thresholds to the sweep.",
+        )
+    nearest = min(curve, key=lambda other: abs(_point(other)[0] - speed))
+    gap = _accuracy_gap(run, nearest)
+    gain = speed / matched - 1
+    verdict = "beats" if gain > 0.02 else "does not beat" if gain < -0.02 else "equals"
+    return Note(
+        "credit",
+        f"{where}. A plain threshold fitted to be as accurate reaches {matched:.2f} (linear "
+        f"interpolation between {len(curve)} thresholds), so that credit {verdict} it "
+        f"({100 * gain:+.1f} % tokens per forward). At nearly equal speed, against {nearest.name} "
+        f"({_point(nearest)[0]:.2f} tokens per forward), {gap}",
+    )
+
+
+def _accuracy_gap(run: Run, other: Run) -> str:
+    theirs = {s.problem: float(s.correct) for s in other.samples}
+    ours = [float(s.correct) for s in run.samples]
+    result = paired_bootstrap(ours, [theirs[s.problem] for s in run.samples])
+    d = result.difference
+    return (
+        f"the difference in accuracy is {100 * d.value:+.1f} points "
+        f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}] (paired bootstrap, p = {result.p_value:.2f})."
+    )
+
+
+def _end_of_text(runs: Sequence[Run]) -> list[Note]:
+    """What stopping at the end of text alone gives, apart from any selection rule."""
+    found = []
+    stopping = [run for run in runs if is_sequential(run) and stops(run)]
+    missing = False
+    seen: list[object] = []
+    for run in runs:
+        rule = (stops(run), surroundings(run))
+        if not stops(run) or rule in seen:
+            continue
+        seen.append(rule)
+        alone = next((r for r in stopping if (stops(r), surroundings(r)) == rule), None)
+        full = next(
+            (
+                r
+                for r in runs
+                if is_sequential(r) and not stops(r) and surroundings(r) == surroundings(run)
+            ),
+            None,
+        )
+        if alone is None or full is None:
+            missing = True
+            continue
+        gain = metrics.speedup(alone.samples, full.samples)
+        found.append(
+            Note(
+                "end of text",
+                f"The stop rule alone ({alone.name} against {full.name}): {gain.forwards:.2f}x "
+                f"fewer forwards, {gain.wall_time:.2f}x less wall time, accuracy "
+                f"{100 * metrics.accuracy(alone.samples).value:.1f} % against "
+                f"{100 * metrics.accuracy(full.samples).value:.1f} %. Speedups in the table are "
+                "against the sequential run with the same stop rule, so that this gain is not in "
+                "them.",
+            )
+        )
+    if missing:
+        found.append(
+            Note(
+                "end of text",
+                "Some runs have a stop rule whose gain alone is not shown, because strategy="
+                "sequential with and without it (strategy/stop=never) was not run in the same "
+                "surroundings.",
+            )
+        )
+    return found
+
+
+def _padding(run: Run, runs: Sequence[Run]) -> Note | None:
+    """A note where passes were saved that decided nothing anybody gets, or less was delivered."""
+    base = sequential_of(run, runs)
+    if base is None or base is run:
+        return None
+    gain = metrics.speedup(run.samples, base.samples)
+    if gain.forwards > 1 and gain.padding > _PADDING_SHARE:
+        return Note(
+            "padding",
+            f"{run.name}: {100 * gain.padding:.0f} % of the passes it saves against {base.name} "
+            "decided nothing but padding behind the end of the answer there. Counting only passes "
+            f"that decided something delivered, its speedup is {gain.useful:.2f}x instead of "
+            f"{gain.forwards:.2f}x.",
+        )
+    if gain.forwards > 1 and gain.tokens < 1 - _PADDING_SHARE:
+        return Note(
+            "padding",
+            f"{run.name} delivers {100 * (1 - gain.tokens):.0f} % fewer tokens than {base.name}; "
+            "part of its speedup in forwards is shorter answers.",
+        )
+    return None

@@ -1,0 +1,81 @@
+"""Accuracy against parallelism: Pareto front, AUP, PBx, and a rule's match on another's curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dllm_decode.errors import ConfigError, require_in_range
+
+Point = tuple[float, float]  # (tokens per forward, accuracy)
+
+
+def pareto_front(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other point beats, by rising tokens per forward.
+
+    A point is beaten by one that is at least as good in both and better in one; of equal points
+    the first counts.
+    """
+    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i))
+    front: list[int] = []
+    best = -math.inf
+    for index in order:
+        if points[index][1] > best:
+            best = points[index][1]
+            front.append(index)
+    return front[::-1]
+
+
+def aup(points: Sequence[Point], best_accuracy: float | None = None) -> float:
+    """Accuracy under parallelism: area under accuracy against tokens per forward, weighted.
+
+        W(y)  = min(exp(-3 (1 - y / y_max)), 1)
+        AUP   = x_1 y_1 + sum_{i >= 2} (x_i - x_{i-1}) (y_i W(y_i) + y_{i-1} W(y_{i-1})) / 2
+
+    points: (tokens per forward x, accuracy y in %), sorted here by x; points more than 5 below the
+    first one's accuracy are left out; best_accuracy: y_max, the best accuracy of all methods that
+    are compared, in % (None: of these points). Returns % x tokens per forward.
+    Source: d3LLM, arXiv 2601.07568. Deviation: their code refuses a curve whose last point has
+    fallen by more than 5; here that point does not count. The figure depends on who else is in the
+    table (y_max), and its first term is not weighted.
+    Raises `ConfigError` for no points and for a y_max below the best point.
+    """
+    if not points:
+        raise ConfigError("AUP needs at least one point, got none")
+    curve = sorted(points)
+    curve = [point for point in curve if point[1] >= curve[0][1] - 5]
+    top = max(y for _, y in curve) if best_accuracy is None else best_accuracy
+    if top < max(y for _, y in curve) or top <= 0:
+        raise ConfigError(
+            f"best_accuracy must be positive and at least that of every point, got {top}"
+        )
+    weighted = [y * min(math.exp(-3 * (1 - y / top)), 1.0) for _, y in curve]
+    area = curve[0][0] * curve[0][1]
+    for i in range(1, len(curve)):
+        area += (curve[i][0] - curve[i - 1][0]) * (weighted[i] + weighted[i - 1]) / 2
+    return area
+
+
+def pbx(points: Sequence[Point], accuracy: float, *, interpolate: bool = True) -> float:
+    """PBx: the most tokens per step at which the average accuracy is still x %.
+
+    points: (slot-based tokens per step, accuracy in %); accuracy: x, in (0, 100]; interpolate:
+    linearly between neighbouring points, as for adaptive rules; without it the best measured
+    point counts, as for fixed numbers of tokens per step. Of points with equal tokens per step
+    the more accurate one counts. Returns tokens per step, NaN where x is never reached.
+    Source: the leaderboard rule of ParallelBench, arXiv 2510.04767.
+    """
+    require_in_range("accuracy", accuracy, 0, 100, open_low=True, unit="%")
+    best: dict[float, float] = {}
+    for x, y in points:
+        best[x] = max(y, best.get(x, -math.inf))
+    curve = sorted(best.items())
+    reached = [x for x, y in curve if y >= accuracy]
+    if not reached:
+        return math.nan
+    last = reached[-1]
+    behind = [point for point in curve if point[0] > last]
+    if not interpolate or not behind:
+        return last
+    (x0, y0), (x1, y1) = (last, best[last]), behind[0]
+    return x0 + (x1 - x0) * (y0 - accuracy) / (y0 - y1)

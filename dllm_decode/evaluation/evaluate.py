@@ -1,0 +1,186 @@
+"""Decoding and grading questions with one decoder, sample by sample as they finish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from dllm_decode.engine import Engine
+from dllm_decode.errors import ConfigError, require_choice
+from dllm_decode.evaluation.data import Question
+from dllm_decode.evaluation.metrics import Sample, sample_of
+from dllm_decode.loop import Decoder, Observer, Outcome
+from dllm_decode.models.loaded import Tokenizer
+from dllm_decode.strategy import parts_of
+from dllm_decode.types import Board, Change, Request, Result
+
+TEMPLATES = ("auto", "chat", "plain")
+
+
+def encode(tokenizer: Tokenizer, question: Question, template: str = "auto") -> tuple[int, ...]:
+    """Token ids of a question with its earlier turns.
+
+    template: `chat` (the checkpoint's template, turns as user and assistant), `plain` (question,
+    newline, answer, blank line, ..., question, newline; a lone question stands as it is), `auto`
+    (chat where the checkpoint has one).
+    """
+    require_choice("task.template", template, TEMPLATES)
+    chat = tokenizer.has_chat_template if template == "auto" else template == "chat"
+    if not chat:
+        turns = "".join(f"{asked}\n{answer}\n\n" for asked, answer in question.shots)
+        return tuple(tokenizer.encode(f"{turns}{question.prompt}" + ("\n" if turns else "")))
+    messages = [
+        {"role": role, "content": text}
+        for turn in (*question.shots, (question.prompt,))
+        for role, text in zip(("user", "assistant"), turn, strict=False)
+    ]
+    return tuple(tokenizer.encode_chat(messages))
+
+
+class Proposals(Observer):
+    """Notes since which step each token has been proposed without a break.
+
+    ready: request row to a list with one step per generated column, -1 where nothing was proposed.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._token = torch.full((len(lengths), max(lengths)), -1)
+        self._since = torch.full((len(lengths), max(lengths)), -1)
+
+    def step(self, change: Change, board: Board) -> None:
+        """Compare this step's proposals with those before."""
+        slots = change.index >= 0
+        # what an earlier step committed keeps its note
+        columns = board.start + change.index.clamp(min=0)
+        slots &= change.commit | ~board.decided.gather(1, columns)
+        at = change.rows[:, None].expand_as(slots)[slots].cpu(), change.index[slots].cpu()
+        self._token[change.rows[change.step == 0].cpu()] = -1  # a row that starts again
+        new = change.tokens[slots].cpu()
+        steps = change.step[:, None].expand_as(slots)[slots].cpu()
+        self._since[at] = torch.where(self._token[at] == new, self._since[at], steps)
+        self._token[at] = new
+
+    def of(self, row: int, length: int) -> list[int]:
+        """Steps of a row's first `length` columns."""
+        steps: list[int] = self._since[row, :length].tolist()
+        return steps
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Answers questions with a decoder.
+
+    decoder: the parts; tokenizer; reference: makes the result that strategies which need one
+    imitate (None: such strategies are refused by the loop); template: see `encode`; max_batch:
+    rows decoded together; seed: question i is decoded with seed + i; clock: seconds, for tests.
+    """
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    reference: Callable[[Request], Result] | None = None
+    template: str = "auto"
+    max_batch: int = 32
+    seed: int = 0
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
+
+    def samples(
+        self, questions: Sequence[Question], done: frozenset[str] = frozenset()
+    ) -> Iterator[Sample]:
+        """Grade every question not yet done, task by task, in the order in which they finish.
+
+        done: keys of questions to leave out. A question keeps its seed whatever is left out.
+        """
+        tasks = list(dict.fromkeys(question.task for question in questions))
+        for task in tasks:
+            chosen = [
+                (place, question)
+                for place, question in enumerate(questions)
+                if question.task == task and question.key not in done
+            ]
+            if chosen:
+                yield from self._task(chosen)
+
+    def warm_up(self, questions: Sequence[Question]) -> None:
+        """Decode the first question and drop the result, so that no timing holds first calls."""
+        request = self._request([(0, questions[0])])
+        Engine(self.decoder, 1).decode(self._with_reference(request)[0])
+
+    def _task(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
+        request, reference_forwards = self._with_reference(self._request(chosen))
+        proposals = Proposals(request.lengths)
+        imitates = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        observers = self.decoder.observers if imitates else (*self.decoder.observers, proposals)
+        engine = Engine(replace(self.decoder, observers=observers), self.max_batch)
+        for row, outcome, seconds in self._timed(engine, request):
+            ready = [] if imitates else proposals.of(row, len(outcome.sequence))
+            yield self._graded(
+                chosen[row][1], outcome, ready, seconds, reference_forwards[row]
+            )
+
+    def _request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+        return Request(
+            prompts=tuple(encode(self.tokenizer, q, self.template) for _, q in chosen),
+            max_new_tokens=tuple(q.max_new_tokens for _, q in chosen),
+            seeds=tuple(self.seed + place for place, _ in chosen),
+        )
+
+    def _with_reference(self, request: Request) -> tuple[Request, tuple[int, ...]]:
+        needed = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        if not needed or self.reference is None:
+            return request, (0,) * request.rows
+        result = self.reference(request)
+        return replace(request, reference=result.sequences), result.forwards
+
+    def _timed(self, engine: Engine, request: Request) -> Iterator[tuple[int, Outcome, float]]:
+        """Rows as they finish, with the decoding time since the one before."""
+        stream = engine.stream(request)
+        while True:
+            begin = self._now()
+            news = next(stream, None)
+            if news is None:
+                return
+            yield (*news, self._now() - begin)
+
+    def _now(self) -> float:
+        if self.decoder.denoiser.device.type == "cuda":
+            torch.cuda.synchronize(self.decoder.denoiser.device)
+        return self.clock()
+
+    def _graded(
+        self,
+        question: Question,
+        outcome: Outcome,
+        ready: Sequence[int],
+        seconds: float,
+        reference_forwards: int,
+    ) -> Sample:
+        eot_ids = self.decoder.denoiser.vocab.eot_ids
+        ends = [i for i, token in enumerate(outcome.sequence) if token in eot_ids]
+        delivered = list(outcome.sequence[: ends[0]] if ends else outcome.sequence)
+        text = question.cut(self.tokenizer.decode(delivered)) if not outcome.error else ""
+        return sample_of(
+            outcome,
+            problem=question.key,
+            task=question.task,
+            prompt=question.prompt,
+            text=text,
+            correct=not outcome.error and question.grade(text),
+            slots=question.max_new_tokens,
+            eot_ids=eot_ids,
+            ready=ready,
+            seconds=seconds,
+            reference_forwards=reference_forwards,
+        )
+
+
+def check_questions(questions: Sequence[Question]) -> None:
+    """Refuse an evaluation of nothing, or of problems that cannot be told apart."""
+    if not questions:
+        raise ConfigError("an evaluation needs at least one problem, got none")
+    keys = [question.key for question in questions]
+    twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    if twice:
+        raise ConfigError(f"two problems have the key {twice[0]!r}; keys must be unique")

@@ -1,0 +1,219 @@
+"""Graders: does a text answer the question? Pure functions; code is only put together here."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+
+_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+_FENCE = re.compile(r"```(?:[\w+-]*)[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+
+
+def last_number(text: str) -> Fraction | None:
+    """The number an answer ends with: behind the last "####" or "A:" if there is one, else the last.
+
+    Thousands separators, a dollar sign and a closing full stop do not matter; None without number.
+    """
+    for mark in ("####", "\nA:"):
+        if mark in f"\n{text}":
+            text = f"\n{text}".rsplit(mark, 1)[1]
+            break
+    found = _NUMBER.findall(text)
+    if not found:
+        return None
+    return Fraction(found[-1].replace(",", "").replace("$", ""))
+
+
+def same_number(text: str, label: str) -> bool:
+    """GSM8K: both texts end with the same number."""
+    wanted = last_number(label)
+    return wanted is not None and last_number(text) == wanted
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last \boxed{...} or \fbox{...}, braces matched; None without one."""
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if start < 0:
+        return None
+    rest = text[start:].split("boxed" if text.startswith("\\boxed", start) else "fbox", 1)[1]
+    if not rest.startswith("{"):  # \boxed 7
+        words = rest.strip().split("$")[0].split()
+        return words[0] if words else None
+    depth = 0
+    for place, letter in enumerate(rest):
+        depth += (letter == "{") - (letter == "}")
+        if depth == 0:
+            return rest[1:place]
+    return None
+
+
+_DROPPED = ("\\left", "\\right", "\\!", "\\,", "\\;", "\\:", "\\ ", "\\$", "$", "\\%", "%", "^\\circ",
+            "^{\\circ}", "\\displaystyle", "\\mathrm", "\\text{ }")  # fmt: skip
+_SPELLED = (("\\tfrac", "\\frac"), ("\\dfrac", "\\frac"), ("\\cfrac", "\\frac"), ("\n", ""))
+
+
+def normal_latex(text: str) -> str:
+    """A mathematical answer in one spelling, for comparison as a string.
+
+    Spaces, sizes, degree and currency signs go; fractions and roots get braces; "0.5" and
+    "\\frac{1}{2}" stay different: nothing is computed, so that equal strings mean equal answers.
+    """
+    for old, new in _SPELLED:
+        text = text.replace(old, new)
+    # words behind a number are its unit: "5\\text{ cm}" is 5
+    text = re.sub(r"(?<=\d)\s*\\(?:text|mbox)\{[^{}]*\}(?:\^\{?\d\}?)?\s*$", "", text)
+    text = re.sub(r"\\(?:text|mbox|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
+    for word in _DROPPED:
+        text = text.replace(word, "")
+    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
+    text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\s+", "", text).rstrip(".")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
+    text = re.sub(r"^(\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)
+    text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+    return re.sub(r"^[a-zA-Z]=(?=.)", "", text)
+
+
+def same_latex(text: str, label: str) -> bool:
+    r"""MATH: the last boxed answer (else the whole text) equals the label after normalising."""
+    answer = boxed(text)
+    return normal_latex(text if answer is None else answer) == normal_latex(label)
+
+
+def is_countdown(text: str, numbers: Sequence[int], target: int) -> bool:
+    """Countdown: steps such as "44-15=29,79-29=50" that use every number once and end in target.
+
+    Each step takes two numbers that are there (given, or results of earlier steps) and is right;
+    divisions leave no remainder. What follows the last step on a further line is not looked at.
+    """
+    steps = text.strip().split("\n")[0].replace(" ", "").rstrip(".").split(",")
+    left = Counter(numbers)
+    result: int | None = None
+    for step in steps:
+        found = re.fullmatch(r"(\d+)([-+*/])(\d+)=(-?\d+)", step)
+        if found is None:
+            return False
+        a, sign, b, result = int(found[1]), found[2], int(found[3]), int(found[4])
+        for number in (a, b):
+            if left[number] == 0:
+                return False
+            left[number] -= 1
+        if not _holds(a, sign, b, result):
+            return False
+        left[result] += 1
+    return result == target and +left == Counter([target])
+
+
+def _holds(a: int, sign: str, b: int, result: int) -> bool:
+    if sign == "/":
+        return b != 0 and a == b * result
+    return result == {"+": a + b, "-": a - b, "*": a * b}[sign]
+
+
+def read_grid(text: str, size: int = 4) -> list[list[int]] | None:
+    """A grid of `size` lines of `size` digits (0: empty); None for anything else.
+
+    Blanks between digits and lines of other text around the grid do not matter.
+    """
+    lines = [line.replace(" ", "") for line in text.strip().splitlines()]
+    rows = [line for line in lines if re.fullmatch(rf"\d{{{size}}}", line)]
+    if len(rows) < size:
+        return None
+    grid = [[int(letter) for letter in row] for row in rows[:size]]
+    return grid if all(0 <= cell <= size for row in grid for cell in row) else None
+
+
+def is_sudoku(text: str, puzzle: str, box: int = 2) -> bool:
+    """Sudoku: every clue kept, every row, column and box holds every digit once.
+
+    Any valid filling counts, so that puzzles with several solutions are graded fairly.
+    puzzle: lines of digits, 0 for an empty cell; box: side of a box [cells].
+    """
+    size = box * box
+    grid, clues = read_grid(text, size), read_grid(puzzle, size)
+    if grid is None or clues is None:
+        return False
+    kept = all(
+        clue in (0, cell)
+        for row, given in zip(grid, clues, strict=True)
+        for cell, clue in zip(row, given, strict=True)
+    )
+    return kept and all(sorted(group) == list(range(1, size + 1)) for group in _groups(grid, box))
+
+
+def _groups(grid: list[list[int]], box: int) -> list[list[int]]:
+    size = box * box
+    columns = [[row[place] for row in grid] for place in range(size)]
+    boxes = [
+        [grid[top + i][left + j] for i in range(box) for j in range(box)]
+        for top in range(0, size, box)
+        for left in range(0, size, box)
+    ]
+    return grid + columns + boxes
+
+
+def sudoku_solutions(puzzle: str, box: int = 2, limit: int = 2) -> int:
+    """Number of fillings of a puzzle, counted up to `limit`; 0 for text that is no puzzle."""
+    grid = read_grid(puzzle, box * box)
+    return 0 if grid is None else _count_fillings(grid, box, limit)
+
+
+def _count_fillings(grid: list[list[int]], box: int, limit: int) -> int:
+    size = box * box
+    empty = [(i, j) for i in range(size) for j in range(size) if grid[i][j] == 0]
+    if not empty:
+        good = all(sorted(group) == list(range(1, size + 1)) for group in _groups(grid, box))
+        return int(good)
+    i, j = empty[0]
+    top, left = i - i % box, j - j % box
+    taken = {*grid[i], *(row[j] for row in grid)}
+    taken |= {grid[top + a][left + b] for a in range(box) for b in range(box)}
+    found = 0
+    for digit in set(range(1, size + 1)) - taken:
+        grid[i][j] = digit
+        found += _count_fillings(grid, box, limit - found)
+        grid[i][j] = 0
+        if found >= limit:
+            break
+    return found
+
+
+def code_of(text: str) -> str:
+    """The Python code of an answer: the first fenced block if there is one, else the text."""
+    block = _FENCE.search(text)
+    return block[1] if block else text
+
+
+def humaneval_program(prompt: str, text: str, test: str, entry_point: str) -> str:
+    """A program that fails unless the answer passes the test.
+
+    An answer that defines the function itself replaces the prompt's stub (the prompt's imports
+    stay); any other answer is the continuation of the prompt.
+    """
+    code = code_of(text)
+    if re.search(rf"^def {re.escape(entry_point)}\b", code, re.MULTILINE):
+        body = f"{prompt}    pass\n\n{code}"
+    else:
+        body = prompt + _first_function(code)
+    return f"{body}\n{test}\ncheck({entry_point})\n"
+
+
+def _first_function(code: str) -> str:
+    """A continuation up to where it leaves the function: the next line without indent."""
+    kept: list[str] = []
+    for line in code.splitlines():
+        if line.strip() and not line.startswith((" ", "\t", "#")) and kept:
+            if not line.startswith(("def ", "import ", "from ", "@")):
+                break
+            # helpers behind the function are part of it
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def mbpp_program(text: str, setup: str, tests: Sequence[str]) -> str:
+    """A program that fails unless the answer passes the tests: code, then setup, then tests."""
+    return "\n".join([code_of(text), setup, *tests, ""])

@@ -1,0 +1,472 @@
+"""What is measured: one definition each, printed on request, all pure functions of samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation.statistics import (
+    Interval,
+    bootstrap_ratio,
+    kendall_tau,
+    wilson,
+)
+from dllm_decode.loop import Outcome
+from dllm_decode.types import Result
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One problem, decoded and graded; also one line of `samples.jsonl`.
+
+    problem: its key, unique within a run; task: the family or data set it belongs to; prompt, text:
+    the question and the answer that was decoded; correct: what the grader said; forwards: passes
+    the row took part in (guidance, refresh, probes and filters included); slots: columns that were
+    asked for; steps: for each delivered token, in order of position, the step that committed it
+    (tokens given in advance are left out); ready: for each of them the first step since which it
+    had been the model's unbroken proposal (empty where that was not recorded); end_step: step that
+    committed the end of text, -1 where there is none; spent: commits that nobody gets, behind the
+    first end of text; seconds: wall time of decoding since the problem before was finished;
+    reference_forwards: passes of the decode that `strategy=oracle` imitates.
+    """
+
+    problem: str
+    task: str
+    prompt: str
+    text: str
+    correct: bool
+    forwards: int
+    slots: int
+    steps: tuple[int, ...]
+    ready: tuple[int, ...] = ()
+    end_step: int = -1
+    spent: int = 0
+    seconds: float = 0.0
+    finish_reason: str = "length"
+    reference_forwards: int = 0
+    error: str = ""
+
+    @property
+    def delivered(self) -> int:
+        """Tokens before the first end of text that the decode had to find."""
+        return len(self.steps)
+
+    def to_record(self) -> dict[str, Any]:
+        """The JSON object of this sample."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Sample:
+        """The sample of a JSON object; raises `ConfigError` for missing and unknown keys."""
+        known = {entry.name for entry in fields(cls)}
+        wrong = sorted(known.symmetric_difference(record))
+        if wrong:
+            raise ConfigError(f"a sample has the keys {', '.join(sorted(known))}; check {wrong}")
+        values = dict(record)
+        for name in ("steps", "ready"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+def sample_of(
+    outcome: Outcome,
+    *,
+    problem: str,
+    task: str,
+    prompt: str,
+    text: str,
+    correct: bool,
+    slots: int,
+    eot_ids: Sequence[int],
+    ready: Sequence[int] = (),
+    seconds: float = 0.0,
+    reference_forwards: int = 0,
+) -> Sample:
+    """What one decoded row counts as; outcome: of the row; the rest: see `Sample`."""
+    ends = [place for place, token in enumerate(outcome.sequence) if token in eot_ids]
+    end = ends[0] if ends else len(outcome.sequence)
+    found = [place for place in range(end) if outcome.step_of[place] >= 0]
+    return Sample(
+        problem=problem,
+        task=task,
+        prompt=prompt,
+        text=text,
+        correct=correct,
+        forwards=outcome.forwards,
+        slots=slots,
+        steps=tuple(outcome.step_of[place] for place in found),
+        ready=tuple(ready[place] for place in found) if ready else (),
+        end_step=outcome.step_of[end] if ends else -1,
+        spent=sum(step >= 0 for step in outcome.step_of[end + 1 :]),
+        seconds=seconds,
+        finish_reason=outcome.finish_reason,
+        reference_forwards=reference_forwards,
+        error=outcome.error,
+    )
+
+
+def outcomes_of(result: Result) -> list[Outcome]:
+    """The rows of a result, one by one."""
+    rows = len(result.sequences)
+    return [
+        Outcome(
+            sequence=result.sequences[row],
+            forwards=result.forwards[row],
+            finish_reason=result.finish_reasons[row],
+            step_of=result.step_of[row],
+            confidence_of=result.confidence_of[row],
+            undecided=result.undecided[row] if result.undecided else 0,
+            error=result.errors[row] if result.errors else "",
+        )
+        for row in range(rows)
+    ]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a run.
+
+    name: key in results and tables; unit; definition: one sentence for people; of: computes it
+    from samples; interval: the same with a confidence interval, where there is one.
+    """
+
+    name: str
+    unit: str
+    definition: str
+    of: Callable[[Sequence[Sample]], float]
+    interval: Callable[[Sequence[Sample]], Interval] | None = None
+
+
+def accuracy(samples: Sequence[Sample]) -> Interval:
+    """Share of problems that the grader accepts, with Wilson's interval."""
+    return wilson(sum(sample.correct for sample in samples), len(samples))
+
+
+def tokens_per_forward(samples: Sequence[Sample]) -> Interval:
+    """Delivered tokens of all problems over forwards of all problems, with a bootstrap interval."""
+    return bootstrap_ratio([s.delivered for s in samples], [s.forwards for s in samples])
+
+
+def slots_per_forward(samples: Sequence[Sample]) -> float:
+    """Requested columns over forwards: counts padding, as ParallelBench's "tokens per step"."""
+    return _ratio(sum(s.slots for s in samples), sum(s.forwards for s in samples))
+
+
+def mean_of_ratios(samples: Sequence[Sample]) -> float:
+    """Average over problems of delivered tokens per forward; each problem counts alike."""
+    return _mean([_ratio(s.delivered, s.forwards) for s in samples])
+
+
+def forwards_per_problem(samples: Sequence[Sample]) -> Interval:
+    """Mean forwards of a problem, with a bootstrap interval."""
+    return bootstrap_ratio([s.forwards for s in samples], [1] * len(samples))
+
+
+def tokens_per_second(samples: Sequence[Sample]) -> float:
+    """Delivered tokens over wall time of decoding."""
+    return _ratio(sum(s.delivered for s in samples), sum(s.seconds for s in samples))
+
+
+def seconds_per_problem(samples: Sequence[Sample]) -> float:
+    """Wall time of decoding over problems."""
+    return _mean([s.seconds for s in samples])
+
+
+def wasted_forwards(samples: Sequence[Sample]) -> float:
+    """Mean passes of a problem that decided neither a delivered token nor its end of text."""
+    return _mean([float(_wasted(sample)) for sample in samples])
+
+
+def _wasted(sample: Sample) -> int:
+    useful = {*sample.steps, *([sample.end_step] if sample.end_step >= 0 else [])}
+    return sample.forwards - len(useful)
+
+
+def effective_token_ratio(samples: Sequence[Sample]) -> float:
+    """Delivered tokens over requested columns."""
+    return _ratio(sum(s.delivered for s in samples), sum(s.slots for s in samples))
+
+
+def decoding_order(samples: Sequence[Sample]) -> float:
+    """Kendall's tau between position and step of delivered tokens, averaged over problems.
+
+    1: left to right, 0: any order, -1: right to left; problems decoded in one step do not count.
+    """
+    taus = [kendall_tau(range(s.delivered), s.steps) for s in samples if s.delivered > 1]
+    return _mean([tau for tau in taus if not math.isnan(tau)])
+
+
+def commits_per_step(samples: Sequence[Sample]) -> list[float]:
+    """Mean commits of delivered tokens in step 0, 1, ... over the problems still running then."""
+    length = max((s.forwards for s in samples), default=0)
+    commits, running = [0] * length, [0] * length
+    for sample in samples:
+        for step in range(sample.forwards):
+            running[step] += 1
+        for step in sample.steps:
+            commits[step] += 1
+    return [_ratio(count, rows) for count, rows in zip(commits, running, strict=True)]
+
+
+def temporal_redundancy(samples: Sequence[Sample], steps: int = 1) -> float:
+    """Share of delivered tokens proposed, unbroken, at least `steps` steps before their commit.
+
+    NaN where no run recorded proposals.
+    """
+    gaps = [
+        step - ready
+        for sample in samples
+        for step, ready in zip(sample.steps, sample.ready, strict=False)
+    ]
+    return _mean([float(gap >= steps) for gap in gaps])
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "accuracy",
+        "share of problems",
+        "problems whose answer the grader accepts, over all problems; 95 % interval: Wilson",
+        lambda samples: accuracy(samples).value,
+        accuracy,
+    ),
+    Metric(
+        "forwards",
+        "passes per problem",
+        "model passes the row took part in, all counted (guidance, refresh, probes, filters), "
+        "averaged over problems; 95 % interval: bootstrap over problems",
+        lambda samples: forwards_per_problem(samples).value,
+        forwards_per_problem,
+    ),
+    Metric(
+        "tokens_per_forward",
+        "tokens per pass",
+        "delivered tokens of all problems (before the first end of text, tokens given in advance "
+        "left out) over forwards of all problems; 95 % interval: bootstrap over problems",
+        lambda samples: tokens_per_forward(samples).value,
+        tokens_per_forward,
+    ),
+    Metric(
+        "mean_tokens_per_forward",
+        "tokens per pass",
+        "delivered tokens over forwards of one problem, averaged over problems",
+        mean_of_ratios,
+    ),
+    Metric(
+        "slots_per_forward",
+        "columns per pass",
+        "requested columns of all problems over forwards of all problems: counts padding, and is "
+        "what ParallelBench calls tokens per step",
+        slots_per_forward,
+    ),
+    Metric(
+        "tokens_per_second",
+        "tokens per second",
+        "delivered tokens over wall time of decoding (device synchronised; loading, tokenizing, "
+        "grading and one warm-up batch left out)",
+        tokens_per_second,
+    ),
+    Metric(
+        "seconds_per_problem",
+        "seconds",
+        "wall time of decoding (as above) over problems, at the batch size of the run",
+        seconds_per_problem,
+    ),
+    Metric(
+        "wasted_forwards",
+        "passes per problem",
+        "passes that decided neither a delivered token nor its end of text, averaged over problems",
+        wasted_forwards,
+    ),
+    Metric(
+        "effective_token_ratio",
+        "share of columns",
+        "delivered tokens over requested columns",
+        effective_token_ratio,
+    ),
+    Metric(
+        "decoding_order",
+        "Kendall's tau-b",
+        "rank correlation of position and step of the delivered tokens, averaged over problems: 1 "
+        "is left to right, 0 no order, -1 right to left",
+        decoding_order,
+    ),
+    Metric(
+        "temporal_redundancy",
+        "share of tokens",
+        "delivered tokens that had been the model's unbroken proposal for at least one step before "
+        "they were committed",
+        temporal_redundancy,
+    ),
+)
+
+
+def summary(samples: Sequence[Sample]) -> dict[str, Any]:
+    """All metrics of a run, with `low` and `high` where there is an interval."""
+    if not samples:
+        raise ConfigError("metrics need at least one problem, got none")
+    figures: dict[str, Any] = {"problems": len(samples)}
+    for metric in METRICS:
+        if metric.interval is None:
+            figures[metric.name] = metric.of(samples)
+        else:
+            figures[metric.name] = asdict(metric.interval(samples))
+    reasons = [s.finish_reason for s in samples]
+    figures["finish_reasons"] = {name: reasons.count(name) for name in sorted(set(reasons))}
+    return figures
+
+
+def definitions() -> list[tuple[str, str, str]]:
+    """(name, unit, definition) of every metric, for printing."""
+    return [(metric.name, metric.unit, metric.definition) for metric in METRICS]
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Against the sequential run of the same settings on the same problems.
+
+    forwards: passes of the sequential run over passes of this one; wall_time: seconds likewise;
+    tokens: delivered tokens of this run over those of the sequential one; padding: share of the
+    saved passes that decided nothing delivered in the sequential run either, 0 if none were saved;
+    useful: speedup in forwards counting only passes that decided something delivered.
+    """
+
+    forwards: float
+    wall_time: float
+    tokens: float
+    padding: float
+    useful: float
+
+
+def speedup(samples: Sequence[Sample], sequential: Sequence[Sample]) -> Speedup:
+    """How much faster a run was than the sequential one; raises `ConfigError` if not comparable."""
+    if {s.problem for s in samples} != {s.problem for s in sequential}:
+        raise ConfigError("a speedup compares runs on the same problems; these two differ in them")
+    before, after = sum(s.forwards for s in sequential), sum(s.forwards for s in samples)
+    idle_before, idle_after = sum(map(_wasted, sequential)), sum(map(_wasted, samples))
+    wasted = idle_before - idle_after
+    return Speedup(
+        forwards=_ratio(before, after),
+        wall_time=_ratio(sum(s.seconds for s in sequential), sum(s.seconds for s in samples)),
+        tokens=_ratio(sum(s.delivered for s in samples), sum(s.delivered for s in sequential)),
+        padding=max(0.0, wasted / (before - after)) if before > after else 0.0,
+        useful=_ratio(before - idle_before, after - idle_after),
+    )
+
+
+def headroom(samples: Sequence[Sample], oracle: Sequence[Sample]) -> float:
+    """Share of the oracle's tokens per forward that a run reaches; above 1 is possible.
+
+    oracle: the run of `strategy=oracle` on the same problems. Raises `ConfigError` otherwise.
+    """
+    if {s.problem for s in samples} != {s.problem for s in oracle}:
+        raise ConfigError("headroom compares runs on the same problems; these two differ in them")
+    return tokens_per_forward(samples).value / tokens_per_forward(oracle).value
+
+
+def kl_divergence(target: Mapping[Any, float], law: Mapping[Any, float]) -> float:
+    """KL(target || law) in bits: sum_y p(y) log2(p(y) / q(y)); infinite where q misses an outcome.
+
+    target: the joint distribution of a toy world; law: the exact distribution of a strategy's
+    output. Both map outcomes to probabilities that sum to 1. Raises `ConfigError` otherwise.
+    """
+    _check_law("target", target)
+    _check_law("law", law)
+    total = 0.0
+    for outcome, p in target.items():
+        if p > 0:
+            q = law.get(outcome, 0.0)
+            total += p * math.log2(p / q) if q > 0 else math.inf
+    return max(0.0, total)
+
+
+def total_variation(target: Mapping[Any, float], law: Mapping[Any, float]) -> float:
+    """Half the sum over outcomes of |p - q|, in [0, 1]; see `kl_divergence`."""
+    _check_law("target", target)
+    _check_law("law", law)
+    outcomes = {*target, *law}
+    return 0.5 * sum(abs(target.get(y, 0.0) - law.get(y, 0.0)) for y in outcomes)
+
+
+def empirical_law(sequences: Sequence[Sequence[int]]) -> dict[tuple[int, ...], float]:
+    """Share of each outcome among decoded sequences."""
+    law: dict[tuple[int, ...], float] = {}
+    for sequence in sequences:
+        key = tuple(sequence)
+        law[key] = law.get(key, 0.0) + 1 / len(sequences)
+    return law
+
+
+def law_of_partition(
+    joint: Mapping[tuple[int, ...], float], steps: Sequence[Sequence[int]]
+) -> dict[tuple[int, ...], float]:
+    """Exact output distribution of decoding fixed groups of positions at temperature 1.
+
+        q(y) = prod_t prod_{j in S_t} p(y_j | y_{S_1}, ..., y_{S_{t-1}})
+
+    joint: outcomes, tuples of equal length, to probabilities; steps: the positions S_1, S_2, ...
+    that together are 0 .. n - 1, each once. KL(joint || q) is the bound L_T, and one group of all
+    positions gives the total correlation. Source: arXiv 2510.04767, section 3.
+    Raises `ConfigError` for steps that are no partition.
+    """
+    _check_law("joint", joint)
+    length = len(next(iter(joint)))
+    if sorted(place for group in steps for place in group) != list(range(length)):
+        raise ConfigError(f"steps must hold each position 0 to {length - 1} once, got {steps}")
+    law: dict[tuple[int, ...], float] = {(): 1.0}
+    known: list[int] = []
+    for group in steps:
+        grown: dict[tuple[int, ...], float] = {}
+        for past, weight in law.items():
+            for choice, share in _independent(joint, known, past, group).items():
+                key = (*past, *choice)
+                grown[key] = grown.get(key, 0.0) + weight * share
+        law = grown
+        known += group
+    places = [known.index(place) for place in range(length)]
+    return {tuple(outcome[place] for place in places): q for outcome, q in law.items()}
+
+
+def _independent(
+    joint: Mapping[tuple[int, ...], float],
+    known: Sequence[int],
+    past: tuple[int, ...],
+    group: Sequence[int],
+) -> dict[tuple[int, ...], float]:
+    """The product of the group's marginals given what is known; uniform where it cannot happen."""
+    fits = {
+        outcome: p
+        for outcome, p in joint.items()
+        if all(outcome[place] == token for place, token in zip(known, past, strict=True))
+    }
+    fits = fits or dict(joint)  # an impossible past: any continuation, it is lost already
+    mass = sum(fits.values())
+    choices: dict[tuple[int, ...], float] = {(): 1.0}
+    for place in group:
+        marginal: dict[int, float] = {}
+        for outcome, p in fits.items():
+            marginal[outcome[place]] = marginal.get(outcome[place], 0.0) + p / mass
+        choices = {
+            (*chosen, token): weight * share
+            for chosen, weight in choices.items()
+            for token, share in marginal.items()
+        }
+    return choices
+
+
+def _check_law(name: str, law: Mapping[Any, float]) -> None:
+    total = sum(law.values())
+    if not law or min(law.values()) < 0 or abs(total - 1) > 1e-6:
+        raise ConfigError(f"{name} must hold probabilities that sum to 1, got a sum of {total:g}")
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return top / bottom if bottom else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+

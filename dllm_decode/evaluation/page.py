@@ -1,0 +1,155 @@
+"""The report as one HTML file that needs nothing else, and as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from dllm_decode.evaluation.controls import Note
+from dllm_decode.evaluation.metrics import definitions
+from dllm_decode.evaluation.tables import COLUMNS, Row, cells, head, markdown
+
+OVERALL = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
+           "speedup_forwards", "speedup_wall", "headroom", "slots_per_forward",
+           "wasted_forwards", "seconds_per_problem")  # fmt: skip
+PER_TASK = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
+            "speedup_forwards", "headroom")  # fmt: skip
+
+_CAPTIONS = {
+    "accuracy_speed": "Accuracy against tokens per forward, with 95 % intervals and Pareto front.",
+    "tasks": "Tokens per forward on each task, with the accuracy at the end of each bar.",
+    "steps": "Tokens committed in each model pass.",
+    "grid": "Accuracy of every run on every task, tokens per forward below.",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says: title, facts about model, machine and settings, tables and notes.
+
+    facts: name to text; overall: a row per run; tasks: task name to its rows; notes: the controls;
+    warnings: what was left out and why; preface: Markdown put before the tables.
+    """
+
+    title: str
+    facts: Mapping[str, str]
+    overall: Sequence[Row]
+    tasks: Mapping[str, Sequence[Row]]
+    notes: Sequence[Note]
+    warnings: Sequence[str] = ()
+    preface: str = ""
+
+
+def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
+    """The whole report as Markdown; figures: paths that are linked."""
+    parts = [f"# {report.title}\n"]
+    if report.preface:
+        parts.append(report.preface.strip() + "\n")
+    parts.append("".join(f"- {name}: {text}\n" for name, text in report.facts.items()))
+    parts += [f"> Left out: {text}\n" for text in report.warnings]
+    parts += ["## All tasks together\n", markdown(report.overall, OVERALL)]
+    for path in figures:
+        caption = _CAPTIONS.get(Path(path).stem, "")
+        parts.append(f"![{caption}]({path})\n")
+    if report.notes:
+        parts += ["## Controls\n", "".join(f"- **{n.kind}.** {n.text}\n" for n in report.notes)]
+    parts.append("## Task by task\n")
+    for task, rows in report.tasks.items():
+        parts += [f"### {task}\n", markdown(rows, PER_TASK)]
+    parts += ["## Definitions\n", definitions_markdown()]
+    return "\n".join(parts)
+
+
+def definitions_markdown() -> str:
+    """All metrics with unit and definition."""
+    lines = [f"- `{name}` [{unit}]: {text}." for name, unit, text in definitions()]
+    lines.append(
+        "- speedup: forwards (or wall time) of the sequential run with the same schedule, cache, "
+        "sampler and stop rules, over those of the run, on the same problems."
+    )
+    lines.append("- of oracle: tokens per forward over those of `strategy=oracle`, same problems.")
+    return "\n".join(lines) + "\n"
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; margin: 2rem auto;
+       max-width: 72rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
+.wide { overflow-x: auto; }
+th { text-align: left; border-bottom: 2px solid #111; padding: 0.3rem 0.7rem; vertical-align: bottom; }
+th small { font-weight: normal; color: #555; display: block; }
+td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.7rem; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
+figcaption { color: #444; font-size: 0.85rem; }
+dt { font-weight: 600; } dd { margin: 0 0 0.4rem 1.2rem; }
+.warning { border-left: 4px solid #D55E00; padding: 0.2rem 0.8rem; background: #fdf3ec; }
+@media print { body { margin: 0; max-width: none; font-size: 11px; } h2 { break-after: avoid; } }
+"""
+
+
+def to_html(report: Report, figures: Mapping[str, str]) -> str:
+    """One page with everything in it. figures: name to SVG text."""
+    body = [f"<h1>{escape(report.title)}</h1>"]
+    body.append(_list(report.facts))
+    body += [f'<p class="warning">Left out: {escape(text)}</p>' for text in report.warnings]
+    body += ["<h2>All tasks together</h2>", _table(report.overall, OVERALL)]
+    for name, svg in figures.items():
+        caption = escape(_CAPTIONS.get(name, ""))
+        body.append(f"<figure>{_inline(svg, name)}<figcaption>{caption}</figcaption></figure>")
+    if report.notes:
+        items = "".join(
+            f"<li><strong>{escape(n.kind)}.</strong> {escape(n.text)}</li>" for n in report.notes
+        )
+        body += ["<h2>Controls</h2>", f"<ul>{items}</ul>"]
+    body.append("<h2>Task by task</h2>")
+    for task, rows in report.tasks.items():
+        body += [f"<h3>{escape(task)}</h3>", _table(rows, PER_TASK)]
+    body += ["<h2>Definitions</h2>", _list({f"{n} [{u}]": f"{t}." for n, u, t in definitions()})]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _list(facts: Mapping[str, str]) -> str:
+    items = "".join(f"<dt>{escape(n)}</dt><dd>{escape(t)}</dd>" for n, t in facts.items())
+    return f"<dl>{items}</dl>"
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    def cell(kind: str, name: str, inside: str) -> str:
+        mark = ' class="number"' if COLUMNS[name].numeric else ""
+        return f"<{kind}{mark}>{inside}</{kind}>"
+
+    heads = "".join(
+        cell("th", c, f"{escape(COLUMNS[c].head)}<small>{escape(COLUMNS[c].unit)}</small>")
+        for c in columns
+    )
+    lines = [
+        "<tr>" + "".join(cell("td", c, escape(cells(row)[c])) for c in columns) + "</tr>"
+        for row in rows
+    ]
+    return (
+        f'<div class="wide"><table><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG for the middle of a page: no XML prologue, identifiers of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    label = escape(_CAPTIONS.get(name, name))
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+__all__ = ["OVERALL", "PER_TASK", "Report", "definitions_markdown", "head", "to_html", "to_markdown"]

@@ -1,0 +1,82 @@
+"""Problems with known answers: what the bundled model is trained on and measured with."""
+
+from __future__ import annotations
+
+from dllm_decode.errors import require_choice
+from dllm_decode.evaluation.problems.base import (
+    HELD_OUT_SHARE,
+    SPLITS,
+    Family,
+    Problem,
+    distinct_problems,
+    draw,
+    held_out,
+    words_of,
+)
+from dllm_decode.evaluation.problems.lists import (
+    Copy,
+    Insert,
+    Remove,
+    Replace,
+    ReplaceOne,
+    Reverse,
+    Shuffle,
+    Sort,
+    Swap,
+    Where,
+    Who,
+)
+from dllm_decode.evaluation.problems.numbers import Add, Count, Story, Tally
+from dllm_decode.evaluation.problems.texts import LatinSquare, Records
+
+__all__ = [
+    "FAMILIES",
+    "HELD_OUT_SHARE",
+    "SPLITS",
+    "Family",
+    "Problem",
+    "draw",
+    "held_out",
+    "problems",
+    "words_of",
+]
+
+_ALL: tuple[Family, ...] = (
+    Copy("copy", "Write a list of 3 to 9 names again."),
+    Copy("copy-long", "Write a list of 20 to 24 names again.", canvas=64, shortest=20, longest=24),
+    Reverse("reverse", "Write a list of 3 to 9 names backwards."),
+    Reverse(
+        "reverse-long",
+        "Write a list of 20 to 24 names backwards.",
+        canvas=64,
+        shortest=20,
+        longest=24,
+    ),
+    Insert("insert", "Insert a name into a list at a position.", longest=8),
+    Remove("remove", "Remove the name at a position."),
+    Replace("replace", "Replace the name at a position."),
+    Swap("swap", "Exchange the names at two positions."),
+    Sort("sort", "Put a list of names into alphabetical order.", longest=7),
+    Who("who", "Find the name at a position."),
+    Where("where", "Find the position of a name."),
+    Records("records", "Turn sentences about people into fields.", canvas=64),
+    Count("count", "Count up or down in steps of 1 to 5.", canvas=128),
+    Tally("tally", "Count a name with a running total."),
+    Add("add", "Add two numbers digit by digit with carries.", canvas=64),
+    Story("story", "Solve a word problem in two or three steps."),
+    LatinSquare("latin", "Fill a 4 x 4 Latin square.", determined=False),
+    Shuffle("shuffle", "Put a list of names into any other order.", determined=False, longest=8),
+    ReplaceOne("replace-one", "Replace any one name of a list.", determined=False, longest=8),
+)
+
+FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
+
+
+def problems(family: str, split: str, count: int, seed: int = 0) -> list[Problem]:
+    """Draw problems of one family with different prompts.
+
+    family: a key of `FAMILIES`; split: "train" or "held_out"; count: problems; seed: of the draw.
+    Raises `ConfigError` for an unknown family or split and if there are too few prompts.
+    """
+    require_choice("family", family, tuple(FAMILIES))
+    return distinct_problems(FAMILIES[family], split, count, seed)

@@ -1,0 +1,90 @@
+"""What a problem and a family of problems are, and the split into training and held-out prompts."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from dllm_decode.errors import ConfigError, require_choice, require_count
+
+SPLITS = ("train", "held_out")
+HELD_OUT_SHARE = 16  # one prompt in this many is never trained on
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with one right answer.
+
+    family: key of `FAMILIES`; prompt, answer: plain text without special tokens;
+    facts: what a grader needs beyond the answer, e.g. the list that was shown.
+    """
+
+    family: str
+    prompt: str
+    answer: str
+    facts: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """A kind of problem: how to make one and how to grade an answer.
+
+    name: the key; title: one sentence for people; determined: exactly one answer is right, given
+    the prompt; canvas: slots [tokens] that hold every answer and its end of text;
+    shown: the bundled model solves it (>= 90 % with one token per step), so that it belongs in
+    default runs and tables.
+    """
+
+    name: str
+    title: str
+    determined: bool = True
+    canvas: int = 32
+    shown: bool = False
+
+    @abstractmethod
+    def generate(self, rng: random.Random) -> Problem:
+        """Draw one problem; the same state of `rng` gives the same problem."""
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Whether `text` answers the problem; surrounding and repeated blanks do not matter."""
+        return words_of(text) == words_of(problem.answer)
+
+
+def words_of(text: str) -> list[str]:
+    """Split at blanks: the unit in which answers are compared."""
+    return text.split()
+
+
+def held_out(prompt: str) -> bool:
+    """Whether a prompt is kept from training: a fixed hash of its text decides, for every seed."""
+    return zlib.crc32(prompt.encode("utf-8")) % HELD_OUT_SHARE == 0
+
+
+def draw(family: Family, split: str, rng: random.Random) -> Problem:
+    """Draw one problem of a split ("train" or "held_out") by rejection."""
+    wanted = split == "held_out"
+    while True:
+        problem = family.generate(rng)
+        if held_out(problem.prompt) == wanted:
+            return problem
+
+
+def distinct_problems(family: Family, split: str, count: int, seed: int) -> list[Problem]:
+    """Draw `count` problems with different prompts; raises `ConfigError` if there are too few."""
+    require_choice("split", split, SPLITS)
+    require_count("count", count)
+    rng = random.Random(f"{seed}/{family.name}/{split}")
+    found: dict[str, Problem] = {}
+    for _ in range(200 * count + 20_000):
+        problem = draw(family, split, rng)
+        found.setdefault(problem.prompt, problem)
+        if len(found) == count:
+            return list(found.values())
+    raise ConfigError(
+        f"count must be at most the number of {split} prompts of family {family.name!r}: "
+        f"got {count}, found {len(found)}"
+    )

@@ -1,0 +1,37 @@
+"""The words the problems are made of; each becomes one token of the bundled tokenizer."""
+
+from __future__ import annotations
+
+NAMES: tuple[str, ...] = (
+    "Abel", "Ada", "Ben", "Beth", "Carl", "Cleo", "Dan", "Dora", "Eva", "Ezra", "Faye", "Finn",
+    "Greta", "Gus", "Hana", "Hugo", "Iris", "Ivan", "Jack", "Jade", "Kai", "Kira", "Lena", "Leo",
+    "Max", "Mila", "Nils", "Nora", "Olga", "Otis", "Paul", "Pia", "Quin", "Rosa", "Ruth", "Sam",
+    "Seth", "Tara", "Tess", "Ulf", "Uma", "Vera", "Vito", "Wanda", "Will", "Xena", "Yara", "Zoe",
+)  # fmt: skip
+
+CITIES: tuple[str, ...] = (
+    "Athens", "Bergen", "Cairo", "Delhi", "Geneva", "Hanoi", "Kyoto", "Lagos", "Lima", "Lisbon",
+    "Madrid", "Nairobi", "Oslo", "Paris", "Quito", "Riga", "Rome", "Seoul", "Sofia", "Tunis",
+)  # fmt: skip
+
+SYMBOLS: tuple[str, ...] = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+THINGS: tuple[str, ...] = (
+    "apples", "books", "cards", "coins", "eggs", "keys", "lamps", "pears", "pens", "shells",
+    "stamps", "stones",
+)  # fmt: skip
+
+# Everything else that occurs in a prompt or an answer.
+PHRASES: tuple[str, ...] = (
+    "Copy", "Reverse", "Sort", "Insert", "Remove", "Replace", "Swap", "Shuffle", "Count", "Tally",
+    "Add", "Latin", "square", "of", "at", "with", "and", "any", "one", "from", "to", "by", "up",
+    "down", "Who", "is", "Where", "the", "List", "people", "lives", "in", "In", "years", "old",
+    "comes",
+    "aged", "name", "age", "city", "has", "finds", "buys", "gets", "loses", "sells", "gives",
+    "away", "more", "then", "How", "many", "are", "left", "total", "carry", "so", "write", "it",
+    "a", "I", "for", "who",
+)  # fmt: skip
+
+PUNCTUATION: tuple[str, ...] = ("=", "+", "-", "*", "/", "|")  # used with a space in front
+
+NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(100))

@@ -1,0 +1,167 @@
+"""From a folder of runs to tables, figures and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation import figures, page, tables
+from dllm_decode.evaluation.controls import notes
+from dllm_decode.evaluation.store import Collection, Run, check_comparable, collect, read_run
+
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Finished jobs, in the order given."""
+    return [read_run(path) for path in paths]
+
+
+# Short heads: a table has to fit into 100 letters.
+_HEADS = {
+    "strategy": "strategy",
+    "task": "task",
+    "problems": "problems",
+    "accuracy": "accuracy\n% [95 %]",
+    "forwards": "forwards",
+    "tokens_per_forward": "tokens/forward\n[95 %]",
+    "speedup_forwards": "speedup,\nforwards",
+    "speedup_wall": "speedup,\ntime",
+    "headroom": "% of\noracle",
+}
+
+
+def terminal_table(rows: Sequence[tables.Row], title: str = "", tasks: bool = False) -> Table:
+    """A table for the terminal; tasks: name the task of each row instead of the strategy."""
+    names = [name for name in _HEADS if name != ("strategy" if tasks else "task")]
+    table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
+    for name in names:
+        numeric = tables.COLUMNS[name].numeric
+        table.add_column(
+            _HEADS[name],
+            justify="right" if numeric else "left",
+            no_wrap=numeric,
+            min_width=None if numeric else 20,
+            overflow="fold",
+        )
+    for row in rows:
+        filled = tables.cells(row)
+        table.add_row(*(filled[name] for name in names))
+    return table
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a report consists of. report: its content; files: what was written."""
+
+    report: page.Report
+    collection: Collection
+    files: tuple[Path, ...]
+
+
+def chosen_runs(collection: Collection, only: str | None) -> list[Run]:
+    """The runs whose name or folder contains a text; raises `ConfigError` for none."""
+    runs = [
+        run
+        for run in collection.runs
+        if only is None or only in run.name or only in run.path.as_posix()
+    ]
+    if not runs:
+        failed = "; ".join((*collection.broken, *collection.failed, *collection.unfinished))
+        which = f"contain {only!r}" if only else "are finished"
+        raise ConfigError(f"task.runs: no runs {which}" + (f" ({failed})" if failed else ""))
+    check_comparable(runs)
+    return distinct(sorted(runs, key=_place))
+
+
+def distinct(runs: Sequence[Run]) -> list[Run]:
+    """Of runs with one name and the same settings (code or batch differ) the newest."""
+    newest: dict[str, Run] = {}
+    for run in runs:
+        other = newest.get(run.name)
+        if other is None or _time(run) >= _time(other):
+            newest[run.name] = run
+    return [run for run in runs if newest[run.name] is run]
+
+
+def _time(run: Run) -> str:
+    return str(run.results.get("environment", {}).get("time", ""))
+
+
+def _place(run: Run) -> tuple[bool, bool, int, str]:
+    """The baseline first, the oracle last, the others in the order of their sweep."""
+    first = not tables.is_sequential(run)
+    return tables.is_oracle(run), first, int(run.results["order"]), run.name
+
+
+def write_report(
+    collection: Collection,
+    folder: Path,
+    *,
+    only: str | None = None,
+    title: str = "Evaluation",
+    preface: str = "",
+    draw: bool = True,
+) -> Written:
+    """Write CSV, Markdown, LaTeX, HTML and figures into a folder.
+
+    only: keep runs whose name or folder contains this text; preface: Markdown before the tables.
+    Raises `ConfigError` for runs that no table should mix, saying which differ and how.
+    """
+    runs = chosen_runs(collection, only)
+    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
+    by_task = {
+        task: tables.rows_of([run for run in runs if task in run.tasks], task) for task in tasks
+    }
+    report = page.Report(
+        title=title,
+        facts=facts_of(runs),
+        overall=tables.rows_of(runs, None),
+        tasks=by_task,
+        notes=notes(runs),
+        warnings=(*collection.broken, *collection.failed, *collection.unfinished),
+        preface=preface,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = figures.draw_all(runs, folder / "figures") if draw else []
+    every = [*report.overall, *(row for rows in by_task.values() for row in rows)]
+    texts = {
+        "table.csv": tables.csv_text(every),
+        "report.md": page.to_markdown(report, [f"figures/{path.name}" for path in drawn]),
+        "table.tex": tables.latex(report.overall, page.OVERALL),
+        "report.html": page.to_html(
+            report, {path.stem: path.read_text(encoding="utf-8") for path in drawn}
+        ),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return Written(report, collection, (*(folder / name for name in texts), *drawn))
+
+
+def facts_of(runs: Sequence[Run]) -> dict[str, str]:
+    """Model, problems, machine and settings that all runs share."""
+    first = runs[0].results
+    model = first["model"]
+    mark = f", fingerprint {model['fingerprint']}" if model.get("fingerprint") else ""
+    sizes = {
+        task: len(runs[0].of(task)) for task in dict.fromkeys(t for r in runs for t in r.tasks)
+    }
+    machine = first.get("environment", {})
+    device = machine.get("gpu") or f"{machine.get('cores')} cores of {machine.get('processor')}"
+    batches = sorted({run.results.get("batch_size", "?") for run in runs})
+    return {
+        "model": f"{model['description']}{mark}",
+        "problems": f"{first['problems']:,} per run: "
+        + ", ".join(f"{task} {size:,}" for task, size in sizes.items()),
+        "machine": f"{device}; {machine.get('threads')} threads; Python {machine.get('python')}, "
+        f"torch {machine.get('torch')}, transformers {machine.get('transformers')}",
+        "batch": f"{', '.join(map(str, batches))} problems decoded together; wall times are "
+        "measured at this batch size",
+    }
+
+
+__all__ = ["Written", "chosen_runs", "collect", "read_runs", "terminal_table", "write_report"]

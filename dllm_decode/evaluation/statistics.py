@@ -1,0 +1,136 @@
+"""Intervals, paired comparisons and rank correlation; all pure, all seeded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dllm_decode.errors import ConfigError, require_count, require_in_range
+
+Numbers = Sequence[float] | NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its confidence interval; low <= value <= high."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a share.
+
+        (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    successes: 0..trials; trials: n, 1 or more; level: coverage, in (0, 1). Returns shares in
+    [0, 1]. Raises `ConfigError` for values out of range. Source: Wilson, JASA 22 (1927).
+    """
+    require_count("trials", trials)
+    require_in_range("successes", successes, 0, trials)
+    require_in_range("level", level, 0, 1, open_low=True, open_high=True)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = successes / trials
+    middle = share + z * z / (2 * trials)
+    reach = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    # rounding must not push the bounds past the share at 0 and 1
+    low = min(share, max(0.0, (middle - reach) / scale))
+    high = max(share, min(1.0, (middle + reach) / scale))
+    return Interval(share, low, high)
+
+
+def bootstrap_ratio(
+    top: Numbers, bottom: Numbers, *, draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap of sum(top) / sum(bottom) over problems; a mean has bottom = 1, 1, ...
+
+    top, bottom: one number per problem, in the same order; draws: resamples of all problems;
+    level: coverage. NaN where sum(bottom) is 0. Raises `ConfigError` for unequal lengths or none.
+    """
+    pair = _paired(top, bottom)
+    index = _resamples(pair.shape[1], draws, seed)
+    sums = pair[:, index].sum(2)
+    return _interval(_ratio(pair.sum(1)), _ratio(sums), level)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference `first - second` with its interval.
+
+    p_value: two-sided, the share of resamples on the far side of 0, doubled, at most 1.
+    """
+
+    difference: Interval
+    p_value: float
+    problems: int
+
+
+def paired_bootstrap(
+    first: Numbers, second: Numbers, *, draws: int = 10_000, level: float = 0.95, seed: int = 0
+) -> Comparison:
+    """Mean difference of two runs on the same problems, by resampling problems.
+
+    first, second: one value per problem (0 or 1 for accuracy), in the same order.
+    Raises `ConfigError` for unequal lengths or none.
+    """
+    pair = _paired(first, second)
+    gaps = pair[0] - pair[1]
+    means = gaps[_resamples(len(gaps), draws, seed)].mean(1)
+    tail = min((means <= 0).mean(), (means >= 0).mean())
+    return Comparison(
+        _interval(float(gaps.mean()), means, level), min(1.0, 2 * float(tail)), len(gaps)
+    )
+
+
+def kendall_tau(first: Numbers, second: Numbers) -> float:
+    """Kendall's rank correlation tau-b, in [-1, 1]; NaN where one of the two is constant.
+
+        tau_b = (concordant - discordant) / sqrt((n0 - ties_first) (n0 - ties_second))
+
+    Raises `ConfigError` for unequal lengths or none. Source: Kendall, Biometrika 33 (1945).
+    """
+    a, b = _paired(first, second)
+    upper = np.triu_indices(len(a), 1)
+    signs_a = np.sign(a[:, None] - a[None, :])[upper]
+    signs_b = np.sign(b[:, None] - b[None, :])[upper]
+    scale = math.sqrt(float((signs_a != 0).sum()) * float((signs_b != 0).sum()))
+    return float((signs_a * signs_b).sum()) / scale if scale else math.nan
+
+
+def _paired(first: Numbers, second: Numbers) -> NDArray[np.float64]:
+    if len(first) != len(second):
+        raise ConfigError(
+            f"paired values must have the same length, got {len(first)} and {len(second)}"
+        )
+    if len(first) == 0:
+        raise ConfigError("a statistic needs at least one problem, got none")
+    return np.array([first, second], dtype=np.float64)
+
+
+def _resamples(count: int, draws: int, seed: int) -> NDArray[np.int64]:
+    require_count("draws", draws)
+    return np.random.default_rng(seed).integers(0, count, size=(draws, count))
+
+
+def _ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares: NDArray[np.float64] = np.where(sums[1] == 0, np.nan, sums[0] / sums[1])
+    return shares
+
+
+def _interval(
+    value: float | NDArray[np.float64], draws: NDArray[np.float64], level: float
+) -> Interval:
+    require_in_range("level", level, 0, 1, open_low=True, open_high=True)
+    middle = float(value)
+    if not np.isfinite(draws).all():
+        return Interval(middle, math.nan, math.nan)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(middle, min(middle, float(low)), max(middle, float(high)))

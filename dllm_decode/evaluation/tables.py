@@ -1,0 +1,241 @@
+"""Rows of a report and the forms they are written in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dllm_decode.evaluation import metrics
+from dllm_decode.evaluation.metrics import Sample, Speedup
+from dllm_decode.evaluation.statistics import Interval
+from dllm_decode.evaluation.store import Run
+
+ALL = "all tasks"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run on one task. speedup, headroom: None where there is no run to compare with."""
+
+    strategy: str
+    task: str
+    problems: int
+    accuracy: Interval
+    forwards: Interval
+    tokens_per_forward: Interval
+    slots_per_forward: float
+    tokens_per_second: float
+    seconds_per_problem: float
+    wasted_forwards: float
+    decoding_order: float
+    redundancy: float
+    speedup: Speedup | None
+    headroom: float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: head, unit, and how a row fills it."""
+
+    head: str
+    unit: str
+    numeric: bool = True
+
+
+COLUMNS: dict[str, Column] = {
+    "strategy": Column("strategy", "", False),
+    "task": Column("task", "", False),
+    "problems": Column("problems", ""),
+    "accuracy": Column("accuracy", "% [95 %]"),
+    "forwards": Column("forwards", "per problem"),
+    "tokens_per_forward": Column("tokens per forward", "[95 %]"),
+    "speedup_forwards": Column("speedup", "in forwards"),
+    "speedup_wall": Column("speedup", "in wall time"),
+    "headroom": Column("of oracle", "%"),
+    "slots_per_forward": Column("slots per forward", "counts padding"),
+    "wasted_forwards": Column("wasted forwards", "per problem"),
+    "seconds_per_problem": Column("time", "ms per problem"),
+}
+
+
+def rows_of(runs: Sequence[Run], task: str | None) -> list[Row]:
+    """One row per run, in the order of the runs; task: None for all problems together."""
+    oracle = next((run for run in runs if is_oracle(run)), None)
+    return [_row(run, task, sequential_of(run, runs), oracle) for run in runs]
+
+
+def _row(run: Run, task: str | None, sequential: Run | None, oracle: Run | None) -> Row:
+    samples = run.of(task)
+    base = sequential.of(task) if sequential is not None else None
+    best = oracle.of(task) if oracle is not None else None
+    return Row(
+        strategy=run.name,
+        task=task or ALL,
+        problems=len(samples),
+        accuracy=metrics.accuracy(samples),
+        forwards=metrics.forwards_per_problem(samples),
+        tokens_per_forward=metrics.tokens_per_forward(samples),
+        slots_per_forward=metrics.slots_per_forward(samples),
+        tokens_per_second=metrics.tokens_per_second(samples),
+        seconds_per_problem=metrics.seconds_per_problem(samples),
+        wasted_forwards=metrics.wasted_forwards(samples),
+        decoding_order=metrics.decoding_order(samples),
+        redundancy=metrics.temporal_redundancy(samples),
+        speedup=metrics.speedup(samples, base) if base and _same(samples, base) else None,
+        headroom=metrics.headroom(samples, best) if best and _same(samples, best) else None,
+    )
+
+
+def _same(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
+    return {s.problem for s in first} == {s.problem for s in second}
+
+
+# What a run is, told from its settings.
+
+
+def selection(run: Run) -> str:
+    """The class of the selection rule, e.g. `Threshold`."""
+    select = run.settings["strategy"].get("select", run.settings["strategy"])
+    return str(select.get("_target_", "")).rpartition(".")[2]
+
+
+def is_oracle(run: Run) -> bool:
+    """Whether a run imitates a reference decode."""
+    return selection(run) == "Oracle"
+
+
+def is_plain(run: Run) -> bool:
+    """Whether nothing but selection and stop rules acts."""
+    strategy = run.settings["strategy"]
+    return not strategy.get("transforms") and not strategy.get("filters")
+
+
+def is_sequential(run: Run) -> bool:
+    """Whether a run decodes one token per step, the most confident one."""
+    select = run.settings["strategy"].get("select", {})
+    one = select.get("tokens_per_step") == 1 and select.get("order") == "confidence"
+    return is_plain(run) and selection(run) == "TopK" and one
+
+
+def surroundings(run: Run) -> tuple[object, ...]:
+    """Everything but strategy: schedule, cache, sampler."""
+    return tuple(run.settings.get(name) for name in ("schedule", "cache", "sampler"))
+
+
+def stops(run: Run) -> object:
+    """The stop rules of a run."""
+    return run.settings["strategy"].get("stop") or {}
+
+
+def sequential_of(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The sequential run with the same schedule, cache, sampler and stop rules."""
+    same = [
+        other
+        for other in runs
+        if is_sequential(other)
+        and stops(other) == stops(run)
+        and surroundings(other) == surroundings(run)
+    ]
+    return same[0] if same else None
+
+
+# Forms.
+
+
+def cells(row: Row) -> dict[str, str]:
+    """What people read, by column."""
+    speed = row.speedup
+    return {
+        "strategy": row.strategy,
+        "task": row.task,
+        "problems": f"{row.problems:,}",
+        "accuracy": _span(row.accuracy, 100, 1),
+        "forwards": f"{row.forwards.value:.1f}",
+        "tokens_per_forward": _span(row.tokens_per_forward, 1, 2),
+        "speedup_forwards": "–" if speed is None else f"{speed.forwards:.2f}×",
+        "speedup_wall": "–" if speed is None else _number(speed.wall_time, "{:.2f}×"),
+        "headroom": "–" if row.headroom is None else f"{100 * row.headroom:.0f}",
+        "slots_per_forward": f"{row.slots_per_forward:.2f}",
+        "wasted_forwards": f"{row.wasted_forwards:.1f}",
+        "seconds_per_problem": _number(1000 * row.seconds_per_problem, "{:.1f}"),
+    }
+
+
+def _span(interval: Interval, scale: float, digits: int) -> str:
+    value, low, high = (scale * x for x in (interval.value, interval.low, interval.high))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else form.format(value)
+
+
+def head(name: str) -> str:
+    """Head of a column with its unit."""
+    column = COLUMNS[name]
+    return f"{column.head} ({column.unit})" if column.unit else column.head
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """All figures in full precision, one line per row; shares in 0..1, times in seconds."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    ranges = ("accuracy", "forwards", "tokens_per_forward")
+    plain = ("slots_per_forward", "tokens_per_second", "seconds_per_problem", "wasted_forwards",
+             "decoding_order", "redundancy")  # fmt: skip
+    names = [f"{name}{end}" for name in ranges for end in ("", "_low", "_high")]
+    writer.writerow(
+        ["strategy", "task", "problems", *names, *plain, "speedup_forwards", "speedup_wall_time",
+         "delivered_tokens_of_sequential", "saved_forwards_from_padding", "share_of_oracle"]
+    )  # fmt: skip
+    for row in rows:
+        spans = [getattr(row, name) for name in ranges]
+        speed = row.speedup
+        writer.writerow(
+            [row.strategy, row.task, row.problems]
+            + [repr(x) for span in spans for x in (span.value, span.low, span.high)]
+            + [_csv(getattr(row, name)) for name in plain]
+            + ([""] * 4 if speed is None else
+               [_csv(x) for x in (speed.forwards, speed.wall_time, speed.tokens, speed.padding)])
+            + ["" if row.headroom is None else repr(row.headroom)]
+        )  # fmt: skip
+    return buffer.getvalue()
+
+
+def _csv(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head(name) for name in columns) + " |"]
+    lines.append("|" + "|".join("---:" if COLUMNS[c].numeric else "---" for c in columns) + "|")
+    for row in rows:
+        filled = cells(row)
+        lines.append("| " + " | ".join(filled[name].replace("|", "\\|") for name in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """A LaTeX table for the package booktabs."""
+    form = "".join("r" if COLUMNS[name].numeric else "l" for name in columns)
+    lines = [f"\\begin{{tabular}}{{{form}}}", "\\toprule"]
+    lines.append(" & ".join(_tex(head(name)) for name in columns) + " \\\\")
+    lines.append("\\midrule")
+    for row in rows:
+        filled = cells(row)
+        lines.append(" & ".join(_tex(filled[name]) for name in columns) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _tex(text: str) -> str:
+    for letter in "\\&%$#_{}":
+        text = text.replace(letter, "\\textbackslash{}" if letter == "\\" else f"\\{letter}")
+        if letter == "\\":
+            # the braces just written are no text
+            text = text.replace("\\textbackslash{}", "\0")
+    text = text.replace("\0", "\\textbackslash{}").replace("×", "$\\times$").replace("–", "--")
+    return text

@@ -1,0 +1,478 @@
+"""`task=eval`: decode and grade problems, write every sample as it comes, show the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dllm_decode.errors import (
+    ConfigError,
+    require_choice,
+    require_count,
+    require_in_range,
+)
+from dllm_decode.tasks import Context, Task
+
+if TYPE_CHECKING:
+    from dllm_decode.api import TextDecoder
+    from dllm_decode.evaluation.data import Question
+    from dllm_decode.evaluation.metrics import Sample
+    from dllm_decode.evaluation.store import JobFolder
+    from dllm_decode.models.loaded import LoadedModel
+
+GROUPS = ("strategy", "schedule", "cache", "sampler")
+_MODELS: dict[str, Any] = {}  # models of this process, so that a sweep loads each of them once
+_FINISHED: dict[Path, None] = {}  # jobs of this process, for the table at the end
+
+
+@dataclass(frozen=True)
+class Eval(Task):
+    """Measures one combination of model, strategy, schedule, cache and sampler on problems.
+
+    Problems. families: bundled ones by name, `shown` (those the bundled model solves) or `all`;
+    split: `held_out` or `train`; count: problems per family, or of the file; seed: of the draw, and
+    question i is decoded with seed + i; data: a JSONL file instead, see
+    `dllm_decode.evaluation.data`; format: of the file, None: told from its keys; max_new_tokens:
+    columns per answer, None: what family or format needs. Exact toy worlds bring their own
+    problems, and families do not matter.
+
+    Prompts. template: `auto`, `chat` or `plain`, see `dllm_decode.evaluation.evaluate.encode`;
+    shots: a file of examples in the same format; shot_count: how many of them, from the top, stand
+    before every question.
+
+    Running. batch_size: problems decoded together, which changes speed and nothing else; run_code:
+    allow graders that execute answers, see `dllm_decode.evaluation.sandbox`; code_seconds: time
+    limit of one execution.
+
+    Results. runs: the folder of all jobs; a job is named by a hash of everything that matters to
+    its figures, so that a rerun skips finished jobs and goes on with unfinished ones; resume: false
+    does the job again from the start.
+    """
+
+    families: str | list[str] = "shown"
+    split: str = "held_out"
+    count: int = 100
+    seed: int = 0
+    data: str | None = None
+    format: str | None = None
+    max_new_tokens: int | None = None
+    template: str = "auto"
+    shots: str | None = None
+    shot_count: int = 0
+    batch_size: int = 16
+    run_code: bool = False
+    code_seconds: float = 30.0
+    runs: str = "runs/eval"
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        require_count("task.count", self.count)
+        require_count("seed", self.seed, minimum=0)
+        require_count("batch_size", self.batch_size)
+        require_count("task.shot_count", self.shot_count, minimum=0)
+        if self.max_new_tokens is not None:
+            require_count("max_new_tokens", self.max_new_tokens)
+        require_choice("task.split", self.split, ("held_out", "train"))
+        require_choice("task.template", self.template, ("auto", "chat", "plain"))
+        require_in_range(
+            "task.code_seconds", self.code_seconds, 0, 3600, open_low=True, unit="seconds"
+        )
+        if (self.shots is None) != (self.shot_count == 0):
+            raise ConfigError(
+                "task.shots (a file) and task.shot_count (how many) belong together, got "
+                f"{self.shots!r} and {self.shot_count}"
+            )
+        if self.data is None and (self.format is not None or self.shots is not None):
+            raise ConfigError("task.format and task.shots need task.data, a file of problems")
+        if not self.runs:
+            raise ConfigError("task.runs must name a folder, got an empty text")
+        self.family_names()  # unknown families are refused before a model is loaded
+
+    def run(self, context: Context) -> int:
+        """Decode what is not done yet; returns 0, or 1 if a problem could not be decoded."""
+        code = self.evaluate(context, job_number())
+        show_table(context, list(_FINISHED))
+        return code
+
+    def evaluate(self, context: Context, order: int) -> int:
+        """`run` without its table; order: place of the job in reports."""
+        from dllm_decode.build import build
+        from dllm_decode.evaluation.evaluate import check_questions
+        from dllm_decode.evaluation.store import RESULTS, JobFolder, job_key, read_json
+
+        decoder = build(context.cfg, model=lambda: shared_model(context))
+        questions = self.questions(decoder.model)
+        check_questions(questions)
+        name = job_name(context.cfg_choice("strategy"), context.overrides)
+        description = self.description(context, decoder, questions)
+        path = Path(self.runs) / f"{_slug(name)}-{job_key(description)}"
+        if self.resume and (path / RESULTS).exists():
+            context.display.say(f"{name}: done already, {path}")
+        else:
+            if not self.resume:
+                _forget(path)
+            with JobFolder(path, {"name": name, **description}) as folder:
+                self._decode(context, decoder, questions, folder, name)
+                results = self._results(context, decoder, questions, folder)
+                folder.finish({"name": name, "order": order, **results})
+        _FINISHED[path] = None
+        results = read_json(path / RESULTS)
+        context.folder.write_json("results.json", {"job": str(path), **results})
+        return int(results["errors"] > 0)
+
+    # What is asked.
+
+    def family_names(self) -> list[str]:
+        """Names of the bundled families; raises `ConfigError` for unknown ones and for none."""
+        from dllm_decode.evaluation.problems import FAMILIES
+
+        if self.families == "all":
+            return list(FAMILIES)
+        if self.families == "shown":
+            return [family.name for family in FAMILIES.values() if family.shown] or list(FAMILIES)
+        names = [self.families] if isinstance(self.families, str) else list(self.families)
+        if not names:
+            raise ConfigError("task.families must name at least one family, got an empty list")
+        for name in names:
+            if name not in FAMILIES:
+                raise ConfigError(
+                    f"task.families must be shown, all, or names of {', '.join(FAMILIES)}; "
+                    f"got {name!r}"
+                )
+        return names
+
+    def questions(self, model: LoadedModel) -> list[Question]:
+        """The problems, in the order in which they are numbered."""
+        from dataclasses import replace
+
+        from dllm_decode.evaluation import data
+
+        if self.data is not None:
+            found = self._from_file(self.data)
+        elif hasattr(model, "sample_prompts"):
+            found = world_questions(model, self.count, self.seed)
+        else:
+            found = [
+                question
+                for family in self.family_names()
+                for question in data.bundled(family, self.count, self.seed, self.split)
+            ]
+        if self.max_new_tokens is None:
+            return found
+        return [replace(question, max_new_tokens=self.max_new_tokens) for question in found]
+
+    def _from_file(self, path: str) -> list[Question]:
+        from dllm_decode.evaluation import data
+        from dllm_decode.evaluation.sandbox import Limits
+
+        shots: list[tuple[str, str]] = []
+        if self.shots is not None:
+            shots = data.shots_from_file(self.shots, self.shot_count, self.format)
+        return data.from_file(
+            path,
+            self.format,
+            count=self.count,
+            run_code=self.run_code,
+            shots=shots,
+            limits=Limits(seconds=self.code_seconds),
+        )
+
+    # What the job is.
+
+    def description(
+        self, context: Context, decoder: TextDecoder, questions: Sequence[Question]
+    ) -> dict[str, Any]:
+        """Everything that matters to the figures, as plain values; its hash names the job."""
+        from dllm_decode.evaluation.data import digest
+        from dllm_decode.evaluation.store import code_version
+        from dllm_decode.strategy import parts_of
+
+        loop = decoder.decoder
+        parts = [part for _, part in parts_of(loop.strategy)]
+        return {
+            "settings": settings_of(context),
+            "model": model_facts(decoder),
+            "code": code_version([*parts, loop.schedule, loop.cache, loop.sampler]),
+            "problems": digest(questions),
+            "seed": self.seed,
+            "template": self.template,
+            "batch_size": self.batch_size,
+        }
+
+    # Doing it.
+
+    def _decode(
+        self,
+        context: Context,
+        decoder: TextDecoder,
+        questions: Sequence[Question],
+        folder: JobFolder,
+        name: str,
+    ) -> None:
+        from dllm_decode.evaluation.evaluate import Evaluation
+
+        evaluation = Evaluation(
+            decoder.decoder,
+            decoder.model.tokenizer,
+            reference=lambda request: decoder.sequential.decode(
+                request, batch_size=self.batch_size
+            ),
+            template=self.template,
+            max_batch=self.batch_size,
+            seed=self.seed,
+        )
+        done = frozenset(sample.problem for sample in folder.samples)
+        left = [question for question in questions if question.key not in done]
+        if not left:
+            return
+        if self.run_code:
+            from dllm_decode.evaluation.sandbox import isolation
+
+            context.display.say(f"answers are executed ({isolation()})")
+        with context.display.working(f"{name}: warming up"):
+            evaluation.warm_up(left)
+        with progress(context, name, len(questions)) as tell:
+            tell(folder.samples)
+            for sample in evaluation.samples(questions, done):
+                folder.append(sample)
+                tell(folder.samples)
+
+    def _results(
+        self,
+        context: Context,
+        decoder: TextDecoder,
+        questions: Sequence[Question],
+        folder: JobFolder,
+    ) -> dict[str, Any]:
+        """What `results.json` holds."""
+        from dllm_decode.evaluation import metrics
+        from dllm_decode.evaluation.data import digest
+
+        tasks = list(dict.fromkeys(question.task for question in questions))
+        by_task = {
+            task: metrics.summary([s for s in folder.samples if s.task == task]) for task in tasks
+        }
+        return {
+            "settings": settings_of(context),
+            "model": model_facts(decoder),
+            "task_names": tasks,
+            "problems": len(questions),
+            "digest": digest(questions),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "template": self.template,
+            "errors": sum(bool(sample.error) for sample in folder.samples),
+            "figures": plain({"all": metrics.summary(folder.samples), **by_task}),
+            "environment": environment(),
+        }
+
+
+def shared_model(context: Context) -> LoadedModel:
+    """The model of this configuration, kept for further jobs of this process."""
+    from omegaconf import OmegaConf
+
+    key = json.dumps(OmegaConf.to_container(context.cfg.model, resolve=True), sort_keys=True)
+    if key not in _MODELS:
+        _MODELS.clear()  # one at a time: a large model leaves no room for a second
+        _MODELS[key] = context.model
+    model: LoadedModel = _MODELS[key]
+    return model
+
+
+def world_questions(world: Any, count: int, seed: int) -> list[Question]:
+    """Instances of an exact toy world; an answer is right if it can happen at all."""
+    import torch
+
+    from dllm_decode.evaluation.data import Question
+
+    def columns(prompt: str) -> int:
+        items = [world.symbols.index(s) for s in prompt if s in world.symbols]
+        return max(1, int(world.lengths(torch.tensor([items]))[0]))
+
+    name = type(world).__name__.lower()
+    return [
+        Question(
+            key=f"{name}/{seed}/{number}",
+            task=name,
+            prompt=prompt,
+            label="",
+            max_new_tokens=columns(prompt),
+            grade=lambda text, prompt=prompt: world.probability(prompt, text) > 0.0,
+        )
+        for number, prompt in enumerate(world.sample_prompts(count, seed))
+    ]
+
+
+def settings_of(context: Context) -> dict[str, Any]:
+    """The resolved groups that decide which tokens come out."""
+    from omegaconf import OmegaConf
+
+    return {name: OmegaConf.to_container(context.cfg[name], resolve=True) for name in GROUPS}
+
+
+def model_facts(decoder: TextDecoder) -> dict[str, Any]:
+    """What was decoded with: the checkpoint, its fingerprint, precision and device."""
+    about = decoder.model.description
+    mark = getattr(decoder.model.denoiser, "fingerprint", None)
+    facts: dict[str, Any] = {
+        "description": str(about),
+        "fingerprint": mark,
+        "dtype": about.dtype,
+        "device": about.device,
+    }
+    if mark is None:  # an exact world: its settings are all there is to it
+        facts["settings"] = repr(decoder.model.denoiser)
+    return facts
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware."""
+    import torch
+    import transformers
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def job_name(strategy: str, overrides: Sequence[str]) -> str:
+    """What tables call a job: its strategy, then what else was set.
+
+    strategy: the option of the group; overrides: of the command line or sweep, e.g.
+    `strategy.select.threshold=0.8`.
+    """
+    words = [strategy]
+    for text in overrides:
+        key, sign, value = text.lstrip("+").partition("=")
+        path = re.split(r"[./]", key)
+        if sign and path[0] in GROUPS and key != "strategy":
+            # "threshold 0.8" rather than "threshold threshold=0.8"
+            words.append(value if path[-1] == strategy else f"{path[-1]}={value}")
+    return " ".join(words)
+
+
+def job_number() -> int:
+    """Place of a job in its sweep, 0 outside of one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return 0
+    number = HydraConfig.get().job.get("num", 0)
+    return int(number) if number is not None else 0
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-")[:60]
+
+
+def _forget(path: Path) -> None:
+    """Remove what an earlier run of the same job left."""
+    from dllm_decode.evaluation.store import FAILURE, RESULTS, SAMPLES
+
+    for name in (RESULTS, SAMPLES, FAILURE):
+        (path / name).unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """The value with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, float) and value != value:
+        return None
+    return value
+
+
+# What people see.
+
+
+@contextmanager
+def progress(
+    context: Context, name: str, total: int
+) -> Iterator[Callable[[Sequence[Sample]], None]]:
+    """Problems done, accuracy so far, tokens per forward and time left; takes the samples so far."""
+    display = context.display
+    if display.mode == "live":
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=display.console, transient=True) as bar:
+            task = bar.add_task(name, total=total, figures="")
+            yield lambda samples: bar.update(
+                task, completed=len(samples), figures=so_far(samples)
+            )
+        return
+    begin = time.monotonic()
+    state = {"told": begin, "before": -1}
+
+    def tell(samples: Sequence[Sample]) -> None:
+        now = time.monotonic()
+        if state["before"] < 0:
+            state["before"] = len(samples)
+        new = len(samples) - state["before"]
+        if now - state["told"] >= 5 and new:
+            state["told"] = now
+            left = (now - begin) / new * (total - len(samples))
+            display.say(f"{name}: {len(samples)}/{total}, {so_far(samples)}, {left:.0f} s left")
+
+    yield tell
+
+
+def so_far(samples: Sequence[Sample]) -> str:
+    """Accuracy and tokens per forward of the samples until now."""
+    if not samples:
+        return ""
+    right = sum(sample.correct for sample in samples) / len(samples)
+    forwards = sum(sample.forwards for sample in samples)
+    tokens = sum(sample.delivered for sample in samples) / max(1, forwards)
+    return f"accuracy {100 * right:.1f} %, {tokens:.2f} tokens per forward"
+
+
+def show_table(context: Context, paths: Sequence[Path]) -> None:
+    """The jobs of this process that can stand in one table with the last one."""
+    from dllm_decode.evaluation.report import read_runs, terminal_table
+    from dllm_decode.evaluation.tables import rows_of
+
+    runs = read_runs(paths)
+    last = runs[-1].results
+    runs = [run for run in runs if all(run.results[k] == last[k] for k in ("model", "digest"))]
+    context.display.show(terminal_table(rows_of(runs, None), title="all tasks"))
+    if len(last["task_names"]) > 1:
+        rows = [row for task in last["task_names"] for row in rows_of(runs[-1:], task)]
+        context.display.show(terminal_table(rows, title=runs[-1].name, tasks=True))

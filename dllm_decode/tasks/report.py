@@ -1,0 +1,91 @@
+"""`task=report`: tables, figures and pages from the runs of `task=eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dllm_decode.errors import ConfigError
+from dllm_decode.tasks import Context, Task
+
+
+@dataclass(frozen=True)
+class Report(Task):
+    """Shows finished runs in a terminal table and writes CSV, Markdown, LaTeX, HTML and figures.
+
+    runs: folder that `task=eval` wrote, or one above several; only: keep runs whose name or folder
+    contains this text; output: folder of the report, None: `report` in the run folder; title: of
+    the pages; preface: a Markdown file put before the tables; figures: draw them (needs
+    matplotlib); define: print the definition of every metric as well; markdown: also write the
+    Markdown page to this file, with its figures beside it in a folder of the same name.
+    """
+
+    runs: str = "runs/eval"
+    only: str | None = None
+    output: str | None = None
+    title: str = "Evaluation"
+    preface: str | None = None
+    figures: bool = True
+    define: bool = False
+    markdown: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("task.runs must name a folder, got an empty text")
+        if self.markdown is not None and not self.markdown.endswith(".md"):
+            raise ConfigError(f"task.markdown must end with .md, got {self.markdown!r}")
+
+    def run(self, context: Context) -> int:
+        """Write the report; returns 1 if results were damaged or failed and had to be left out."""
+        from dllm_decode.evaluation import metrics
+        from dllm_decode.evaluation.report import collect, terminal_table, write_report
+
+        collection = collect(self.runs)
+        folder = Path(self.output) if self.output else context.folder.path / "report"
+        preface = self._preface()
+        with context.display.working("writing the report"):
+            written = write_report(
+                collection,
+                folder,
+                only=self.only,
+                title=self.title,
+                preface=preface,
+                draw=self.figures,
+            )
+        report = written.report
+        for name, text in report.facts.items():
+            context.display.say(f"{name}: {text}")
+        context.display.show(terminal_table(report.overall, title="all tasks"))
+        for task, rows in report.tasks.items() if len(report.tasks) > 1 else ():
+            context.display.show(terminal_table(rows, title=task))
+        for note in report.notes:
+            context.display.say(f"{note.kind}: {note.text}")
+        if self.define:
+            for name, unit, text in metrics.definitions():
+                context.display.say(f"{name} [{unit}]: {text}")
+        for text in report.warnings:
+            context.display.say(f"left out: {text}", "bold")
+        if self.markdown is not None:
+            self._publish(folder, Path(self.markdown))
+        context.display.say(f"report: {folder / 'report.html'}")
+        return int(bool(collection.broken or collection.failed))
+
+    def _preface(self) -> str:
+        if self.preface is None:
+            return ""
+        try:
+            return Path(self.preface).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"task.preface: {self.preface} cannot be read: {error}") from None
+
+    def _publish(self, folder: Path, page: Path) -> None:
+        """Copy the Markdown page and its figures to where a documentation wants them."""
+        text = (folder / "report.md").read_text(encoding="utf-8")
+        target = page.with_suffix("")
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for figure in sorted((folder / "figures").glob("*.svg")):
+                (target / figure.name).write_bytes(figure.read_bytes())
+            page.write_text(text.replace("](figures/", f"]({target.name}/"), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"task.markdown: {page} cannot be written: {error}") from None

@@ -1,0 +1,365 @@
+"""Whole evaluation runs: closed forms on exact worlds, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dllm_decode.build import build, build_task
+from dllm_decode.cli import main
+from dllm_decode.config import compose_checked
+from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation import metrics, store
+from dllm_decode.evaluation.data import Question
+from dllm_decode.evaluation.evaluate import Evaluation, check_questions, encode
+from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.tasks import eval as task_module
+from dllm_decode.tasks.eval import Eval, job_name, world_questions
+
+SEQUENTIAL = ("strategy=sequential",)
+
+
+def evaluation(*overrides: str, batch: int = 256) -> tuple[Evaluation, list[Question]]:
+    cfg = compose_checked(["model=toy_shuffle", "schedule=whole", *overrides])
+    decoder = build(cfg)
+    made = Evaluation(
+        decoder.decoder,
+        decoder.model.tokenizer,
+        reference=lambda request: decoder.sequential.decode(request),
+        max_batch=batch,
+    )
+    return made, world_questions(decoder.model, 400, 0)
+
+
+def within(successes: int, trials: int, share: float) -> bool:
+    """Whether a count is within 4.5 standard deviations of what a share predicts."""
+    return abs(successes - trials * share) <= 4.5 * math.sqrt(trials * share * (1 - share)) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("strategy", "accuracy", "forwards"),
+    [
+        (("strategy=sequential",), 1.0, 6),
+        (("strategy=topk", "strategy.select.tokens_per_step=2"), 0.3125, 3),
+        (("strategy=topk", "strategy.select.tokens_per_step=3"), 0.12346, 2),
+        (("strategy=threshold", "strategy.select.threshold=0.6"), 1.0, None),
+    ],
+)
+def test_shuffle_reproduces_its_closed_forms(strategy, accuracy, forwards):
+    run, questions = evaluation(*strategy)
+    samples = list(run.samples(questions))
+    assert within(sum(s.correct for s in samples), len(samples), accuracy)
+    assert forwards is None or {s.forwards for s in samples} == {forwards}
+
+
+@pytest.mark.parametrize(
+    ("model", "share"), [("toy_copy", 1.0), ("toy_reverse", 1.0), ("toy_replace_random", 0.0)]
+)
+def test_other_worlds_in_three_tokens_per_step(model, share):
+    run, questions = evaluation(
+        f"model={model}", "strategy=topk", "strategy.select.tokens_per_step=3"
+    )
+    samples = list(run.samples(questions[:60]))
+    assert sum(s.correct for s in samples) == share * len(samples)
+
+
+def test_the_oracle_counts_its_reference_apart():
+    run, questions = evaluation("strategy=oracle")
+    samples = list(run.samples(questions[:20]))
+    assert all(s.correct and s.reference_forwards == 6 for s in samples)
+    assert metrics.forwards_per_problem(samples).value <= 6
+
+
+def test_a_sample_does_not_depend_on_what_else_is_decoded():
+    run, questions = evaluation("strategy=topk", "sampler=categorical")
+    strip = lambda s: {**s.to_record(), "seconds": 0}  # noqa: E731
+    whole = {s.problem: strip(s) for s in run.samples(questions[:30])}
+    done = frozenset(q.key for q in questions[:30:2])
+    small, _ = evaluation("strategy=topk", "sampler=categorical", batch=3)
+    part = {s.problem: strip(s) for s in small.samples(questions[:30], done)}
+    assert part == {key: value for key, value in whole.items() if key not in done}
+
+
+def test_proposals_are_noted_since_they_stand_without_a_break():
+    run, questions = evaluation("model=toy_copy", *SEQUENTIAL)
+    (sample,) = run.samples(questions[:1])
+    # everything is certain from the first step on
+    assert sample.ready == (0,) * 6
+    assert metrics.temporal_redundancy([sample]) == pytest.approx(5 / 6)
+    run, questions = evaluation("model=toy_shuffle", *SEQUENTIAL)
+    (sample,) = run.samples(questions[:1])
+    assert all(ready <= step for ready, step in zip(sample.ready, sample.steps, strict=True))
+
+
+def test_time_is_counted_for_decoding_only():
+    run, questions = evaluation(*SEQUENTIAL)
+    ticks = iter(range(10_000))
+    slow = Evaluation(run.decoder, run.tokenizer, max_batch=2, clock=lambda: float(next(ticks)))
+    samples = list(slow.samples(questions[:4]))
+    assert sum(s.seconds for s in samples) == 4  # one tick per answer, none for grading
+
+
+class Words:
+    """A tokenizer with one id per letter."""
+
+    def __init__(self, chat: bool) -> None:
+        self.has_chat_template = chat
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def encode_chat(self, messages, *, open_reply=True):
+        return self.encode("".join(f"<{m['role'][0]}>{m['content']}" for m in messages) + "<a>")
+
+
+def text_of(chat: bool, template: str, shots=()) -> str:
+    question = Question("k", "t", "Q2", "A2", 4, bool, tuple(shots))
+    return "".join(map(chr, encode(Words(chat), question, template)))
+
+
+def test_templates_are_explicit():
+    assert text_of(True, "auto") == text_of(True, "chat") == "<u>Q2<a>"
+    assert text_of(False, "auto") == text_of(True, "plain") == "Q2"
+    assert text_of(True, "chat", [("Q1", "A1")]) == "<u>Q1<a>A1<u>Q2<a>"
+    assert text_of(False, "plain", [("Q1", "A1")]) == "Q1\nA1\n\nQ2\n"
+    with pytest.raises(ConfigError, match="task.template must be one of auto, chat, plain"):
+        text_of(True, "alpaca")
+
+
+def test_nothing_and_repeated_keys_are_refused():
+    with pytest.raises(ConfigError, match="at least one problem, got none"):
+        check_questions([])
+    question = Question("k", "t", "p", "l", 4, bool)
+    with pytest.raises(ConfigError, match="two problems have the key 'k'"):
+        check_questions([question, question])
+
+
+# The store.
+
+
+def sample(key: str, **changes) -> Sample:
+    return Sample(
+        **{**dict(problem=key, task="t", prompt="", text="", correct=True, forwards=2, slots=2,
+                  steps=(0, 1)), **changes}
+    )  # fmt: skip
+
+
+def test_a_job_key_ignores_the_order_of_keys_and_nothing_else():
+    assert store.job_key({"a": 1, "b": 2}) == store.job_key({"b": 2, "a": 1})
+    assert store.job_key({"a": 1}) != store.job_key({"a": 2})
+
+
+def test_the_code_version_follows_the_plugins():
+    one, other = evaluation(*SEQUENTIAL)[0].decoder, evaluation("strategy=factor")[0].decoder
+    version = store.code_version([one.strategy.select])
+    assert version == store.code_version([one.strategy.select])
+    assert version != store.code_version([other.strategy.select])
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 400))
+def test_a_killed_job_loses_at_most_the_line_in_flight(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("job")
+    with store.JobFolder(path, {}) as job:
+        for number in range(4):
+            job.append(sample(f"p{number}"))
+    file = path / store.SAMPLES
+    data = file.read_bytes()
+    file.write_bytes(data[: min(cut, len(data))])
+    whole = data[: min(cut, len(data))].count(b"\n")
+    with store.JobFolder(path, {}) as job:
+        assert [s.problem for s in job.samples] == [f"p{n}" for n in range(whole)]
+        for number in range(whole, 4):
+            job.append(sample(f"p{number}"))
+    assert file.read_bytes() == data
+
+
+def test_failed_and_repeated_samples_are_done_again(tmp_path):
+    with store.JobFolder(tmp_path, {}) as job:
+        for entry in (sample("a", error="boom"), sample("b"), sample("b")):
+            job.append(entry)
+    with store.JobFolder(tmp_path, {}) as job:
+        assert [s.problem for s in job.samples] == ["b"]
+
+
+def test_a_job_in_use_is_refused(tmp_path):
+    with (
+        store.JobFolder(tmp_path, {}),
+        pytest.raises(store.StoreError, match="in use by another process"),
+        store.JobFolder(tmp_path, {}),
+    ):
+        pass
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / store.SAMPLES).write_text("{}\n", encoding="utf-8")
+    with pytest.raises(store.StoreError, match=r"samples.jsonl, line 1 cannot be read"):
+        store.parse_samples(tmp_path / store.SAMPLES)
+
+
+def test_a_failure_is_noted_and_forgotten_when_the_job_succeeds(tmp_path):
+    with pytest.raises(RuntimeError), store.JobFolder(tmp_path, {}):
+        raise RuntimeError("no luck")
+    assert "no luck" in (tmp_path / store.FAILURE).read_text()
+    with store.JobFolder(tmp_path, {}) as job:
+        job.finish({"done": True})
+    assert not (tmp_path / store.FAILURE).exists()
+
+
+# The command.
+
+
+def command(tmp_path: Path, *words: str, sweep: bool = False) -> int:
+    place = f"hydra.{'sweep' if sweep else 'run'}.dir={tmp_path / 'out'}"
+    return main(
+        [*(["-m"] if sweep else []), "task=eval", "model=toy_shuffle", "schedule=whole",
+         "task.count=12", "batch_size=5", f"runs={tmp_path / 'runs'}", place, "display=plain", *words]
+    )  # fmt: skip
+
+
+def results_in(folder: Path) -> dict[str, dict]:
+    return {
+        values["name"]: values
+        for file in sorted(folder.rglob("results.json"))
+        for values in [json.loads(file.read_text())]
+        if (file.parent / "samples.jsonl").exists()
+    }
+
+
+def test_a_sweep_writes_a_job_per_strategy_and_one_model_serves_all(tmp_path, capsys, monkeypatch):
+    loaded = []
+    original = task_module.shared_model
+    task_module._MODELS.clear()
+    monkeypatch.setattr(
+        task_module, "shared_model", lambda c: loaded.append(original(c)) or loaded[-1]
+    )
+    assert command(tmp_path, "strategy=sequential,topk", sweep=True) == 0
+    assert len(loaded) == 2 and loaded[0] is loaded[1]
+    found = results_in(tmp_path / "runs")
+    assert set(found) == {"sequential schedule=whole", "topk schedule=whole"}
+    figures = found["sequential schedule=whole"]["figures"]["all"]
+    assert (figures["accuracy"]["value"], figures["forwards"]["value"]) == (1.0, 6.0)
+    assert "sequential" in capsys.readouterr().out
+
+
+def test_a_rerun_skips_and_gives_the_same(tmp_path, capsys):
+    assert command(tmp_path, *SEQUENTIAL) == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert command(tmp_path, *SEQUENTIAL) == 0
+    assert "done already" in capsys.readouterr().out
+    assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()} == before
+
+
+def test_two_runs_of_the_same_job_agree_in_everything_but_time(tmp_path):
+    records = []
+    for name in ("one", "two"):
+        command(tmp_path / name, "strategy=topk", "sampler=categorical")
+        (file,) = (tmp_path / name).rglob("samples.jsonl")
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        records.append([{**line, "seconds": 0} for line in lines])
+    assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_job_killed_anywhere_goes_on_without_loss_or_repetition(tmp_path, monkeypatch, seed):
+    dies_after = random.Random(seed).randint(0, 11)
+    original = store.JobFolder.append
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self, entry):
+        if len(self.samples) == dies_after:
+            self._file.write('{"half a li')
+            raise Killed
+        original(self, entry)
+
+    monkeypatch.setattr(store.JobFolder, "append", dying)
+    with pytest.raises(Killed):
+        command(tmp_path, "strategy=topk")
+    monkeypatch.setattr(store.JobFolder, "append", original)
+    assert results_in(tmp_path / "runs") == {}
+    assert command(tmp_path, "strategy=topk") == 0
+    (file,) = (tmp_path / "runs").rglob("samples.jsonl")
+    keys = [json.loads(line)["problem"] for line in file.read_text().splitlines()]
+    assert sorted(keys) == sorted(f"shuffle/0/{n}" for n in range(12))
+    run, questions = evaluation("strategy=topk")
+    whole = {s.problem: s.to_record() for s in run.samples(questions[:12])}
+    for line in file.read_text().splitlines():
+        record = json.loads(line)
+        assert {**record, "seconds": 0} == {
+            **json.loads(json.dumps(whole[record["problem"]])), "seconds": 0
+        }  # fmt: skip
+
+
+def test_resume_false_does_the_job_again(tmp_path):
+    command(tmp_path, *SEQUENTIAL)
+    (file,) = (tmp_path / "runs").rglob("samples.jsonl")
+    before = file.stat().st_mtime_ns
+    command(tmp_path, *SEQUENTIAL, "task.resume=false")
+    assert file.stat().st_mtime_ns > before
+    assert len(file.read_text().splitlines()) == 12
+
+
+def test_a_file_of_problems_is_evaluated(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"question": "abc", "answer": "#### 2"}) + "\n", encoding="utf-8")
+    assert command(tmp_path, *SEQUENTIAL, f"task.data={data}", "max_new_tokens=3") == 0
+    (found,) = results_in(tmp_path / "runs").values()
+    assert found["task_names"] == ["gsm8k"] and found["problems"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("task.count=0",), "task.count must be a whole number >= 1, got 0"),
+        (("task.families=[copy,knit]",), "got 'knit'"),
+        (("task.families=[]",), "at least one family"),
+        (("task.split=test",), "task.split must be one of held_out, train"),
+        (("task.template=alpaca",), "task.template must be one of"),
+        (("task.code_seconds=0",), "task.code_seconds must lie in"),
+        (("task.shots=a.jsonl",), "belong together"),
+        (("task.format=gsm8k",), "need task.data"),
+        (("runs=''",), "task.runs must name a folder"),
+        (("batch_size=0",), "batch_size must be a whole number"),
+        (("max_new_tokens=0",), "max_new_tokens must be a whole number"),
+        (("task.cuont=3",), "did you mean task.count?"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(words, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build_task(compose_checked(["task=eval", "model=toy_shuffle", *words]))
+
+
+def test_a_missing_file_is_an_error_of_the_configuration(tmp_path, capsys):
+    assert command(tmp_path, *SEQUENTIAL, "task.data=missing.jsonl") == 2
+    assert "missing.jsonl cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unwritable_runs_folder_is_named(tmp_path, capsys):
+    (tmp_path / "runs").write_text("a file")
+    assert command(tmp_path, *SEQUENTIAL) == 2
+    assert "task.runs must be a writable folder" in capsys.readouterr().err
+
+
+def test_names_say_what_was_set():
+    assert job_name("credit", ["task=eval", "strategy=credit"]) == "credit"
+    assert job_name("threshold", ["strategy.select.threshold=0.8"]) == "threshold 0.8"
+    words = ["strategy=topk", "cache=prefix", "schedule.length=8", "strategy/stop=never"]
+    assert job_name("topk", words) == "topk cache=prefix length=8 stop=never"
+
+
+def test_all_families_can_be_asked_for():
+    from dllm_decode.evaluation.problems import FAMILIES
+
+    assert Eval(families="all").family_names() == list(FAMILIES)
+    assert set(Eval().family_names()) <= set(FAMILIES)

@@ -1,0 +1,313 @@
+"""Every figure against numbers worked out by hand, and against properties."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation import metrics
+from dllm_decode.evaluation.curves import aup, pareto_front, pbx
+from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.statistics import (
+    bootstrap_ratio,
+    kendall_tau,
+    paired_bootstrap,
+    wilson,
+)
+from dllm_decode.loop import Outcome
+
+EOT = 9
+
+
+def sample(steps=(0, 1), **changes) -> Sample:
+    values = dict(problem="p", task="t", prompt="?", text="!", correct=True, forwards=4, slots=8)
+    return Sample(**{**values, "steps": tuple(steps), **changes})
+
+
+def made(sequence, step_of, forwards=5, slots=6, **more) -> Sample:
+    outcome = Outcome(tuple(sequence), forwards, "eot", tuple(step_of), (1.0,) * len(sequence))
+    return metrics.sample_of(
+        outcome, problem="p", task="t", prompt="", text="", correct=True, slots=slots,
+        eot_ids=(EOT,), **more,
+    )  # fmt: skip
+
+
+def test_tokens_at_and_behind_the_first_end_of_text_are_not_delivered():
+    found = made([3, 4, EOT, 5], [0, 2, 1, 3])
+    assert (found.delivered, found.steps, found.end_step, found.spent) == (2, (0, 2), 1, 1)
+
+
+def test_tokens_given_in_advance_are_not_delivered():
+    found = made([3, 4, 5, EOT], [0, -1, 1, 2])
+    assert found.steps == (0, 1)
+
+
+def test_an_answer_without_end_of_text_is_delivered_whole():
+    found = made([3, 4], [1, 0])
+    assert (found.delivered, found.end_step, found.spent) == (2, -1, 0)
+
+
+def test_tokens_per_forward_divides_sums_and_not_means():
+    samples = [sample(range(1), forwards=1), sample(range(10), forwards=2)]
+    assert metrics.tokens_per_forward(samples).value == pytest.approx(11 / 3)
+    assert metrics.mean_of_ratios(samples) == pytest.approx(3.0)
+    assert metrics.slots_per_forward(samples) == pytest.approx(16 / 3)
+
+
+def test_a_forward_is_wasted_if_it_decides_neither_a_delivered_token_nor_its_end():
+    assert metrics.wasted_forwards([sample((0, 0, 3), end_step=1, forwards=6)]) == 3
+    assert metrics.wasted_forwards([sample((0, 1), end_step=2, forwards=3)]) == 0
+
+
+def test_rates_and_ratios():
+    samples = [sample((0,), seconds=0.5), sample((0, 1, 2), seconds=1.5)]
+    assert metrics.tokens_per_second(samples) == 2.0
+    assert metrics.seconds_per_problem(samples) == 1.0
+    assert metrics.effective_token_ratio(samples) == 4 / 16
+
+
+def test_decoding_order_is_one_from_left_to_right_and_minus_one_the_other_way():
+    assert metrics.decoding_order([sample(range(5))]) == 1.0
+    assert metrics.decoding_order([sample((4, 3, 2, 1, 0))]) == -1.0
+    assert math.isnan(metrics.decoding_order([sample((0, 0, 0))]))
+
+
+def test_commits_per_step_average_over_the_problems_still_running():
+    samples = [sample((0, 0), forwards=1), sample((0, 1), forwards=2)]
+    assert metrics.commits_per_step(samples) == [1.5, 1.0]
+
+
+def test_temporal_redundancy_counts_tokens_proposed_before_their_commit():
+    found = sample((0, 2, 5), ready=(0, 1, 1))
+    assert metrics.temporal_redundancy([found]) == pytest.approx(2 / 3)
+    assert metrics.temporal_redundancy([found], steps=4) == pytest.approx(1 / 3)
+    assert math.isnan(metrics.temporal_redundancy([sample()]))
+
+
+def test_speedup_keeps_forwards_and_wall_time_apart():
+    before = [sample((0, 1), forwards=8, seconds=4.0, end_step=2)]
+    after = [sample((0, 1), forwards=2, seconds=2.0)]
+    gain = metrics.speedup(after, before)
+    assert (gain.forwards, gain.wall_time, gain.tokens) == (4.0, 2.0, 1.0)
+    # five of the six saved passes had decided nothing in the sequential run
+    assert gain.padding == pytest.approx(5 / 6)
+    assert gain.useful == pytest.approx(3 / 2)
+
+
+def test_runs_on_different_problems_have_no_speedup_and_no_headroom():
+    for compare in (metrics.speedup, metrics.headroom):
+        with pytest.raises(ConfigError, match="same problems; these two differ"):
+            compare([sample()], [sample(problem="q")])
+
+
+def test_headroom_is_the_share_of_the_oracles_tokens_per_forward():
+    assert metrics.headroom([sample(forwards=4)], [sample(forwards=1)]) == 0.25
+
+
+def test_a_sample_survives_its_record():
+    found = sample((0, 3), ready=(0, 1), end_step=2, error="no")
+    assert Sample.from_record(found.to_record()) == found
+
+
+def test_a_record_with_other_keys_is_refused():
+    record = sample().to_record()
+    del record["forwards"]
+    with pytest.raises(ConfigError, match="check \\['forwards'\\]"):
+        Sample.from_record(record)
+
+
+def test_a_summary_holds_every_metric_and_refuses_nothing_at_all():
+    figures = metrics.summary([sample()])
+    assert {metric.name for metric in metrics.METRICS} <= set(figures)
+    with pytest.raises(ConfigError, match="at least one problem, got none"):
+        metrics.summary([])
+
+
+def test_every_metric_says_what_it_is():
+    for name, unit, definition in metrics.definitions():
+        assert name and unit and len(definition) > 20
+
+
+# Intervals.
+
+
+def test_wilson_reproduces_published_values():
+    # Newcombe, Statistics in Medicine 17 (1998), table I: 81/263, 15/148, 0/20, 1/29
+    for successes, trials, low, high in (
+        (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
+    ):  # fmt: skip
+        found = wilson(successes, trials)
+        assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_brackets_the_share_within_zero_and_one(pair):
+    found = wilson(*pair)
+    assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((1, 0), "trials must be a whole number >= 1"), ((3, 2), "successes must lie in"),
+     ((1, 2, 1.0), "level must lie in")],
+)  # fmt: skip
+def test_wilson_refuses_what_cannot_be(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        wilson(*arguments)
+
+
+def test_bootstrap_is_seeded_and_brackets_the_ratio():
+    top, bottom = [1, 2, 3, 4], [2, 2, 2, 2]
+    found = bootstrap_ratio(top, bottom, seed=3)
+    assert found == bootstrap_ratio(top, bottom, seed=3)
+    assert found.low <= found.value == 1.25 <= found.high
+
+
+def test_bootstrap_of_a_constant_has_no_width():
+    found = bootstrap_ratio([2.0] * 9, [1.0] * 9)
+    assert (found.low, found.value, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_statistics_refuse_unequal_and_empty_values():
+    for use in (bootstrap_ratio, paired_bootstrap, kendall_tau):
+        with pytest.raises(ConfigError, match="same length, got 1 and 2"):
+            use([1], [1, 2])
+        with pytest.raises(ConfigError, match="at least one problem, got none"):
+            use([], [])
+
+
+def test_paired_bootstrap_sees_what_unpaired_intervals_hide():
+    first = [1.0] * 60 + [0.0] * 40
+    second = [1.0] * 50 + [0.0] * 50
+    found = paired_bootstrap(first, second)
+    assert found.difference.value == pytest.approx(0.1)
+    assert found.difference.low > 0 and found.p_value < 0.01
+
+
+def test_paired_bootstrap_of_equal_runs_is_zero():
+    found = paired_bootstrap([1.0, 0.0], [1.0, 0.0])
+    assert (found.difference.value, found.p_value) == (0.0, 1.0)
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=12))
+def test_kendall_tau_is_odd_in_each_argument(values):
+    other = list(range(len(values)))
+    tau, mirrored = kendall_tau(values, other), kendall_tau([-v for v in values], other)
+    assert (math.isnan(tau) and math.isnan(mirrored)) or tau == pytest.approx(-mirrored)
+    assert math.isnan(tau) or -1 <= tau <= 1
+
+
+def test_kendall_tau_with_ties_by_hand():
+    # pairs of (1, 2, 2) with (1, 2, 3): two concordant, one tied in the first
+    assert kendall_tau([1, 2, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(2 * 3))
+
+
+# Curves.
+
+
+def test_the_pareto_front_leaves_out_what_is_beaten():
+    points = [(1.0, 90.0), (2.0, 80.0), (1.5, 70.0), (3.0, 85.0), (3.0, 85.0)]
+    assert pareto_front(points) == [0, 3]
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0, 100)), min_size=1, max_size=12))
+def test_every_point_is_on_the_front_or_beaten_by_it(points):
+    front = [points[i] for i in pareto_front(points)]
+    assert all(any(x >= a and y >= b for x, y in front) for a, b in points)
+
+
+def test_aup_by_hand():
+    # 2 * 80 + (4 - 2) * (80 + 76 * exp(-0.15)) / 2
+    expected = 160 + 80 + 76 * math.exp(-0.15)
+    assert aup([(4.0, 76.0), (2.0, 80.0)]) == pytest.approx(expected)
+
+
+def test_aup_leaves_out_points_that_fell_by_more_than_five():
+    assert aup([(1.0, 80.0), (9.0, 74.9)]) == 80.0
+
+
+def test_aup_refuses_no_points_and_a_best_below_them():
+    with pytest.raises(ConfigError, match="at least one point"):
+        aup([])
+    with pytest.raises(ConfigError, match="best_accuracy must be"):
+        aup([(1.0, 80.0)], best_accuracy=70.0)
+
+
+def test_pbx_without_interpolation_is_the_best_measured_point():
+    points = [(1.0, 90.0), (2.0, 70.0)]
+    assert pbx(points, 80.0, interpolate=False) == 1.0
+    assert pbx(points, 80.0) == 1.5
+    assert math.isnan(pbx(points, 95.0))
+
+
+def test_pbx_takes_the_better_of_equal_speeds():
+    assert pbx([(2.0, 60.0), (2.0, 90.0)], 80.0) == 2.0
+    with pytest.raises(ConfigError, match="accuracy must lie in"):
+        pbx([(1.0, 1.0)], 0.0)
+
+
+# Exact laws.
+
+SHUFFLE = {order: 1 / 6 for order in itertools.permutations(range(3))}
+REPLACE = {tuple(9 if i == j else i for i in range(4)): 1 / 4 for j in range(4)}
+
+
+def shuffle_of(n: int) -> dict[tuple[int, ...], float]:
+    orders = list(itertools.permutations(range(n)))
+    return {order: 1 / len(orders) for order in orders}
+
+
+@pytest.mark.parametrize(
+    ("n", "total"), [(2, 1.0), (3, 2.16993), (4, 3.41504)]
+)
+def test_one_step_loses_the_total_correlation_of_a_shuffle(n, total):
+    law = metrics.law_of_partition(shuffle_of(n), [list(range(n))])
+    assert metrics.kl_divergence(shuffle_of(n), law) == pytest.approx(total, abs=5e-6)
+
+
+@pytest.mark.parametrize(("n", "total"), [(2, 1.0), (3, 1.16993), (4, 1.24511)])
+def test_one_step_loses_the_total_correlation_of_a_replacement(n, total):
+    joint = {tuple(9 if i == j else i for i in range(n)): 1 / n for j in range(n)}
+    law = metrics.law_of_partition(joint, [list(range(n))])
+    assert metrics.kl_divergence(joint, law) == pytest.approx(total, abs=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "bound"),
+    [([6], 6.0179), ([3, 3], 3.0179), ([4, 2], 2.848), ([2, 4], 3.6781), ([2, 2, 2], 1.6781)],
+)
+def test_a_fixed_partition_of_a_shuffle_loses_the_published_bound(sizes, bound):
+    places = iter(range(6))
+    steps = [[next(places) for _ in range(size)] for size in sizes]
+    joint = shuffle_of(6)
+    law = metrics.law_of_partition(joint, steps)
+    assert metrics.kl_divergence(joint, law) == pytest.approx(bound, abs=5e-5)
+
+
+@given(st.permutations(range(4)))
+def test_one_at_a_time_reproduces_the_joint_in_every_order(order):
+    law = metrics.law_of_partition(REPLACE, [[place] for place in order])
+    assert metrics.total_variation(REPLACE, law) == pytest.approx(0.0, abs=1e-12)
+    assert metrics.kl_divergence(REPLACE, law) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_total_variation_by_hand_and_infinite_divergence():
+    assert metrics.total_variation({0: 1.0}, {0: 0.25, 1: 0.75}) == 0.75
+    assert metrics.kl_divergence({0: 0.5, 1: 0.5}, {0: 1.0}) == math.inf
+
+
+def test_laws_must_be_laws_and_steps_a_partition():
+    with pytest.raises(ConfigError, match="target must hold probabilities that sum to 1"):
+        metrics.kl_divergence({0: 0.4}, {0: 1.0})
+    with pytest.raises(ConfigError, match="each position 0 to 2 once"):
+        metrics.law_of_partition(SHUFFLE, [[0], [0, 1]])
+
+
+def test_an_empirical_law_counts_outcomes():
+    assert metrics.empirical_law([[1], [1], [2], [1]]) == {(1,): 0.75, (2,): 0.25}

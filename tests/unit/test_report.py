@@ -1,0 +1,337 @@
+"""Reports of made-up runs: tables, controls, files, and what is left out or refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dllm_decode.cli import main
+from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation import controls, page, report, store, tables
+from dllm_decode.evaluation.metrics import Sample
+
+THRESHOLD = {"_target_": "x.ConfidenceThreshold", "threshold": 0.9}
+TOP_ONE = {"_target_": "x.TopK", "tokens_per_step": 1, "order": "confidence"}
+EOT = {"eot": {"_target_": "x.EndOfText"}}
+
+
+def samples(right: int, forwards: int, *, wasted: int = 0, tokens: int = 8, count: int = 40):
+    useful = forwards - wasted
+    steps = tuple(min(i * useful // tokens, useful - 1) for i in range(tokens))
+    return [
+        Sample(
+            problem=f"copy/{n}", task="copy" if n % 2 else "sort", prompt="?", text="!",
+            correct=n < right, forwards=forwards, slots=16, steps=steps, seconds=forwards / 100,
+        )
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def run(
+    folder: Path, name: str, found: list[Sample], *, select=None, transforms=None, stop=EOT,
+    order: int = 0, **changes,
+) -> Path:  # fmt: skip
+    strategy = {"select": select or THRESHOLD, "transforms": transforms or {}, "stop": stop}
+    path = folder / name.replace(" ", "-")
+    shutil.rmtree(path, ignore_errors=True)
+    results = {
+        "name": name, "order": order, "settings": {"strategy": strategy, "schedule": {"length": 32}},
+        "task_names": ["copy", "sort"], "problems": len(found), "digest": "d1", "batch_size": 4,
+        "model": {"description": "a model", "fingerprint": "f1"}, "figures": {}, "errors": 0,
+        "environment": {"time": "2026", "cores": 2, "processor": "a processor"}, **changes,
+    }  # fmt: skip
+    with store.JobFolder(path, {}) as job:
+        for sample in found:
+            job.append(sample)
+        job.finish(results)
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs"
+    run(folder, "sequential", samples(40, 16, wasted=8), select=TOP_ONE, order=3)
+    run(folder, "threshold 0.9", samples(38, 6), order=1)
+    run(folder, "threshold 0.5", samples(30, 3), select={**THRESHOLD, "threshold": 0.5}, order=2)
+    credit = {"credit": {"_target_": "x.TraceCredit"}}
+    run(folder, "credit", samples(36, 4), transforms=credit, order=0)
+    return folder
+
+
+def read(folder: Path) -> list[store.Run]:
+    return report.chosen_runs(store.collect(folder), None)
+
+
+def test_the_baseline_comes_first_and_speedups_are_against_it(runs):
+    rows = tables.rows_of(read(runs), None)
+    assert [row.strategy for row in rows] == [
+        "sequential", "credit", "threshold 0.9", "threshold 0.5",
+    ]  # fmt: skip
+    assert [row.speedup.forwards for row in rows] == [1.0, 4.0, 16 / 6, 16 / 3]
+    assert rows[1].accuracy.value == 0.9
+    assert rows[1].headroom is None
+
+
+def test_headroom_appears_with_an_oracle(runs):
+    run(runs, "oracle", samples(40, 2), select={"_target_": "x.Oracle"})
+    rows = tables.rows_of(read(runs), None)
+    assert rows[-1].strategy == "oracle" and rows[-1].headroom == 1.0
+    assert rows[0].headroom == pytest.approx(2 / 16)
+
+
+def test_speedups_need_the_same_stop_rules(runs):
+    run(runs, "factor", samples(30, 3), select={"_target_": "x.Factor"}, stop={})
+    rows = {row.strategy: row for row in tables.rows_of(read(runs), None)}
+    assert rows["factor"].speedup is None
+
+
+def texts(found: list[store.Run], kind: str) -> list[str]:
+    return [note.text for note in controls.notes(found) if note.kind == kind]
+
+
+def test_credit_is_compared_with_the_threshold_of_equal_accuracy(runs):
+    (text,) = texts(read(runs), "credit")
+    # 95 % at 8/6 and 75 % at 8/3 tokens per forward: 90 % at 8/6 + (5 / 20) * (8/3 - 8/6)
+    assert "is as accurate" not in text and "reaches 1.67" in text
+    assert "credit beats it (+20.0 % tokens per forward)" in text
+    assert "paired bootstrap" in text
+
+
+def test_credit_that_is_no_better_than_a_threshold_is_called_so(runs):
+    run(runs, "threshold 0.7", samples(37, 4), select={**THRESHOLD, "threshold": 0.7})
+    (text,) = texts(read(runs), "credit")
+    assert "does not beat it" in text
+
+
+def test_credit_without_thresholds_says_what_is_missing(tmp_path):
+    run(tmp_path, "credit", samples(36, 4), transforms={"c": {"_target_": "x.TraceCredit"}})
+    (text,) = texts(read(tmp_path), "credit")
+    assert "cannot be said" in text and "strategy=threshold" in text
+
+
+def test_credit_above_or_before_every_threshold_stays_open(runs):
+    credit = {"credit": {"_target_": "x.TraceCredit"}}
+    run(runs, "credit", samples(40, 4), transforms=credit)
+    assert "None of the 2 plain thresholds is as accurate" in texts(read(runs), "credit")[0]
+    run(runs, "credit", samples(20, 2), transforms=credit)
+    assert "slower and at least as accurate" in texts(read(runs), "credit")[0]
+
+
+def test_the_stop_rule_is_shown_alone(runs):
+    (text,) = texts(read(runs), "end of text")
+    assert "was not run" in text
+    run(runs, "sequential stop=never", samples(40, 32, wasted=24), select=TOP_ONE, stop={})
+    (text,) = texts(read(runs), "end of text")
+    assert "2.00x fewer forwards" in text
+
+
+def test_gains_that_come_from_padding_are_noted(runs):
+    found = {text.split(":")[0]: text for text in texts(read(runs), "padding")}
+    assert set(found) == {"credit", "threshold 0.9", "threshold 0.5"}
+    # 16 passes, 8 of them idle, against 4: 8 of the 12 saved passes were idle
+    assert "67 % of the passes it saves" in found["credit"]
+    assert "2.00x instead of 4.00x" in found["credit"]
+
+
+def test_shorter_answers_are_noted(tmp_path):
+    run(tmp_path, "sequential", samples(40, 8), select=TOP_ONE)
+    run(tmp_path, "threshold", samples(40, 4, tokens=4))
+    (text,) = texts(read(tmp_path), "padding")
+    assert "delivers 50 % fewer tokens" in text
+
+
+# What is left out, and what is refused.
+
+
+def test_unfinished_failed_and_damaged_runs_are_named(runs):
+    (runs / "credit" / store.RESULTS).unlink()
+    (runs / "threshold-0.9" / store.RESULTS).unlink()
+    (runs / "threshold-0.9" / store.FAILURE).write_text('{"reason": "out of luck"}')
+    (runs / "threshold-0.5" / store.RESULTS).write_text("{half")
+    found = store.collect(runs)
+    assert [r.name for r in found.runs] == ["sequential"]
+    assert "credit: no results.json" in found.unfinished[0]
+    assert "out of luck" in found.failed[0]
+    assert "threshold-0.5/results.json cannot be read" in found.broken[0]
+
+
+def test_missing_samples_and_keys_are_damage(runs):
+    file = runs / "credit" / store.SAMPLES
+    file.write_text("".join(line + "\n" for line in file.read_text().splitlines()[:-1]))
+    (runs / "threshold-0.9" / store.RESULTS).write_text('{"name": "x"}')
+    broken = " ".join(store.collect(runs).broken)
+    assert "39 samples of the 40" in broken
+    assert "has no order, settings" in broken
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"digest": "d2"}, "differ in their problems"),
+     ({"model": {"description": "b", "fingerprint": "f2"}}, "differ in their model")],
+)  # fmt: skip
+def test_runs_that_no_table_should_mix_are_refused(runs, change, message):
+    run(runs, "factor", samples(3, 3), **change)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(runs)
+    assert "factor" in str(caught.value) and "credit" in str(caught.value)
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no evaluation runs"):
+        store.collect(tmp_path)
+    with pytest.raises(ConfigError, match="must be a folder"):
+        store.collect(tmp_path / "none")
+
+
+def test_some_runs_can_be_chosen(runs):
+    found = report.chosen_runs(store.collect(runs), "threshold")
+    assert len(found) == 2
+    with pytest.raises(ConfigError, match="no runs contain 'oracle'"):
+        report.chosen_runs(store.collect(runs), "oracle")
+
+
+def test_of_two_versions_of_a_job_the_newer_counts(runs):
+    path = run(runs / "again", "credit", samples(10, 4), environment={"time": "2027"})
+    assert path in [r.path for r in read(runs)]
+    assert [r.name for r in read(runs)].count("credit") == 1
+
+
+# Forms.
+
+
+class Balance(HTMLParser):
+    """Whether every tag is closed, and which tags there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict]] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "br", "path", "use", "rect", "line"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            while self.open.pop() != tag:
+                raise AssertionError(f"{tag} closes something else")
+
+
+def test_a_report_writes_every_form(runs, tmp_path):
+    pytest.importorskip("matplotlib")
+    written = report.write_report(store.collect(runs), tmp_path / "out", preface="Read *this*.")
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"table.csv", "report.md", "table.tex", "report.html"} <= names
+    for figure in ("accuracy_speed", "tasks", "steps", "grid"):
+        assert {f"{figure}.svg", f"{figure}.png"} <= names
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    parser = Balance()
+    parser.feed(html)
+    # nothing is fetched from anywhere, and identifiers are unique
+    assert not any(
+        str(value).startswith(("http:", "https:", "//", "file:"))
+        for tag, attrs in parser.seen
+        for key, value in attrs.items()
+        if key in ("src", "href", "xlink:href")
+    )
+    marks = [attrs["id"] for _, attrs in parser.seen if "id" in attrs]
+    assert len(marks) == len(set(marks))
+    assert html.count("<svg") == 4 and "credit" in html
+    markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "Read *this*." in markdown and "| credit | 40 | 90.0 [" in markdown
+    assert len(written.files) == 8
+
+
+@pytest.mark.slow
+def test_figures_are_the_same_twice(runs, tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("one", "two"):
+        report.write_report(store.collect(runs), tmp_path / name)
+    for path in (tmp_path / "one" / "figures").glob("*.svg"):
+        assert path.read_bytes() == (tmp_path / "two" / "figures" / path.name).read_bytes()
+
+
+def test_csv_holds_full_figures(runs):
+    rows = tables.rows_of(read(runs), None)
+    found = list(csv.DictReader(io.StringIO(tables.csv_text(rows))))
+    assert float(found[1]["accuracy"]) == 0.9
+    assert float(found[1]["tokens_per_forward"]) == 2.0
+    assert found[0]["share_of_oracle"] == ""
+
+
+def test_latex_is_escaped(runs):
+    rows = tables.rows_of(read(runs), None)
+    text = tables.latex(rows, ("strategy", "accuracy", "speedup_forwards"))
+    assert "\\toprule" in text and "4.00$\\times$" in text and "\\% [95 \\%]" in text
+    assert tables._tex("a_b\\c{}") == "a\\_b\\textbackslash{}c\\{\\}"
+
+
+def test_definitions_are_printed_on_request(runs, tmp_path, capsys):
+    words = ["task=report", f"runs={runs}", "task.figures=false", "task.define=true"]
+    markdown = tmp_path / "docs" / "results.md"
+    markdown.parent.mkdir()
+    words += [f"hydra.run.dir={tmp_path / 'out'}", f"task.markdown={markdown}", "display=plain"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "tokens_per_forward [tokens per pass]: delivered tokens" in shown
+    assert markdown.read_text(encoding="utf-8").startswith("# Evaluation")
+
+
+def test_damaged_results_make_the_command_fail_but_not_the_report(runs, tmp_path, capsys):
+    (runs / "credit" / store.RESULTS).write_text("{half")
+    words = ["task=report", f"runs={runs}", "task.figures=false", "display=plain"]
+    assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 1
+    assert "credit/results.json cannot be read" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report" / "report.html").exists()
+
+
+def test_report_settings_are_checked():
+    from dllm_decode.tasks.report import Report
+
+    with pytest.raises(ConfigError, match="task.runs must name a folder"):
+        Report(runs="")
+    with pytest.raises(ConfigError, match="task.markdown must end with .md"):
+        Report(markdown="page.html")
+
+
+def test_the_documented_definitions_are_those_of_the_code():
+    docs = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert page.definitions_markdown().strip() in docs.read_text(encoding="utf-8")
+
+
+def test_an_ablation_runs_its_list_and_reports_it(tmp_path, capsys):
+    jobs = json.dumps(["strategy=sequential", "strategy=topk strategy.select.tokens_per_step=3"])
+    words = ["task=ablation", "model=toy_shuffle", "schedule=whole", f"task.jobs={jobs}"]
+    words += ["task.count=6", f"runs={tmp_path / 'runs'}", "display=plain", "task.figures=false"]
+    assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 0
+    found = report.chosen_runs(store.collect(tmp_path / "runs"), None)
+    assert [r.name for r in found] == [
+        "sequential schedule=whole", "topk schedule=whole tokens_per_step=3",
+    ]  # fmt: skip
+    assert "job 2 of 2" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report" / "report.html").exists()
+
+
+def test_a_failing_job_does_not_stop_an_ablation(tmp_path, capsys):
+    jobs = json.dumps(["strategy=learn2pd", "strategy=sequential"])  # the filter is for blocks
+    words = ["task=ablation", "model=toy_shuffle", "schedule=whole", f"task.jobs={jobs}"]
+    words += ["task.count=3", f"runs={tmp_path / 'runs'}", "display=plain", "task.figures=false"]
+    assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 1
+    assert "failed: " in capsys.readouterr().out
+    assert len(store.collect(tmp_path / "runs").runs) == 1
+
+
+def test_ablations_refuse_empty_and_repeated_jobs():
+    from dllm_decode.tasks.ablation import Ablation
+
+    with pytest.raises(ConfigError, match="at least one line of overrides"):
+        Ablation()
+    with pytest.raises(ConfigError, match="must not name a job twice"):
+        Ablation(jobs=["strategy=credit", "strategy=credit"])
