@@ -1,0 +1,67 @@
+"""Saving and continuing a run: tensors in safetensors, the rest in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dllm_decode.errors import CheckpointError
+
+_RECORD = "checkpoint.json"
+
+
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, object]
+) -> None:
+    """Write a checkpoint and remove older ones.
+
+    The small file is written last and in one go: it makes the tensors count, so that a run that
+    is interrupted while saving still has the checkpoint before.
+    """
+    name = f"checkpoint-{step}.safetensors"
+    flat = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    save_file(flat, folder / name)
+    fresh = folder / f"{_RECORD}.part"
+    fresh.write_text(json.dumps({"tensors": name, **record}, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(folder / _RECORD)
+    for old in folder.glob("checkpoint-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The record of the checkpoint in a folder, with the file of its tensors; None without one.
+
+    Raises `CheckpointError` where it is damaged.
+    """
+    path = folder / _RECORD
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if {"tensors", "settings", "course"} <= record.keys():
+            return record
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
+    raise CheckpointError(f"the checkpoint {path} must have tensors, settings and course")
+
+
+def fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into those given, in place.
+
+    Raises `CheckpointError` where the file is missing, truncated or holds other shapes.
+    """
+    try:
+        saved = load_file(path)
+        with torch.no_grad():
+            for key, value in tensors.items():
+                value.copy_(saved[key])
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {error!r}") from error

@@ -1,0 +1,59 @@
+"""The training log as a picture and in short form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All lines of a `curves.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def cut(path: Path, step: int) -> None:
+    """Drop the lines behind a checkpoint's step, which its continuation writes again."""
+    if path.exists():
+        kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")
+
+
+def thinned(lines: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """All measurements, and at most `most` evenly spread lines of loss."""
+    losses = [line for line in lines if "loss" in line]
+    every = max(1, -(-len(losses) // most))
+    kept = {id(line) for line in losses[::every]}
+    return [line for line in lines if "loss" not in line or id(line) in kept]
+
+
+def picture(lines: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Draw loss and exact match over tokens into a PNG; False where matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return False
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    losses = [line for line in lines if "loss" in line]
+    upper.plot([line["tokens"] / 1e6 for line in losses], [line["loss"] for line in losses])
+    upper.set(ylabel="loss [nats per answer token]", yscale="log")
+    other = upper.twinx()
+    rates = [line["rate"] for line in losses]
+    other.plot([line["tokens"] / 1e6 for line in losses], rates, color="gray", linestyle=":")
+    other.set(ylabel="learning rate [share of the highest]", ylim=(0, 1.05))
+    measured = [line for line in lines if "exact_match" in line]
+    for number, name in enumerate(measured[-1]["exact_match"] if measured else ()):
+        points = [
+            (line["tokens"] / 1e6, 100 * line["exact_match"].get(name, 0)) for line in measured
+        ]
+        style = ("-", "--", ":")[number // 10 % 3]
+        lower.plot(*zip(*points, strict=True), label=name, linestyle=style, color=f"C{number % 10}")
+    lower.set(xlabel="tokens [millions]", ylabel="exact match on held-out problems [%]")
+    if measured:
+        lower.legend(ncols=2, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110)
+    return True

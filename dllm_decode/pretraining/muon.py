@@ -1,0 +1,95 @@
+"""Muon for matrices, AdamW for the rest, with the matrix work divided among the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Move the singular values of (n, rows, columns) matrices towards one.
+
+    Newton-Schulz iteration with a quintic polynomial; rows must not exceed columns.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x: Tensor = matrices.bfloat16()
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).bfloat16()
+    for _ in range(steps):
+        gram = x @ x.transpose(-1, -2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.float()
+
+
+class MuonAdamW:
+    """One optimiser for a network: matrices by Muon, embeddings and norms by AdamW.
+
+    named: name and weight of everything trained; rates and momentum are given at each step.
+    `share(flat)` adds a vector over all workers in place; rank, workers: who computes what.
+    """
+
+    def __init__(
+        self, named: Sequence[tuple[str, Tensor]], *, rank: int = 0, workers: int = 1
+    ) -> None:
+        self.rank, self.workers = rank, workers
+        matrices = [(n, w) for n, w in named if w.ndim == 2 and not n.startswith("wte")]
+        self.groups: list[list[tuple[str, Tensor]]] = []  # same shape: one batched iteration
+        for shape in sorted({tuple(w.shape) for _, w in matrices}):
+            self.groups.append([(n, w) for n, w in matrices if tuple(w.shape) == shape])
+        chosen = {n for n, _ in matrices}
+        self.others = [(n, w) for n, w in named if n not in chosen]
+        self.state: dict[str, Tensor] = {f"momentum.{n}": torch.zeros_like(w) for n, w in matrices}
+        for name, weight in self.others:
+            self.state[f"mean.{name}"] = torch.zeros_like(weight)
+            self.state[f"square.{name}"] = torch.zeros_like(weight)
+
+    @torch.no_grad()
+    def step(
+        self,
+        number: int,
+        *,
+        muon_rate: float,
+        adam_rate: float,
+        momentum: float,
+        decay: float,
+        share: object = None,
+    ) -> None:
+        """Update all weights from their `.grad`. number: 1 for the first step."""
+        updates = [self._direction(group, momentum) for group in self.groups]
+        if callable(share):
+            flat = torch.cat([update.flatten() for update in updates])
+            share(flat)
+            parts = torch.split(flat, [update.numel() for update in updates])
+            updates = [p.view_as(u) for p, u in zip(parts, updates, strict=True)]
+        for group, update in zip(self.groups, updates, strict=True):
+            scale = max(1.0, group[0][1].shape[0] / group[0][1].shape[1]) ** 0.5
+            for (_, weight), change in zip(group, update, strict=True):
+                weight.mul_(1 - muon_rate * decay).add_(change, alpha=-muon_rate * scale)
+        self._adam(number, adam_rate)
+
+    def _direction(self, group: list[tuple[str, Tensor]], momentum: float) -> Tensor:
+        """Orthogonalised momentum of one group; rows of other workers stay zero."""
+        lookahead = []
+        for name, weight in group:
+            assert weight.grad is not None
+            average = self.state[f"momentum.{name}"].lerp_(weight.grad, 1 - momentum)
+            lookahead.append(weight.grad.lerp(average, momentum))
+        mine = slice(self.rank, None, self.workers)
+        result = torch.zeros(len(group), *group[0][1].shape, device=group[0][1].device)
+        part = lookahead[mine]
+        if part:
+            stack = torch.stack(part)
+            tall = stack.shape[1] > stack.shape[2]
+            solved = orthogonal(stack.transpose(1, 2) if tall else stack)
+            result[mine] = solved.transpose(1, 2) if tall else solved
+        return result
+
+    def _adam(self, number: int, rate: float) -> None:
+        low, high = 0.9, 0.98
+        for name, weight in self.others:
+            assert weight.grad is not None
+            mean = self.state[f"mean.{name}"].lerp_(weight.grad, 1 - low)
+            square = self.state[f"square.{name}"].lerp_(weight.grad.square(), 1 - high)
+            root = (square / (1 - high**number)).sqrt_().add_(1e-8)
+            weight.addcdiv_(mean, root, value=-rate / (1 - low**number))

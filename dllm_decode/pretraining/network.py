@@ -1,0 +1,131 @@
+"""The LLaDA architecture in plain torch, with the published tensor names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the network: vocab [tokens], width, layers, heads, hidden (of the feed-forward)."""
+
+    vocab: int
+    width: int = 192
+    layers: int = 6
+    heads: int = 6
+    hidden: int = 512
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+
+class Norm(nn.Module):
+    """Root mean square normalisation, computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale every row of `x` (..., width) to length one per element."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        scaled: Tensor = self.weight * wide
+        return scaled
+
+
+class Block(nn.Module):
+    """Attention over all positions and a gated feed-forward, both with residual."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width, hidden = shape.width, shape.hidden
+        self.heads = shape.heads
+        self.attn_norm = Norm(width, shape.norm_eps)
+        self.ff_norm = Norm(width, shape.norm_eps)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.ff_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.ff_out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Residual stream (batch, length, width) through one layer."""
+        x = x + self._attend(self.attn_norm(x), cos, sin)
+        y = self.ff_norm(x)
+        gated: Tensor = self.ff_out(functional.silu(self.ff_proj(y)) * self.up_proj(y))
+        return x + gated
+
+    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        size = width // self.heads
+        q, k, v = (
+            project(x).view(batch, length, self.heads, size).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        if x.is_cuda:
+            mixed = functional.scaled_dot_product_attention(q, k, v)
+        else:  # faster than the fused kernel on CPU at these lengths
+            scores = (q @ k.transpose(-1, -2)) * (1 / math.sqrt(size))
+            mixed = scores.float().softmax(-1).to(v.dtype) @ v
+        out: Tensor = self.attn_out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return out
+
+
+class Network(nn.Module):
+    """A masked diffusion model: token ids in, logits out, no causal mask."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.wte = nn.Embedding(shape.vocab, shape.width)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.ln_f = Norm(shape.width, shape.norm_eps)
+        self.reset()
+
+    def reset(self) -> None:
+        """Draw all weights from the global generator of torch."""
+        nn.init.normal_(self.wte.weight, std=0.05)
+        deep = 1 / math.sqrt(2 * self.shape.layers)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2 and not name.startswith("wte"):
+                scale = deep if name.endswith(("attn_out.weight", "ff_out.weight")) else 1.0
+                nn.init.normal_(weight, std=scale / math.sqrt(weight.shape[1]))
+
+    def forward(self, tokens: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Logits for `tokens` (batch, length).
+
+        wanted: flat indices into batch * length; then only those rows of logits come back.
+        """
+        x = self.wte(tokens)
+        cos, sin = turns(tokens.shape[1], self.shape, tokens.device)
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        x = x.flatten(0, 1)[wanted] if wanted is not None else x
+        # The head shares the embedding.
+        logits: Tensor = functional.linear(self.ln_f(x), self.wte.weight)
+        return logits
+
+
+def turns(length: int, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, head size) of the rotary positions 0 .. length - 1."""
+    size = shape.width // shape.heads
+    rate = shape.rope_theta ** (-torch.arange(0, size, 2, device=device).float() / size)
+    angle = torch.outer(torch.arange(length, device=device).float(), rate)
+    angle = torch.cat([angle, angle], -1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary positions to (..., length, head size), halves paired, in float32."""
+    x = x.float()
+    left, right = x.chunk(2, -1)
+    return x * cos + torch.cat([-right, left], -1) * sin

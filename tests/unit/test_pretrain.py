@@ -1,0 +1,298 @@
+"""Pretraining: tokenizer, batches, optimiser, resuming, the exported folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from dllm_decode.errors import CheckpointError, ConfigError
+from dllm_decode.evaluation.problems import FAMILIES, problems
+from dllm_decode.evaluation.problems.words import CITIES, NAMES, NUMBERS
+from dllm_decode.pretraining import curves
+from dllm_decode.pretraining.batches import Batches, Mixture
+from dllm_decode.pretraining.course import Course
+from dllm_decode.pretraining.export import export
+from dllm_decode.pretraining.muon import orthogonal
+from dllm_decode.pretraining.network import Network, Shape
+from dllm_decode.pretraining.tokenizer import FastEncoder, save_tokenizer, vocabulary
+from dllm_decode.tasks.pretrain import Pretrain
+
+EVEN = dict.fromkeys(FAMILIES, 1.0)
+
+
+def tiny(folder: Path, **changes: Any) -> Pretrain:
+    base: dict[str, Any] = {
+        "output": str(folder),
+        "steps": 5,
+        "workers": 1,
+        "compile": False,
+        "width": 16,
+        "layers": 2,
+        "heads": 2,
+        "hidden": 24,
+        "batch_tokens": 400,
+        "log_every": 1,
+        "measurements": 0,
+        "measured_problems": 0,
+        "display": "none",
+    }
+    return Pretrain(**base | changes)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder, 192)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text())
+def test_any_text_comes_back(tokenizer: Any, text: str) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+
+
+def test_words_are_one_token_everywhere(tokenizer: Any) -> None:
+    for word in (*NAMES, *CITIES, *NUMBERS):
+        alone = tokenizer.encode(f" {word}", add_special_tokens=False)
+        assert len(alone) == 1
+        inside = tokenizer.encode(f" 1 {word} 2 Ada, Ben.", add_special_tokens=False)
+        assert inside[1] == alone[0]
+
+
+def test_special_tokens(tokenizer: Any) -> None:
+    ids = vocabulary()
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == ids["<|endoftext|>"]
+    assert tokenizer.convert_tokens_to_ids("<|mdm_mask|>") == ids["<|mdm_mask|>"]
+    assert tokenizer.mask_token is None
+    text = tokenizer.decode([ids["<|mdm_mask|>"], ids["<|eot_id|>"]], skip_special_tokens=True)
+    assert text == ""
+
+
+def test_chat_template_and_training_layout_agree(tokenizer: Any) -> None:
+    encoder = Batches(Mixture(), 0, 0).encoder
+    problem = problems("records", "train", 1)[0]
+    messages = [{"role": "user", "content": problem.prompt}]
+    shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer.encode(shown, add_special_tokens=False)
+    assert ids == encoder.prompt(problem.prompt)
+    turns = [*messages, {"role": "assistant", "content": problem.answer}, *messages]
+    shown = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert shown.count("<|eot_id|>") == 1
+    assert shown.count("<|end_header_id|>") == 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fast_encoder_equals_tokenizer(tokenizer: Any, name: str) -> None:
+    fast, bytes_ = FastEncoder(), range(6, 262)
+    for problem in problems(name, "train", 40, seed=2):
+        for text in (f" {problem.prompt}", f" {problem.answer}"):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert ids == fast(text)
+            spelt = [tokenizer.decode([token]) for token in ids if token in bytes_]
+            assert set(spelt) <= set(":,;.?")  # every word is known
+        longest = len(fast(f" {problem.answer}")) + 1
+        assert longest <= FAMILIES[name].canvas
+
+
+def test_batches_are_a_function_of_seed_worker_and_step() -> None:
+    def batch(seed: int = 1, rank: int = 0, step: int = 3) -> Any:
+        return Batches(Mixture(batch_tokens=800), seed, rank).batch(step, EVEN)
+
+    first, again = batch(), batch()
+    assert np.array_equal(first.tokens, again.tokens)
+    assert np.array_equal(first.weight, again.weight)
+    assert batch(rank=1).tokens.shape == first.tokens.shape  # workers finish together
+    assert not np.array_equal(batch(rank=1).tokens, first.tokens)
+    assert any(not np.array_equal(batch(step=s).tokens, first.tokens) for s in (4, 5))
+
+
+def test_batches_mask_answers_only() -> None:
+    batches = Batches(Mixture(batch_tokens=2000), 1, 0)
+    mask, header = batches.encoder.mask, batches.encoder.text.special("<|end_header_id|>")
+    for step in range(20):
+        batch = batches.batch(step, EVEN)
+        for row in batch.tokens:
+            assert mask not in row[: list(row).index(header)]
+        flat = batch.tokens.reshape(-1)
+        trained = batch.wanted[batch.weight > 0]
+        assert (flat[trained] == mask).all()
+        assert len(trained) >= 0.98 * (flat == mask).sum()
+        assert (batch.target[batch.weight > 0] != mask).all()
+        assert batch.hard[batch.weight == 0].sum() == 0
+
+
+def test_every_family_keeps_a_share() -> None:
+    course = Course()
+    before = course.weights({})
+    right = [100.0 if name == "copy" else 50.0 for name in FAMILIES]
+    course.note(10, [100.0] * len(FAMILIES), right)
+    after = course.weights({"sort": 0.5})
+    assert 0 < after["copy"] < 0.2 * before["copy"]
+    assert after["sort"] == 0.5 * after["swap"] > 0
+
+
+def test_newton_schulz_levels_singular_values() -> None:
+    torch.manual_seed(0)
+    for shape in [(3, 8, 8), (2, 8, 20)]:
+        values = torch.linalg.svdvals(orthogonal(torch.randn(*shape)))
+        assert values.min() > 0.4
+        assert values.max() < 1.4
+
+
+def test_network_equals_stock_llama() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    network = Network(Shape(vocab=40, width=16, layers=2, heads=2, hidden=24))
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
+    config.is_causal = False
+    stock = LlamaForCausalLM(config).eval()
+    names = {
+        "wte": "model.embed_tokens",
+        "blocks": "model.layers",
+        "ln_f": "model.norm",
+        "attn_norm": "input_layernorm",
+        "ff_norm": "post_attention_layernorm",
+        "attn_out": "self_attn.o_proj",
+        "ff_proj": "mlp.gate_proj",
+        "up_proj": "mlp.up_proj",
+        "ff_out": "mlp.down_proj",
+    } | {f"{x}_proj": f"self_attn.{x}_proj" for x in "qkv"}
+    state = {
+        ".".join(names.get(part, part) for part in key.split(".")): value
+        for key, value in network.state_dict().items()
+    }
+    missing = stock.load_state_dict(state, strict=False)
+    assert missing.missing_keys in ([], ["lm_head.weight"]) and not missing.unexpected_keys
+    tokens = torch.randint(40, (2, 11))
+    mask = torch.zeros(2, 1, 11, 11)
+    with torch.no_grad():
+        expected = stock(tokens, attention_mask=mask).logits
+        torch.testing.assert_close(network(tokens), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_short_run_writes_the_published_format(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "run").train()
+    assert folder == tmp_path / "run" / "model"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LLaDAModelLM"] and config["model_type"] == "llada"
+    assert config["mask_token_id"] == vocabulary()["<|mdm_mask|>"]
+    tensors = load_file(folder / "model.safetensors")
+    block = ("attn_norm", "ff_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj")
+    expected = {f"model.transformer.{name}.weight" for name in ("wte", "ln_f", "ff_out")} | {
+        f"model.transformer.blocks.{number}.{name}.weight"
+        for number in range(2)
+        for name in (*block, "ff_out")
+    }
+    assert tensors.keys() == expected
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    shape = tensors["model.transformer.wte.weight"].shape
+    assert shape == (config["vocab_size"], config["d_model"])
+    lines = curves.read(tmp_path / "run" / "curves.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert set(lines[-1]["token_accuracy"]) == set(FAMILIES)
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
+    whole = tiny(tmp_path / "whole").train()
+    tiny(tmp_path / "parts", halt=2).train()
+    parts = tiny(tmp_path / "parts").train()
+    left, right = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
+    assert all(torch.equal(left[key], right[key]) for key in left)
+    lines = [curves.read(tmp_path / name / "curves.jsonl") for name in ("whole", "parts")]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+
+
+def test_two_workers(tmp_path: Path) -> None:
+    folder = tiny(tmp_path, workers=2, steps=2).train()
+    assert (folder / "model.safetensors").exists()
+    assert [line["step"] for line in curves.read(tmp_path / "curves.jsonl")] == [1, 2]
+
+
+def test_loader_processes_give_the_same_batches() -> None:
+    from dllm_decode.pretraining.loading import Loader
+
+    mixture = Mixture(batch_tokens=400)
+    ahead, own = Loader(mixture, 1, 0, 1), Loader(mixture, 1, 0, 0)
+    try:
+        for step in range(4):
+            left, right = ahead.batch(step, EVEN), own.batch(step, EVEN)
+            assert np.array_equal(left.tokens, right.tokens)
+    finally:
+        ahead.close()
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    tiny(tmp_path, steps=1).train()
+    with pytest.raises(CheckpointError, match=r"^task.width must be 16 .* got 32"):
+        tiny(tmp_path, width=32).train()
+    with pytest.raises(ConfigError, match=r"^task.output must be a new folder"):
+        tiny(tmp_path, resume=False).train()
+    (tmp_path / "checkpoint.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        tiny(tmp_path).train()
+
+
+def test_export_keeps_other_files_and_leaves_no_rubbish(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "README.md").write_text("card")
+    shape = Shape(vocab=len(vocabulary()), width=16, layers=1, heads=2, hidden=24)
+    export(Network(shape).state_dict(), shape, folder, 192)
+    assert (folder / "README.md").read_text() == "card"
+    assert (folder / "model.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"minutes": 0},
+        {"steps": -1},
+        {"workers": 0},
+        {"width": 20, "heads": 6},
+        {"batch_tokens": 10},
+        {"flat": 1.0},
+        {"average": 1.0},
+        {"clip": 0},
+        {"muon_rate": float("nan")},
+        {"display": "loud"},
+        {"output": ""},
+        {"seed": 1.5},
+        {"emphasis": {"juggle": 1.0}},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_bad_settings_name_the_field(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"^(task\.)?{next(iter(setting))} must"):
+        Pretrain(**setting)
+
+
+@pytest.mark.parametrize("device", ["tpu", "meta", "cuda"])
+def test_missing_device_is_refused(tmp_path: Path, device: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ConfigError, match=r"^task.device"):
+        tiny(tmp_path, device=device).train()
