@@ -114,7 +114,7 @@ class Canvas:
 
     def narrow(self, horizon: Tensor) -> None:
         """Shrink the horizons; larger values are ignored. horizon: (B,) canvas columns."""
-        self.horizon = torch.minimum(self.horizon, horizon)
+        self.horizon = torch.minimum(self.horizon, horizon).clamp(min=self.start)
 
     _PLANES = (
         "tokens", "editable", "decided", "first", "end", "horizon", "step_of", "confidence_of",

@@ -114,6 +114,13 @@ class Decoder:
                 raise ConfigError(
                     f"prompt {row} contains token id {wrong[0]}; the model knows 0 to {size - 1}"
                 )
+        for row, fixed in enumerate(request.fixed or ()):
+            for token in (fixed or {}).values():
+                if not 0 <= token < size or token == self.denoiser.vocab.mask_id:
+                    raise ConfigError(
+                        f"fixed token of row {row} must be a token id in [0, {size - 1}] and not "
+                        f"the mask, got {token}"
+                    )
         for key, part in parts_of(self.strategy):
             if part.needs_reference and request.reference is None:
                 raise CapabilityError(

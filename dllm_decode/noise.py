@@ -34,8 +34,19 @@ def fold(state: Tensor, value: Tensor | int) -> Tensor:
 
 
 def unit_interval(state: Tensor) -> Tensor:
-    """Map hash states to float64 in the open interval (0, 1)."""
-    return (_shift_right(state, 11).to(torch.float64) + 0.5) * 2.0**-53
+    """Map hash states to float64 in the open interval (0, 1).
+
+    52 bits: with one more, the half that keeps 0 out would round the largest value up to 1.
+    """
+    return (_shift_right(state, 12).to(torch.float64) + 0.5) * 2.0**-52
+
+
+def gumbel(state: Tensor, ids: Tensor) -> Tensor:
+    """Standard Gumbel noise in float64, one number per (state, id).
+
+    state: int64 of `Noise.states`; ids: int64 token ids, 0 or more; shapes broadcast.
+    """
+    return -(-unit_interval(fold(state, ids)).log()).log()
 
 
 @dataclass(frozen=True)
@@ -53,19 +64,21 @@ class Noise:
     TOKENS = 1
     POSITIONS = 2
 
-    def _state(self, stream: int) -> Tensor:
+    def states(self, stream: int = TOKENS) -> Tensor:
+        """One int64 hash state per window slot, (B, W), from which its numbers follow."""
         rows = fold(fold(mix(self.seeds), stream), self.step)
         return fold(rows[:, None], self.index)
 
     def uniform(self, stream: int = POSITIONS) -> Tensor:
         """One float64 in (0, 1) per window slot, (B, W)."""
-        return unit_interval(self._state(stream))
+        return unit_interval(self.states(stream))
 
     def uniform_over(self, vocabulary: int, stream: int = TOKENS) -> Tensor:
         """One float64 in (0, 1) per window slot and token id, (B, W, V)."""
         ids = torch.arange(vocabulary, device=self.index.device)
-        return unit_interval(fold(self._state(stream)[..., None], ids))
+        return unit_interval(fold(self.states(stream)[..., None], ids))
 
     def gumbel_over(self, vocabulary: int, stream: int = TOKENS) -> Tensor:
         """Standard Gumbel noise in float64, (B, W, V)."""
-        return -(-self.uniform_over(vocabulary, stream).log()).log()
+        ids = torch.arange(vocabulary, device=self.index.device)
+        return gumbel(self.states(stream)[..., None], ids)

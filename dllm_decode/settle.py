@@ -56,8 +56,13 @@ def legal_change(
     assert wish.tokens is not None and scores is not None and confidence is not None
     tokens = wish.tokens.clamp(0, view.board.vocab.size - 1)
     remask = torch.zeros_like(view.open) if wish.remask is None else wish.remask & view.settled
+    # a row that is done stays done, also while the host has not looked yet
+    remask = remask & view.open.any(1, keepdim=True)
     wish = replace(wish, commit=wish.commit & view.open)
     commit, remask, forced = _with_progress(view, wish, remask, progress)
+    # what a strategy says about positions it does not choose need not be legal
+    unfit = (tokens != wish.tokens) | torch.isin(tokens, view.board.never_generated)
+    tokens = torch.where(unfit & commit & ~wish.commit, view.pred.token, tokens)
     return Change(
         rows=rows,
         step=view.step,

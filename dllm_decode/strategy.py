@@ -45,7 +45,8 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     needs_reference: the request must carry the result of a reference decode;
     needs_window: the part reads predictions at every column of the window, also at decided ones or
     over several steps, so that a cache may not leave some out;
-    window_width: the only block length the part works with, or None.
+    window_width: the only block length the part works with, or None;
+    model_fingerprint: the only model the part works with, or None.
     """
 
     sees_canvas: bool = False
@@ -55,6 +56,11 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     @property
     def window_width(self) -> int | None:
         """The block length this part was made for, or None for any."""
+        return None
+
+    @property
+    def model_fingerprint(self) -> str | None:
+        """The fingerprint of the only model this part was made for, or None for any."""
         return None
 
     def begin(self, request: Request, board: Board) -> Memory | None:
@@ -207,9 +213,9 @@ def complete(wish: Decision, view: StepView) -> Decision:
     if confidence is None:
         own = wish.tokens is None
         pred = view.pred
-        confidence = (
-            pred.confidence if own else pred.prob_of(tokens.clamp(min=0)[..., None])[..., 0]
-        )
+        # ids outside the vocabulary are refused later, by name
+        known = tokens.clamp(0, view.board.vocab.size - 1)[..., None]
+        confidence = pred.confidence if own else pred.prob_of(known)[..., 0]
     scores = confidence if wish.scores is None else wish.scores
     return replace(wish, tokens=tokens, confidence=confidence, scores=scores)
 

@@ -34,9 +34,16 @@ class Vocab:
     banned_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, token in (("mask_id", self.mask_id), *(("eot_ids", t) for t in self.eot_ids)):
-            if not 0 <= token < self.size:
-                raise ConfigError(f"{name} must lie in [0, {self.size - 1}], got {token}")
+        padding = () if self.pad_id is None else (self.pad_id,)
+        for name, ids in (
+            ("mask_id", (self.mask_id,)),
+            ("eot_ids", self.eot_ids),
+            ("pad_id", padding),
+            ("banned_ids", self.banned_ids),
+        ):
+            for token in ids:
+                if not 0 <= token < self.size:
+                    raise ConfigError(f"{name} must lie in [0, {self.size - 1}], got {token}")
         if self.mask_id in self.eot_ids:
             raise ConfigError(f"the mask id {self.mask_id} cannot end a text as well")
 
@@ -213,10 +220,10 @@ class Board:
 
     @cached_property
     def is_eot(self) -> Tensor:
-        """Decided generated columns that hold an end-of-text id, (B, L) bool."""
+        """Decided, live, generated columns that hold an end-of-text id, (B, L) bool."""
         ids = torch.tensor(self.vocab.eot_ids, device=self.tokens.device, dtype=self.tokens.dtype)
         generated = self.columns >= self.start
-        return torch.isin(self.tokens, ids) & self.decided & generated
+        return torch.isin(self.tokens, ids) & self.decided & generated & self.live
 
     @cached_property
     def mask_ratio(self) -> Tensor:

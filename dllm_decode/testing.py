@@ -1,0 +1,508 @@
+"""Tests that every decoding strategy must pass, for the strategies here and for anybody's own.
+
+Subclass `StrategyContract`, say which strategies to test, and run pytest; see docs/testing.md.
+Needs Hypothesis, which `pip install 'dllm_decode[test]'` brings.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dllm_decode.cache import Plan
+from dllm_decode.loop import Decoder, Observer
+from dllm_decode.models.toy import Shuffle, row_state
+from dllm_decode.noise import fold, unit_interval
+from dllm_decode.sampling import Categorical, Greedy, Sampler
+from dllm_decode.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
+from dllm_decode.strategy import Budget, Strategy, is_revocable, parts_of
+from dllm_decode.types import Board, Change, Request, Result, Vocab
+
+Option = TypeVar("Option")
+VOCAB = Vocab(size=12, mask_id=11, eot_ids=(10,), pad_id=9, banned_ids=(9,))
+FAR = 1e6
+
+
+class ModelFailed(RuntimeError):
+    """What `HashDenoiser` raises when it was asked to fail."""
+
+
+@dataclass
+class HashDenoiser:
+    """A pseudo-random model: logits depend on the row's own live tokens and nothing else.
+
+        logit[column, v] = scale * Gumbel(hash(seed, live tokens, column, v)) + added[v]
+
+    Rows of a batch therefore decode exactly as alone, or somebody mixed them up.
+
+    scale: 1.5 gives confidences between 0.1 and 1, large values saturate them, tiny ones make
+    everything equal; levels: round to that many values, so that exact ties occur; added: per token
+    id, e.g. {mask_id: 1e6} predicts the mask everywhere; fail_at: the pass, counted from 0, that
+    raises `ModelFailed`; patience: passes after which a decode counts as endless;
+    rows_per_pass: the batch size of every pass so far.
+    """
+
+    vocab: Vocab = VOCAB
+    seed: int = 0
+    scale: float = 1.5
+    levels: int | None = None
+    added: Mapping[int, float] = field(default_factory=dict)
+    fail_at: int | None = None
+    patience: int = 200
+    dtype: torch.dtype = torch.float64
+    rows_per_pass: list[int] = field(default_factory=list)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    max_length: int | None = None
+
+    def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """Logits (B, W, V); see `dllm_decode.denoiser.Denoiser`."""
+        passes = len(self.rows_per_pass)
+        if passes == self.fail_at:
+            raise ModelFailed(f"pass {passes} failed on purpose")
+        assert passes < self.patience, f"the decode has not ended after {passes} forward passes"
+        self.rows_per_pass.append(tokens.shape[0])
+        first = torch.where(live, torch.arange(tokens.shape[1]), tokens.shape[1]).amin(1)
+        state = fold(row_state(tokens, live, self.seed)[:, None], index - first[:, None])
+        draw = unit_interval(fold(state[..., None], torch.arange(self.vocab.size)))
+        if self.levels is not None:
+            draw = ((draw * self.levels).floor() + 0.5) / self.levels
+        logits = -self.scale * (-draw.log()).log()
+        for token, amount in self.added.items():
+            logits[..., token] += amount
+        return logits.to(self.dtype)
+
+
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "mixed": {},
+    "ties": {"levels": 2},
+    "saturated": {"scale": 1e4},
+    "flat": {"scale": 1e-6},
+    "early end": {"added": {VOCAB.eot_ids[0]: 3.0}},
+    "single": {"dtype": torch.float32},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A drawn decode: sizes and choices as plain numbers, so that a failing one can be read."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+    fixed: tuple[dict[int, int], ...]
+    seed: int
+    model: str
+    schedule: str
+    width: int
+    choice: int
+    order: tuple[int, ...]
+
+    def pick(self, options: Sequence[Option]) -> Option:
+        """One of several options, the same one each time for lists of the same length."""
+        return options[self.choice % len(options)]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Cases of one to three rows with short canvases."""
+    rows = draw(st.integers(1, 3))
+
+    def per_row(values: st.SearchStrategy[Any]) -> tuple[Any, ...]:
+        return tuple(draw(values) for _ in range(rows))
+
+    token = st.integers(0, VOCAB.size - 1)
+    lengths = per_row(st.integers(1, 7))
+    generated = st.integers(0, VOCAB.pad_id - 1 if VOCAB.pad_id else 0)
+    return Case(
+        prompts=per_row(st.lists(token, max_size=3).map(tuple)),
+        lengths=lengths,
+        fixed=per_row(st.dictionaries(st.integers(0, 6), generated, max_size=2)),
+        seed=draw(st.integers(0, 999)),
+        model=draw(st.sampled_from(sorted(MODELS))),
+        schedule=draw(st.sampled_from(["blocks", "sliding", "whole"])),
+        width=draw(st.integers(1, 4)),
+        choice=draw(st.integers(0, 999)),
+        order=tuple(draw(st.permutations(range(rows)))),
+    )
+
+
+class Recorder(Observer):
+    """Keeps the canvas before and after every step, and the changes between."""
+
+    def __init__(self) -> None:
+        self.request: Request | None = None
+        self.boards: list[Board] = []
+        self.changes: list[Change] = []
+
+    def start(self, request: Request, board: Board) -> None:
+        """Keep the canvas before the first step."""
+        self.request = request
+        self.boards.append(board)
+
+    def step(self, change: Change, board: Board) -> None:
+        """Keep the step."""
+        self.changes.append(change)
+        self.boards.append(board)
+
+
+def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list[int]]:
+    """The sequences that follow from a request and the changes of its decode, and nothing else."""
+    rows = [[vocab.mask_id] * length for length in request.lengths]
+    horizons = list(request.lengths)
+    for row, given_tokens in enumerate(request.fixed or ()):
+        for offset, token in (given_tokens or {}).items():
+            rows[row][offset] = token
+    for change in trace:
+        for place, row in enumerate(change.rows.tolist()):
+            horizons[row] = int(change.horizon[place])
+            for slot, column in enumerate(change.index[place].tolist()):
+                if change.remask[place, slot]:
+                    rows[row][column] = vocab.mask_id
+                if change.commit[place, slot]:
+                    rows[row][column] = int(change.tokens[place, slot])
+    return [tokens[:horizon] for tokens, horizon in zip(rows, horizons, strict=True)]
+
+
+def row_of(result: Result, row: int) -> tuple[Any, ...]:
+    """What a row got: tokens, forwards, finish reason, and the step of each token."""
+    return (
+        result.sequences[row],
+        result.forwards[row],
+        result.finish_reasons[row],
+        result.step_of[row],
+    )
+
+
+def _property(check: Callable[[Any, Case], None]) -> Callable[..., None]:
+    """A check of one case as a Hypothesis test that any number of suites can inherit.
+
+    An example decodes up to four batches, so a fifth of the profile's examples are drawn.
+    """
+    sized = settings(
+        max_examples=max(1, settings().max_examples // 5),
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.differing_executors,
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.too_slow,
+        ],
+    )
+    test: Callable[..., None] = sized(given(case=cases())(check))
+    return test
+
+
+class StrategyContract:
+    """What holds for every strategy; subclass it, override `strategies`, and run pytest.
+
+    Override what applies: `loose_to_strict` for rules with a threshold, `with_weight_zero` for
+    transforms with a weight, `ending_at_eot` for strategies that stop behind the first end of
+    text, `samplers` to add your own.
+    """
+
+    _properties_of: ClassVar[Mapping[str, Sequence[str]]] = {
+        "loose_to_strict": (
+            "test_a_stricter_threshold_commits_no_more_in_the_first_step",
+            "test_the_strictest_threshold_is_sequential_where_nothing_is_certain",
+        ),
+        "with_weight_zero": ("test_weight_zero_equals_absent",),
+        "ending_at_eot": ("test_no_work_is_done_behind_a_committed_end_of_text",),
+    }
+
+    samplers: Sequence[Sampler] = (
+        Greedy(),
+        Categorical(temperature=1.0),
+        Categorical(temperature=0.7, top_p=0.9, confidence_from="sampled"),
+    )
+
+    def __init_subclass__(cls) -> None:
+        """Properties of hooks that a suite does not override are not collected."""
+        super().__init_subclass__()
+        for hook, properties in cls._properties_of.items():
+            if getattr(cls, hook) is getattr(StrategyContract, hook):
+                for name in properties:
+                    setattr(cls, name, None)
+
+    def strategies(self) -> Sequence[Strategy]:
+        """The strategies under test; new objects at each call, always in the same order."""
+        raise TypeError(f"{type(self).__name__} must override strategies()")
+
+    def loose_to_strict(self) -> Sequence[Strategy]:
+        """One rule at several thresholds; the last accepts no confidence of 1/2 or less."""
+        return ()
+
+    def with_weight_zero(self) -> Sequence[tuple[Strategy, Strategy]]:
+        """Pairs: a strategy with a part whose weight is 0, and the same without that part."""
+        return ()
+
+    def ending_at_eot(self) -> Sequence[Strategy]:
+        """Strategies that end a row behind a committed end of text with nothing open before it."""
+        return ()
+
+    # How a case becomes a decode.
+
+    def _strategy(self, case: Case) -> Strategy:
+        """A new object of the strategy that the case chose."""
+        return case.pick(self.strategies())
+
+    def _width(self, strategy: Strategy) -> int | None:
+        """The only block length that the strategy works with."""
+        widths = (part.window_width for _, part in parts_of(strategy))
+        return next((width for width in widths if width is not None), None)
+
+    def request(self, case: Case, strategy: Strategy) -> Request:
+        """The request of a case; rows are at least as long as the strategy's blocks."""
+        least = (self._width(strategy) or 1) - 1
+        lengths = tuple(least + length for length in case.lengths)
+        fixed = tuple(
+            {offset: token for offset, token in tokens.items() if offset < length}
+            for tokens, length in zip(case.fixed, lengths, strict=True)
+        )
+        reference = tuple(
+            tuple((case.seed + 3 * column) % min(VOCAB.never_generated) for column in range(length))
+            for length in lengths
+        )
+        seeds = tuple(case.seed + row for row in range(len(lengths)))
+        return Request(case.prompts, lengths, seeds, fixed, reference)
+
+    def schedule(self, case: Case, strategy: Strategy, request: Request) -> Schedule:
+        """The schedule of a case; blocks never longer than the shortest row."""
+        width = self._width(strategy)
+        if width is not None:
+            return Blocks(width)
+        if case.schedule == "whole":
+            return WholeCanvas()
+        if case.schedule == "sliding":
+            return SlidingWindow(case.width)
+        return Blocks(min(case.width, *request.lengths))
+
+    def model(self, case: Case, **changed: Any) -> HashDenoiser:
+        """The model of a case, which gives the ids that may not be generated no chance."""
+        knobs = {"seed": case.seed, **MODELS[case.model], **changed}
+        added = dict.fromkeys(VOCAB.never_generated, -FAR)
+        return HashDenoiser(**{**knobs, "added": {**added, **knobs.get("added", {})}})
+
+    def decode(
+        self, case: Case, strategy: Strategy, request: Request, model: HashDenoiser | None = None
+    ) -> tuple[Result, Recorder, HashDenoiser]:
+        """One decode, watched."""
+        model = self.model(case) if model is None else model
+        recorder = Recorder()
+        decoder = Decoder(
+            model,
+            strategy,
+            self.schedule(case, strategy, request),
+            sampler=case.pick(self.samplers),
+            observers=(recorder,),
+            record=True,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return decoder.decode(request), recorder, model
+
+    def run(self, case: Case) -> tuple[Result, Recorder, HashDenoiser]:
+        """The decode that a case describes."""
+        strategy = self._strategy(case)
+        return self.decode(case, strategy, self.request(case, strategy))
+
+    # The properties.
+
+    @_property
+    def test_it_ends_in_time_with_every_column_decided(self, case: Case) -> None:
+        """At most one step per column (or the budget, and one closing step per window)."""
+        strategy = self._strategy(case)
+        request = self.request(case, strategy)
+        result, recorder, _ = self.decode(case, strategy, request)
+        progress = strategy.progress
+        for row, length in enumerate(request.lengths):
+            steps = sum(int((change.rows == row).sum()) for change in recorder.changes)
+            limit = length + (progress.steps if isinstance(progress, Budget) else 0)
+            assert steps <= limit, f"row {row} took {steps} steps, allowed are {limit}"
+            sequence = result.sequences[row]
+            assert VOCAB.mask_id not in sequence, f"row {row} ends with a mask: {sequence}"
+            assert result.undecided[row] == 0, f"row {row} has undecided columns"
+            reason = result.finish_reasons[row]
+            whole = len(sequence) == length
+            assert whole or reason == "eot", f"row {row} is cut off, but says {reason}"
+
+    @_property
+    def test_prompt_and_fixed_tokens_stay_as_they_are(self, case: Case) -> None:
+        """Neither prompts nor fixed tokens are ever written to, whatever ids they hold."""
+        strategy = self._strategy(case)
+        request = self.request(case, strategy)
+        result, recorder, _ = self.decode(case, strategy, request)
+        start = recorder.boards[0]
+        expected = torch.full_like(start.tokens, -1)
+        for row, prompt in enumerate(request.prompts):
+            expected[row, start.start - len(prompt) : start.start] = torch.tensor(prompt)
+            for offset, token in ((request.fixed or ())[row] or {}).items():
+                expected[row, start.start + offset] = token
+                cut = offset >= len(result.sequences[row])
+                assert cut or result.step_of[row][offset] == -1, "a fixed token was committed"
+        rows = [torch.arange(request.rows), *(change.rows for change in recorder.changes)]
+        for kept, board in zip(rows, recorder.boards, strict=True):
+            given_tokens = expected[kept] >= 0
+            same = (board.tokens == expected[kept]) & board.decided
+            assert bool((same | ~given_tokens).all()), "a prompt or fixed token was changed"
+
+    @_property
+    def test_what_is_decided_stays_unless_the_strategy_may_revoke(self, case: Case) -> None:
+        """Only `revocable` strategies open a decided column again, and nobody rewrites one."""
+        revocable = is_revocable(self._strategy(case))
+        _, recorder, _ = self.run(case)
+        tokens, decided = recorder.boards[0].tokens.clone(), recorder.boards[0].decided.clone()
+        for change, board in zip(recorder.changes, recorder.boards[1:], strict=True):
+            rows = change.rows
+            reopened = decided[rows] & ~board.decided
+            assert revocable or not bool(reopened.any()), "a decided column was opened again"
+            rewritten = decided[rows] & board.decided & (board.tokens != tokens[rows])
+            assert not bool(rewritten.any()), "a decided token was replaced without being opened"
+            tokens[rows], decided[rows] = board.tokens, board.decided
+
+    @_property
+    def test_a_row_decodes_alike_alone_and_in_any_batch(self, case: Case) -> None:
+        """Neighbours, their lengths and the order of rows change nothing, forwards included."""
+        request = self.request(case, self._strategy(case))
+        width = min(case.width, *request.lengths)
+        case = replace(case, width=width)
+        together, _, _ = self.decode(case, self._strategy(case), request)
+        mixed, _, _ = self.decode(case, self._strategy(case), request.take(case.order))
+        alone, _, _ = self.decode(case, self._strategy(case), request.take(case.order[:1]))
+        row = case.order[0]
+        assert row_of(alone, 0) == row_of(together, row), f"row {row} decodes differently alone"
+        for place, row in enumerate(case.order):
+            same = row_of(mixed, place) == row_of(together, row)
+            assert same, f"row {row} decodes differently at place {place} of the batch"
+
+    @_property
+    def test_nothing_leaks_from_one_request_to_the_next(self, case: Case) -> None:
+        """A used strategy decodes as a new one, also after an early stop and after an exception."""
+        new, used = self._strategy(case), self._strategy(case)
+        request = self.request(case, new)
+        expected, _, _ = self.decode(case, new, request)
+        end = {VOCAB.eot_ids[0]: 2.0}
+        self.decode(case, used, request, self.model(case, seed=case.seed + 1, added=end))
+        with suppress(ModelFailed):
+            failing = self.model(case, seed=case.seed + 2, fail_at=1)
+            self.decode(case, used, request, failing)
+        got, _, _ = self.decode(case, used, request)
+        for row in range(request.rows):
+            same = row_of(got, row) == row_of(expected, row)
+            assert same, f"row {row} decodes differently after other requests"
+
+    @_property
+    def test_the_trace_replays_to_the_result(self, case: Case) -> None:
+        """The changes alone give the delivered tokens and the step of each."""
+        strategy = self._strategy(case)
+        request = self.request(case, strategy)
+        result, _, _ = self.decode(case, strategy, request)
+        replayed = replay(request, VOCAB, result.trace)
+        assert [list(s) for s in result.sequences] == replayed, "the trace gives other tokens"
+        for change in result.trace:
+            for place, row in enumerate(change.rows.tolist()):
+                step = int(change.step[place])
+                assert step < result.forwards[row], f"row {row}: step {step} was not counted"
+
+    @_property
+    def test_the_same_seed_gives_the_same_result(self, case: Case) -> None:
+        """All randomness comes from the seeds of the request."""
+        first, _, _ = self.run(case)
+        torch.rand(1)
+        second, _, _ = self.run(case)
+        same = [row_of(first, row) == row_of(second, row) for row in range(len(first.sequences))]
+        assert all(same), f"rows {same} differ between two decodes with the same seeds"
+
+    @_property
+    def test_mask_and_control_ids_play_no_part(self, case: Case) -> None:
+        """They are never emitted, and their logits change nothing, however large they are."""
+        strategy = self._strategy(case)
+        request = self.request(case, strategy)
+        without, _, _ = self.decode(case, strategy, request)
+        pushed = self.model(case, added=dict.fromkeys(VOCAB.never_generated, FAR))
+        if case.model == "early end":
+            pushed.added = {**MODELS["early end"]["added"], **pushed.added}
+        result, _, _ = self.decode(case, self._strategy(case), request, pushed)
+        for row, sequence in enumerate(result.sequences):
+            emitted = set(sequence) & set(VOCAB.never_generated)
+            assert not emitted, f"row {row} contains {emitted}, which is never generated"
+            same = row_of(result, row) == row_of(without, row)
+            assert same, f"row {row} depends on logits of ids that are never generated"
+
+    @_property
+    def test_every_forward_pass_is_counted(self, case: Case) -> None:
+        """Rows times passes of the model are the forwards of the result, probes included."""
+        result, _, model = self.run(case)
+        spent, told = sum(model.rows_per_pass), sum(result.forwards)
+        assert spent == told, f"the model computed {spent} rows, the result says {told}"
+
+    @_property
+    def test_weight_zero_equals_absent(self, case: Case) -> None:
+        """A part with weight 0 changes nothing."""
+        pairs = self.with_weight_zero()
+        if not pairs:
+            pytest.skip("no part with a weight")
+        zero, absent = case.pick(pairs)
+        request = self.request(case, zero)
+        got, _, _ = self.decode(case, zero, request)
+        expected, _, _ = self.decode(case, absent, request)
+        for row in range(request.rows):
+            same = row_of(got, row) == row_of(expected, row)
+            assert same, f"row {row} decodes differently with the part at weight 0"
+
+    @_property
+    def test_a_stricter_threshold_commits_no_more_in_the_first_step(self, case: Case) -> None:
+        """From loose to strict the first step's commits only shrink."""
+        rules = self.loose_to_strict()
+        if not rules:
+            pytest.skip("no threshold")
+        request = self.request(case, rules[0])
+        first = [self.decode(case, rule, request)[0].trace[:1] for rule in rules]
+        for looser, stricter in pairwise(first):
+            if looser:
+                more = stricter[0].commit & ~looser[0].commit
+                assert not bool(more.any()), "a stricter threshold committed another column"
+
+    @_property
+    def test_the_strictest_threshold_is_sequential_where_nothing_is_certain(
+        self, case: Case
+    ) -> None:
+        """A shuffle of items: one forced commit per step, however many columns tie."""
+        rules = self.loose_to_strict()
+        if not rules or self._width(rules[-1]) is not None:
+            pytest.skip("no threshold")
+        world = Shuffle(n=2 + case.width, noise=0.0 if case.model == "ties" else 1e-6)
+        prompt = tuple(world.tokenizer.encode(world.sample_prompts(1, case.seed)[0]))
+        rows = len(case.lengths)
+        decoder = Decoder(world, rules[-1], WholeCanvas(), record=True)
+        result = decoder.decode(Request((prompt,) * rows, world.n))
+        for row, sequence in enumerate(result.sequences):
+            steps = result.step_of[row]
+            assert len(set(steps)) == world.n, f"row {row} decided several columns at once: {steps}"
+            assert sorted(sequence) == sorted(prompt[:-1]), f"row {row} is no shuffle of its items"
+
+    @_property
+    def test_no_work_is_done_behind_a_committed_end_of_text(self, case: Case) -> None:
+        """The row ends with the step that decides its first end of text and all in front of it."""
+        ending = self.ending_at_eot()
+        if not ending:
+            pytest.skip("no rule that ends a row there")
+        strategy = case.pick(ending)
+        request = replace(self.request(case, strategy), fixed=None)
+        model = self.model(case, added={VOCAB.eot_ids[0]: 2.0 + case.choice % 3})
+        result, recorder, _ = self.decode(case, strategy, request, model)
+        for row, sequence in enumerate(result.sequences):
+            ends = [place for place, token in enumerate(sequence) if token in VOCAB.eot_ids]
+            assert all(place == len(sequence) - 1 for place in ends), (
+                f"row {row} goes on behind its end of text: {sequence}"
+            )
+            steps = sum(int((change.rows == row).sum()) for change in recorder.changes)
+            needed = 1 + max(result.step_of[row])
+            assert steps == needed, f"row {row} took {steps} steps for what {needed} had decided"

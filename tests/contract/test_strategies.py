@@ -1,0 +1,147 @@
+"""Every strategy, stop rule, transform and filter of the configuration keeps the contract."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from hydra import compose, initialize_config_module
+
+import dllm_decode.conf
+from dllm_decode.acceptance import AcceptanceFilter
+from dllm_decode.build import build_node
+from dllm_decode.errors import CapabilityError
+from dllm_decode.loop import Decoder
+from dllm_decode.schedule import Blocks
+from dllm_decode.testing import HashDenoiser, StrategyContract
+from dllm_decode.types import Request
+
+WIDTH = 4
+FOLDER = TemporaryDirectory()
+CONF = Path(next(iter(dllm_decode.conf.__path__))) / "strategy"
+
+
+def options(folder):
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+STRATEGIES = [name for name in options(CONF) if name != "pipeline"]
+STOPS = options(CONF / "stop")
+TRANSFORMS = options(CONF / "transforms")
+FILTERS = options(CONF / "filters")
+
+# From loose to strict: the values of one setting; the strictest accepts no confidence of 1/2.
+THRESHOLDS = {
+    "credit": ("threshold", (0.3, 0.6, 0.9)),
+    "credit_adaptive": ("threshold", (0.3, 0.6, 0.9)),
+    "dream_threshold": ("threshold", (0.3, 0.6, 0.9)),
+    "entropy": ("threshold", (2.0, 0.6, 0.1)),
+    "entropy_bound": ("bound", (2.0, 0.6, 0.1)),
+    "factor": ("factor", (1.9, 1.0, 0.7)),
+    "hierarchical": ("threshold", (0.6, 0.8, 0.9)),
+    "learn2pd": ("tau", (0.3, 0.5, 0.7)),
+    "threshold": ("threshold", (0.3, 0.6, 0.9)),
+}
+# Settings that make small canvases interesting.
+SETTINGS = {
+    "credit": {"threshold": 0.6},
+    "dream": {"steps": 5},
+    "dream_maskgit_plus": {"steps": 5},
+    "dream_origin": {"steps": 5},
+    "dream_topk_margin": {"steps": 5, "position_temperature": 0.5},
+    "hierarchical": {"low_threshold": 0.55},
+    "low_confidence": {"steps_per_block": 2},
+    "random": {"steps_per_block": 2},
+    "threshold": {"threshold": 0.6},
+}
+
+
+@cache
+def small_filter():
+    """A filter for small blocks, because the bundled one is made for one block length."""
+    draw = torch.Generator().manual_seed(1)
+    one, two = (2 * torch.randn(WIDTH, WIDTH, generator=draw) for _ in range(2))
+    path = Path(FOLDER.name) / "filter.safetensors"
+    AcceptanceFilter(one, torch.zeros(WIDTH), two, torch.zeros(WIDTH)).save(path, {})
+    weights = f"strategy.select.weights={path}"
+    return built("strategy=learn2pd", weights, "strategy.select.match_model=false")
+
+
+@cache
+def built(*overrides):
+    """The strategy of a command line, composed once; tests get copies of it."""
+    with initialize_config_module("dllm_decode.conf", version_base="1.3"):
+        return build_node(compose("config", overrides=list(overrides)), "strategy")
+
+
+def new(name, *, stop="never", **settings):
+    """A new object of a strategy with another stop rule and other settings of its selection."""
+    strategy = small_filter() if name == "learn2pd" else built(f"strategy={name}")
+    select = replace(strategy.select, **{**SETTINGS.get(name, {}), **settings})
+    rule = built("strategy=threshold", f"strategy/stop={stop}").stop
+    return copy.deepcopy(replace(strategy, select=select, stop=rule))
+
+
+def with_part(slot, *names, **settings):
+    """`strategy=threshold` with further parts, each with other settings."""
+    strategy = built("strategy=threshold", f"strategy/{slot}=[{','.join(names)}]")
+    parts = {key: replace(part, **settings) for key, part in getattr(strategy, slot).items()}
+    return copy.deepcopy(replace(strategy, select=new("threshold").select, **{slot: parts}))
+
+
+@cache
+def fits(name, stop):
+    """Whether a stop rule works with a strategy; the loop refuses those that do not."""
+    decoder = Decoder(HashDenoiser(), new(name, stop=stop), Blocks(WIDTH))
+    try:
+        decoder.decode(Request(((),), WIDTH, reference=((0,) * WIDTH,)))
+    except CapabilityError:
+        return False
+    return True
+
+
+class ConfigContract(StrategyContract):
+    name: str
+
+    def strategies(self):
+        return [new(self.name, stop=stop) for stop in STOPS if fits(self.name, stop)]
+
+    def ending_at_eot(self):
+        return [new(self.name, stop="eot")]
+
+
+class ThresholdContract(ConfigContract):
+    def loose_to_strict(self):
+        key, values = THRESHOLDS[self.name]
+        return [new(self.name, **{key: value}) for value in values]
+
+
+for option in STRATEGIES:
+    suite = "Test" + "".join(word.capitalize() for word in option.split("_"))
+    kind = ThresholdContract if option in THRESHOLDS else ConfigContract
+    globals()[suite] = type(suite, (kind,), {"name": option, "__module__": __name__})
+
+
+class TestTransformsAndFilters(StrategyContract):
+    def strategies(self):
+        credit = with_part("transforms", "credit", scope="request")
+        return [
+            *(with_part("transforms", name) for name in TRANSFORMS),
+            *(with_part("filters", name) for name in FILTERS),
+            with_part("filters", "at_most", tokens=1),
+            with_part("transforms", "ban_eot", "defer_eot"),
+            credit,
+            replace(new("entropy_bound", bound=1.0), transforms=credit.transforms),
+        ]
+
+    def with_weight_zero(self):
+        names = ("credit", "credit_dinfer")
+        absent = new("threshold", stop="eot")
+        return [(with_part("transforms", name, alpha=0.0), absent) for name in names]
+
+
+def test_stop_rules_that_need_a_filter_fit_only_strategies_that_have_one():
+    assert {name for name in STRATEGIES if fits(name, "eot_accepted")} == {"learn2pd"}
+    assert all(fits(name, stop) for name in STRATEGIES for stop in ("eot", "never"))

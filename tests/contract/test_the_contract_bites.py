@@ -1,0 +1,445 @@
+"""Tests of the tests: each known defect, built in on purpose, is caught by the intended property.
+
+The defects are those that were found in other implementations of the same ideas.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from dllm_decode import canvas, loop, settle
+from dllm_decode.prediction import Prediction
+from dllm_decode.sampling import Greedy, Sampler
+from dllm_decode.selection import best, ordered, ranks
+from dllm_decode.strategies.credit import CreditMemory, TraceCredit
+from dllm_decode.strategies.entropy_bound import EntropyBound
+from dllm_decode.strategies.eot import CommittedEot
+from dllm_decode.strategies.factor import Factor
+from dllm_decode.strategies.fixed import FixedSchedule, TopK, scheduled
+from dllm_decode.strategies.threshold import ConfidenceThreshold
+from dllm_decode.strategy import Pipeline, Strategy, Transform
+from dllm_decode.testing import StrategyContract, cases
+from dllm_decode.types import Decision, Memory
+
+PROPERTIES = sorted(name for name in dir(StrategyContract) if name.startswith("test_"))
+ENDS = "test_it_ends_in_time_with_every_column_decided"
+GIVEN = "test_prompt_and_fixed_tokens_stay_as_they_are"
+MONOTONE = "test_what_is_decided_stays_unless_the_strategy_may_revoke"
+ALIKE = "test_a_row_decodes_alike_alone_and_in_any_batch"
+LEAKS = "test_nothing_leaks_from_one_request_to_the_next"
+REPLAYS = "test_the_trace_replays_to_the_result"
+SEEDED = "test_the_same_seed_gives_the_same_result"
+MASK = "test_mask_and_control_ids_play_no_part"
+COUNTED = "test_every_forward_pass_is_counted"
+ZERO = "test_weight_zero_equals_absent"
+SHRINKS = "test_a_stricter_threshold_commits_no_more_in_the_first_step"
+SEQUENTIAL = "test_the_strictest_threshold_is_sequential_where_nothing_is_certain"
+END_OF_TEXT = "test_no_work_is_done_behind_a_committed_end_of_text"
+
+
+# Wrong parts.
+
+
+@dataclass(frozen=True)
+class BatchWideMaximum(EntropyBound):
+    """The running maximum of the entropy bound goes over the rows (d2Cache)."""
+
+    def decide(self, view, memory):
+        scores = -view.pred.entropy
+        entropy = view.pred.entropy.masked_fill(~view.open, float("inf"))
+        entropy = entropy.gather(1, ordered(scores, view.open))
+        cost = entropy.cumsum(1) - entropy.cummax(0).values
+        count = (cost <= self.bound).sum(1).clamp(min=1)
+        return Decision(view.open & (ranks(scores, view.open) < count[:, None]), scores=scores)
+
+
+@dataclass
+class Places(Memory):
+    """Which rows of the plugin's own matrices belong to the rows of the batch."""
+
+    key: tuple
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StaleCredit(TraceCredit):
+    """Credit lives on the plugin, keyed by the shape of the canvas (dInfer)."""
+
+    kept: dict = field(default_factory=dict)
+
+    def begin(self, request, board):
+        empty = super().begin(request, board)
+        key = tuple(empty.ids.shape)
+        self.kept.setdefault(key, empty)
+        return Places(key, torch.arange(request.rows))
+
+    def adjust(self, view, memory):
+        whole = self.kept[memory.key]
+        part = CreditMemory(whole.ids[memory.rows], whole.credit[memory.rows])
+        pred = super().adjust(replace(view, fresh=torch.zeros_like(view.fresh)), part)
+        whole.ids[memory.rows], whole.credit[memory.rows] = part.ids, part.credit
+        return pred
+
+
+@dataclass(frozen=True)
+class RowZeroForAll(ConfidenceThreshold):
+    """The first row's confidences decide for every row (d3LLM, Prophet)."""
+
+    def decide(self, view, memory):
+        return Decision(view.open & (view.pred.confidence[:1] >= self.threshold))
+
+
+@dataclass(frozen=True)
+class AveragedCount(FixedSchedule):
+    """The count of a step is averaged over the rows (Dream)."""
+
+    def decide(self, view, memory):
+        count = scheduled(view.window_open, self.steps_per_block, view.window_step)
+        mean = count.float().mean().ceil().long().expand_as(count)
+        return Decision(best(view.pred.confidence, view.open, mean))
+
+
+@dataclass(frozen=True)
+class CallCounter(Strategy):
+    """A schedule that is indexed by a counter on the plugin (Saber)."""
+
+    calls: list = field(default_factory=list)
+
+    def decide(self, view, memory):
+        self.calls.append(None)
+        count = 1 + len(self.calls) // 4
+        return Decision(best(view.pred.confidence, view.open, count))
+
+
+@dataclass(frozen=True)
+class GlobalRandomness(Strategy):
+    """Positions are drawn from the global generator."""
+
+    def decide(self, view, memory):
+        return Decision(best(torch.rand(view.open.shape), view.open))
+
+
+@dataclass(frozen=True)
+class NeighbourlyProbe(ConfidenceThreshold):
+    """One uncertain row makes all rows pay for a probe."""
+
+    def decide(self, view, memory):
+        if bool((view.open & (view.pred.confidence < self.threshold)).any()):
+            view.probe(view.pred.token)
+        return super().decide(view, memory)
+
+
+@dataclass(frozen=True)
+class AlwaysProbing(ConfidenceThreshold):
+    """Probes in every step, as it may."""
+
+    def decide(self, view, memory):
+        view.probe(view.pred.token)
+        return super().decide(view, memory)
+
+
+@dataclass(frozen=True)
+class SecondThoughts(Strategy):
+    """Opens a settled position again and does not say so."""
+
+    def decide(self, view, memory):
+        return Decision(
+            best(view.pred.confidence, view.open, 2),
+            remask=best(-view.pred.confidence, view.settled),
+        )
+
+
+@dataclass(frozen=True)
+class Rewriter(Strategy):
+    """Commits the best open position, and the settled ones once more."""
+
+    def decide(self, view, memory):
+        return Decision(best(view.pred.confidence, view.open) | view.settled)
+
+
+@dataclass(frozen=True)
+class SkipsTheMask(ConfidenceThreshold):
+    """The best position counts as a fallback even where it predicts the mask, and is then skipped.
+
+    The loop of dInfer's threshold decoding that never ends.
+    """
+
+    def decide(self, view, memory):
+        confidence = view.pred.confidence.masked_fill(~view.open, -1.0)
+        enough = confidence >= confidence.amax(1, keepdim=True).clamp(max=self.threshold)
+        allowed = ~torch.isin(view.pred.token, view.board.never_generated)
+        return Decision(view.open & enough & allowed)
+
+
+@dataclass(frozen=True)
+class NoFallback(Strategy):
+    """A threshold that nothing reaches, and no fallback."""
+
+    def decide(self, view, memory):
+        return Decision(view.open & (view.pred.confidence > 1.0))
+
+
+@dataclass(frozen=True)
+class UpsideDown(ConfidenceThreshold):
+    """Commits what is unsure."""
+
+    def decide(self, view, memory):
+        return Decision(view.open & (view.pred.confidence <= self.threshold))
+
+
+@dataclass(frozen=True)
+class AlwaysPushes(Transform):
+    """Adds a constant beside the weighted term."""
+
+    weight: float = 0.0
+
+    def adjust(self, view, memory):
+        second = view.pred.topk(2)[1][..., 1:]
+        return view.pred.raised(second, torch.full(second.shape, self.weight + 2.0))
+
+
+@dataclass(frozen=True)
+class BanAtTheEnd(Transform):
+    """Removes the ids that are never generated, after the other transforms."""
+
+    def adjust(self, view, memory):
+        never = view.board.never_generated.expand(*view.open.shape, -1)
+        return view.pred.raised(never, torch.full(never.shape, float("-inf")))
+
+
+@dataclass(frozen=True)
+class LateEot(CommittedEot):
+    """Looks at the canvas as it was before the commit."""
+
+    def horizon(self, board, view, change, memory):
+        return super().horizon(view.board, view, change, memory)
+
+
+@dataclass(frozen=True)
+class Unbanned(Sampler):
+    """Forgets to remove the ids that are never generated."""
+
+    def predict(self, logits, banned, noise):
+        return Prediction.of(logits)
+
+
+# Wrong core, by replacing one function of it.
+
+
+def no_forced_progress(view, wish, remask, progress):
+    return wish.commit, remask, torch.zeros_like(view.open.any(1))
+
+
+def no_faults(view, wish, revocable):
+    return torch.zeros(5, *view.open.shape, dtype=torch.bool)
+
+
+_legal_change = loop.legal_change
+
+
+def settled_counts_as_open(view, wish, **rest):
+    return _legal_change(replace(view, open=view.open | view.settled), wish, **rest)
+
+
+def probes_are_free(view, wish, **rest):
+    return _legal_change(view, wish, **{**rest, "probes": 0})
+
+
+_apply = canvas.Canvas.apply
+
+
+def writes_other_tokens(self, change, **rest):
+    moved = torch.where(change.tokens < 9, (change.tokens + 1) % 9, change.tokens)
+    _apply(self, replace(change, tokens=moved), **rest)
+
+
+_of = canvas.Canvas.of
+
+
+def fixed_tokens_are_open(*args, **rest):
+    made = _of(*args, **rest)
+    columns = torch.arange(made.tokens.shape[1])
+    made.editable = (columns >= made.start) & (columns < made.end[:, None])
+    made.decided = ~made.editable
+    return made
+
+
+# One suite per defect.
+
+
+@dataclass
+class Mutant(StrategyContract):
+    """A suite over given strategies, the properties that must fail, and what to replace."""
+
+    make: Callable[[], Sequence[Strategy]]
+    caught_by: set[str]
+    thresholds: Callable[[], Sequence[Strategy]] = tuple
+    zero: Callable[[], Sequence[tuple[Strategy, Strategy]]] = tuple
+    replaced: Mapping[tuple[object, str], object] = field(default_factory=dict)
+    samplers: Sequence[Sampler] = StrategyContract.samplers
+    ending: Callable[[], Sequence[Strategy]] = tuple
+    properties: Sequence[str] = tuple(PROPERTIES)
+
+    strategies = property(lambda self: self.make)
+    loose_to_strict = property(lambda self: self.thresholds)
+    with_weight_zero = property(lambda self: self.zero)
+    ending_at_eot = property(lambda self: self.ending)
+
+
+def eot(rule: type[CommittedEot] = CommittedEot) -> Callable[[], Sequence[Strategy]]:
+    return lambda: [Pipeline(select=ConfidenceThreshold(0.7), stop={"eot": rule()})]
+
+
+def credit(kind: type[TraceCredit] = TraceCredit, **more: Transform):
+    transforms = {"credit": kind(alpha=2.0), **more}
+    return lambda: [Pipeline(select=ConfidenceThreshold(0.6), transforms=dict(transforms))]
+
+
+def fresh_credit(kind: type[TraceCredit]):
+    return lambda: [Pipeline(select=ConfidenceThreshold(0.6), transforms={"credit": kind()})]
+
+
+def thresholds(rule: type[Strategy] = ConfidenceThreshold, **more: object):
+    return lambda: [rule(threshold, **more) for threshold in (0.3, 0.6, 0.9)]
+
+
+def factors(variant: str):
+    return lambda: [Factor(factor, variant) for factor in (1.9, 1.0, 0.7)]
+
+
+def pushed_credit(kind: type[Transform]):
+    def pairs():
+        select = ConfidenceThreshold(0.6)
+        return [(Pipeline(select, {"part": kind()}), Pipeline(select))]
+
+    return pairs
+
+
+MUTANTS: dict[str, Mutant] = {
+    "running maximum over the batch": Mutant(lambda: [BatchWideMaximum(1.5)], {ALIKE}),
+    "factor commits the position that failed": Mutant(
+        factors("copied"), {SEQUENTIAL}, factors("copied")
+    ),
+    "credit outlives the request": Mutant(fresh_credit(StaleCredit), {LEAKS}),
+    "the mask id earns credit": Mutant(credit(ban=BanAtTheEnd()), {MASK}, samplers=(Unbanned(),)),
+    "the fallback commits every tie": Mutant(
+        thresholds(tie_slack=1e-5), {SEQUENTIAL}, thresholds(tie_slack=1e-5)
+    ),
+    "row 0 for all rows": Mutant(lambda: [RowZeroForAll(0.6)], {ALIKE}),
+    "counts averaged over rows": Mutant(lambda: [AveragedCount(2)], {ALIKE}),
+    "mutable state on the plugin": Mutant(lambda: [CallCounter()], {LEAKS}),
+    "global random numbers": Mutant(lambda: [GlobalRandomness()], {SEEDED, ALIKE, LEAKS, MASK}),
+    "neighbours pay for a probe": Mutant(lambda: [NeighbourlyProbe(0.6)], {ALIKE}),
+    "probes are not counted": Mutant(
+        lambda: [AlwaysProbing(0.6)],
+        {COUNTED},
+        replaced={(loop, "legal_change"): probes_are_free},
+    ),
+    "re-masking without saying so": Mutant(
+        lambda: [SecondThoughts()],
+        {MONOTONE},
+        replaced={(loop, "is_revocable"): lambda strategy: True},
+    ),
+    "committed tokens are rewritten": Mutant(
+        lambda: [Rewriter()],
+        {MONOTONE},
+        replaced={(loop, "legal_change"): settled_counts_as_open, (loop, "faults_of"): no_faults},
+    ),
+    "the mask is emitted": Mutant(
+        lambda: [ConfidenceThreshold(0.6)],
+        {MASK},
+        samplers=(Unbanned(),),
+        replaced={(loop, "faults_of"): no_faults},
+    ),
+    "a predicted mask stalls the threshold": Mutant(
+        lambda: [SkipsTheMask(0.6)],
+        {MASK},
+        samplers=(Unbanned(),),
+        replaced={(settle, "_with_progress"): no_forced_progress},
+    ),
+    "no forced progress": Mutant(
+        lambda: [NoFallback()],
+        {ENDS},
+        replaced={(settle, "_with_progress"): no_forced_progress},
+        properties=(ENDS,),  # every decode is endless, so every property fails
+    ),
+    "strict is loose": Mutant(
+        thresholds(UpsideDown), {SHRINKS, SEQUENTIAL}, thresholds(UpsideDown)
+    ),
+    "weight zero still acts": Mutant(lambda: [TopK(2)], {ZERO}, zero=pushed_credit(AlwaysPushes)),
+    "end of text noticed a step late": Mutant(eot(LateEot), {END_OF_TEXT}, ending=eot(LateEot)),
+    "the canvas writes what the trace does not say": Mutant(
+        lambda: [TopK(2)], {REPLAYS}, replaced={(canvas.Canvas, "apply"): writes_other_tokens}
+    ),
+    "fixed tokens are overwritten": Mutant(
+        lambda: [TopK(2)],
+        {GIVEN},
+        replaced={(canvas.Canvas, "of"): staticmethod(fixed_tokens_are_open)},
+    ),
+}
+
+# The same parts as they should be.
+CONTROLS: dict[str, Mutant] = {
+    "entropy bound": Mutant(lambda: [EntropyBound(1.5)], set()),
+    "factor": Mutant(factors("published"), set(), factors("published")),
+    "credit": Mutant(fresh_credit(TraceCredit), set()),
+    "credit behind a ban": Mutant(credit(ban=BanAtTheEnd()), set(), samplers=(Greedy(),)),
+    "threshold": Mutant(thresholds(), set(), thresholds()),
+    "schedule": Mutant(lambda: [FixedSchedule(2)], set()),
+    "probes": Mutant(lambda: [AlwaysProbing(0.6)], set()),
+    "end of text": Mutant(eot(), set(), ending=eot()),
+}
+
+
+def fails(suite: StrategyContract, name: str, examples: int) -> bool:
+    """Whether a property of the contract finds a counterexample."""
+    check = getattr(StrategyContract, name).hypothesis.inner_test
+
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases())
+    def search(case):
+        check(suite, case)
+
+    try:
+        search()
+    except AssertionError:
+        return True
+    except pytest.skip.Exception:
+        return False
+    return False
+
+
+def caught(suite: Mutant) -> set[str]:
+    """The properties that fail; those that should are searched for longer."""
+    return {
+        name
+        for name in suite.properties
+        if fails(suite, name, examples=100 if name in suite.caught_by else 5)
+    }
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_defect_is_caught_by_exactly_the_intended_property(name, monkeypatch):
+    mutant = MUTANTS[name]
+    for (place, attribute), wrong in mutant.replaced.items():
+        monkeypatch.setattr(place, attribute, wrong)
+    assert caught(mutant) == mutant.caught_by
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_part_as_it_should_be_passes(name):
+    assert caught(CONTROLS[name]) == set()
+
+
+def test_every_property_catches_some_defect():
+    assert set().union(*(mutant.caught_by for mutant in MUTANTS.values())) == set(PROPERTIES)

@@ -1,0 +1,167 @@
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from dllm_decode.prediction import Prediction, RaisedPrediction
+
+INF = float("inf")
+
+
+def dense(logits, banned):
+    """Every statistic of a row of float64 logits, written down naively."""
+    row = [-INF if token in banned else float(value) for token, value in enumerate(logits)]
+    probs = torch.tensor(row, dtype=torch.float64).softmax(0)
+    order = sorted(range(len(row)), key=lambda token: (-row[token], token))
+    second = row[order[1]] if len(row) > 1 else -INF
+    surprise = [-(p * p.log()).item() if p > 0 else 0.0 for p in probs]
+    return {
+        "logits": row,
+        "probs": probs.tolist(),
+        "order": order,
+        "logsumexp": torch.tensor(row, dtype=torch.float64).logsumexp(0).item(),
+        "entropy": sum(surprise),
+        "margin": (probs[order[0]] - (probs[order[1]] if len(row) > 1 else 0)).item(),
+        "gap": row[order[0]] - second,
+    }
+
+
+def check(pred, row, expected, exact=1e-12):
+    """All statistics of one slot against the naive ones."""
+    size = len(expected["logits"])
+    close = {"rel": exact, "abs": exact}
+    top = expected["order"][0]
+    assert pred.top_token[0, row] == top and pred.token[0, row] == top
+    assert pred.confidence[0, row] == pytest.approx(expected["probs"][top], **close)
+    assert pred.top_confidence[0, row] == pytest.approx(expected["probs"][top], **close)
+    assert pred.logsumexp[0, row] == pytest.approx(expected["logsumexp"], **close)
+    assert pred.entropy[0, row] == pytest.approx(expected["entropy"], rel=1e-9, abs=1e-9)
+    assert pred.margin[0, row] == pytest.approx(expected["margin"], **close)
+    assert pred.logit_gap[0, row] == pytest.approx(expected["gap"], **close)
+    assert pred.probs[0, row].tolist() == pytest.approx(expected["probs"], **close)
+    assert pred.logits[0, row].tolist() == pytest.approx(expected["logits"], **close)
+    ids = torch.arange(-1, size).expand(*pred.shape[:2], -1)
+    assert pred.logit_of(ids)[0, row].tolist() == pytest.approx([-INF, *expected["logits"]])
+    assert pred.prob_of(ids)[0, row].tolist() == pytest.approx([0.0, *expected["probs"]], **close)
+    for k in range(1, size + 1):
+        values, found = pred.topk(k)
+        wanted = [expected["logits"][token] for token in expected["order"][:k]]
+        assert values[0, row].tolist() == pytest.approx(wanted, **close)
+        real = [place for place, value in enumerate(wanted) if value > -INF]
+        assert found[0, row][real].tolist() == [expected["order"][place] for place in real]
+
+
+@st.composite
+def rows_of_logits(draw):
+    size = draw(st.integers(1, 6))
+    values = st.sampled_from([0.0, 1.0, 1.0, -2.5, 3.0, 40.0, -INF])
+    rows = draw(st.lists(st.lists(values, min_size=size, max_size=size), min_size=1, max_size=3))
+    banned = draw(st.sets(st.integers(0, size - 1), max_size=size - 1))
+    for row in rows:
+        assume(any(v > -INF and token not in banned for token, v in enumerate(row)))
+    return rows, banned
+
+
+def predicted(rows, banned, dtype=torch.float64):
+    ids = torch.tensor(sorted(banned), dtype=torch.long)
+    return Prediction.of(torch.tensor([rows], dtype=dtype), ids)
+
+
+@given(case=rows_of_logits())
+def test_all_statistics_of_a_prediction_are_those_of_its_rows(case):
+    rows, banned = case
+    pred = predicted(rows, banned)
+    assert pred.healthy.all()
+    for row, logits in enumerate(rows):
+        check(pred, row, dense(logits, banned))
+
+
+@given(case=rows_of_logits(), data=st.data())
+def test_raised_equals_the_dense_computation(case, data):
+    rows, banned = case
+    size, slots = len(rows[0]), data.draw(st.integers(1, 4))
+    deltas = [0.0, 0.5, 1.0, 8.0]
+    if data.draw(st.booleans()):
+        deltas += [-1.0, -INF]
+    pred, expected = predicted(rows, banned), [list(row) for row in rows]
+    for _ in range(data.draw(st.integers(1, 2))):
+        ids, additions = [], []
+        for row in expected:
+            pairs = data.draw(
+                st.lists(
+                    st.tuples(st.integers(-1, size - 1), st.sampled_from(deltas)),
+                    min_size=slots,
+                    max_size=slots,
+                )
+            )
+            ids.append([token for token, _ in pairs])
+            additions.append([delta for _, delta in pairs])
+            for token, delta in pairs:
+                if token >= 0:
+                    row[token] += delta
+        pred = pred.raised(torch.tensor([ids]), torch.tensor([additions], dtype=torch.float64))
+    for row in expected:
+        assume(any(v > -INF and token not in banned for token, v in enumerate(row)))
+    for row, logits in enumerate(expected):
+        check(pred, row, dense(logits, banned))
+
+
+@given(case=rows_of_logits(), data=st.data())
+def test_banning_later_equals_banning_at_once(case, data):
+    rows, banned = case
+    more = data.draw(st.sets(st.integers(0, len(rows[0]) - 1)))
+    for row in rows:
+        allowed = set(range(len(row))) - banned - more
+        assume(any(row[token] > -INF for token in allowed))
+    pred = predicted(rows, banned).without(torch.tensor(sorted(more), dtype=torch.long))
+    for row, logits in enumerate(rows):
+        check(pred, row, dense(logits, banned | more))
+
+
+def test_a_raise_of_nothing_changes_nothing():
+    pred = predicted([[0.0, 1.0, -1.0]], set())
+    same = pred.raised(torch.tensor([[[-1, 2]]]), torch.tensor([[[5.0, 0.0]]]))
+    for name in ("token", "confidence", "entropy", "margin", "logsumexp"):
+        assert torch.equal(getattr(same, name), getattr(pred, name))
+
+
+def test_the_logits_of_a_model_are_never_written_to():
+    logits = torch.zeros(1, 1, 3)
+    pred = Prediction.of(logits, torch.tensor([0]))
+    _ = pred.raised(torch.tensor([[[1]]]), torch.tensor([[[2.0]]])).probs, pred.probs, pred.entropy
+    assert not logits.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_low_precision_logits_are_read_in_float32(dtype):
+    pred = predicted([[0.0, 0.25, -3.0]], set(), dtype)
+    assert pred.confidence.dtype == pred.entropy.dtype == torch.float32
+    check(pred, 0, dense([0.0, 0.25, -3.0], set()), exact=1e-6)
+
+
+@pytest.mark.parametrize("logits", [[0.0, float("nan")], [0.0, INF], [-INF, -INF]])
+def test_rows_that_no_rule_can_use_are_unhealthy(logits):
+    pred = Prediction.of(torch.tensor([[[0.0, 1.0], logits]]))
+    assert pred.healthy.tolist() == [[True, False]]
+
+
+def test_a_row_in_which_everything_is_banned_is_unhealthy():
+    assert not predicted([[1.0, 2.0]], {0, 1}).healthy.any()
+
+
+def test_where_transforms_remove_every_token_all_probabilities_are_zero():
+    pred = predicted([[1.0, -INF]], set()).raised(
+        torch.tensor([[[0]]]), torch.tensor([[[-INF]]], dtype=torch.float64)
+    )
+    assert pred.prob_of(torch.tensor([[[0, 1]]])).tolist() == [[[0.0, 0.0]]]
+
+
+def test_a_proposal_that_is_drawn_has_its_own_confidence_and_survives_a_raise():
+    drawn = Prediction.of(
+        torch.tensor([[[2.0, 0.0]]]), None, lambda pred: torch.ones(pred.shape[:2]).long()
+    )
+    assert drawn.token.item() == 1 and drawn.top_token.item() == 0
+    assert drawn.confidence.item() == pytest.approx(1 / (1 + torch.e**2))
+    raised = drawn.raised(torch.tensor([[[1]]]), torch.tensor([[[2.0]]]))
+    assert isinstance(raised, RaisedPrediction) and raised.token.item() == 1
+    assert raised.confidence.item() == pytest.approx(0.5)

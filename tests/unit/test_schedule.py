@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from dllm_decode.canvas import Canvas
+from dllm_decode.errors import CapabilityError, ConfigError
+from dllm_decode.schedule import Blocks, SlidingWindow, WholeCanvas
+from dllm_decode.types import Request, Vocab
+
+VOCAB = Vocab(9, 8, (2,))
+
+
+def board_of(prompts, lengths, decided=(), horizon=None):
+    canvas = Canvas.of(Request(prompts, lengths), VOCAB)
+    for row, column in decided:
+        canvas.decided[row, canvas.start + column] = True
+    if horizon is not None:
+        canvas.narrow(canvas.start + torch.tensor(horizon))
+    return canvas.board()
+
+
+def columns(window, board):
+    return torch.where(window.index >= 0, window.index - board.start, -1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Blocks(0), "schedule.length must be a whole number >= 1, got 0"),
+        (lambda: Blocks(2.5), r"schedule.length must be a whole number >= 1, got 2\.5"),
+        (lambda: Blocks(4, "row"), "schedule.origin must be one of auto, prompt, absolute"),
+        (lambda: SlidingWindow(0), "schedule.width must be a whole number >= 1, got 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_block_longer_than_every_row_is_refused_with_what_to_do():
+    request = Request(((1,), (1,)), (4, 6))
+    Blocks(6).check(request)
+    with pytest.raises(ConfigError, match=r"schedule\.length is 7, longer than the canvas of 6"):
+        Blocks(7).check(request)
+
+
+def test_each_row_is_in_its_own_block_and_the_last_one_is_shorter():
+    done = [(0, 0), (0, 1), (0, 2), (1, 0)]
+    board = board_of(((1, 1), (3,)), (5, 4), decided=done)
+    window = Blocks(3).window(board)
+    assert columns(window, board) == [[3, 4, -1], [0, 1, 2]]
+    assert window.key.tolist() == [1, 0]
+
+
+def test_blocks_end_at_the_horizon():
+    board = board_of(((),), 6, decided=[(0, 0), (0, 1), (0, 2)], horizon=[5])
+    assert columns(Blocks(3).window(board), board) == [[3, 4, -1]]
+
+
+def test_an_absolute_grid_counts_from_the_beginning_of_the_row():
+    board = board_of(((1, 1, 1), (1,)), 4)
+    window = Blocks(4, "absolute").window(board)
+    assert columns(window, board) == [[0, -1, -1, -1], [0, 1, 2, -1]]
+
+
+def test_block_causal_models_impose_their_grid():
+    assert Blocks(4).on_grid(4) == Blocks(4, "absolute")
+    assert Blocks(4).on_grid(None) == Blocks(4)
+    for schedule in (Blocks(8), Blocks(4, "prompt")):
+        with pytest.raises(CapabilityError, match="model attends in blocks of 4 columns"):
+            schedule.on_grid(4)
+    for schedule in (WholeCanvas(), SlidingWindow(4)):
+        with pytest.raises(CapabilityError, match=r"model attends block by block \(4 columns\)"):
+            schedule.on_grid(4)
+
+
+def test_the_whole_canvas_is_every_column_up_to_the_horizon():
+    board = board_of(((1,), ()), (3, 2), decided=[(0, 1)])
+    window = WholeCanvas().window(board)
+    assert columns(window, board) == [[0, 1, 2], [0, 1, -1]]
+    assert WholeCanvas().block_length is None and Blocks(4).block_length == 4
+
+
+def test_a_sliding_window_starts_at_the_first_undecided_column_and_is_never_new():
+    board = board_of(((),), 5, decided=[(0, 0), (0, 2)])
+    window = SlidingWindow(3).window(board)
+    assert columns(window, board) == [[1, 2, 3]]
+    later = board_of(((),), 5, decided=[(0, 0), (0, 1), (0, 2)])
+    assert columns(SlidingWindow(3).window(later), later) == [[3, 4, -1]]
+    assert torch.equal(window.key, SlidingWindow(3).window(later).key)

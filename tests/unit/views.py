@@ -1,0 +1,38 @@
+"""Step views made by hand, for tests of single parts."""
+
+import torch
+
+from dllm_decode.canvas import Canvas
+from dllm_decode.noise import Noise
+from dllm_decode.prediction import Prediction
+from dllm_decode.types import Request, StepView, Vocab
+
+
+def view_of(logits, *, prompts=None, lengths=None, fixed=None, eot=None, step=0):
+    """A step with the whole canvas as window; logits: (B, W, V), id V - 1 is the mask."""
+    rows, width, size = logits.shape
+    vocab = Vocab(size, size - 1, () if eot is None else (eot,))
+    prompts = ((),) * rows if prompts is None else prompts
+    lengths = (width,) * rows if lengths is None else lengths
+    board = Canvas.of(Request(prompts, lengths, fixed=fixed), vocab).board()
+    index = board.columns[board.start :].expand(rows, -1)
+    index = torch.where(index < board.horizon[:, None], index, -1)
+    real = index >= 0
+    steps = torch.full((rows,), step)
+    masked = board.undecided[:, board.start :] & real
+    return StepView(
+        step=steps,
+        index=index,
+        pred=Prediction.of(logits, board.never_generated),
+        tokens=board.tokens[:, board.start :],
+        active=real,
+        open=masked,
+        masked=masked,
+        settled=torch.zeros_like(masked),
+        fresh=steps == 0,
+        window_step=steps,
+        window_open=masked.sum(1),
+        steps_left=masked.sum(1),
+        board=board,
+        noise=Noise(torch.arange(rows), steps, index - board.start),
+    )
