@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -11,7 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dllm_decode.kernels import reference
+from dllm_decode.kernels import dispatch, reference
+from dllm_decode.kernels.reference import RowStatistics
+from dllm_decode.noise import Noise, gumbel
 
 
 class Draw(Protocol):
@@ -19,6 +20,23 @@ class Draw(Protocol):
 
     def __call__(self, prediction: Prediction) -> Tensor:
         """Token ids (B, W)."""
+
+
+@dataclass(frozen=True)
+class GumbelDraw:
+    """Draw from the tempered distribution by the Gumbel-max trick, where possible in one pass.
+
+        token = argmax_v  l_v / T + g_v,   g_v standard Gumbel noise in float64
+
+    noise: random numbers of the step; temperature: T > 0.
+    """
+
+    noise: Noise
+    temperature: float
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        """Token ids (B, W)."""
+        return prediction.gumbel_max(self)
 
 
 class Prediction(ABC):
@@ -31,7 +49,7 @@ class Prediction(ABC):
 
     _draw: Draw | None = None
 
-    # What the two kinds of prediction define.
+    # What the kinds of prediction define.
 
     @property
     @abstractmethod
@@ -40,18 +58,8 @@ class Prediction(ABC):
 
     @property
     @abstractmethod
-    def top_token(self) -> Tensor:
-        """The most likely token, lowest id on ties, (B, W) int64."""
-
-    @property
-    @abstractmethod
-    def logsumexp(self) -> Tensor:
-        """Natural logarithm of the partition sum, (B, W)."""
-
-    @property
-    @abstractmethod
-    def entropy(self) -> Tensor:
-        """Entropy in nats, (B, W)."""
+    def _statistics(self) -> RowStatistics:
+        """The row statistics, of B * W rows."""
 
     @property
     @abstractmethod
@@ -66,6 +74,10 @@ class Prediction(ABC):
     def logit_of(self, ids: Tensor) -> Tensor:
         """Logits at ids (B, W, K); -inf for banned ids and for empty slots (-1)."""
 
+    @abstractmethod
+    def without(self, ids: Tensor) -> Prediction:
+        """This prediction with ids (M,) banned at every slot: probability 0, never proposed."""
+
     # What follows from those.
 
     @staticmethod
@@ -77,15 +89,54 @@ class Prediction(ABC):
         """
         return DensePrediction(logits, banned, draw)
 
+    @staticmethod
+    def of_hidden(
+        hidden: Tensor, weight: Tensor, banned: Tensor | None = None, draw: Draw | None = None
+    ) -> Prediction:
+        """The prediction of a forward pass that stopped before the output head.
+
+        hidden: (B, W, D); weight: (V, D), the head; banned, draw: as in `of`. On a GPU the logits
+        are never written unless a plugin or a draw asks for them.
+        """
+        return HeadPrediction(hidden, weight, banned, draw)
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        return values.reshape(*self.shape[:2], *values.shape[1:])
+
     @cached_property
-    def token(self) -> Tensor:
-        """The proposal at each slot, (B, W) int64."""
-        return self.top_token if self._draw is None else self._draw(self)
+    def top_token(self) -> Tensor:
+        """The most likely token, lowest id on ties, (B, W) int64."""
+        return self._shaped(self._statistics.token)
 
     @cached_property
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        return self.prob_of(self.top_token[..., None])[..., 0]
+        return self._shaped(self._statistics.confidence)
+
+    @cached_property
+    def maximum(self) -> Tensor:
+        """Largest logit of each slot, (B, W)."""
+        return self._shaped(self._statistics.maximum)
+
+    @cached_property
+    def logsumexp(self) -> Tensor:
+        """Natural logarithm of the partition sum, (B, W)."""
+        return self._shaped(self._statistics.logsumexp)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy in nats, (B, W)."""
+        return self._shaped(self._statistics.entropy)
+
+    @cached_property
+    def healthy(self) -> Tensor:
+        """Whether a slot's logits can be used at all, (B, W): no NaN, no +inf, not all banned."""
+        return self._shaped(self._statistics.healthy)
+
+    @cached_property
+    def token(self) -> Tensor:
+        """The proposal at each slot, (B, W) int64."""
+        return self.top_token if self._draw is None else self._draw(self)
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -113,23 +164,97 @@ class Prediction(ABC):
         return self._top_two[..., 0] - self._top_two[..., 1]
 
     def prob_of(self, ids: Tensor) -> Tensor:
-        """Probabilities of ids (B, W, K); 0 for banned ids and empty slots (-1)."""
-        return (self.logit_of(ids) - self.logsumexp[..., None]).exp()
+        """Probabilities of ids (B, W, K); 0 for banned ids and empty slots (-1).
+
+        Where transforms have removed every token, all of them are 0.
+        """
+        share = (self.logit_of(ids) - self.logsumexp[..., None]).exp()
+        return share.masked_fill((self.maximum == float("-inf"))[..., None], 0.0)
 
     @cached_property
     def probs(self) -> Tensor:
         """Dense probabilities (B, W, V) for plugins that need them; nothing here does."""
         return self.logits.softmax(-1)
 
-    def raised(self, ids: Tensor, delta: Tensor) -> Prediction:
+    def gumbel_max(self, draw: GumbelDraw) -> Tensor:
+        """A draw from the tempered distribution, (B, W) int64."""
+        flat = self.logits.reshape(-1, self.shape[-1])
+        return self._shaped(_drawn(flat, draw, None))
+
+    def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
         """This prediction with sparse additions to its logits.
 
         l'[v] = l[v] + sum of delta over the slots that hold v. Every statistic follows exactly
         from this one's without touching the V columns again where all additions are >= 0.
 
-        ids: (B, W, K) int64, -1 for an empty slot; delta: (B, W, K), -inf bans an id.
+        ids: (B, W, K) int64, -1 for an empty slot; delta: (B, W, K), -inf bans an id;
+        never_negative: the caller's word that all additions are >= 0, which saves a look at them
+        (on a GPU the host would have to wait for it).
         """
-        return RaisedPrediction(self, ids, delta, self._draw)
+        return RaisedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
+
+    def credited(
+        self,
+        ids: Tensor,
+        credit: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: float,
+        open: Tensor,
+    ) -> Credited:
+        """CreditDecoding's update and fusion; see `kernels.reference.credit_update`.
+
+        ids, credit: (B, W, K) slots before the step, -1 and 0 where empty, ids distinct within a
+        slot; alpha, beta: (B,), >= 0 and in [0, 1]; gamma: >= 0; open: (B, W) bool: slots that
+        earn, all others come back empty.
+        """
+        _, slots, _ = self.shape
+        update = self._credit_update(
+            ids.flatten(0, 1),
+            credit.flatten(0, 1),
+            alpha.repeat_interleave(slots),
+            beta.repeat_interleave(slots),
+            gamma,
+            open.flatten(),
+        )
+        new_ids = self._shaped(update.ids)
+        raised = RaisedPrediction(
+            self, new_ids, self._shaped(update.delta), self._draw, statistics=update.fused
+        )
+        return Credited(raised, new_ids, self._shaped(update.credit))
+
+    def _credit_update(
+        self,
+        ids: Tensor,
+        credit: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: float,
+        open: Tensor,
+    ) -> reference.CreditUpdate:
+        """`kernels.reference.credit_update` on whatever logits this prediction has."""
+        raw = self._statistics
+        ids, kept = reference.earned_credit(raw, ids, credit, beta, gamma, open)
+        delta = alpha.double()[:, None] * kept.log1p()
+        values = self.logit_of(self._shaped(ids)).flatten(0, 1)
+        fused = reference.raised_statistics(raw, values, ids, delta)
+        return reference.CreditUpdate(ids, kept.to(credit.dtype), delta, raw, fused)
+
+
+@dataclass(frozen=True)
+class Credited:
+    """A prediction with credit fused in, and the slots (B, W, K) to keep for the next step."""
+
+    prediction: Prediction
+    ids: Tensor
+    credit: Tensor
+
+
+def _drawn(rows: Tensor, draw: GumbelDraw, banned: Tensor | None) -> Tensor:
+    states = draw.noise.states().flatten()
+    if dispatch.uses_triton(rows):
+        return dispatch.gumbel_statistics(rows, states, draw.temperature, banned)[1]
+    return reference.gumbel_argmax(rows, states, draw.temperature, banned)
 
 
 class DensePrediction(Prediction):
@@ -145,172 +270,234 @@ class DensePrediction(Prediction):
         rows, slots, vocabulary = self._raw.shape
         return rows, slots, vocabulary
 
-    def _per_slot(self, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        rows, slots, vocabulary = self.shape
-        values = compute(self._raw.reshape(rows * slots, vocabulary))
-        return values.reshape(rows, slots, *values.shape[1:])
+    @cached_property
+    def _rows(self) -> Tensor:
+        """The logits as they came, (B * W, V)."""
+        return self._raw.reshape(-1, self.shape[-1])
 
     @cached_property
-    def _statistics(self) -> reference.RowStatistics:
-        return reference.row_statistics(self._raw.reshape(-1, self.shape[-1]), self._banned)
+    def _pass(self) -> tuple[RowStatistics, Tensor | None]:
+        """The one pass over the logits: the statistics and, where it is free there, the draw."""
+        rows, draw = self._rows, self._draw
+        if not dispatch.uses_triton(rows):
+            return dispatch.row_statistics(rows, self._banned), None
+        k = min(2, self.shape[-1])
+        if isinstance(draw, GumbelDraw):
+            states = draw.noise.states().flatten()
+            return dispatch.gumbel_statistics(rows, states, draw.temperature, self._banned, k)
+        return dispatch.row_statistics(rows, self._banned, k), None
 
-    def _reshaped(self, values: Tensor) -> Tensor:
-        return values.reshape(self.shape[:2])
-
-    @cached_property
-    def maximum(self) -> Tensor:
-        """Largest logit of each slot, (B, W)."""
-        return self._reshaped(self._statistics.maximum)
-
-    @cached_property
-    def healthy(self) -> Tensor:
-        """Whether a slot's logits can be used at all, (B, W): no NaN, no +inf, not all banned."""
-        stats = self._statistics
-        return self._reshaped(stats.maximum.isfinite() & stats.total.isfinite())
-
-    @cached_property
-    def top_token(self) -> Tensor:
-        return self._reshaped(self._statistics.token)
-
-    @cached_property
-    def top_confidence(self) -> Tensor:
-        return self._reshaped(self._statistics.confidence)
-
-    @cached_property
-    def logsumexp(self) -> Tensor:
-        return self._reshaped(self._statistics.logsumexp)
-
-    @cached_property
-    def entropy(self) -> Tensor:
-        return self._reshaped(self._statistics.entropy)
+    @property
+    def _statistics(self) -> RowStatistics:
+        return self._pass[0]
 
     @cached_property
     def logits(self) -> Tensor:
-        return reference.without(self._raw, self._banned)
+        return self._shaped(reference.without(self._rows, self._banned))
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        rows, slots, vocabulary = self.shape
-        values, ids = reference.top_k(self._raw.reshape(-1, vocabulary), k, self._banned)
-        return values.reshape(rows, slots, -1), ids.reshape(rows, slots, -1)
+        values = ids = None
+        if dispatch.uses_triton(self._rows):
+            values, ids = self._statistics.top_values, self._statistics.top_ids
+        if values is None or ids is None or values.shape[-1] < min(k, self.shape[-1]):
+            values, ids = dispatch.top_k(self._rows, k, self._banned)
+        return self._shaped(values[:, :k]), self._shaped(ids[:, :k])
 
     def logit_of(self, ids: Tensor) -> Tensor:
-        flat = ids.reshape(-1, ids.shape[-1])
-        return self._per_slot(lambda raw: reference.logits_at(raw, flat, self._banned))
+        return self._shaped(reference.logits_at(self._rows, ids.flatten(0, 1), self._banned))
+
+    def without(self, ids: Tensor) -> Prediction:
+        return DensePrediction(self._raw, self._more_banned(ids), self._draw)
+
+    def _more_banned(self, ids: Tensor) -> Tensor:
+        return ids if self._banned is None else torch.cat([self._banned, ids])
+
+    def gumbel_max(self, draw: GumbelDraw) -> Tensor:
+        if draw is self._draw and self._pass[1] is not None:
+            return self._shaped(self._pass[1])
+        return self._shaped(_drawn(self._rows, draw, self._banned))
+
+    def _credit_update(
+        self,
+        ids: Tensor,
+        credit: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: float,
+        open: Tensor,
+    ) -> reference.CreditUpdate:
+        return dispatch.credit_update(
+            self._rows, ids, credit, alpha, beta, gamma, open, self._banned, self._statistics
+        )
 
 
-@dataclass(frozen=True)
-class _Additions:
-    """Sparse additions with one slot per id: ids (B, W, K), delta (B, W, K), 0 where empty."""
+class HeadPrediction(DensePrediction):
+    """A prediction that owns hidden states (B, W, D) and the output head (V, D).
 
-    ids: Tensor
-    delta: Tensor
+    On a GPU the head and the statistics are one kernel; dense logits are made, in float32, when a
+    plugin or a draw asks for them. Elsewhere they are made at once.
+    """
 
-    @staticmethod
-    def of(ids: Tensor, delta: Tensor) -> _Additions:
-        """Merge slots that hold the same id: their additions add up in the first of them."""
-        delta = delta.masked_fill(ids < 0, 0.0)
-        same = (ids[..., :, None] == ids[..., None, :]) & (ids >= 0)[..., None]
-        zero = torch.zeros((), dtype=delta.dtype, device=delta.device)
-        summed = torch.where(same, delta[..., None, :], zero).sum(-1)
-        first = torch.arange(ids.shape[-1], device=ids.device)
-        repeated = (same & (first[None, :] < first[:, None])).any(-1)
-        empty = repeated | (ids < 0)
-        return _Additions(ids.masked_fill(empty, -1), summed.masked_fill(empty, 0.0))
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, banned: Tensor | None, draw: Draw | None
+    ) -> None:
+        self._hidden = hidden
+        self._weight = weight
+        self._banned = banned
+        self._draw = draw
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        rows, slots, _ = self._hidden.shape
+        return rows, slots, self._weight.shape[0]
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return reference.head_logits(self._hidden.flatten(0, 1), self._weight)
+
+    @cached_property
+    def _pass(self) -> tuple[RowStatistics, Tensor | None]:
+        hidden = self._hidden.flatten(0, 1)
+        if dispatch.uses_triton(hidden) and self._draw is None:
+            return dispatch.head_statistics(hidden, self._weight, self._banned), None
+        return super()._pass
+
+    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+        if k == 1:
+            # what the kernel knows without dense logits
+            return self.maximum[..., None], self.top_token[..., None]
+        return super().topk(k)
+
+    def logit_of(self, ids: Tensor) -> Tensor:
+        """From K columns of the head, in float32 or better."""
+        dtype = reference.working_dtype(self._hidden.dtype)
+        columns = self._weight[ids.clamp(min=0)].to(dtype)
+        values = (columns @ self._hidden.to(dtype)[..., None])[..., 0]
+        dead = ids < 0
+        if self._banned is not None:
+            dead = dead | (ids[..., None] == self._banned).any(-1)
+        return values.masked_fill(dead, float("-inf"))
+
+    def without(self, ids: Tensor) -> Prediction:
+        return HeadPrediction(self._hidden, self._weight, self._more_banned(ids), self._draw)
+
+    def _credit_update(
+        self,
+        ids: Tensor,
+        credit: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: float,
+        open: Tensor,
+    ) -> reference.CreditUpdate:
+        return Prediction._credit_update(self, ids, credit, alpha, beta, gamma, open)
 
 
 class RaisedPrediction(Prediction):
     """A prediction with sparse additions, computed from the statistics of the one below it.
 
-    With a_u = l_u - logsumexp of the base and S = 1 + sum_u e^{a_u} (e^{delta_u} - 1):
-    logsumexp' = logsumexp + log S, and the entropy is log S - B / S with
-    B = -entropy + sum_u e^{a_u} (e^{delta_u} (a_u + delta_u) - a_u). Both are sums of terms >= 0
-    for additions >= 0. A negative addition can cancel nearly all of the mass, so predictions that
-    hold one compute these two densely. Source: the identity of CreditDecoding's fusion (E3').
+    The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions >= 0.
+    A negative addition can cancel nearly all of the mass, so predictions that hold one compute
+    their statistics densely. never_negative, statistics: what the caller knows already.
     """
 
-    def __init__(self, base: Prediction, ids: Tensor, delta: Tensor, draw: Draw | None) -> None:
+    def __init__(
+        self,
+        base: Prediction,
+        ids: Tensor,
+        delta: Tensor,
+        draw: Draw | None,
+        *,
+        never_negative: bool = False,
+        statistics: RowStatistics | None = None,
+    ) -> None:
         self._base = base
         self._draw = draw
         self._ids = ids
         self._delta = delta
+        self._never_negative = never_negative or statistics is not None
+        self._known = statistics
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self._base.shape
 
     @cached_property
-    def _additions(self) -> _Additions:
-        return _Additions.of(self._ids, self._delta.to(self._base.logsumexp.dtype))
+    def _additions(self) -> tuple[Tensor, Tensor]:
+        """Ids and float64 additions (B, W, K), one slot per id."""
+        if self._known is not None:
+            return self._ids, self._delta
+        return reference.merged_additions(self._ids, self._delta)
 
     @cached_property
     def _sparse_is_exact(self) -> bool:
-        return bool((self._additions.delta >= 0).all())
+        return self._never_negative or bool((self._additions[1] >= 0).all())
+
+    @cached_property
+    def _statistics(self) -> RowStatistics:
+        if self._known is not None:
+            return self._known
+        if not self._sparse_is_exact:
+            return dispatch.row_statistics(self.logits.reshape(-1, self.shape[-1]))
+        ids, delta = self._additions
+        values = self._base.logit_of(ids).flatten(0, 1)
+        return reference.raised_statistics(
+            self._base._statistics, values, ids.flatten(0, 1), delta.flatten(0, 1)
+        )
 
     @cached_property
     def _raised_logits(self) -> Tensor:
-        """Logits at the additions' ids after raising, (B, W, K); -inf in empty slots."""
-        return self._base.logit_of(self._additions.ids) + self._additions.delta
-
-    @cached_property
-    def _mass(self) -> Tensor:
-        """S: the partition sum relative to the base's, (B, W)."""
-        share = self._base.prob_of(self._additions.ids)
-        return 1.0 + (share * self._additions.delta.expm1()).sum(-1)
-
-    @cached_property
-    def logsumexp(self) -> Tensor:
-        if not self._sparse_is_exact:
-            return self.logits.logsumexp(-1)
-        return self._base.logsumexp + self._mass.log()
-
-    @cached_property
-    def entropy(self) -> Tensor:
-        if not self._sparse_is_exact:
-            surprise = (self.logits - self.logsumexp[..., None]).nan_to_num(neginf=0.0)
-            return -(self.probs * surprise).sum(-1)
-        delta = self._additions.delta
-        below = self._base.logit_of(self._additions.ids) - self._base.logsumexp[..., None]
-        share = below.exp()
-        below = below.masked_fill(share == 0, 0.0)
-        change = share * (delta.exp() * (below + delta) - below)
-        moment = change.sum(-1) - self._base.entropy
-        return (self._mass.log() - moment / self._mass).clamp(min=0.0)
+        """Logits at the additions' ids after raising, (B, W, K) float64; -inf in empty slots."""
+        ids, delta = self._additions
+        return self._base.logit_of(ids).double() + delta
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        additions = self._additions
-        spare = additions.ids.shape[-1]
-        values, ids = self._base.topk(min(k + spare, self.shape[-1]))
-        raised = (ids[..., :, None] == additions.ids[..., None, :]).any(-1)
-        values = torch.cat([values.masked_fill(raised, float("-inf")), self._raised_logits], -1)
+        added, _ = self._additions
+        values, ids = self._base.topk(min(k + added.shape[-1], self.shape[-1]))
+        dtype = values.dtype
+        moved = (ids[..., :, None] == added[..., None, :]).any(-1)
+        values = values.double().masked_fill(moved, float("-inf"))
+        values = torch.cat([values, self._raised_logits], -1)
         # an entry that moved to the additions, or an empty slot, sorts behind every real id
         beyond = self.shape[-1]
-        ids = torch.cat(
-            [
-                ids.masked_fill(raised, beyond),
-                additions.ids.masked_fill(additions.ids < 0, beyond),
-            ],
-            -1,
-        )
+        ids = torch.cat([ids.masked_fill(moved, beyond), added.masked_fill(added < 0, beyond)], -1)
         by_id = ids.sort(dim=-1, stable=True)
         values = values.gather(-1, by_id.indices)
         order = values.sort(dim=-1, descending=True, stable=True)
         picked = by_id.values.gather(-1, order.indices)[..., :k]
-        return order.values[..., :k], picked.clamp(max=beyond - 1)
-
-    @cached_property
-    def top_token(self) -> Tensor:
-        return self.topk(1)[1][..., 0]
+        return order.values[..., :k].to(dtype), picked.clamp(max=beyond - 1)
 
     def logit_of(self, ids: Tensor) -> Tensor:
-        same = ids[..., :, None] == self._additions.ids[..., None, :]
-        same = same & (ids >= 0)[..., None]
-        zero = torch.zeros((), dtype=self._additions.delta.dtype, device=ids.device)
-        added = torch.where(same, self._additions.delta[..., None, :], zero)
-        return self._base.logit_of(ids) + added.sum(-1)
+        added, delta = self._additions
+        same = (ids[..., :, None] == added[..., None, :]) & (ids >= 0)[..., None]
+        zero = torch.zeros((), dtype=delta.dtype, device=ids.device)
+        below = self._base.logit_of(ids)
+        return (below + torch.where(same, delta[..., None, :], zero).sum(-1)).to(below.dtype)
+
+    def without(self, ids: Tensor) -> Prediction:
+        return RaisedPrediction(
+            self._base.without(ids),
+            self._ids,
+            self._delta,
+            self._draw,
+            never_negative=self._never_negative,
+        )
 
     @cached_property
     def logits(self) -> Tensor:
+        ids, delta = self._additions
         dense = self._base.logits.clone()
-        additions = self._additions
-        ids = additions.ids.clamp(min=0)
-        return dense.scatter_add_(-1, ids, additions.delta.to(dense.dtype))
+        return dense.scatter_add_(-1, ids.clamp(min=0), delta.to(dense.dtype))
+
+    def gumbel_max(self, draw: GumbelDraw) -> Tensor:
+        """Additions >= 0 leave two kinds of winners: the one below, and the ids they raise."""
+        if not self._sparse_is_exact:
+            return super().gumbel_max(draw)
+        below = self._base.gumbel_max(draw)[..., None]
+        ids = torch.cat([below, self._additions[0]], -1)
+        states = draw.noise.states()[..., None]
+        noisy = (self.logit_of(ids) / draw.temperature).double() + gumbel(states, ids)
+        best = noisy.amax(-1, keepdim=True)
+        beyond = self.shape[-1]
+        winner = ids.masked_fill((noisy < best) | (ids < 0), beyond).amin(-1)
+        return torch.where(winner < beyond, winner, below[..., 0])

@@ -1,1 +1,4 @@
-"""Row statistics of logits: the plain-torch definition and, beside it, fused kernels."""
+"""Row statistics of logits: the plain-torch definition, fused kernels, and the choice of one.
+
+`reference` defines, `fused` holds the Triton twins, `dispatch` picks per call.
+"""

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm_decode.noise import gumbel
+
+# Shifted logits are held above this, so that 0 * (-inf) cannot arise; exp of it is 0.
+FLOOR = -1e30
+
 
 @dataclass(frozen=True)
 class RowStatistics:
@@ -15,12 +20,18 @@ class RowStatistics:
     With the row's maximum m: `total` = sum exp(l - m), `moment` = sum exp(l - m) * (l - m).
     Then logsumexp = m + log(total), the top-1 probability is 1 / total, and the entropy in nats is
     log(total) - moment / total. `token` is the lowest id among the maxima.
+
+    Where asked for in the same pass: `top_values` and `top_ids` (N, k), the largest logits, largest
+    first and lower id first on ties; `at` (N, K), the logits at given ids.
     """
 
     token: Tensor
     maximum: Tensor
     total: Tensor
     moment: Tensor
+    top_values: Tensor | None = None
+    top_ids: Tensor | None = None
+    at: Tensor | None = None
 
     @property
     def logsumexp(self) -> Tensor:
@@ -36,6 +47,27 @@ class RowStatistics:
     def entropy(self) -> Tensor:
         """Entropy in nats, (N,); terms of probability 0 contribute 0."""
         return (self.total.log() - self.moment / self.total).clamp(min=0.0)
+
+    @property
+    def healthy(self) -> Tensor:
+        """Whether the row can be used at all, (N,): no NaN, no +inf, not -inf everywhere."""
+        return self.maximum.isfinite() & self.total.isfinite()
+
+
+@dataclass(frozen=True)
+class CreditUpdate:
+    """Credit after a step's evidence, and the statistics of the logits that it raises.
+
+    ids (N, K) int64, -1 for an empty slot; credit (N, K) in the dtype it came in, 0 where empty;
+    delta (N, K) float64: what is added to the logits at ids; raw, fused: statistics without and
+    with these additions.
+    """
+
+    ids: Tensor
+    credit: Tensor
+    delta: Tensor
+    raw: RowStatistics
+    fused: RowStatistics
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -57,28 +89,30 @@ def without(logits: Tensor, banned: Tensor | None) -> Tensor:
 def lowest_argmax(values: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the last dimension and the lowest index that reaches it.
 
-    values: (..., V). Returns (maximum (...), index (...)). torch leaves the index open on ties.
+    values: (..., V). Returns (maximum (...), index (...)). `torch.max` promises the first one.
     """
-    maximum = values.amax(-1)
-    columns = torch.arange(values.shape[-1], device=values.device)
-    hits = torch.where(values == maximum[..., None], columns, values.shape[-1])
-    return maximum, hits.amin(-1).clamp(max=values.shape[-1] - 1)
+    maximum, index = values.max(-1)
+    return maximum, index
 
 
-def row_statistics(logits: Tensor, banned: Tensor | None = None) -> RowStatistics:
+def row_statistics(
+    logits: Tensor, banned: Tensor | None = None, k: int = 0, ids: Tensor | None = None
+) -> RowStatistics:
     """Argmax, maximum, partition sum and entropy moment of every row.
 
-    logits: (N, V) of any float dtype and row stride; banned: (M,) ids that count as -inf.
-    A row that is NaN, +inf or banned everywhere gives a `maximum` that is not finite or a `total`
-    that is NaN; the caller decides what that means.
+    logits: (N, V) of any float dtype and row stride; banned: (M,) ids that count as -inf; k: how
+    many of the largest logits to return, 0 to V; ids: (N, K) in [-1, V) whose logits to return.
+    Only `healthy` means anything in a row that holds NaN or +inf or is -inf everywhere.
     """
     values = without(logits, banned)
     maximum, token = lowest_argmax(values)
-    shifted = values - maximum[:, None]
+    shifted = (values - maximum[:, None]).clamp_(min=FLOOR)
     weights = shifted.exp()
-    # exp(-inf) * -inf is NaN, but the limit of x * log(x) at 0 is 0
-    moment = (weights * shifted.masked_fill(weights == 0, 0.0)).sum(-1)
-    return RowStatistics(token, maximum, weights.sum(-1), moment)
+    total = weights.sum(-1)
+    moment = weights.mul_(shifted).sum(-1)
+    top_values, top_ids = top_k(logits, k, banned) if k else (None, None)
+    at = None if ids is None else logits_at(logits, ids, banned)
+    return RowStatistics(token, maximum, total, moment, top_values, top_ids, at)
 
 
 def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -113,3 +147,181 @@ def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tens
     if banned is not None and banned.numel():
         dead = dead | (ids[..., None] == banned).any(-1)
     return values.masked_fill(dead, float("-inf"))
+
+
+def gumbel_statistics(
+    logits: Tensor,
+    states: Tensor,
+    temperature: float,
+    banned: Tensor | None = None,
+    k: int = 0,
+) -> tuple[RowStatistics, Tensor]:
+    """The row statistics, and a draw from the tempered rows by the Gumbel-max trick.
+
+        draw = argmax_v  l_v / T + g(state, v),   g standard Gumbel noise in float64
+
+    logits, banned, k: as in `row_statistics`; states: (N,) int64, see `Noise.states`; temperature:
+    T > 0. Returns the statistics (untempered) and the drawn ids (N,), lowest id on ties.
+    """
+    return (
+        row_statistics(logits, banned, k),
+        gumbel_argmax(logits, states, temperature, banned),
+    )
+
+
+def gumbel_argmax(
+    logits: Tensor, states: Tensor, temperature: float, banned: Tensor | None = None
+) -> Tensor:
+    """The draw of `gumbel_statistics` alone, (N,) int64."""
+    scaled = without(logits, banned) / temperature
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    return lowest_argmax(scaled.double() + gumbel(states[:, None], ids))[1]
+
+
+def merged_additions(ids: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Sparse additions with one slot per id: those to the same id add up in the first of them.
+
+    ids: (..., K) int64, -1 for an empty slot; delta: (..., K). Returns ids and float64 delta of the
+    same shape, -1 and 0 where empty.
+    """
+    delta = delta.double().masked_fill(ids < 0, 0.0)
+    same = (ids[..., :, None] == ids[..., None, :]) & (ids >= 0)[..., None]
+    zero = torch.zeros((), dtype=delta.dtype, device=delta.device)
+    summed = torch.where(same, delta[..., None, :], zero).sum(-1)
+    slot = torch.arange(ids.shape[-1], device=ids.device)
+    repeated = (same & (slot[None, :] < slot[:, None])).any(-1)
+    empty = repeated | (ids < 0)
+    return ids.masked_fill(empty, -1), summed.masked_fill(empty, 0.0)
+
+
+def raised_statistics(
+    base: RowStatistics, values: Tensor, ids: Tensor, delta: Tensor
+) -> RowStatistics:
+    """The statistics after sparse additions >= 0 to the logits, without reading a row again.
+
+    With the base's maximum m, a_u = l_u - m and the new maximum m' = m + t:
+
+        total'  = e^-t total            + sum_u  e^(a_u + delta_u - t) - e^(a_u - t)
+        moment' = e^-t (moment - t total) + sum_u  x e^x at x = a_u + delta_u - t, less at a_u - t
+
+    ids: (N, K) int64, distinct within a row, -1 for an empty slot; values: (N, K) logits at ids,
+    -inf for banned ids and empty slots; delta: (N, K), 0 or more. Inside float64; the result has
+    the base's precision. Negative additions are outside this identity's reach: they can cancel
+    nearly all of the mass.
+    """
+    below = values.double() - base.maximum.double()[:, None]
+    above = (below + delta).masked_fill(ids < 0, float("-inf"))
+    # the base's argmax still stands at 0, or in a slot of its own at 0 or more
+    candidates = torch.cat([torch.zeros_like(above[:, :1]), above], 1)
+    rise = candidates.amax(1)
+    holders = torch.cat([base.token[:, None], ids], 1)
+    beyond = torch.iinfo(torch.int64).max
+    winners = holders.masked_fill((holders < 0) | (candidates < rise[:, None]), beyond)
+    after = (above - rise[:, None]).clamp(min=FLOOR)
+    before = (below - rise[:, None]).clamp(min=FLOOR)
+    scale = (-rise).exp()
+    weight, removed = after.exp(), before.exp()
+    total = base.total.double()
+    moment = scale * (base.moment.double() - rise * total)
+    dtype = base.total.dtype
+    return RowStatistics(
+        token=winners.amin(1).where(rise.isfinite(), base.token),
+        maximum=(base.maximum.double() + rise).to(dtype),
+        total=(scale * total + (weight - removed).sum(1)).to(dtype),
+        moment=(moment + (weight * after - removed * before).sum(1)).to(dtype),
+    )
+
+
+def earned_credit(
+    raw: RowStatistics,
+    ids: Tensor,
+    credit: Tensor,
+    beta: Tensor,
+    gamma: float,
+    open: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Credit after a step's evidence: everything decays, the winner gains p ** gamma.
+
+    raw: statistics of the rows; ids, credit: (N, K) slots, -1 and 0 where empty; beta: (N,) share
+    kept, [0, 1]; gamma: exponent, >= 0; open: (N,) bool, other rows come back empty. The winner
+    goes to the slot that holds it, else to the first empty one, else to the one with the least
+    credit (the first on ties), which is forgotten. Returns ids and credit, float64.
+    """
+    winner = raw.token[:, None]
+    kept = credit.double() * beta.double()[:, None]
+    match = ids == winner
+    rank = kept.masked_fill(ids < 0, -1.0).masked_fill(match, -2.0)
+    slot = lowest_argmax(-rank)[1][:, None]
+    chosen = torch.arange(ids.shape[1], device=ids.device) == slot
+    gain = raw.confidence.double()[:, None] ** gamma
+    kept = torch.where(chosen, kept.masked_fill(~match, 0.0) + gain, kept)
+    closed = ~open[:, None]
+    return (
+        torch.where(chosen, winner, ids).masked_fill(closed, -1),
+        kept.masked_fill(closed, 0.0),
+    )
+
+
+def credit_update(
+    logits: Tensor,
+    ids: Tensor,
+    credit: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: float,
+    open: Tensor,
+    banned: Tensor | None = None,
+    raw: RowStatistics | None = None,
+) -> CreditUpdate:
+    """Decay, top-1 increment, and the statistics of the logits that the credit raises.
+
+        C[v] <- beta * C[v] + [v = argmax_u l_u] * p(v) ** gamma,   l'[v] = l[v] + alpha log(1 + C[v])
+
+    logits: (N, V); ids, credit: (N, K), see `earned_credit`, ids distinct within a row; alpha: (N,)
+    strength, >= 0; beta: (N,), [0, 1]; gamma: >= 0; open: (N,) bool: rows that earn, others come
+    back empty and plain; banned: (M,) ids; raw: the statistics of the logits where they are
+    already known, so that only K logits per row are read.
+    Source: CreditDecoding, arXiv 2510.06133, equations 6 and 7, on K slots per row.
+    """  # noqa: E501
+    raw = row_statistics(logits, banned) if raw is None else raw
+    ids, kept = earned_credit(raw, ids, credit, beta, gamma, open)
+    delta = alpha.double()[:, None] * kept.log1p()
+    fused = raised_statistics(raw, logits_at(logits, ids, banned), ids, delta)
+    return CreditUpdate(ids, kept.to(credit.dtype), delta, raw, fused)
+
+
+def threshold_selection(
+    scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Open slots whose score reaches the threshold, in each row at least the best one.
+
+    scores: (B, W), no NaN in open slots; open: (B, W) bool; threshold: (B,); strict: ask for more
+    than the threshold. The forced slot is the lowest column among the best open ones; a row without
+    open slots commits nothing. Returns commit (B, W) bool and (B,) int64, the slots left open.
+    """
+    level = threshold[:, None]
+    enough = open & (scores > level if strict else scores >= level)
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    top = scores.masked_fill(~open, float("-inf")).amax(1, keepdim=True)
+    best = torch.where(open & (scores == top), columns, scores.shape[1]).amin(1, keepdim=True)
+    commit = torch.where(enough.any(1, keepdim=True), enough, open & (columns == best))
+    return commit, open.sum(1) - commit.sum(1)
+
+
+def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """The logits hidden @ weight.T, products and sums in float32 or better, (N, V).
+
+    hidden: (N, D); weight: (V, D), the output head without bias, of the same dtype.
+    """
+    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    dtype = working_dtype(hidden.dtype)
+    return hidden.to(dtype) @ weight.to(dtype).T
+
+
+def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None) -> RowStatistics:
+    """The row statistics of `head_logits`; banned: (M,) ids.
+
+    The logits are not rounded to the dtype of the operands in between.
+    """
+    return row_statistics(head_logits(hidden, weight), banned)

@@ -1,0 +1,347 @@
+"""The Triton twins of `reference`: same signatures, same results, one read of the logits.
+
+Logits and hidden states are float32, bfloat16 or float16 with a contiguous last dimension; they are
+never written to. Whatever a kernel cannot do raises `Unsupported` before anything is launched.
+Needs Triton, and a CUDA device unless Triton's interpreter is on (TRITON_INTERPRET=1 before the
+first import).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import JITFunction
+
+from dllm_decode.kernels import programs
+from dllm_decode.kernels.reference import CreditUpdate, RowStatistics
+
+INTERPRETED = not isinstance(programs.scan_rows, JITFunction)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Enough programs to keep every multiprocessor of a large chip busy with several at a time.
+_PROGRAMS = 1024
+_LARGEST_K = 32
+_LARGEST_WINDOW = 1 << 15
+
+
+class Unsupported(Exception):
+    """A shape, dtype or device that the kernels do not serve; says which."""
+
+
+def layout(rows: int, vocabulary: int, draw: bool = False) -> tuple[int, int, int]:
+    """How a row is read: ids per block, ids per program, programs per row.
+
+    Few rows are split so that small batches fill the chip. The number of rows is rounded to a power
+    of two, so that few variants of a kernel are compiled. A draw keeps float64 noise in registers,
+    so it takes short blocks.
+    """
+    block = 4096 if rows > 32 and not draw else 1024
+    block = max(16, min(block, triton.next_power_of_2(vocabulary)))
+    blocks = triton.cdiv(vocabulary, block)
+    parts = max(1, min(blocks, _PROGRAMS // triton.next_power_of_2(rows)))
+    chunk = triton.cdiv(blocks, parts) * block
+    return block, chunk, triton.cdiv(vocabulary, chunk)
+
+
+def head_layout(rows: int, vocabulary: int) -> tuple[int, int, int, int]:
+    """Tiles of the head product: rows, ids and inner dimension of a tile; ids per program."""
+    height = 16 if rows <= 16 else 64 if rows <= 64 else 128
+    block = max(16, min(128, triton.next_power_of_2(vocabulary)))
+    blocks = triton.cdiv(vocabulary, block)
+    parts = max(1, min(blocks, 528 // triton.cdiv(triton.next_power_of_2(rows), height)))
+    return height, block, 64, triton.cdiv(blocks, parts) * block
+
+
+def row_statistics(
+    logits: Tensor, banned: Tensor | None = None, k: int = 0, ids: Tensor | None = None
+) -> RowStatistics:
+    """As `reference.row_statistics`; k up to 32."""
+    return _statistics(logits, banned, k, ids, None, 1.0)[0]
+
+
+def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `reference.top_k`; k up to 32."""
+    stats = row_statistics(logits, banned, min(k, logits.shape[-1]))
+    assert stats.top_values is not None and stats.top_ids is not None
+    return stats.top_values, stats.top_ids
+
+
+def gumbel_statistics(
+    logits: Tensor,
+    states: Tensor,
+    temperature: float,
+    banned: Tensor | None = None,
+    k: int = 0,
+) -> tuple[RowStatistics, Tensor]:
+    """As `reference.gumbel_statistics`; k up to 32."""
+    stats, drawn = _statistics(logits, banned, k, None, states, temperature)
+    assert drawn is not None
+    return stats, drawn
+
+
+def credit_update(
+    logits: Tensor,
+    ids: Tensor,
+    credit: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: float,
+    open: Tensor,
+    banned: Tensor | None = None,
+    raw: RowStatistics | None = None,
+) -> CreditUpdate:
+    """As `reference.credit_update`: one read of the logits, or K gathers where `raw` is given."""
+    _check_rows(logits)
+    rows, vocabulary = logits.shape
+    slots = ids.shape[1]
+    banned = _bans(logits, banned)
+    if raw is None:
+        parts = _scan(logits, banned, 0, None, 1.0)
+    else:
+        parts = _Parts(rows, 1, logits.device, whole=raw)
+    merged, fused = _empty_statistics(rows, logits), _empty_statistics(rows, logits)
+    new_ids = torch.empty((rows, slots), dtype=torch.int64, device=logits.device)
+    new_credit = torch.empty((rows, slots), dtype=credit.dtype, device=logits.device)
+    delta = torch.empty((rows, slots), dtype=torch.float64, device=logits.device)
+    if rows:
+        with _on(logits):
+            programs.credit_rows[(rows,)](
+                *parts.statistics,
+                *(logits, logits.stride(0), vocabulary, banned),
+                *(ids.contiguous(), credit.contiguous(), alpha.contiguous(), beta.contiguous()),
+                *(float(gamma), open.contiguous().view(torch.int8)),
+                *_outputs(merged),
+                *(new_ids, new_credit, delta),
+                fused.maximum,
+                fused.total,
+                fused.moment,
+                fused.token,
+                PARTS=parts.count,
+                PART_WIDTH=triton.next_power_of_2(parts.count),
+                SLOTS=slots,
+                SLOT_WIDTH=triton.next_power_of_2(slots),
+                BANS=banned.numel(),
+                num_warps=1,
+            )
+    return CreditUpdate(new_ids, new_credit, delta, merged if raw is None else raw, fused)
+
+
+def threshold_selection(
+    scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
+) -> tuple[Tensor, Tensor]:
+    """As `reference.threshold_selection`; windows of up to 32,768 slots."""
+    rows, columns = scores.shape
+    _check_device(scores)
+    if scores.dtype not in (torch.float32, torch.float64):
+        raise Unsupported(f"scores of type {scores.dtype}; the kernel takes float32 and float64")
+    if not 1 <= columns <= _LARGEST_WINDOW:
+        raise Unsupported(f"a window of {columns} slots; the kernel takes 1 to {_LARGEST_WINDOW}")
+    commit = torch.empty((rows, columns), dtype=torch.bool, device=scores.device)
+    left = torch.empty(rows, dtype=torch.int64, device=scores.device)
+    if rows:
+        with _on(scores):
+            programs.select_rows[(rows,)](
+                scores.contiguous(),
+                open.contiguous().view(torch.int8),
+                threshold.contiguous(),
+                columns,
+                commit.view(torch.int8),
+                left,
+                STRICT=strict,
+                WIDTH=triton.next_power_of_2(columns),
+            )
+    return commit, left
+
+
+def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None) -> RowStatistics:
+    """As `reference.head_statistics`: the logits exist only in registers."""
+    _check_rows(hidden)
+    _check_rows(weight)
+    if hidden.dtype != weight.dtype:
+        raise Unsupported(f"hidden states of {hidden.dtype} and a head of {weight.dtype}")
+    rows, depth = hidden.shape
+    vocabulary = weight.shape[0]
+    banned = _bans(hidden, banned)
+    height, block, inner, chunk = head_layout(max(rows, 1), vocabulary)
+    parts = _Parts(rows, triton.cdiv(vocabulary, chunk), hidden.device)
+    if rows:
+        with _on(hidden):
+            programs.scan_head[(triton.cdiv(rows, height), parts.count)](
+                *(hidden, hidden.stride(0), weight, weight.stride(0), rows, vocabulary, banned),
+                *parts.statistics,
+                DEPTH=depth,
+                BANS=banned.numel(),
+                CHUNK=chunk,
+                ROWS=height,
+                BLOCK=block,
+                INNER=inner,
+                UPCAST=INTERPRETED or hidden.dtype == torch.float32,
+                num_warps=8 if height == 128 else 4,
+                num_stages=3,
+            )
+    return _finish(parts, hidden, vocabulary, banned, 0, None)[0]
+
+
+class _Parts:
+    """Partial results, one entry per row and part; `whole` takes finished rows as one part."""
+
+    def __init__(
+        self,
+        rows: int,
+        count: int,
+        device: torch.device,
+        k: int = 0,
+        draw: bool = False,
+        whole: RowStatistics | None = None,
+    ) -> None:
+        def buffer(dtype: torch.dtype, *more: int) -> Tensor:
+            return torch.empty((rows, count, *more), dtype=dtype, device=device)
+
+        self.count = count
+        self.width = triton.next_power_of_2(max(k, 1))
+        if whole is None:
+            floats = (buffer(torch.float32), buffer(torch.float32), buffer(torch.float32))
+            self.statistics: tuple[Tensor, ...] = (*floats, buffer(torch.int32))
+        else:
+            self.statistics = (whole.maximum, whole.total, whole.moment, whole.token)
+        empty = self.statistics[0]
+        self.keys = buffer(torch.int64, self.width) if k else empty
+        self.noisy = buffer(torch.float64) if draw else empty
+        self.drawn = buffer(torch.int32) if draw else empty
+
+
+def _statistics(
+    logits: Tensor,
+    banned: Tensor | None,
+    k: int,
+    ids: Tensor | None,
+    states: Tensor | None,
+    temperature: float,
+) -> tuple[RowStatistics, Tensor | None]:
+    _check_rows(logits)
+    if not 0 <= k <= min(_LARGEST_K, logits.shape[-1]):
+        raise Unsupported(f"the {k} largest logits; the kernel finds up to {_LARGEST_K}")
+    banned = _bans(logits, banned)
+    parts = _scan(logits, banned, k, states, temperature)
+    return _finish(parts, logits, logits.shape[1], banned, k, ids, states is not None)
+
+
+def _scan(
+    logits: Tensor, banned: Tensor, k: int, states: Tensor | None, temperature: float
+) -> _Parts:
+    """The one read of the logits."""
+    rows, vocabulary = logits.shape
+    block, chunk, count = layout(max(rows, 1), vocabulary, states is not None)
+    parts = _Parts(rows, count, logits.device, k, states is not None)
+    if rows:
+        with _on(logits):
+            programs.scan_rows[(rows, count)](
+                *(logits, logits.stride(0), vocabulary, banned),
+                *parts.statistics,
+                parts.keys,
+                parts.keys if states is None else states.contiguous(),
+                float(temperature),
+                *(parts.noisy, parts.drawn),
+                BANS=banned.numel(),
+                BLOCK=block,
+                CHUNK=chunk,
+                K=k,
+                WIDTH=parts.width,
+                DRAW=states is not None,
+                num_warps=4,
+            )
+    return parts
+
+
+def _finish(
+    parts: _Parts,
+    rows_of: Tensor,
+    vocabulary: int,
+    banned: Tensor,
+    k: int,
+    ids: Tensor | None,
+    draw: bool = False,
+) -> tuple[RowStatistics, Tensor | None]:
+    """Merge the parts; `rows_of` are the logits, read only at `ids`."""
+    rows, device = rows_of.shape[0], rows_of.device
+    stats = _empty_statistics(rows, rows_of)
+    values = torch.empty((rows, k), dtype=torch.float32, device=device)
+    top_ids = torch.empty((rows, k), dtype=torch.int64, device=device)
+    slots = 0 if ids is None else ids.shape[1]
+    at = torch.empty((rows, slots), dtype=torch.float32, device=device)
+    drawn = torch.empty(rows if draw else 0, dtype=torch.int64, device=device)
+    if rows:
+        with _on(rows_of):
+            programs.finish_rows[(rows,)](
+                *parts.statistics,
+                *(parts.keys, parts.noisy, parts.drawn),
+                *(rows_of, rows_of.stride(0), vocabulary, banned),
+                banned if ids is None else ids.contiguous(),
+                *_outputs(stats),
+                *(values, top_ids, at, drawn),
+                PARTS=parts.count,
+                PART_WIDTH=triton.next_power_of_2(parts.count),
+                K=k,
+                WIDTH=parts.width,
+                SLOTS=slots,
+                SLOT_WIDTH=triton.next_power_of_2(max(slots, 1)),
+                BANS=banned.numel(),
+                DRAW=draw,
+                num_warps=1 if k == 0 else 4,
+            )
+    stats = replace(
+        stats,
+        top_values=values if k else None,
+        top_ids=top_ids if k else None,
+        at=None if ids is None else at,
+    )
+    return stats, drawn if draw else None
+
+
+def _empty_statistics(rows: int, like: Tensor) -> RowStatistics:
+    def floats() -> Tensor:
+        return torch.empty(rows, dtype=torch.float32, device=like.device)
+
+    token = torch.empty(rows, dtype=torch.int64, device=like.device)
+    return RowStatistics(token, floats(), floats(), floats())
+
+
+def _outputs(stats: RowStatistics) -> tuple[Tensor, ...]:
+    return stats.maximum, stats.total, stats.moment, stats.token
+
+
+def _bans(like: Tensor, banned: Tensor | None) -> Tensor:
+    if banned is None:
+        return torch.empty(0, dtype=torch.int64, device=like.device)
+    return banned.contiguous()
+
+
+def _check_device(tensor: Tensor) -> None:
+    if not (tensor.is_cuda or INTERPRETED):
+        raise Unsupported(f"a tensor on {tensor.device}; the kernels run on CUDA devices")
+
+
+def _check_rows(rows: Tensor) -> None:
+    _check_device(rows)
+    if rows.dtype not in _DTYPES:
+        raise Unsupported(f"{rows.dtype}; the kernels take float32, bfloat16 and float16")
+    if rows.dim() != 2 or rows.shape[1] == 0 or (rows.shape[1] > 1 and rows.stride(1) != 1):
+        raise Unsupported(
+            f"a tensor of shape {tuple(rows.shape)} and strides {rows.stride()}; the kernels take "
+            "(N, V) with V >= 1 and a contiguous last dimension"
+        )
+
+
+@contextmanager
+def _on(tensor: Tensor) -> Iterator[Any]:
+    """Launch on the tensor's own device."""
+    if tensor.is_cuda:
+        with torch.cuda.device(tensor.device):
+            yield
+    else:
+        yield

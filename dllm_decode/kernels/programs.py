@@ -1,0 +1,413 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""The Triton programs behind `fused`; what they compute is defined in `reference`.
+
+Written for Triton 3.6 to 3.9 and for the interpreter: float32 right after every load (the
+interpreter's bfloat16 arithmetic is wrong), loop bounds known at compile time, no autotuning.
+
+A row's statistics are a monoid: with m the maximum of two parts and d_i = m_i - m,
+
+    total = sum_i e^d_i total_i,   moment = sum_i e^d_i (moment_i + d_i total_i),
+
+token the lowest id among the maxima. Every program below folds blocks into that, so a row can be
+read by one program or by many.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# below every key that `order_keys` makes, and above
+LOWEST = tl.constexpr(-(2**63) + 1)
+HIGHEST = tl.constexpr(2**63 - 1)
+MINUS_INFINITY = tl.constexpr(float("-inf"))
+FLOOR = tl.constexpr(-1e30)
+
+
+@triton.jit
+def load_block(row, banned, start, vocabulary, BANS: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK logits of a row in float32, -inf where banned or beyond the row, and their ids."""
+    ids = start + tl.arange(0, BLOCK)
+    x = tl.load(row + ids, mask=ids < vocabulary, other=MINUS_INFINITY).to(tl.float32)
+    for number in range(0, BANS):
+        ban = tl.load(banned + number).to(tl.int32)
+        # a branch for the whole program: most blocks hold no banned id and pay nothing per logit
+        if (ban >= start) & (ban < start + BLOCK):
+            x = tl.where(ids == ban, MINUS_INFINITY, x)
+    return x, ids
+
+
+@triton.jit
+def finite(maximum):
+    """The maximum as something that can be subtracted: 0 for a part that is -inf everywhere."""
+    return tl.where(maximum == MINUS_INFINITY, 0.0, maximum)
+
+
+@triton.jit
+def mix(state):
+    """The splitmix64 finaliser on uint64, as `noise.mix`."""
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB
+    return state ^ (state >> 31)
+
+
+@triton.jit
+def token_bits(state, ids):
+    """Hash of (state, id) as `noise.fold`, uint64; state is int64."""
+    mixed = state.to(tl.uint64, bitcast=True) ^ ids.to(tl.uint64)
+    return mix(mixed + 0x9E3779B97F4A7C15)
+
+
+@triton.jit
+def gumbel(bits):
+    """Standard Gumbel noise in float64 from hash bits, as `noise.gumbel`."""
+    uniform = ((bits >> 12).to(tl.int64).to(tl.float64) + 0.5) * (1.0 / 4503599627370496.0)
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def gumbel_bound(bits):
+    """An upper bound of `gumbel(bits)` in float32, from the 24 leading bits.
+
+    -log u >= 1 - u, exact near 1 where the approximate logarithm is not; elsewhere the logarithm
+    less more than its error. u is at most 1 - 2**-53, so -log u is at least 1e-16.
+    """
+    ceiling = ((bits >> 40).to(tl.int32).to(tl.float32) + 1.0) * (1.0 / 16777216.0)
+    rate = tl.maximum(1.0 - ceiling, -tl.log(ceiling) * 0.999 - 1e-6)
+    return 1e-3 - tl.log(tl.maximum(rate, 1e-16))
+
+
+@triton.jit
+def order_keys(x, ids):
+    """int64 keys that order logits as (larger first, then lower id): float bits made monotone."""
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (bits.to(tl.int64) << 32) | (0x7FFFFFFF - ids).to(tl.int64)
+
+
+@triton.jit
+def key_value(keys):
+    """The logits in `order_keys`."""
+    bits = (keys >> 32).to(tl.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def key_id(keys):
+    """The ids in `order_keys`."""
+    return 0x7FFFFFFF - (keys & 0x7FFFFFFF)
+
+
+@triton.jit
+def best_keys(keys, others, K: tl.constexpr, WIDTH: tl.constexpr):
+    """The K largest of two sets of keys in falling order, LOWEST in the rest of WIDTH slots."""
+    slot = tl.arange(0, WIDTH)
+    found = tl.full((WIDTH,), LOWEST, tl.int64)
+    for number in range(0, K):
+        top = tl.maximum(tl.max(keys, 0), tl.max(others, 0))
+        found = tl.where(slot == number, top, found)
+        keys = tl.where(keys == top, LOWEST, keys)
+        others = tl.where(others == top, LOWEST, others)
+    return found
+
+
+@triton.jit
+def scan_rows(
+    logits, stride, vocabulary, banned,
+    maximum_out, total_out, moment_out, token_out,
+    keys_out,
+    states, temperature, noisy_out, drawn_out,
+    BANS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    K: tl.constexpr, WIDTH: tl.constexpr, DRAW: tl.constexpr,
+):  # fmt: skip
+    """One part (CHUNK ids) of one row: statistics, the K best keys, the Gumbel-max draw."""
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    place = row * tl.num_programs(1) + part
+    begin = part * CHUNK
+    logits += row * stride
+    maximum = tl.full((), MINUS_INFINITY, tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    moment = tl.full((), 0.0, tl.float32)
+    token = tl.full((), 0, tl.int32)
+    keys = tl.full((WIDTH,), LOWEST, tl.int64)
+    entry = tl.full((), MINUS_INFINITY, tl.float32)
+    noisy = tl.full((), MINUS_INFINITY, tl.float64)
+    drawn = tl.full((), 0, tl.int32)
+    state = tl.full((), 0, tl.int64)
+    if DRAW:
+        state = tl.load(states + row)
+    for offset in range(0, CHUNK, BLOCK):
+        x, ids = load_block(logits, banned, begin + offset, vocabulary, BANS, BLOCK)
+        top = tl.max(x, 0)
+        # branches for the whole program, taken ever more rarely along the row
+        if top > maximum:
+            token = tl.min(tl.where(x == top, ids, vocabulary), 0)
+        if K > 0:  # noqa: SIM102 - the outer one is settled at compile time
+            if top >= entry:
+                own = tl.where(ids < vocabulary, order_keys(x, ids), LOWEST)
+                keys = best_keys(own, keys, K, WIDTH)
+                last = tl.min(tl.where(tl.arange(0, WIDTH) < K, keys, HIGHEST), 0)
+                entry = tl.where(last == LOWEST, MINUS_INFINITY, key_value(last))
+        new = tl.maximum(maximum, top)
+        base = finite(new)
+        drop = tl.maximum(maximum - base, FLOOR)
+        scale = tl.exp(drop)
+        shifted = x - base
+        weights = tl.exp(shifted)
+        moment = scale * (moment + drop * total) + tl.sum(weights * tl.maximum(shifted, FLOOR), 0)
+        total = scale * total + tl.sum(weights, 0)
+        maximum = new
+        if DRAW:
+            bits = token_bits(state, ids)
+            scaled = tl.div_rn(x, temperature)
+            slack = tl.minimum(tl.abs(scaled), 1e38) * 1e-6
+            # float64 noise only where a float32 bound says that a block may hold a new winner
+            if tl.max(scaled + slack + gumbel_bound(bits), 0).to(tl.float64) > noisy:
+                exact = scaled.to(tl.float64) + gumbel(bits)
+                best = tl.max(exact, 0)
+                if best > noisy:
+                    drawn = tl.min(tl.where(exact == best, ids, vocabulary), 0)
+                    noisy = best
+    tl.store(maximum_out + place, maximum)
+    tl.store(total_out + place, total)
+    tl.store(moment_out + place, moment)
+    tl.store(token_out + place, token)
+    if K > 0:
+        tl.store(keys_out + place * WIDTH + tl.arange(0, WIDTH), keys)
+    if DRAW:
+        tl.store(noisy_out + place, noisy)
+        tl.store(drawn_out + place, drawn)
+
+
+@triton.jit
+def merge_parts(
+    maxima, totals, moments, tokens, row, vocabulary, PARTS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Maximum, total, moment and token of a row from those of its parts (ids rise with parts)."""
+    part = tl.arange(0, WIDTH)
+    inside = part < PARTS
+    place = row * PARTS + part
+    m = tl.load(maxima + place, mask=inside, other=MINUS_INFINITY)
+    total = tl.load(totals + place, mask=inside, other=0.0)
+    moment = tl.load(moments + place, mask=inside, other=0.0)
+    token = tl.load(tokens + place, mask=inside, other=0)
+    maximum = tl.max(m, 0)
+    drop = tl.maximum(m - finite(maximum), FLOOR)
+    scale = tl.exp(drop)
+    winner = tl.min(tl.where(inside & (m == maximum), token, vocabulary - 1), 0)
+    return (
+        maximum,
+        tl.sum(scale * total, 0),
+        tl.sum(scale * (moment + drop * total), 0),
+        winner,
+    )
+
+
+@triton.jit
+def gather_logits(logits, banned, ids, used, BANS: tl.constexpr):
+    """Logits of a row at ids in float32; -inf for banned ids and for slots that are not used."""
+    used = used & (ids >= 0)
+    x = tl.load(logits + ids, mask=used, other=MINUS_INFINITY).to(tl.float32)
+    for number in range(0, BANS):
+        x = tl.where(ids == tl.load(banned + number), MINUS_INFINITY, x)
+    return x
+
+
+@triton.jit
+def finish_rows(
+    maxima, totals, moments, tokens,
+    keys, noisy, drawn,
+    logits, stride, vocabulary, banned, wanted,
+    maximum_out, total_out, moment_out, token_out,
+    value_out, id_out, at_out, drawn_out,
+    PARTS: tl.constexpr, PART_WIDTH: tl.constexpr,
+    K: tl.constexpr, WIDTH: tl.constexpr,
+    SLOTS: tl.constexpr, SLOT_WIDTH: tl.constexpr,
+    BANS: tl.constexpr, DRAW: tl.constexpr,
+):  # fmt: skip
+    """Merge the parts of one row and write the results."""
+    row = tl.program_id(0).to(tl.int64)
+    maximum, total, moment, token = merge_parts(
+        maxima, totals, moments, tokens, row, vocabulary, PARTS, PART_WIDTH
+    )
+    tl.store(maximum_out + row, maximum)
+    tl.store(total_out + row, total)
+    tl.store(moment_out + row, moment)
+    tl.store(token_out + row, token.to(tl.int64))
+    if K > 0:
+        # WIDTH slots per part: parts that are padding hold no key
+        spot = tl.arange(0, PART_WIDTH * WIDTH)
+        own = tl.load(keys + row * PARTS * WIDTH + spot, mask=spot < PARTS * WIDTH, other=LOWEST)
+        best = best_keys(own, tl.full((WIDTH,), LOWEST, tl.int64), K, WIDTH)
+        slot = tl.arange(0, WIDTH)
+        tl.store(value_out + row * K + slot, key_value(best), mask=slot < K)
+        # a row of NaN has no order; its ids must still be ids
+        ids = tl.minimum(key_id(best), vocabulary - 1)
+        tl.store(id_out + row * K + slot, ids, mask=slot < K)
+    if SLOTS > 0:
+        slot = tl.arange(0, SLOT_WIDTH)
+        inside = slot < SLOTS
+        ids = tl.load(wanted + row * SLOTS + slot, mask=inside, other=-1)
+        x = gather_logits(logits + row * stride, banned, ids, inside, BANS)
+        tl.store(at_out + row * SLOTS + slot, x, mask=inside)
+    if DRAW:
+        part = tl.arange(0, PART_WIDTH)
+        inside = part < PARTS
+        value = tl.load(noisy + row * PARTS + part, mask=inside, other=MINUS_INFINITY)
+        choice = tl.load(drawn + row * PARTS + part, mask=inside, other=0)
+        hit = inside & (value == tl.max(value, 0))
+        winner = tl.min(tl.where(hit, choice, vocabulary - 1), 0)
+        tl.store(drawn_out + row, winner.to(tl.int64))
+
+
+@triton.jit
+def credit_rows(
+    maxima, totals, moments, tokens,
+    logits, stride, vocabulary, banned,
+    old_ids, old_credit, alphas, betas, gamma, opened,
+    maximum_out, total_out, moment_out, token_out,
+    ids_out, credit_out, delta_out,
+    fused_maximum, fused_total, fused_moment, fused_token,
+    PARTS: tl.constexpr, PART_WIDTH: tl.constexpr,
+    SLOTS: tl.constexpr, SLOT_WIDTH: tl.constexpr, BANS: tl.constexpr,
+):  # fmt: skip
+    """Merge the parts of one row, update its K slots of credit, and raise the statistics by it.
+
+    Everything after the merge is float64: K numbers per row cost nothing beside the row itself.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    maximum, total, moment, token = merge_parts(
+        maxima, totals, moments, tokens, row, vocabulary, PARTS, PART_WIDTH
+    )
+    tl.store(maximum_out + row, maximum)
+    tl.store(total_out + row, total)
+    tl.store(moment_out + row, moment)
+    tl.store(token_out + row, token.to(tl.int64))
+    slot = tl.arange(0, SLOT_WIDTH)
+    inside = slot < SLOTS
+    place = row * SLOTS + slot
+    live = tl.load(opened + row) != 0
+    ids = tl.load(old_ids + place, mask=inside, other=-1)
+    credit = tl.load(old_credit + place, mask=inside, other=0.0).to(tl.float64)
+    credit = credit * tl.load(betas + row).to(tl.float64)
+    # the slot that holds the winner, else the first empty one, else the one with least credit
+    match = ids == token
+    rank = tl.where(match, -2.0, tl.where(ids < 0, -1.0, credit))
+    rank = tl.where(inside, rank, float("inf"))
+    chosen = tl.min(tl.where(rank == tl.min(rank, 0), slot, SLOT_WIDTH), 0)
+    mass = total.to(tl.float64)
+    gain = tl.exp(tl.log(mass) * -gamma)
+    credit = tl.where(slot == chosen, tl.where(match, credit, 0.0) + gain, credit)
+    ids = tl.where(slot == chosen, token.to(tl.int64), ids)
+    ids = tl.where(live & inside, ids, -1)
+    credit = tl.where(live & inside, credit, 0.0)
+    delta = tl.load(alphas + row).to(tl.float64) * tl.log(1.0 + credit)
+    tl.store(ids_out + place, ids, mask=inside)
+    tl.store(credit_out + place, credit, mask=inside)
+    tl.store(delta_out + place, delta, mask=inside)
+    # as `reference.raised_statistics`
+    base = maximum.to(tl.float64)
+    x = gather_logits(logits + row * stride, banned, ids, inside, BANS).to(tl.float64)
+    below = x - finite(base)
+    above = tl.where(ids >= 0, below + delta, MINUS_INFINITY)
+    rise = tl.maximum(tl.max(above, 0), 0.0)
+    beyond = tl.full((), 0x7FFFFFFF, tl.int64)
+    winner = tl.min(tl.where((ids >= 0) & (above == rise), ids, beyond), 0)
+    own = tl.where(rise == 0.0, token.to(tl.int64), beyond)
+    winner = tl.minimum(winner, own)
+    after = tl.maximum(above - rise, FLOOR)
+    before = tl.maximum(below - rise, FLOOR)
+    weight = tl.exp(after)
+    removed = tl.exp(before)
+    scale = tl.exp(-rise)
+    shifted = scale * (moment.to(tl.float64) - rise * mass)
+    tl.store(fused_maximum + row, (base + rise).to(tl.float32))
+    tl.store(fused_total + row, (scale * mass + tl.sum(weight - removed, 0)).to(tl.float32))
+    change = tl.sum(weight * after - removed * before, 0)
+    tl.store(fused_moment + row, (shifted + change).to(tl.float32))
+    tl.store(fused_token + row, tl.where(winner < beyond, winner, token.to(tl.int64)))
+
+
+@triton.jit
+def select_rows(
+    scores, opened, thresholds, columns, commit_out, left_out,
+    STRICT: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Open slots of one row above its threshold, else the best one; counts what is left."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    inside = column < columns
+    place = row * columns + column
+    score = tl.load(scores + place, mask=inside, other=0.0)
+    live = (tl.load(opened + place, mask=inside, other=0) != 0) & inside
+    level = tl.load(thresholds + row)
+    enough = live & (score > level) if STRICT else live & (score >= level)
+    score = tl.where(live, score, MINUS_INFINITY)
+    best = tl.min(tl.where(live & (score == tl.max(score, 0)), column, WIDTH), 0)
+    some = tl.max(enough.to(tl.int32), 0) > 0
+    commit = tl.where(some, enough, live & (column == best))
+    tl.store(commit_out + place, commit.to(tl.int8), mask=inside)
+    left = tl.sum(live.to(tl.int32), 0) - tl.sum(commit.to(tl.int32), 0)
+    tl.store(left_out + row, left.to(tl.int64))
+
+
+@triton.jit
+def scan_head(
+    hidden, hidden_stride, weight, weight_stride, rows, vocabulary, banned,
+    maximum_out, total_out, moment_out, token_out,
+    DEPTH: tl.constexpr, BANS: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """CHUNK columns of hidden x head for ROWS rows: products in tiles, statistics online.
+
+    Row blocks are the fast grid dimension, so that programs which run together share the part of
+    the head they read. UPCAST: multiply in float32 (float32 operands, and the interpreter).
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(1)
+    begin = part * CHUNK
+    present = row < rows
+    inner = tl.arange(0, INNER)
+    place = row.to(tl.int64) * tl.num_programs(1) + part
+    left = hidden + row.to(tl.int64)[:, None] * hidden_stride
+    maximum = tl.full((ROWS,), MINUS_INFINITY, tl.float32)
+    total = tl.full((ROWS,), 0.0, tl.float32)
+    moment = tl.full((ROWS,), 0.0, tl.float32)
+    token = tl.full((ROWS,), 0, tl.int32)
+    for offset in range(0, CHUNK, BLOCK):
+        start = begin + offset
+        ids = start + tl.arange(0, BLOCK)
+        real = ids < vocabulary
+        right = weight + ids.to(tl.int64)[None, :] * weight_stride
+        x = tl.full((ROWS, BLOCK), 0.0, tl.float32)
+        for depth in range(0, DEPTH, INNER):
+            at = depth + inner
+            a = tl.load(left + at[None, :], mask=present[:, None] & (at < DEPTH)[None, :], other=0)
+            b = tl.load(right + at[:, None], mask=real[None, :] & (at < DEPTH)[:, None], other=0)
+            if UPCAST:
+                x += tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+            else:
+                x += tl.dot(a, b)
+        x = tl.where(real[None, :], x, MINUS_INFINITY)
+        for number in range(0, BANS):
+            ban = tl.load(banned + number).to(tl.int32)
+            if (ban >= start) & (ban < start + BLOCK):
+                x = tl.where((ids == ban)[None, :], MINUS_INFINITY, x)
+        top = tl.max(x, 1)
+        first = tl.min(tl.where(x == top[:, None], ids[None, :], vocabulary), 1)
+        token = tl.where(top > maximum, first, token)
+        new = tl.maximum(maximum, top)
+        base = finite(new)
+        drop = tl.maximum(maximum - base, FLOOR)
+        scale = tl.exp(drop)
+        shifted = x - base[:, None]
+        weights = tl.exp(shifted)
+        change = tl.sum(weights * tl.maximum(shifted, FLOOR), 1)
+        moment = scale * (moment + drop * total) + change
+        total = scale * total + tl.sum(weights, 1)
+        maximum = new
+    tl.store(maximum_out + place, maximum, mask=present)
+    tl.store(total_out + place, total, mask=present)
+    tl.store(moment_out + place, moment, mask=present)
+    tl.store(token_out + place, tl.minimum(token, vocabulary - 1), mask=present)

@@ -1,0 +1,153 @@
+"""The kernel properties under Triton's interpreter; `test_kernels.py` runs this in a subprocess.
+
+The interpreter is chosen when the kernels are imported, so it cannot be switched on in a process
+that may have imported them already.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import kernel_properties as properties
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dllm_decode.kernels import dispatch, fused
+from dllm_decode.prediction import DensePrediction, Prediction
+
+settings.register_profile("interpreter", max_examples=12, deadline=None, derandomize=True)
+settings.load_profile("interpreter")
+torch.set_num_threads(1)
+
+CPU = "cpu"
+# 0 to 4 rows at random; the layout of many rows is met once, below
+ROWS = st.integers(0, 4)
+VOCABULARY = st.one_of(st.integers(1, 40), st.integers(1, 1000))
+
+
+def test_the_interpreter_is_on():
+    assert fused.INTERPRETED
+
+
+@given(properties.cases(ROWS, VOCABULARY), st.sampled_from((0, 1, 2, 5, 32)))
+def test_statistics_equal_the_definition(case, k):
+    properties.check_statistics(case, CPU, k)
+
+
+def test_statistics_of_many_rows_equal_the_definition():
+    case = properties.Case(70, 1000, torch.bfloat16, "ties", spare=1, bans=4, seed=3)
+    properties.check_statistics(case, CPU, k=2)
+
+
+@settings(max_examples=8)
+@given(
+    properties.cases(st.integers(1, 2), st.integers(1, 500)),
+    st.sampled_from((16, 32, 128)),
+    st.integers(1, 3),
+)
+def test_however_a_row_is_split_the_result_is_the_same(case, block, blocks):
+    properties.check_parts_agree(case, CPU, block, blocks)
+
+
+@settings(max_examples=6)
+@given(properties.cases(ROWS, VOCABULARY))
+def test_a_rows_numbers_do_not_depend_on_its_place(case):
+    properties.check_permutation(case, CPU)
+
+
+@given(properties.cases(ROWS, VOCABULARY), st.sampled_from((0.05, 0.7, 1.0, 3.0)))
+def test_draws_equal_those_of_the_definition(case, temperature):
+    properties.check_draws(case, CPU, temperature)
+
+
+def test_draws_follow_the_tempered_distribution():
+    properties.check_frequencies(CPU, rows=200, limit=20.5)
+
+
+@given(
+    properties.cases(ROWS, VOCABULARY),
+    st.integers(1, 8),
+    st.sampled_from((0.0, 0.2, 1.0, 2.0)),
+    st.booleans(),
+)
+def test_credit_equals_the_definition(case, slots, gamma, given):
+    properties.check_credit(case, CPU, slots, gamma, given)
+
+
+@given(st.integers(0, 5), st.integers(1, 70), st.booleans(), st.integers(0, 2**32))
+def test_selection_equals_the_definition(rows, columns, strict, seed):
+    properties.check_selection(rows, columns, strict, seed, CPU)
+
+
+@given(properties.cases(st.integers(0, 20), st.integers(1, 300)), st.integers(1, 100))
+def test_head_and_statistics_in_one_equal_the_definition(case, depth):
+    properties.check_head(case, depth, CPU)
+
+
+def test_unusable_rows_are_told_from_usable_ones():
+    properties.check_unusable_rows(CPU)
+
+
+@settings(max_examples=8)
+@given(properties.cases(st.integers(1, 3), st.integers(3, 300)))
+def test_a_prediction_says_the_same_with_both_implementations(case):
+    properties.check_prediction(case, CPU)
+
+
+def test_a_head_prediction_agrees_with_the_dense_one():
+    hidden, weight = torch.randn(2, 3, 32), torch.randn(50, 32) / 4
+    banned = torch.tensor([49])
+    dense = Prediction.of(hidden @ weight.T, banned)
+    ids = torch.tensor([0, 49, -1]).expand(2, 3, 3)
+    with dispatch.using("triton"):
+        head = Prediction.of_hidden(hidden, weight, banned)
+        assert torch.equal(head.top_token, dense.top_token)
+        torch.testing.assert_close(head.entropy, dense.entropy)
+        torch.testing.assert_close(head.prob_of(ids), dense.prob_of(ids))
+        assert "_rows" not in vars(head), "the logits were written"
+        torch.testing.assert_close(head.margin, dense.margin)
+        torch.testing.assert_close(head.probs, dense.probs)
+
+
+@pytest.mark.parametrize(
+    ("logits", "reason"),
+    [
+        (torch.zeros(2, 4, dtype=torch.float64), "torch.float64; the kernels take float32"),
+        (torch.zeros(4, 2).T, "a contiguous last dimension"),
+    ],
+)
+def test_what_a_kernel_cannot_do_falls_back_with_one_logged_reason(logits, reason, caplog):
+    with dispatch.using("triton"), caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            stats = dispatch.row_statistics(logits)
+    assert stats.total.tolist() == [4.0, 4.0] if logits.shape[1] == 4 else stats.total.tolist()
+    assert len(caplog.records) == 1
+    assert reason in caplog.text
+
+
+def test_more_of_the_largest_than_the_kernel_finds_come_from_the_definition(caplog):
+    pred = Prediction.of(torch.arange(100.0)[None, None])
+    assert isinstance(pred, DensePrediction)
+    with dispatch.using("triton"), caplog.at_level(logging.WARNING):
+        assert pred.topk(40)[1][0, 0].tolist() == list(range(99, 59, -1))
+        assert pred.topk(2)[1][0, 0].tolist() == [99, 98]
+    assert "the 40 largest logits; the kernel finds up to 32" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [
+        (torch.zeros(1, 4, dtype=torch.float16), "scores of type torch.float16"),
+        (torch.zeros(1, 0), "a window of 0 slots"),
+    ],
+)
+def test_selection_refuses_what_it_cannot_do(scores, reason):
+    with pytest.raises(fused.Unsupported, match=reason):
+        fused.threshold_selection(scores, scores > 0, scores.new_zeros(1))
+
+
+def test_a_head_of_another_dtype_is_refused():
+    with pytest.raises(fused.Unsupported, match=r"hidden states of torch.float32 and a head of"):
+        fused.head_statistics(torch.zeros(1, 4), torch.zeros(3, 4, dtype=torch.bfloat16))
