@@ -1,1 +1,103 @@
-"""One module per `task=`."""
+"""One module per `task=`; this file is the convention they share.
+
+A task is `conf/task/<name>.yaml` with the `_target_` of a frozen dataclass that subclasses `Task`:
+
+    # conf/task/count.yaml                    @dataclass(frozen=True)
+    _target_: dllm_decode.tasks.count.Count   class Count(Task):
+    limit: 100   # problems                       limit: int = 100
+                                                  def run(self, context: Context) -> int:
+                                                      decoder = context.decoder
+                                                      ...
+                                                      return 0
+
+Fields are the settings (`task.limit=10`), with the same defaults in YAML and dataclass. Range
+checks stand in `__post_init__` and name the key (`task.limit`). `run` returns the exit code, 0 for
+success; faults are raised as `DllmDecodeError`. Modules of tasks import torch and transformers
+inside functions (or under `TYPE_CHECKING`), so that errors in the configuration answer at once.
+Settings that several tasks share stand at the top of the configuration and reach a task by
+interpolation (`seed: ${seed}`), the output goes to `context.folder`, words for people to
+`context.display`, and nothing is printed directly.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from dllm_decode.api import TextDecoder
+    from dllm_decode.display import Display
+    from dllm_decode.models.loaded import LoadedModel
+    from dllm_decode.runfolder import RunFolder
+    from dllm_decode.trace import TraceFormat
+    from dllm_decode.types import Request, Result
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a task gets from the command line.
+
+    cfg: the composed configuration; overrides: the command line's, as given; choices: the option
+    of each group; folder: where results go; display: how people are told. Model and decoder are
+    built when they are first asked for.
+    """
+
+    cfg: DictConfig
+    overrides: tuple[str, ...]
+    choices: Mapping[str, str]
+    folder: RunFolder
+    display: Display
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The model of this configuration, loaded once."""
+        from dllm_decode.build import build_model
+
+        with self.display.working("loading the model"):
+            return build_model(self.cfg)
+
+    @cached_property
+    def decoder(self) -> TextDecoder:
+        """The decoder of this configuration."""
+        from dllm_decode.build import build
+
+        return build(self.cfg, model=lambda: self.model)
+
+    def decoder_with(self, *overrides: str) -> TextDecoder:
+        """The decoder of this configuration with further overrides, sharing the loaded model.
+
+        overrides: as on the command line, e.g. `"strategy=factor"`; they come last and win.
+        """
+        from dllm_decode.build import build
+        from dllm_decode.config import compose_checked
+
+        return build(compose_checked((*self.overrides, *overrides)), model=lambda: self.model)
+
+    def cfg_choice(self, group: str) -> str:
+        """The option chosen for a group, for titles."""
+        return self.choices.get(group, group)
+
+    @cached_property
+    def trace(self) -> TraceFormat:
+        """How steps are recorded: the group `trace`."""
+        from dllm_decode.build import build_node
+
+        kind: TraceFormat = build_node(self.cfg, "trace")
+        return kind
+
+    def write_trace(self, request: Request, result: Result, titles: Sequence[str]) -> None:
+        """Write the recorded steps of a result, in the format of the group `trace`."""
+        self.trace.write(self.folder, request, result, titles, self.model)
+
+
+class Task(ABC):
+    """What `task=` selects: frozen settings and one method."""
+
+    @abstractmethod
+    def run(self, context: Context) -> int:
+        """Do it; returns the exit code. Raises `DllmDecodeError` for faults."""

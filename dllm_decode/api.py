@@ -1,0 +1,405 @@
+"""Text in, text out: what `load` returns, and the command line's tasks use as well."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any, Protocol
+
+import torch
+from omegaconf import DictConfig
+
+from dllm_decode.build import build, build_node
+from dllm_decode.cache import NoCache
+from dllm_decode.config import compose_checked
+from dllm_decode.engine import Engine
+from dllm_decode.errors import ConfigError
+from dllm_decode.loop import Decoder, Interrupted, Observer, Run
+from dllm_decode.models.loaded import LoadedModel
+from dllm_decode.sampling import Categorical, Greedy, Sampler
+from dllm_decode.strategy import Strategy, is_revocable, parts_of
+from dllm_decode.types import Board, Change, Request, Result
+
+DEFAULT_NEW_TOKENS = 64
+MASK_WORD = "[MASK]"
+END_SIGN = "∎"
+
+Chat = Sequence[Mapping[str, str]]
+Prompt = str | Chat | Sequence[int]
+Infill = str | Sequence[int] | Mapping[int, int]
+
+# What other projects call our options, or do elsewhere.
+_ELSEWHERE = {
+    "do_sample": "give temperature=..., or load(..., sampler='categorical')",
+    "gen_length": "it is called max_new_tokens",
+    "gen_len": "it is called max_new_tokens",
+    "max_length": "it is called max_new_tokens and does not count the prompt",
+    "block_length": "it is a setting of the schedule: load(..., overrides=['schedule.length=32'])",
+    "steps": "it is a setting of some strategies, e.g. strategy.select.steps_per_block",
+    "remasking": "it is the strategy: load(..., strategy='low_confidence')",
+    "threshold": "it is a setting of the strategy: strategy.select.threshold",
+    "input_ids": "give the token ids as the first argument",
+    "eos_token_id": "it is a setting of the model: model.eot_ids",
+    "mask_id": "it is a setting of the model: model.mask_id",
+}
+
+
+class Streamer(Protocol):
+    """What `generate` tells about while it decodes; transformers' streamers fit.
+
+    `put` gets the prompt's ids, then ids that are final, from left to right; `put_draft`, where
+    there is one, the whole canvas with masks after each step; `end` comes last.
+    """
+
+    def put(self, value: torch.Tensor) -> None:
+        """Ids (N,) that will not change any more."""
+
+    def end(self) -> None:
+        """Nothing more comes."""
+
+
+def load(
+    model: str = "llada",
+    strategy: str = "credit",
+    *,
+    overrides: Sequence[str] = (),
+    **groups: Any,
+) -> TextDecoder:
+    """A decoder for the same names and overrides as on the command line.
+
+    model, strategy: options of these groups; groups: options of further groups
+    (`schedule="whole"`); overrides: as on the command line (`"strategy.select.threshold=0.8"`).
+    Raises `ConfigError` for what the configuration does not know, `CheckpointError` for checkpoints
+    that are missing or damaged.
+    """
+    chosen = {"model": model, "strategy": strategy, **groups}
+    words = [f"{group}={_option(group, option)}" for group, option in chosen.items()]
+    return build(compose_checked((*words, *overrides)))
+
+
+def _option(group: str, option: Any) -> str:
+    if not isinstance(option, str):
+        raise ConfigError(
+            f"{group} must be the name of an option, got {option!r}; give single settings as "
+            f"overrides=['{group}.key=value']"
+        )
+    return option
+
+
+@dataclass(frozen=True)
+class TextDecoder:
+    """A model and a decoder, with text on both sides.
+
+    model: denoiser, tokenizer and description; decoder: the loop; cfg: what it was built from.
+    """
+
+    model: LoadedModel
+    decoder: Decoder
+    cfg: DictConfig
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int | Sequence[int] = DEFAULT_NEW_TOKENS,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        streamer: Streamer | None = None,
+        infill: Infill | Sequence[Infill | None] | None = None,
+        apply_chat_template: bool = True,
+        observers: Sequence[Observer] = (),
+        record: bool = False,
+        **unknown: Any,
+    ) -> Result:
+        """Decode one prompt or many.
+
+        prompts: a string, a chat (list of `{"role", "content"}`), token ids, or a list of those;
+        max_new_tokens: columns per row [tokens], one number or one per prompt;
+        temperature, top_p, top_k, min_p: sampling of proposed tokens, see
+        `dllm_decode.sampling.Categorical`; given ones replace those of the sampler;
+        seed: prompt i is decoded with seed + i; batch_size: rows decoded together, None for all (a
+        batch never changes what a row gets; with a batch size a failing row is reported in
+        `Result.errors`, without it an exception is raised);
+        streamer: for a single prompt, see `Streamer`;
+        infill: tokens given in advance, per prompt a text with `[MASK]` for each open position, a
+        list of ids with the mask id for open ones, or {offset: id};
+        apply_chat_template: whether a string becomes a user's message where the model has a chat
+        template; observers: watch the steps; record: keep all steps in `Result.trace`.
+
+        Returns the result with `texts`, one per prompt. Raises `ConfigError` for unknown keywords
+        and requests that do not fit, and `Interrupted` with the partial result on Ctrl-C.
+        """
+        _refuse_unknown(unknown, self.generate)
+        many = _as_list(prompts)
+        ids = tuple(self.encode(p, row, apply_chat_template) for row, p in enumerate(many))
+        length, fixed = self._infilling(infill, max_new_tokens, len(ids))
+        request = Request(ids, length, tuple(seed + row for row in range(len(ids))), fixed)
+        if streamer is not None:
+            if len(ids) > 1:
+                raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
+            drafts = not is_revocable(self.decoder.strategy)
+            observers = (*observers, _Streaming(streamer, ids[0], drafts))
+        return self.decode(
+            request,
+            sampler=self._sampler(temperature, top_p, top_k, min_p),
+            batch_size=batch_size,
+            observers=observers,
+            record=record,
+        )
+
+    def decode(
+        self,
+        request: Request,
+        *,
+        sampler: Sampler | None = None,
+        batch_size: int | None = None,
+        observers: Sequence[Observer] = (),
+        record: bool = False,
+    ) -> Result:
+        """Decode a request of token ids, with texts in the result; see `generate`.
+
+        A reference decode is made first where the strategy needs one and the request has none.
+        """
+        decoder = replace(
+            self.decoder,
+            sampler=self.decoder.sampler if sampler is None else sampler,
+            observers=(*self.decoder.observers, *observers),
+            record=record or self.decoder.record,
+        )
+        reference_forwards = (0,) * request.rows
+        if self.needs_reference and request.reference is None:
+            reference = self.sequential.decode(request, sampler=sampler, batch_size=batch_size)
+            reference_forwards = reference.forwards
+            request = replace(request, reference=_full_length(reference, request, decoder))
+        try:
+            result = _run(decoder, request, batch_size)
+        except Interrupted as stop:
+            partial = self._with_texts(stop.result, reference_forwards)
+            raise Interrupted(partial) from None
+        return self._with_texts(result, reference_forwards)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a part of the strategy needs the result of a reference decode."""
+        return any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+
+    @cached_property
+    def sequential(self) -> TextDecoder:
+        """The baseline: `strategy=sequential` without a cache; model, schedule, sampler as here."""
+        decoder = replace(
+            self.decoder, strategy=_sequential_strategy(), cache=NoCache(), observers=()
+        )
+        return replace(self, decoder=decoder)
+
+    def check(self, request: Request, sources: Sequence[str] = ()) -> None:
+        """Raise `ConfigError` for a request that does not fit, naming the source of its prompt.
+
+        sources: where each prompt came from.
+        """
+        limit = self.model.denoiser.max_length
+        for row, source in enumerate(sources):
+            prompt, columns = len(request.prompts[row]), request.lengths[row]
+            if limit is not None and prompt + columns > limit:
+                raise ConfigError(
+                    f"{source} has {prompt} tokens; with max_new_tokens={columns} that is more "
+                    f"than the {limit} positions of the model"
+                )
+        self.decoder.schedule.check(request)
+
+    def warm_up(self, request: Request, batch_size: int) -> None:
+        """One step of a decode whose result is dropped, so that timings start warm."""
+        rows = range(min(batch_size, request.rows))
+        if self.needs_reference and request.reference is None:
+            self.sequential.warm_up(request, batch_size)
+            return
+        run = Run(replace(self.decoder, observers=()), request.take(rows))
+        run.admit(rows)
+        if run.live:
+            run.step()
+
+    def piece(self, token: int) -> str:
+        """The text of one token for a picture of the canvas; end of text is a small square."""
+        if token in self.model.denoiser.vocab.eot_ids:
+            return END_SIGN
+        return self.model.tokenizer.decode([token], keep_special=True)
+
+    def encode(self, prompt: Prompt, row: int = 0, chat: bool = True) -> tuple[int, ...]:
+        """Token ids of a string, a chat or token ids; raises `ConfigError` for empty ones."""
+        tokenizer = self.model.tokenizer
+        if not isinstance(prompt, str | Sequence):
+            raise ConfigError(
+                f"prompt {row} must be a text, a chat or token ids, got {type(prompt).__name__}"
+            )
+        if len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
+            raise ConfigError(f"prompt {row} is empty; give a text, a chat or token ids")
+        if isinstance(prompt, str):
+            if chat and tokenizer.has_chat_template:
+                return tuple(tokenizer.encode_chat([{"role": "user", "content": prompt}]))
+            return tuple(tokenizer.encode(prompt))
+        if isinstance(prompt[0], Mapping):
+            return tuple(tokenizer.encode_chat([_message(part, row) for part in prompt]))
+        for token in prompt:
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise ConfigError(f"prompt {row} must hold token ids, got {token!r}")
+        return tuple(token for token in prompt if isinstance(token, int))
+
+    def _sampler(self, *given: float | int | None) -> Sampler:
+        names = ("temperature", "top_p", "top_k", "min_p")
+        wanted: dict[str, Any] = {
+            name: value for name, value in zip(names, given, strict=True) if value is not None
+        }
+        sampler = self.decoder.sampler
+        if not wanted:
+            return sampler
+        if isinstance(sampler, Categorical):
+            return replace(sampler, **wanted)
+        if isinstance(sampler, Greedy):
+            return Categorical(**wanted)
+        raise ConfigError(
+            f"{', '.join(wanted)} cannot be set for the sampler {type(sampler).__name__}; "
+            "use load(..., sampler='categorical')"
+        )
+
+    def _infilling(
+        self, infill: Any, max_new_tokens: int | Sequence[int], rows: int
+    ) -> tuple[int | tuple[int, ...], tuple[Mapping[int, int] | None, ...] | None]:
+        """`max_new_tokens` and fixed tokens; a template sets the length of its row."""
+        length = max_new_tokens if isinstance(max_new_tokens, int) else tuple(max_new_tokens)
+        if infill is None:
+            return length, None
+        single = isinstance(infill, str | Mapping) or _is_ids(infill)
+        templates = [infill] if single else list(infill)
+        if len(templates) != rows:
+            raise ConfigError(
+                f"infill must have one entry per prompt ({rows}), got {len(templates)}"
+            )
+        lengths = list(length) if isinstance(length, tuple) else [length] * rows
+        fixed: list[Mapping[int, int] | None] = []
+        for row, template in enumerate(templates):
+            if template is None or isinstance(template, Mapping):
+                fixed.append(template)
+                continue
+            ids = self._template(template) if isinstance(template, str) else list(template)
+            lengths[row] = len(ids)
+            mask = self.model.denoiser.vocab.mask_id
+            fixed.append({place: token for place, token in enumerate(ids) if token != mask})
+        return tuple(lengths), tuple(fixed)
+
+    def _template(self, text: str) -> list[int]:
+        """Ids of a text in which `[MASK]` stands for each open position."""
+        tokenizer, mask = self.model.tokenizer, self.model.denoiser.vocab.mask_id
+        ids: list[int] = []
+        for number, piece in enumerate(text.split(MASK_WORD)):
+            ids += [mask] if number else []
+            own = tokenizer.encode(piece) if piece else []
+            if tokenizer.decode(own, keep_special=True) != piece:
+                raise ConfigError(
+                    f"infill: {piece!r} has no exact token ids in this model; give ids instead"
+                )
+            ids += own
+        return ids
+
+    def _with_texts(self, result: Result, reference_forwards: tuple[int, ...]) -> Result:
+        texts = tuple(self.text(row) for row in result.sequences)
+        return replace(result, texts=texts, reference_forwards=reference_forwards)
+
+    def text(self, sequence: Sequence[int]) -> str:
+        """The text of generated ids, up to the first end of text, without special tokens."""
+        return self.model.tokenizer.decode(list(self.delivered(sequence)))
+
+    def delivered(self, sequence: Sequence[int]) -> tuple[int, ...]:
+        """Generated ids before the first end of text: what a reader gets, and what is counted."""
+        ends = self.model.denoiser.vocab.eot_ids
+        stop = next((at for at, token in enumerate(sequence) if token in ends), len(sequence))
+        return tuple(sequence[:stop])
+
+
+@cache
+def _sequential_strategy() -> Strategy:
+    strategy: Strategy = build_node(compose_checked(["strategy=sequential"]), "strategy")
+    return strategy
+
+
+def _run(decoder: Decoder, request: Request, batch_size: int | None) -> Result:
+    if batch_size is None:
+        return decoder.decode(request)
+    return Engine(decoder, max_batch=batch_size).decode(request)
+
+
+def _full_length(result: Result, request: Request, decoder: Decoder) -> tuple[tuple[int, ...], ...]:
+    """The tokens of a reference decode, with end of text where it had stopped."""
+    filler = decoder.denoiser.vocab.filler
+    return tuple(
+        (*row, *[filler] * (length - len(row)))
+        for row, length in zip(result.sequences, request.lengths, strict=True)
+    )
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], int)
+
+
+def _as_list(prompts: Any) -> list[Prompt]:
+    """One prompt as a list of one."""
+    if isinstance(prompts, torch.Tensor):
+        prompts = prompts.tolist()
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int | Mapping):
+        return [prompts]
+    return list(prompts)
+
+
+def _message(part: Any, row: int) -> dict[str, str]:
+    if not isinstance(part, Mapping) or set(part) != {"role", "content"}:
+        raise ConfigError(
+            f"prompt {row}: a chat message has the keys role and content, got {part!r}"
+        )
+    return {"role": str(part["role"]), "content": str(part["content"])}
+
+
+def _refuse_unknown(unknown: Mapping[str, Any], method: Any) -> None:
+    names = [n for n in method.__annotations__ if n not in ("prompts", "unknown", "return")]
+    for name in unknown:
+        close = difflib.get_close_matches(name, names, 1, 0.6)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else hint
+        raise ConfigError(f"generate() has no option {name!r}{hint}; it takes {', '.join(names)}")
+
+
+class _Streaming(Observer):
+    """Tells a streamer: final tokens from left to right, and drafts of the whole canvas."""
+
+    def __init__(self, streamer: Streamer, prompt: Sequence[int], early: bool) -> None:
+        self.streamer = streamer
+        self.early = early
+        self.told = 0
+        streamer.put(torch.tensor(prompt))
+
+    def step(self, change: Change, board: Board) -> None:
+        """One draft; then what is decided without a gap, where it cannot be taken back."""
+        span = slice(board.start, int(board.horizon[0]))
+        tokens, decided = board.tokens[0, span].cpu(), board.decided[0, span].cpu()
+        draft = getattr(self.streamer, "put_draft", None)
+        if draft is not None:
+            draft(tokens)
+        ready = int(decided.int().cumprod(0).sum())
+        if self.early and ready > self.told:
+            self.streamer.put(tokens[self.told : ready])
+            self.told = ready
+
+    def finish(self, result: Result) -> None:
+        """What is left, then the end."""
+        rest = result.sequences[0][self.told :]
+        if rest and not result.undecided[0]:
+            self.streamer.put(torch.tensor(rest))
+        self.streamer.end()
+
+
+__all__ = ["DEFAULT_NEW_TOKENS", "MASK_WORD", "Streamer", "TextDecoder", "load"]

@@ -1,0 +1,172 @@
+"""How people are told: words, tables, progress, and the canvas while it is unmasked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import Progress
+from rich.text import Text
+
+from dllm_decode.errors import require_choice
+
+MODES = ("auto", "live", "plain", "none")
+PLAIN_WIDTH = 110
+_MASK = "·"
+_SHOWN_ROWS = 8
+_QUIET_SECONDS = 2.0  # nothing longer than this goes by without a word
+_LINE_SECONDS = 10.0  # between further lines where nothing can be repainted
+
+
+def make_display(mode: str = "auto", console: Console | None = None) -> Display:
+    """The display of a setting: `live` repaints a terminal, `plain` writes lines, `none` nothing.
+
+    `auto` is live in a terminal and plain elsewhere. Raises `ConfigError` for other words.
+    """
+    require_choice("display", mode, MODES)
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=PLAIN_WIDTH)
+    if mode == "auto":
+        mode = "live" if console.is_terminal else "plain"
+    return Display(mode, console)
+
+
+@dataclass(frozen=True)
+class Display:
+    """Where output for people goes. mode: live, plain or none; console: rich's."""
+
+    mode: str
+    console: Console
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is shown at all."""
+        return self.mode == "none"
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """One line, or several, as they are."""
+        if not self.silent:
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, thing: RenderableType) -> None:
+        """A table or anything else rich can draw."""
+        if not self.silent:
+            self.console.print(thing)
+
+    def working(self, text: str) -> AbstractContextManager[object]:
+        """While something of unknown length happens."""
+        if self.mode == "live":
+            return self.console.status(text)
+        if self.mode == "plain":
+            self.say(f"{text} ...")
+        return nullcontext()
+
+    @contextmanager
+    def progress(self, text: str, total: float) -> Iterator[Callable[[float], None]]:
+        """A bar, or lines, while something of known length happens.
+
+        total: in any unit. Yields a function that takes how much is done so far.
+        """
+        if self.mode == "live":
+            with Progress(console=self.console, transient=True) as bar:
+                task = bar.add_task(text, total=total)
+                yield lambda done: bar.update(task, completed=done)
+            return
+        yield _Lines(self, text, total) if self.mode == "plain" else lambda done: None
+
+    @contextmanager
+    def canvas(self, view: CanvasView) -> Iterator[None]:
+        """Show a canvas while it is decoded; the view has to be among the decode's observers."""
+        if self.mode == "live":
+            with Live(
+                get_renderable=view.render,
+                console=self.console,
+                transient=True,
+                refresh_per_second=12,
+            ):
+                yield
+            return
+        if self.mode == "plain":
+            view.on_step = lambda row: self.say(view.line(row)) if row == 0 else None
+        yield
+
+
+class _Lines:
+    """Progress where nothing can be repainted: a line now and then."""
+
+    def __init__(self, display: Display, text: str, total: float) -> None:
+        self.display, self.text, self.total = display, text, total
+        self.next = time.monotonic() + _QUIET_SECONDS
+
+    def __call__(self, done: float) -> None:
+        if time.monotonic() >= self.next:
+            self.next = time.monotonic() + _LINE_SECONDS
+            self.display.say(f"{self.text}: {100 * done / max(self.total, 1):.0f} %")
+
+
+@dataclass
+class _Row:
+    """One canvas: a token or None per column, and the step that committed it."""
+
+    tokens: list[int | None] = field(default_factory=list)
+    step_of: list[int] = field(default_factory=list)
+    step: int = -1
+
+
+class CanvasView:
+    """The canvases of a decode as text; fed by `CanvasObserver`.
+
+    titles: one per row; piece: the text of one token id; prompts and rows beyond the eighth are
+    not drawn.
+    """
+
+    def __init__(self, titles: Sequence[str], piece: Callable[[int], str]) -> None:
+        self.titles = titles
+        self.piece = piece
+        self.rows = {row: _Row() for row in range(len(titles))}
+        self.on_step: Callable[[int], None] | None = None
+
+    def update(self, row: int, step: int, tokens: Sequence[int | None]) -> None:
+        """Take over a row after a step; None stands for an undecided column."""
+        state = self.rows[row]
+        if step == 0:
+            state.tokens, state.step_of = [], []
+        before = dict(enumerate(state.tokens))
+        old_steps = dict(enumerate(state.step_of))
+        state.step_of = [
+            old_steps[column] if before.get(column) == token and column in before else step
+            for column, token in enumerate(tokens)
+        ]
+        state.tokens, state.step = list(tokens), step
+        if self.on_step is not None:
+            self.on_step(row)
+
+    def text(self, row: int) -> Text:
+        """One canvas, what was committed in the last step in bold."""
+        state, out = self.rows[row], Text()
+        for token, step in zip(state.tokens, state.step_of, strict=True):
+            if token is None:
+                out.append(_MASK, style="dim")
+            else:
+                out.append(self.piece(token), style="bold green" if step == state.step else "")
+        return out
+
+    def line(self, row: int) -> str:
+        """One canvas as a plain line."""
+        return f"step {self.rows[row].step + 1:3d} | {self.text(row).plain}"
+
+    def render(self) -> Group:
+        """The first canvases, each under its title."""
+        parts: list[RenderableType] = []
+        for row in list(self.rows)[:_SHOWN_ROWS]:
+            parts.append(Text(self.titles[row], style="dim", no_wrap=True, overflow="ellipsis"))
+            parts.append(self.text(row))
+        if len(self.rows) > _SHOWN_ROWS:
+            parts.append(Text(f"... and {len(self.rows) - _SHOWN_ROWS} more", style="dim"))
+        return Group(*parts)

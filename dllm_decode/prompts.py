@@ -1,0 +1,106 @@
+"""Reading prompts: a text, a file, standard input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dllm_decode.errors import ConfigError, DllmDecodeError
+
+STANDARD_INPUT = "-"
+
+
+class PromptsError(DllmDecodeError):
+    """A prompts file that cannot be read, or a line in it that is no prompt."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt. content: a text or a chat; source: where it came from, for messages."""
+
+    content: str | list[dict[str, str]]
+    source: str
+
+    @property
+    def title(self) -> str:
+        """The text, or the last message of the chat, on one line."""
+        text = self.content if isinstance(self.content, str) else self.content[-1]["content"]
+        return " ".join(text.split())
+
+
+def read_prompts(name: str) -> list[Asked]:
+    """All prompts of a file.
+
+    name: a `.jsonl` file (one object per line with `prompt`, a text, or `messages`, a chat), any
+    other file (one prompt per line, blank lines do not count), or `-` for standard input (JSON
+    lines where the first line starts with a brace). Raises `PromptsError` naming file and line.
+    """
+    lines = _read(name).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    as_json = name.endswith(".jsonl") or (name == STANDARD_INPUT and first.lstrip().startswith("{"))
+    label = "standard input" if name == STANDARD_INPUT else name
+    found = list(_parse(lines, label, as_json))
+    if not found:
+        raise PromptsError(f"{label} holds no prompts")
+    return found
+
+
+def _read(name: str) -> str:
+    if name == STANDARD_INPUT:
+        return sys.stdin.read()
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise PromptsError(f"cannot read the prompts file {name}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise PromptsError(f"the prompts file {name} is not UTF-8 text: {error.reason}") from None
+
+
+def _parse(lines: list[str], label: str, as_json: bool) -> Iterator[Asked]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            source = f"{label}, line {number}"
+            yield Asked(_from_json(line, source) if as_json else line.strip(), source)
+
+
+def _from_json(line: str, source: str) -> str | list[dict[str, str]]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise PromptsError(f"{source}: not a JSON document ({error})") from None
+    if not isinstance(record, dict) or not ({"prompt", "messages"} & set(record)):
+        raise PromptsError(f"{source}: needs an object with the key prompt or messages")
+    if "messages" in record:
+        return _chat(record["messages"], source)
+    return _text(record["prompt"], source)
+
+
+def _text(value: Any, source: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise PromptsError(f"{source}: prompt must be a text that is not empty, got {value!r}")
+    return value
+
+
+def _chat(value: Any, source: str) -> list[dict[str, str]]:
+    whole = isinstance(value, list) and value
+    if not whole or not all(
+        isinstance(part, dict)
+        and set(part) == {"role", "content"}
+        and all(isinstance(text, str) for text in part.values())
+        for part in value
+    ):
+        raise PromptsError(
+            f"{source}: messages must be a list of objects with the texts role and content"
+        )
+    return list(value)
+
+
+def one_prompt(text: str) -> list[Asked]:
+    """The prompt of the command line; raises `ConfigError` if it is empty."""
+    if not text.strip():
+        raise ConfigError('prompt is empty; give prompt="...", or prompts=FILE, or neither')
+    return [Asked(text, "prompt")]

@@ -1,0 +1,126 @@
+"""Parameter names of a `_target_`, read from its source without importing it.
+
+Importing a strategy imports torch, which takes seconds; a misspelt key should be answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+
+_NOT_FIELDS = ("ClassVar", "InitVar", "KW_ONLY")
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module's name, whether it is a package, and its top-level definitions and imports."""
+
+    name: str
+    is_package: bool
+    body: Sequence[ast.stmt]
+
+    def absolute(self, node: ast.ImportFrom) -> str:
+        """The module that a `from ... import` names."""
+        if not node.level:
+            return node.module or ""
+        base = self.name.split(".")
+        base = base[: len(base) - node.level + int(self.is_package)]
+        return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def parameters_of(target: str) -> tuple[str, ...] | None:
+    """Names of the arguments that a class or function takes.
+
+    target: a dotted path as in `_target_`. Returns None where the source does not tell (not found,
+    no Python source, open `**kwargs`), which callers take as "anything may be allowed".
+    """
+    try:
+        found = _definition(target)
+        return None if found is None else _parameters(*found)
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
+
+
+def _definition(target: str) -> tuple[ast.stmt, _Module] | None:
+    module_name, _, name = target.rpartition(".")
+    module = _module(module_name) if module_name else None
+    return None if module is None else _lookup(name, module)
+
+
+def _lookup(name: str, module: _Module) -> tuple[ast.stmt, _Module] | None:
+    """The class or function that a name stands for in a module, following its imports."""
+    for node in module.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node, module
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _definition(f"{module.absolute(node)}.{alias.name}")
+    return None
+
+
+@cache
+def _module(name: str) -> _Module | None:
+    spec = _spec(name)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return _Module(name, spec.submodule_search_locations is not None, tree.body)
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Like `importlib.util.find_spec`, but parent packages are not imported."""
+    top, *rest = name.split(".")
+    spec = find_spec(top)
+    for depth in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        path = list(spec.submodule_search_locations)
+        spec = PathFinder.find_spec(".".join([top, *rest[: depth + 1]]), path)
+    return spec
+
+
+def _parameters(node: ast.stmt, module: _Module) -> tuple[str, ...] | None:
+    if isinstance(node, ast.FunctionDef):
+        return _arguments(node)
+    assert isinstance(node, ast.ClassDef)
+    for member in node.body:
+        if isinstance(member, ast.FunctionDef) and member.name == "__init__":
+            names = _arguments(member)
+            return None if names is None else names[1:]
+    names_of_fields: dict[str, bool] = {}
+    for base in node.bases:
+        name = base.value if isinstance(base, ast.Subscript) else base
+        found = _lookup(name.id, module) if isinstance(name, ast.Name) else None
+        if found is not None:
+            names_of_fields.update(dict.fromkeys(_parameters(*found) or (), True))
+    if _is_dataclass(node):
+        names_of_fields.update(_fields(node))
+    return tuple(name for name, settable in names_of_fields.items() if settable)
+
+
+def _arguments(node: ast.FunctionDef) -> tuple[str, ...] | None:
+    args = node.args
+    if args.kwarg is not None:
+        return None
+    return tuple(arg.arg for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs))
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, bool]]:
+    """Names of a dataclass's own fields, and whether they can be given."""
+    for member in node.body:
+        if not isinstance(member, ast.AnnAssign) or not isinstance(member.target, ast.Name):
+            continue
+        if any(word in ast.unparse(member.annotation) for word in _NOT_FIELDS):
+            continue
+        value = "" if member.value is None else ast.unparse(member.value)
+        yield member.target.id, "init=False" not in value

@@ -1,0 +1,347 @@
+"""`task=generate`: decode prompts, show it happening, and say what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dllm_decode.errors import ConfigError, require_count
+from dllm_decode.prompts import Asked, one_prompt, read_prompts
+from dllm_decode.tasks import Context, Task
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dllm_decode.api import TextDecoder
+    from dllm_decode.evaluation.metrics import Sample
+    from dllm_decode.types import Request, Result
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt to decode. columns: to generate; grade: whether a text is right, or None."""
+
+    asked: Asked
+    columns: int
+    grade: Callable[[str], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decode of all jobs. seconds: wall time, without display and warm-up."""
+
+    result: Result
+    seconds: float
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return "interrupted" in self.result.finish_reasons
+
+
+@dataclass(frozen=True)
+class Generate(Task):
+    """Decodes prompts and compares with one token per step.
+
+    prompt: one text; prompts: a file, see `dllm_decode.prompts.read_prompts`; with neither, sample
+    problems of the model, graded; max_new_tokens: columns per prompt, None for what a sample
+    problem needs and 64 for other prompts; seed: prompt i is decoded with seed + i; batch_size:
+    prompts decoded together, which changes speed and nothing else; compare: decode the same
+    prompts with `strategy=sequential` as well; samples: number of sample problems; chat: whether
+    prompts become a user's message where the model has a chat template.
+    """
+
+    prompt: str | None = None
+    prompts: str | None = None
+    max_new_tokens: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+    compare: bool = True
+    samples: int = 8
+    chat: bool = True
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and self.prompts is not None:
+            raise ConfigError("prompt and prompts exclude each other; give one of them")
+        if self.max_new_tokens is not None:
+            require_count("max_new_tokens", self.max_new_tokens)
+        require_count("seed", self.seed, minimum=0)
+        require_count("batch_size", self.batch_size)
+        require_count("task.samples", self.samples)
+        if self.prompt is not None:
+            one_prompt(self.prompt)
+
+    def run(self, context: Context) -> int:
+        """Decode, show, compare, write; returns 0, 1 if a row failed, 130 after Ctrl-C."""
+        asked = self._asked()
+        decoder = context.decoder
+        context.display.say(first_line(decoder))
+        jobs = self._jobs(context, asked)
+        request = self._request(decoder, jobs)
+        runs = {context.cfg_choice("strategy"): self._decode(context, decoder, request, jobs)}
+        first = next(iter(runs.values()))
+        if self.compare and not first.interrupted and not is_sequential(decoder):
+            runs["sequential"] = self._baseline(context, decoder, request)
+        samples = {name: samples_of(decoder, jobs, run) for name, run in runs.items()}
+        self._show(context, jobs, runs, samples)
+        write(context, decoder, jobs, request, runs, samples)
+        if any(run.interrupted for run in runs.values()):
+            return INTERRUPTED
+        return int(any(any(run.result.errors) for run in runs.values()))
+
+    # What to decode.
+
+    def _asked(self) -> list[Asked] | None:
+        if self.prompt is not None:
+            return one_prompt(self.prompt)
+        return None if self.prompts is None else read_prompts(self.prompts)
+
+    def _jobs(self, context: Context, asked: list[Asked] | None) -> list[Job]:
+        from dllm_decode.api import DEFAULT_NEW_TOKENS
+
+        default = self.max_new_tokens or DEFAULT_NEW_TOKENS
+        if asked is not None:
+            return [Job(prompt, default) for prompt in asked]
+        model: Any = context.model
+        if hasattr(model, "sample_prompts"):
+            return [
+                Job(Asked(text, f"sample {n}"), default, _possible(model, text))
+                for n, text in enumerate(model.sample_prompts(self.samples, self.seed))
+            ]
+        return self._sample_problems()
+
+    def _sample_problems(self) -> list[Job]:
+        """Held-out problems of the families that the bundled model solves, in turn."""
+        from dllm_decode.evaluation.problems import FAMILIES, problems
+
+        families = [f for f in FAMILIES.values() if f.shown] or list(FAMILIES.values())
+        each = -(-self.samples // len(families))
+        drawn = [problems(family.name, "held_out", each, self.seed) for family in families]
+        turns = [group[turn] for turn in range(each) for group in drawn][: self.samples]
+        return [
+            Job(
+                Asked(problem.prompt, f"{problem.family} {n}"),
+                self.max_new_tokens or FAMILIES[problem.family].canvas,
+                partial(FAMILIES[problem.family].grade, problem),
+            )
+            for n, problem in enumerate(turns)
+        ]
+
+    def _request(self, decoder: TextDecoder, jobs: Sequence[Job]) -> Request:
+        from dllm_decode.types import Request
+
+        ids = []
+        for row, job in enumerate(jobs):
+            try:
+                ids.append(decoder.encode(job.asked.content, row, self.chat))
+            except ConfigError as error:
+                raise ConfigError(f"{job.asked.source}: {error}") from None
+        request = Request(
+            prompts=tuple(ids),
+            max_new_tokens=tuple(job.columns for job in jobs),
+            seeds=tuple(self.seed + row for row in range(len(jobs))),
+        )
+        decoder.check(request, [job.asked.source for job in jobs])
+        return request
+
+    # Decoding.
+
+    def _decode(
+        self, context: Context, decoder: TextDecoder, request: Request, jobs: Sequence[Job]
+    ) -> Decoded:
+        from dllm_decode.display import CanvasView
+        from dllm_decode.watching import CanvasObserver
+
+        view = CanvasView([job.asked.title for job in jobs], decoder.piece)
+        observer = CanvasObserver(view)
+        with context.display.canvas(view):
+            silent = context.display.silent
+            return self._timed(
+                decoder, request, () if silent else (observer,), context.trace.wanted
+            )
+
+    def _baseline(self, context: Context, decoder: TextDecoder, request: Request) -> Decoded:
+        from dllm_decode.watching import ProgressObserver
+
+        columns = sum(request.lengths)
+        with context.display.progress("strategy=sequential", columns) as report:
+            return self._timed(
+                decoder.sequential, request, (ProgressObserver(columns, report),), False
+            )
+
+    def _timed(
+        self, decoder: TextDecoder, request: Request, observers: Sequence[Any], record: bool
+    ) -> Decoded:
+        from dllm_decode.loop import Interrupted
+
+        begin = time.perf_counter()
+        try:
+            decoder.warm_up(request, self.batch_size)
+            begin = time.perf_counter()
+            result = decoder.decode(
+                request, batch_size=self.batch_size, observers=observers, record=record
+            )
+        except Interrupted as stop:
+            result = stop.result
+        spent = sum(observer.seconds for observer in observers)
+        return Decoded(result, time.perf_counter() - begin - spent)
+
+    # Telling.
+
+    def _show(
+        self,
+        context: Context,
+        jobs: Sequence[Job],
+        runs: dict[str, Decoded],
+        samples: dict[str, list[Sample]],
+    ) -> None:
+        display = context.display
+        first = next(iter(samples.values()))
+        for job, sample in zip(jobs, first, strict=True):
+            display.say(job.asked.title, "dim")
+            mark = "" if job.grade is None else ("  ✓" if sample.correct else "  ✗ wrong")
+            note = sample.error and f"  failed: {sample.error}"
+            style = None if sample.correct or job.grade is None else "red"
+            display.say(f"  {sample.text.strip() or '(empty)'}{mark}{note}", style)
+        graded = any(job.grade is not None for job in jobs)
+        display.show(table(runs, samples, graded))
+        if len(runs) == 2:
+            display.say(compared(*samples.values()))
+        if any(run.interrupted for run in runs.values()):
+            display.say("interrupted; the partial results are in the run folder", "bold")
+        display.say(f"run folder: {context.folder.path}")
+
+
+def _possible(world: Any, prompt: str) -> Callable[[str], bool]:
+    """Whether an answer can happen at all in an exact world."""
+    return lambda text: world.probability(prompt, text) > 0.0
+
+
+def first_line(decoder: TextDecoder) -> str:
+    """Model, checkpoint, parameters, device, strategy in words."""
+    from dllm_decode.describe import describe_part, describe_strategy
+
+    loop = decoder.decoder
+    words = f"{decoder.model.description}; {describe_strategy(loop.strategy)}"
+    others = (loop.schedule, loop.cache, loop.sampler)
+    return f"{words}; {', '.join(map(describe_part, others))}"
+
+
+def is_sequential(decoder: TextDecoder) -> bool:
+    """Whether a decoder is the baseline itself."""
+    return decoder.decoder == decoder.sequential.decoder
+
+
+def samples_of(decoder: TextDecoder, jobs: Sequence[Job], run: Decoded) -> list[Sample]:
+    """What is measured of each row; the wall time is shared evenly."""
+    from dllm_decode.evaluation.metrics import outcomes_of, sample_of
+
+    result = run.result
+    rows = zip(jobs, outcomes_of(result), result.texts, result.reference_forwards, strict=True)
+    return [
+        sample_of(
+            outcome,
+            problem=f"{number} {job.asked.source}",
+            task="generate",
+            prompt=job.asked.title,
+            text=text,
+            correct=job.grade is not None and job.grade(text),
+            slots=job.columns,
+            eot_ids=decoder.model.denoiser.vocab.eot_ids,
+            seconds=run.seconds / len(jobs),
+            reference_forwards=reference,
+        )
+        for number, (job, outcome, text, reference) in enumerate(rows)
+    ]
+
+
+def figures(samples: Sequence[Sample], seconds: float, graded: bool) -> dict[str, Any]:
+    """The figures of a decode, as in `results.json`; see `dllm_decode.evaluation.metrics`."""
+    forwards = sum(sample.forwards for sample in samples)
+    delivered = sum(sample.delivered for sample in samples)
+    reasons = [sample.finish_reason for sample in samples]
+    found = {
+        "prompts": len(samples),
+        "forwards": forwards,
+        "reference_forwards": sum(sample.reference_forwards for sample in samples),
+        "delivered_tokens": delivered,
+        "tokens_per_forward": delivered / forwards if forwards else 0.0,
+        "seconds": seconds,
+        "tokens_per_second": delivered / seconds if seconds else 0.0,
+        "finish_reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+    }
+    return {**found, "correct": sum(s.correct for s in samples)} if graded else found
+
+
+def table(runs: dict[str, Decoded], samples: dict[str, list[Sample]], graded: bool) -> Table:
+    """One line per strategy."""
+    from rich.table import Table
+
+    sheet = Table()
+    sheet.add_column("strategy")
+    heads = ["forwards", "tokens", "tokens/forward", "tokens/s", "seconds"]
+    for head in [*heads, *(["correct"] if graded else [])]:
+        sheet.add_column(head, justify="right")
+    sheet.add_column("finish reasons")
+    for name, run in runs.items():
+        found = figures(samples[name], run.seconds, graded)
+        extra = found["reference_forwards"]
+        cells = [
+            f"{found['forwards']}" + (f" + {extra} reference" if extra else ""),
+            f"{found['delivered_tokens']}",
+            f"{found['tokens_per_forward']:.2f}",
+            f"{found['tokens_per_second']:.1f}",
+            f"{found['seconds']:.2f}",
+        ]
+        cells += [f"{found['correct']}/{found['prompts']}"] if graded else []
+        reasons = ", ".join(f"{reason} {n}" for reason, n in found["finish_reasons"].items())
+        sheet.add_row(name, *cells, reasons)
+    return sheet
+
+
+def compared(samples: Sequence[Sample], baseline: Sequence[Sample]) -> str:
+    """The two speedups, which are different things."""
+    from dllm_decode.evaluation.metrics import speedup
+
+    gain = speedup(samples, baseline)
+    return (
+        f"against one token per step: {gain.forwards:.2f}x fewer forwards, "
+        f"{gain.wall_time:.2f}x in wall time"
+    )
+
+
+def write(
+    context: Context,
+    decoder: TextDecoder,
+    jobs: Sequence[Job],
+    request: Request,
+    runs: dict[str, Decoded],
+    samples: dict[str, list[Sample]],
+) -> None:
+    """`results.json`, `samples.jsonl`, and the trace where one was asked for."""
+    from dllm_decode.evaluation.metrics import speedup
+
+    graded = any(job.grade is not None for job in jobs)
+    results: dict[str, Any] = {
+        "model": {**asdict(decoder.model.description)},
+        "strategy": first_line(decoder).partition("; ")[2],
+        "runs": {name: figures(samples[name], run.seconds, graded) for name, run in runs.items()},
+    }
+    if len(runs) == 2 and not any(run.interrupted for run in runs.values()):
+        results["speedup"] = asdict(speedup(*samples.values()))
+    context.folder.write_json("results.json", results)
+    context.folder.write_jsonl(
+        "samples.jsonl",
+        (
+            {"run": name, **sample.to_record()}
+            for name, group in samples.items()
+            for sample in group
+        ),
+    )
+    first = next(iter(runs.values()))
+    context.write_trace(request, first.result, [job.asked.title for job in jobs])

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from faulty_models import InterruptedWorld
+
+import dllm_decode
+from dllm_decode import ConfigError, Interrupted, Request, load
+from dllm_decode.api import TextDecoder
+from dllm_decode.sampling import Categorical
+
+
+@pytest.fixture(scope="module")
+def copying() -> TextDecoder:
+    return load(model="toy_copy", strategy="credit")
+
+
+@pytest.fixture(scope="module")
+def bundled() -> TextDecoder:
+    return load(model="llada", strategy="credit", overrides=["model.checkpoint=bundled:llada-tiny"])
+
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in dllm_decode.__all__:
+        assert getattr(dllm_decode, name) is not None
+    assert set(dllm_decode.__all__) <= set(dir(dllm_decode))
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        dllm_decode.absent  # noqa: B018
+
+
+def test_the_readme_example_works(copying: TextDecoder) -> None:
+    result = copying.generate(["cab", "deaf"], max_new_tokens=64)
+    assert result.texts == ("cab", "deaf")
+    assert result.finish_reasons == ("eot", "eot")
+    assert len(result.forwards) == len(result.step_of) == 2
+    assert result.reference_forwards == (0, 0)
+
+
+def test_one_prompt_a_list_and_token_ids_are_the_same_thing(copying: TextDecoder) -> None:
+    ids = copying.model.tokenizer.encode("cab")
+    forms = ["cab", ["cab"], ids, [ids], torch.tensor(ids), torch.tensor([ids])]
+    assert {copying.generate(form).texts for form in forms} == {("cab",)}
+
+
+def test_a_string_becomes_a_message_where_there_is_a_chat_template(bundled: TextDecoder) -> None:
+    text = "Copy: 1 Ada 2 Ben 3 Cleo"
+    chat = [{"role": "user", "content": text}]
+    assert bundled.encode(text) == bundled.encode(chat)
+    assert bundled.encode(text, chat=False) == tuple(bundled.model.tokenizer.encode(text))
+    results = [bundled.generate(form, max_new_tokens=32) for form in (text, chat, [chat])]
+    assert len({result.sequences for result in results}) == 1
+    assert results[0].texts[0].split() == text.split()[1:]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "prompt 0 is empty"),
+        ([], "at least one prompt"),
+        ([""], "prompt 0 is empty"),
+        ([3.5], "prompt 0 must be a text, a chat or token ids, got float"),
+        ([[1, "x"]], "prompt 0 must hold token ids, got 'x'"),
+        ([{"role": "user"}], "has the keys role and content"),
+        (5, "must be a text, a chat or token ids, got int"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(copying: TextDecoder, prompt, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        copying.generate(prompt)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("max_new_token", "did you mean max_new_tokens"),
+        ("temprature", "did you mean temperature"),
+        ("gen_length", "it is called max_new_tokens"),
+        ("do_sample", "give temperature"),
+        ("xyzzy", "it takes max_new_tokens, temperature"),
+    ],
+)
+def test_an_unknown_keyword_is_refused_with_a_hint(
+    copying: TextDecoder, name: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"no option '{name}'.*{hint}"):
+        copying.generate("cab", **{name: 1})
+
+
+def test_load_takes_the_names_of_the_command_line() -> None:
+    decoder = load(
+        "toy_copy", "threshold", schedule="whole", overrides=["strategy.select.threshold=0.5"]
+    )
+    assert decoder.decoder.strategy.select.threshold == 0.5
+    assert type(decoder.decoder.schedule).__name__ == "WholeCanvas"
+    with pytest.raises(ConfigError, match="unknown option strategy=crdit; did you mean"):
+        load("toy_copy", "crdit")
+    with pytest.raises(ConfigError, match="unknown group|unknown key"):
+        load("toy_copy", samplr="greedy")
+    with pytest.raises(ConfigError, match="sampler must be the name of an option"):
+        load("toy_copy", sampler={"temperature": 1})
+
+
+def test_sampling_options_have_the_names_of_hugging_face() -> None:
+    shuffle = load(model="toy_shuffle", strategy="sequential")
+    greedy = shuffle.generate("abcdef").texts
+    drawn = [shuffle.generate("abcdef", temperature=1.0, seed=seed).texts for seed in range(4)]
+    assert len(set(drawn)) > 1
+    assert shuffle.generate("abcdef", temperature=1.0, seed=2).texts == drawn[2]
+    assert shuffle.generate("abcdef", temperature=0.0).texts == greedy
+    assert shuffle.generate("abcdef", temperature=1.0, top_k=1).texts == greedy
+    with pytest.raises(ConfigError, match=r"sampler.temperature must lie in"):
+        shuffle.generate("abcdef", temperature=-1.0)
+
+
+def test_options_change_the_sampler_that_was_loaded() -> None:
+    decoder = load("toy_copy", sampler="categorical", overrides=["sampler.top_p=0.5"])
+    assert decoder._sampler(0.3, None, None, None) == Categorical(temperature=0.3, top_p=0.5)
+
+
+def test_a_seed_belongs_to_the_prompt_and_not_to_the_batch() -> None:
+    shuffle = load(model="toy_shuffle", strategy="sequential")
+    prompts = ["abcdef", "ghijkl", "mnopqr"]
+    together = shuffle.generate(prompts, temperature=1.0, seed=5).texts
+    two = shuffle.generate(prompts, temperature=1.0, seed=5, batch_size=2).texts
+    alone = tuple(
+        shuffle.generate(prompt, temperature=1.0, seed=5 + row).texts[0]
+        for row, prompt in enumerate(prompts)
+    )
+    assert together == two == alone
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.final: list[int] = []
+        self.prompt: list[int] | None = None
+        self.drafts: list[list[int]] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.prompt is None:
+            self.prompt = value.tolist()
+        else:
+            self.final += value.tolist()
+
+    def put_draft(self, value: torch.Tensor) -> None:
+        self.drafts.append(value.tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_a_streamer_hears_prompt_drafts_final_tokens_and_the_end(bundled: TextDecoder) -> None:
+    listener = Listener()
+    text = "Reverse: 1 Ada 2 Ben 3 Cleo 4 Dan"
+    result = bundled.sequential.generate(text, max_new_tokens=32, streamer=listener)
+    assert tuple(listener.prompt or ()) == bundled.encode(text)
+    assert tuple(listener.final) == result.sequences[0]
+    assert len(listener.drafts) == result.forwards[0]
+    assert bundled.model.denoiser.vocab.mask_id in listener.drafts[0]
+    assert listener.ended == 1
+
+
+def test_a_streamer_without_drafts_is_enough(copying: TextDecoder) -> None:
+    from transformers import TextStreamer
+
+    class Tokenizer:
+        def decode(self, ids, **options) -> str:
+            return copying.model.tokenizer.decode([int(token) for token in ids])
+
+    class Kept(TextStreamer):
+        text = ""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            self.text += text
+
+    streamer = Kept(Tokenizer(), skip_prompt=True)
+    copying.generate("cab", streamer=streamer)
+    assert streamer.text == "cab"
+
+
+def test_a_streamer_takes_one_prompt(copying: TextDecoder) -> None:
+    with pytest.raises(ConfigError, match="streamer works with one prompt, got 2"):
+        copying.generate(["a", "b"], streamer=Listener())
+
+
+def test_tokens_given_in_advance_stay_and_the_rest_fits_around_them() -> None:
+    world = load(model="toy_shuffle", strategy="sequential", overrides=["schedule.length=4"])
+    ids = world.model.tokenizer.encode("abcd")
+    result = world.generate("abcd", infill={0: ids[3], 2: ids[0]}, max_new_tokens=8)
+    text = result.texts[0]
+    assert (text[0], text[2]) == ("d", "a") and sorted(text) == list("abcd")
+    assert result.step_of[0][0] == -1
+
+
+def test_a_template_sets_the_length_and_its_masks_are_filled(bundled: TextDecoder) -> None:
+    tokenizer, mask = bundled.model.tokenizer, bundled.model.denoiser.vocab.mask_id
+    answer = tokenizer.encode(" 1 Ada 2 Ben 3 Cleo")
+    template = [token if place != 3 else mask for place, token in enumerate(answer)]
+    decoder = replace(
+        bundled, decoder=load("toy_copy", overrides=["schedule=whole"]).decoder
+    )  # only the schedule differs
+    decoder = replace(
+        bundled, decoder=replace(bundled.decoder, schedule=decoder.decoder.schedule)
+    )
+    result = decoder.generate("Copy: 1 Ada 2 Ben 3 Cleo", infill=template)
+    assert result.sequences[0] == tuple(answer)
+    words = tokenizer.decode(answer[:3]), tokenizer.decode(answer[4:])
+    again = decoder.generate("Copy: 1 Ada 2 Ben 3 Cleo", infill="[MASK]".join(words))
+    assert again.sequences == result.sequences
+
+
+def test_infilling_needs_one_entry_per_prompt(copying: TextDecoder) -> None:
+    with pytest.raises(ConfigError, match="infill must have one entry per prompt"):
+        copying.generate(["a", "b"], infill=["x"])
+    with pytest.raises(ConfigError, match="no exact token ids"):
+        copying.generate("a", infill="a[MASK]")
+
+
+def test_the_oracle_gets_its_reference_and_the_price_is_told(copying: TextDecoder) -> None:
+    oracle = load("toy_copy", "oracle")
+    result = oracle.generate(["cab", "deaf"])
+    plain = copying.sequential.generate(["cab", "deaf"])
+    assert result.texts == plain.texts
+    assert result.reference_forwards == plain.forwards
+    assert sum(result.forwards) < sum(plain.forwards)
+
+
+def test_a_given_reference_is_used_and_not_made() -> None:
+    oracle = load("toy_copy", "oracle", overrides=["schedule=whole"])
+    ids = tuple(oracle.model.tokenizer.encode("cab"))
+    end = oracle.model.denoiser.vocab.eot_ids[0]
+    reference = ((*ids[:3], *[end] * 5),)
+    result = oracle.decode(Request((ids,), 8, reference=reference))
+    assert result.texts == ("cab",) and result.reference_forwards == (0,)
+
+
+def test_ctrl_c_carries_the_partial_texts(copying: TextDecoder) -> None:
+    world = InterruptedWorld(after=2)
+    decoder = replace(
+        copying.sequential, model=world, decoder=replace(copying.sequential.decoder, denoiser=world)
+    )
+    with pytest.raises(Interrupted) as stop:
+        decoder.generate("abcdef")
+    assert stop.value.result.finish_reasons == ("interrupted",)
+    assert len(stop.value.result.texts) == 1
+    assert stop.value.result.undecided[0] > 0
+
+
+def test_a_batch_size_below_the_number_of_prompts_changes_nothing(copying: TextDecoder) -> None:
+    prompts = ["cab", "de", "fghij"]
+    whole, parts = copying.generate(prompts), copying.generate(prompts, batch_size=2)
+    assert whole.sequences == parts.sequences and whole.forwards == parts.forwards
+
+
+def test_one_number_of_columns_per_prompt_is_possible(copying: TextDecoder) -> None:
+    result = copying.generate(["abc", "abcdef"], max_new_tokens=[32, 40])
+    assert result.texts == ("abc", "abcdef")
+    with pytest.raises(ConfigError, match="one per prompt"):
+        copying.generate(["abc"], max_new_tokens=[32, 40])

@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dllm_decode.cli import main, quoted
+from dllm_decode.trace import read_trace
+
+TOY = ("model=toy_copy", "task.samples=2", "display=none")
+
+
+class Cli:
+    """Runs command lines in this process, with the run folder in a temporary place."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder / "run"
+        self.capsys = capsys
+        self.out = self.err = ""
+
+    def __call__(self, *words: str) -> int:
+        code = main([*words, f"hydra.run.dir={self.folder}"])
+        self.out, self.err = self.capsys.readouterr()
+        return code
+
+    def json(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text())
+
+    def samples(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "samples.jsonl").open()]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(tmp_path, capsys)
+
+
+def test_a_run_writes_one_folder_with_everything_about_it(cli: Cli) -> None:
+    assert cli(*TOY) == 0
+    assert sorted(path.name for path in cli.folder.iterdir()) == [
+        "config.yaml",
+        "env.json",
+        "results.json",
+        "samples.jsonl",
+    ]
+    results = cli.json("results.json")
+    assert set(results["runs"]) == {"credit", "sequential"}
+    assert results["runs"]["credit"]["correct"] == 2
+    assert results["speedup"]["forwards"] > 1
+    assert "${" not in (cli.folder / "config.yaml").read_text()
+    assert cli.json("env.json")["versions"]["torch"]
+    assert [sample["run"] for sample in cli.samples()] == ["credit"] * 2 + ["sequential"] * 2
+
+
+def test_silence_means_silence(cli: Cli) -> None:
+    assert cli(*TOY) == 0
+    assert (cli.out, cli.err) == ("", "")
+
+
+def test_the_first_line_says_what_runs(cli: Cli) -> None:
+    assert cli(*TOY, "display=plain", "compare=false") == 0
+    first = next(line for line in cli.out.splitlines() if line.startswith("exact toy world"))
+    assert "Copy" in first and "on cpu" in first
+    assert "trace credit" in first and "confidence threshold (threshold 0.9)" in first
+
+
+def test_the_plain_display_shows_canvas_answers_and_table(cli: Cli) -> None:
+    assert cli(*TOY, "display=plain") == 0
+    assert "step   1 |" in cli.out
+    assert "✓" in cli.out
+    assert "tokens/forward" in cli.out and "sequential" in cli.out and "eot 2" in cli.out
+    assert "fewer forwards" in cli.out and "in wall time" in cli.out
+
+
+def test_no_comparison_when_it_is_not_wanted(cli: Cli) -> None:
+    assert cli(*TOY, "compare=false") == 0
+    assert set(cli.json("results.json")["runs"]) == {"credit"}
+
+
+def test_the_baseline_is_not_compared_with_itself(cli: Cli) -> None:
+    assert cli(*TOY, "strategy=sequential") == 0
+    assert set(cli.json("results.json")["runs"]) == {"sequential"}
+
+
+def test_a_prompt_may_hold_any_characters(cli: Cli) -> None:
+    assert cli("model=toy_copy", "prompt=cab", "display=plain", "compare=false") == 0
+    assert "  cab" in cli.out
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("prompt=What is 2 + 2, please?", "prompt='What is 2 + 2, please?'"),
+        ("prompt=it's (fine) = {x}", "prompt='it\\'s (fine) = {x}'"),
+        ("prompt='quoted already'", "prompt='quoted already'"),
+        ("prompts=a,b.txt", "prompts='a,b.txt'"),
+        ("prompt=null", "prompt=null"),
+        ("prompt=", "prompt="),
+        ("strategy=credit", "strategy=credit"),
+    ],
+)
+def test_free_text_is_quoted_for_the_override_grammar(word: str, expected: str) -> None:
+    assert quoted(word) == expected
+
+
+def test_a_prompt_with_every_special_character_arrives_as_it_was_written(cli: Cli) -> None:
+    text = "a, b's (c) = {d} \"e\" $f [g] 100% \\h?"
+    assert cli("model=toy_copy", f"prompt={text}") == 2
+    assert "the prompt contains ','" in cli.err
+    assert cli("--cfg", "job", f"prompt={text}") == 0
+    assert yaml.safe_load(cli.out)["prompt"] == text
+
+
+def test_prompts_come_from_a_file_of_lines(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("cab\n\ndeaf\n")
+    assert cli("model=toy_copy", f"prompts={tmp_path / 'p.txt'}", "display=none") == 0
+    assert [sample["text"] for sample in cli.samples()][:2] == ["cab", "deaf"]
+
+
+def test_prompts_come_from_json_lines(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "cab", "id": 7}\n')
+    assert cli("model=toy_copy", f"prompts={tmp_path / 'p.jsonl'}", "display=none") == 0
+    assert cli.samples()[0]["text"] == "cab"
+
+
+def test_prompts_come_from_standard_input(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("cab\n"))
+    assert cli("model=toy_copy", "prompts=-", "display=none") == 0
+    assert cli.samples()[0]["text"] == "cab"
+
+
+def test_the_trace_in_the_run_folder_replays_to_the_samples(cli: Cli) -> None:
+    assert cli(*TOY, "trace=jsonl", "compare=false") == 0
+    trace = read_trace(cli.folder / "trace.jsonl")
+    assert trace.replay().forwards == tuple(sample["forwards"] for sample in cli.samples())
+
+
+def test_the_html_trace_is_one_page_without_outside_references(cli: Cli) -> None:
+    assert cli(*TOY, "trace=html", "compare=false") == 0
+    page = (cli.folder / "trace.html").read_text()
+    assert '"finish_reasons"' in page and "/*TRACE*/" not in page
+    assert "http://" not in page and "https://" not in page and "src=" not in page
+
+
+def test_a_strategy_that_needs_a_reference_gets_one_and_its_price_is_shown(cli: Cli) -> None:
+    assert cli(*TOY, "strategy=oracle") == 0
+    runs = cli.json("results.json")["runs"]
+    assert runs["oracle"]["reference_forwards"] == runs["sequential"]["forwards"]
+
+
+def test_every_option_that_was_misspelt_or_wrong_leaves_no_folder(cli: Cli) -> None:
+    assert cli("strategy=crdit") == 2
+    assert not cli.folder.exists()
+    assert cli(*TOY, "strategy.select.threshold=7") == 2
+    assert not cli.folder.exists()
+
+
+CONFIGURATION_FAULTS = {
+    "unknown option": (
+        ["strategy=crdit"],
+        ["strategy=crdit", "did you mean strategy=credit?", "threshold"],
+    ),
+    "unknown option of an inner group": (
+        ["strategy/select=treshold"],
+        ["strategy/select=treshold", "did you mean strategy/select=threshold?"],
+    ),
+    "unknown group": (["stratgy=credit"], ["stratgy", "did you mean strategy?"]),
+    "unknown inner group": (
+        ["strategy/selct=credit"],
+        ["strategy/selct", "did you mean strategy/select?"],
+    ),
+    "misspelt key": (
+        ["strategy.select.treshold=0.5"],
+        ["strategy.select.treshold", "did you mean strategy.select.threshold?", "at_least"],
+    ),
+    "misspelt key behind +": (
+        ["+strategy.select.treshold=0.5"],
+        ["strategy.select.treshold", "did you mean strategy.select.threshold?"],
+    ),
+    "misspelt key behind ++": (
+        ["++schedule.lenght=8"],
+        ["schedule.lenght", "did you mean schedule.length?"],
+    ),
+    "key of another place": (
+        ["+strategy.threshold=0.5"],
+        ["strategy.threshold", "did you mean strategy.select.threshold?"],
+    ),
+    "misspelt top key": (["+sed=3"], ["unknown key sed", "did you mean seed?"]),
+    "misspelt part": (
+        ["+strategy.transforms.credt.alpha=0.5"],
+        ["strategy.transforms.credt", "did you mean strategy.transforms.credit?"],
+    ),
+    "key that is there already": (["+seed=3"], ["seed is in the configuration already"]),
+    "unreadable override": (["seed=[1,"], ["cannot read the override", "seed=[1,"]),
+    "value out of range": (
+        [*TOY, "strategy.select.threshold=1.5"],
+        ["strategy.select.threshold", "[0.0, 1.0]", "1.5"],
+    ),
+    "value of a wrong type": (
+        [*TOY, "strategy.select.threshold=high"],
+        ["strategy.select.threshold must be a number", "'high'"],
+    ),
+    "flag of a wrong type": (
+        [*TOY, "strategy.select.strict=3"],
+        ["strategy.select.strict must be true or false", "3"],
+    ),
+    "display of a wrong word": ([*TOY, "display=fancy"], ["display", "live, plain, none"]),
+    "list instead of parts": (
+        [*TOY, "strategy.filters=[a]"],
+        ["strategy.filters", "mapping"],
+    ),
+    "empty prompt": (["model=toy_copy", "prompt="], ["prompt is empty"]),
+    "blank prompt": (["model=toy_copy", "prompt='  '"], ["prompt is empty"]),
+    "interpolation in a prompt": (["prompt=${x}"], ["prompt cannot hold ${", "prompts=FILE"]),
+    "two kinds of prompts": (
+        ["model=toy_copy", "prompt=a", "prompts=b.txt"],
+        ["prompt and prompts exclude each other"],
+    ),
+    "no columns": ([*TOY, "max_new_tokens=0"], ["max_new_tokens", ">= 1", "0"]),
+    "negative columns": ([*TOY, "max_new_tokens=-3"], ["max_new_tokens", ">= 1", "-3"]),
+    "block longer than the canvas": (
+        [*TOY, "schedule.length=100"],
+        ["schedule.length is 100", "64", "max_new_tokens"],
+    ),
+    "prompt longer than the model allows": (
+        ["model=toy_copy", "model._target_=faulty_models.ShortWorld", "prompt=abcdefgh"],
+        ["prompt has 9 tokens", "70 positions"],
+    ),
+    "parts that do not fit together": (
+        [*TOY, "cache=dual"],
+        ["cache (DualCache)", "use cache=none"],
+    ),
+    "target that does not exist": (
+        [*TOY, "strategy.select._target_=dllm_decode.strategies.absent.Rule"],
+        ["strategy.select"],
+    ),
+    "missing group": (["~model"], ["model"]),
+}
+
+
+@pytest.mark.parametrize("fault", CONFIGURATION_FAULTS)
+def test_a_configuration_fault_is_one_message_and_exit_code_2(cli: Cli, fault: str) -> None:
+    words, expected = CONFIGURATION_FAULTS[fault]
+    code = cli(*words)
+    message = cli.err.strip()
+    assert [part for part in expected if part not in message] == [], message
+    assert message.startswith("error: ") and len(message.splitlines()) == 1
+    assert code == 2
+    assert "Traceback" not in cli.err and not cli.folder.exists()
+
+
+def _lines(*lines: str) -> Callable[[Path], list[str]]:
+    def write(folder: Path) -> list[str]:
+        (folder / "p.jsonl").write_text("".join(line + "\n" for line in lines))
+        return ["model=toy_copy", f"prompts={folder / 'p.jsonl'}"]
+
+    return write
+
+
+def _truncated(folder: Path) -> list[str]:
+    place = folder / "cut"
+    place.mkdir()
+    (place / "config.json").write_text('{"architectures": ["LLaDAModelLM"]')
+    (place / "model.safetensors").write_bytes(b"\x10")
+    return ["model=llada", f"model.checkpoint={place}"]
+
+
+RUN_TIME_FAULTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
+    "absent prompts file": (
+        lambda folder: ["model=toy_copy", f"prompts={folder / 'no.txt'}"],
+        ["cannot read the prompts file", "no.txt", "No such file"],
+    ),
+    "malformed line": (_lines('{"prompt": "cab"}', "{"), ["p.jsonl, line 2", "not a JSON"]),
+    "line without a prompt": (_lines('{"question": 1}'), ["p.jsonl, line 1", "prompt or messages"]),
+    "line with an empty prompt": (_lines('{"prompt": " "}'), ["p.jsonl, line 1", "not empty"]),
+    "line with a bad chat": (_lines('{"messages": [1]}'), ["p.jsonl, line 1", "role and content"]),
+    "file without prompts": (_lines("", " "), ["p.jsonl holds no prompts"]),
+    "missing checkpoint": (
+        lambda folder: ["model=llada", f"model.checkpoint={folder / 'none'}"],
+        ["none"],
+    ),
+    "truncated checkpoint": (_truncated, ["config.json"]),
+    "unusable logits": (
+        lambda folder: [*TOY, "model._target_=faulty_models.NanWorld", "strategy=sequential"],
+        ["row 0", "step", "NaN"],
+    ),
+    "bug in a model": (
+        lambda folder: [*TOY, "model._target_=faulty_models.BrokenWorld", "strategy=sequential"],
+        ["ZeroDivisionError"],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", RUN_TIME_FAULTS)
+def test_a_run_time_fault_is_one_message_and_exit_code_1(
+    cli: Cli, tmp_path: Path, fault: str
+) -> None:
+    make, expected = RUN_TIME_FAULTS[fault]
+    code = cli(*make(tmp_path))
+    assert [part for part in expected if part not in cli.err] == [], cli.err
+    assert code == 1
+    assert "Traceback" not in cli.err
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cli.folder = tmp_path / "file" / "run"
+    assert cli(*TOY) == 1
+    assert "cannot write to the run folder" in cli.err and "hydra.run.dir" in cli.err
+    assert len(cli.err.splitlines()) == 1
+
+
+def test_a_tokenizer_without_a_mask_token_is_named(cli: Cli, tmp_path: Path) -> None:
+    import shutil
+
+    from dllm_decode.models.locate import ASSETS
+
+    shutil.copytree(ASSETS / "llada-tiny", tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config.pop("mask_token_id")
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        path = tmp_path / "m" / name
+        path.write_text(path.read_text().replace("<|mdm_mask|>", "<|another|>"))
+    assert cli("model=llada", f"model.checkpoint={tmp_path / 'm'}") == 1
+    assert "mask token" in cli.err and "model.mask_id" in cli.err
+
+
+def test_ctrl_c_writes_what_was_decoded_and_ends_with_130(cli: Cli) -> None:
+    interrupted = "model._target_=faulty_models.InterruptedWorld"
+    assert cli(*TOY, interrupted, "strategy=sequential", "+model.after=4") == 130
+    results = cli.json("results.json")["runs"]["sequential"]
+    assert results["finish_reasons"] == {"interrupted": 2}
+    assert {sample["finish_reason"] for sample in cli.samples()} == {"interrupted"}
+    assert (cli.folder / "env.json").exists()
+
+
+def test_ctrl_c_before_the_first_step_ends_with_130_and_leaves_nothing(cli: Cli) -> None:
+    interrupted = "model._target_=faulty_models.InterruptedWorld"
+    assert cli(*TOY, interrupted, "+model.after=0") == 130
+    assert cli.err.strip() == "interrupted"
+    assert not cli.folder.exists()
+
+
+@pytest.mark.parametrize("word", ["debug=true", "hydra.verbose=true"])
+def test_a_traceback_is_there_when_asked_for(cli: Cli, word: str) -> None:
+    assert cli(*TOY, "strategy.select.threshold=7", word) == 2
+    assert "Traceback" in cli.err and "error: strategy.select.threshold" in cli.err
+
+
+def test_help_shows_groups_options_and_examples(cli: Cli) -> None:
+    assert main(["--help"]) == 0
+    text = cli.capsys.readouterr().out
+    assert "strategy:" in text and "credit" in text and "strategy/select:" in text
+    assert "python -m dllm_decode strategy=credit model=llada" in text
+    assert "max_new_tokens: null" in text
+
+
+def test_a_sweep_goes_on_after_a_failing_job(tmp_path: Path, capsys) -> None:
+    code = main(
+        ["-m", *TOY, "strategy.select.threshold=0.5,7,0.9", f"hydra.sweep.dir={tmp_path / 's'}"]
+    )
+    assert code == 2
+    assert "strategy.select.threshold must lie in" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "s").iterdir() if p.is_dir()) == ["0", "2"]
+
+
+def _python(*words: str, cwd: Path | None = None) -> tuple[subprocess.CompletedProcess[str], float]:
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
+    )
+    return done, time.monotonic() - begin
+
+
+def test_importing_the_package_and_refusing_a_key_need_no_torch() -> None:
+    script = (
+        "import sys, dllm_decode, dllm_decode.cli as c\n"
+        "codes = [c.main(w.split()) for w in "
+        "('--help', '--cfg job', '+strategy.select.treshold=1', 'strategy=crdit')]\n"
+        "assert codes == [0, 0, 2, 2], codes\n"
+        "print(sorted({'torch', 'transformers', 'rich'} & set(sys.modules)))"
+    )
+    done, _ = _python("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_module_runs_as_a_program_and_returns_the_exit_code(tmp_path: Path) -> None:
+    done, _ = _python("-m", "dllm_decode", "strategy=crdit", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown option strategy=crdit")
+    assert done.stdout == "" and os.listdir(tmp_path) == []

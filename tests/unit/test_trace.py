@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm_decode import load
+from dllm_decode.trace import Trace, TraceError, first_difference, player, read_trace
+from dllm_decode.types import Request, Result
+
+WORLD = load("toy_shuffle", "credit", overrides=["schedule.length=4"])
+
+
+def decode(prompts: list[str], length: int = 12, *overrides: str, **options) -> tuple[Trace, Result]:
+    world = load("toy_shuffle", "credit", overrides=["schedule.length=4", *overrides])
+    ids = tuple(world.encode(prompt) for prompt in prompts)
+    request = Request(ids, length, fixed=options.pop("fixed", None))
+    result = world.decode(request, record=True, **options)
+    return Trace.of(request, result, world.model.denoiser.vocab, prompts), result
+
+
+words = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True).map("".join)
+
+
+@given(prompts=st.lists(words, min_size=1, max_size=3), batch=st.sampled_from([None, 1, 2]))
+def test_a_trace_replays_to_its_result(prompts: list[str], batch: int | None) -> None:
+    request = Request(tuple(WORLD.encode(prompt) for prompt in prompts), 12)
+    result = WORLD.decode(request, record=True, batch_size=batch)
+    trace = Trace.of(request, result, WORLD.model.denoiser.vocab, prompts)
+    replayed = trace.replay()
+    assert replayed.sequences == result.sequences
+    assert replayed.step_of == result.step_of
+    assert replayed.confidence_of == result.confidence_of
+    assert replayed.forwards == result.forwards
+
+
+def test_fixed_tokens_are_part_of_the_trace() -> None:
+    trace, result = decode(["abcd"], fixed=({1: 3},))
+    assert trace.replay().sequences == result.sequences
+    assert trace.replay().sequences[0][1] == 3
+    assert trace.replay().confidence_of[0][1] is None
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    trace, _ = decode(["abcd", "ef"])
+    (tmp_path / "t.jsonl").write_text("\n".join(trace.lines()) + "\n")
+    assert read_trace(tmp_path / "t.jsonl") == trace
+
+
+def test_two_equal_decodes_have_no_difference() -> None:
+    assert first_difference(decode(["abcd"])[0], decode(["abcd"])[0]) is None
+
+
+def test_the_first_difference_names_row_step_and_column() -> None:
+    left, _ = decode(["abcd", "efgh"])
+    right, _ = decode(["abcd", "efgh"], 12, "strategy=sequential")
+    found = first_difference(left, right)
+    assert found is not None
+    assert str(found).startswith("row 0, step 1, column 0: token ")
+    assert found.right == "nothing"
+
+
+def test_traces_of_different_prompts_are_not_compared() -> None:
+    with pytest.raises(TraceError, match="different prompts"):
+        first_difference(decode(["ab"])[0], decode(["cd"])[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [], "not a trace of version 1"),
+        (lambda lines: ['{"format": "other"}', *lines[1:]], "not a trace of version 1"),
+        (lambda lines: lines[:-1], "incomplete"),
+        (lambda lines: [lines[0], "{", *lines[2:]], "line 2: not a JSON document"),
+        (lambda lines: [lines[0], "[]", *lines[2:]], "line 2: needs a JSON object"),
+        (lambda lines: [lines[0], "{}", *lines[2:]], "line 2: not a step"),
+    ],
+)
+def test_a_damaged_trace_is_refused_with_its_line(tmp_path: Path, change, message: str) -> None:
+    trace, _ = decode(["ab"])
+    (tmp_path / "t.jsonl").write_text("\n".join(change(trace.lines())))
+    with pytest.raises(TraceError, match=message):
+        read_trace(tmp_path / "t.jsonl")
+
+
+def test_an_absent_trace_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"cannot read the trace .*no\.jsonl"):
+        read_trace(tmp_path / "no.jsonl")
+
+
+def test_the_player_cannot_be_ended_by_what_a_model_wrote() -> None:
+    trace, _ = decode(["ab"])
+    page = player(Trace(**{**vars(trace), "titles": ("</script><b>",)}))
+    assert "</script><b>" not in page and "<\\/script><b>" in page
