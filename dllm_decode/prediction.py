@@ -63,16 +63,21 @@ class Prediction(ABC):
 
     @property
     @abstractmethod
+    def _dtype(self) -> torch.dtype:
+        """The precision of what is public; inside it may be better."""
+
+    @property
+    @abstractmethod
     def logits(self) -> Tensor:
         """Dense logits (B, W, V), banned ids at -inf. Materialised only when asked for."""
 
     @abstractmethod
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest logits and their ids, (B, W, k) each; lower id first on ties."""
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        """What `topk` returns, before it is rounded to the public precision."""
 
     @abstractmethod
-    def logit_of(self, ids: Tensor) -> Tensor:
-        """Logits at ids (B, W, K); -inf for banned ids and for empty slots (-1)."""
+    def _at(self, ids: Tensor) -> Tensor:
+        """What `logit_of` returns, before it is rounded to the public precision."""
 
     @abstractmethod
     def without(self, ids: Tensor) -> Prediction:
@@ -100,8 +105,28 @@ class Prediction(ABC):
         """
         return HeadPrediction(hidden, weight, banned, draw)
 
+    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest logits and their ids, (B, W, k) each; lower id first on ties."""
+        values, ids = self._top(k)
+        return values.to(self._dtype), ids
+
+    def logit_of(self, ids: Tensor) -> Tensor:
+        """Logits at ids (B, W, K); -inf for banned ids and for empty slots (-1)."""
+        return self._at(ids).to(self._dtype)
+
     def _shaped(self, values: Tensor) -> Tensor:
+        values = values.to(self._dtype) if values.dtype.is_floating_point else values
         return values.reshape(*self.shape[:2], *values.shape[1:])
+
+    def _share(self, logits: Tensor) -> Tensor:
+        """Probabilities of logits (B, W, K) of this prediction.
+
+        Relative to the maximum: next to a large logit, log(total) would be rounded away.
+        """
+        maximum = self._statistics.maximum.reshape(*self.shape[:2], 1)
+        total = self._statistics.total.reshape(*self.shape[:2], 1)
+        share = (logits - maximum).exp() / total
+        return share.masked_fill(maximum == float("-inf"), 0.0).to(self._dtype)
 
     @cached_property
     def top_token(self) -> Tensor:
@@ -147,7 +172,7 @@ class Prediction(ABC):
 
     @cached_property
     def _top_two(self) -> Tensor:
-        values = self.topk(2)[0]
+        values = self._top(2)[0]
         if values.shape[-1] == 2:
             return values
         return torch.cat([values, torch.full_like(values, float("-inf"))], -1)
@@ -155,21 +180,20 @@ class Prediction(ABC):
     @cached_property
     def margin(self) -> Tensor:
         """Probability of the most likely token minus that of the second, (B, W)."""
-        top = (self._top_two - self.logsumexp[..., None]).exp()
+        top = self._share(self._top_two)
         return top[..., 0] - top[..., 1]
 
     @cached_property
     def logit_gap(self) -> Tensor:
         """Largest logit minus the second largest, (B, W)."""
-        return self._top_two[..., 0] - self._top_two[..., 1]
+        return (self._top_two[..., 0] - self._top_two[..., 1]).to(self._dtype)
 
     def prob_of(self, ids: Tensor) -> Tensor:
         """Probabilities of ids (B, W, K); 0 for banned ids and empty slots (-1).
 
         Where transforms have removed every token, all of them are 0.
         """
-        share = (self.logit_of(ids) - self.logsumexp[..., None]).exp()
-        return share.masked_fill((self.maximum == float("-inf"))[..., None], 0.0)
+        return self._share(self._at(ids))
 
     @cached_property
     def probs(self) -> Tensor:
@@ -219,9 +243,9 @@ class Prediction(ABC):
         )
         new_ids = self._shaped(update.ids)
         raised = RaisedPrediction(
-            self, new_ids, self._shaped(update.delta), self._draw, statistics=update.fused
+            self, new_ids, update.delta.view(new_ids.shape), self._draw, statistics=update.fused
         )
-        return Credited(raised, new_ids, self._shaped(update.credit))
+        return Credited(raised, new_ids, update.credit.view(new_ids.shape))
 
     def _credit_update(
         self,
@@ -236,7 +260,7 @@ class Prediction(ABC):
         raw = self._statistics
         ids, kept = reference.earned_credit(raw, ids, credit, beta, gamma, open)
         delta = alpha.double()[:, None] * kept.log1p()
-        values = self.logit_of(self._shaped(ids)).flatten(0, 1)
+        values = self._at(self._shaped(ids)).flatten(0, 1)
         fused = reference.raised_statistics(raw, values, ids, delta)
         return reference.CreditUpdate(ids, kept.to(credit.dtype), delta, raw, fused)
 
@@ -291,11 +315,15 @@ class DensePrediction(Prediction):
     def _statistics(self) -> RowStatistics:
         return self._pass[0]
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return reference.working_dtype(self._raw.dtype)
+
     @cached_property
     def logits(self) -> Tensor:
         return self._shaped(reference.without(self._rows, self._banned))
 
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
         values = ids = None
         if dispatch.uses_triton(self._rows):
             values, ids = self._statistics.top_values, self._statistics.top_ids
@@ -303,7 +331,7 @@ class DensePrediction(Prediction):
             values, ids = dispatch.top_k(self._rows, k, self._banned)
         return self._shaped(values[:, :k]), self._shaped(ids[:, :k])
 
-    def logit_of(self, ids: Tensor) -> Tensor:
+    def _at(self, ids: Tensor) -> Tensor:
         return self._shaped(reference.logits_at(self._rows, ids.flatten(0, 1), self._banned))
 
     def without(self, ids: Tensor) -> Prediction:
@@ -351,6 +379,10 @@ class HeadPrediction(DensePrediction):
         rows, slots, _ = self._hidden.shape
         return rows, slots, self._weight.shape[0]
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return reference.working_dtype(self._hidden.dtype)
+
     @cached_property
     def _rows(self) -> Tensor:
         return reference.head_logits(self._hidden.flatten(0, 1), self._weight)
@@ -362,17 +394,16 @@ class HeadPrediction(DensePrediction):
             return dispatch.head_statistics(hidden, self._weight, self._banned), None
         return super()._pass
 
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
         if k == 1:
             # what the kernel knows without dense logits
             return self.maximum[..., None], self.top_token[..., None]
-        return super().topk(k)
+        return super()._top(k)
 
-    def logit_of(self, ids: Tensor) -> Tensor:
+    def _at(self, ids: Tensor) -> Tensor:
         """From K columns of the head, in float32 or better."""
-        dtype = reference.working_dtype(self._hidden.dtype)
-        columns = self._weight[ids.clamp(min=0)].to(dtype)
-        values = (columns @ self._hidden.to(dtype)[..., None])[..., 0]
+        columns = self._weight[ids.clamp(min=0)].to(self._dtype)
+        values = (columns @ self._hidden.to(self._dtype)[..., None])[..., 0]
         dead = ids < 0
         if self._banned is not None:
             dead = dead | (ids[..., None] == self._banned).any(-1)
@@ -422,6 +453,10 @@ class RaisedPrediction(Prediction):
     def shape(self) -> tuple[int, int, int]:
         return self._base.shape
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._base._dtype
+
     @cached_property
     def _additions(self) -> tuple[Tensor, Tensor]:
         """Ids and float64 additions (B, W, K), one slot per id."""
@@ -440,24 +475,17 @@ class RaisedPrediction(Prediction):
         if not self._sparse_is_exact:
             return dispatch.row_statistics(self.logits.reshape(-1, self.shape[-1]))
         ids, delta = self._additions
-        values = self._base.logit_of(ids).flatten(0, 1)
+        values = self._base._at(ids).flatten(0, 1)
         return reference.raised_statistics(
             self._base._statistics, values, ids.flatten(0, 1), delta.flatten(0, 1)
         )
 
-    @cached_property
-    def _raised_logits(self) -> Tensor:
-        """Logits at the additions' ids after raising, (B, W, K) float64; -inf in empty slots."""
-        ids, delta = self._additions
-        return self._base.logit_of(ids).double() + delta
-
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        added, _ = self._additions
-        values, ids = self._base.topk(min(k + added.shape[-1], self.shape[-1]))
-        dtype = values.dtype
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        added, delta = self._additions
+        values, ids = self._base._top(min(k + added.shape[-1], self.shape[-1]))
         moved = (ids[..., :, None] == added[..., None, :]).any(-1)
         values = values.double().masked_fill(moved, float("-inf"))
-        values = torch.cat([values, self._raised_logits], -1)
+        values = torch.cat([values, self._base._at(added) + delta], -1)
         # an entry that moved to the additions, or an empty slot, sorts behind every real id
         beyond = self.shape[-1]
         ids = torch.cat([ids.masked_fill(moved, beyond), added.masked_fill(added < 0, beyond)], -1)
@@ -465,14 +493,14 @@ class RaisedPrediction(Prediction):
         values = values.gather(-1, by_id.indices)
         order = values.sort(dim=-1, descending=True, stable=True)
         picked = by_id.values.gather(-1, order.indices)[..., :k]
-        return order.values[..., :k].to(dtype), picked.clamp(max=beyond - 1)
+        return order.values[..., :k], picked.clamp(max=beyond - 1)
 
-    def logit_of(self, ids: Tensor) -> Tensor:
+    def _at(self, ids: Tensor) -> Tensor:
+        """In float64: next to a large logit, a small addition would be rounded away."""
         added, delta = self._additions
         same = (ids[..., :, None] == added[..., None, :]) & (ids >= 0)[..., None]
         zero = torch.zeros((), dtype=delta.dtype, device=ids.device)
-        below = self._base.logit_of(ids)
-        return (below + torch.where(same, delta[..., None, :], zero).sum(-1)).to(below.dtype)
+        return self._base._at(ids) + torch.where(same, delta[..., None, :], zero).sum(-1)
 
     def without(self, ids: Tensor) -> Prediction:
         return RaisedPrediction(

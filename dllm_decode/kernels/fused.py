@@ -40,7 +40,7 @@ def layout(rows: int, vocabulary: int, draw: bool = False) -> tuple[int, int, in
     of two, so that few variants of a kernel are compiled. A draw keeps float64 noise in registers,
     so it takes short blocks.
     """
-    block = 4096 if rows > 32 and not draw else 1024
+    block = 2048 if rows > 32 and not draw else 1024
     block = max(16, min(block, triton.next_power_of_2(vocabulary)))
     blocks = triton.cdiv(vocabulary, block)
     parts = max(1, min(blocks, _PROGRAMS // triton.next_power_of_2(rows)))
@@ -104,7 +104,8 @@ def credit_update(
         parts = _scan(logits, banned, 0, None, 1.0)
     else:
         parts = _Parts(rows, 1, logits.device, whole=raw)
-    merged, fused = _empty_statistics(rows, logits), _empty_statistics(rows, logits)
+    merged = _empty_statistics(rows, logits)
+    fused = _empty_statistics(rows, logits, torch.float64)
     new_ids = torch.empty((rows, slots), dtype=torch.int64, device=logits.device)
     new_credit = torch.empty((rows, slots), dtype=credit.dtype, device=logits.device)
     delta = torch.empty((rows, slots), dtype=torch.float64, device=logits.device)
@@ -117,10 +118,7 @@ def credit_update(
                 *(float(gamma), open.contiguous().view(torch.int8)),
                 *_outputs(merged),
                 *(new_ids, new_credit, delta),
-                fused.maximum,
-                fused.total,
-                fused.moment,
-                fused.token,
+                *_outputs(fused),
                 PARTS=parts.count,
                 PART_WIDTH=triton.next_power_of_2(parts.count),
                 SLOTS=slots,
@@ -303,9 +301,9 @@ def _finish(
     return stats, drawn if draw else None
 
 
-def _empty_statistics(rows: int, like: Tensor) -> RowStatistics:
+def _empty_statistics(rows: int, like: Tensor, dtype: torch.dtype = torch.float32) -> RowStatistics:
     def floats() -> Tensor:
-        return torch.empty(rows, dtype=torch.float32, device=like.device)
+        return torch.empty(rows, dtype=dtype, device=like.device)
 
     token = torch.empty(rows, dtype=torch.int64, device=like.device)
     return RowStatistics(token, floats(), floats(), floats())

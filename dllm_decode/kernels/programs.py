@@ -322,10 +322,10 @@ def credit_rows(
     removed = tl.exp(before)
     scale = tl.exp(-rise)
     shifted = scale * (moment.to(tl.float64) - rise * mass)
-    tl.store(fused_maximum + row, (base + rise).to(tl.float32))
-    tl.store(fused_total + row, (scale * mass + tl.sum(weight - removed, 0)).to(tl.float32))
+    tl.store(fused_maximum + row, base + rise)
+    tl.store(fused_total + row, scale * mass + tl.sum(weight - removed, 0))
     change = tl.sum(weight * after - removed * before, 0)
-    tl.store(fused_moment + row, (shifted + change).to(tl.float32))
+    tl.store(fused_moment + row, shifted + change)
     tl.store(fused_token + row, tl.where(winner < beyond, winner, token.to(tl.int64)))
 
 

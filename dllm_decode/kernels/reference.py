@@ -60,7 +60,7 @@ class CreditUpdate:
 
     ids (N, K) int64, -1 for an empty slot; credit (N, K) in the dtype it came in, 0 where empty;
     delta (N, K) float64: what is added to the logits at ids; raw, fused: statistics without and
-    with these additions.
+    with these additions, the latter in float64.
     """
 
     ids: Tensor
@@ -205,9 +205,9 @@ def raised_statistics(
         moment' = e^-t (moment - t total) + sum_u  x e^x at x = a_u + delta_u - t, less at a_u - t
 
     ids: (N, K) int64, distinct within a row, -1 for an empty slot; values: (N, K) logits at ids,
-    -inf for banned ids and empty slots; delta: (N, K), 0 or more. Inside float64; the result has
-    the base's precision. Negative additions are outside this identity's reach: they can cancel
-    nearly all of the mass.
+    -inf for banned ids and empty slots; delta: (N, K), 0 or more. All in float64: in float32 a
+    small addition would be lost beside a large maximum. Negative additions are outside the reach of
+    this identity: they can cancel nearly all of the mass.
     """
     below = values.double() - base.maximum.double()[:, None]
     above = (below + delta).masked_fill(ids < 0, float("-inf"))
@@ -223,12 +223,11 @@ def raised_statistics(
     weight, removed = after.exp(), before.exp()
     total = base.total.double()
     moment = scale * (base.moment.double() - rise * total)
-    dtype = base.total.dtype
     return RowStatistics(
         token=winners.amin(1).where(rise.isfinite(), base.token),
-        maximum=(base.maximum.double() + rise).to(dtype),
-        total=(scale * total + (weight - removed).sum(1)).to(dtype),
-        moment=(moment + (weight * after - removed * before).sum(1)).to(dtype),
+        maximum=base.maximum.double() + rise,
+        total=scale * total + (weight - removed).sum(1),
+        moment=moment + (weight * after - removed * before).sum(1),
     )
 
 

@@ -33,7 +33,7 @@ def test_the_kernels_do_what_the_definition_says_under_the_interpreter():
 
 INTEGERS = ("stride", "hidden_stride", "weight_stride", "rows", "vocabulary", "columns")
 BANS_AND_PARTS = {"BANS": 3, "PARTS": 31, "PART_WIDTH": 32}
-SCAN = {"BANS": 3, "BLOCK": 4096, "CHUNK": 126_976, "K": 2, "WIDTH": 2, "DRAW": False}
+SCAN = {"BANS": 3, "BLOCK": 2048, "CHUNK": 126_976, "K": 2, "WIDTH": 2, "DRAW": False}
 HEAD = {"DEPTH": 4096, "BANS": 3, "CHUNK": 1024, "BLOCK": 128, "INNER": 64, "UPCAST": False}
 PARTS_IN = {"tokens": "*i32", "keys": "*i64", "noisy": "*fp64", "drawn": "*i32"}
 SCAN_OUT = {"token_out": "*i32", "keys_out": "*i64", "noisy_out": "*fp64", "drawn_out": "*i32"}
@@ -41,7 +41,8 @@ FINISH_OUT = {"token_out": "*i64", "id_out": "*i64", "drawn_out": "*i64"}
 CREDIT = {
     **{"opened": "*i8", "old_ids": "*i64", "old_credit": "*fp64", "alphas": "*fp64"},
     **{"betas": "*fp64", "ids_out": "*i64", "credit_out": "*fp64", "delta_out": "*fp64"},
-    **{"token_out": "*i64", "fused_token": "*i64"},
+    **{"token_out": "*i64", "fused_token": "*i64", "fused_maximum": "*fp64"},
+    **{"fused_total": "*fp64", "fused_moment": "*fp64"},
 }
 
 

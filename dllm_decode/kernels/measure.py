@@ -1,0 +1,208 @@
+"""Timing the row statistics: what must move, what the device can move, what each path takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from dllm_decode.kernels import dispatch
+
+Action = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size: `rows` rows of `vocabulary` logits of a dtype; K `slots`; hidden `width`."""
+
+    rows: int
+    vocabulary: int
+    dtype: torch.dtype
+    slots: int
+    width: int
+
+    @property
+    def bytes(self) -> int:
+        """What one read of the logits moves."""
+        return self.rows * self.vocabulary * self.dtype.itemsize
+
+    @property
+    def head_bytes(self) -> int:
+        """What the head product must read: the weight and the hidden states."""
+        return (self.vocabulary + self.rows) * self.width * self.dtype.itemsize
+
+
+class Stopwatch:
+    """Median time of an action in seconds, with cold caches on a GPU.
+
+    device: where the action runs; repeats: timed runs after two that are not timed.
+    """
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self._device = device
+        self._repeats = repeats
+        # larger than any last-level cache, so that no run finds its input there
+        size = 1 << 28 if device.type == "cuda" else 1
+        self._sweep = torch.empty(size, dtype=torch.int8, device=device)
+
+    def __call__(self, action: Action) -> float:
+        """Seconds."""
+        for _ in range(2):
+            action()
+        if self._device.type != "cuda":
+            return median(self._on_host(action) for _ in range(self._repeats))
+        return median(self._on_device(action) for _ in range(self._repeats))
+
+    def _on_host(self, action: Action) -> float:
+        start = time.perf_counter()
+        action()
+        return time.perf_counter() - start
+
+    def _on_device(self, action: Action) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._sweep.zero_()
+        start.record()
+        action()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000.0
+
+
+def copy_bandwidth(watch: Stopwatch, device: torch.device) -> float:
+    """Bytes per second that a large copy reads and writes on this device."""
+    size = 1 << (30 if device.type == "cuda" else 26)
+    source = torch.zeros(size, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / watch(lambda: target.copy_(source))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Random inputs of a case."""
+
+    logits: Tensor
+    banned: Tensor
+    states: Tensor
+    ids: Tensor
+    credit: Tensor
+    alpha: Tensor
+    beta: Tensor
+    open: Tensor
+    hidden: Tensor
+    weight: Tensor
+
+    @staticmethod
+    def of(case: Case, device: torch.device) -> Inputs:
+        """Inputs with half of the slots in use; the same numbers each time."""
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+
+        rows, slots = case.rows, case.slots
+        step = torch.arange(slots, device=device)
+        ids = (torch.arange(rows, device=device)[:, None] * 7 + step * 5) % case.vocabulary
+        ids = torch.where(step < (slots + 1) // 2, ids, -1)
+        one = torch.ones(rows, device=device, dtype=torch.float64)
+        logits = torch.empty(rows, case.vocabulary, dtype=case.dtype, device=device)
+        for row in logits:
+            row.copy_(normal(case.vocabulary) * 3)
+        return Inputs(
+            logits=logits,
+            banned=torch.tensor([case.vocabulary - 1], device=device),
+            states=torch.arange(rows, device=device),
+            ids=ids,
+            credit=(ids >= 0).double(),
+            alpha=0.65 * one,
+            beta=0.70 * one,
+            open=one.bool(),
+            hidden=normal(rows, case.width).to(case.dtype),
+            weight=(normal(case.vocabulary, case.width) / 64).to(case.dtype),
+        )
+
+
+def paths(case: Case, given: Inputs, kernels: str) -> dict[str, Action]:
+    """What is timed with one implementation, by name.
+
+    kernels: `triton` or `reference`; set with `dispatch.using` around the calls.
+    """
+    x, banned = given.logits, given.banned
+    credit = (given.ids, given.credit, given.alpha, given.beta, 0.2, given.open, banned)
+    scores = x[:, 0].float().reshape(1, -1)
+    level = scores.new_full((1,), 0.9)
+    return {
+        f"statistics {kernels}": lambda: dispatch.row_statistics(x, banned),
+        f"statistics and top two {kernels}": lambda: dispatch.row_statistics(
+            x, banned, min(2, case.vocabulary)
+        ),
+        f"draw {kernels}": lambda: dispatch.gumbel_statistics(x, given.states, 0.8, banned),
+        f"credit {kernels}": lambda: dispatch.credit_update(x, *credit),
+        f"selection {kernels}": lambda: dispatch.threshold_selection(
+            scores, given.open.reshape(1, -1), level
+        ),
+        f"head {kernels}": lambda: dispatch.head_statistics(given.hidden, given.weight, banned),
+    }
+
+
+def naive_paths(given: Inputs) -> dict[str, Action]:
+    """The same quantities as common implementations compute them: dense, in float64, sorted."""
+    rows, vocabulary = given.logits.shape
+    dense = torch.zeros(rows, vocabulary, dtype=torch.float32, device=given.logits.device)
+
+    def statistics() -> object:
+        probs = given.logits.double().softmax(-1)
+        ordered = probs.sort(dim=-1, descending=True).values
+        entropy = -(probs * (probs + 1e-10).log()).sum(-1)
+        return probs.max(-1), entropy, ordered[:, :2]
+
+    def credit() -> object:
+        dense.mul_(0.7)
+        probs = given.logits.float().softmax(-1)
+        top = probs.max(-1, keepdim=True)
+        dense.scatter_add_(-1, top.indices, top.values**0.2)
+        fused = given.logits + 0.65 * (dense + 1).log()
+        token = fused.argmax(-1, keepdim=True)
+        return token, fused.double().softmax(-1).gather(-1, token)
+
+    return {"statistics naive": statistics, "credit naive": credit}
+
+
+def measure(case: Case, watch: Stopwatch, device: torch.device) -> dict[str, float]:
+    """Seconds of each path of a case, by name; Triton's only on a CUDA device."""
+    given = Inputs.of(case, device)
+    found: dict[str, float] = {}
+    implementations = ("triton", "reference") if device.type == "cuda" else ("reference",)
+    for kernels in implementations:
+        with dispatch.using(kernels):
+            for name, action in paths(case, given, kernels).items():
+                found[name] = watch(action)
+    found["head product alone"] = watch(lambda: given.hidden @ given.weight.T)
+    for name, action in naive_paths(given).items():
+        found[name] = watch(action)
+    return found
+
+
+def ratios(seconds: Mapping[str, float], limit: float) -> dict[str, float]:
+    """How far each path is from the limit, and what the targets compare; 1 is the ideal.
+
+    seconds: by name; limit: seconds of one read of the logits.
+    """
+    found = {
+        f"{name} / one read": value / limit
+        for name, value in seconds.items()
+        if name.split()[0] in ("statistics", "draw", "credit")
+    }
+    for kernels in ("triton", "reference"):
+        for name in ("statistics", "credit"):
+            if f"{name} {kernels}" in seconds:
+                base = seconds[f"{name} {kernels}"]
+                found[f"{name} naive / {kernels}"] = seconds[f"{name} naive"] / base
+        if f"head {kernels}" in seconds:
+            found[f"head {kernels} / product alone"] = (
+                seconds[f"head {kernels}"] / seconds["head product alone"]
+            )
+    return found

@@ -1,0 +1,194 @@
+"""`task=bench`: how long things take; each `bench=` option names a class of this module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dllm_decode.errors import ConfigError, require, require_choice, require_count
+from dllm_decode.tasks import Context, Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from rich.table import Table
+
+DTYPES = ("bfloat16", "float16", "float32")
+CPU_NOTE = (
+    "no CUDA device: these are figures of the plain-torch path on this CPU; the fused kernels were "
+    "not timed, figures for them need a GPU"
+)
+
+
+@dataclass(frozen=True)
+class KernelBench(Task):
+    """Times the row statistics of `kernels/` against the one-read limit of the device.
+
+    For each size: bytes of one read of the logits, its time at the measured copy bandwidth, the
+    time of each fused kernel (on a GPU), of plain torch, of the naive way (dense, float64, sorted),
+    and of the head product alone. Writes `kernels.json` and `kernels.png`.
+
+    batches, windows: their products are the numbers of rows; vocabularies: ids per row; dtypes: of
+    the logits; slots: credited tokens per row; width: of the hidden states; repeats: timed runs of
+    which the median counts; device: auto, cpu or cuda; largest: logits in a case above which it is
+    left out, None for 2^23 on a CPU and 2^30 on a GPU.
+    Raises `ConfigError` for values out of range and a device that is not there.
+    """
+
+    batches: tuple[int, ...] = (1, 8, 64)
+    windows: tuple[int, ...] = (1, 32, 64)
+    vocabularies: tuple[int, ...] = (126_464,)
+    dtypes: tuple[str, ...] = ("bfloat16",)
+    slots: int = 8
+    width: int = 4096
+    repeats: int = 30
+    device: str = "auto"
+    largest: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "windows", "vocabularies", "dtypes"):
+            values = getattr(self, name)
+            require(len(values) > 0, f"task.{name} must not be empty")
+            for value in values:
+                if name == "dtypes":
+                    require_choice("task.dtypes", value, DTYPES)
+                else:
+                    require_count(f"task.{name}", value)
+        for name in ("slots", "width", "repeats"):
+            require_count(f"task.{name}", getattr(self, name))
+        if self.largest is not None:
+            require_count("task.largest", self.largest)
+        require_choice("task.device", self.device, ("auto", "cpu", "cuda"))
+
+    def run(self, context: Context) -> int:
+        """Measure, show a table, write both files."""
+        from dllm_decode.kernels.measure import Stopwatch, copy_bandwidth, measure, ratios
+
+        device = self._device()
+        say = context.display.say
+        if device.type != "cuda":
+            say(CPU_NOTE)
+        watch = Stopwatch(device, self.repeats)
+        bandwidth = copy_bandwidth(watch, device)
+        largest = self.largest or (1 << 30 if device.type == "cuda" else 1 << 23)
+        records: list[dict[str, Any]] = []
+        for case in self._cases():
+            size = f"{case.rows} rows x {case.vocabulary} ids, {str(case.dtype)[6:]}"
+            if case.rows * case.vocabulary > largest:
+                say(f"left out, larger than task.largest={largest}: {size}")
+                continue
+            with context.display.working(size):
+                seconds = measure(case, watch, device)
+            limit = case.bytes / bandwidth
+            records.append(
+                {
+                    "rows": case.rows,
+                    "vocabulary": case.vocabulary,
+                    "dtype": str(case.dtype)[6:],
+                    "slots": case.slots,
+                    "width": case.width,
+                    "bytes": case.bytes,
+                    "head_bytes": case.head_bytes,
+                    "seconds_one_read": limit,
+                    "seconds_head_read": case.head_bytes / bandwidth,
+                    "seconds": seconds,
+                    "ratios": ratios(seconds, limit),
+                }
+            )
+        report = {**self._facts(device), "copy_bytes_per_second": bandwidth, "cases": records}
+        written = context.folder.write_json("kernels.json", report)
+        for record in records:
+            context.display.show(case_table(record))
+        picture = context.folder.path / "kernels.png"
+        drawn = draw(records, picture, str(report["device"]))
+        say(f"written: {written}" + (f", {picture}" if drawn else "; no plot without matplotlib"))
+        return 0
+
+    def _device(self) -> torch.device:
+        import torch
+
+        there = torch.cuda.is_available()
+        if self.device == "cuda" and not there:
+            raise ConfigError("task.device=cuda needs a CUDA device, and there is none; use auto")
+        return torch.device("cuda" if there and self.device != "cpu" else "cpu")
+
+    def _cases(self) -> list[Any]:
+        import torch
+
+        from dllm_decode.kernels.measure import Case
+
+        rows = sorted({batch * window for batch in self.batches for window in self.windows})
+        return [
+            Case(count, vocabulary, getattr(torch, dtype), self.slots, self.width)
+            for dtype in self.dtypes
+            for vocabulary in self.vocabularies
+            for count in rows
+        ]
+
+    def _facts(self, device: torch.device) -> dict[str, object]:
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+
+        import torch
+
+        try:
+            triton = version("triton")
+        except PackageNotFoundError:
+            triton = None
+        gpu = device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(device) if gpu else platform.processor() or "cpu",
+            "kernels_timed": gpu and triton is not None,
+            "note": None if gpu else CPU_NOTE,
+            "repeats": self.repeats,
+            "versions": {"torch": torch.__version__, "triton": triton},
+        }
+
+
+def case_table(record: dict[str, Any]) -> Table:
+    """Times and distances from the limit of one size."""
+    from rich.table import Table
+
+    limit = record["seconds_one_read"]
+    title = (
+        f"{record['rows']} rows x {record['vocabulary']} ids, {record['dtype']}: "
+        f"{record['bytes'] / 1e6:.1f} MB, one read {1e3 * limit:.3f} ms"
+    )
+    table = Table("path", "ms", "x one read", title=title, title_justify="left")
+    for name, seconds in record["seconds"].items():
+        beside = "" if name.startswith(("head", "selection")) else f"{seconds / limit:.2f}"
+        table.add_row(name, f"{1e3 * seconds:.3f}", beside)
+    return table
+
+
+def draw(records: list[dict[str, Any]], path: Path, device: str) -> bool:
+    """Plot time over rows, one panel per vocabulary and dtype; False without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return False
+    sizes = sorted({(record["vocabulary"], record["dtype"]) for record in records})
+    figure = Figure(figsize=(9, 5.5 * max(1, len(sizes))), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, size in enumerate(sizes):
+        axes = figure.add_subplot(len(sizes), 1, number + 1)
+        own = [record for record in records if (record["vocabulary"], record["dtype"]) == size]
+        rows = [record["rows"] for record in own]
+        limits = [1e3 * record["seconds_one_read"] for record in own]
+        axes.plot(rows, limits, color="black", linestyle="--", label="one read of the logits")
+        for place, name in enumerate(own[0]["seconds"]):
+            style = ("-", "--", ":")[place // 10 % 3]
+            times = [1e3 * record["seconds"][name] for record in own]
+            axes.plot(rows, times, marker="o", label=name, color=f"C{place % 10}", linestyle=style)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="rows (batch x window)",
+            ylabel="time [ms]",
+            title=f"{size[0]} ids, {size[1]}, {device}",
+        )
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110)
+    return True

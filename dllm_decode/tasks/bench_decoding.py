@@ -1,0 +1,251 @@
+"""`task=bench bench=decoding`: caches, batch sizes, batching and canvas lengths, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dllm_decode.errors import require, require_choice, require_count
+from dllm_decode.tasks import Context, Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+
+    from dllm_decode.benchmarks.decoding import Timing, Variant
+    from dllm_decode.loop import Decoder
+
+GROUPS = ("step", "batch", "batching", "cache", "canvas")
+BATCHES = (1, 4, 8, 16, 32)
+CANVASES = (64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class DecodingBench(Task):
+    """Times whole decodes; the variants of a group take turns, medians and ratios are quoted.
+
+    Groups: `step` (share of a step's time that forward pass, row statistics, strategy, cache plan
+    and loop take, at batch 1 and 32); `batch` (prompts of mixed lengths, one to 32 at once);
+    `batching` (static against continuous, answers of 2 to 100 tokens); `cache` (every policy that
+    fits the model, one canvas); `canvas` (`none` and `dual` on canvases of 64 to 512).
+    One token is committed per pass and nothing stops early, so that all variants of a group do the
+    same work; `step` uses the configured strategy. The limit of the model's positions is lifted:
+    this is about time, and what a model says beyond its trained length does not matter here.
+    Writes `decoding.json` and `decoding.png`.
+
+    groups: which of them; rounds: timed runs of each variant, 1 or more; rows: prompts per run of
+    `batch` and `batching`; canvas: generated columns in `cache`; block: columns per block.
+    Raises `ConfigError` for values out of range.
+    """
+
+    groups: tuple[str, ...] = GROUPS
+    rounds: int = 3
+    rows: int = 32
+    canvas: int = 512
+    block: int = 32
+
+    def __post_init__(self) -> None:
+        require(len(self.groups) > 0, "task.groups must not be empty")
+        for group in self.groups:
+            require_choice("task.groups", group, GROUPS)
+        for name in ("rounds", "rows", "canvas", "block"):
+            require_count(f"task.{name}", getattr(self, name))
+
+    def run(self, context: Context) -> int:
+        """Measure, show a table per group, write both files."""
+        say = context.display.say
+        say(str(context.model.description))
+        report: dict[str, Any] = {"model": str(context.model.description), "rounds": self.rounds}
+        if "step" in self.groups:
+            report["step"] = self._step(context)
+        timings: list[Timing] = []
+        for group in self.groups:
+            if group != "step":
+                timings += self._compare(context, group)
+        report["timings"] = [asdict(timing) for timing in timings]
+        written = context.folder.write_json("decoding.json", report)
+        picture = context.folder.path / "decoding.png"
+        drawn = draw(timings, picture) if timings else False
+        say(f"written: {written}" + (f", {picture}" if drawn else ""))
+        return 0
+
+    def _step(self, context: Context) -> dict[str, dict[str, float]]:
+        from rich.table import Table
+
+        from dllm_decode.benchmarks.decoding import PARTS, repeated, shares
+
+        table = Table("rows at once", *PARTS, title="share of the time of a step [%]")
+        found = {}
+        decoder = unlimited(context.decoder.decoder)
+        for batch in (1, 32):
+            request = repeated(self._prompts(context), batch, 64)
+            with context.display.working(f"step at batch {batch}"):
+                parts = dict(shares(decoder, request, batch, self.rounds))
+            found[str(batch)] = parts
+            table.add_row(str(batch), *(f"{100 * parts[part]:.1f}" for part in PARTS))
+        context.display.show(table)
+        return found
+
+    def _compare(self, context: Context, group: str) -> list[Timing]:
+        from dllm_decode.benchmarks.decoding import compare
+
+        variants = self._variants(context)[group]()
+        total = len(variants) * (self.rounds + 1)
+        done = 0
+        with context.display.progress(group, total) as tick:
+
+            def count() -> None:
+                nonlocal done
+                done += 1
+                tick(done)
+
+            timings = compare(group, variants, self.rounds, count)
+        context.display.show(group_table(timings))
+        return timings
+
+    def _variants(self, context: Context) -> dict[str, Callable[[], list[Variant]]]:
+        return {
+            "batch": lambda: self._batch(context),
+            "batching": lambda: self._batching(context),
+            "cache": lambda: self._cache(context),
+            "canvas": lambda: self._canvas(context),
+        }
+
+    def _batch(self, context: Context) -> list[Variant]:
+        from dllm_decode.benchmarks.decoding import Variant, repeated
+        from dllm_decode.engine import Engine
+
+        request = repeated(self._prompts(context), self.rows, 32)
+        decoder = self._plain(context)
+        return [
+            Variant(f"{batch} at once", Engine(decoder, batch), request)
+            for batch in BATCHES
+            if batch <= self.rows
+        ]
+
+    def _batching(self, context: Context) -> list[Variant]:
+        from dllm_decode.benchmarks.decoding import Variant, repeated, spread_request
+        from dllm_decode.engine import Engine
+
+        request = spread_request(repeated(self._prompts(context), self.rows, 100), 2, 100)
+        decoder = self._plain(context)
+        return [
+            Variant(kind, Engine(decoder, 8, batching=kind), request)
+            for kind in ("static", "continuous")
+        ]
+
+    def _cache(self, context: Context) -> list[Variant]:
+        from dllm_decode.benchmarks.decoding import Variant, repeated
+        from dllm_decode.cache import (
+            BlockExact,
+            CertaintyCache,
+            DelayedCache,
+            DualCache,
+            NoCache,
+            PeriodicCache,
+            PrefixCache,
+            VicinityCache,
+        )
+        from dllm_decode.engine import Engine
+
+        decoder = self._plain(context)
+        grid = getattr(decoder.denoiser, "block_length", None)
+        exact = [BlockExact(grid)] if grid else []
+        policies = [
+            NoCache(), PrefixCache(), DualCache(), VicinityCache(), PeriodicCache(),
+            DelayedCache(), CertaintyCache(), *exact,
+        ]  # fmt: skip
+        request = repeated(self._prompts(context), 1, self.canvas)
+        return [
+            Variant(type(policy).__name__, Engine(replace(decoder, cache=policy), 1), request)
+            for policy in policies
+        ]
+
+    def _canvas(self, context: Context) -> list[Variant]:
+        from dllm_decode.benchmarks.decoding import Variant, repeated
+        from dllm_decode.cache import DualCache, NoCache
+        from dllm_decode.engine import Engine
+
+        decoder = self._plain(context)
+        return [
+            Variant(
+                f"{name}, {length}",
+                Engine(replace(decoder, cache=policy), 1),
+                repeated(self._prompts(context), 1, length),
+            )
+            for length in CANVASES
+            for name, policy in (("none", NoCache()), ("dual", DualCache()))
+        ]
+
+    def _prompts(self, context: Context) -> list[tuple[int, ...]]:
+        """Sample problems of different lengths as token ids."""
+        from dllm_decode.evaluation.problems import FAMILIES, problems
+
+        texts = [problems(family, "held_out", 1)[0].prompt for family in sorted(FAMILIES)]
+        return [context.decoder.encode(text) for text in texts]
+
+    def _plain(self, context: Context) -> Decoder:
+        """The configured decoder, committing one token per pass and never stopping early."""
+        from dllm_decode.schedule import Blocks
+
+        one_by_one = context.decoder_with("strategy=sequential", "strategy/stop=never")
+        return replace(unlimited(one_by_one.decoder), schedule=Blocks(self.block))
+
+
+def unlimited(decoder: Decoder) -> Decoder:
+    """The decoder without the limit on the model's positions, where the model can lift it."""
+    denoiser: Any = decoder.denoiser
+    if denoiser.max_length is None or "max_length" not in getattr(
+        denoiser, "__dataclass_fields__", {}
+    ):
+        return decoder
+    return replace(decoder, denoiser=replace(denoiser, max_length=None))
+
+
+def group_table(timings: Sequence[Timing]) -> Table:
+    """Tokens per second and ratios of one group."""
+    from statistics import median
+
+    from rich.table import Table
+
+    table = Table(
+        "variant", "seconds (median)", "tokens/s", "ratio", "forwards", title=timings[0].group
+    )
+    for timing in timings:
+        table.add_row(
+            timing.name,
+            f"{median(timing.seconds):.3f}",
+            f"{timing.tokens_per_second:.1f}",
+            f"{timing.ratio:.2f}",
+            str(timing.forwards),
+        )
+    return table
+
+
+def draw(timings: Sequence[Timing], path: Path) -> bool:
+    """Bars of tokens per second against each group's first variant; False without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return False
+    groups = list(dict.fromkeys(timing.group for timing in timings))
+    figure = Figure(
+        figsize=(8, 0.6 + 0.32 * len(timings) + 0.8 * len(groups)), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    heights = [1 + sum(timing.group == group for timing in timings) for group in groups]
+    panels = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, group in zip(panels, groups, strict=True):
+        own = [timing for timing in timings if timing.group == group]
+        bars = axes.barh([timing.name for timing in own], [timing.ratio for timing in own])
+        axes.bar_label(bars, fmt="%.2f", padding=3)
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_title(group, loc="left")
+        axes.set_xlabel(f"tokens per second, relative to {own[0].name}")
+    figure.savefig(path, dpi=110)
+    return True
