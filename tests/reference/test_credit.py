@@ -20,15 +20,16 @@ from torch import Tensor
 from dllm_decode.errors import ConfigError
 from dllm_decode.loop import Decoder
 from dllm_decode.prediction import Prediction
-from dllm_decode.schedule import Blocks, SlidingWindow, WholeCanvas
+from dllm_decode.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas, Window
 from dllm_decode.strategies.credit import AdaptiveCredit, CreditMemory, TraceCredit
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 from dllm_decode.strategy import Pipeline, Strategy, Transform
-from dllm_decode.types import Decision, Memory, Request, Result, StepView
+from dllm_decode.types import Board, Decision, Memory, Request, Result, StepView
 
-decodes = settings(max_examples=6, deadline=None)
+few = settings(max_examples=10, deadline=None)
+decodes = settings(max_examples=5, deadline=None)
 GOLDEN = Path(__file__).parents[1] / "golden" / "pure"
 
 
@@ -148,6 +149,7 @@ def credit_of(moment: Moment) -> Tensor:
 # The state.
 
 
+@few
 @given(sequences(), STRENGTHS)
 def test_credit_is_bounded_and_grows_at_one_token_per_step(
     sequence: Sequence, strengths: tuple[float, float, float]
@@ -166,6 +168,7 @@ def test_credit_is_bounded_and_grows_at_one_token_per_step(
         before = credit
 
 
+@few
 @given(sequences(), STRENGTHS)
 def test_the_winner_holds_at_least_what_it_has_just_earned(
     sequence: Sequence, strengths: tuple[float, float, float]
@@ -177,6 +180,7 @@ def test_the_winner_holds_at_least_what_it_has_just_earned(
         assert (held[opened] >= pred.top_confidence[opened] ** gamma - 1e-12).all()
 
 
+@few
 @given(sequences())
 def test_a_decided_position_forgets_its_credit_and_gets_no_bonus(sequence: Sequence) -> None:
     for moment in drive(TraceCredit(), sequence):
@@ -200,6 +204,7 @@ def test_a_step_without_open_positions_leaves_the_prediction_as_it_is() -> None:
 # The fusion.
 
 
+@few
 @given(sequences(), STRENGTHS)
 def test_sparse_credit_is_the_dense_one_when_slots_suffice(
     sequence: Sequence, strengths: tuple[float, float, float]
@@ -216,6 +221,7 @@ def test_sparse_credit_is_the_dense_one_when_slots_suffice(
         assert error.numel() == 0 or error.max() <= 1e-12
 
 
+@few
 @given(sequences(steps=8), st.integers(1, 3))
 def test_too_few_slots_cost_at_most_the_mass_of_the_bonus_they_dropped(
     sequence: Sequence, slots: int
@@ -240,6 +246,7 @@ def test_the_token_with_the_least_credit_makes_room() -> None:
     assert sorted(moments[-1].memory.ids[0, 0].tolist()) == [1, 2]
 
 
+@few
 @given(sequences(), STRENGTHS)
 def test_the_raised_winner_is_one_of_the_credited_tokens(
     sequence: Sequence, strengths: tuple[float, float, float]
@@ -250,6 +257,7 @@ def test_the_raised_winner_is_one_of_the_credited_tokens(
         assert (held[moment.view.open] > 0).all()
 
 
+@few
 @given(sequences())
 def test_the_winner_gains_as_much_as_an_uncontested_bonus_allows_and_no_more(
     sequence: Sequence,
@@ -268,6 +276,7 @@ def test_the_winner_gains_as_much_as_an_uncontested_bonus_allows_and_no_more(
         assert (q >= p - 1e-12)[alone].all()
 
 
+@few
 @given(sequences(), STRENGTHS)
 def test_a_token_overtakes_exactly_when_its_raised_probability_is_larger(
     sequence: Sequence, strengths: tuple[float, float, float]
@@ -280,6 +289,7 @@ def test_a_token_overtakes_exactly_when_its_raised_probability_is_larger(
         assert torch.allclose(weight.gather(-1, winner)[..., 0], best, rtol=1e-12, atol=0.0)
 
 
+@few
 @given(sequences())
 def test_at_the_papers_settings_an_accepted_token_is_the_models_own(sequence: Sequence) -> None:
     alpha, beta, gamma = 0.65, 0.70, 0.20
@@ -291,6 +301,7 @@ def test_at_the_papers_settings_an_accepted_token_is_the_models_own(sequence: Se
         assert torch.equal(moment.pred.top_token[accepted], moment.view.pred.top_token[accepted])
 
 
+@few
 @given(sequences(), st.integers(0, 100))
 def test_adding_a_number_to_a_row_or_renaming_tokens_changes_nothing(
     sequence: Sequence, seed: int
@@ -310,6 +321,7 @@ def test_adding_a_number_to_a_row_or_renaming_tokens_changes_nothing(
         assert torch.allclose(one.pred.confidence, third.pred.confidence, atol=1e-12)
 
 
+@few
 @given(sequences(), st.floats(0.1, 0.9))
 def test_at_a_fixed_state_more_strength_only_adds_positions_while_nothing_competes(
     sequence: Sequence, threshold: float
@@ -323,6 +335,7 @@ def test_at_a_fixed_state_more_strength_only_adds_positions_while_nothing_compet
         assert not (weaker & ~stronger).any()
 
 
+@few
 @given(sequences(), st.sampled_from([0.6, 0.8, 0.9]))
 def test_without_memory_credit_is_a_lower_threshold(sequence: Sequence, tau: float) -> None:
     for moment in drive(TraceCredit(beta=0.0), sequence):
@@ -345,6 +358,7 @@ def test_the_lowest_accepted_probability_is_the_published_one(steps: int, p: flo
         assert bool(last.pred.confidence[0, 0] >= 0.9) is accepted
 
 
+@few
 @given(sequences())
 def test_without_identity_a_position_passes_its_credit_on_to_each_winner(
     sequence: Sequence,
@@ -362,6 +376,7 @@ def test_without_identity_a_position_passes_its_credit_on_to_each_winner(
 # Banned tokens.
 
 
+@few
 @given(sequences())
 def test_a_banned_token_earns_nothing_and_is_not_raised(sequence: Sequence) -> None:
     logits = sequence.logits.clone()
@@ -459,6 +474,26 @@ def test_a_new_block_starts_without_credit_and_a_request_scope_does_not(seed: in
         # a canvas-wide view starts with its columns of the first block
         second = seen[6][1][-6:]
         assert torch.equal(second, fresh) is (transform.scope == "block")
+
+
+@dataclass(frozen=True)
+class EveryStepNew(Schedule):
+    """The whole canvas, as a window that counts as new in every step."""
+
+    def window(self, board: Board) -> Window:
+        return Window(WholeCanvas().window(board).index, board.undecided.sum(1))
+
+
+@decodes
+@given(st.integers(0, 100))
+def test_a_window_that_counts_as_new_starts_without_credit(seed: int) -> None:
+    model = ChangingModel(seed=seed)
+    fresh = decode(model, TraceCredit(), TopK(1), schedule=EveryStepNew())
+    memoryless = decode(model, TraceCredit(beta=0.0), TopK(1), schedule=WholeCanvas())
+    kept = decode(model, TraceCredit(scope="request"), TopK(1), schedule=EveryStepNew())
+    whole = decode(model, TraceCredit(), TopK(1), schedule=WholeCanvas())
+    assert fresh.confidence_of == memoryless.confidence_of != kept.confidence_of
+    assert kept.confidence_of == whole.confidence_of
 
 
 @decodes

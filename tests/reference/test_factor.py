@@ -61,6 +61,12 @@ def test_the_d2cache_variant_leaves_one_out_when_all_pass() -> None:
     assert first_commits([0.999] * 6, 1.0, "d2cache") == 5
 
 
+@pytest.mark.parametrize(("variant", "forwards"), [("published", 4), ("copied", 2), ("d2cache", 4)])
+def test_only_the_copied_code_accepts_equality(variant: str, forwards: int) -> None:
+    """Confidences of 1/2 and a factor of 3/2: the second position meets the bound exactly."""
+    assert decode(torch.zeros(1, 4, 2), Factor(1.5, variant)).forwards == (forwards,)
+
+
 @pytest.mark.parametrize(
     ("options", "key", "got"),
     [

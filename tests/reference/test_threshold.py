@@ -61,6 +61,7 @@ def test_positions_that_tie_with_the_best_go_alone_or_together() -> None:
     table = torch.zeros(1, 4, 3)
     assert decode(table, ConfidenceThreshold(0.9), 4).forwards == (4,)
     assert decode(table, ConfidenceThreshold(0.9, tie_slack=1e-5), 4).forwards == (1,)
+    assert decode(table, ConfidenceThreshold(0.9, tie_slack=0.0), 4).forwards == (1,)
 
 
 def test_a_confidence_equal_to_the_threshold_passes_unless_strict() -> None:
