@@ -1,0 +1,11 @@
+from dataclasses import dataclass
+
+from dllm_decode import Decision, Strategy
+from dllm_decode.selection import best
+
+
+@dataclass(frozen=True)
+class SurestHalf(Strategy):
+    def decide(self, view, memory):
+        half = (view.open.sum(1) + 1) // 2
+        return Decision(best(view.pred.confidence, view.open, half))

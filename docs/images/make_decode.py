@@ -1,0 +1,38 @@
+"""Draws docs/images/decode.svg from a real decode: python docs/images/make_decode.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from dllm_decode import load
+from dllm_decode.display import CanvasView
+from dllm_decode.watching import CanvasObserver
+
+PROMPT = "Copy: 1 Eva 2 Lena 3 Mila 4 Greta 5 Max 6 Ada 7 Vito 8 Quin 9 Hana"
+
+
+def main() -> None:
+    """One line per step, new tokens in bold, for one token per step and for credit."""
+    console = Console(record=True, width=100, file=open("/dev/null", "w"))
+    for name, every in (("sequential", 4), ("credit", 1)):
+        decoder = load(model="llada", strategy=name)
+        view = CanvasView([PROMPT], decoder.piece)
+        lines: list[Text] = []
+        view.on_step = lambda row, v=view, out=lines: out.append(
+            Text(f"{v.rows[row].step + 1:3d} ", style="dim") + v.text(row)
+        )
+        result = decoder.generate(PROMPT, max_new_tokens=32, observers=[CanvasObserver(view)])
+        console.print(f"strategy={name}: {result.forwards[0]} forwards", style="bold")
+        shown = [*lines[:-1:every], lines[-1]]
+        for line in shown:
+            console.print(line, no_wrap=True)
+        console.print()
+    target = Path(__file__).with_name("decode.svg")
+    target.write_text(console.export_svg(title="one prompt, two strategies"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What README and docs say: commands, links, included files, the example strategy."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from dllm_decode.build import PARTS, build_node, build_task
+from dllm_decode.cli import main, quoted
+from dllm_decode.config import compose_checked
+from dllm_decode.strategy import Strategy
+from dllm_decode.testing import StrategyContract
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+sys.path.insert(0, str(EXAMPLES))
+
+from surest_half import SurestHalf  # noqa: E402
+
+
+def blocks(language: str) -> list[tuple[str, str, str]]:
+    """(page, words behind the language, text) of every fenced block."""
+    return [
+        (str(page.relative_to(ROOT)), words.strip(), text)
+        for page in PAGES
+        for kind, words, text in BLOCK.findall(page.read_text())
+        if kind == language
+    ]
+
+
+COMMANDS = sorted(
+    {
+        (page, words, line.removeprefix("$ ").removeprefix("python -m dllm_decode").strip())
+        for page, words, text in blocks("console")
+        for line in text.replace("\\\n", " ").splitlines()
+        if line.removeprefix("$ ").startswith("python -m dllm_decode") and words != "elsewhere"
+    }
+)
+# console: run by the slow test; console many: several jobs; console long: takes minutes;
+# console elsewhere: not in the root of the repository
+SHORT = [command for command in COMMANDS if command[1] in ("", "many")]
+
+
+def test_there_are_commands_in_the_documents() -> None:
+    pages = {page for page, _, _ in COMMANDS}
+    assert {"README.md", "docs/cli.md", "docs/configuration.md", "docs/traces.md"} <= pages
+
+
+@pytest.mark.parametrize(("page", "words", "command"), COMMANDS)
+def test_a_documented_command_composes_and_builds(page: str, words: str, command: str) -> None:
+    overrides = [quoted(word) for word in shlex.split(command, comments=True) if "=" in word]
+    if words == "many":
+        overrides = [word.split(",")[0] for word in overrides]
+    cfg = compose_checked([word for word in overrides if not word.startswith("hydra.")])
+    build_task(cfg)
+    for node in PARTS:
+        assert build_node(cfg, node) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "words", "command"), SHORT)
+def test_a_documented_command_runs(
+    page: str, words: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command, comments=True)) == 0
+
+
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
+def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if "://" not in link:
+            assert ((ROOT / page).parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "<!-- included from" in p.read_text()])
+def test_an_included_file_is_what_the_page_shows(page: Path) -> None:
+    parts = re.findall(
+        r"<!-- included from (\S+?);?[ ;].*?-->\n```\w+\n(.*?)```", page.read_text(), re.DOTALL
+    )
+    assert parts
+    for name, text in parts:
+        assert (ROOT / name).read_text() == text
+
+
+def test_the_example_strategy_is_twelve_lines_or_fewer() -> None:
+    assert len((EXAMPLES / "surest_half.py").read_text().splitlines()) <= 12
+
+
+class TestTheExampleStrategy(StrategyContract):
+    def strategies(self) -> list[Strategy]:
+        return [SurestHalf()]
+
+
+def test_the_example_runs_from_the_command_line_as_its_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    words = ["--config-dir", "options", "strategy/select=surest_half", "model=toy_copy"]
+    assert main([*words, "display=none", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        (page, text)
+        for page, words, text in blocks("python")
+        if page == "docs/configuration.md" or "SurestHalf()))" in text
+    ],
+)
+def test_a_documented_python_example_runs(page: str, text: str, capsys) -> None:
+    exec(compile(text, page, "exec"), {})
+    assert "1 Ada 2 Ben 3 Cleo" in capsys.readouterr().out
