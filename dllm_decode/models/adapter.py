@@ -107,10 +107,11 @@ class TransformersDenoiser:
             past_key_values=store,
             use_cache=store is not None,
         )
-        hidden: Tensor = output.last_hidden_state
+        # with a device map the last layer may live elsewhere
+        hidden: Tensor = output.last_hidden_state.to(tokens.device)
         return hidden
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits (B, W, V) of hidden states (B, W, D)."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits
+        return logits.to(hidden.device)

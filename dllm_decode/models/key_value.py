@@ -41,7 +41,8 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None and self.target is not None
         keys, values = self.keys[: self.rows], self.values[: self.rows]
-        place = self.target[:, None, :, None]
+        # with a device map each layer keeps its share where it is
+        place = self.target.to(keys.device)[:, None, :, None]
         keys.scatter_(2, place.expand_as(key_states), key_states)
         values.scatter_(2, place.expand_as(value_states), value_states)
         return keys[:, :, : self.width], values[:, :, : self.width]
@@ -50,6 +51,7 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
         """Copy the stored rows `source` to the places `target`."""
         if self.is_initialized and source.numel():
             assert self.keys is not None and self.values is not None
+            source, target = source.to(self.keys.device), target.to(self.keys.device)
             self.keys[target] = self.keys[source]
             self.values[target] = self.values[source]
 

@@ -322,7 +322,7 @@ def _fast_dllm(config: Published) -> Settings:
 def _qwen3(config: Published) -> Settings:
     """SDAR: Qwen3."""
     config.expect("attention_bias", False)
-    config.skip("block_size", "fuse_cross_entropy")
+    config.skip("block_size", "ep_size", "fuse_cross_entropy")
     return {
         **_sizes(config),
         "head_dim": _head_size(config),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dllm_decode.cache import BlockExact, NoCache, PeriodicCache, Plan, PrefixCache, columns_of
-from dllm_decode.errors import CapabilityError
+from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.loop import Decoder
 from dllm_decode.models import load_model
 from dllm_decode.schedule import Blocks, SlidingWindow, WholeCanvas
@@ -258,3 +258,16 @@ def test_full_attention_models_keep_the_grid_behind_the_prompt(denoisers):
     )
     assert decoder.schedule == Blocks(8)
     assert decoder.decode(Request(((1,) * 11,), 16)).forwards == (2,)
+
+
+def test_an_unknown_origin_of_the_grid_is_refused():
+    with pytest.raises(ConfigError, match=r"schedule.origin must be one of auto, prompt, absolute"):
+        Blocks(8, origin="middle")
+
+
+def test_a_block_longer_than_the_answer_is_fine_where_the_prompt_fills_part_of_it(denoisers):
+    request = Request(((1,) * 5,), 3)
+    strategy = Pipeline(ConfidenceThreshold(0.0))
+    assert Decoder(denoisers["llada2"], strategy, Blocks(8)).decode(request).forwards == (1,)
+    with pytest.raises(ConfigError, match=r"schedule.length is 8, longer than the canvas of 3"):
+        Decoder(denoisers["llada"], strategy, Blocks(8)).decode(request)

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 import published_configs as sizes
@@ -30,9 +31,14 @@ VOCABULARY = {
 }
 
 
-def composed(option):
+@cache
+def compose_once(option):
     with initialize_config_module("dllm_decode.conf", version_base="1.3"):
         return OmegaConf.to_container(compose(f"model/{option}").model, resolve=True)
+
+
+def composed(option):
+    return dict(compose_once(option))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
