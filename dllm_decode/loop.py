@@ -241,7 +241,10 @@ class Run:
         self.start = max(map(len, request.prompts))
         self.width = self.start + max(request.lengths)
         self.capacity = request.rows if capacity is None else capacity
-        self.banned = torch.tensor(self.vocab.never_generated, device=self.device)
+        banned = set(self.vocab.never_generated)
+        for _, part in parts_of(decoder.strategy):
+            banned.update(part.banned_ids(self.vocab))
+        self.banned = torch.tensor(sorted(banned), device=self.device)
         self.sees_canvas = any(part.sees_canvas for _, part in parts_of(decoder.strategy))
         self.outcomes: dict[int, Outcome] = {}
         self.trace: list[Change] = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.errors import ConfigError, require_count
-from dllm_decode.types import Board, Change, Decision, Memory, Request, StepView
+from dllm_decode.types import Board, Change, Decision, Memory, Request, StepView, Vocab
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     def model_fingerprint(self) -> str | None:
         """The fingerprint of the only model this part was made for, or None for any."""
         return None
+
+    def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
+        """Ids that the part wants removed before anything is proposed, as the mask id always is."""
+        return ()
 
     def begin(self, request: Request, board: Board) -> Memory | None:
         """The memory of one request, rows in dimension 0 of every tensor; None for no memory."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from dllm_decode.errors import require
 from dllm_decode.prediction import Prediction, RaisedPrediction
 from dllm_decode.strategy import Transform
-from dllm_decode.types import Board, Request, StepView
+from dllm_decode.types import Board, Request, StepView, Vocab
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class _Suppress(Transform):
 
 @dataclass(frozen=True)
 class BanTokens(_Suppress):
-    """Remove tokens from the prediction: l'[v] = -inf for the given ids.
+    """Remove tokens from the prediction: l'[v] = -inf for the given ids, before any sampling.
 
     ids: token ids, or None for the model's end-of-text ids. Raises `ConfigError` for ids that are
     not in the vocabulary. Source: LLaDA's `logits_eos_inf`.
@@ -60,9 +60,13 @@ class BanTokens(_Suppress):
 
     name: ClassVar[str] = "ban_eot"
 
+    def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
+        """The ids: the loop removes them before a sampler truncates or draws."""
+        return vocab.eot_ids if self.ids is None else tuple(self.ids)
+
     def adjust(self, view: StepView, memory: None) -> Prediction:
-        """The prediction without the ids."""
-        return view.pred.without(self.chosen(view))
+        """The prediction as it is: it never had the ids."""
+        return view.pred
 
 
 @dataclass(frozen=True)

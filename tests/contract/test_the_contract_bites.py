@@ -3,8 +3,10 @@
 The defects are those that were found in other implementations of the same ideas.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -424,7 +426,7 @@ def caught(suite: Mutant) -> set[str]:
     return {
         name
         for name in suite.properties
-        if fails(suite, name, examples=100 if name in suite.caught_by else 5)
+        if fails(suite, name, examples=100 if name in suite.caught_by else 3)
     }
 
 
@@ -439,6 +441,17 @@ def test_a_defect_is_caught_by_exactly_the_intended_property(name, monkeypatch):
 @pytest.mark.parametrize("name", CONTROLS)
 def test_the_part_as_it_should_be_passes(name):
     assert caught(CONTROLS[name]) == set()
+
+
+def test_the_example_of_the_documentation_passes():
+    page = Path(__file__).parents[2] / "docs" / "testing.md"
+    example = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[0]
+    names: dict = {}
+    exec(compile(example, str(page), "exec"), names)
+    suite = names["TestMyRule"]()
+    collected = [name for name in PROPERTIES if getattr(suite, name) is not None]
+    assert len(collected) == len(PROPERTIES) - 2
+    assert not any(fails(suite, name, examples=3) for name in collected)
 
 
 def test_every_property_catches_some_defect():

@@ -4,10 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from table_model import Case, Step, cases, decode, plain_steps
+from table_model import Case, Step, TableModel, cases, decode, plain_steps
 
 from dllm_decode.errors import ConfigError
+from dllm_decode.loop import Decoder
+from dllm_decode.schedule import WholeCanvas
 from dllm_decode.strategies.dream import DreamOrigin, DreamSchedule, transfer_shares
+from dllm_decode.types import Request
 
 STEPS, EPS = st.integers(1, 14), st.sampled_from([1e-3, 1e-2, 0.3])
 
@@ -46,12 +49,13 @@ def test_origin_commits_each_position_with_the_share_as_probability(
     assert result.step_of == plain_steps(case.table, rule, may_idle=True)
 
 
-@given(cases(), STEPS)
-def test_rows_are_counted_one_by_one(case: Case, steps: int) -> None:
-    strategy = DreamSchedule(steps)
-    together = decode(case.table, strategy).step_of
-    alone = [decode(case.table[row : row + 1], strategy).step_of[0] for row in range(len(together))]
-    assert list(together) == alone
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_rows_are_counted_one_by_one(steps: int) -> None:
+    model = TableModel(torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(steps)))
+    decoder = Decoder(model, DreamSchedule(steps), WholeCanvas())
+    request = Request(((0,), (1,), (2,)), max_new_tokens=(12, 3, 7))
+    together = decoder.decode(request).step_of
+    assert list(together) == [decoder.decode(request.take([row])).step_of[0] for row in range(3)]
 
 
 @given(cases(), STEPS)

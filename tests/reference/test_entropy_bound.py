@@ -44,7 +44,8 @@ def test_a_bound_of_nothing_still_commits_one_and_a_huge_bound_commits_all(case:
 
 def test_a_bound_of_nothing_commits_everything_that_is_certain() -> None:
     certain = torch.tensor([200.0, 0.0]).expand(1, 6, 2)
-    assert decode(certain, EntropyBound(0.0)).forwards == (1,)
+    with pytest.warns(RuntimeWarning, match="confidence exactly 1"):
+        assert decode(certain, EntropyBound(0.0)).forwards == (1,)
 
 
 def test_the_order_of_the_rows_changes_nothing() -> None:
