@@ -219,13 +219,6 @@ class Board:
         return torch.tensor(self.vocab.never_generated, device=self.tokens.device)
 
     @cached_property
-    def is_eot(self) -> Tensor:
-        """Decided, live, generated columns that hold an end-of-text id, (B, L) bool."""
-        ids = torch.tensor(self.vocab.eot_ids, device=self.tokens.device, dtype=self.tokens.dtype)
-        generated = self.columns >= self.start
-        return torch.isin(self.tokens, ids) & self.decided & generated & self.live
-
-    @cached_property
     def mask_ratio(self) -> Tensor:
         """Undecided share of the live generated columns, (B,) in [0, 1]."""
         live = (self.live & (self.columns >= self.start)).sum(1)

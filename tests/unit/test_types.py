@@ -83,12 +83,11 @@ def test_memories_follow_the_rows_also_in_nested_memories_and_mappings():
     assert memory.named["a"].plane.tolist() == [2, 0] and memory.named["b"] is None
 
 
-def test_a_board_knows_what_is_live_undecided_and_end_of_text():
+def test_a_board_knows_what_is_live_and_undecided():
     view = view_of(torch.zeros(2, 3, 6), prompts=((4,), ()), lengths=(2, 3), eot=4)
     board = view.board
     assert board.live.tolist() == [[True, True, True, False], [False, True, True, True]]
     assert board.undecided.sum(1).tolist() == [2, 3]
-    assert not board.is_eot.any(), "an end of text in the prompt means nothing"
     assert board.mask_ratio.tolist() == [1.0, 1.0]
     assert board.never_generated.tolist() == [5]
 

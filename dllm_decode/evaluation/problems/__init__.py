@@ -16,6 +16,7 @@ from dllm_decode.evaluation.problems.base import (
 from dllm_decode.evaluation.problems.lists import (
     Copy,
     Insert,
+    Pick,
     Remove,
     Replace,
     ReplaceOne,
@@ -67,6 +68,7 @@ _ALL: tuple[Family, ...] = (
     LatinSquare("latin", "Fill a 4 x 4 Latin square.", determined=False),
     Shuffle("shuffle", "Put a list of names into any other order.", determined=False, longest=8),
     ReplaceOne("replace-one", "Replace any one name of a list.", determined=False, longest=8),
+    Pick("pick", "Take any one to three entries of a list.", determined=False, shortest=4),
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}

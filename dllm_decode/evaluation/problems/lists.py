@@ -185,6 +185,40 @@ class Where(Labelled):
         return Problem(self.name, prompt, f"{place + 1} {names[place]}")
 
 
+@dataclass(frozen=True)
+class Pick(Labelled):
+    """Any few names of the list with their labels, in the order of the list.
+
+    most: names asked for at most.
+    """
+
+    most: int = 3
+
+    def generate(self, rng: random.Random) -> Problem:
+        """Ask for 1 to `most` names; the answer shown is one of many."""
+        names = rng.sample(NAMES, rng.randint(self.shortest, self.longest))
+        count = rng.randint(1, self.most)
+        places = sorted(rng.sample(range(len(names)), count))
+        answer = " ".join(f"{place + 1} {names[place]}" for place in places)
+        facts = MappingProxyType({"names": tuple(names), "count": count})
+        return Problem(self.name, f"List any {count}: {labelled(names)}", answer, facts)
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Right are as many entries of the list as asked for, each once, in its order."""
+        words = words_of(text)
+        entries = list(zip(words[0::2], words[1::2], strict=False))
+        shown = [(str(label), name) for label, name in enumerate(_facts(problem, "names"), 1)]
+        whole = len(words) == 2 * len(entries) == 2 * _count(problem)
+        return whole and entries == [entry for entry in shown if entry in entries]
+
+
+def _count(problem: Problem) -> int:
+    """How many entries are asked for."""
+    count = problem.facts["count"]
+    assert isinstance(count, int)
+    return count
+
+
 def _facts(problem: Problem, key: str) -> Sequence[object]:
     """A fact that is a sequence."""
     value = problem.facts[key]
