@@ -32,11 +32,13 @@ def build(cfg: DictConfig, *, model: Callable[[], LoadedModel] | None = None) ->
     key, `CapabilityError` where parts do not fit together, `CheckpointError` for checkpoints.
     """
     from dllm_decode.api import TextDecoder
+    from dllm_decode.kernels import dispatch
     from dllm_decode.loop import Decoder
 
+    dispatch.choose(cfg.kernels)
     parts = {name: build_node(cfg, name) for name in PARTS}
     loaded = build_model(cfg) if model is None else model()
-    return TextDecoder(loaded, Decoder(loaded.denoiser, **parts), cfg)
+    return TextDecoder(loaded, Decoder(loaded.denoiser, check_every=cfg.check_every, **parts), cfg)
 
 
 def build_model(cfg: DictConfig) -> LoadedModel:

@@ -77,8 +77,9 @@ def _run(words: list[str]) -> int:
 
 
 def _run_once(overrides: list[str], job: Callable[[DictConfig], None]) -> bool:
-    """What Hydra does for a single run, except that the configuration is checked before a folder
-    is made; False, and nothing done, where the configuration asks for a sweep.
+    """What Hydra does for a single run, but checked before a folder for the run is made.
+
+    Returns False, and nothing is done, where the configuration itself asks for a sweep.
     """
     setbase("1.3")
     search_path = create_config_search_path(f"pkg://{CONF}")
@@ -121,10 +122,12 @@ def _job(cfg: DictConfig, search: Sequence[str]) -> int:
     state = HydraConfig.get()
     paths = [word for word in state.overrides.hydra if word.startswith("hydra.searchpath")]
     overrides = [*search, *paths, *state.overrides.task]
-    folder = RunFolder(Path(state.runtime.output_dir))
+    rank = int(os.environ.get("RANK", "0"))  # set by torchrun; the first rank speaks for all
+    place = Path(state.runtime.output_dir)
+    folder = RunFolder(place / f"rank-{rank}" if rank else place)
     try:
         check(cfg, overrides)
-        display = make_display(cfg.display)
+        display = make_display("none" if rank else cfg.display)
         with _warnings_as_words():
             task = build_task(cfg)
             context = Context(cfg, tuple(overrides), dict(state.runtime.choices), folder, display)

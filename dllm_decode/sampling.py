@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm_decode.errors import require_choice, require_count, require_in_range
 from dllm_decode.noise import Noise
-from dllm_decode.prediction import Prediction
+from dllm_decode.prediction import GumbelDraw, Prediction
 
 
 class Sampler(ABC):
@@ -62,12 +62,19 @@ class Categorical(Sampler):
 
     def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
         """A prediction whose `token` is drawn when it is first asked for."""
+        if self.confidence_from == "untempered" and self.temperature > 0.0 and not self.truncates:
+            return Prediction.of(logits, banned, GumbelDraw(noise, self.temperature))
         if self.confidence_from == "untempered":
             return Prediction.of(logits, banned, lambda pred: self._draw(pred.logits, noise))
         plain = Prediction.of(logits, banned).logits
         return Prediction.of(
             self.truncated(plain), None, lambda pred: self._gumbel_max(pred.logits, noise)
         )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether any token is ever removed."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.top_h < 1.0
 
     def _draw(self, logits: Tensor, noise: Noise) -> Tensor:
         return self._gumbel_max(self.truncated(logits), noise)

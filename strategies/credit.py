@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dllm_decode.errors import require, require_choice, require_count, require_in_range
-from dllm_decode.kernels.reference import lowest_argmax
 from dllm_decode.prediction import Prediction
 from dllm_decode.strategy import Transform
 from dllm_decode.types import Board, Memory, Request, StepView
@@ -70,31 +69,16 @@ class _Credit(Transform):
         if self.scope == "block":
             memory.credit = memory.credit.masked_fill(view.fresh[:, None, None], 0.0)
             memory.ids = memory.ids.masked_fill(view.fresh[:, None, None], -1)
-        memory.credit = memory.credit * beta[:, None, None]
         earns = view.masked if self.scope == "request" else view.open
-        ids, credit = self._earned(view, memory, earns, gamma)
         columns = _column(view, memory)
-        memory.ids = memory.ids.scatter(1, columns, ids)
-        memory.credit = memory.credit.scatter(1, columns, credit)
-        return view.pred.raised(ids, alpha[:, None, None] * credit.log1p())
-
-    def _earned(
-        self, view: StepView, memory: CreditMemory, earns: Tensor, gamma: float
-    ) -> tuple[Tensor, Tensor]:
-        """Ids and credit (B, W, K) at the slots after this step's evidence; decided ones empty."""
-        columns = _column(view, memory)
-        ids = memory.ids.gather(1, columns).masked_fill(~earns[..., None], -1)
-        credit = memory.credit.gather(1, columns).masked_fill(~earns[..., None], 0.0)
-        winner = view.pred.top_token[..., None]
-        match = ids == winner if self.identity else ids >= 0
-        # the slot that holds the token, else an empty one, else the one with the least credit
-        rank = credit.masked_fill(ids < 0, -1.0).masked_fill(match, -2.0)
-        slot = lowest_argmax(-rank)[1][..., None]
-        chosen = torch.arange(self.slots, device=ids.device) == slot
-        chosen = chosen & earns[..., None]
-        gain = view.pred.top_confidence.double()[..., None] ** gamma
-        credit = torch.where(chosen, credit.masked_fill(~match, 0.0) + gain, credit)
-        return torch.where(chosen, winner, ids), credit
+        ids, credit = memory.ids.gather(1, columns), memory.credit.gather(1, columns)
+        if not self.identity:
+            # one slot is ever filled; naming the present winner in it hands over the credit
+            ids = torch.where(ids < 0, ids, view.pred.top_token[..., None])
+        done = view.pred.credited(ids, credit, alpha, beta, gamma, earns)
+        memory.ids = memory.ids.scatter(1, columns, done.ids)
+        memory.credit = memory.credit.scatter(1, columns, done.credit)
+        return done.prediction
 
     @abstractmethod
     def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:

@@ -27,7 +27,7 @@ from dllm_decode.prediction import GumbelDraw, Prediction
 
 SUMS = 1e-5
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KINDS = ("normal", "ties", "huge", "tiny", "holes", "peaked")
+KINDS = ("normal", "ties", "huge", "tiny", "holes", "sparse", "peaked")
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,16 @@ class Case:
         shape = (self.rows, self.vocabulary + self.spare)
         x = torch.randn(shape, generator=generator, dtype=torch.float64) * 3
         if self.kind == "ties":
-            x = x.round()
+            # several maxima in most blocks
+            x = x.round().clamp(-2, 2)
         elif self.kind == "huge":
             x = x * (3e3 if self.dtype == torch.float16 else 1e37)
         elif self.kind == "tiny":
             x = x * 1e-6
         elif self.kind == "holes":
             x[torch.rand(shape, generator=generator) < 0.7] = float("-inf")
+        elif self.kind == "sparse":
+            x[torch.rand(shape, generator=generator) < 0.98] = float("-inf")
         elif self.kind == "peaked":
             x = x.masked_fill(torch.rand(shape, generator=generator) < 2 / shape[1], 40.0)
         kept = torch.randint(self.vocabulary, (1,), generator=generator)
@@ -292,6 +295,13 @@ def check_unusable_rows(device: str) -> None:
         assert ours.top_ids is not None
         assert ((ours.top_ids >= 0) & (ours.top_ids < 40)).all()
     assert reference.row_statistics(logits, banned).healthy.tolist() == expected
+    # the largest of a row may have to include what is -inf, lowest ids first
+    lone = torch.full((1, 40), float("-inf"), device=device)
+    lone[0, 39] = 1.0
+    with parts(16, 3):
+        found = fused.row_statistics(lone, None, 3)
+    assert found.top_ids is not None
+    assert found.top_ids.tolist() == [[39, 0, 1]]
 
 
 def check_prediction(case: Case, device: str) -> None:

@@ -306,7 +306,7 @@ def credit_rows(
     tl.store(ids_out + place, ids, mask=inside)
     tl.store(credit_out + place, credit, mask=inside)
     tl.store(delta_out + place, delta, mask=inside)
-    # as `reference.raised_statistics`
+    # as `reference.raised_statistics`; the argmax has a slot by now, unless the row is closed
     base = maximum.to(tl.float64)
     x = gather_logits(logits + row * stride, banned, ids, inside, BANS).to(tl.float64)
     below = x - finite(base)
@@ -314,8 +314,6 @@ def credit_rows(
     rise = tl.maximum(tl.max(above, 0), 0.0)
     beyond = tl.full((), 0x7FFFFFFF, tl.int64)
     winner = tl.min(tl.where((ids >= 0) & (above == rise), ids, beyond), 0)
-    own = tl.where(rise == 0.0, token.to(tl.int64), beyond)
-    winner = tl.minimum(winner, own)
     after = tl.maximum(above - rise, FLOOR)
     before = tl.maximum(below - rise, FLOOR)
     weight = tl.exp(after)
