@@ -171,7 +171,8 @@ class Batches:
             kind[number, begin:end] = encoder.kinds(example.answer)
             first_eot[number, end] = True
         place = np.arange(length) - start[:, None]  # slot on the canvas
-        rate = self._rates(kind, place, rng)
+        loose = [not self._families[example.family].determined for example in examples]
+        rate = self._rates(kind, place, np.array(loose), rng)
         masked = (rng.random((rows, length)) < rate) & (kind != PROMPT)
         weight = np.where((kind == PADDING) & ~first_eot, mixture.padding_weight, 1.0)
         weight = weight / np.maximum(rate, mixture.least_rate)
@@ -193,15 +194,23 @@ class Batches:
             hard=flat & (kind.reshape(-1)[wanted] < PADDING) & (hidden[wanted // length] > 0.6),
         )
 
-    def _rates(self, kind: Ints, place: Ints, rng: np.random.Generator) -> NDArray[np.float64]:
-        """The mask rate of every slot."""
+    def _rates(
+        self, kind: Ints, place: Ints, loose: NDArray[np.bool_], rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """The mask rate of every slot.
+
+        loose: rows with many right answers; low rates come more often there, because as long as
+        most of such an answer is hidden, what is right is chance and nothing can be learned.
+        """
         rows, length = kind.shape
         stratified = (rng.permutation(rows) + rng.random(rows)) / rows
+        stratified = np.where(loose, stratified**2, stratified)
         rate = np.repeat(stratified[:, None], length, axis=1)
         how = rng.random((rows,))
         split = how < self.mixture.split
         own = np.concatenate([rng.random((rows, 3)), np.zeros((rows, 1))], axis=1)
         own = np.where(rng.random((rows, 4)) < 0.3, np.round(own), own)  # all or none, often
+        own = np.where(loose[:, None], own**2, own)
         rate = np.where(split[:, None], np.take_along_axis(own, kind, axis=1), rate)
         blocked = (how >= self.mixture.split) & (how < self.mixture.split + self.mixture.blocked)
         blocks = np.maximum(1, -(-(place.max(1) + 1) // BLOCK))

@@ -19,26 +19,28 @@ class Course:
 
     step: updates made; seconds: of training; tokens: seen; measured: exact match was measured so
     often; hits, tries: right tokens and all tokens per family where most of the answer was hidden,
-    older steps counting less.
+    older steps counting less (by name, so that a run can go on with families added).
     """
 
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
     measured: int = 0
-    hits: list[float] = field(default_factory=lambda: [0.0] * len(FAMILIES))
-    tries: list[float] = field(default_factory=lambda: [0.0] * len(FAMILIES))
+    hits: dict[str, float] = field(default_factory=dict)
+    tries: dict[str, float] = field(default_factory=dict)
 
     def note(self, tokens: int, tries: Sequence[float], hits: Sequence[float]) -> None:
-        """Add the counts of one step."""
+        """Add the counts of one step, given in the order of `FAMILIES`."""
         self.step += 1
         self.tokens += tokens
-        self.tries = [_FORGET * old + new for old, new in zip(self.tries, tries, strict=True)]
-        self.hits = [_FORGET * old + new for old, new in zip(self.hits, hits, strict=True)]
+        for counts, more in ((self.tries, tries), (self.hits, hits)):
+            for name, new in zip(FAMILIES, more, strict=True):
+                counts[name] = _FORGET * counts.get(name, 0.0) + new
 
-    def error(self, index: int) -> float:
+    def error(self, name: str) -> float:
         """Share of wrong tokens of a family; 1 while too little is known."""
-        return 1 - self.hits[index] / self.tries[index] if self.tries[index] > 20 else 1.0
+        tries = self.tries.get(name, 0.0)
+        return 1 - self.hits[name] / tries if tries > 20 else 1.0
 
     def weights(self, emphasis: Mapping[str, float]) -> dict[str, float]:
         """How often each family is drawn: a floor for all, more where the errors are.
@@ -46,7 +48,7 @@ class Course:
         emphasis: factor for families by name, 1 where absent.
         """
         weights = {}
-        for index, family in enumerate(FAMILIES.values()):
-            need = min(1.0, self.error(index) / _ERROR) if family.determined else _OPEN
+        for family in FAMILIES.values():
+            need = min(1.0, self.error(family.name) / _ERROR) if family.determined else _OPEN
             weights[family.name] = (_FLOOR + need) * emphasis.get(family.name, 1.0)
         return weights

@@ -58,7 +58,7 @@ class Worker:
                 batch = loader.batch(course.step, course.weights(settings.emphasis))
                 losses.append(self._step(batch, progress, earlier + time.monotonic() - begun))
                 if course.step % settings.log_every == 0:
-                    self._log(sum(losses) / len(losses), course.seconds - earlier)
+                    self._log(sum(losses) / len(losses))
                     losses = []
                 if self._due():
                     self._measure()
@@ -138,8 +138,8 @@ class Worker:
         if self.settings.workers > 1:
             distributed.all_reduce(flat)
 
-    def _log(self, loss: float, seconds: float) -> None:
-        """One line of the log. seconds: of this continuation."""
+    def _log(self, loss: float) -> None:
+        """One line of the log, with the mean loss since the last one."""
         course, settings = self.course, self.settings
         if not math.isfinite(loss):
             raise ModelOutputError(
@@ -147,54 +147,41 @@ class Worker:
                 f"({settings.muon_rate}) or adam_rate ({settings.adam_rate})"
             )
         progress = settings.progress(course.step, course.seconds)
-        names = list(FAMILIES)
         self._write(
-            {
-                "step": course.step,
-                "minutes": round(course.seconds / 60, 2),
+            self._place()
+            | {
                 "progress": round(progress, 4),
-                "tokens": course.tokens,
                 "tokens_per_second": round(course.tokens / max(course.seconds, 1e-9)),
                 "loss": round(loss, 4),
                 "rate": round(settings.rate(course.step, progress), 4),
-                "token_accuracy": {n: round(1 - course.error(i), 4) for i, n in enumerate(names)},
+                "token_accuracy": {name: round(1 - course.error(name), 4) for name in FAMILIES},
             }
         )
 
     def _measure(self) -> None:
-        """Exact match with the averaged weights, families divided among workers; and export."""
-        settings, course = self.settings, self.course
-        if settings.measured_problems:
-            network = Network(settings.shape()).to(self.device)
-            network.load_state_dict(self.average)
-            found = torch.zeros(len(FAMILIES))
-            for index in range(self.rank, len(FAMILIES), settings.workers):
-                found[index] = exact_match(
-                    network,
-                    list(FAMILIES)[index],
-                    settings.measured_problems,
-                    settings.seed,
-                    self.device,
-                )
-            self._share(found)
-            self._write(
-                {
-                    "step": course.step,
-                    "minutes": round(course.seconds / 60, 2),
-                    "tokens": course.tokens,
-                    "exact_match": {
-                        name: round(share, 4)
-                        for name, share in zip(FAMILIES, found.tolist(), strict=True)
-                    },
-                }
-            )
+        """Export the averaged weights; exact match with them, families divided among workers."""
+        settings, folder = self.settings, self.folder / "model"
         if self.rank == 0:
-            longest = settings.mixture().buckets[-1]
-            export(self.average, settings.shape(), self.folder / "model", longest)
-            if (self.folder / "curves.jsonl").exists():
-                curves.picture(
-                    curves.read(self.folder / "curves.jsonl"), self.folder / "curves.png"
-                )
+            export(self.average, settings.shape(), folder, settings.mixture().buckets[-1])
+        if settings.measured_problems:
+            if settings.workers > 1:
+                distributed.barrier()  # the folder must be there
+            mine = list(FAMILIES)[self.rank :: settings.workers]
+            shares = exact_match(
+                folder, mine, settings.measured_problems, settings.seed, settings.device
+            )
+            found = torch.tensor([shares.get(name, 0.0) for name in FAMILIES])
+            self._share(found)
+            exact = dict(zip(FAMILIES, (round(x, 4) for x in found.tolist()), strict=True))
+            self._write(self._place() | {"exact_match": exact})
+        if self.rank == 0 and (self.folder / "curves.jsonl").exists():
+            curves.picture(curves.read(self.folder / "curves.jsonl"), self.folder / "curves.png")
+
+    def _place(self) -> dict[str, object]:
+        """Where the run stands, as every line of the log begins."""
+        course = self.course
+        minutes = round(course.seconds / 60, 2)
+        return {"step": course.step, "minutes": minutes, "tokens": course.tokens}
 
     def _write(self, line: dict[str, object]) -> None:
         if self.rank == 0:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dllm_decode.errors import (
     CheckpointError,
     ConfigError,
+    DllmDecodeError,
     require,
     require_choice,
     require_count,
@@ -166,7 +167,7 @@ class Pretrain(Task):
         Raises `ConfigError` for a device that is not there or a used folder with `resume=false`,
         `CheckpointError` for a checkpoint that does not fit.
         """
-        from torch.multiprocessing.spawn import spawn
+        from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
         from dllm_decode.pretraining.worker import work
 
@@ -182,12 +183,18 @@ class Pretrain(Task):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             with tempfile.TemporaryDirectory() as place:
                 store = str(Path(place) / "store")
-                spawn(work, (self, store), self.workers)  # type: ignore[no-untyped-call]
+                try:
+                    spawn(work, (self, store), self.workers)
+                except ProcessRaisedException as error:
+                    last = str(error).strip().splitlines()[-1]
+                    raise DllmDecodeError(f"a training process failed: {last}") from error
         return folder / "model"
 
     def _prepare(self) -> Path:
         """Check what only the machine can tell, and make the folder."""
         import torch
+
+        from dllm_decode.pretraining import checkpoint
 
         try:
             device = torch.device(self.device)
@@ -201,11 +208,13 @@ class Pretrain(Task):
             )
         require_choice("task.device", device.type, ("cpu", "cuda"))
         folder = Path(self.output)
-        used = (folder / "checkpoint.json").exists()
+        record = checkpoint.read(folder)
         require(
-            self.resume or not used,
+            self.resume or record is None,
             f"task.output must be a new folder with task.resume=false; {folder} holds a run",
         )
+        if record is not None:
+            self.check_identity(record["settings"])
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

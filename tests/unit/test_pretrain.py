@@ -225,10 +225,13 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
 
 
-def test_two_workers(tmp_path: Path) -> None:
-    folder = tiny(tmp_path, workers=2, steps=2).train()
+@pytest.mark.slow
+def test_two_workers_measure_all_families(tmp_path: Path) -> None:
+    folder = tiny(tmp_path, workers=2, steps=2, measured_problems=1).train()
     assert (folder / "model.safetensors").exists()
-    assert [line["step"] for line in curves.read(tmp_path / "curves.jsonl")] == [1, 2]
+    lines = curves.read(tmp_path / "curves.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 2]
+    assert set(lines[-1]["exact_match"]) == set(FAMILIES)
 
 
 def test_loader_processes_give_the_same_batches() -> None:

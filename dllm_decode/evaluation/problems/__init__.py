@@ -66,9 +66,9 @@ _ALL: tuple[Family, ...] = (
     Add("add", "Add two numbers digit by digit with carries.", canvas=64),
     Story("story", "Solve a word problem in two or three steps."),
     LatinSquare("latin", "Fill a 4 x 4 Latin square.", determined=False),
-    Shuffle("shuffle", "Put a list of names into any other order.", determined=False, longest=8),
-    ReplaceOne("replace-one", "Replace any one name of a list.", determined=False, longest=8),
-    Pick("pick", "Take any one to three entries of a list.", determined=False, shortest=4),
+    Shuffle("shuffle", "Put a list of names into any other order.", determined=False, longest=5),
+    ReplaceOne("replace-one", "Replace any one name of a list.", determined=False, longest=5),
+    Pick("pick", "Take any one or two entries of a list.", determined=False, longest=5, most=2),
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
