@@ -33,7 +33,7 @@ def notes(runs: Sequence[Run]) -> list[Note]:
     """All controls that apply to a set of comparable runs."""
     found = [_credit(run, runs) for run in runs if _has_credit(run)]
     found += _end_of_text(runs)
-    found += [note for run in runs if (note := _padding(run, runs)) is not None]
+    found += _padding(runs)
     return found
 
 
@@ -158,24 +158,33 @@ def _end_of_text(runs: Sequence[Run]) -> list[Note]:
     return found
 
 
-def _padding(run: Run, runs: Sequence[Run]) -> Note | None:
-    """A note where passes were saved that decided nothing anybody gets, or less was delivered."""
-    base = sequential_of(run, runs)
-    if base is None or base is run:
-        return None
-    gain = metrics.speedup(run.samples, base.samples)
-    if gain.forwards > 1 and gain.padding > _PADDING_SHARE:
-        return Note(
-            "padding",
-            f"{run.name}: {100 * gain.padding:.0f} % of the passes it saves against {base.name} "
-            "decided nothing but padding behind the end of the answer there. Counting only passes "
-            f"that decided something delivered, its speedup is {gain.useful:.2f}x instead of "
-            f"{gain.forwards:.2f}x.",
+def _padding(runs: Sequence[Run]) -> list[Note]:
+    """Notes where passes were saved that decided nothing anybody gets, or less was delivered."""
+    found: list[Note] = []
+    shares: list[tuple[float, str]] = []
+    for run in runs:
+        base = sequential_of(run, runs)
+        if base is None or base is run:
+            continue
+        gain = metrics.speedup(run.samples, base.samples)
+        if gain.forwards > 1 and gain.padding > _PADDING_SHARE:
+            shares.append((gain.padding, run.name))
+        if gain.forwards > 1 and gain.tokens < 1 - _PADDING_SHARE:
+            found.append(
+                Note(
+                    "padding",
+                    f"{run.name} delivers {100 * (1 - gain.tokens):.0f} % fewer tokens than "
+                    f"{base.name}; part of its speedup in forwards is shorter answers.",
+                )
+            )
+    if shares:
+        listing = ", ".join(f"{name} {100 * share:.0f} %" for share, name in sorted(shares))
+        found.append(
+            Note(
+                "padding",
+                "Of the passes saved against the sequential run, this share decided nothing but "
+                f"padding behind the end of the answer there: {listing}. The column that leaves "
+                "padding out counts only passes that decided something delivered.",
+            )
         )
-    if gain.forwards > 1 and gain.tokens < 1 - _PADDING_SHARE:
-        return Note(
-            "padding",
-            f"{run.name} delivers {100 * (1 - gain.tokens):.0f} % fewer tokens than {base.name}; "
-            "part of its speedup in forwards is shorter answers.",
-        )
-    return None
+    return found

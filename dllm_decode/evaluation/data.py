@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def bundled(family: str, count: int, seed: int = 0, split: str = "held_out") -> 
             prompt=problem.prompt,
             label=problem.answer,
             max_new_tokens=kind.canvas,
-            grade=lambda text, kind=kind, problem=problem: kind.grade(problem, text),
+            grade=partial(kind.grade, problem),
         )
         for number, problem in enumerate(problems(family, split, count, seed))
     ]

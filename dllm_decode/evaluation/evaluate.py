@@ -15,9 +15,10 @@ from dllm_decode.evaluation.metrics import Sample, sample_of
 from dllm_decode.loop import Decoder, Observer, Outcome
 from dllm_decode.models.loaded import Tokenizer
 from dllm_decode.strategy import parts_of
-from dllm_decode.types import Board, Change, Request, Result
+from dllm_decode.types import Board, Change, Request
 
 TEMPLATES = ("auto", "chat", "plain")
+Reference = tuple[Sequence[Sequence[int]], Sequence[int]]
 
 
 def encode(tokenizer: Tokenizer, question: Question, template: str = "auto") -> tuple[int, ...]:
@@ -73,14 +74,15 @@ class Proposals(Observer):
 class Evaluation:
     """Answers questions with a decoder.
 
-    decoder: the parts; tokenizer; reference: makes the result that strategies which need one
-    imitate (None: such strategies are refused by the loop); template: see `encode`; max_batch:
+    decoder: the parts; tokenizer; reference: makes what strategies that need a reference imitate,
+    from a request and the keys of its questions: the tokens and the forwards they took, per row
+    (None: such strategies are refused by the loop); template: see `encode`; max_batch:
     rows decoded together; seed: question i is decoded with seed + i; clock: seconds, for tests.
     """
 
     decoder: Decoder
     tokenizer: Tokenizer
-    reference: Callable[[Request], Result] | None = None
+    reference: Callable[[Request, Sequence[str]], Reference] | None = None
     template: str = "auto"
     max_batch: int = 32
     seed: int = 0
@@ -106,19 +108,19 @@ class Evaluation:
     def warm_up(self, questions: Sequence[Question]) -> None:
         """Decode the first question and drop the result, so that no timing holds first calls."""
         request = self._request([(0, questions[0])])
-        Engine(self.decoder, 1).decode(self._with_reference(request)[0])
+        Engine(self.decoder, 1).decode(self._with_reference(request, [questions[0].key])[0])
 
     def _task(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
-        request, reference_forwards = self._with_reference(self._request(chosen))
+        request, reference_forwards = self._with_reference(
+            self._request(chosen), [question.key for _, question in chosen]
+        )
         proposals = Proposals(request.lengths)
         imitates = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
         observers = self.decoder.observers if imitates else (*self.decoder.observers, proposals)
         engine = Engine(replace(self.decoder, observers=observers), self.max_batch)
         for row, outcome, seconds in self._timed(engine, request):
             ready = [] if imitates else proposals.of(row, len(outcome.sequence))
-            yield self._graded(
-                chosen[row][1], outcome, ready, seconds, reference_forwards[row]
-            )
+            yield self._graded(chosen[row][1], outcome, ready, seconds, reference_forwards[row])
 
     def _request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
         return Request(
@@ -127,12 +129,14 @@ class Evaluation:
             seeds=tuple(self.seed + place for place, _ in chosen),
         )
 
-    def _with_reference(self, request: Request) -> tuple[Request, tuple[int, ...]]:
+    def _with_reference(
+        self, request: Request, keys: Sequence[str]
+    ) -> tuple[Request, tuple[int, ...]]:
         needed = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
         if not needed or self.reference is None:
             return request, (0,) * request.rows
-        result = self.reference(request)
-        return replace(request, reference=result.sequences), result.forwards
+        tokens, forwards = self.reference(request, keys)
+        return replace(request, reference=tuple(tokens)), tuple(forwards)
 
     def _timed(self, engine: Engine, request: Request) -> Iterator[tuple[int, Outcome, float]]:
         """Rows as they finish, with the decoding time since the one before."""
@@ -181,6 +185,8 @@ def check_questions(questions: Sequence[Question]) -> None:
     if not questions:
         raise ConfigError("an evaluation needs at least one problem, got none")
     keys = [question.key for question in questions]
-    twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    twice = (
+        sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    )
     if twice:
         raise ConfigError(f"two problems have the key {twice[0]!r}; keys must be unique")

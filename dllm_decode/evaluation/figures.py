@@ -58,6 +58,14 @@ def draw_all(runs: Sequence[Run], folder: Path) -> list[Path]:
     return drawn
 
 
+def _canvas(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+    """A figure of a size in inches and its axes."""
+    made: tuple[Figure, Any] = _pyplot().subplots(
+        figsize=(width, height), layout="constrained", **grid
+    )
+    return made
+
+
 def _pyplot() -> Any:
     try:
         import matplotlib
@@ -86,7 +94,7 @@ def _pyplot() -> Any:
 def accuracy_against_speed(runs: Sequence[Run]) -> Figure:
     """Accuracy against tokens per forward over all problems, with intervals and Pareto front."""
     rows = rows_of(runs, None)
-    figure, axes = _pyplot().subplots(figsize=(8.4, 4.8), layout="constrained")
+    figure, axes = _canvas(8.4, 4.8)
     points = [(row.tokens_per_forward.value, 100 * row.accuracy.value) for row in rows]
     front = pareto_front(points)
     axes.plot(
@@ -136,11 +144,11 @@ def per_task(runs: Sequence[Run]) -> Figure:
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     columns = min(3, len(tasks))
     lines = math.ceil(len(tasks) / columns)
-    figure, panels = _pyplot().subplots(
-        lines,
-        columns,
-        figsize=(3.1 * columns + 0.8, (0.21 * len(runs) + 0.75) * lines),
-        layout="constrained",
+    figure, panels = _canvas(
+        3.1 * columns + 0.8,
+        (0.21 * len(runs) + 0.75) * lines,
+        nrows=lines,
+        ncols=columns,
         squeeze=False,
         sharey=True,
     )
@@ -176,7 +184,7 @@ def _bars(axes: Axes, rows: Sequence[Row], task: str) -> None:
 
 def commits_over_steps(runs: Sequence[Run]) -> Figure:
     """Tokens committed in each step, averaged over the problems still running then."""
-    figure, axes = _pyplot().subplots(figsize=(8.4, 4.2), layout="constrained")
+    figure, axes = _canvas(8.4, 4.2)
     for number, run in enumerate(runs):
         colour, _, line = style(number)
         commits = metrics.commits_per_step(run.samples)
@@ -189,6 +197,8 @@ def commits_over_steps(runs: Sequence[Run]) -> Figure:
             color=colour,
             linestyle=line,
             linewidth=1.4,
+            marker=".",
+            markersize=4,
             label=run.name,
         )
     axes.set_xscale("log", base=2)
@@ -203,16 +213,16 @@ def commits_over_steps(runs: Sequence[Run]) -> Figure:
 def ablation_grid(runs: Sequence[Run]) -> Figure:
     """Accuracy (shade and number) of every run on every task, tokens per forward beneath."""
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
-    plt = _pyplot()
-    figure, axes = plt.subplots(
-        figsize=(1.9 + 0.62 * len(tasks), 0.9 + 0.34 * len(runs)), layout="constrained"
-    )
+    figure, axes = _canvas(max(5.0, 2.4 + 0.62 * len(tasks)), 0.9 + 0.34 * len(runs))
     by_task = {
         task: {row.strategy: row for row in rows_of([r for r in runs if task in r.tasks], task)}
         for task in tasks
     }
     shares = [
-        [100 * by_task[t][r.name].accuracy.value if r.name in by_task[t] else math.nan for t in tasks]
+        [
+            100 * by_task[t][r.name].accuracy.value if r.name in by_task[t] else math.nan
+            for t in tasks
+        ]
         for r in runs
     ]
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100, aspect="auto")

@@ -12,7 +12,7 @@ _FENCE = re.compile(r"```(?:[\w+-]*)[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
 
 def last_number(text: str) -> Fraction | None:
-    """The number an answer ends with: behind the last "####" or "A:" if there is one, else the last.
+    """The last number of an answer, behind the last "####" or "A:" if there is one.
 
     Thousands separators, a dollar sign and a closing full stop do not matter; None without number.
     """
@@ -49,16 +49,18 @@ def boxed(text: str) -> str | None:
     return None
 
 
-_DROPPED = ("\\left", "\\right", "\\!", "\\,", "\\;", "\\:", "\\ ", "\\$", "$", "\\%", "%", "^\\circ",
-            "^{\\circ}", "\\displaystyle", "\\mathrm", "\\text{ }")  # fmt: skip
+_DROPPED = (
+    "\\left", "\\right", "\\!", "\\,", "\\;", "\\:", "\\ ", "\\$", "$", "\\%", "%", "^\\circ",
+    "^{\\circ}", "\\displaystyle", "\\mathrm", "\\text{ }",
+)  # fmt: skip
 _SPELLED = (("\\tfrac", "\\frac"), ("\\dfrac", "\\frac"), ("\\cfrac", "\\frac"), ("\n", ""))
 
 
 def normal_latex(text: str) -> str:
-    """A mathematical answer in one spelling, for comparison as a string.
+    r"""A mathematical answer in one spelling, for comparison as a string.
 
     Spaces, sizes, degree and currency signs go; fractions and roots get braces; "0.5" and
-    "\\frac{1}{2}" stay different: nothing is computed, so that equal strings mean equal answers.
+    "\frac{1}{2}" stay different: nothing is computed, so that equal strings mean equal answers.
     """
     for old, new in _SPELLED:
         text = text.replace(old, new)
@@ -206,10 +208,10 @@ def _first_function(code: str) -> str:
     """A continuation up to where it leaves the function: the next line without indent."""
     kept: list[str] = []
     for line in code.splitlines():
-        if line.strip() and not line.startswith((" ", "\t", "#")) and kept:
-            if not line.startswith(("def ", "import ", "from ", "@")):
-                break
-            # helpers behind the function are part of it
+        outside = line.strip() and not line.startswith((" ", "\t", "#"))
+        # helpers behind the function are part of it
+        if kept and outside and not line.startswith(("def ", "import ", "from ", "@")):
+            break
         kept.append(line)
     return "\n".join(kept)
 

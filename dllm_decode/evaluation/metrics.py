@@ -30,7 +30,8 @@ class Sample:
     had been the model's unbroken proposal (empty where that was not recorded); end_step: step that
     committed the end of text, -1 where there is none; spent: commits that nobody gets, behind the
     first end of text; seconds: wall time of decoding since the problem before was finished;
-    reference_forwards: passes of the decode that `strategy=oracle` imitates.
+    tokens: everything that was generated, end of text included; reference_forwards: passes of the
+    decode that `strategy=oracle` imitates.
     """
 
     problem: str
@@ -46,6 +47,7 @@ class Sample:
     spent: int = 0
     seconds: float = 0.0
     finish_reason: str = "length"
+    tokens: tuple[int, ...] = ()
     reference_forwards: int = 0
     error: str = ""
 
@@ -66,7 +68,7 @@ class Sample:
         if wrong:
             raise ConfigError(f"a sample has the keys {', '.join(sorted(known))}; check {wrong}")
         values = dict(record)
-        for name in ("steps", "ready"):
+        for name in ("steps", "ready", "tokens"):
             values[name] = tuple(values[name])
         return cls(**values)
 
@@ -103,6 +105,7 @@ def sample_of(
         spent=sum(step >= 0 for step in outcome.step_of[end + 1 :]),
         seconds=seconds,
         finish_reason=outcome.finish_reason,
+        tokens=outcome.sequence,
         reference_forwards=reference_forwards,
         error=outcome.error,
     )
@@ -468,5 +471,3 @@ def _ratio(top: float, bottom: float) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from dllm_decode.evaluation.controls import Note
 from dllm_decode.evaluation.metrics import definitions
-from dllm_decode.evaluation.tables import COLUMNS, Row, cells, head, markdown
+from dllm_decode.evaluation.tables import COLUMNS, Row, cells, markdown
 
 OVERALL = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
-           "speedup_forwards", "speedup_wall", "headroom", "slots_per_forward",
-           "wasted_forwards", "seconds_per_problem")  # fmt: skip
+           "speedup_forwards", "speedup_useful", "speedup_wall", "headroom")  # fmt: skip
+BEHAVIOUR = ("strategy", "slots_per_forward", "wasted_forwards", "decoding_order", "redundancy",
+             "seconds_per_problem", "tokens_per_second")  # fmt: skip
 PER_TASK = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
-            "speedup_forwards", "headroom")  # fmt: skip
+            "speedup_forwards", "speedup_useful", "headroom")  # fmt: skip
 
 _CAPTIONS = {
     "accuracy_speed": "Accuracy against tokens per forward, with 95 % intervals and Pareto front.",
@@ -51,6 +52,7 @@ def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
     parts.append("".join(f"- {name}: {text}\n" for name, text in report.facts.items()))
     parts += [f"> Left out: {text}\n" for text in report.warnings]
     parts += ["## All tasks together\n", markdown(report.overall, OVERALL)]
+    parts += ["## How they decode\n", markdown(report.overall, BEHAVIOUR)]
     for path in figures:
         caption = _CAPTIONS.get(Path(path).stem, "")
         parts.append(f"![{caption}]({path})\n")
@@ -70,17 +72,22 @@ def definitions_markdown() -> str:
         "- speedup: forwards (or wall time) of the sequential run with the same schedule, cache, "
         "sampler and stop rules, over those of the run, on the same problems."
     )
+    lines.append(
+        "- speedup in forwards, padding left out: the same, counting only passes that decided a "
+        "delivered token or its end of text."
+    )
     lines.append("- of oracle: tokens per forward over those of `strategy=oracle`, same problems.")
     return "\n".join(lines) + "\n"
 
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; margin: 2rem auto;
-       max-width: 72rem; padding: 0 1rem; }
+       max-width: 80rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
 .wide { overflow-x: auto; }
-th { text-align: left; border-bottom: 2px solid #111; padding: 0.3rem 0.7rem; vertical-align: bottom; }
+th { text-align: left; border-bottom: 2px solid #111; padding: 0.3rem 0.7rem;
+     vertical-align: bottom; }
 th small { font-weight: normal; color: #555; display: block; }
 td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.7rem; }
 td.number, th.number { text-align: right; white-space: nowrap; }
@@ -98,6 +105,7 @@ def to_html(report: Report, figures: Mapping[str, str]) -> str:
     body.append(_list(report.facts))
     body += [f'<p class="warning">Left out: {escape(text)}</p>' for text in report.warnings]
     body += ["<h2>All tasks together</h2>", _table(report.overall, OVERALL)]
+    body += ["<h2>How they decode</h2>", _table(report.overall, BEHAVIOUR)]
     for name, svg in figures.items():
         caption = escape(_CAPTIONS.get(name, ""))
         body.append(f"<figure>{_inline(svg, name)}<figcaption>{caption}</figcaption></figure>")
@@ -150,6 +158,3 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     label = escape(_CAPTIONS.get(name, name))
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-__all__ = ["OVERALL", "PER_TASK", "Report", "definitions_markdown", "head", "to_html", "to_markdown"]

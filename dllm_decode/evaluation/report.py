@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import figures, page, tables
 from dllm_decode.evaluation.controls import notes
 from dllm_decode.evaluation.store import Collection, Run, check_comparable, collect, read_run
-
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -38,7 +38,7 @@ _HEADS = {
 def terminal_table(rows: Sequence[tables.Row], title: str = "", tasks: bool = False) -> Table:
     """A table for the terminal; tasks: name the task of each row instead of the strategy."""
     names = [name for name in _HEADS if name != ("strategy" if tasks else "task")]
-    table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
     for name in names:
         numeric = tables.COLUMNS[name].numeric
         table.add_column(
@@ -50,7 +50,8 @@ def terminal_table(rows: Sequence[tables.Row], title: str = "", tasks: bool = Fa
         )
     for row in rows:
         filled = tables.cells(row)
-        table.add_row(*(filled[name] for name in names))
+        # as text, since names like transforms=[credit] would be read as markup
+        table.add_row(*(Text(filled[name]) for name in names))
     return table
 
 

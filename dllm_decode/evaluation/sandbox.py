@@ -190,7 +190,9 @@ def _user() -> int:
     """The user a root caller becomes, 0 where the caller stays who it is."""
     if os.geteuid() != 0:
         return 0
-    code = f"import os; os.setgroups([]); os.setresgid(*3*[{_NOBODY}]); os.setresuid(*3*[{_NOBODY}])"
+    code = (
+        f"import os; os.setgroups([]); os.setresgid(*3*[{_NOBODY}]); os.setresuid(*3*[{_NOBODY}])"
+    )
     return _NOBODY if _succeeds([sys.executable, "-I", "-S", "-c", code]) else 0
 
 

@@ -259,13 +259,10 @@ def check_comparable(runs: Sequence[Run]) -> None:
 
     All must be of the same model and the same problems.
     """
-    for name, of in (
-        ("model", lambda run: run.results["model"]),
-        ("problems", lambda run: run.results["digest"]),
-    ):
+    for name, key in (("model", "model"), ("problems", "digest")):
         seen: dict[str, list[str]] = {}
         for run in runs:
-            seen.setdefault(json.dumps(of(run), sort_keys=True), []).append(run.path.name)
+            seen.setdefault(json.dumps(run.results[key], sort_keys=True), []).append(run.path.name)
         if len(seen) > 1:
             groups = "; ".join(
                 f"{value if name == 'model' else value[1:9]}: {', '.join(paths[:3])}"

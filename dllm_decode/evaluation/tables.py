@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.metrics import Sample, Speedup
@@ -53,10 +53,14 @@ COLUMNS: dict[str, Column] = {
     "forwards": Column("forwards", "per problem"),
     "tokens_per_forward": Column("tokens per forward", "[95 %]"),
     "speedup_forwards": Column("speedup", "in forwards"),
+    "speedup_useful": Column("speedup", "in forwards, padding left out"),
     "speedup_wall": Column("speedup", "in wall time"),
     "headroom": Column("of oracle", "%"),
     "slots_per_forward": Column("slots per forward", "counts padding"),
     "wasted_forwards": Column("wasted forwards", "per problem"),
+    "decoding_order": Column("order", "Kendall's tau of position and step"),
+    "redundancy": Column("proposed before commit", "% of tokens"),
+    "tokens_per_second": Column("tokens per second", ""),
     "seconds_per_problem": Column("time", "ms per problem"),
 }
 
@@ -126,8 +130,13 @@ def surroundings(run: Run) -> tuple[object, ...]:
 
 
 def stops(run: Run) -> object:
-    """The stop rules of a run."""
-    return run.settings["strategy"].get("stop") or {}
+    """The stop rules of a run; rules that never stop are none."""
+    rules = run.settings["strategy"].get("stop") or {}
+    return {
+        name: rule
+        for name, rule in rules.items()
+        if not str(rule.get("_target_", "")).endswith(".NeverStop")
+    }
 
 
 def sequential_of(run: Run, runs: Sequence[Run]) -> Run | None:
@@ -155,11 +164,15 @@ def cells(row: Row) -> dict[str, str]:
         "accuracy": _span(row.accuracy, 100, 1),
         "forwards": f"{row.forwards.value:.1f}",
         "tokens_per_forward": _span(row.tokens_per_forward, 1, 2),
-        "speedup_forwards": "–" if speed is None else f"{speed.forwards:.2f}×",
-        "speedup_wall": "–" if speed is None else _number(speed.wall_time, "{:.2f}×"),
-        "headroom": "–" if row.headroom is None else f"{100 * row.headroom:.0f}",
+        "speedup_forwards": "-" if speed is None else f"{speed.forwards:.2f}x",
+        "speedup_useful": "-" if speed is None else _number(speed.useful, "{:.2f}x"),
+        "speedup_wall": "-" if speed is None else _number(speed.wall_time, "{:.2f}x"),
+        "headroom": "-" if row.headroom is None else f"{100 * row.headroom:.0f}",
         "slots_per_forward": f"{row.slots_per_forward:.2f}",
         "wasted_forwards": f"{row.wasted_forwards:.1f}",
+        "decoding_order": _number(row.decoding_order, "{:+.2f}"),
+        "redundancy": _number(100 * row.redundancy, "{:.0f}"),
+        "tokens_per_second": _number(row.tokens_per_second, "{:.0f}"),
         "seconds_per_problem": _number(1000 * row.seconds_per_problem, "{:.1f}"),
     }
 
@@ -170,7 +183,7 @@ def _span(interval: Interval, scale: float, digits: int) -> str:
 
 
 def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else form.format(value)
+    return "-" if math.isnan(value) else form.format(value)
 
 
 def head(name: str) -> str:
@@ -189,19 +202,24 @@ def csv_text(rows: Sequence[Row]) -> str:
     names = [f"{name}{end}" for name in ranges for end in ("", "_low", "_high")]
     writer.writerow(
         ["strategy", "task", "problems", *names, *plain, "speedup_forwards", "speedup_wall_time",
-         "delivered_tokens_of_sequential", "saved_forwards_from_padding", "share_of_oracle"]
+         "delivered_tokens_of_sequential", "saved_forwards_from_padding",
+         "speedup_useful_forwards", "share_of_oracle"]
     )  # fmt: skip
     for row in rows:
         spans = [getattr(row, name) for name in ranges]
         speed = row.speedup
+        gains = (
+            [""] * 5
+            if speed is None
+            else [_csv(getattr(speed, entry.name)) for entry in fields(Speedup)]
+        )
         writer.writerow(
             [row.strategy, row.task, row.problems]
             + [repr(x) for span in spans for x in (span.value, span.low, span.high)]
             + [_csv(getattr(row, name)) for name in plain]
-            + ([""] * 4 if speed is None else
-               [_csv(x) for x in (speed.forwards, speed.wall_time, speed.tokens, speed.padding)])
+            + gains
             + ["" if row.headroom is None else repr(row.headroom)]
-        )  # fmt: skip
+        )
     return buffer.getvalue()
 
 
@@ -237,5 +255,5 @@ def _tex(text: str) -> str:
         if letter == "\\":
             # the braces just written are no text
             text = text.replace("\\textbackslash{}", "\0")
-    text = text.replace("\0", "\\textbackslash{}").replace("×", "$\\times$").replace("–", "--")
+    text = text.replace("\0", "\\textbackslash{}")
     return text

@@ -79,7 +79,11 @@ class Ablation(Task):
             if text.lstrip("+~").partition("=")[0].split(".")[0] not in ("task", "experiment")
         ]
         families = json.dumps(self.families) if isinstance(self.families, list) else self.families
-        own = [f"task.families={families}", f"task.count={self.count}", f"batch_size={self.batch_size}"]
+        own = [
+            f"task.families={families}",
+            f"task.count={self.count}",
+            f"batch_size={self.batch_size}",
+        ]
         own += [f"runs='{self.runs}'", f"task.resume={str(self.resume).lower()}"]
         return ("task=eval", *shared, *own, *job.split())
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,15 @@ from dllm_decode.errors import (
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from dllm_decode.api import TextDecoder
     from dllm_decode.evaluation.data import Question
+    from dllm_decode.evaluation.evaluate import Reference
     from dllm_decode.evaluation.metrics import Sample
     from dllm_decode.evaluation.store import JobFolder
     from dllm_decode.models.loaded import LoadedModel
+    from dllm_decode.types import Request
 
 GROUPS = ("strategy", "schedule", "cache", "sampler")
 _MODELS: dict[str, Any] = {}  # models of this process, so that a sweep loads each of them once
@@ -191,6 +196,11 @@ class Eval(Task):
         self, context: Context, decoder: TextDecoder, questions: Sequence[Question]
     ) -> dict[str, Any]:
         """Everything that matters to the figures, as plain values; its hash names the job."""
+        return self._description(settings_of(context.cfg), decoder, questions)
+
+    def _description(
+        self, settings: dict[str, Any], decoder: TextDecoder, questions: Sequence[Question]
+    ) -> dict[str, Any]:
         from dllm_decode.evaluation.data import digest
         from dllm_decode.evaluation.store import code_version
         from dllm_decode.strategy import parts_of
@@ -198,7 +208,7 @@ class Eval(Task):
         loop = decoder.decoder
         parts = [part for _, part in parts_of(loop.strategy)]
         return {
-            "settings": settings_of(context),
+            "settings": settings,
             "model": model_facts(decoder),
             "code": code_version([*parts, loop.schedule, loop.cache, loop.sampler]),
             "problems": digest(questions),
@@ -222,9 +232,7 @@ class Eval(Task):
         evaluation = Evaluation(
             decoder.decoder,
             decoder.model.tokenizer,
-            reference=lambda request: decoder.sequential.decode(
-                request, batch_size=self.batch_size
-            ),
+            reference=partial(self._reference, context, decoder, questions),
             template=self.template,
             max_batch=self.batch_size,
             seed=self.seed,
@@ -245,6 +253,29 @@ class Eval(Task):
                 folder.append(sample)
                 tell(folder.samples)
 
+    def _reference(
+        self,
+        context: Context,
+        decoder: TextDecoder,
+        questions: Sequence[Question],
+        request: Request,
+        keys: Sequence[str],
+    ) -> Reference:
+        """What the oracle imitates: from the finished sequential job if there is one."""
+        from dllm_decode.config import compose_checked
+        from dllm_decode.evaluation.store import RESULTS, SAMPLES, job_key, parse_samples
+
+        plain_cfg = compose_checked(["strategy=sequential"])
+        settings = {**settings_of(context.cfg), "strategy": settings_of(plain_cfg)["strategy"]}
+        key = job_key(self._description(settings, decoder.sequential, questions))
+        for path in Path(self.runs).glob(f"*-{key}/{RESULTS}"):
+            samples = {s.problem: s for s in parse_samples(path.parent / SAMPLES)[0]}
+            if all(name in samples for name in keys):
+                found = [samples[name] for name in keys]
+                return [s.tokens for s in found], [s.forwards for s in found]
+        result = decoder.sequential.decode(request, batch_size=self.batch_size)
+        return result.sequences, result.forwards
+
     def _results(
         self,
         context: Context,
@@ -261,7 +292,7 @@ class Eval(Task):
             task: metrics.summary([s for s in folder.samples if s.task == task]) for task in tasks
         }
         return {
-            "settings": settings_of(context),
+            "settings": settings_of(context.cfg),
             "model": model_facts(decoder),
             "task_names": tasks,
             "problems": len(questions),
@@ -305,17 +336,21 @@ def world_questions(world: Any, count: int, seed: int) -> list[Question]:
             prompt=prompt,
             label="",
             max_new_tokens=columns(prompt),
-            grade=lambda text, prompt=prompt: world.probability(prompt, text) > 0.0,
+            grade=partial(_can_happen, world, prompt),
         )
         for number, prompt in enumerate(world.sample_prompts(count, seed))
     ]
 
 
-def settings_of(context: Context) -> dict[str, Any]:
+def _can_happen(world: Any, prompt: str, text: str) -> bool:
+    return bool(world.probability(prompt, text) > 0.0)
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
     """The resolved groups that decide which tokens come out."""
     from omegaconf import OmegaConf
 
-    return {name: OmegaConf.to_container(context.cfg[name], resolve=True) for name in GROUPS}
+    return {name: OmegaConf.to_container(cfg[name], resolve=True) for name in GROUPS}
 
 
 def model_facts(decoder: TextDecoder) -> dict[str, Any]:
@@ -414,7 +449,7 @@ def plain(value: Any) -> Any:
 def progress(
     context: Context, name: str, total: int
 ) -> Iterator[Callable[[Sequence[Sample]], None]]:
-    """Problems done, accuracy so far, tokens per forward and time left; takes the samples so far."""
+    """Problems done, accuracy, tokens per forward, time left; yields a taker of samples so far."""
     display = context.display
     if display.mode == "live":
         from rich.progress import (
@@ -434,9 +469,7 @@ def progress(
         )
         with Progress(*columns, console=display.console, transient=True) as bar:
             task = bar.add_task(name, total=total, figures="")
-            yield lambda samples: bar.update(
-                task, completed=len(samples), figures=so_far(samples)
-            )
+            yield lambda samples: bar.update(task, completed=len(samples), figures=so_far(samples))
         return
     begin = time.monotonic()
     state = {"told": begin, "before": -1}

@@ -92,12 +92,12 @@ def test_a_label_that_cannot_be_right_is_refused(name, change, message, tmp_path
 def test_a_missing_file_and_an_unknown_format_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"none.jsonl cannot be read"):
         data.from_file(tmp_path / "none.jsonl")
-    with pytest.raises(ConfigError, match="task.format must be one of gsm8k"):
+    with pytest.raises(ConfigError, match=r"task\.format must be one of gsm8k"):
         data.from_file(write(tmp_path / "a.jsonl", GOOD["gsm8k"]), "gsm9k")
 
 
 def test_code_formats_need_permission(tmp_path):
-    with pytest.raises(ConfigError, match="allow it with task.run_code=true"):
+    with pytest.raises(ConfigError, match=r"allow it with task\.run_code=true"):
         data.from_file(write(tmp_path / "a.jsonl", GOOD["mbpp"]))
 
 
@@ -112,7 +112,7 @@ def test_bundled_problems_have_keys_and_grade_their_own_answers():
     asked = data.bundled("copy", 5, seed=3)
     assert len({q.key for q in asked}) == 5
     assert all(q.grade(q.label) and not q.grade("") for q in asked)
-    with pytest.raises(ConfigError, match="task.families must be names of copy"):
+    with pytest.raises(ConfigError, match=r"task\.families must be names of copy"):
         data.bundled("kopie", 5)
 
 

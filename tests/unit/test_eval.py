@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_decode.build import build, build_task
+from dllm_decode.build import build, build_node, build_task
 from dllm_decode.cli import main
 from dllm_decode.config import compose_checked
 from dllm_decode.errors import ConfigError
@@ -32,10 +32,14 @@ def evaluation(*overrides: str, batch: int = 256) -> tuple[Evaluation, list[Ques
     made = Evaluation(
         decoder.decoder,
         decoder.model.tokenizer,
-        reference=lambda request: decoder.sequential.decode(request),
+        reference=lambda request, keys: decoded(decoder.sequential.decode(request)),
         max_batch=batch,
     )
     return made, world_questions(decoder.model, 400, 0)
+
+
+def decoded(result):
+    return result.sequences, result.forwards
 
 
 def within(successes: int, trials: int, share: float) -> bool:
@@ -129,7 +133,7 @@ def test_templates_are_explicit():
     assert text_of(False, "auto") == text_of(True, "plain") == "Q2"
     assert text_of(True, "chat", [("Q1", "A1")]) == "<u>Q1<a>A1<u>Q2<a>"
     assert text_of(False, "plain", [("Q1", "A1")]) == "Q1\nA1\n\nQ2\n"
-    with pytest.raises(ConfigError, match="task.template must be one of auto, chat, plain"):
+    with pytest.raises(ConfigError, match=r"task\.template must be one of auto, chat, plain"):
         text_of(True, "alpaca")
 
 
@@ -220,7 +224,8 @@ def command(tmp_path: Path, *words: str, sweep: bool = False) -> int:
     place = f"hydra.{'sweep' if sweep else 'run'}.dir={tmp_path / 'out'}"
     return main(
         [*(["-m"] if sweep else []), "task=eval", "model=toy_shuffle", "schedule=whole",
-         "task.count=12", "batch_size=5", f"runs={tmp_path / 'runs'}", place, "display=plain", *words]
+         "task.count=12", "batch_size=5", f"runs={tmp_path / 'runs'}", place,
+         "display=plain", *words]
     )  # fmt: skip
 
 
@@ -300,6 +305,23 @@ def test_a_job_killed_anywhere_goes_on_without_loss_or_repetition(tmp_path, monk
         }  # fmt: skip
 
 
+def test_the_oracle_takes_the_finished_sequential_job_as_its_reference(tmp_path, monkeypatch):
+    from dllm_decode.api import TextDecoder
+
+    assert command(tmp_path, *SEQUENTIAL) == 0
+    calls = []
+    original = TextDecoder.decode
+    monkeypatch.setattr(TextDecoder, "decode", lambda *a, **k: calls.append(1) or original(*a, **k))
+    assert command(tmp_path, "strategy=oracle") == 0
+    assert calls == []
+    found = results_in(tmp_path / "runs")["oracle schedule=whole"]
+    assert found["figures"]["all"]["accuracy"]["value"] == 1.0
+    assert command(tmp_path / "alone", "strategy=oracle") == 0
+    alone = results_in(tmp_path / "alone" / "runs")["oracle schedule=whole"]
+    assert len(calls) > 0
+    assert alone["figures"]["all"]["forwards"] == found["figures"]["all"]["forwards"]
+
+
 def test_resume_false_does_the_job_again(tmp_path):
     command(tmp_path, *SEQUENTIAL)
     (file,) = (tmp_path / "runs").rglob("samples.jsonl")
@@ -363,3 +385,54 @@ def test_all_families_can_be_asked_for():
 
     assert Eval(families="all").family_names() == list(FAMILIES)
     assert set(Eval().family_names()) <= set(FAMILIES)
+
+
+EXPERIMENTS = sorted(
+    path.stem for path in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_builds(name):
+    cfg = compose_checked([f"experiment={name}"])
+    if name.startswith("llada_gsm8k"):
+        cfg = compose_checked([f"experiment={name}", "task.data=somewhere.jsonl"])
+        assert cfg.model.checkpoint == "GSAI-ML/LLaDA-8B-Instruct"
+    task = build_task(cfg)
+    for job in getattr(task, "jobs", []):
+        build_node(compose_checked(job.split()), "strategy")
+
+
+def test_a_recipe_without_its_data_says_so(tmp_path, capsys):
+    words = ["experiment=llada_gsm8k_credit", f"hydra.run.dir={tmp_path / 'out'}"]
+    assert main(words) == 2
+    assert "task.data" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "package"),
+    [("joblib", "hydra_plugins.hydra_joblib_launcher"),
+     ("submitit_local", "hydra_plugins.hydra_submitit_launcher")],
+)  # fmt: skip
+def test_other_launchers_run_a_sweep(tmp_path, launcher, package):
+    pytest.importorskip(package)
+    words = [f"hydra/launcher={launcher}", "strategy=sequential,topk"]
+    assert command(tmp_path, *words, sweep=True) == 0
+    found = results_in(tmp_path / "runs")
+    assert set(found) == {"sequential schedule=whole", "topk schedule=whole"}
+
+
+def test_an_interrupted_evaluation_keeps_its_samples_and_says_so(tmp_path, monkeypatch):
+    original = store.JobFolder.append
+
+    def interrupted(self, entry):
+        if len(self.samples) == 5:
+            raise KeyboardInterrupt
+        original(self, entry)
+
+    monkeypatch.setattr(store.JobFolder, "append", interrupted)
+    assert command(tmp_path, *SEQUENTIAL) == 130
+    (file,) = (tmp_path / "runs").rglob("samples.jsonl")
+    assert len(file.read_text().splitlines()) == 5
+    assert not (file.parent / "failure.json").exists()

@@ -143,7 +143,10 @@ def test_wilson_reproduces_published_values():
         (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
     ):  # fmt: skip
         found = wilson(successes, trials)
-        assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+        assert (found.low, found.high) == (
+            pytest.approx(low, abs=5e-5),
+            pytest.approx(high, abs=5e-5),
+        )
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -263,9 +266,7 @@ def shuffle_of(n: int) -> dict[tuple[int, ...], float]:
     return {order: 1 / len(orders) for order in orders}
 
 
-@pytest.mark.parametrize(
-    ("n", "total"), [(2, 1.0), (3, 2.16993), (4, 3.41504)]
-)
+@pytest.mark.parametrize(("n", "total"), [(2, 1.0), (3, 2.16993), (4, 3.41504)])
 def test_one_step_loses_the_total_correlation_of_a_shuffle(n, total):
     law = metrics.law_of_partition(shuffle_of(n), [list(range(n))])
     assert metrics.kl_divergence(shuffle_of(n), law) == pytest.approx(total, abs=5e-6)
