@@ -86,7 +86,8 @@ class AcceptanceFilter:
         if self.fingerprint is not None:
             notes["model_fingerprint"] = self.fingerprint
         tensors = {
-            name: weight.contiguous() for name, weight in zip(_NAMES, self.weights(), strict=True)
+            name: weight.contiguous().clone()
+            for name, weight in zip(_NAMES, self.weights(), strict=True)
         }
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(save(tensors, metadata=notes))

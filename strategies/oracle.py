@@ -87,5 +87,5 @@ class Oracle(Strategy):
         agree = view.open & correct
         if self.stuck == "block":
             agree = torch.where(agree.any(1, keepdim=True), agree, view.open)
-        likely = view.pred.prob_of(tokens[..., None])[..., 0]
-        return Decision(agree, tokens=tokens, scores=likely, notes=notes)
+        # scores stay open: they are the probabilities of these tokens
+        return Decision(agree, tokens=tokens, notes=notes)

@@ -129,6 +129,16 @@ def test_a_block_takes_at_most_the_steps_of_its_schedule(
     assert all(forwards <= 2 * steps for forwards in result.forwards)
 
 
+def test_acceptance_has_to_exceed_tau(folder: Path) -> None:
+    zero = torch.zeros(WIDTH)
+    AcceptanceFilter(zero.diag(), zero, zero.diag(), zero).save(folder / "zero.safetensors", {})
+    accepted = [
+        decode(0, Learn2PD(str(folder / "zero.safetensors"), tau)).trace[0].notes["accepted"]
+        for tau in (0.5, 0.4999)
+    ]
+    assert [int(flags.sum()) for flags in accepted] == [0, 2 * WIDTH]
+
+
 @decodes
 @given(SEEDS)
 def test_a_higher_tau_accepts_no_more_at_the_first_step(weights: str, seed: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from changing_model import ChangingModel, a_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,6 +80,9 @@ def test_it_takes_no_more_forwards_than_columns_and_filling_the_block_no_more_th
     assert all(forwards <= 12 for forwards in (*one.forwards, *block.forwards))
     for change in block.trace:
         assert not change.forced.any()
+        agree = change.notes["correct"] & change.notes["open"]
+        stuck = ~agree.any(1, keepdim=True)
+        assert torch.equal(change.commit, torch.where(stuck, change.notes["open"], agree))
 
 
 def test_a_model_that_is_always_right_takes_one_forward_per_block() -> None:
