@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -11,13 +13,13 @@ from dllm_decode import load
 from dllm_decode.display import CanvasView
 from dllm_decode.watching import CanvasObserver
 
-PROMPT = "Copy: 1 Eva 2 Lena 3 Mila 4 Greta 5 Max 6 Ada 7 Vito 8 Quin 9 Hana"
+PROMPT = "Sort: 1 Paul 2 Jack 3 Beth 4 Xena"
 
 
 def main() -> None:
     """One line per step, new tokens in bold, for one token per step and for credit."""
-    console = Console(record=True, width=100, file=open("/dev/null", "w"))
-    for name, every in (("sequential", 4), ("credit", 1)):
+    console = Console(record=True, width=118, file=io.StringIO(), highlight=False)
+    for name, every in (("sequential", 3), ("credit", 1)):
         decoder = load(model="llada", strategy=name)
         view = CanvasView([PROMPT], decoder.piece)
         lines: list[Text] = []
@@ -31,7 +33,10 @@ def main() -> None:
             console.print(line, no_wrap=True)
         console.print()
     target = Path(__file__).with_name("decode.svg")
-    target.write_text(console.export_svg(title="one prompt, two strategies"))
+    page = console.export_svg(title="one prompt, two strategies")
+    # any monospaced font will do; the picture must not ask the network for one
+    page = re.sub(r"@font-face \{.*?\}\s*", "", page, flags=re.DOTALL)
+    target.write_text(re.sub(r"<!--.*?-->\s*", "", page, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What has to be in a wheel is named in pyproject.toml; the wheel itself is built in tests/packaging."""
+"""What has to be in a wheel is named in pyproject.toml; tests/packaging builds one."""
 
 from __future__ import annotations
 

@@ -91,7 +91,9 @@ def installed(request, tmp_path_factory, checkout: Path, wheel: Path):
         "wheel": [wheel],
     }[request.param]
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps")
-    call(*pip, "--no-build-isolation", "--no-compile", "--ignore-installed", *what, cwd=wheel.parent)
+    call(
+        *pip, "--no-build-isolation", "--no-compile", "--ignore-installed", *what, cwd=wheel.parent
+    )
     return request.param, python
 
 

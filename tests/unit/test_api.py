@@ -96,7 +96,7 @@ def test_load_takes_the_names_of_the_command_line() -> None:
     assert type(decoder.decoder.schedule).__name__ == "WholeCanvas"
     with pytest.raises(ConfigError, match="unknown option strategy=crdit; did you mean"):
         load("toy_copy", "crdit")
-    with pytest.raises(ConfigError, match="unknown group|unknown key"):
+    with pytest.raises(ConfigError, match=r"samplr.*did you mean sampler"):
         load("toy_copy", samplr="greedy")
     with pytest.raises(ConfigError, match="sampler must be the name of an option"):
         load("toy_copy", sampler={"temperature": 1})
@@ -201,9 +201,7 @@ def test_a_template_sets_the_length_and_its_masks_are_filled(bundled: TextDecode
     decoder = replace(
         bundled, decoder=load("toy_copy", overrides=["schedule=whole"]).decoder
     )  # only the schedule differs
-    decoder = replace(
-        bundled, decoder=replace(bundled.decoder, schedule=decoder.decoder.schedule)
-    )
+    decoder = replace(bundled, decoder=replace(bundled.decoder, schedule=decoder.decoder.schedule))
     result = decoder.generate("Copy: 1 Ada 2 Ben 3 Cleo", infill=template)
     assert result.sequences[0] == tuple(answer)
     words = tokenizer.decode(answer[:3]), tokenizer.decode(answer[4:])

@@ -111,7 +111,7 @@ def test_free_text_is_quoted_for_the_override_grammar(word: str, expected: str) 
 
 
 def test_a_prompt_with_every_special_character_arrives_as_it_was_written(cli: Cli) -> None:
-    text = "a, b's (c) = {d} \"e\" $f [g] 100% \\h?"
+    text = 'a, b\'s (c) = {d} "e" $f [g] 100% \\h?'
     assert cli("model=toy_copy", f"prompt={text}") == 2
     assert "the prompt contains ','" in cli.err
     assert cli("--cfg", "job", f"prompt={text}") == 0

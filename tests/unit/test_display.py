@@ -124,5 +124,7 @@ def test_a_strategy_in_words_is_its_parts_in_order() -> None:
         ConfidenceThreshold(), transforms={"credit": TraceCredit()}, stop={"never": NeverStop()}
     )
     words = describe_strategy(strategy)
-    assert words.startswith("trace credit (") and words.endswith("-> confidence threshold (threshold 0.9)")
+    assert words.startswith("trace credit (") and words.endswith(
+        "-> confidence threshold (threshold 0.9)"
+    )
     assert describe_strategy(ConfidenceThreshold()) == "confidence threshold (threshold 0.9)"

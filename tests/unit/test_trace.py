@@ -13,7 +13,9 @@ from dllm_decode.types import Request, Result
 WORLD = load("toy_shuffle", "credit", overrides=["schedule.length=4"])
 
 
-def decode(prompts: list[str], length: int = 12, *overrides: str, **options) -> tuple[Trace, Result]:
+def decode(
+    prompts: list[str], length: int = 12, *overrides: str, **options
+) -> tuple[Trace, Result]:
     world = load("toy_shuffle", "credit", overrides=["schedule.length=4", *overrides])
     ids = tuple(world.encode(prompt) for prompt in prompts)
     request = Request(ids, length, fixed=options.pop("fixed", None))
