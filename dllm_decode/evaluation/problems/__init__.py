@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dllm_decode.errors import require_choice
 from dllm_decode.evaluation.problems.base import (
     HELD_OUT_SHARE,
@@ -71,7 +73,24 @@ _ALL: tuple[Family, ...] = (
     Pick("pick", "Take any one or two entries of a list.", determined=False, longest=5, most=2),
 )
 
-FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
+# What the bundled model was measured to solve, see its card: at least 90 % with one token per step,
+# and shuffle (80 %), the one family with many right answers that it can do.
+_SHOWN = (
+    "copy",
+    "copy-long",
+    "reverse",
+    "reverse-long",
+    "insert",
+    "remove",
+    "replace",
+    "who",
+    "records",
+    "shuffle",
+)
+
+FAMILIES: dict[str, Family] = {
+    family.name: replace(family, shown=family.name in _SHOWN) for family in _ALL
+}
 
 
 def problems(family: str, split: str, count: int, seed: int = 0) -> list[Problem]:

@@ -35,8 +35,7 @@ class Family(ABC):
 
     name: the key; title: one sentence for people; determined: exactly one answer is right, given
     the prompt; canvas: slots [tokens] that hold every answer and its end of text;
-    shown: the bundled model solves it (>= 90 % with one token per step), so that it belongs in
-    default runs and tables.
+    shown: the bundled model can do it, so that it belongs in default runs and tables.
     """
 
     name: str
