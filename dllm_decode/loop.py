@@ -242,8 +242,9 @@ class Run:
         self.width = self.start + max(request.lengths)
         self.capacity = request.rows if capacity is None else capacity
         banned = set(self.vocab.never_generated)
-        for _, part in parts_of(decoder.strategy):
-            banned.update(part.banned_ids(self.vocab))
+        if decoder.sampler.reshapes:  # else a transform removes them, and the model's own stays
+            for _, part in parts_of(decoder.strategy):
+                banned.update(part.banned_ids(self.vocab))
         self.banned = torch.tensor(sorted(banned), device=self.device)
         self.sees_canvas = any(part.sees_canvas for _, part in parts_of(decoder.strategy))
         self.outcomes: dict[int, Outcome] = {}

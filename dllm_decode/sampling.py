@@ -14,7 +14,15 @@ from dllm_decode.prediction import GumbelDraw, Prediction
 
 
 class Sampler(ABC):
-    """Turns the logits of a forward pass into a prediction whose `token` is the proposal."""
+    """Turns the logits of a forward pass into a prediction whose `token` is the proposal.
+
+    reshapes: the prediction's distribution is not the model's, but a tempered or truncated one.
+    """
+
+    @property
+    def reshapes(self) -> bool:
+        """See the class."""
+        return False
 
     @abstractmethod
     def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
@@ -70,6 +78,11 @@ class Categorical(Sampler):
         return Prediction.of(
             self.truncated(plain), None, lambda pred: self._gumbel_max(pred.logits, noise)
         )
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether confidences come from the sampled distribution."""
+        return self.confidence_from == "sampled"
 
     @property
     def truncates(self) -> bool:

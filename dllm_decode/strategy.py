@@ -64,7 +64,7 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
         return None
 
     def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
-        """Ids that the part wants removed before anything is proposed, as the mask id always is."""
+        """Ids that the part will remove, for samplers that reshape the distribution earlier."""
         return ()
 
     def begin(self, request: Request, board: Board) -> Memory | None:

@@ -61,12 +61,12 @@ class BanTokens(_Suppress):
     name: ClassVar[str] = "ban_eot"
 
     def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
-        """The ids: the loop removes them before a sampler truncates or draws."""
+        """The ids, for samplers that truncate the distribution before a transform sees it."""
         return vocab.eot_ids if self.ids is None else tuple(self.ids)
 
     def adjust(self, view: StepView, memory: None) -> Prediction:
-        """The prediction as it is: it never had the ids."""
-        return view.pred
+        """The prediction without the ids."""
+        return view.pred.without(self.chosen(view))
 
 
 @dataclass(frozen=True)
