@@ -13,6 +13,7 @@ from dllm_decode.errors import ConfigError, require_choice, require_count
 
 SPLITS = ("train", "held_out")
 HELD_OUT_SHARE = 16  # one prompt in this many is never trained on
+_IN_VAIN = 300  # draws in a row without a new prompt: the family has hardly any left
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ def distinct_problems(family: Family, split: str, count: int, seed: int) -> list
     require_count("count", count)
     rng = random.Random(f"{seed}/{family.name}/{split}")
     found: dict[str, Problem] = {}
-    for _ in range(200 * count + 20_000):
+    in_vain = 0
+    while in_vain < _IN_VAIN:
         problem = draw(family, split, rng)
+        in_vain = in_vain + 1 if problem.prompt in found else 0
         found.setdefault(problem.prompt, problem)
         if len(found) == count:
             return list(found.values())
