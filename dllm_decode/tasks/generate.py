@@ -62,7 +62,7 @@ class Generate(Task):
     seed: int = 0
     batch_size: int = 16
     compare: bool = True
-    samples: int = 8
+    samples: int = 10
     chat: bool = True
 
     def __post_init__(self) -> None:
