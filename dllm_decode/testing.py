@@ -6,6 +6,7 @@ Needs Hypothesis, which `pip install 'dllm_decode[test]'` brings.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -185,8 +186,17 @@ def row_of(result: Result, row: int) -> tuple[Any, ...]:
 def _property(check: Callable[[Any, Case], None]) -> Callable[..., None]:
     """A check of one case as a Hypothesis test that any number of suites can inherit.
 
-    An example decodes up to four batches, so a fifth of the profile's examples are drawn.
+    An example decodes up to four batches, so a fifth of the profile's examples are drawn. The
+    global generator starts each example in the same state, so that a counterexample of a strategy
+    that draws from it can be replayed and is reported as what it is.
     """
+
+    @functools.wraps(check)
+    def reproducible(suite: Any, case: Case) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(case.seed)
+            check(suite, case)
+
     sized = settings(
         max_examples=max(1, settings().max_examples // 5),
         deadline=None,
@@ -196,7 +206,7 @@ def _property(check: Callable[[Any, Case], None]) -> Callable[..., None]:
             HealthCheck.too_slow,
         ],
     )
-    test: Callable[..., None] = sized(given(case=cases())(check))
+    test: Callable[..., None] = sized(given(case=cases())(reproducible))
     return test
 
 
