@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 from dllm_decode.evaluation.problems.base import Family, Problem
+from dllm_decode.evaluation.problems.lists import labelled
 from dllm_decode.evaluation.problems.words import NAMES, THINGS
 
 
@@ -14,7 +15,7 @@ class Count(Family):
     """Write a run of numbers. longest: numbers in the longest answer; largest_step: in between."""
 
     longest: int = 96
-    largest_step: int = 5
+    largest_step: int = 3
 
     def generate(self, rng: random.Random) -> Problem:
         """Draw a length (log-uniform: short ones often), a step and a direction within 0..99."""
@@ -32,7 +33,7 @@ class Count(Family):
 
 @dataclass(frozen=True)
 class Tally(Family):
-    """Count how often a name occurs, with a running total behind every name."""
+    """Count how often a name occurs in a labelled list, with a running total behind every name."""
 
     shortest: int = 3
     longest: int = 8
@@ -43,11 +44,11 @@ class Tally(Family):
         count = rng.randint(self.shortest, self.longest)
         shown = [wanted if rng.random() < 0.5 else rng.choice(others) for _ in range(count)]
         total, steps = 0, []
-        for name in shown:
+        for label, name in enumerate(shown, start=1):
             total += name == wanted
-            steps.append(f"{name} {total}")
-        prompt = f"Tally {wanted}: {' '.join(shown)}"
-        return Problem(self.name, prompt, f"{' '.join(steps)}, total {total}")
+            steps.append(f"{label} {name} = {total}")
+        prompt = f"Tally {wanted}: {labelled(shown)}"
+        return Problem(self.name, prompt, f"{', '.join(steps)}; total {total}")
 
 
 @dataclass(frozen=True)
