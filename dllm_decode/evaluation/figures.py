@@ -37,7 +37,7 @@ def draw_all(runs: Sequence[Run], folder: Path) -> list[Path]:
 
     Raises `ConfigError` where matplotlib is not installed.
     """
-    plt = _pyplot()
+    plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[Path] = []
     makers: dict[str, Callable[[Sequence[Run]], Figure]] = {
@@ -58,15 +58,15 @@ def draw_all(runs: Sequence[Run], folder: Path) -> list[Path]:
     return drawn
 
 
-def _canvas(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+def canvas(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     """A figure of a size in inches and its axes."""
-    made: tuple[Figure, Any] = _pyplot().subplots(
+    made: tuple[Figure, Any] = pyplot().subplots(
         figsize=(width, height), layout="constrained", **grid
     )
     return made
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
@@ -94,7 +94,7 @@ def _pyplot() -> Any:
 def accuracy_against_speed(runs: Sequence[Run]) -> Figure:
     """Accuracy against tokens per forward over all problems, with intervals and Pareto front."""
     rows = rows_of(runs, None)
-    figure, axes = _canvas(8.4, 4.8)
+    figure, axes = canvas(8.4, 4.8)
     points = [(row.tokens_per_forward.value, 100 * row.accuracy.value) for row in rows]
     front = pareto_front(points)
     axes.plot(
@@ -144,7 +144,7 @@ def per_task(runs: Sequence[Run]) -> Figure:
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     columns = min(3, len(tasks))
     lines = math.ceil(len(tasks) / columns)
-    figure, panels = _canvas(
+    figure, panels = canvas(
         3.1 * columns + 0.8,
         (0.21 * len(runs) + 0.75) * lines,
         nrows=lines,
@@ -184,7 +184,7 @@ def _bars(axes: Axes, rows: Sequence[Row], task: str) -> None:
 
 def commits_over_steps(runs: Sequence[Run]) -> Figure:
     """Tokens committed in each step, averaged over the problems still running then."""
-    figure, axes = _canvas(8.4, 4.2)
+    figure, axes = canvas(8.4, 4.2)
     for number, run in enumerate(runs):
         colour, _, line = style(number)
         commits = metrics.commits_per_step(run.samples)
@@ -213,7 +213,7 @@ def commits_over_steps(runs: Sequence[Run]) -> Figure:
 def ablation_grid(runs: Sequence[Run]) -> Figure:
     """Accuracy (shade and number) of every run on every task, tokens per forward beneath."""
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
-    figure, axes = _canvas(max(5.0, 2.4 + 0.62 * len(tasks)), 0.9 + 0.34 * len(runs))
+    figure, axes = canvas(max(5.0, 2.4 + 0.62 * len(tasks)), 0.9 + 0.34 * len(runs))
     by_task = {
         task: {row.strategy: row for row in rows_of([r for r in runs if task in r.tasks], task)}
         for task in tasks

@@ -27,7 +27,8 @@ class Sample:
     the row took part in (guidance, refresh, probes and filters included); slots: columns that were
     asked for; steps: for each delivered token, in order of position, the step that committed it
     (tokens given in advance are left out); ready: for each of them the first step since which it
-    had been the model's unbroken proposal (empty where that was not recorded); end_step: step that
+    had been the model's unbroken proposal (empty where that was not recorded); confidence: the
+    probability with which each of them was committed; end_step: step that
     committed the end of text, -1 where there is none; spent: commits that nobody gets, behind the
     first end of text; seconds: wall time of decoding since the problem before was finished;
     tokens: everything that was generated, end of text included; reference_forwards: passes of the
@@ -43,6 +44,7 @@ class Sample:
     slots: int
     steps: tuple[int, ...]
     ready: tuple[int, ...] = ()
+    confidence: tuple[float, ...] = ()
     end_step: int = -1
     spent: int = 0
     seconds: float = 0.0
@@ -68,7 +70,7 @@ class Sample:
         if wrong:
             raise ConfigError(f"a sample has the keys {', '.join(sorted(known))}; check {wrong}")
         values = dict(record)
-        for name in ("steps", "ready", "tokens"):
+        for name in ("steps", "ready", "confidence", "tokens"):
             values[name] = tuple(values[name])
         return cls(**values)
 
@@ -101,6 +103,7 @@ def sample_of(
         slots=slots,
         steps=tuple(outcome.step_of[place] for place in found),
         ready=tuple(ready[place] for place in found) if ready else (),
+        confidence=_shares(outcome, found),
         end_step=outcome.step_of[end] if ends else -1,
         spent=sum(step >= 0 for step in outcome.step_of[end + 1 :]),
         seconds=seconds,
@@ -109,6 +112,13 @@ def sample_of(
         reference_forwards=reference_forwards,
         error=outcome.error,
     )
+
+
+def _shares(outcome: Outcome, places: Sequence[int]) -> tuple[float, ...]:
+    """Confidences to five digits, which keeps `samples.jsonl` small."""
+    if not outcome.confidence_of:
+        return ()
+    return tuple(round(outcome.confidence_of[place], 5) for place in places)
 
 
 def outcomes_of(result: Result) -> list[Outcome]:
@@ -225,6 +235,39 @@ def temporal_redundancy(samples: Sequence[Sample], steps: int = 1) -> float:
         for step, ready in zip(sample.steps, sample.ready, strict=False)
     ]
     return _mean([float(gap >= steps) for gap in gaps])
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Tokens of similar confidence. confidence: their mean; right: share of them; count: tokens."""
+
+    confidence: float
+    right: float
+    count: int
+
+
+def calibration(tokens: Sequence[tuple[float, bool]], bins: int = 10) -> list[Bin]:
+    """How often tokens committed with a confidence are right, in bins of equal width over 0..1.
+
+    tokens: (confidence at commit, whether the token is right) of each; empty bins are left out.
+    Raises `ConfigError` for a confidence outside of 0..1.
+    """
+    members: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
+    for confidence, right in tokens:
+        if not 0 <= confidence <= 1:
+            raise ConfigError(f"a confidence must be in [0, 1], got {confidence}")
+        members[min(bins - 1, int(confidence * bins))].append((confidence, right))
+    return [
+        Bin(_mean([c for c, _ in found]), _mean([float(r) for _, r in found]), len(found))
+        for found in members
+        if found
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: |confidence - share of right tokens|, averaged over tokens."""
+    total = sum(entry.count for entry in bins)
+    return _ratio(sum(e.count * abs(e.confidence - e.right) for e in bins), total)
 
 
 METRICS: tuple[Metric, ...] = (

@@ -228,13 +228,21 @@ def _csv(value: float) -> str:
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head(name) for name in columns) + " |"]
-    lines.append("|" + "|".join("---:" if COLUMNS[c].numeric else "---" for c in columns) + "|")
-    for row in rows:
-        filled = cells(row)
-        lines.append("| " + " | ".join(filled[name].replace("|", "\\|") for name in columns) + " |")
-    return "\n".join(lines) + "\n"
+    """A Markdown table of runs."""
+    filled = [[cells(row)[name] for name in columns] for row in rows]
+    numeric = [COLUMNS[name].numeric for name in columns]
+    return markdown_table([head(name) for name in columns], filled, numeric) + "\n"
+
+
+def markdown_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool] = ()
+) -> str:
+    """A Markdown table. numeric: columns set to the right, none of them: all but the first."""
+    right = numeric or [False] + [True] * (len(heads) - 1)
+    lines = [heads, ["---:" if number else "---" for number in right], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:

@@ -49,6 +49,14 @@ class Ablation(Task):
 
     def run(self, context: Context) -> int:
         """Evaluate what is not done, report everything; returns 1 if a job failed."""
+        failed = self.evaluate(context)
+        return max(self.report(context), int(failed > 0))
+
+    def evaluate(self, context: Context) -> int:
+        """Evaluate what is not done; returns how many jobs failed.
+
+        `jobs/NN/results.json` in the run folder names the folder of job NN.
+        """
         from dllm_decode.config import compose_checked
 
         composed = [compose_checked(self.overrides(context, job)) for job in self.jobs]
@@ -60,6 +68,10 @@ class Ablation(Task):
             except DllmDecodeError as error:
                 failed += 1
                 context.display.say(f"failed: {error}", "bold")
+        return failed
+
+    def report(self, context: Context) -> int:
+        """What is made of the finished jobs; returns 1 if results were damaged or failed."""
         report = Report(
             runs=self.runs,
             output=self.output,
@@ -68,8 +80,7 @@ class Ablation(Task):
             markdown=self.markdown,
             figures=self.figures,
         )
-        code = report.run(context)
-        return max(code, int(failed > 0))
+        return report.run(context)
 
     def overrides(self, context: Context, job: str) -> tuple[str, ...]:
         """The command line of one job."""

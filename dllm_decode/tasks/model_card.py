@@ -1,0 +1,141 @@
+"""`task=model_card`: measure again every figure of the bundled model's card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dllm_decode.errors import (
+    ConfigError,
+    DllmDecodeError,
+    require,
+    require_count,
+    require_in_range,
+)
+from dllm_decode.tasks import Context, Task
+
+if TYPE_CHECKING:
+    from dllm_decode.evaluation.card import Measured
+    from dllm_decode.evaluation.store import Run
+    from dllm_decode.tasks.ablation import Ablation
+
+
+@dataclass(frozen=True)
+class ModelCard(Task):
+    """Evaluates the model on its families and writes the measured part of its card.
+
+    Measured: accuracy of every family with one token per step, with several, and for confidence
+    thresholds; temporal redundancy; calibration. Finished jobs in `runs` are not done again.
+
+    count: held-out problems per family that is shown; weak_count: of the others, which are decoded
+    one token per step only (0: leave them out); tokens_per_step, thresholds: what is compared with
+    one token per step; batch_size, runs, resume: see `Eval`; card: a Markdown page whose part
+    between the marks of `dllm_decode.evaluation.card` is replaced, with the pictures beside it,
+    None: `card.md` in the run folder.
+    """
+
+    count: int = 500
+    weak_count: int = 100
+    tokens_per_step: list[int] = field(default_factory=lambda: [2, 4, 8])
+    thresholds: list[float] = field(default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
+    batch_size: int = 16
+    runs: str = "runs/eval"
+    resume: bool = True
+    card: str | None = None
+
+    def __post_init__(self) -> None:
+        require_count("task.count", self.count)
+        require_count("task.weak_count", self.weak_count, minimum=0)
+        require_count("batch_size", self.batch_size)
+        for value in self.tokens_per_step:
+            require_count("task.tokens_per_step", value, minimum=2)
+        for threshold in self.thresholds:
+            require_in_range("task.thresholds", threshold, 0, 1)
+        require(
+            bool(self.thresholds and self.tokens_per_step),
+            "task.thresholds and task.tokens_per_step must hold at least one value each",
+        )
+        if self.card is not None and not self.card.endswith(".md"):
+            raise ConfigError(f"task.card must end with .md, got {self.card!r}")
+
+    def run(self, context: Context) -> int:
+        """Measure what is not measured yet and write the card; returns 0."""
+        from dllm_decode.evaluation import card
+        from dllm_decode.evaluation.problems import FAMILIES
+
+        if self.ablation().evaluate(context):
+            raise DllmDecodeError("a job of the model card failed, see above; no card was written")
+        found = self.measured(context)
+        answers = right_answers(context, found)
+        determined = {name: family.determined for name, family in FAMILIES.items()}
+        page = Path(self.card) if self.card else context.folder.path / "card.md"
+        text = card.text(found, determined, answers)
+        if self.card:
+            card.insert(page, text)
+        else:
+            page.write_text(text + "\n", encoding="utf-8")
+        card.draw(found, determined, answers, page.parent)
+        context.display.say(text)
+        context.display.say(f"model card: {page}")
+        return 0
+
+    def ablation(self) -> Ablation:
+        """The jobs, in the order in which `measured` reads them."""
+        from dllm_decode.evaluation.problems import FAMILIES
+        from dllm_decode.tasks.ablation import Ablation
+
+        jobs = ["strategy=sequential"]
+        jobs += [f"strategy=topk strategy.select.tokens_per_step={k}" for k in self.tokens_per_step]
+        jobs += [f"strategy=threshold strategy.select.threshold={x}" for x in self.thresholds]
+        weak = [f.name for f in FAMILIES.values() if f.trained and not f.shown]
+        if weak and self.weak_count:
+            names = ",".join(weak)
+            jobs.append(f"strategy=sequential task.families=[{names}] task.count={self.weak_count}")
+        return Ablation(
+            jobs=jobs,
+            families="shown",
+            count=self.count,
+            batch_size=self.batch_size,
+            runs=self.runs,
+            resume=self.resume,
+        )
+
+    def measured(self, context: Context) -> Measured:
+        """The finished jobs of this run."""
+        from dllm_decode.evaluation.card import Measured
+
+        runs = [_run(context, number) for number in range(len(self.ablation().jobs))]
+        several = len(self.tokens_per_step)
+        levels = len(self.thresholds)
+        weak = runs[1 + several + levels :]
+        return Measured(
+            sequential=runs[0],
+            weak=weak[0] if weak else None,
+            parallel=tuple(zip(self.tokens_per_step, runs[1 : 1 + several], strict=True)),
+            thresholds=tuple(
+                zip(self.thresholds, runs[1 + several : 1 + several + levels], strict=True)
+            ),
+        )
+
+
+def _run(context: Context, number: int) -> Run:
+    from dllm_decode.evaluation.store import read_json, read_run
+
+    place = context.folder.path / "jobs" / f"{number:02d}" / "results.json"
+    return read_run(Path(read_json(place)["job"]))
+
+
+def right_answers(context: Context, found: Measured) -> Mapping[str, Sequence[int]]:
+    """Token ids of the right answer of every problem that is shown, by the problem's key."""
+    from dllm_decode.evaluation import data
+
+    tokenizer = context.model.tokenizer
+    run = found.sequential
+    answers = {}
+    for task in run.tasks:
+        _, split, seed, _ = run.of(task)[0].problem.split("/")
+        for question in data.bundled(task, len(run.of(task)), int(seed), split):
+            answers[question.key] = tokenizer.encode(" " + question.label)
+    return answers
