@@ -21,7 +21,8 @@ class Ablation(Task):
     jobs: each a line of overrides separated by blanks, e.g. `strategy=threshold
     strategy.select.threshold=0.8`; overrides of the command line other than of `task` and
     `experiment` go to every job, in front of the job's own; families, count, batch_size, resume:
-    see `Eval`; runs: folder of the jobs; title, preface, markdown, output, figures: see `Report`.
+    see `Eval`; runs: folder of the jobs; title, preface, markdown, pages, output,
+    figures: see `Report`.
     """
 
     jobs: list[str] = field(default_factory=list)
@@ -33,6 +34,7 @@ class Ablation(Task):
     title: str = "Ablation"
     preface: str | None = None
     markdown: str | None = None
+    pages: str | None = None
     output: str | None = None
     figures: bool = True
 
@@ -78,6 +80,7 @@ class Ablation(Task):
             title=self.title,
             preface=self.preface,
             markdown=self.markdown,
+            pages=self.pages,
             figures=self.figures,
         )
         return report.run(context)

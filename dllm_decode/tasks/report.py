@@ -17,7 +17,8 @@ class Report(Task):
     contains this text; output: folder of the report, None: `report` in the run folder; title: of
     the pages; preface: a Markdown file put before the tables; figures: draw them (needs
     matplotlib); define: print the definition of every metric as well; markdown: also write the
-    Markdown page to this file, with its figures beside it in a folder of the same name.
+    Markdown page to this file, with its figures beside it in a folder of the same name; pages: a
+    folder of Markdown pages whose marked places are filled, see `dllm_decode.evaluation.pages`.
     """
 
     runs: str = "runs/eval"
@@ -28,6 +29,7 @@ class Report(Task):
     figures: bool = True
     define: bool = False
     markdown: str | None = None
+    pages: str | None = None
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -38,7 +40,13 @@ class Report(Task):
     def run(self, context: Context) -> int:
         """Write the report; returns 1 if results were damaged or failed and had to be left out."""
         from dllm_decode.evaluation import metrics
-        from dllm_decode.evaluation.report import collect, terminal_table, write_report
+        from dllm_decode.evaluation.pages import refresh
+        from dllm_decode.evaluation.report import (
+            chosen_runs,
+            collect,
+            terminal_table,
+            write_report,
+        )
 
         collection = collect(self.runs)
         folder = Path(self.output) if self.output else context.folder.path / "report"
@@ -67,6 +75,9 @@ class Report(Task):
             context.display.say(f"left out: {text}", "bold")
         if self.markdown is not None:
             self._publish(folder, Path(self.markdown))
+        if self.pages is not None:
+            for path in refresh(self.pages, chosen_runs(collection, self.only)):
+                context.display.say(f"filled: {path}")
         context.display.say(f"report: {folder / 'report.html'}")
         return int(bool(collection.broken or collection.failed))
 

@@ -1,0 +1,90 @@
+"""Tables of runs inside the pages of a documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation import pages
+from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.store import Run
+
+STRATEGIES = Path(__file__).parents[2] / "docs" / "strategies"
+
+
+def run(name: str, right: int, forwards: int, select: dict | None = None) -> Run:
+    found = tuple(
+        Sample(
+            problem=f"{task}/{n}", task=task, prompt="", text="", correct=n < right, slots=8,
+            forwards=forwards, steps=(0, 0, 0),
+        )
+        for task in ("copy", "shuffle") for n in range(4)
+    )  # fmt: skip
+    settings = {"strategy": {"select": select or {"_target_": "x.Y"}, "transforms": {}}}
+    results = {"name": name, "task_names": ["copy", "shuffle"], "batch_size": 2}
+    return Run(Path(), {**results, "settings": settings}, found)
+
+
+RUNS = [
+    run("sequential", 4, 8, {"_target_": "x.TopK", "tokens_per_step": 1, "order": "confidence"}),
+    run("threshold 0.5", 2, 2),
+    run("threshold", 3, 4),
+]
+
+
+def test_a_marked_place_is_filled_with_the_runs_it_names(tmp_path):
+    page = tmp_path / "a.md"
+    page.write_text(
+        "before\n<!-- runs: threshold; threshold 0.5 -->\nstale\n<!-- runs: end -->\nafter"
+    )
+    assert pages.refresh(tmp_path, RUNS) == [page]
+    text = page.read_text()
+    assert text.startswith("before\n<!-- runs: threshold; threshold 0.5 -->\n8 held-out problems")
+    assert text.endswith("\n<!-- runs: end -->\nafter") and "stale" not in text
+    assert "`sequential` has 100.0 [67.6, 100.0] % at 8.0 forwards." in text.replace("\n", " ")
+    first = text.index("| threshold | 75.0 [40.9, 92.9] | 4.0 | 0.75 | 75.0 | 4.0 |")
+    assert first < text.index("| threshold 0.5 | 50.0 [21.5, 78.5] | 2.0 | 1.50 | 50.0 | 2.0 |")
+
+
+def test_filling_again_changes_nothing(tmp_path):
+    page = tmp_path / "a.md"
+    page.write_text(
+        "<!-- runs: threshold -->\n<!-- runs: end -->\nand\n"
+        "<!-- runs: sequential -->\n<!-- runs: end -->\n"
+    )
+    pages.refresh(tmp_path, RUNS)
+    text = page.read_text()
+    assert pages.refresh(tmp_path, RUNS) == [] and page.read_text() == text
+    assert text.count("held-out problems") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "<!-- runs: credit -->\n<!-- runs: end -->",
+            "names the run 'credit'; there are sequential",
+        ),
+        ("<!-- runs: threshold -->\n", "has a mark '<!-- runs: ...' without '<!-- runs: end -->'"),
+    ],
+)
+def test_a_bad_page_is_refused_and_no_page_is_written(tmp_path, text, message):
+    good = tmp_path / "a.md"
+    good.write_text("<!-- runs: threshold -->\n<!-- runs: end -->")
+    (tmp_path / "b.md").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        pages.refresh(tmp_path, RUNS)
+    assert "held-out" not in good.read_text()
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"task\.pages must be a folder of Markdown pages"):
+        pages.refresh(tmp_path / "none", RUNS)
+
+
+def test_every_strategy_page_shows_measured_runs():
+    for page in STRATEGIES.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert "<!-- runs: " in text and "held-out problems" in text, page.name
