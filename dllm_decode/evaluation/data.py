@@ -14,7 +14,7 @@ from typing import Any
 
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
 from dllm_decode.evaluation import grading
-from dllm_decode.evaluation.problems import FAMILIES, problems
+from dllm_decode.evaluation.problems import FAMILIES, Variant, distinct_problems
 from dllm_decode.evaluation.sandbox import Limits, run_python
 
 Record = Mapping[str, Any]
@@ -26,7 +26,8 @@ class Question:
 
     key: unique within a run; task: family or data set; prompt: the question; label: the published
     answer, for people; max_new_tokens: columns to decode; grade: whether a text answers it;
-    shots: earlier (question, answer) turns; stops: texts that end an answer.
+    shots: earlier (question, answer) turns; stops: texts that end an answer; form: for infilling,
+    the answer with a gap for every token that is to be found, "" for none.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Question:
     grade: Callable[[str], bool]
     shots: tuple[tuple[str, str], ...] = ()
     stops: tuple[str, ...] = ()
+    form: str = ""
 
     def cut(self, text: str) -> str:
         """The text up to the first stop text."""
@@ -65,23 +67,32 @@ class Format:
     stops: tuple[str, ...] = ()
 
 
-def bundled(family: str, count: int, seed: int = 0, split: str = "held_out") -> list[Question]:
-    """Problems of a bundled family, drawn anew from a seed; see `problems`."""
+def bundled(
+    family: str,
+    count: int,
+    seed: int = 0,
+    split: str = "held_out",
+    variant: Variant | None = None,
+) -> list[Question]:
+    """Problems of a bundled family, drawn anew from a seed; see `problems` and `Variant`."""
     kind = FAMILIES.get(family)
     require(
         kind is not None, f"task.families must be names of {', '.join(FAMILIES)}; got {family!r}"
     )
     assert kind is not None
+    variant = variant or Variant()
+    kind = variant.of(kind)
     return [
         Question(
-            key=f"{family}/{split}/{seed}/{number}",
-            task=family,
+            key=f"{kind.name}/{split}/{seed}/{number}",
+            task=kind.name,
             prompt=problem.prompt,
             label=problem.answer,
             max_new_tokens=kind.canvas,
             grade=partial(kind.grade, problem),
+            form=kind.form(problem) or "" if variant.infill else "",
         )
-        for number, problem in enumerate(problems(family, split, count, seed))
+        for number, problem in enumerate(distinct_problems(kind, split, count, seed))
     ]
 
 
@@ -167,8 +178,20 @@ def digest(questions: Sequence[Question]) -> str:
     state = hashlib.sha256()
     for q in questions:
         entry = [q.key, q.task, q.prompt, q.label, q.max_new_tokens, q.shots, q.stops]
-        state.update(json.dumps(entry).encode())
+        state.update(json.dumps([*entry, q.form] if q.form else entry).encode())
     return state.hexdigest()
+
+
+def manner(questions: Sequence[Question]) -> dict[str, str]:
+    """For each task a hash of how it is asked, whatever the problems: columns, turns, stops."""
+    asked: dict[str, set[str]] = {}
+    for q in questions:
+        entry = json.dumps([q.max_new_tokens, q.shots, q.stops, bool(q.form)])
+        asked.setdefault(q.task, set()).add(entry)
+    return {
+        task: hashlib.sha256("".join(sorted(found)).encode()).hexdigest()[:16]
+        for task, found in asked.items()
+    }
 
 
 def _told_from(record: Record, path: Path) -> str:

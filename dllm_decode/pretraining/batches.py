@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm_decode.evaluation.problems import FAMILIES, Problem, draw
+from dllm_decode.evaluation.problems import TRAINED, Problem, draw
 from dllm_decode.pretraining.tokenizer import EOT, HEADER_END, HEADER_START, MASK, FastEncoder
 
 Ints = NDArray[np.int64]
@@ -67,7 +67,7 @@ class Batch:
     """One worker's share of a step; `tokens` with masks in them.
 
     tokens (rows, length); wanted (n,): flat slots to predict; target (n,): right tokens there;
-    weight (n,): in the loss; family (n,): index into `FAMILIES`; hard (n,): masked where most of
+    weight (n,): in the loss; family (n,): index into `TRAINED`; hard (n,): masked where most of
     the answer is masked, and no padding, so that it measures what the model knows.
     """
 
@@ -115,7 +115,7 @@ class Batches:
     def __init__(self, mixture: Mixture, seed: int, rank: int) -> None:
         self.mixture, self.seed, self.rank = mixture, seed, rank
         self.encoder = Encoder()
-        self._families = list(FAMILIES.values())
+        self._families = list(TRAINED.values())
 
     def batch(self, step: int, weights: Mapping[str, float]) -> Batch:
         """The batch of one step. weights: relative frequency of each family by name."""

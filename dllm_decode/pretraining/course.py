@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dllm_decode.evaluation.problems import FAMILIES
+from dllm_decode.evaluation.problems import TRAINED
 
 _FORGET = 0.97  # per step, of the counts behind the weights
 _FLOOR = 0.1  # every family keeps being drawn: those left out are forgotten
@@ -30,11 +30,11 @@ class Course:
     tries: dict[str, float] = field(default_factory=dict)
 
     def note(self, tokens: int, tries: Sequence[float], hits: Sequence[float]) -> None:
-        """Add the counts of one step, given in the order of `FAMILIES`."""
+        """Add the counts of one step, given in the order of `TRAINED`."""
         self.step += 1
         self.tokens += tokens
         for counts, more in ((self.tries, tries), (self.hits, hits)):
-            for name, new in zip(FAMILIES, more, strict=True):
+            for name, new in zip(TRAINED, more, strict=True):
                 counts[name] = _FORGET * counts.get(name, 0.0) + new
 
     def error(self, name: str) -> float:
@@ -48,7 +48,7 @@ class Course:
         emphasis: factor for families by name, 1 where absent.
         """
         weights = {}
-        for family in FAMILIES.values():
+        for family in TRAINED.values():
             need = min(1.0, self.error(family.name) / _ERROR) if family.determined else _OPEN
             weights[family.name] = (_FLOOR + need) * emphasis.get(family.name, 1.0)
         return weights

@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 from torch.nn import functional
 
 from dllm_decode.errors import ModelOutputError
-from dllm_decode.evaluation.problems import FAMILIES
+from dllm_decode.evaluation.problems import TRAINED
 from dllm_decode.pretraining import checkpoint, curves
 from dllm_decode.pretraining.batches import Batch
 from dllm_decode.pretraining.course import Course
@@ -93,7 +93,7 @@ class Worker:
         Gradients and facts of all workers travel in one vector; their mean of `seconds` decides
         about the schedule, so that all workers agree on it.
         """
-        settings, course, count = self.settings, self.course, len(FAMILIES)
+        settings, course, count = self.settings, self.course, len(TRAINED)
         arrays = (batch.tokens, batch.wanted, batch.target, batch.weight)
         inputs = [torch.from_numpy(array).to(self.device) for array in arrays]
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -154,7 +154,7 @@ class Worker:
                 "tokens_per_second": round(course.tokens / max(course.seconds, 1e-9)),
                 "loss": round(loss, 4),
                 "rate": round(settings.rate(course.step, progress), 4),
-                "token_accuracy": {name: round(1 - course.error(name), 4) for name in FAMILIES},
+                "token_accuracy": {name: round(1 - course.error(name), 4) for name in TRAINED},
             }
         )
 
@@ -166,13 +166,13 @@ class Worker:
         if settings.measured_problems:
             if settings.workers > 1:
                 distributed.barrier()  # the folder must be there
-            mine = list(FAMILIES)[self.rank :: settings.workers]
+            mine = list(TRAINED)[self.rank :: settings.workers]
             shares = exact_match(
                 folder, mine, settings.measured_problems, settings.seed, settings.device
             )
-            found = torch.tensor([shares.get(name, 0.0) for name in FAMILIES])
+            found = torch.tensor([shares.get(name, 0.0) for name in TRAINED])
             self._share(found)
-            exact = dict(zip(FAMILIES, (round(x, 4) for x in found.tolist()), strict=True))
+            exact = dict(zip(TRAINED, (round(x, 4) for x in found.tolist()), strict=True))
             self._write(self._place() | {"exact_match": exact})
         if self.rank == 0 and (self.folder / "curves.jsonl").exists():
             curves.picture(curves.read(self.folder / "curves.jsonl"), self.folder / "curves.png")

@@ -19,7 +19,7 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
-from dllm_decode.evaluation.problems import FAMILIES
+from dllm_decode.evaluation.problems import TRAINED
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Pretrain(Task):
             require_in_range(f"task.{name}", getattr(self, name), 0, 1)
         require_in_range("task.flat", self.flat, 0, 1, open_high=True)
         for name, factor in self.emphasis.items():
-            require_choice("task.emphasis", name, tuple(FAMILIES))
+            require_choice("task.emphasis", name, tuple(TRAINED))
             require_in_range(f"task.emphasis.{name}", factor, 0, math.inf, open_low=True)
         require_in_range("task.clip", self.clip, 0, math.inf, open_low=True)
         require_in_range("task.average", self.average, 0, 1, open_high=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dllm_decode.errors import CheckpointError, ConfigError
-from dllm_decode.evaluation.problems import FAMILIES, problems
+from dllm_decode.evaluation.problems import TRAINED, problems
 from dllm_decode.evaluation.problems.words import CITIES, NAMES, NUMBERS
 from dllm_decode.pretraining import curves
 from dllm_decode.pretraining.batches import Batches, Mixture
@@ -25,7 +25,7 @@ from dllm_decode.pretraining.network import Network, Shape
 from dllm_decode.pretraining.tokenizer import FastEncoder, save_tokenizer, vocabulary
 from dllm_decode.tasks.pretrain import Pretrain
 
-EVEN = dict.fromkeys(FAMILIES, 1.0)
+EVEN = dict.fromkeys(TRAINED, 1.0)
 
 
 def tiny(folder: Path, **changes: Any) -> Pretrain:
@@ -93,7 +93,7 @@ def test_chat_template_and_training_layout_agree(tokenizer: Any) -> None:
     assert shown.count("<|end_header_id|>") == 2
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_fast_encoder_equals_tokenizer(tokenizer: Any, name: str) -> None:
     fast, bytes_ = FastEncoder(), range(6, 262)
     for problem in problems(name, "train", 40, seed=2):
@@ -103,7 +103,7 @@ def test_fast_encoder_equals_tokenizer(tokenizer: Any, name: str) -> None:
             spelt = [tokenizer.decode([token]) for token in ids if token in bytes_]
             assert set(spelt) <= set(":,;.?")  # every word is known
         longest = len(fast(f" {problem.answer}")) + 1
-        assert longest <= FAMILIES[name].canvas
+        assert longest <= TRAINED[name].canvas
 
 
 def test_batches_are_a_function_of_seed_worker_and_step() -> None:
@@ -136,8 +136,8 @@ def test_batches_mask_answers_only() -> None:
 def test_every_family_keeps_a_share() -> None:
     course = Course()
     before = course.weights({})
-    right = [100.0 if name == "copy" else 50.0 for name in FAMILIES]
-    course.note(10, [100.0] * len(FAMILIES), right)
+    right = [100.0 if name == "copy" else 50.0 for name in TRAINED]
+    course.note(10, [100.0] * len(TRAINED), right)
     after = course.weights({"sort": 0.5})
     assert 0 < after["copy"] < 0.2 * before["copy"]
     assert after["sort"] == 0.5 * after["swap"] > 0
@@ -211,7 +211,7 @@ def test_short_run_writes_the_published_format(tmp_path: Path) -> None:
     assert shape == (config["vocab_size"], config["d_model"])
     lines = curves.read(tmp_path / "run" / "curves.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
-    assert set(lines[-1]["token_accuracy"]) == set(FAMILIES)
+    assert set(lines[-1]["token_accuracy"]) == set(TRAINED)
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
@@ -231,7 +231,7 @@ def test_two_workers_measure_all_families(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").exists()
     lines = curves.read(tmp_path / "curves.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 2]
-    assert set(lines[-1]["exact_match"]) == set(FAMILIES)
+    assert set(lines[-1]["exact_match"]) == set(TRAINED)
 
 
 def test_loader_processes_give_the_same_batches() -> None:

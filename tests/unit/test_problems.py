@@ -7,7 +7,20 @@ import random
 import pytest
 
 from dllm_decode.errors import ConfigError
-from dllm_decode.evaluation.problems import FAMILIES, Family, Problem, held_out, problems
+from dllm_decode.evaluation import data
+from dllm_decode.evaluation.grading import is_countdown, read_grid, sudoku_solutions
+from dllm_decode.evaluation.problems import (
+    FAMILIES,
+    GAP,
+    TRAINED,
+    Family,
+    Problem,
+    Variant,
+    distinct_problems,
+    held_out,
+    problems,
+)
+from dllm_decode.evaluation.problems.lists import Labelled, read_labelled
 
 EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
@@ -129,6 +142,126 @@ def test_answers_span_short_and_long() -> None:
     assert lengths["who"] == 2
     assert min(lengths["copy-long"], lengths["reverse-long"]) >= 40
     assert lengths["count"] > 60
+
+
+def test_the_mixture_of_a_training_run_is_fixed() -> None:
+    assert " ".join(TRAINED) == (
+        "copy copy-long reverse reverse-long insert remove replace swap sort who where records "
+        "count tally add story latin shuffle replace-one pick"
+    )
+    untrained = set(FAMILIES) - set(TRAINED)
+    assert untrained == {"insert-one", "remove-one", "sudoku", "countdown"}
+    assert not any(FAMILIES[name].shown for name in untrained)
+
+
+def test_the_ten_list_operations_do_what_they_say() -> None:
+    def first(name: str) -> tuple[str, list[str] | None]:
+        problem = problems(name, "train", 1, seed=9)[0]
+        return problem.prompt.split(":")[0], read_labelled(problem.answer)
+
+    for name in ("copy", "reverse", "sort", "shuffle", "insert", "remove", "replace"):
+        order, answer = first(name)
+        assert order.split()[0].lower() == name and answer
+    for problem in problems("sort", "train", 50):
+        answer = read_labelled(problem.answer)
+        assert answer is not None and answer == sorted(answer)
+    for problem in problems("remove", "train", 50):  # 1-based
+        place = int(problem.prompt.split()[1].rstrip(":"))
+        shown = read_labelled(problem.prompt.split(": ")[1])
+        assert shown is not None
+        assert read_labelled(problem.answer) == shown[: place - 1] + shown[place:]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "right"),
+    [
+        ("insert-one", "1 Zoe 2 Ada 3 Ben", True),
+        ("insert-one", "1 Ada 2 Ben 3 Zoe", True),
+        ("insert-one", "1 Zoe 2 Ada 3 Zoe 4 Ben", False),
+        ("insert-one", "1 Zoe 2 Ben 3 Ada", False),
+        ("insert-one", "1 Ada 2 Ben", False),
+        ("remove-one", "1 Ada", True),
+        ("remove-one", "1 Ben", True),
+        ("remove-one", "1 Ada 2 Ben", False),
+        ("remove-one", "1 Zoe", False),
+        ("remove-one", "", False),
+    ],
+)
+def test_operations_at_any_place_accept_every_place(name: str, text: str, right: bool) -> None:
+    assert _graded(name, text, ("Ada", "Ben")) is right
+
+
+@pytest.mark.parametrize("clues", [4, 5, 8, 12, 15])
+def test_every_sudoku_has_its_clues_and_one_solution(clues: int) -> None:
+    family = Variant(clues=clues).of(FAMILIES["sudoku"])
+    for problem in distinct_problems(family, "train", 25, seed=2):
+        puzzle = problem.prompt.removeprefix("Sudoku: ").replace(" / ", "\n")
+        grid = read_grid(puzzle)
+        assert grid is not None and sum(cell > 0 for row in grid for cell in row) == clues
+        assert sudoku_solutions(puzzle) == 1
+        swapped = problem.answer.translate(str.maketrans("12", "21"))
+        assert family.grade(problem, problem.answer) and not family.grade(problem, swapped)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6])
+def test_countdown_is_graded_by_what_the_steps_give(count: int) -> None:
+    family = Variant(numbers=count).of(FAMILIES["countdown"])
+    for problem in distinct_problems(family, "train", 25, seed=1):
+        target, numbers = problem.prompt.removeprefix("Reach ").split(" with ")
+        given = [int(number) for number in numbers.split()]
+        assert len(given) == count and all(1 <= number <= 25 for number in given)
+        assert is_countdown(problem.answer, given, int(target))
+        assert all(
+            0 <= int(w) <= 99 for w in problem.answer.replace(",", "").split() if w.isdigit()
+        )
+    problem = Problem("countdown", "", "", {"numbers": (3, 2, 4), "target": 20})
+    assert family.grade(problem, "3 + 2 = 5, 5 * 4 = 20")
+    assert family.grade(problem, "2+3=5,4*5=20")
+    assert not family.grade(problem, "4 * 5 = 20")
+
+
+@pytest.mark.parametrize("length", [2, 15, [3, 6], 47])
+@pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if isinstance(f, Labelled)])
+def test_lists_have_any_length(name: str, length: int | list[int]) -> None:
+    low, high = length if isinstance(length, list) else (length, length)
+    family = Variant(length=length).of(FAMILIES[name])
+    assert family.name == f"{name}-{low}" if low == high else f"{name}-3-6"
+    for problem in distinct_problems(family, "train", 20, seed=0):
+        shown = read_labelled(problem.prompt.split(": ")[1])
+        assert shown is not None and low <= len(shown) <= high
+        assert family.grade(problem, problem.answer)
+        assert len(problem.answer.split()) < family.canvas and family.canvas % 32 == 0
+
+
+@pytest.mark.parametrize("name", ["copy", "remove", "shuffle", "insert-one", "who"])
+def test_the_infilling_form_is_the_answer_with_gaps_for_names(name: str) -> None:
+    for question in data.bundled(name, 10, variant=Variant(infill=True)):
+        assert question.task == f"{name}-infill"
+        answer = question.label.split()
+        filled = question.form
+        for word in answer[1::2]:
+            filled = filled.replace(GAP, f" {word}", 1)
+        assert filled.split() == answer and GAP not in filled
+
+
+@pytest.mark.parametrize(
+    ("arguments", "family", "message"),
+    [
+        ({"length": 1}, "copy", r"task\.problems\.length must be a number of names in \[2, 47\]"),
+        ({"length": [5, 3]}, "copy", "got \\[5, 3\\]"),
+        ({"clues": 3}, "sudoku", r"task\.problems\.clues must lie in \[4, 15\]"),
+        ({"numbers": 9}, "countdown", r"task\.problems\.numbers must lie in \[2, 6\]"),
+        ({"length": 5}, "records", "task.problems.length is for lists, but .* 'records'"),
+        ({"clues": 5}, "copy", "task.problems.clues is for sudokus"),
+        ({"numbers": 5}, "copy", "task.problems.numbers is for Countdown problems"),
+        ({"infill": True}, "latin", "task.problems.infill is for lists"),
+    ],
+)
+def test_variants_that_mean_nothing_are_refused(
+    arguments: dict[str, object], family: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Variant(**arguments).of(FAMILIES[family])
 
 
 @pytest.mark.parametrize(

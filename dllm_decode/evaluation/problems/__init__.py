@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dllm_decode.errors import require_choice
 from dllm_decode.evaluation.problems.base import (
+    GAP,
     HELD_OUT_SHARE,
     SPLITS,
     Family,
@@ -18,8 +19,10 @@ from dllm_decode.evaluation.problems.base import (
 from dllm_decode.evaluation.problems.lists import (
     Copy,
     Insert,
+    InsertOne,
     Pick,
     Remove,
+    RemoveOne,
     Replace,
     ReplaceOne,
     Reverse,
@@ -30,14 +33,20 @@ from dllm_decode.evaluation.problems.lists import (
     Who,
 )
 from dllm_decode.evaluation.problems.numbers import Add, Count, Story, Tally
+from dllm_decode.evaluation.problems.puzzles import Countdown, Sudoku
 from dllm_decode.evaluation.problems.texts import LatinSquare, Records
+from dllm_decode.evaluation.problems.variant import Variant
 
 __all__ = [
     "FAMILIES",
+    "GAP",
     "HELD_OUT_SHARE",
     "SPLITS",
+    "TRAINED",
     "Family",
     "Problem",
+    "Variant",
+    "distinct_problems",
     "draw",
     "held_out",
     "problems",
@@ -71,6 +80,17 @@ _ALL: tuple[Family, ...] = (
     Shuffle("shuffle", "Put a list of names into any other order.", determined=False, longest=5),
     ReplaceOne("replace-one", "Replace any one name of a list.", determined=False, longest=5),
     Pick("pick", "Take any one or two entries of a list.", determined=False, longest=5, most=2),
+    # The bundled model is not trained on these.
+    InsertOne(
+        "insert-one",
+        "Insert a name into a list at any position.",
+        determined=False,
+        trained=False,
+        longest=8,
+    ),
+    RemoveOne("remove-one", "Remove any one name of a list.", determined=False, trained=False),
+    Sudoku("sudoku", "Fill a 4 x 4 sudoku with one solution.", trained=False),
+    Countdown("countdown", "Reach a number from others.", determined=False, trained=False),
 )
 
 # What the bundled model was measured to solve, see its card: at least 90 % with one token per step,
@@ -91,6 +111,8 @@ _SHOWN = (
 FAMILIES: dict[str, Family] = {
     family.name: replace(family, shown=family.name in _SHOWN) for family in _ALL
 }
+# What the bundled model is trained on; the order is part of a training run.
+TRAINED: dict[str, Family] = {name: family for name, family in FAMILIES.items() if family.trained}
 
 
 def problems(family: str, split: str, count: int, seed: int = 0) -> list[Problem]:

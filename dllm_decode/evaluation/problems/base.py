@@ -12,6 +12,7 @@ from types import MappingProxyType
 from dllm_decode.errors import ConfigError, require_choice, require_count
 
 SPLITS = ("train", "held_out")
+GAP = "[MASK]"  # stands for one open column in a form
 HELD_OUT_SHARE = 16  # one prompt in this many is never trained on
 _IN_VAIN = 300  # draws in a row without a new prompt: the family has hardly any left
 
@@ -36,7 +37,8 @@ class Family(ABC):
 
     name: the key; title: one sentence for people; determined: exactly one answer is right, given
     the prompt; canvas: slots [tokens] that hold every answer and its end of text;
-    shown: the bundled model can do it, so that it belongs in default runs and tables.
+    shown: the bundled model can do it, so that it belongs in default runs and tables; trained: the
+    bundled model is trained on it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Family(ABC):
     determined: bool = True
     canvas: int = 32
     shown: bool = False
+    trained: bool = True
 
     @abstractmethod
     def generate(self, rng: random.Random) -> Problem:
@@ -52,6 +55,10 @@ class Family(ABC):
     def grade(self, problem: Problem, text: str) -> bool:
         """Whether `text` answers the problem; surrounding and repeated blanks do not matter."""
         return words_of(text) == words_of(problem.answer)
+
+    def form(self, problem: Problem) -> str | None:
+        """The answer with `GAP` for every word to be filled in; None if the family has no form."""
+        return None
 
 
 def words_of(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from dllm_decode.evaluation.problems.base import Family, Problem, words_of
+from dllm_decode.evaluation.problems.base import GAP, Family, Problem, words_of
 from dllm_decode.evaluation.problems.words import NAMES
 
 
@@ -32,6 +32,10 @@ class Labelled(Family):
 
     shortest: int = 3
     longest: int = 9
+
+    def form(self, problem: Problem) -> str | None:
+        """The labels of the answer; every name is a gap, with the blank in front of it."""
+        return "".join(f" {label}{GAP}" for label in words_of(problem.answer)[::2])
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,39 @@ class ReplaceOne(ListFamily):
             return False
         changed = [new for new, old in zip(found, shown, strict=True) if new != old]
         return changed == [problem.facts["spare"]]
+
+
+@dataclass(frozen=True)
+class InsertOne(ListFamily):
+    """A new name at any position: n + 1 answers are right."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Draw the position uniformly."""
+        place = rng.randint(0, len(names))
+        return f"Insert {spare} at any", [*names[:place], spare, *names[place:]]
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Without the new name it is the list that was shown."""
+        found, spare = read_labelled(text), problem.facts["spare"]
+        if found is None or found.count(str(spare)) != 1:
+            return False
+        return [name for name in found if name != spare] == list(_facts(problem, "names"))
+
+
+@dataclass(frozen=True)
+class RemoveOne(ListFamily):
+    """The list without any one of its names: n answers are right."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Draw the position uniformly."""
+        place = rng.randrange(len(names))
+        return "Remove any one", names[:place] + names[place + 1 :]
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Exactly one name is missing, and the others stand in their order."""
+        shown = list(_facts(problem, "names"))
+        rest = [shown[:place] + shown[place + 1 :] for place in range(len(shown))]
+        return read_labelled(text) in rest
 
 
 @dataclass(frozen=True)
