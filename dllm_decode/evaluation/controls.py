@@ -16,6 +16,7 @@ from dllm_decode.evaluation.tables import (
     sequential_of,
     stops,
     surroundings,
+    with_padding_last,
 )
 
 _PADDING_SHARE = 0.1
@@ -29,11 +30,15 @@ class Note:
     text: str
 
 
-def notes(runs: Sequence[Run]) -> list[Note]:
-    """All controls that apply to a set of comparable runs."""
+def notes(runs: Sequence[Run], parts: Sequence[Run] = ()) -> list[Note]:
+    """All controls that apply to a set of comparable runs.
+
+    parts: runs on some of the same problems at the same batch size, which can serve as controls.
+    """
     found = [_credit(run, runs) for run in runs if _has_credit(run)]
-    found += _end_of_text(runs)
+    found += _end_of_text(runs, parts)
     found += _padding(runs)
+    found += _padding_last(runs, parts)
     return found
 
 
@@ -111,11 +116,11 @@ def _accuracy_gap(run: Run, other: Run) -> str:
     )
 
 
-def _end_of_text(runs: Sequence[Run]) -> list[Note]:
+def _end_of_text(runs: Sequence[Run], parts: Sequence[Run]) -> list[Note]:
     """What stopping at the end of text alone gives, apart from any selection rule."""
     found = []
     stopping = [run for run in runs if is_sequential(run) and stops(run)]
-    missing = False
+    missing: list[str] = []
     seen: list[object] = []
     for run in runs:
         rule = (stops(run), surroundings(run))
@@ -126,19 +131,21 @@ def _end_of_text(runs: Sequence[Run]) -> list[Note]:
         full = next(
             (
                 r
-                for r in runs
+                for r in (*runs, *parts)
                 if is_sequential(r) and not stops(r) and surroundings(r) == surroundings(run)
             ),
             None,
         )
         if alone is None or full is None:
-            missing = True
+            missing += [r.name for r in runs if (stops(r), surroundings(r)) == rule]
             continue
+        alone = _same_problems(alone, full)
         gain = metrics.speedup(alone.samples, full.samples)
         found.append(
             Note(
                 "end of text",
-                f"The stop rule alone ({alone.name} against {full.name}): {gain.forwards:.2f}x "
+                f"The stop rule alone ({alone.name} against {full.name}, "
+                f"{len(full.samples):,} problems): {gain.forwards:.2f}x "
                 f"fewer forwards, {gain.wall_time:.2f}x less wall time, accuracy "
                 f"{100 * metrics.accuracy(alone.samples).value:.1f} % against "
                 f"{100 * metrics.accuracy(full.samples).value:.1f} %. Speedups in the table are "
@@ -146,15 +153,60 @@ def _end_of_text(runs: Sequence[Run]) -> list[Note]:
                 "them.",
             )
         )
+        found.append(
+            Note(
+                "padding",
+                f"Without a stop rule {full.name} needs {_forwards(full):.1f} passes per problem, "
+                f"of which {100 * _wasted_share(full):.0f} % decide nothing that is delivered; "
+                f"with it {100 * _wasted_share(alone):.0f} % of {_forwards(alone):.1f} do.",
+            )
+        )
     if missing:
         found.append(
             Note(
                 "end of text",
-                "Some runs have a stop rule whose gain alone is not shown, because strategy="
-                "sequential with and without it (strategy/stop=never) was not run in the same "
-                "surroundings.",
+                f"What the stop rule alone gives is not shown for {', '.join(missing)}, because "
+                "strategy=sequential with and without it (strategy/stop=never) was not run with "
+                "the same schedule, cache and sampler.",
             )
         )
+    return found
+
+
+def _same_problems(run: Run, other: Run) -> Run:
+    """A run on the problems of another one."""
+    return run.on({sample.problem for sample in other.samples})
+
+
+def _wasted_share(run: Run) -> float:
+    """Share of the passes that decide nothing delivered."""
+    return metrics.wasted_forwards(run.samples) / _forwards(run)
+
+
+def _forwards(run: Run) -> float:
+    return metrics.forwards_per_problem(run.samples).value
+
+
+def _padding_last(runs: Sequence[Run], parts: Sequence[Run]) -> list[Note]:
+    """The baseline against one that decides padding last: what remains of all speedups."""
+    found = []
+    for run in (*runs, *parts):
+        late = with_padding_last(run)
+        base = late and sequential_of(late, runs)
+        if base:
+            base = _same_problems(base, run)
+            ratio = metrics.speedup(run.samples, base.samples).forwards
+            found.append(
+                Note(
+                    "padding",
+                    f"A sequential run that decides padding last ({run.name}, "
+                    f"{len(run.samples):,} problems) needs "
+                    f"{_forwards(run):.1f} passes per problem instead of {_forwards(base):.1f}, "
+                    f"accuracy {100 * metrics.accuracy(run.samples).value:.1f} % against "
+                    f"{100 * metrics.accuracy(base.samples).value:.1f} %. Against it, every "
+                    f"speedup in forwards is {ratio:.2f} times smaller.",
+                )
+            )
     return found
 
 

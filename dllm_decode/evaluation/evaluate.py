@@ -12,10 +12,11 @@ from dllm_decode.engine import Engine
 from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.metrics import Sample, sample_of
+from dllm_decode.evaluation.problems import GAP
 from dllm_decode.loop import Decoder, Observer, Outcome
 from dllm_decode.models.loaded import Tokenizer
 from dllm_decode.strategy import parts_of
-from dllm_decode.types import Board, Change, Request
+from dllm_decode.types import Board, Change, Request, Vocab
 
 TEMPLATES = ("auto", "chat", "plain")
 Reference = tuple[Sequence[Sequence[int]], Sequence[int]]
@@ -28,9 +29,7 @@ def encode(tokenizer: Tokenizer, question: Question, template: str = "auto") -> 
     newline, answer, blank line, ..., question, newline; a lone question stands as it is), `auto`
     (chat where the checkpoint has one).
     """
-    require_choice("task.template", template, TEMPLATES)
-    chat = tokenizer.has_chat_template if template == "auto" else template == "chat"
-    if not chat:
+    if template_of(tokenizer, template) == "plain":
         turns = "".join(f"{asked}\n{answer}\n\n" for asked, answer in question.shots)
         return tuple(tokenizer.encode(f"{turns}{question.prompt}" + ("\n" if turns else "")))
     messages = [
@@ -39,6 +38,39 @@ def encode(tokenizer: Tokenizer, question: Question, template: str = "auto") -> 
         for role, text in zip(("user", "assistant"), turn, strict=False)
     ]
     return tuple(tokenizer.encode_chat(messages))
+
+
+def template_of(tokenizer: Tokenizer, template: str) -> str:
+    """`chat` or `plain`: what a template comes to with a tokenizer; see `encode`."""
+    require_choice("task.template", template, TEMPLATES)
+    if template != "auto":
+        return template
+    return "chat" if tokenizer.has_chat_template else "plain"
+
+
+def infilling(
+    tokenizer: Tokenizer, vocab: Vocab, question: Question
+) -> tuple[int, dict[int, int] | None]:
+    """Columns of a question, and the tokens its form fixes, by column, None without a form.
+
+    All columns behind the last gap hold the end of text, where the model has one. Raises
+    `ConfigError` where the answer does not fit into the gaps, one token each.
+    """
+    if not question.form:
+        return question.max_new_tokens, None
+    ids: list[int] = []
+    for number, piece in enumerate(question.form.split(GAP)):
+        ids += [vocab.mask_id] if number else []
+        ids += tokenizer.encode(piece) if piece else []
+    answer = tokenizer.encode(f" {question.label}")
+    pairs = zip(ids, answer, strict=False)
+    if len(ids) != len(answer) or any(own not in (vocab.mask_id, token) for own, token in pairs):
+        raise ConfigError(
+            "task.problems.infill needs a model whose tokenizer makes one token of every word; "
+            f"{question.label!r} has {len(answer)} tokens and its form {len(ids)}"
+        )
+    ids += vocab.eot_ids[:1] * (question.max_new_tokens - len(ids))
+    return len(ids), {place: token for place, token in enumerate(ids) if token != vocab.mask_id}
 
 
 class Proposals(Observer):
@@ -76,15 +108,18 @@ class Evaluation:
 
     decoder: the parts; tokenizer; reference: makes what strategies that need a reference imitate,
     from a request and the keys of its questions: the tokens and the forwards they took, per row
-    (None: such strategies are refused by the loop); template: see `encode`; max_batch:
-    rows decoded together; seed: question i is decoded with seed + i; clock: seconds, for tests.
+    (None: such strategies are refused by the loop); template: see `encode`; max_batch,
+    max_tokens_in_flight, batching: see `Engine`; seed: question i is decoded with seed + i; clock:
+    seconds, for tests.
     """
 
     decoder: Decoder
     tokenizer: Tokenizer
     reference: Callable[[Request, Sequence[str]], Reference] | None = None
     template: str = "auto"
-    max_batch: int = 32
+    max_batch: int = 16
+    max_tokens_in_flight: int | None = None
+    batching: str = "continuous"
     seed: int = 0
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
 
@@ -117,16 +152,31 @@ class Evaluation:
         proposals = Proposals(request.lengths)
         imitates = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
         observers = self.decoder.observers if imitates else (*self.decoder.observers, proposals)
-        engine = Engine(replace(self.decoder, observers=observers), self.max_batch)
+        engine = Engine(
+            replace(self.decoder, observers=observers),
+            self.max_batch,
+            self.max_tokens_in_flight,
+            self.batching,
+        )
         for row, outcome, seconds in self._timed(engine, request):
             ready = [] if imitates else proposals.of(row, len(outcome.sequence))
-            yield self._graded(chosen[row][1], outcome, ready, seconds, reference_forwards[row])
+            yield self._graded(
+                chosen[row][1],
+                outcome,
+                ready,
+                seconds,
+                slots=request.lengths[row],
+                reference_forwards=reference_forwards[row],
+            )
 
     def _request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+        vocab = self.decoder.denoiser.vocab
+        canvases = [infilling(self.tokenizer, vocab, q) for _, q in chosen]
         return Request(
             prompts=tuple(encode(self.tokenizer, q, self.template) for _, q in chosen),
-            max_new_tokens=tuple(q.max_new_tokens for _, q in chosen),
+            max_new_tokens=tuple(columns for columns, _ in canvases),
             seeds=tuple(self.seed + place for place, _ in chosen),
+            fixed=tuple(fixed for _, fixed in canvases),
         )
 
     def _with_reference(
@@ -159,6 +209,8 @@ class Evaluation:
         outcome: Outcome,
         ready: Sequence[int],
         seconds: float,
+        *,
+        slots: int,
         reference_forwards: int,
     ) -> Sample:
         eot_ids = self.decoder.denoiser.vocab.eot_ids
@@ -172,7 +224,7 @@ class Evaluation:
             prompt=question.prompt,
             text=text,
             correct=not outcome.error and question.grade(text),
-            slots=question.max_new_tokens,
+            slots=slots,
             eot_ids=eot_ids,
             ready=ready,
             seconds=seconds,

@@ -67,6 +67,7 @@ def canvas(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
 
 
 def pyplot() -> Any:
+    """Matplotlib's pyplot, for files and not for a screen; raises `ConfigError` without it."""
     try:
         import matplotlib
     except ImportError:

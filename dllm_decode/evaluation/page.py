@@ -10,7 +10,15 @@ from pathlib import Path
 
 from dllm_decode.evaluation.controls import Note
 from dllm_decode.evaluation.metrics import definitions
-from dllm_decode.evaluation.tables import COLUMNS, Row, cells, markdown
+from dllm_decode.evaluation.tables import (
+    COLUMNS,
+    Row,
+    Timing,
+    cells,
+    markdown,
+    markdown_table,
+    wall_time_cells,
+)
 
 OVERALL = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
            "speedup_forwards", "speedup_useful", "speedup_wall", "headroom")  # fmt: skip
@@ -32,7 +40,9 @@ class Report:
     """What a report says: title, facts about model, machine and settings, tables and notes.
 
     facts: name to text; overall: a row per run; tasks: task name to its rows; notes: the controls;
-    warnings: what was left out and why; preface: Markdown put before the tables.
+    parts: a row per run on part of the problems, with the baseline on the same ones; times: wall
+    times by batch size; warnings: what was left out and why; preface: Markdown put before the
+    tables.
     """
 
     title: str
@@ -40,6 +50,8 @@ class Report:
     overall: Sequence[Row]
     tasks: Mapping[str, Sequence[Row]]
     notes: Sequence[Note]
+    parts: Sequence[Row] = ()
+    times: Sequence[Timing] = ()
     warnings: Sequence[str] = ()
     preface: str = ""
 
@@ -56,6 +68,11 @@ def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
     for path in figures:
         caption = _CAPTIONS.get(Path(path).stem, "")
         parts.append(f"![{caption}]({path})\n")
+    if report.times:
+        heads, lines = wall_time_cells(report.times)
+        parts += [f"## Wall time\n\n{_WALL_TIME}\n", markdown_table(heads, lines) + "\n"]
+    if report.parts:
+        parts += [f"## {_PARTS} ({report.parts[0].problems:,})\n", markdown(report.parts, OVERALL)]
     if report.notes:
         parts += ["## Controls\n", "".join(f"- **{n.kind}.** {n.text}\n" for n in report.notes)]
     parts.append("## Task by task\n")
@@ -80,6 +97,11 @@ def definitions_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+_PARTS = "On part of the problems"
+_WALL_TIME = (
+    "Of decoding alone, on the same kinds of problems at each batch size; small batches were "
+    "timed on fewer problems. Speedups are against the sequential run at the same batch size."
+)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; margin: 2rem auto;
        max-width: 80rem; padding: 0 1rem; }
@@ -109,6 +131,12 @@ def to_html(report: Report, figures: Mapping[str, str]) -> str:
     for name, svg in figures.items():
         caption = escape(_CAPTIONS.get(name, ""))
         body.append(f"<figure>{_inline(svg, name)}<figcaption>{caption}</figcaption></figure>")
+    if report.times:
+        body += ["<h2>Wall time</h2>", f"<p>{escape(_WALL_TIME)}</p>"]
+        body.append(_grid(*wall_time_cells(report.times)))
+    if report.parts:
+        body += [f"<h2>{_PARTS} ({report.parts[0].problems:,})</h2>"]
+        body.append(_table(report.parts, OVERALL))
     if report.notes:
         items = "".join(
             f"<li><strong>{escape(n.kind)}.</strong> {escape(n.text)}</li>" for n in report.notes
@@ -148,6 +176,23 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return (
         f'<div class="wide"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _grid(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of texts; all columns but the first are numbers."""
+
+    def row(kind: str, insides: Sequence[str]) -> str:
+        marks = ["", *[' class="number"'] * (len(insides) - 1)]
+        pairs = zip(marks, insides, strict=True)
+        return "".join(f"<{kind}{mark}>{inside}</{kind}>" for mark, inside in pairs)
+
+    body = "".join(f"<tr>{row('td', [escape(text) for text in line])}</tr>" for line in lines)
+    # "time (ms)": the unit in small letters below
+    units = [re.sub(r" \((.*)\)$", r"<small>\1</small>", escape(head)) for head in heads]
+    return (
+        f'<div class="wide"><table><thead><tr>{row("th", units)}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

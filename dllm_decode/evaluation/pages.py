@@ -50,14 +50,16 @@ def refresh(folder: str | Path, runs: Sequence[Run]) -> list[Path]:
 
 def _filled(found: re.Match[str], page: Path, runs: Sequence[Run]) -> str:
     """One marked place with its table."""
-    by_name = {run.name: run for run in runs}
+    by_name = {run.name: run for run in reversed(runs)}  # of one name the first
     names = [name.strip() for name in found[1].split(";")]
     for name in names:
         if name not in by_name:
-            raise ConfigError(
-                f"task.pages: {page} names the run {name!r}; there are {', '.join(by_name)}"
-            )
-    table = section([by_name[name] for name in names], runs)
+            known = ", ".join(dict.fromkeys(run.name for run in runs))
+            raise ConfigError(f"task.pages: {page} names the run {name!r}; there are {known}")
+    chosen = [by_name[name] for name in names]
+    # where some of them had fewer problems, all are compared on these
+    problems = {s.problem for s in min(chosen, key=lambda run: len(run.samples)).samples}
+    table = section([run.on(problems) for run in chosen], [run.on(problems) for run in runs])
     return f"<!-- runs: {found[1]} -->\n{table}\n{END}"
 
 

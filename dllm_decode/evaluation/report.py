@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rich.text import Text
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import figures, page, tables
 from dllm_decode.evaluation.controls import notes
-from dllm_decode.evaluation.store import Collection, Run, check_comparable, collect, read_run
+from dllm_decode.evaluation.store import Found, Run, collect, read_run, whole_and_parts
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -60,12 +60,15 @@ class Written:
     """What a report consists of. report: its content; files: what was written."""
 
     report: page.Report
-    collection: Collection
+    collection: Found
     files: tuple[Path, ...]
 
 
-def chosen_runs(collection: Collection, only: str | None) -> list[Run]:
-    """The runs whose name or folder contains a text; raises `ConfigError` for none."""
+def chosen_runs(collection: Found, only: str | None) -> tuple[list[Run], list[Run]]:
+    """The runs whose name or folder contains a text, and such runs on part of their problems.
+
+    Raises `ConfigError` for none, and for runs that no table should mix.
+    """
     runs = [
         run
         for run in collection.runs
@@ -75,18 +78,21 @@ def chosen_runs(collection: Collection, only: str | None) -> list[Run]:
         failed = "; ".join((*collection.broken, *collection.failed, *collection.unfinished))
         which = f"contain {only!r}" if only else "are finished"
         raise ConfigError(f"task.runs: no runs {which}" + (f" ({failed})" if failed else ""))
-    check_comparable(runs)
-    return distinct(sorted(runs, key=_place))
+    whole, parts = whole_and_parts(sorted(runs, key=_place))
+    return (
+        distinct(whole, lambda run: (run.name,)),
+        distinct(parts, lambda run: (run.name, run.batch_size)),
+    )
 
 
-def distinct(runs: Sequence[Run]) -> list[Run]:
-    """Of runs with one name and the same settings (code or batch differ) the newest."""
-    newest: dict[str, Run] = {}
+def distinct(runs: Sequence[Run], key: Callable[[Run], tuple[object, ...]]) -> list[Run]:
+    """Of runs with the same key (the code differs) the newest."""
+    newest: dict[tuple[object, ...], Run] = {}
     for run in runs:
-        other = newest.get(run.name)
+        other = newest.get(key(run))
         if other is None or _time(run) >= _time(other):
-            newest[run.name] = run
-    return [run for run in runs if newest[run.name] is run]
+            newest[key(run)] = run
+    return [run for run in runs if newest[key(run)] is run]
 
 
 def _time(run: Run) -> str:
@@ -100,7 +106,7 @@ def _place(run: Run) -> tuple[bool, bool, int, str]:
 
 
 def write_report(
-    collection: Collection,
+    collection: Found,
     folder: Path,
     *,
     only: str | None = None,
@@ -113,7 +119,9 @@ def write_report(
     only: keep runs whose name or folder contains this text; preface: Markdown before the tables.
     Raises `ConfigError` for runs that no table should mix, saying which differ and how.
     """
-    runs = chosen_runs(collection, only)
+    runs, parts = chosen_runs(collection, only)
+    size = runs[0].batch_size
+    smaller = [run for run in parts if run.batch_size == size]
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     by_task = {
         task: tables.rows_of([run for run in runs if task in run.tasks], task) for task in tasks
@@ -123,13 +131,15 @@ def write_report(
         facts=facts_of(runs),
         overall=tables.rows_of(runs, None),
         tasks=by_task,
-        notes=notes(runs),
+        parts=tables.rows_of(beside(runs, smaller), None) if smaller else [],
+        times=tables.wall_times([*runs, *(run for run in parts if run.batch_size != size)]),
+        notes=notes(runs, smaller),
         warnings=(*collection.broken, *collection.failed, *collection.unfinished),
         preface=preface,
     )
     folder.mkdir(parents=True, exist_ok=True)
     drawn = figures.draw_all(runs, folder / "figures") if draw else []
-    every = [*report.overall, *(row for rows in by_task.values() for row in rows)]
+    every = [*report.overall, *report.parts, *(row for rows in by_task.values() for row in rows)]
     texts = {
         "table.csv": tables.csv_text(every),
         "report.md": page.to_markdown(report, [f"figures/{path.name}" for path in drawn]),
@@ -138,9 +148,24 @@ def write_report(
             report, {path.stem: path.read_text(encoding="utf-8") for path in drawn}
         ),
     }
+    if report.times:
+        texts["wall_time.csv"] = tables.wall_time_csv(report.times)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return Written(report, collection, (*(folder / name for name in texts), *drawn))
+
+
+def beside(runs: Sequence[Run], parts: Sequence[Run]) -> list[Run]:
+    """Runs on part of the problems, with the baseline and the oracle on the same ones.
+
+    Of parts that hold different problems the most frequent choice is kept.
+    """
+    choices = [frozenset(s.problem for s in part.samples) for part in parts]
+    problems = max(choices, key=choices.count)
+    baselines = [run.on(problems) for run in runs if tables.is_sequential(run)]
+    oracles = [run.on(problems) for run in runs if tables.is_oracle(run)]
+    chosen = [part for part, own in zip(parts, choices, strict=True) if own == problems]
+    return [*baselines, *chosen, *oracles]
 
 
 def facts_of(runs: Sequence[Run]) -> dict[str, str]:

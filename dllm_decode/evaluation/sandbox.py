@@ -204,7 +204,8 @@ def _wrapper() -> tuple[str, ...]:
         return ()
     for flags in (("-n", "-p", "--fork", "--kill-child"), ("-n",)):
         command = (unshare, *(() if os.geteuid() == 0 else ("-r",)), *flags)
-        if _succeeds([*command, "/bin/true"]):
+        # with the interpreter itself: a user namespace can make its folder unreadable
+        if _succeeds([*command, sys.executable, "-I", "-S", "-c", ""]):
             return command
     return ()
 

@@ -8,8 +8,8 @@ import importlib
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -184,6 +184,15 @@ class Run:
         settings: Mapping[str, Any] = self.results["settings"]
         return settings
 
+    @property
+    def batch_size(self) -> int:
+        """Problems decoded together; 0 where that was not recorded."""
+        return int(self.results.get("batch_size", 0))
+
+    def on(self, problems: Collection[str]) -> Run:
+        """The run restricted to some problems."""
+        return replace(self, samples=tuple(s for s in self.samples if s.problem in problems))
+
     def of(self, task: str | None) -> tuple[Sample, ...]:
         """The samples of one task, None for all."""
         return tuple(s for s in self.samples if task is None or s.task == task)
@@ -196,7 +205,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Collection:
+class Found:
     """What a runs folder holds. broken, failed, unfinished: sentences that name the folder."""
 
     runs: tuple[Run, ...]
@@ -205,7 +214,7 @@ class Collection:
     unfinished: tuple[str, ...]
 
 
-def collect(folder: str | Path) -> Collection:
+def collect(folder: str | Path) -> Found:
     """All jobs below a folder; raises `ConfigError` if there is none at all."""
     root = Path(folder)
     if not root.is_dir():
@@ -228,7 +237,7 @@ def collect(folder: str | Path) -> Collection:
     if not (runs or broken or failed or unfinished):
         raise ConfigError(f"task.runs: {root} holds no evaluation runs (no {JOB} below it)")
     runs.sort(key=lambda run: (int(run.results["order"]), run.name))
-    return Collection(tuple(runs), tuple(broken), tuple(failed), tuple(unfinished))
+    return Found(tuple(runs), tuple(broken), tuple(failed), tuple(unfinished))
 
 
 def _reason(path: Path) -> str:
@@ -252,6 +261,33 @@ def read_run(path: Path) -> Run:
             f"{RESULTS} counts"
         )
     return Run(path, results, tuple(samples))
+
+
+def whole_and_parts(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Runs on the same problems, and runs on some of these problems, asked in the same way.
+
+    Raises `ConfigError` for runs that are neither, see `check_comparable`.
+    """
+    largest = max(runs, key=lambda run: len(run.samples))
+    parts = [run for run in runs if _is_part(run, largest)]
+    whole = [run for run in runs if run not in parts]
+    check_comparable(whole)
+    return whole, parts
+
+
+def _is_part(run: Run, largest: Run) -> bool:
+    asked, same = (r.results.get("manner") for r in (run, largest))
+    if len(run.samples) >= len(largest.samples) or not asked or not same:
+        return False
+    alike = all(
+        run.results.get(key) == largest.results.get(key) for key in ("model", "template", "seed")
+    )
+    known = {(s.problem, s.prompt) for s in largest.samples}
+    return (
+        alike
+        and all(same.get(task) == how for task, how in asked.items())
+        and all((s.problem, s.prompt) in known for s in run.samples)
+    )
 
 
 def check_comparable(runs: Sequence[Run]) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.metrics import Sample, Speedup
@@ -124,6 +124,17 @@ def is_sequential(run: Run) -> bool:
     return is_plain(run) and selection(run) == "TopK" and one
 
 
+def with_padding_last(run: Run) -> Run | None:
+    """The run without its `DeferTokens`, None unless that leaves a sequential run."""
+    strategy = run.settings["strategy"]
+    names = [str(part.get("_target_")) for part in (strategy.get("transforms") or {}).values()]
+    if [name.rpartition(".")[2] for name in names] != ["DeferTokens"]:
+        return None
+    settings = {**run.settings, "strategy": {**strategy, "transforms": {}}}
+    plain = replace(run, results={**run.results, "settings": settings})
+    return plain if is_sequential(plain) else None
+
+
 def surroundings(run: Run) -> tuple[object, ...]:
     """Everything but strategy: schedule, cache, sampler."""
     return tuple(run.settings.get(name) for name in ("schedule", "cache", "sampler"))
@@ -149,6 +160,46 @@ def sequential_of(run: Run, runs: Sequence[Run]) -> Run | None:
         and surroundings(other) == surroundings(run)
     ]
     return same[0] if same else None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of one run at its batch size.
+
+    speedup: of the sequential run of the same settings at the same batch size; None without one.
+    """
+
+    strategy: str
+    batch_size: int
+    problems: int
+    seconds_per_problem: float
+    tokens_per_second: float
+    speedup: float | None
+
+
+def wall_times(runs: Sequence[Run]) -> list[Timing]:
+    """One entry per run, by rising batch size; empty if all have the same one."""
+    sizes = sorted({run.batch_size for run in runs})
+    if len(sizes) < 2:
+        return []
+    return [
+        _timing(run, sequential_of(run, [r for r in runs if r.batch_size == size]))
+        for size in sizes
+        for run in runs
+        if run.batch_size == size
+    ]
+
+
+def _timing(run: Run, base: Run | None) -> Timing:
+    comparable = base is not None and _same(run.samples, base.samples)
+    return Timing(
+        run.name,
+        run.batch_size,
+        len(run.samples),
+        metrics.seconds_per_problem(run.samples),
+        metrics.tokens_per_second(run.samples),
+        metrics.speedup(run.samples, base.samples).wall_time if comparable and base else None,
+    )
 
 
 # Forms.
@@ -243,6 +294,46 @@ def markdown_table(
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
     )
+
+
+def wall_time_cells(times: Sequence[Timing]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines of a table: a line per strategy, three columns per batch size."""
+    sizes = sorted({timing.batch_size for timing in times})
+    by_key = {(timing.strategy, timing.batch_size): timing for timing in times}
+    heads = ["strategy"]
+    for size in sizes:
+        heads += [
+            f"time at batch {size} (ms per problem)",
+            "tokens per second",
+            "speedup (in wall time)",
+        ]
+    lines = []
+    for name in dict.fromkeys(timing.strategy for timing in times):
+        line = [name]
+        for size in sizes:
+            timing = by_key.get((name, size))
+            line += ["-"] * 3 if timing is None else _wall_time(timing)
+        lines.append(line)
+    return heads, lines
+
+
+def _wall_time(timing: Timing) -> list[str]:
+    return [
+        f"{1000 * timing.seconds_per_problem:.1f}",
+        _number(timing.tokens_per_second, "{:.0f}"),
+        "-" if timing.speedup is None else _number(timing.speedup, "{:.2f}x"),
+    ]
+
+
+def wall_time_csv(times: Sequence[Timing]) -> str:
+    """All wall times in full precision."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([entry.name for entry in fields(Timing)])
+    for timing in times:
+        values = [getattr(timing, entry.name) for entry in fields(Timing)]
+        writer.writerow("" if value is None else value for value in values)
+    return buffer.getvalue()
 
 
 def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:

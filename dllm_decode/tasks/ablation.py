@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
 
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_count
 from dllm_decode.tasks import Context, Task
@@ -19,18 +23,29 @@ class Ablation(Task):
     settings. Finished jobs are skipped and unfinished ones continued, as with `task=eval`.
 
     jobs: each a line of overrides separated by blanks, e.g. `strategy=threshold
-    strategy.select.threshold=0.8`; overrides of the command line other than of `task` and
-    `experiment` go to every job, in front of the job's own; families, count, batch_size, resume:
-    see `Eval`; runs: folder of the jobs; title, preface, markdown, pages, output,
-    figures: see `Report`.
+    strategy.select.threshold=0.8`; common: a line of overrides for all of them; overrides of the
+    command line other than of `task` and `experiment` go to every job as well, behind the common
+    ones and in front of the job's own; families, count, batch_size, resume: see `Eval`; parts: jobs
+    that are done with part_count problems per family only, and reported beside the others;
+    timed_batches: sizes at which every job is done once more, with timed_count problems per family,
+    for its wall time; workers: processes that share all these jobs, each with a model of its own
+    and its share of the cores.
+
+    runs: folder of the jobs; title, preface, markdown, pages, output, figures: see `Report`.
     """
 
     jobs: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    part_count: int = 25
+    common: str = ""
     families: str | list[str] = "shown"
     count: int = 100
     batch_size: int = 16
     runs: str = "runs/eval"
     resume: bool = True
+    timed_batches: list[int] = field(default_factory=list)
+    timed_count: int = 10
+    workers: int = 1
     title: str = "Ablation"
     preface: str | None = None
     markdown: str | None = None
@@ -41,12 +56,17 @@ class Ablation(Task):
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
         require_count("batch_size", self.batch_size)
+        require_count("task.part_count", self.part_count)
+        require_count("task.timed_count", self.timed_count)
+        require_count("task.workers", self.workers)
+        for size in self.timed_batches:
+            require_count("task.timed_batches", size)
         if not self.jobs or any(not str(job).strip() for job in self.jobs):
             raise ConfigError(
                 "task.jobs must list at least one line of overrides, e.g. 'strategy=credit'; "
                 f"got {list(self.jobs)!r}"
             )
-        if len(set(self.jobs)) < len(self.jobs):
+        if len({*self.jobs, *self.parts}) < len(self.jobs) + len(self.parts):
             raise ConfigError("task.jobs must not name a job twice")
 
     def run(self, context: Context) -> int:
@@ -61,15 +81,55 @@ class Ablation(Task):
         """
         from dllm_decode.config import compose_checked
 
-        composed = [compose_checked(self.overrides(context, job)) for job in self.jobs]
+        lines = self.lines()
+        for line in lines:  # what cannot be is refused before the first job starts
+            compose_checked(self.overrides(context, line))
+        if self.workers == 1:
+            return sum(self._one(context, lines, number) for number in range(len(lines)))
+        return self._shared(context, lines)
+
+    def lines(self) -> list[str]:
+        """The jobs, those with fewer problems, and those that are done again for their time.
+
+        Oracles come last, so that they find the sequential run that they imitate.
+        """
+        part, few = min(self.part_count, self.count), min(self.timed_count, self.count)
+        lines = [*self.jobs, *(f"{job} task.count={part}" for job in self.parts)]
+        for size in self.timed_batches:
+            lines += [f"{job} task.count={few} batch_size={size}" for job in self.jobs]
+        return sorted(lines, key=lambda line: "strategy=oracle" in line)
+
+    def _one(self, context: Context, lines: Sequence[str], number: int) -> int:
+        """One job; returns 1 if it failed, and says why."""
+        from dllm_decode.config import compose_checked
+
+        context.display.say(f"job {number + 1} of {len(lines)}: {lines[number]}")
+        cfg = compose_checked(self.overrides(context, lines[number]))
+        try:
+            return self._evaluate(replace(context, cfg=cfg), lines[number], number)
+        except DllmDecodeError as error:
+            context.display.say(f"failed: {error}", "bold")
+            return 1
+
+    def _shared(self, context: Context, lines: Sequence[str]) -> int:
+        """All jobs, among worker processes; returns how many failed."""
+        pool = ProcessPoolExecutor(
+            self.workers, get_context("spawn"), _share_cores, initargs=(self.workers,)
+        )
+        plain = (context.overrides, dict(context.choices), context.folder.path)
+        jobs = {
+            pool.submit(_in_worker, self, *plain, lines, number): number
+            for number in range(len(lines))
+        }
         failed = 0
-        for number, (job, cfg) in enumerate(zip(self.jobs, composed, strict=True)):
-            context.display.say(f"job {number + 1} of {len(self.jobs)}: {job}")
-            try:
-                failed += self._evaluate(replace(context, cfg=cfg), job, number)
-            except DllmDecodeError as error:
-                failed += 1
-                context.display.say(f"failed: {error}", "bold")
+        try:
+            for done, job in enumerate(as_completed(jobs), start=1):
+                error = job.result()
+                failed += error is not None
+                words = f"{done} of {len(lines)} done: {lines[jobs[job]]}"
+                context.display.say(words + (f"; failed: {error}" if error else ""))
+        finally:
+            pool.shutdown(cancel_futures=True)
         return failed
 
     def report(self, context: Context) -> int:
@@ -99,7 +159,7 @@ class Ablation(Task):
             f"batch_size={self.batch_size}",
         ]
         own += [f"runs='{self.runs}'", f"task.resume={str(self.resume).lower()}"]
-        return ("task=eval", *shared, *own, *job.split())
+        return ("task=eval", *self.common.split(), *shared, *own, *job.split())
 
     def _evaluate(self, context: Context, job: str, number: int) -> int:
         from dllm_decode.build import build_task
@@ -108,8 +168,8 @@ class Ablation(Task):
 
         task = build_task(context.cfg)
         assert isinstance(task, Eval)
-        words = job.split()
-        choices = {**context.choices, **_choices((*context.overrides, *words))}
+        words = (*self.common.split(), *context.overrides, *job.split())
+        choices = {**context.choices, **_choices(words)}
         place = RunFolder(context.folder.path / "jobs" / f"{number:02d}")
         job_context = replace(
             context,
@@ -124,3 +184,33 @@ def _choices(overrides: Sequence[str]) -> dict[str, str]:
     """Options of groups among overrides."""
     pairs = [text.lstrip("+").partition("=") for text in overrides]
     return {key: value for key, sign, value in pairs if sign and "." not in key and "/" not in key}
+
+
+def _share_cores(workers: int) -> None:
+    """Start of a worker process."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def _in_worker(
+    task: Ablation,
+    overrides: tuple[str, ...],
+    choices: Mapping[str, str],
+    folder: Path,
+    lines: Sequence[str],
+    number: int,
+) -> str | None:
+    """One job in a process of its own; returns why it failed, None if it did not."""
+    from dllm_decode.config import compose_checked
+    from dllm_decode.display import make_display
+    from dllm_decode.runfolder import RunFolder
+
+    shown = make_display("none")
+    context = Context(compose_checked(()), overrides, choices, RunFolder(folder), shown)
+    cfg = compose_checked(task.overrides(context, lines[number]))
+    try:
+        failed = task._evaluate(replace(context, cfg=cfg), lines[number], number)
+        return "some problems could not be decoded" if failed else None
+    except DllmDecodeError as error:
+        return str(error)

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
+from dllm_decode.evaluation.problems import FAMILIES, TRAINED, Variant
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
@@ -42,18 +43,20 @@ _FINISHED: dict[Path, None] = {}  # jobs of this process, for the table at the e
 class Eval(Task):
     """Measures one combination of model, strategy, schedule, cache and sampler on problems.
 
-    Problems. families: bundled ones by name, `shown` (those the bundled model solves) or `all`;
-    split: `held_out` or `train`; count: problems per family, or of the file; seed: of the draw, and
-    question i is decoded with seed + i; data: a JSONL file instead, see
-    `dllm_decode.evaluation.data`; format: of the file, None: told from its keys; max_new_tokens:
-    columns per answer, None: what family or format needs. Exact toy worlds bring their own
-    problems, and families do not matter.
+    Problems. families: bundled ones by name, `shown` (those the bundled model solves), `trained`
+    (those it is trained on) or `all`; problems: list lengths, clues and other changes to them, see
+    `dllm_decode.evaluation.problems.variant`; split: `held_out` or `train`; count: problems per
+    family, or of the file; seed: of the draw, and question i is decoded with seed + i; data: a
+    JSONL file instead, see `dllm_decode.evaluation.data`; format: of the file, None: told from its
+    keys; max_new_tokens: columns per answer, None: what family or format needs. Exact toy worlds
+    bring their own problems, and families do not matter.
 
     Prompts. template: `auto`, `chat` or `plain`, see `dllm_decode.evaluation.evaluate.encode`;
     shots: a file of examples in the same format; shot_count: how many of them, from the top, stand
     before every question.
 
-    Running. batch_size: problems decoded together, which changes speed and nothing else; run_code:
+    Running. batch_size: problems decoded together, max_tokens_in_flight and batching: see `Engine`,
+    all of which change speed and nothing else; run_code:
     allow graders that execute answers, see `dllm_decode.evaluation.sandbox`; code_seconds: time
     limit of one execution.
 
@@ -63,6 +66,7 @@ class Eval(Task):
     """
 
     families: str | list[str] = "shown"
+    problems: Variant = field(default_factory=Variant)
     split: str = "held_out"
     count: int = 100
     seed: int = 0
@@ -73,6 +77,8 @@ class Eval(Task):
     shots: str | None = None
     shot_count: int = 0
     batch_size: int = 16
+    max_tokens_in_flight: int | None = None
+    batching: str = "continuous"
     run_code: bool = False
     code_seconds: float = 30.0
     runs: str = "runs/eval"
@@ -82,6 +88,9 @@ class Eval(Task):
         require_count("task.count", self.count)
         require_count("seed", self.seed, minimum=0)
         require_count("batch_size", self.batch_size)
+        if self.max_tokens_in_flight is not None:
+            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
+        require_choice("batching", self.batching, ("continuous", "static"))
         require_count("task.shot_count", self.shot_count, minimum=0)
         if self.max_new_tokens is not None:
             require_count("max_new_tokens", self.max_new_tokens)
@@ -97,9 +106,12 @@ class Eval(Task):
             )
         if self.data is None and (self.format is not None or self.shots is not None):
             raise ConfigError("task.format and task.shots need task.data, a file of problems")
+        if self.data is not None and self.problems != Variant():
+            raise ConfigError("task.problems changes bundled families; task.data is a file")
         if not self.runs:
             raise ConfigError("task.runs must name a folder, got an empty text")
-        self.family_names()  # unknown families are refused before a model is loaded
+        for name in self.family_names():  # refused before a model is loaded
+            self.problems.of(FAMILIES[name])
 
     def run(self, context: Context) -> int:
         """Decode what is not done yet; returns 0, or 1 if a problem could not be decoded."""
@@ -137,10 +149,10 @@ class Eval(Task):
 
     def family_names(self) -> list[str]:
         """Names of the bundled families; raises `ConfigError` for unknown ones and for none."""
-        from dllm_decode.evaluation.problems import FAMILIES
-
         if self.families == "all":
             return list(FAMILIES)
+        if self.families == "trained":
+            return list(TRAINED)
         if self.families == "shown":
             return [family.name for family in FAMILIES.values() if family.shown] or list(FAMILIES)
         names = [self.families] if isinstance(self.families, str) else list(self.families)
@@ -149,8 +161,8 @@ class Eval(Task):
         for name in names:
             if name not in FAMILIES:
                 raise ConfigError(
-                    f"task.families must be shown, all, or names of {', '.join(FAMILIES)}; "
-                    f"got {name!r}"
+                    "task.families must be shown, trained, all, or names of "
+                    f"{', '.join(FAMILIES)}; got {name!r}"
                 )
         return names
 
@@ -168,7 +180,9 @@ class Eval(Task):
             found = [
                 question
                 for family in self.family_names()
-                for question in data.bundled(family, self.count, self.seed, self.split)
+                for question in data.bundled(
+                    family, self.count, self.seed, self.split, self.problems
+                )
             ]
         if self.max_new_tokens is None:
             return found
@@ -215,6 +229,8 @@ class Eval(Task):
             "seed": self.seed,
             "template": self.template,
             "batch_size": self.batch_size,
+            "max_tokens_in_flight": self.max_tokens_in_flight,
+            "batching": self.batching,
         }
 
     # Doing it.
@@ -235,6 +251,8 @@ class Eval(Task):
             reference=partial(self._reference, context, decoder, questions),
             template=self.template,
             max_batch=self.batch_size,
+            max_tokens_in_flight=self.max_tokens_in_flight,
+            batching=self.batching,
             seed=self.seed,
         )
         done = frozenset(sample.problem for sample in folder.samples)
@@ -285,7 +303,8 @@ class Eval(Task):
     ) -> dict[str, Any]:
         """What `results.json` holds."""
         from dllm_decode.evaluation import metrics
-        from dllm_decode.evaluation.data import digest
+        from dllm_decode.evaluation.data import digest, manner
+        from dllm_decode.evaluation.evaluate import template_of
 
         tasks = list(dict.fromkeys(question.task for question in questions))
         by_task = {
@@ -297,9 +316,11 @@ class Eval(Task):
             "task_names": tasks,
             "problems": len(questions),
             "digest": digest(questions),
+            "manner": manner(questions),
             "batch_size": self.batch_size,
             "seed": self.seed,
-            "template": self.template,
+            "template": template_of(decoder.model.tokenizer, self.template),
+            "shots": {"file": self.shots, "count": self.shot_count},
             "errors": sum(bool(sample.error) for sample in folder.samples),
             "figures": plain({"all": metrics.summary(folder.samples), **by_task}),
             "environment": environment(),

@@ -76,7 +76,9 @@ class Report(Task):
         if self.markdown is not None:
             self._publish(folder, Path(self.markdown))
         if self.pages is not None:
-            for path in refresh(self.pages, chosen_runs(collection, self.only)):
+            whole, parts = chosen_runs(collection, self.only)
+            smaller = [run for run in parts if run.batch_size == whole[0].batch_size]
+            for path in refresh(self.pages, [*whole, *smaller]):
                 context.display.say(f"filled: {path}")
         context.display.say(f"report: {folder / 'report.html'}")
         return int(bool(collection.broken or collection.failed))

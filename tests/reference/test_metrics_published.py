@@ -41,3 +41,21 @@ def test_aup_of_a_single_point_at_one_token_per_forward_is_its_accuracy():
     # d3LLM's table for GSM8K: LLaDA at 72.55 %, AUP 72.55, whoever else is compared
     for best in (72.55, 74.68, 84.0):
         assert aup([(1.0, 72.55)], best_accuracy=best) == pytest.approx(72.55)
+
+
+# d3LLM's table for GSM8K-CoT: tokens per forward and accuracy [%], as published with the table.
+GSM8K_COT = {
+    "LLaDA": [(1.0, 72.55)],
+    "Fast-dLLM": [(1.0, 74.79), (2.77, 74.68)],
+    "D2F": [(1.0, 74.98), (2.88, 74.39)],
+    "dParallel": [(1.0, 74.0), (5.14, 72.63)],
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "published"),
+    [("LLaDA", 72.55), ("Fast-dLLM", 205.78), ("D2F", 213.76), ("dParallel", 358.14)],
+)
+def test_aup_of_the_published_table(method, published):
+    best = max(accuracy for points in GSM8K_COT.values() for _, accuracy in points)
+    assert aup(GSM8K_COT[method], best) == pytest.approx(published, abs=0.005)

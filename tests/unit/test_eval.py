@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from dllm_decode.build import build, build_node, build_task
 from dllm_decode.cli import main
 from dllm_decode.config import compose_checked
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics, store
-from dllm_decode.evaluation.data import Question
-from dllm_decode.evaluation.evaluate import Evaluation, check_questions, encode
+from dllm_decode.evaluation.data import Question, bundled
+from dllm_decode.evaluation.evaluate import Evaluation, check_questions, encode, infilling
 from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.problems import FAMILIES, TRAINED, Variant
 from dllm_decode.tasks import eval as task_module
 from dllm_decode.tasks.eval import Eval, job_name, world_questions
+from dllm_decode.types import Vocab
 
 SEQUENTIAL = ("strategy=sequential",)
 
@@ -108,6 +111,27 @@ def test_time_is_counted_for_decoding_only():
     slow = Evaluation(run.decoder, run.tokenizer, max_batch=2, clock=lambda: float(next(ticks)))
     samples = list(slow.samples(questions[:4]))
     assert sum(s.seconds for s in samples) == 4  # one tick per answer, none for grading
+
+
+def bundled_decoder():
+    return build(compose_checked(["model.checkpoint=bundled:llada-tiny", "strategy=threshold"]))
+
+
+def test_in_the_infilling_form_labels_stand_and_names_are_decoded():
+    decoder = bundled_decoder()
+    run = Evaluation(decoder.decoder, decoder.model.tokenizer)
+    for question in bundled("copy", 3, variant=Variant(infill=True)):
+        (found,) = run.samples([question])
+        labels = question.label.split()[0::2]
+        assert found.text.split()[0::2] == labels
+        assert found.delivered == len(labels) and found.slots == 32
+        assert found.correct
+
+
+def test_infilling_needs_one_token_for_each_name():
+    (question,) = bundled("copy", 1, variant=Variant(infill=True))
+    with pytest.raises(ConfigError, match=r"task\.problems\.infill needs a model whose tokenizer"):
+        infilling(Words(chat=False), Vocab(size=300, mask_id=299), question)
 
 
 class Words:
@@ -337,6 +361,7 @@ def test_a_file_of_problems_is_evaluated(tmp_path):
     assert command(tmp_path, *SEQUENTIAL, f"task.data={data}", "max_new_tokens=3") == 0
     (found,) = results_in(tmp_path / "runs").values()
     assert found["task_names"] == ["gsm8k"] and found["problems"] == 1
+    assert found["template"] == "plain" and found["shots"] == {"file": None, "count": 0}
 
 
 @pytest.mark.parametrize(
@@ -345,6 +370,12 @@ def test_a_file_of_problems_is_evaluated(tmp_path):
         (("task.count=0",), "task.count must be a whole number >= 1, got 0"),
         (("task.families=[copy,knit]",), "got 'knit'"),
         (("task.families=[]",), "at least one family"),
+        (
+            ("task.families=[records]", "task.problems.length=5"),
+            "task.problems.length is for lists",
+        ),
+        (("task.problems.clues=1",), "task.problems.clues must lie in"),
+        (("task.data=a.jsonl", "task.problems.infill=true"), "task.data is a file"),
         (("task.split=test",), "task.split must be one of held_out, train"),
         (("task.template=alpaca",), "task.template must be one of"),
         (("task.code_seconds=0",), "task.code_seconds must lie in"),
@@ -381,32 +412,90 @@ def test_names_say_what_was_set():
 
 
 def test_all_families_can_be_asked_for():
-    from dllm_decode.evaluation.problems import FAMILIES
-
     assert Eval(families="all").family_names() == list(FAMILIES)
+    assert Eval(families="trained").family_names() == list(TRAINED)
     assert set(Eval().family_names()) <= set(FAMILIES)
 
 
-EXPERIMENTS = sorted(
-    path.stem for path in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml")
-)
+CONF = Path(__file__).parents[2] / "conf" / "experiment"
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+CARDS = [name for name in EXPERIMENTS if "_gsm8k" in name]
+# what a card leaves to its user
+OPEN = {
+    "task.data": "test.jsonl",
+    "task.shots": "train.jsonl",
+    "strategy.select.weights": "bundled:llada-tiny",
+    "model.checkpoint": "folder",
+}
+
+
+def given(name: str) -> list[str]:
+    text = (CONF / f"{name}.yaml").read_text()
+    return [
+        f"{key}={value}" for key, value in OPEN.items() if f" {key.split('.')[-1]}: ???" in text
+    ]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_builds(name):
-    cfg = compose_checked([f"experiment={name}"])
-    if name.startswith("llada_gsm8k"):
-        cfg = compose_checked([f"experiment={name}", "task.data=somewhere.jsonl"])
-        assert cfg.model.checkpoint == "GSAI-ML/LLaDA-8B-Instruct"
+    cfg = compose_checked([f"experiment={name}", *given(name)])
     task = build_task(cfg)
-    for job in getattr(task, "jobs", []):
+    for node in ("strategy", "schedule", "cache", "sampler"):
+        assert build_node(cfg, node) is not None
+    for job in [*getattr(task, "jobs", []), *getattr(task, "parts", [])]:
         build_node(compose_checked(job.split()), "strategy")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_pins_every_number_of_its_rule(name):
+    """A default that changes later must not change what a card stands for."""
+    card = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    cfg = compose_checked([f"experiment={name}", *given(name)])
+
+    def numbers(node, said, key):
+        for field, value in (node or {}).items():
+            if isinstance(value, dict):
+                numbers(value, said.get(field, {}), f"{key}.{field}")
+            elif type(value) in (int, float):
+                assert field in said, f"{key}.{field}"
+
+    for group in ("strategy", "schedule", "cache"):
+        numbers(OmegaConf.to_container(cfg[group], resolve=True), card.get(group, {}), group)
+    for key in ("seed", "batch_size", "max_new_tokens"):
+        assert isinstance(card[key], int)
+    assert card["task"]["count"] == 1319 and card["model"]["dtype"] == "bfloat16"
 
 
 def test_a_recipe_without_its_data_says_so(tmp_path, capsys):
     words = ["experiment=llada_gsm8k_credit", f"hydra.run.dir={tmp_path / 'out'}"]
     assert main(words) == 2
     assert "task.data" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_of_two_nodes_runs_a_sweep(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        init = "hydra.launcher.ray.init"
+        words = ["hydra/launcher=ray", f"{init}.address={cluster.address}"]
+        words += [f"+{init}.object_store_memory=null", "strategy=sequential,topk"]
+        assert command(tmp_path, *words, sweep=True) == 0
+    finally:
+        import ray
+
+        ray.shutdown()
+        cluster.shutdown()
+    found = results_in(tmp_path / "runs")
+    assert set(found) == {"sequential schedule=whole", "topk schedule=whole"}
 
 
 @pytest.mark.slow

@@ -48,6 +48,17 @@ def test_a_marked_place_is_filled_with_the_runs_it_names(tmp_path):
     assert first < text.index("| threshold 0.5 | 50.0 [21.5, 78.5] | 2.0 | 1.50 | 50.0 | 2.0 |")
 
 
+def test_runs_with_fewer_problems_are_compared_on_these(tmp_path):
+    small = run("topk", 2, 4)
+    small = small.on({s.problem for s in small.samples[::4]})
+    page = tmp_path / "a.md"
+    page.write_text("<!-- runs: threshold; topk -->\n<!-- runs: end -->\n")
+    pages.refresh(tmp_path, [*RUNS, small, run("threshold", 0, 9)])
+    text = page.read_text().replace("\n", " ")
+    assert "2 held-out problems" in text and "`sequential` has 100.0 [34.2, 100.0] %" in text
+    assert "| threshold | 100.0 [34.2, 100.0] | 4.0 |" in text
+
+
 def test_filling_again_changes_nothing(tmp_path):
     page = tmp_path / "a.md"
     page.write_text(

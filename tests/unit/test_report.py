@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def read(folder: Path) -> list[store.Run]:
-    return report.chosen_runs(store.collect(folder), None)
+    return report.chosen_runs(store.collect(folder), None)[0]
 
 
 def test_the_baseline_comes_first_and_speedups_are_against_it(runs):
@@ -125,10 +126,86 @@ def test_credit_above_or_before_every_threshold_stays_open(runs):
 
 def test_the_stop_rule_is_shown_alone(runs):
     (text,) = texts(read(runs), "end of text")
-    assert "was not run" in text
+    assert "not shown for sequential, credit, threshold 0.9, threshold 0.5" in text
     run(runs, "sequential stop=never", samples(40, 32, wasted=24), select=TOP_ONE, stop={})
     (text,) = texts(read(runs), "end of text")
     assert "2.00x fewer forwards" in text
+
+
+ASKED = {"manner": {"copy": "m1", "sort": "m2"}}
+
+
+def with_parts(folder: Path) -> Path:
+    """Runs on 40 problems at batch 4, on ten of them as well, and on four of them at batch 1."""
+    run(folder, "sequential", samples(40, 16, wasted=8), select=TOP_ONE, order=3, **ASKED)
+    run(folder, "threshold", samples(38, 6), order=1, **ASKED)
+    run(
+        folder, "sequential stop=never", samples(10, 32, wasted=24, count=10), select=TOP_ONE,
+        stop={}, digest="d2", **ASKED,
+    )  # fmt: skip
+    run(
+        folder, "sequential transforms=[defer_eot]", samples(10, 8, count=10), select=TOP_ONE,
+        transforms={"defer_eot": {"_target_": "x.DeferTokens"}}, digest="d2", **ASKED,
+    )  # fmt: skip
+    for name, forwards, select in (("sequential", 16, TOP_ONE), ("threshold", 4, THRESHOLD)):
+        found = samples(4, forwards, count=4)
+        run(folder / "b1", name, found, select=select, digest="d3", batch_size=1, **ASKED)
+    return folder
+
+
+def test_runs_on_part_of_the_problems_stand_beside_the_others(tmp_path):
+    whole, parts = report.chosen_runs(store.collect(with_parts(tmp_path / "runs")), None)
+    assert [(r.name, r.batch_size) for r in whole] == [("sequential", 4), ("threshold", 4)]
+    assert len(parts) == 4
+    written = report.write_report(store.collect(tmp_path / "runs"), tmp_path / "out", draw=False)
+    rows = {row.strategy: row for row in written.report.parts}
+    assert list(rows) == [
+        "sequential", "sequential stop=never", "sequential transforms=[defer_eot]",
+    ]  # fmt: skip
+    assert {row.problems for row in rows.values()} == {10}
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "## On part of the problems (10)" in markdown
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "<h2>On part of the problems (10)</h2>" in html and "<h2>Wall time</h2>" in html
+
+
+def test_wall_times_stand_side_by_side_for_each_batch_size(tmp_path):
+    found = store.collect(with_parts(tmp_path / "runs"))
+    times = report.write_report(found, tmp_path / "out", draw=False).report.times
+    assert [(t.strategy, t.batch_size, t.problems, t.speedup) for t in times] == [
+        ("sequential", 1, 4, 1.0), ("threshold", 1, 4, 4.0),
+        ("sequential", 4, 40, 1.0), ("threshold", 4, 40, pytest.approx(16 / 6)),
+    ]  # fmt: skip
+    line = "| threshold | 40.0 | 200 | 4.00x | 60.0 | 133 | 2.67x |"
+    assert line in (tmp_path / "out" / "report.md").read_text()
+    rows = list(csv.DictReader((tmp_path / "out" / "wall_time.csv").open()))
+    assert float(rows[1]["seconds_per_problem"]) == pytest.approx(0.04)
+
+
+def test_controls_may_be_runs_on_part_of_the_problems(tmp_path):
+    found = store.collect(with_parts(tmp_path / "runs"))
+    notes = report.write_report(found, tmp_path / "out", draw=False).report.notes
+    said = {kind: " ".join(n.text for n in notes if n.kind == kind) for kind in
+            ("end of text", "padding")}  # fmt: skip
+    assert (
+        "against sequential stop=never, 10 problems): 2.00x fewer forwards" in said["end of text"]
+    )
+    assert "needs 32.0 passes per problem, of which 75 % decide nothing" in said["padding"]
+    assert "with it 50 % of 16.0 do" in said["padding"]
+    assert "padding last (sequential transforms=[defer_eot], 10 problems)" in said["padding"]
+    assert "every speedup in forwards is 2.00 times smaller" in said["padding"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"manner": {"copy": "m1", "sort": "other"}}, {"manner": None}, {"template": "plain"},
+     {"model": {"description": "b", "fingerprint": "f2"}}],
+)  # fmt: skip
+def test_fewer_problems_asked_in_another_way_are_no_part(tmp_path, change):
+    folder = with_parts(tmp_path)
+    run(folder, "factor", samples(3, 3, count=10), digest="d2", **{**ASKED, **change})
+    with pytest.raises(ConfigError, match="the runs differ in their"):
+        read(folder)
 
 
 def test_gains_that_come_from_padding_are_noted(runs):
@@ -190,7 +267,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
 
 
 def test_some_runs_can_be_chosen(runs):
-    found = report.chosen_runs(store.collect(runs), "threshold")
+    found, _ = report.chosen_runs(store.collect(runs), "threshold")
     assert len(found) == 2
     with pytest.raises(ConfigError, match="no runs contain 'oracle'"):
         report.chosen_runs(store.collect(runs), "oracle")
@@ -311,7 +388,7 @@ def test_an_ablation_runs_its_list_and_reports_it(tmp_path, capsys):
     words = ["task=ablation", "model=toy_shuffle", "schedule=whole", f"task.jobs={jobs}"]
     words += ["task.count=6", f"runs={tmp_path / 'runs'}", "display=plain", "task.figures=false"]
     assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 0
-    found = report.chosen_runs(store.collect(tmp_path / "runs"), None)
+    found, _ = report.chosen_runs(store.collect(tmp_path / "runs"), None)
     assert [r.name for r in found] == [
         "sequential schedule=whole", "topk schedule=whole tokens_per_step=3",
     ]  # fmt: skip
@@ -326,6 +403,53 @@ def test_a_failing_job_does_not_stop_an_ablation(tmp_path, capsys):
     assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 1
     assert "failed: " in capsys.readouterr().out
     assert len(store.collect(tmp_path / "runs").runs) == 1
+
+
+def ablation(folder: Path, *words: str) -> list[str]:
+    common = ["task=ablation", "model=toy_shuffle", "task.figures=false", "display=plain"]
+    place = [f"runs={folder / 'runs'}", f"hydra.run.dir={folder / 'out'}"]
+    return [*common, *place, *words]
+
+
+def test_an_ablation_adds_parts_and_timed_batches(tmp_path):
+    words = ['task.jobs=["strategy=oracle","strategy=sequential"]', "task.common='schedule=whole'"]
+    words += ['task.parts=["strategy=sequential strategy/stop=never"]', "task.part_count=3"]
+    words += ["task.count=6", "batch_size=4", "task.timed_batches=[1]", "task.timed_count=2"]
+    assert main(ablation(tmp_path, *words)) == 0
+    whole, parts = report.chosen_runs(store.collect(tmp_path / "runs"), None)
+    assert [(r.name, len(r.samples), r.batch_size) for r in whole] == [
+        ("sequential schedule=whole", 6, 4), ("oracle schedule=whole", 6, 4),
+    ]  # fmt: skip
+    assert sorted((len(r.samples), r.batch_size) for r in parts) == [(2, 1), (2, 1), (3, 4)]
+    page = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "time at batch 1 (ms per problem)" in page and "time at batch 4" in page
+    assert "against sequential schedule=whole stop=never, 3 problems)" in page
+
+
+@pytest.mark.slow
+def test_workers_share_the_jobs_and_give_the_same(tmp_path, capsys):
+    jobs = ["strategy=sequential", "strategy=topk", "strategy=learn2pd", "strategy=oracle"]
+    words = [f"task.jobs={json.dumps(jobs)}", "schedule=whole", "task.count=6"]
+    found = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        assert main(ablation(folder, *words, f"task.workers={workers}")) == 1  # no filter for it
+        runs = read(folder / "runs")
+        found.append({r.name: [replace(s, seconds=0.0) for s in r.samples] for r in runs})
+    assert found[0] == found[1] and len(found[0]) == 3
+    assert "4 of 4 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"workers": 0}, "task.workers"), ({"timed_count": 0}, "task.timed_count"),
+     ({"part_count": 0}, "task.part_count"), ({"timed_batches": [0]}, "task.timed_batches")],
+)  # fmt: skip
+def test_ablation_settings_are_checked(change, message):
+    from dllm_decode.tasks.ablation import Ablation
+
+    with pytest.raises(ConfigError, match=f"{message} must be a whole number"):
+        Ablation(jobs=["strategy=credit"], **change)
 
 
 def test_ablations_refuse_empty_and_repeated_jobs():
