@@ -35,7 +35,7 @@ def build(cfg: DictConfig, *, model: Callable[[], LoadedModel] | None = None) ->
     from dllm_decode.kernels import dispatch
     from dllm_decode.loop import Decoder
 
-    dispatch.choose(cfg.kernels)
+    dispatch.choose(cfg.kernels, cfg.head)
     parts = {name: build_node(cfg, name) for name in PARTS}
     loaded = build_model(cfg) if model is None else model()
     return TextDecoder(loaded, Decoder(loaded.denoiser, check_every=cfg.check_every, **parts), cfg)

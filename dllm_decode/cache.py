@@ -9,6 +9,7 @@ a column change its keys and values. With block-causal attention `BlockExact` is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -22,8 +23,8 @@ from dllm_decode.types import Board, Change, Memory, Request
 class Store(Protocol):
     """Keys and values of every canvas column, allocated by `Denoiser.allocate`."""
 
-    def take(self, rows: Tensor) -> None:
-        """Keep the given rows, in that order; rows: (B',) int64."""
+    def take(self, rows: Sequence[int]) -> None:
+        """Keep the given rows, in that order."""
 
     def join(self, count: int) -> None:
         """Make room for `count` more rows behind the present ones, empty."""
@@ -36,11 +37,14 @@ class Plan:
     columns: (B, Q) canvas columns to recompute, rising, -1 for none; None for all live columns
     without a store. valid: (B, L) columns that may be attended to, recomputed ones included; None
     together with columns. store: the model's key/value store, which the pass reads and writes.
+    complete: whether every column of every row is live and valid, so that the pass needs no
+    attention mask; None where nobody knows without asking the device.
     """
 
     columns: Tensor | None = None
     valid: Tensor | None = None
     store: Store | None = None
+    complete: bool | None = None
 
     def places(self) -> Tensor:
         """The columns with the empty slots repeating the row's last one, (B, Q).
@@ -52,11 +56,17 @@ class Plan:
         last = self.columns.amax(1, keepdim=True).clamp(min=0)
         return torch.where(self.columns >= 0, self.columns, last)
 
-    def computed(self, columns: int) -> Tensor | None:
-        """Columns with fresh logits, (B, columns) bool; None for all."""
-        if self.columns is None:
-            return None
-        return mask_of(self.columns, columns)
+
+@dataclass(frozen=True)
+class Refresh:
+    """What a policy wants of the next pass.
+
+    columns (B, L) bool: recompute these; valid (B, L) bool: columns that may be attended to, those
+    included.
+    """
+
+    columns: Tensor
+    valid: Tensor
 
 
 def mask_of(columns: Tensor, width: int) -> Tensor:
@@ -66,13 +76,24 @@ def mask_of(columns: Tensor, width: int) -> Tensor:
     return hit.scatter_(1, slots, True)[:, :width]
 
 
-def columns_of(mask: Tensor) -> Tensor:
-    """A mask (B, L) as rising column numbers (B, Q), -1 behind each row's last."""
+def columns_of(mask: Tensor, count: int | None = None) -> Tensor:
+    """A mask (B, L) as rising column numbers (B, Q), -1 behind each row's last.
+
+    count: the most columns any row has, Q; None asks the device.
+    """
     width = mask.shape[1]
     numbers = torch.arange(width, device=mask.device)
     packed = torch.where(mask, numbers, width).sort(dim=1).values
-    packed = packed[:, : max(1, int(mask.sum(1).max()))]
+    packed = packed[:, : max(1, int(mask.sum(1).max()) if count is None else count)]
     return torch.where(packed < width, packed, -1)
+
+
+def spread(plane: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """A plane (B, L) with values (B, Q) written at columns (B, Q), -1 for none."""
+    width = plane.shape[1]
+    slots = torch.where(columns >= 0, columns, width)
+    room = torch.cat([plane, plane[:, :1]], 1)
+    return room.scatter_(1, slots, values.to(plane.dtype))[:, :width]
 
 
 @dataclass
@@ -98,10 +119,12 @@ class StoreMemory(Memory):
         age = torch.zeros_like(board.horizon)
         return StoreMemory(nothing, nothing, age, age, nothing.float(), board.start)
 
-    def distrust(self, plan: Plan) -> None:
-        """Mark what a pass over other tokens (a probe) has overwritten: recompute it next time."""
-        if plan.columns is not None:
-            self.stale = self.stale | mask_of(plan.columns, self.stale.shape[1])
+    def distrust(self, columns: Tensor) -> None:
+        """Mark what a pass over other tokens (a probe) has overwritten: recompute it next time.
+
+        columns: (B, L) bool.
+        """
+        self.stale = self.stale | columns
 
 
 @dataclass(frozen=True)
@@ -135,8 +158,12 @@ class CachePolicy(ABC):
         """The memory of one request; see `Part.begin`."""
         return StoreMemory.of(board)
 
-    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> Plan:
-        """The plan for a forward pass that needs logits at index (B, W), -1 for none."""
+    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
+        """What a pass recomputes that needs logits at index (B, W), -1 for none.
+
+        Asked as soon as the step before is done, so rows that have nothing left to decide may be
+        among those of the board. None: all live columns, without a store.
+        """
         window = mask_of(index, board.tokens.shape[1])
         memory.passes = torch.where(fresh, 0, memory.passes)
         step = Step(board, window, fresh, memory)
@@ -146,7 +173,7 @@ class CachePolicy(ABC):
         memory.passes = memory.passes + 1
         memory.valid = memory.valid | mask
         memory.stale = memory.stale & ~mask
-        return Plan(columns_of(mask), memory.valid & board.live)
+        return Refresh(mask, memory.valid & board.live)
 
     @abstractmethod
     def recompute(self, step: Step) -> Tensor:
@@ -160,10 +187,7 @@ class CachePolicy(ABC):
         columns = torch.where(change.index >= 0, change.index + memory.start, -1)
         changed = torch.where(change.commit | change.remask, columns, -1)
         memory.stale = memory.stale | mask_of(changed, width)
-        rows, slots = (columns >= 0).nonzero(as_tuple=True)
-        certainty = memory.certainty.clone()
-        certainty[rows, columns[rows, slots]] = change.confidence[rows, slots].float()
-        memory.certainty = certainty
+        memory.certainty = spread(memory.certainty, columns, change.confidence)
 
 
 @dataclass(frozen=True)
@@ -178,9 +202,9 @@ class NoCache(CachePolicy):
         """Nothing to remember."""
         return
 
-    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> Plan:
+    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> None:
         """All live columns."""
-        return Plan()
+        return
 
     def recompute(self, step: Step) -> Tensor:
         """All live columns."""

@@ -17,7 +17,9 @@ class Denoiser(Protocol):
 
     vocab: special ids; device: where tokens must be; max_length: longest canvas including the
     prompt, or None. Adapters own everything that is particular to a model (logits shift, attention
-    kind, position ids); strategies never see it.
+    kind, position ids); strategies never see it. One whose passes can stop before the output head
+    also has `before_head` (arguments as of a call, returns `prediction.Unprojected`), used while
+    its `head_obstacle`, a text that says why not, is empty.
     """
 
     @property
@@ -44,7 +46,12 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class StoringDenoiser(Denoiser, Protocol):
-    """A denoiser that can keep keys and values, as every cache policy but `none` needs."""
+    """A denoiser that can keep keys and values, as every cache policy but `none` needs.
+
+    One that reads the logits of a column elsewhere (a shifted model) also has
+    `sources(index (B, W), live (B, L)) -> (B, W)`, the columns it reads, which are then recomputed
+    together with those of the plan.
+    """
 
     def allocate(self, rows: int, columns: int) -> Store:
         """A key/value store without rows, with room for `rows` of `columns` canvas columns."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
-from dllm_decode.loop import Decoder, Interrupted, Outcome, Run
+from dllm_decode.loop import Decoder, Interrupted, Outcome
 from dllm_decode.types import Request, Result
 
 log = logging.getLogger(__name__)
@@ -29,15 +29,15 @@ class Engine:
     """
 
     decoder: Decoder
-    max_batch: int = 32
+    max_batch: int = 16
     max_tokens_in_flight: int | None = None
     batching: str = "continuous"
 
     def __post_init__(self) -> None:
-        require_count("engine.max_batch", self.max_batch)
+        require_count("max_batch", self.max_batch)
         if self.max_tokens_in_flight is not None:
-            require_count("engine.max_tokens_in_flight", self.max_tokens_in_flight)
-        require_choice("engine.batching", self.batching, ("continuous", "static"))
+            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
+        require_choice("batching", self.batching, ("continuous", "static"))
 
     def decode(self, request: Request) -> Result:
         """Decode all rows; the result is in request order.
@@ -70,7 +70,7 @@ class _Work:
         self.waiting = deque(range(request.rows))
         self.suspects: deque[int] = deque()
         self.limit = self._limit()
-        self.run = Run(engine.decoder, request, self.limit)
+        self.run = engine.decoder.begin(request, self.limit)
         self.reported: set[int] = set()
 
     def _limit(self) -> int:
@@ -81,7 +81,7 @@ class _Work:
             return self.engine.max_batch
         if bound < width:
             raise ConfigError(
-                f"engine.max_tokens_in_flight is {bound}, but one row needs {width} canvas columns"
+                f"max_tokens_in_flight is {bound}, but one row needs {width} canvas columns"
             )
         return min(self.engine.max_batch, bound // width)
 
@@ -149,7 +149,7 @@ class _Work:
         """A fresh batch that keeps the outcomes so far; unfinished rows leave no trace."""
         old = self.run
         old.abandon()
-        self.run = Run(self.engine.decoder, self.request, self.limit)
+        self.run = self.engine.decoder.begin(self.request, self.limit)
         self.run.outcomes = old.outcomes
         self.run.forget(old.trace, rows)
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from dllm_decode.cache import CachePolicy, NoCache, Plan, Store, StoreMemory
+from dllm_decode.cache import (
+    CachePolicy,
+    NoCache,
+    Plan,
+    Store,
+    StoreMemory,
+    columns_of,
+    mask_of,
+    spread,
+)
 from dllm_decode.canvas import Canvas
 from dllm_decode.denoiser import Denoiser, StoringDenoiser
 from dllm_decode.errors import CapabilityError, ConfigError, ModelOutputError, require_count
+from dllm_decode.kernels import dispatch
 from dllm_decode.noise import Noise
-from dllm_decode.prediction import DensePrediction, Prediction
+from dllm_decode.parameters import check_parameters, columns_of_parameters
+from dllm_decode.prediction import DensePrediction, Prediction, Unprojected
 from dllm_decode.sampling import Greedy, Sampler
 from dllm_decode.schedule import Blocks, Schedule, Window
 from dllm_decode.settle import checked, faults_of, legal_change, raise_fault
@@ -61,7 +73,8 @@ class Decoder:
     of those names; observers: watch the steps; record: keep all changes in `Result.trace`;
     check_every: steps between two looks of the host at the device, 1 or more. More than 1 saves
     synchronisations on a GPU; rows that finish in between take part in surplus passes, which are
-    counted apart, and faults are reported up to so many steps later. Tokens are the same.
+    counted apart, and faults are reported up to so many steps later. Tokens are the same. Policies
+    with a key/value store look in every step, because the width of the next pass comes with it.
     Raises `CapabilityError` where the parts cannot work together.
     """
 
@@ -87,7 +100,7 @@ class Decoder:
         for faults of plugins and models, and `Interrupted` (with the partial result) on Ctrl-C.
         """
         self.check(request)
-        run = Run(self, request)
+        run = self.begin(request)
         run.admit(range(request.rows))
         try:
             while run.live:
@@ -97,9 +110,14 @@ class Decoder:
             raise Interrupted(run.result()) from None
         return run.result()
 
+    def begin(self, request: Request, capacity: int | None = None) -> Run:
+        """A batch without rows; see `Run`."""
+        return Run(self, request, capacity)
+
     def check(self, request: Request) -> None:
         """Raise `ConfigError` where model, schedule or strategy cannot serve a request."""
         self.schedule.check(request)
+        check_parameters(self.strategy, request)
         longest = max(map(len, request.prompts)) + max(request.lengths)
         limit = self.denoiser.max_length
         if limit is not None and longest > limit:
@@ -188,11 +206,12 @@ class _Book(Memory):
     window_open: Tensor
     surplus: Tensor
     over_budget: Tensor
+    parameters: Mapping[str, Tensor]
 
     @staticmethod
-    def of(rows: Tensor, seeds: Tensor) -> _Book:
+    def of(rows: Tensor, seeds: Tensor, parameters: Mapping[str, Tensor]) -> _Book:
         zero = torch.zeros_like(rows)
-        return _Book(rows, seeds, zero, zero, zero - 1, zero, zero, zero, zero.bool())
+        return _Book(rows, seeds, zero, zero, zero - 1, zero, zero, zero, zero.bool(), parameters)
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
         """Note the window each row is in; returns the rows that have just entered it."""
@@ -201,6 +220,34 @@ class _Book(Memory):
         self.window_step = torch.where(fresh, 0, self.window_step)
         self.window_open = torch.where(fresh, opened.sum(1), self.window_open)
         return fresh
+
+
+@dataclass
+class _Ahead(Memory):
+    """The next step of each row, so far as it is known before the host has looked at this one.
+
+    index (B, W): columns whose logits are wanted, -1 for none; masked (B, W): the undecided ones;
+    active (B, W): those in the row's window; fresh (B,): the row enters it; refresh, valid (B, L):
+    columns to recompute and columns that may be attended to, None without a store.
+    """
+
+    index: Tensor
+    masked: Tensor
+    active: Tensor
+    fresh: Tensor
+    refresh: Tensor | None
+    valid: Tensor | None
+
+    def join(self, other: Memory) -> None:
+        """Append rows whose windows may have another number of slots."""
+        assert isinstance(other, _Ahead)
+        slots = max(self.index.shape[1], other.index.shape[1])
+        for part in (self, other):
+            missing = (0, slots - part.index.shape[1])
+            part.index = pad(part.index, missing, value=-1)
+            part.masked = pad(part.masked, missing, value=False)
+            part.active = pad(part.active, missing, value=False)
+        super().join(other)
 
 
 @dataclass(frozen=True)
@@ -226,6 +273,16 @@ class _Evidence:
     counts: Tensor
 
 
+def _forward_of(decoder: Decoder) -> Callable[..., Tensor | Unprojected]:
+    """The model's pass; it stops before the output head where head and statistics are one."""
+    denoiser = decoder.denoiser
+    before_head: Callable[..., Unprojected] | None = getattr(denoiser, "before_head", None)
+    if before_head is None or not decoder.sampler.takes_hidden:
+        return denoiser
+    fused = dispatch.fuses_head(denoiser.device, getattr(denoiser, "head_obstacle", ""))
+    return before_head if fused else denoiser
+
+
 class Run:
     """A batch on its way through the loop: rows join, step together, and leave when done.
 
@@ -245,6 +302,7 @@ class Run:
         if decoder.sampler.reshapes:  # else a transform removes them, and the model's own stays
             for _, part in parts_of(decoder.strategy):
                 banned.update(part.banned_ids(self.vocab))
+        self.forward = _forward_of(decoder)
         self.banned = torch.tensor(sorted(banned), device=self.device)
         self.sees_canvas = any(part.sees_canvas for _, part in parts_of(decoder.strategy))
         self.outcomes: dict[int, Outcome] = {}
@@ -253,10 +311,14 @@ class Run:
         self._warned = False
         self.revocable = is_revocable(decoder.strategy)
         self.unchecked: list[_Evidence] = []
-        self.reach = 0
+        self.check_every = 1 if decoder.cache.stores else decoder.check_every
+        self.reach = 0  # columns up to the furthest horizon
+        self.widest = 0  # columns that the next pass recomputes in the row that needs most
+        self.complete = False  # whether the next pass may attend to every column of every row
         self.canvas: Canvas
         self.board: Board
         self.book: _Book
+        self.ahead: _Ahead
         self.memory: Memory | None = None
         self.cache_memory: Memory | None = None
         self.store: Store | None = None
@@ -269,17 +331,20 @@ class Run:
         book = _Book.of(
             torch.tensor(list(rows), device=self.device),
             torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
+            columns_of_parameters(self.decoder.strategy, self.request, rows, self.device),
         )
         memory = self.decoder.strategy.begin(request, board)
         cache_memory = self.decoder.cache.begin(request, board)
+        ahead = self._look_ahead(board, book, cache_memory)
         if self.live:
             self.canvas.join(canvas)
             self.book.join(book)
+            self.ahead.join(ahead)
             for own, new in ((self.memory, memory), (self.cache_memory, cache_memory)):
                 if own is not None and new is not None:
                     own.join(new)
         else:
-            self.canvas, self.book = canvas, book
+            self.canvas, self.book, self.ahead = canvas, book, ahead
             self.memory, self.cache_memory = memory, cache_memory
         self._store_rows(len(rows))
         self.live = (*self.live, *rows)
@@ -301,28 +366,58 @@ class Run:
 
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
-        decoder, strategy, board = self.decoder, self.decoder.strategy, self.board
-        window = decoder.schedule.window(board)
-        index, active = self._seen(board, window)
-        fresh = self.book.enter(window.key, gather_columns(board.undecided, index) & active)
-        plan = decoder.cache.plan(board, index, fresh, self.cache_memory)
-        plan = replace(plan, store=self.store)
-        index = self._with_logits(index, plan)
+        strategy, board = self.decoder.strategy, self.board
+        index, plan = self.ahead.index, self._plan()
         noise = Noise(self.book.seeds, self.book.step, index - board.start)
         pred = self._predict(board.tokens, board, index, plan, noise)
         probes: list[Tensor] = []
-        view = self._view(board, index, active, fresh, pred, noise, plan, probes)
-        wish = checked(view, strategy.decide(view, self.memory), type(strategy).__name__)
-        change = legal_change(
-            view, wish, rows=self.book.rows, progress=strategy.progress, probes=len(probes)
-        )
+        view = self._view(board, pred, noise, plan, probes)
+        change, evidence = self._settle(view, strategy.decide(view, self.memory), len(probes))
         self.canvas.apply(change, revocable=self.revocable)
         after = self.canvas.board()
         self.canvas.narrow(strategy.horizon(after, view, change, self.memory))
         self._note(change, view)
-        self.unchecked.append(_Evidence(view, wish, self._faults(view, wish)))
-        if len(self.unchecked) >= decoder.check_every:
+        self.ahead = self._look_ahead(self.board, self.book, self.cache_memory)
+        self.unchecked.append(evidence)
+        if len(self.unchecked) >= self.check_every:
             self._look()
+
+    def _settle(self, view: StepView, wish: Decision, probes: int) -> tuple[Change, _Evidence]:
+        """The legal change that follows from a wish, and what the host will want to see of it."""
+        strategy = self.decoder.strategy
+        wish = checked(view, wish, type(strategy).__name__)
+        change = legal_change(
+            view, wish, rows=self.book.rows, progress=strategy.progress, probes=probes
+        )
+        return change, _Evidence(view, wish, self._faults(view, wish))
+
+    def _look_ahead(self, board: Board, book: _Book, cache_memory: Memory | None) -> _Ahead:
+        """Window and plan of the next step, made before the look so that it can tell their size."""
+        decoder = self.decoder
+        window = decoder.schedule.window(board)
+        index, active = self._seen(board, window)
+        masked = gather_columns(board.undecided, index) & (index >= 0)
+        fresh = book.enter(window.key, masked & active)
+        refresh = decoder.cache.plan(board, index, fresh, cache_memory)
+        if refresh is None:
+            return _Ahead(index, masked, active, fresh, None, None)
+        columns = refresh.columns
+        # a column that the plan leaves out has no fresh logits
+        computed = gather_columns(columns, index)
+        index, masked = torch.where(computed, index, -1), masked & computed
+        read_elsewhere = getattr(decoder.denoiser, "sources", None)
+        if read_elsewhere is not None:
+            sources = read_elsewhere(index, board.live)
+            columns = columns | mask_of(sources, board.tokens.shape[1])
+        return _Ahead(index, masked, active, fresh, columns, refresh.valid | columns)
+
+    def _plan(self) -> Plan:
+        # horizons may have moved since the last look
+        complete = self.complete and not self.unchecked
+        if self.ahead.refresh is None:
+            return Plan(complete=complete)
+        columns = columns_of(self.ahead.refresh, self.widest)
+        return Plan(columns, self.ahead.valid, self.store, complete)
 
     def _seen(self, board: Board, window: Window) -> tuple[Tensor, Tensor]:
         """Columns whose logits are wanted, and which of them lie in the row's window."""
@@ -334,42 +429,26 @@ class Run:
         inside = (index[:, :, None] == window.index[:, None, :]).any(-1)
         return index, inside & (index >= 0)
 
-    def _with_logits(self, index: Tensor, plan: Plan) -> Tensor:
-        """The wanted columns less those that the plan leaves without fresh logits."""
-        computed = plan.computed(self.canvas.tokens.shape[1])
-        if computed is None:
-            return index
-        return torch.where(gather_columns(computed, index), index, -1)
-
     def _predict(
         self, tokens: Tensor, board: Board, index: Tensor, plan: Plan, noise: Noise
     ) -> Prediction:
         live = board.live[:, : self.reach]
-        logits = self.decoder.denoiser(tokens[:, : self.reach], live, index, plan)
+        logits = self.forward(tokens[:, : self.reach], live, index, plan)
         return self.decoder.sampler.predict(logits, self.banned, noise)
 
     def _view(
-        self,
-        board: Board,
-        index: Tensor,
-        active: Tensor,
-        fresh: Tensor,
-        pred: Prediction,
-        noise: Noise,
-        plan: Plan,
-        probes: list[Tensor],
+        self, board: Board, pred: Prediction, noise: Noise, plan: Plan, probes: list[Tensor]
     ) -> StepView:
+        ahead = self.ahead
+        index, masked, active = ahead.index, ahead.masked, ahead.active
         real = index >= 0
-        masked = gather_columns(board.undecided, index) & real
         settled = gather_columns(board.editable & board.decided, index) & real & active
 
         def prober(tokens: Tensor) -> Prediction:
             probes.append(tokens)
-            canvas = board.tokens.clone()
-            rows, slots = real.nonzero(as_tuple=True)
-            canvas[rows, index[rows, slots]] = tokens[rows, slots]
-            if isinstance(self.cache_memory, StoreMemory):
-                self.cache_memory.distrust(plan)
+            canvas = spread(board.tokens, index, tokens)
+            if isinstance(self.cache_memory, StoreMemory) and ahead.refresh is not None:
+                self.cache_memory.distrust(ahead.refresh)
             return self._predict(canvas, board, index, plan, noise)
 
         return StepView(
@@ -381,13 +460,14 @@ class Run:
             open=masked & active,
             masked=masked,
             settled=settled,
-            fresh=fresh,
+            fresh=ahead.fresh,
             window_step=self.book.window_step,
             window_open=self.book.window_open,
             steps_left=self._steps_left(board),
             board=board,
             noise=noise,
             prober=prober,
+            parameters=self.book.parameters,
         )
 
     def _steps_left(self, board: Board) -> Tensor:
@@ -427,16 +507,32 @@ class Run:
         return torch.stack([faults, sick, ties, view.open.sum()])
 
     def _look(self) -> None:
-        """The one look of the host at the device: faults, and which rows are done."""
-        board = self.board
+        """The one look of the host at the device: faults, which rows are done, the next width."""
+        board, ahead = self.board, self.ahead
         rows = self.book.rows.numel()
-        state = torch.stack([board.undecided.any(1).long(), board.horizon])
+        facts = [board.undecided.any(1).long(), board.horizon]
+        if ahead.refresh is not None and ahead.valid is not None:
+            facts += [ahead.refresh.sum(1), ahead.valid.sum(1)]
         counts = [evidence.counts for evidence in self.unchecked]
-        numbers = torch.cat([state.flatten(), *counts]).tolist()
+        numbers = torch.cat([*facts, *counts]).tolist()
         for position, evidence in enumerate(self.unchecked):
-            self._judge(evidence, numbers[2 * rows + 4 * position :][:4])
+            self._judge(evidence, numbers[len(facts) * rows + 4 * position :][:4])
         self.unchecked.clear()
-        self._retire(numbers[:rows], numbers[rows : 2 * rows])
+        undecided, *sizes = (numbers[rows * n : rows * (n + 1)] for n in range(len(facts)))
+        self._retire([not left for left in undecided])
+        self._measure([[c for c, n in zip(size, undecided, strict=True) if n] for size in sizes])
+
+    def _measure(self, sizes: Sequence[Sequence[int]]) -> None:
+        """What the next pass covers: horizons and, with a store, columns computed and valid."""
+        horizons, *stored = sizes
+        self.reach = max(horizons, default=0)
+        if stored:
+            computed, valid = stored
+            self.widest = max(computed, default=0)
+            self.complete = min(valid, default=0) == self.reach
+            return
+        shortest = min((len(self.request.prompts[row]) for row in self.live), default=0)
+        self.complete = shortest == self.start and min(horizons, default=0) == self.reach
 
     def _judge(self, evidence: _Evidence, counts: Sequence[int]) -> None:
         """Refuse illegal wishes and unusable logits; warn where confidences rank nothing."""
@@ -472,16 +568,11 @@ class Run:
             f"{int(view.index[row, slot]) - view.board.start}, step {int(view.step[row])}"
         )
 
-    def _retire(self, undecided: Sequence[int], horizon: Sequence[int]) -> None:
+    def _retire(self, done: Sequence[bool]) -> None:
         """Move rows with nothing left to decide out of the batch."""
-        done = [not left for left in undecided]
-        for position, finished in enumerate(done):
-            if finished:
-                self._record(position)
         if any(done):
+            self._record([position for position, finished in enumerate(done) if finished])
             self._keep(done)
-        kept = [column for column, finished in zip(horizon, done, strict=True) if not finished]
-        self.reach = max(kept, default=0)
 
     def _keep(self, done: Sequence[bool]) -> None:
         """Close the gaps with the last rows, so that few stored keys and values have to move."""
@@ -489,37 +580,49 @@ class Run:
         count = len(stay)
         spare = [position for position in stay if position >= count]
         order = [spare.pop() if done[position] else position for position in range(count)]
-        keep = torch.tensor(order, device=self.device, dtype=torch.long)
         self.live = tuple(self.live[position] for position in order)
-        for part in (self.canvas, self.book, self.memory, self.cache_memory, self.store):
+        if self.store is not None:
+            self.store.take(order)
+        keep = torch.tensor(order, dtype=torch.long).to(self.device, non_blocking=True)
+        for part in (self.canvas, self.book, self.ahead, self.memory, self.cache_memory):
             if part is not None:
                 part.take(keep)
         self.board = self.canvas.board()
 
-    def _record(self, position: int, reason: str | None = None, error: str = "") -> None:
+    def _record(self, positions: Sequence[int], reason: str | None = None, error: str = "") -> None:
+        """Fetch the outcomes of some rows of the batch, all in one go."""
         canvas, book = self.canvas, self.book
-        span = slice(canvas.start, int(canvas.horizon[position]))
-        open_left = int((canvas.editable & ~canvas.decided)[position, span].sum())
+        at = torch.tensor(list(positions)).to(self.device, non_blocking=True)
+        numbers = (canvas.horizon, canvas.end, book.forwards, book.surplus, book.over_budget)
+        planes = (canvas.tokens, canvas.step_of, canvas.editable & ~canvas.decided)
+        columns = [p[:, canvas.start :] for p in (*planes, canvas.confidence_of.double())]
+        fetched = torch.cat([n[:, None] for n in numbers] + columns, 1)[at].tolist()
+        for position, values in zip(positions, fetched, strict=True):
+            self.outcomes[self.live[position]] = self._outcome(values, reason, error)
+
+    def _outcome(self, values: Sequence[float], reason: str | None, error: str) -> Outcome:
+        horizon, end, forwards, surplus, over_budget = map(int, values[:5])
+        width, length = self.width - self.start, horizon - self.start
+        tokens, steps, still_open, confidences = (
+            values[5 + width * n :][:length] for n in range(4)
+        )
         if reason is None:
-            ended = bool(canvas.horizon[position] < canvas.end[position])
-            reason = "eot" if ended else "length"
-            reason = "budget" if bool(book.over_budget[position]) else reason
-        row = self.live[position]
-        self.outcomes[row] = Outcome(
-            sequence=tuple(canvas.tokens[position, span].tolist()),
-            forwards=int(book.forwards[position]),
+            reason = "budget" if over_budget else "eot" if horizon < end else "length"
+        return Outcome(
+            sequence=tuple(map(int, tokens)),
+            forwards=forwards,
             finish_reason=reason,
-            step_of=tuple(canvas.step_of[position, span].tolist()),
-            confidence_of=tuple(canvas.confidence_of[position, span].tolist()),
-            undecided=open_left,
-            surplus_forwards=int(book.surplus[position]),
+            step_of=tuple(map(int, steps)),
+            confidence_of=tuple(confidences),
+            undecided=int(sum(still_open)),
+            surplus_forwards=surplus,
             error=error,
         )
 
     def interrupt(self) -> None:
         """End all rows of the batch as they are, with finish reason `interrupted`."""
-        for position in range(len(self.live)):
-            self._record(position, "interrupted")
+        if self.live:
+            self._record(range(len(self.live)), "interrupted")
         self.abandon()
 
     def abandon(self) -> None:

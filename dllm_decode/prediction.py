@@ -39,6 +39,28 @@ class GumbelDraw:
         return prediction.gumbel_max(self)
 
 
+@dataclass(frozen=True)
+class Unprojected:
+    """The logits of a forward pass that stopped before the output head: hidden @ weight.T.
+
+    hidden: (B, W, D); weight: (V, D), without gradient.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, W, V), float32 or better; made once, when somebody asks for it."""
+        flat = reference.head_logits(self.hidden.flatten(0, 1), self.weight)
+        return flat.view(*self.hidden.shape[:2], -1)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether somebody has asked for them."""
+        return "logits" in vars(self)
+
+
 class Prediction(ABC):
     """What the model predicts at the window slots of a step (B rows, W slots, V token ids).
 
@@ -86,24 +108,19 @@ class Prediction(ABC):
     # What follows from those.
 
     @staticmethod
-    def of(logits: Tensor, banned: Tensor | None = None, draw: Draw | None = None) -> Prediction:
+    def of(
+        logits: Tensor | Unprojected, banned: Tensor | None = None, draw: Draw | None = None
+    ) -> Prediction:
         """The prediction of a forward pass.
 
-        logits: (B, W, V), never written to; banned: (M,) ids that must never be proposed (mask and
-        control tokens), removed before the argmax; draw: how `token` is drawn, None for the argmax.
+        logits: (B, W, V), never written to, or what they would be made of: on a GPU they are then
+        never written unless a plugin or a draw asks for them; banned: (M,) ids that must never be
+        proposed (mask and control tokens), removed before the argmax; draw: how `token` is drawn,
+        None for the argmax.
         """
+        if isinstance(logits, Unprojected):
+            return HeadPrediction(logits, banned, draw)
         return DensePrediction(logits, banned, draw)
-
-    @staticmethod
-    def of_hidden(
-        hidden: Tensor, weight: Tensor, banned: Tensor | None = None, draw: Draw | None = None
-    ) -> Prediction:
-        """The prediction of a forward pass that stopped before the output head.
-
-        hidden: (B, W, D); weight: (V, D), the head; banned, draw: as in `of`. On a GPU the logits
-        are never written unless a plugin or a draw asks for them.
-        """
-        return HeadPrediction(hidden, weight, banned, draw)
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         """The k largest logits and their ids, (B, W, k) each; lower id first on ties."""
@@ -257,12 +274,9 @@ class Prediction(ABC):
         open: Tensor,
     ) -> reference.CreditUpdate:
         """`kernels.reference.credit_update` on whatever logits this prediction has."""
-        raw = self._statistics
-        ids, kept = reference.earned_credit(raw, ids, credit, beta, gamma, open)
-        delta = alpha.double()[:, None] * kept.log1p()
         values = self._at(self._shaped(ids)).flatten(0, 1)
-        fused = reference.raised_statistics(raw, values, ids, delta)
-        return reference.CreditUpdate(ids, kept.to(credit.dtype), delta, raw, fused)
+        raw = self._statistics
+        return dispatch.credit_from(values, raw, ids, credit, alpha, beta, gamma, open)
 
 
 @dataclass(frozen=True)
@@ -360,38 +374,40 @@ class DensePrediction(Prediction):
 
 
 class HeadPrediction(DensePrediction):
-    """A prediction that owns hidden states (B, W, D) and the output head (V, D).
+    """A prediction that owns hidden states and the output head.
 
-    On a GPU the head and the statistics are one kernel; dense logits are made, in float32, when a
-    plugin or a draw asks for them. Elsewhere they are made at once.
+    On a GPU the head and the statistics are one kernel. Dense logits are made, once for all that is
+    derived from the same pass, when a plugin or a draw asks for them; elsewhere at once.
     """
 
-    def __init__(
-        self, hidden: Tensor, weight: Tensor, banned: Tensor | None, draw: Draw | None
-    ) -> None:
-        self._hidden = hidden
-        self._weight = weight
+    def __init__(self, source: Unprojected, banned: Tensor | None, draw: Draw | None) -> None:
+        self._source = source
         self._banned = banned
         self._draw = draw
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        rows, slots, _ = self._hidden.shape
-        return rows, slots, self._weight.shape[0]
+        rows, slots, _ = self._source.hidden.shape
+        return rows, slots, self._source.weight.shape[0]
 
     @property
     def _dtype(self) -> torch.dtype:
-        return reference.working_dtype(self._hidden.dtype)
+        return reference.working_dtype(self._source.hidden.dtype)
 
     @cached_property
     def _rows(self) -> Tensor:
-        return reference.head_logits(self._hidden.flatten(0, 1), self._weight)
+        return self._source.logits.flatten(0, 1)
+
+    @property
+    def _sparse(self) -> bool:
+        """Whether the logits need not, and do not, exist."""
+        return not self._source.has_logits and dispatch.uses_triton(self._source.hidden)
 
     @cached_property
     def _pass(self) -> tuple[RowStatistics, Tensor | None]:
-        hidden = self._hidden.flatten(0, 1)
-        if dispatch.uses_triton(hidden) and self._draw is None:
-            return dispatch.head_statistics(hidden, self._weight, self._banned), None
+        if self._sparse and self._draw is None:
+            hidden = self._source.hidden.flatten(0, 1)
+            return dispatch.head_statistics(hidden, self._source.weight, self._banned), None
         return super()._pass
 
     def _top(self, k: int) -> tuple[Tensor, Tensor]:
@@ -401,16 +417,17 @@ class HeadPrediction(DensePrediction):
         return super()._top(k)
 
     def _at(self, ids: Tensor) -> Tensor:
-        """From K columns of the head, in float32 or better."""
-        columns = self._weight[ids.clamp(min=0)].to(self._dtype)
-        values = (columns @ self._hidden.to(self._dtype)[..., None])[..., 0]
-        dead = ids < 0
-        if self._banned is not None:
-            dead = dead | (ids[..., None] == self._banned).any(-1)
-        return values.masked_fill(dead, float("-inf"))
+        if not self._sparse:
+            return super()._at(ids)
+        hidden, weight = self._source.hidden.flatten(0, 1), self._source.weight
+        at = dispatch.head_logits_at(hidden, weight, ids.flatten(0, 1), self._banned)
+        # summed in another order than the head; the largest must not pass the maximum
+        at = torch.minimum(at, self._statistics.maximum[:, None].to(at.dtype))
+        return self._shaped(at)
 
     def without(self, ids: Tensor) -> Prediction:
-        return HeadPrediction(self._hidden, self._weight, self._more_banned(ids), self._draw)
+        """Two predictions of one pass: the logits once are cheaper than the head twice."""
+        return DensePrediction(self._source.logits, self._more_banned(ids), self._draw)
 
     def _credit_update(
         self,

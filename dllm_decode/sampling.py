@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dllm_decode.errors import require_choice, require_count, require_in_range
 from dllm_decode.noise import Noise
-from dllm_decode.prediction import GumbelDraw, Prediction
+from dllm_decode.prediction import GumbelDraw, Prediction, Unprojected
 
 
 class Sampler(ABC):
     """Turns the logits of a forward pass into a prediction whose `token` is the proposal.
 
-    reshapes: the prediction's distribution is not the model's, but a tempered or truncated one.
+    reshapes: the prediction's distribution is not the model's, but a tempered or truncated one;
+    takes_hidden: `predict` also takes a pass that stopped before the output head.
     """
 
     @property
@@ -24,16 +26,30 @@ class Sampler(ABC):
         """See the class."""
         return False
 
+    @property
+    def takes_hidden(self) -> bool:
+        """See the class."""
+        return False
+
     @abstractmethod
-    def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
-        """The prediction of a step. logits (B, W, V); banned (M,) ids; noise of the step."""
+    def predict(self, logits: Any, banned: Tensor, noise: Noise) -> Prediction:
+        """The prediction of a step.
+
+        logits: (B, W, V), or `Unprojected` where `takes_hidden`; banned (M,) ids; noise of the
+        step.
+        """
 
 
 @dataclass(frozen=True)
 class Greedy(Sampler):
     """Propose the most likely token, the lowest id on ties."""
 
-    def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
+    @property
+    def takes_hidden(self) -> bool:
+        """Yes: nothing here needs the logits themselves."""
+        return True
+
+    def predict(self, logits: Tensor | Unprojected, banned: Tensor, noise: Noise) -> Prediction:
         """The argmax prediction."""
         return Prediction.of(logits, banned)
 

@@ -52,7 +52,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def window(self, board: Board) -> Window:
-        """The window of each row; called only with rows that have undecided columns left."""
+        """The window of each row; what a row without undecided columns gets does not matter."""
 
 
 def _slots(board: Board, begin: Tensor, width: int, limit: Tensor) -> Tensor:

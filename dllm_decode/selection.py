@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dllm_decode.kernels import dispatch
+
 
 def ranks(scores: Tensor, among: Tensor) -> Tensor:
     """Position of each slot in the order of falling scores, 0 for the best.
@@ -29,8 +31,28 @@ def best(scores: Tensor, among: Tensor, count: Tensor | int = 1) -> Tensor:
 
     scores (B, W); among (B, W) bool; count: one number or (B,), 0 or more.
     """
+    if isinstance(count, int) and count == 1 and scores.is_floating_point():
+        # argmax takes the lowest column on ties; a candidate may have -inf, the others lie below
+        floor = torch.finfo(scores.dtype).min
+        top = scores.clamp(min=floor).masked_fill(~among, float("-inf")).argmax(1, keepdim=True)
+        return torch.zeros_like(among).scatter_(1, top, True) & among
     limit = count[:, None] if isinstance(count, Tensor) else count
     return among & (ranks(scores, among) < limit)
+
+
+def reaching(
+    scores: Tensor, among: Tensor, threshold: Tensor | float, strict: bool = False
+) -> Tensor:
+    """Candidates whose score reaches the threshold, in each row at least the best one, (B, W) bool.
+
+    scores (B, W), no NaN among the candidates; among (B, W) bool; threshold: (B, 1), or one number
+    for all rows; strict: ask for more than the threshold. On a GPU one kernel, and no waiting.
+    """
+    if isinstance(threshold, Tensor):
+        level = threshold[:, 0].to(scores.dtype)
+    else:
+        level = scores.new_full(scores.shape[:1], threshold)
+    return dispatch.threshold_selection(scores, among, level, strict)[0]
 
 
 def first_column(flags: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     needs_reference: the request must carry the result of a reference decode;
     needs_window: the part reads predictions at every column of the window, also at decided ones or
     over several steps, so that a cache may not leave some out;
+    per_row: fields (numbers) that rows of a request may set for themselves, read with `view.knob`;
     window_width: the only block length the part works with, or None;
     model_fingerprint: the only model the part works with, or None.
     """
@@ -52,6 +53,7 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     sees_canvas: bool = False
     needs_reference: ClassVar[bool] = False
     needs_window: ClassVar[bool] = False
+    per_row: ClassVar[tuple[str, ...]] = ()
 
     @property
     def window_width(self) -> int | None:
@@ -191,11 +193,13 @@ class Pipeline(Strategy):
     def decide(self, view: StepView, memory: PipelineMemory) -> Decision:
         """The selection's wish on the transformed prediction, less what the filters veto."""
         for name, transform in self.transforms.items():
-            pred = transform.adjust(view, memory.parts[f"transforms.{name}"])
+            place = f"transforms.{name}"
+            pred = transform.adjust(view.for_part(place), memory.parts[place])
             view = view.with_prediction(pred)
-        wish = complete(self.select.decide(view, memory.parts["select"]), view)
+        wish = complete(self.select.decide(view.for_part("select"), memory.parts["select"]), view)
         for name, part in self.filters.items():
-            keep = part.keep(view, wish, memory.parts[f"filters.{name}"])
+            place = f"filters.{name}"
+            keep = part.keep(view.for_part(place), wish, memory.parts[place])
             wish = replace(wish, commit=wish.commit & keep)
         return wish
 
@@ -203,9 +207,11 @@ class Pipeline(Strategy):
         self, board: Board, view: StepView, change: Change, memory: PipelineMemory
     ) -> Tensor:
         """The nearest horizon of the selection and all stop rules."""
-        nearest = self.select.horizon(board, view, change, memory.parts["select"])
+        own = view.for_part("select")
+        nearest = self.select.horizon(board, own, change, memory.parts["select"])
         for name, rule in self.stop.items():
-            asked = rule.horizon(board, view, change, memory.parts[f"stop.{name}"])
+            place = f"stop.{name}"
+            asked = rule.horizon(board, view.for_part(place), change, memory.parts[place])
             nearest = torch.minimum(nearest, asked)
         return nearest
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -68,7 +68,9 @@ class Request:
     one number for all or one per row, 1 or more; seeds: one per row (None: row i gets seed i);
     fixed: per row None or {offset: token id}, tokens given in advance at offsets 0, 1, ... behind
     the prompt (infilling); reference: per row the tokens another decode gave, for strategies that
-    need one (`strategy=oracle`).
+    need one (`strategy=oracle`); parameters: per row None or {full key: value}, knobs of the
+    strategy that this row sets for itself, e.g. {"strategy.select.threshold": 0.8}; see
+    `Part.per_row`.
     Raises `ConfigError` for empty requests, bad lengths and offsets outside the canvas.
     """
 
@@ -77,12 +79,13 @@ class Request:
     seeds: tuple[int, ...] | None = None
     fixed: tuple[Mapping[int, int] | None, ...] | None = None
     reference: tuple[Sequence[int], ...] | None = None
+    parameters: tuple[Mapping[str, float] | None, ...] | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.prompts)
         if rows == 0:
             raise ConfigError("a request needs at least one prompt, got none")
-        for name in ("seeds", "fixed", "reference"):
+        for name in ("seeds", "fixed", "reference", "parameters"):
             value = getattr(self, name)
             if value is not None and len(value) != rows:
                 raise ConfigError(
@@ -130,6 +133,7 @@ class Request:
             seeds=pick(self.row_seeds),
             fixed=pick(self.fixed),
             reference=pick(self.reference),
+            parameters=pick(self.parameters),
         )
 
     @property
@@ -216,13 +220,23 @@ class Board:
     @cached_property
     def never_generated(self) -> Tensor:
         """Ids that are never committed, (M,) int64."""
-        return torch.tensor(self.vocab.never_generated, device=self.tokens.device)
+        return self.ids(self.vocab.never_generated)
+
+    def ids(self, ids: Sequence[int]) -> Tensor:
+        """Token ids as a tensor on the canvas's device, uploaded once, (N,) int64."""
+        return _ids_on(tuple(ids), self.tokens.device)
 
     @cached_property
     def mask_ratio(self) -> Tensor:
         """Undecided share of the live generated columns, (B,) in [0, 1]."""
         live = (self.live & (self.columns >= self.start)).sum(1)
         return self.undecided.sum(1) / live.clamp(min=1)
+
+
+@lru_cache(maxsize=64)
+def _ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Ids on a device, uploaded once: an upload in every step would make the host wait."""
+    return torch.tensor(ids, device=device, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -237,7 +251,7 @@ class StepView:
     re-mask; fresh (B,): the row has just entered this window; window_step (B,): steps done in this
     window; window_open (B,): open slots when it was entered; steps_left (B,): steps until the row's
     budget ends, or its undecided columns where there is none; board: the canvas before this step;
-    noise: random numbers of this step; prober: see `probe`.
+    noise: random numbers of this step; prober: see `probe`; parameters, part: see `knob`.
     """
 
     step: Tensor
@@ -255,6 +269,8 @@ class StepView:
     board: Board
     noise: Noise
     prober: Callable[[Tensor], Prediction] | None = field(default=None, repr=False)
+    parameters: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    part: str = "strategy"
 
     @cached_property
     def mask_ratio(self) -> Tensor:
@@ -271,6 +287,19 @@ class StepView:
             raise ConfigError("this view was made by hand and has no model to probe")
         return self.prober(torch.where(self.open, tokens, self.tokens))
 
+    def knob(self, name: str, default: float, like: Tensor) -> Tensor | float:
+        """A setting of the part that asks: the default, or (B, 1) where rows set their own.
+
+        name: a field that the part lists in `per_row`; default: its value; like: tensor of the
+        precision in which it is used.
+        """
+        own = self.parameters.get(f"{self.part}.{name}")
+        return default if own is None else own.to(like.dtype)
+
+    def for_part(self, place: str) -> StepView:
+        """The step as a part of a pipeline sees it. place: its key below `strategy`."""
+        return replace(self, part=f"strategy.{place}") if self.parameters else self
+
     def with_prediction(self, pred: Prediction) -> StepView:
         """The same step with another prediction, as transforms produce it."""
         return replace(self, pred=pred)
@@ -286,8 +315,9 @@ def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
     plane: (B, L, ...); index: (B, W). Returns (B, W, ...).
     """
     safe = index.clamp(min=0)
-    extra = plane.dim() - 2
-    safe = safe.reshape(*safe.shape, *([1] * extra)).expand(*index.shape, *plane.shape[2:])
+    if plane.dim() > 2:
+        extra = (1,) * (plane.dim() - 2)
+        safe = safe.reshape(*safe.shape, *extra).expand(*index.shape, *plane.shape[2:])
     return plane.gather(1, safe)
 
 

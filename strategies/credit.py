@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -116,6 +117,7 @@ class TraceCredit(_Credit):
     alpha: float = 0.65
     beta: float = 0.70
     gamma: float = 0.20
+    per_row: ClassVar[tuple[str, ...]] = ("alpha", "beta")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,12 +127,15 @@ class TraceCredit(_Credit):
 
     def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
         """The raised prediction; with alpha 0 the very prediction that came in."""
-        return view.pred if self.alpha == 0.0 else super().adjust(view, memory)
+        alpha = view.knob("alpha", self.alpha, memory.credit)
+        off = not isinstance(alpha, Tensor) and alpha == 0.0
+        return view.pred if off else super().adjust(view, memory)
 
     def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
-        """The constants."""
-        one = torch.ones(view.open.shape[0], dtype=torch.float64, device=view.open.device)
-        return self.alpha * one, self.beta * one, self.gamma
+        """The constants; alpha and beta are those of the row where it sets its own."""
+        one = torch.ones(view.open.shape[0], 1, dtype=torch.float64, device=view.open.device)
+        alpha, beta = (view.knob(n, getattr(self, n), one) for n in ("alpha", "beta"))
+        return (alpha * one)[:, 0], (beta * one)[:, 0], self.gamma
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dllm_decode.errors import require, require_in_range
-from dllm_decode.selection import best
+from dllm_decode.selection import reaching
 from dllm_decode.strategy import Strategy
 from dllm_decode.types import Decision, StepView
 
@@ -25,6 +26,7 @@ class EntropyThreshold(Strategy):
 
     threshold: float = 0.5
     strict: bool = False
+    per_row: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def __post_init__(self) -> None:
         require_in_range("strategy.select.threshold", self.threshold, 0.0, 1e6, unit="nats")
@@ -36,5 +38,5 @@ class EntropyThreshold(Strategy):
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything below the threshold and the lowest entropy."""
         entropy = view.pred.entropy
-        sharp = entropy < self.threshold if self.strict else entropy <= self.threshold
-        return Decision(view.open & sharp | best(-entropy, view.open), scores=-entropy)
+        threshold = view.knob("threshold", self.threshold, entropy)
+        return Decision(reaching(-entropy, view.open, -threshold, self.strict), scores=-entropy)

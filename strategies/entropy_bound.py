@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dllm_decode.errors import require_choice, require_in_range
 from dllm_decode.selection import ordered, ranks
@@ -30,6 +31,7 @@ class EntropyBound(Strategy):
     bound: float = 0.1
     unit: str = "nats"
     order: str = "entropy"
+    per_row: ClassVar[tuple[str, ...]] = ("bound",)
 
     def __post_init__(self) -> None:
         require_choice("strategy.select.unit", self.unit, ("nats", "bits"))
@@ -42,7 +44,8 @@ class EntropyBound(Strategy):
         entropy = view.pred.entropy.double().masked_fill(~view.open, float("inf"))
         entropy = entropy.gather(1, ordered(scores, view.open))
         cost = entropy.cumsum(1) - entropy.cummax(1).values
-        bound = self.bound * math.log(2.0) if self.unit == "bits" else self.bound
+        bound = view.knob("bound", self.bound, cost)
+        bound = bound * math.log(2.0) if self.unit == "bits" else bound
         # inf - inf behind the last open position is NaN, which is never within the bound
         count = (cost <= bound).sum(1).clamp(min=1)
         return Decision(view.open & (ranks(scores, view.open) < count[:, None]), scores=scores)

@@ -55,8 +55,7 @@ class _EotRule(StopRule):
 
     def _is_end(self, tokens: Tensor, board: Board) -> Tensor:
         """Where tokens end a text, same shape."""
-        ids = board.vocab.eot_ids if self.ids is None else tuple(self.ids)
-        return torch.isin(tokens, torch.tensor(ids, device=tokens.device, dtype=torch.long))
+        return torch.isin(tokens, board.ids(board.vocab.eot_ids if self.ids is None else self.ids))
 
     def _may_end(self, board: Board) -> Tensor:
         """Columns a row may be cut behind: generated, live, no fixed column behind, (B, L)."""

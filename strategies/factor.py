@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Factor(Strategy):
 
     factor: float = 1.0
     variant: str = "published"
+    per_row: ClassVar[tuple[str, ...]] = ("factor",)
 
     def __post_init__(self) -> None:
         require_in_range("strategy.select.factor", self.factor, 0.0, 1e6)
@@ -42,23 +44,28 @@ class Factor(Strategy):
         """The n most confident positions."""
         scores = view.pred.confidence
         falling = scores.double().gather(1, ordered(scores, view.open))
-        count = self.count(falling, view.open.sum(1))
+        factor = view.knob("factor", self.factor, falling)
+        count = self.count(falling, view.open.sum(1), factor)
         return Decision(
             view.open & (ranks(scores, view.open) < count[:, None]),
             scores=scores,
         )
 
-    def count(self, confidence: Tensor, positions: Tensor) -> Tensor:
+    def count(
+        self, confidence: Tensor, positions: Tensor, factor: Tensor | float | None = None
+    ) -> Tensor:
         """How many positions are committed, (B,).
 
         confidence: (B, W) float64, the row's open positions first, in falling order; positions
-        (B,): how many of them are open.
+        (B,): how many of them are open; factor: the bound, (B, 1) or one number, None for the
+        field.
         """
+        factor = self.factor if factor is None else factor
         number = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)
         if self.variant == "copied":
-            fails = (confidence < 1.0 - self.factor / (number + 1)) & (number > 1)
+            fails = (confidence < 1.0 - factor / (number + 1)) & (number > 1)
         else:
-            fails = (number + 1) * (1.0 - confidence) >= self.factor
+            fails = (number + 1) * (1.0 - confidence) >= factor
         inside = number <= positions[:, None]
         # the first failing position, or one past the last open one
         stop = torch.where(fails & inside, number, positions[:, None] + 1).amin(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.errors import require_in_range
-from dllm_decode.selection import best
+from dllm_decode.selection import reaching
 from dllm_decode.strategy import Strategy
 from dllm_decode.types import Decision, StepView
 
@@ -39,11 +39,11 @@ class Hierarchical(Strategy):
         require_in_range("strategy.select.low_threshold", self.low_threshold, 0.0, 1.0)
 
     def decide(self, view: StepView, memory: None) -> Decision:
-        """Sure positions, the peaks of the gaps, and the best one."""
+        """Sure positions or the best one, and the peaks of the gaps."""
         confidence = view.pred.confidence
-        sure = view.open & (confidence > self.threshold)
+        sure = reaching(confidence, view.open, self.threshold, strict=True)
         peak = peaks(confidence, view.open) & (confidence > self.low_threshold)
-        return Decision(sure | peak | best(confidence, view.open), scores=confidence)
+        return Decision(sure | peak, scores=confidence)
 
 
 def peaks(scores: Tensor, among: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class _Suppress(Transform):
     def chosen(self, view: StepView) -> Tensor:
         """The token ids, (K,) int64."""
         ids = view.board.vocab.eot_ids if self.ids is None else self.ids
-        return torch.tensor(tuple(ids), device=view.open.device)
+        return view.board.ids(tuple(ids))
 
 
 @dataclass(frozen=True)

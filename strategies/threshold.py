@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dllm_decode.errors import require, require_count, require_in_range
-from dllm_decode.selection import best
+from dllm_decode.selection import best, reaching
 from dllm_decode.strategies.fixed import scheduled
 from dllm_decode.strategy import Strategy
 from dllm_decode.types import Decision, StepView
@@ -39,6 +40,7 @@ class ConfidenceThreshold(Strategy):
     at_least: int = 1
     steps_per_block: int | None = None
     tie_slack: float | None = None
+    per_row: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def __post_init__(self) -> None:
         require_in_range("strategy.select.threshold", self.threshold, 0.0, 1.0)
@@ -55,8 +57,10 @@ class ConfidenceThreshold(Strategy):
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything above the threshold, the best n, and what ties with the best."""
         confidence = view.pred.confidence
-        enough = confidence > self.threshold if self.strict else confidence >= self.threshold
-        chosen = view.open & enough | best(confidence, view.open, self._least(view))
+        threshold = view.knob("threshold", self.threshold, confidence)
+        chosen = reaching(confidence, view.open, threshold, self.strict)
+        if self.at_least > 1 or self.steps_per_block is not None:
+            chosen = chosen | best(confidence, view.open, self._least(view))
         if self.tie_slack is not None:
             top = confidence.masked_fill(~view.open, -1.0).amax(1, keepdim=True)
             chosen = chosen | view.open & (confidence >= top - self.tie_slack)

@@ -13,6 +13,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dllm_decode.errors import require_choice
@@ -20,44 +21,65 @@ from dllm_decode.kernels import reference
 from dllm_decode.kernels.reference import CreditUpdate, RowStatistics
 
 CHOICES = ("auto", "reference", "triton")
+HEADS = ("auto", "apart")
 _log = logging.getLogger(__name__)
 _setting = "auto"
+_head = "auto"
 _said: set[str] = set()
 
 
-def choose(kernels: str) -> None:
-    """Set the implementation for this process, the configuration key `kernels`.
+def choose(kernels: str, head: str = "auto") -> None:
+    """Set the implementation for this process, the configuration keys `kernels` and `head`.
 
     kernels: `auto` (Triton for CUDA tensors where it is installed, else plain torch), `reference`
     (plain torch everywhere), `triton` (as auto, and says so where it cannot be). What Triton cannot
-    do falls back to plain torch, with the reason logged once. Raises `ConfigError` for other words.
+    do falls back to plain torch, with the reason logged once. head: `auto` (wherever the kernels
+    run, the output head is one with the statistics) or `apart` (logits first, then statistics).
+    Raises `ConfigError` for other words.
     """
-    global _setting
+    global _setting, _head
     require_choice("kernels", kernels, CHOICES)
-    _setting = kernels
+    require_choice("head", head, HEADS)
+    _setting, _head = kernels, head
 
 
 def chosen() -> str:
-    """The current setting."""
+    """The current setting of `kernels`."""
     return _setting
+
+
+def chosen_head() -> str:
+    """The current setting of `head`."""
+    return _head
 
 
 @contextmanager
 def using(kernels: str) -> Iterator[None]:
-    """The setting for a `with` block; raises `ConfigError` for unknown words."""
+    """`kernels` for a block, `head` as it is; raises `ConfigError` for unknown words."""
     before = chosen()
-    choose(kernels)
+    choose(kernels, _head)
     try:
         yield
     finally:
-        choose(before)
+        choose(before, _head)
 
 
 def uses_triton(tensor: Tensor) -> bool:
     """Whether the kernels would be tried for this tensor."""
-    if _setting == "reference" or (_setting == "auto" and not tensor.is_cuda):
+    return _runs_on(tensor.device)
+
+
+def fuses_head(device: torch.device, obstacle: str) -> bool:
+    """Whether head and statistics are one kernel there, so that a pass may stop before the head.
+
+    obstacle: why the head is not a plain product with a matrix, empty where it is; logged once
+    where nothing else stands in the way.
+    """
+    if _head == "apart" or not _runs_on(device):
         return False
-    return _triton() is not None
+    if obstacle:
+        _say_once(f"the output head runs apart from the statistics: {obstacle}")
+    return not obstacle
 
 
 def row_statistics(
@@ -100,6 +122,22 @@ def credit_update(
     return result
 
 
+def credit_from(
+    values: Tensor,
+    raw: RowStatistics,
+    ids: Tensor,
+    credit: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: float,
+    open: Tensor,
+) -> CreditUpdate:
+    """As `reference.credit_from`."""
+    result: CreditUpdate
+    result = _run("credit_from", values, raw, ids, credit, alpha, beta, gamma, open)
+    return result
+
+
 def threshold_selection(
     scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -114,6 +152,14 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
     return result
 
 
+def head_logits_at(
+    hidden: Tensor, weight: Tensor, ids: Tensor, banned: Tensor | None = None
+) -> Tensor:
+    """As `reference.head_logits_at`."""
+    result: Tensor = _run("head_logits_at", hidden, weight, ids, banned)
+    return result
+
+
 def _run(name: str, tensor: Tensor, *rest: Any) -> Any:
     if uses_triton(tensor):
         fused = _triton()
@@ -123,6 +169,27 @@ def _run(name: str, tensor: Tensor, *rest: Any) -> Any:
         except fused.Unsupported as reason:
             _say_once(f"{name} runs in plain torch: no Triton kernel for {reason}")
     return getattr(reference, name)(tensor, *rest)
+
+
+def _runs_on(device: torch.device) -> bool:
+    if _setting == "reference" or (_setting == "auto" and device.type != "cuda"):
+        return False
+    return _triton() is not None and (device.type != "cuda" or _starts(device))
+
+
+@cache
+def _starts(device: torch.device) -> bool:
+    """Whether a kernel can be compiled and launched at all; Triton also needs a C compiler."""
+    fused = _triton()
+    assert fused is not None
+    try:
+        fused.row_statistics(torch.zeros(1, 16, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as reason:  # whatever a toolchain raises, plain torch still works
+        _say_once(f"row statistics run in plain torch: no kernel starts on {device} ({reason})")
+        return False
+    return True
 
 
 @cache

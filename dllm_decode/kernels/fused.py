@@ -97,13 +97,51 @@ def credit_update(
 ) -> CreditUpdate:
     """As `reference.credit_update`: one read of the logits, or K gathers where `raw` is given."""
     _check_rows(logits)
-    rows, vocabulary = logits.shape
-    slots = ids.shape[1]
     banned = _bans(logits, banned)
     if raw is None:
         parts = _scan(logits, banned, 0, None, 1.0)
     else:
-        parts = _Parts(rows, 1, logits.device, whole=raw)
+        parts = _Parts(logits.shape[0], 1, logits.device, whole=raw)
+    slots = (ids, credit, alpha, beta, gamma, open)
+    return _credit(logits, logits.shape[1], banned, parts, raw, *slots, given=False)
+
+
+def credit_from(
+    values: Tensor,
+    raw: RowStatistics,
+    ids: Tensor,
+    credit: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: float,
+    open: Tensor,
+) -> CreditUpdate:
+    """As `reference.credit_from`; values and statistics float32 or float64."""
+    _check_device(values)
+    parts = _Parts(values.shape[0], 1, values.device, whole=raw)
+    slots = (ids, credit, alpha, beta, gamma, open)
+    largest = torch.iinfo(torch.int32).max
+    return _credit(
+        values.contiguous(), largest, _bans(values, None), parts, raw, *slots, given=True
+    )
+
+
+def _credit(
+    logits: Tensor,
+    vocabulary: int,
+    banned: Tensor,
+    parts: _Parts,
+    raw: RowStatistics | None,
+    ids: Tensor,
+    credit: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: float,
+    open: Tensor,
+    *,
+    given: bool,
+) -> CreditUpdate:
+    rows, slots = ids.shape
     merged = _empty_statistics(rows, logits)
     fused = _empty_statistics(rows, logits, torch.float64)
     new_ids = torch.empty((rows, slots), dtype=torch.int64, device=logits.device)
@@ -124,6 +162,7 @@ def credit_update(
                 SLOTS=slots,
                 SLOT_WIDTH=triton.next_power_of_2(slots),
                 BANS=banned.numel(),
+                GIVEN=given,
                 num_warps=1,
             )
     return CreditUpdate(new_ids, new_credit, delta, merged if raw is None else raw, fused)
@@ -152,16 +191,14 @@ def threshold_selection(
                 left,
                 STRICT=strict,
                 WIDTH=triton.next_power_of_2(columns),
+                num_warps=4 if columns <= 4096 else 16,
             )
     return commit, left
 
 
 def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None) -> RowStatistics:
     """As `reference.head_statistics`: the logits exist only in registers."""
-    _check_rows(hidden)
-    _check_rows(weight)
-    if hidden.dtype != weight.dtype:
-        raise Unsupported(f"hidden states of {hidden.dtype} and a head of {weight.dtype}")
+    _check_head(hidden, weight)
     rows, depth = hidden.shape
     vocabulary = weight.shape[0]
     banned = _bans(hidden, banned)
@@ -183,6 +220,27 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
                 num_stages=3,
             )
     return _finish(parts, hidden, vocabulary, banned, 0, None)[0]
+
+
+def head_logits_at(
+    hidden: Tensor, weight: Tensor, ids: Tensor, banned: Tensor | None = None
+) -> Tensor:
+    """As `reference.head_logits_at`: reads the wanted columns of the head, stores none of them."""
+    _check_head(hidden, weight)
+    rows, slots = ids.shape
+    banned = _bans(hidden, banned)
+    at = torch.empty((rows, slots), dtype=torch.float32, device=hidden.device)
+    if at.numel():
+        with _on(hidden):
+            programs.gather_head[(rows, slots)](
+                *(hidden, hidden.stride(0), weight, weight.stride(0), banned),
+                *(ids.contiguous(), at),
+                DEPTH=hidden.shape[1],
+                BANS=banned.numel(),
+                BLOCK=min(1024, triton.next_power_of_2(hidden.shape[1])),
+                num_warps=4,
+            )
+    return at
 
 
 class _Parts:
@@ -332,6 +390,16 @@ def _check_rows(rows: Tensor) -> None:
         raise Unsupported(
             f"a tensor of shape {tuple(rows.shape)} and strides {rows.stride()}; the kernels take "
             "(N, V) with V >= 1 and a contiguous last dimension"
+        )
+
+
+def _check_head(hidden: Tensor, weight: Tensor) -> None:
+    _check_rows(hidden)
+    _check_rows(weight)
+    if hidden.dtype != weight.dtype or hidden.device != weight.device:
+        raise Unsupported(
+            f"hidden states of {hidden.dtype} on {hidden.device} and a head of {weight.dtype} on "
+            f"{weight.device}"
         )
 
 

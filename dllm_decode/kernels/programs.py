@@ -185,23 +185,26 @@ def merge_parts(
     maxima, totals, moments, tokens, row, vocabulary, PARTS: tl.constexpr, WIDTH: tl.constexpr
 ):
     """Maximum, total, moment and token of a row from those of its parts (ids rise with parts)."""
-    part = tl.arange(0, WIDTH)
-    inside = part < PARTS
-    place = row * PARTS + part
-    m = tl.load(maxima + place, mask=inside, other=MINUS_INFINITY)
-    total = tl.load(totals + place, mask=inside, other=0.0)
-    moment = tl.load(moments + place, mask=inside, other=0.0)
-    token = tl.load(tokens + place, mask=inside, other=0)
-    maximum = tl.max(m, 0)
-    drop = tl.maximum(m - finite(maximum), FLOOR)
-    scale = tl.exp(drop)
-    winner = tl.min(tl.where(inside & (m == maximum), token, vocabulary - 1), 0)
-    return (
-        maximum,
-        tl.sum(scale * total, 0),
-        tl.sum(scale * (moment + drop * total), 0),
-        winner,
-    )
+    if PARTS == 1:
+        maximum = tl.load(maxima + row)
+        total = tl.load(totals + row)
+        moment = tl.load(moments + row)
+        winner = tl.load(tokens + row)
+    else:
+        part = tl.arange(0, WIDTH)
+        inside = part < PARTS
+        place = row * PARTS + part
+        m = tl.load(maxima + place, mask=inside, other=MINUS_INFINITY)
+        mass = tl.load(totals + place, mask=inside, other=0.0)
+        slope = tl.load(moments + place, mask=inside, other=0.0)
+        token = tl.load(tokens + place, mask=inside, other=0)
+        maximum = tl.max(m, 0)
+        drop = tl.maximum(m - finite(maximum), FLOOR)
+        scale = tl.exp(drop)
+        winner = tl.min(tl.where(inside & (m == maximum), token, vocabulary - 1), 0)
+        total = tl.sum(scale * mass, 0)
+        moment = tl.sum(scale * (slope + drop * mass), 0)
+    return maximum, total, moment, winner
 
 
 @triton.jit
@@ -270,10 +273,11 @@ def credit_rows(
     ids_out, credit_out, delta_out,
     fused_maximum, fused_total, fused_moment, fused_token,
     PARTS: tl.constexpr, PART_WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr, SLOT_WIDTH: tl.constexpr, BANS: tl.constexpr,
+    SLOTS: tl.constexpr, SLOT_WIDTH: tl.constexpr, BANS: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts of one row, update its K slots of credit, and raise the statistics by it.
 
+    GIVEN: `logits` holds the SLOTS logits at `old_ids` alone, not the row.
     Everything after the merge is float64: K numbers per row cost nothing beside the row itself.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -308,7 +312,12 @@ def credit_rows(
     tl.store(delta_out + place, delta, mask=inside)
     # as `reference.raised_statistics`; the argmax has a slot by now, unless the row is closed
     base = maximum.to(tl.float64)
-    x = gather_logits(logits + row * stride, banned, ids, inside, BANS).to(tl.float64)
+    if GIVEN:
+        # the only id that can be new to a slot is the winner
+        x = tl.load(logits + place, mask=inside, other=MINUS_INFINITY).to(tl.float64)
+        x = tl.where(ids == token, base, tl.where(ids >= 0, x, MINUS_INFINITY))
+    else:
+        x = gather_logits(logits + row * stride, banned, ids, inside, BANS).to(tl.float64)
     below = x - finite(base)
     above = tl.where(ids >= 0, below + delta, MINUS_INFINITY)
     rise = tl.maximum(tl.max(above, 0), 0.0)
@@ -409,3 +418,30 @@ def scan_head(
     tl.store(total_out + place, total, mask=present)
     tl.store(moment_out + place, moment, mask=present)
     tl.store(token_out + place, tl.minimum(token, vocabulary - 1), mask=present)
+
+
+@triton.jit
+def gather_head(
+    hidden, hidden_stride, weight, weight_stride, banned, wanted, at_out,
+    DEPTH: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The logit of one id for one row: a column of hidden x head."""
+    row = tl.program_id(0).to(tl.int64)
+    place = row * tl.num_programs(1) + tl.program_id(1)
+    token = tl.load(wanted + place)
+    used = token >= 0
+    # nothing is read for an empty slot
+    limit = tl.where(used, DEPTH, 0)
+    left = hidden + row * hidden_stride
+    right = weight + tl.maximum(token, 0) * weight_stride
+    products = tl.full((BLOCK,), 0.0, tl.float32)
+    for depth in range(0, DEPTH, BLOCK):
+        at = depth + tl.arange(0, BLOCK)
+        inside = at < limit
+        a = tl.load(left + at, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(right + at, mask=inside, other=0.0).to(tl.float32)
+        products += a * b
+    x = tl.where(used, tl.sum(products, 0), MINUS_INFINITY)
+    for number in range(0, BANS):
+        x = tl.where(token == tl.load(banned + number), MINUS_INFINITY, x)
+    tl.store(at_out + place, x)

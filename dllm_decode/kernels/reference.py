@@ -173,7 +173,9 @@ def gumbel_argmax(
     logits: Tensor, states: Tensor, temperature: float, banned: Tensor | None = None
 ) -> Tensor:
     """The draw of `gumbel_statistics` alone, (N,) int64."""
-    scaled = without(logits, banned) / temperature
+    values = without(logits, banned)
+    # by a tensor: CUDA would multiply by the reciprocal of a plain number, and round otherwise
+    scaled = values / torch.full((), temperature, dtype=values.dtype, device=values.device)
     ids = torch.arange(logits.shape[-1], device=logits.device)
     return lowest_argmax(scaled.double() + gumbel(states[:, None], ids))[1]
 
@@ -289,6 +291,31 @@ def credit_update(
     return CreditUpdate(ids, kept.to(credit.dtype), delta, raw, fused)
 
 
+def credit_from(
+    values: Tensor,
+    raw: RowStatistics,
+    ids: Tensor,
+    credit: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: float,
+    open: Tensor,
+) -> CreditUpdate:
+    """`credit_update` where everything it reads of the logits is known already.
+
+    values: (N, K) logits at ids, -inf for banned ids and empty slots; raw: statistics of the rows,
+    whose maximum is the logit of the winner; the rest as in `credit_update`.
+    """
+    after, kept = earned_credit(raw, ids, credit, beta, gamma, open)
+    delta = alpha.double()[:, None] * kept.log1p()
+    # the only id that can be new to a slot is the winner
+    winner = after == raw.token[:, None]
+    values = values.where(~winner, raw.maximum[:, None].to(values.dtype))
+    values = values.masked_fill(after < 0, float("-inf"))
+    fused = raised_statistics(raw, values, after, delta)
+    return CreditUpdate(after, kept.to(credit.dtype), delta, raw, fused)
+
+
 def threshold_selection(
     scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -300,10 +327,11 @@ def threshold_selection(
     """
     level = threshold[:, None]
     enough = open & (scores > level if strict else scores >= level)
-    columns = torch.arange(scores.shape[1], device=scores.device)
-    top = scores.masked_fill(~open, float("-inf")).amax(1, keepdim=True)
-    best = torch.where(open & (scores == top), columns, scores.shape[1]).amin(1, keepdim=True)
-    commit = torch.where(enough.any(1, keepdim=True), enough, open & (columns == best))
+    # a candidate may have -inf, closed slots lie below; the best one is enough where any is
+    floor = torch.finfo(scores.dtype).min
+    ranked = scores.clamp(min=floor).masked_fill(~open, float("-inf"))
+    best = lowest_argmax(ranked)[1][:, None]
+    commit = enough.scatter(1, best, open.gather(1, best))
     return commit, open.sum(1) - commit.sum(1)
 
 
@@ -324,3 +352,19 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
     The logits are not rounded to the dtype of the operands in between.
     """
     return row_statistics(head_logits(hidden, weight), banned)
+
+
+def head_logits_at(
+    hidden: Tensor, weight: Tensor, ids: Tensor, banned: Tensor | None = None
+) -> Tensor:
+    """The logits of given ids, -inf for banned ids and for empty slots (id -1).
+
+    hidden: (N, D); weight: (V, D); ids: (N, K) in [-1, V). Returns (N, K), float32 or better.
+    """
+    dtype = working_dtype(hidden.dtype)
+    columns = weight[ids.clamp(min=0)].to(dtype)
+    values = (columns @ hidden.to(dtype)[..., None])[..., 0]
+    dead = ids < 0
+    if banned is not None and banned.numel():
+        dead = dead | (ids[..., None] == banned).any(-1)
+    return values.masked_fill(dead, float("-inf"))

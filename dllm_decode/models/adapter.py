@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import Plan, columns_of, mask_of
+from dllm_decode.cache import Plan
+from dllm_decode.models.compiled import CompiledBody, run_body
+from dllm_decode.models.head import head_obstacle
 from dllm_decode.models.key_value import KeyValueStore
+from dllm_decode.prediction import Unprojected
 from dllm_decode.types import Vocab, gather_columns
 
 
@@ -20,7 +23,8 @@ class TransformersDenoiser:
     model: a `...ForCausalLM` in evaluation mode; vocab: special ids; max_length: longest canvas
     [tokens]; shifted: hidden states at column p predict column p + 1; block_length: columns of the
     block-causal grid, counted from the row's first live column, None for full attention;
-    fingerprint: of the checkpoint, see `models.fingerprint`, None for models without one.
+    fingerprint: of the checkpoint, see `models.fingerprint`, None for models without one; compiled:
+    runs the model's body, None to run it as it is.
     """
 
     model: Any
@@ -29,6 +33,7 @@ class TransformersDenoiser:
     shifted: bool = False
     block_length: int | None = None
     fingerprint: str | None = None
+    compiled: CompiledBody | None = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -44,48 +49,78 @@ class TransformersDenoiser:
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """Logits (B, W, V) of the wanted columns; see `Denoiser`.
 
-        The output head runs on the wanted columns alone. A shifted model predicts column c from
-        c - 1, wherever the block borders are, and the row's first column from itself.
+        The output head runs on the wanted columns alone, read where `sources` says.
         """
-        first = live.int().argmax(1, keepdim=True)
-        source = torch.maximum(index - 1, first) if self.shifted else index
-        source = torch.where(index >= 0, source, -1)
+        return self._head(self._wanted(tokens, live, index, plan))
+
+    @torch.no_grad()
+    def before_head(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Unprojected:
+        """The same logits, not computed yet; where `head_obstacle` is empty."""
+        weight = self.model.get_output_embeddings().weight.detach()
+        return Unprojected(self._wanted(tokens, live, index, plan), weight)
+
+    @property
+    def head_obstacle(self) -> str:
+        """See `models.head.head_obstacle`."""
+        return head_obstacle(self.model, self.vocab.size)
+
+    def _wanted(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """Hidden states (B, W, D) from which the logits of the wanted columns follow."""
+        source = self.sources(index, live)
         if plan.columns is None:
-            return self._head(gather_columns(self.hidden(tokens, live), source))
+            return gather_columns(self.hidden(tokens, live, plan.complete), source)
         store, known, width = plan.store, plan.valid, tokens.shape[1]
         assert isinstance(store, KeyValueStore) and known is not None
-        if self.shifted:
-            wanted = mask_of(plan.columns, width) | mask_of(source, width)
-            plan = replace(plan, columns=columns_of(wanted & live))
+        first = live.int().argmax(1, keepdim=True)
         places = plan.places()
-        valid = live & (known[:, :width] | mask_of(places, width))
         store.aim(places, width)
-        mask = self._mask(places, valid, first)
+        mask = self._mask(places, live & known[:, :width], first, plan.complete)
         hidden = self._forward(tokens.gather(1, places), places - first, mask, store)
         slots = torch.arange(places.shape[1], device=tokens.device).expand_as(places)
         slot_of = torch.zeros_like(tokens).scatter_(1, places, slots)
-        return self._head(gather_columns(hidden, gather_columns(slot_of, source)))
+        return gather_columns(hidden, gather_columns(slot_of, source))
+
+    def sources(self, index: Tensor, live: Tensor) -> Tensor:
+        """The columns whose hidden states give the logits of columns index, (B, W), -1 for none.
+
+        A shifted model predicts column c from c - 1, wherever the block borders are, and the row's
+        first column from itself.
+        """
+        if not self.shifted:
+            return index
+        first = live.int().argmax(1, keepdim=True)
+        return torch.where(index >= 0, torch.maximum(index - 1, first), -1)
 
     @torch.no_grad()
-    def hidden(self, tokens: Tensor, live: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, live: Tensor, complete: bool | None = None) -> Tensor:
         """Hidden states of all columns without a store, (B, L, D); not shifted.
 
-        tokens, live: (B, L), see `Denoiser`. Positions are counted from the row's first live
-        column, so that a row in a padded batch computes what it computes alone.
+        tokens, live: (B, L), see `Denoiser`; complete: see `Plan`. Positions are counted from the
+        row's first live column, so that a row in a padded batch computes what it computes alone.
         """
         first = live.int().argmax(1, keepdim=True)
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return self._forward(tokens, columns - first, self._mask(columns, live, first), None)
+        mask = self._mask(columns, live, first, complete)
+        return self._forward(tokens, columns - first, mask, None)
 
-    def _mask(self, queries: Tensor, keys: Tensor, first: Tensor) -> Tensor | None:
+    def _mask(
+        self, queries: Tensor, keys: Tensor, first: Tensor, complete: bool | None
+    ) -> Tensor | None:
         """The attention mask: None where everything is seen, else bool, never numbers.
 
-        queries (B, Q): their columns; keys (B, L) bool: columns that may be seen; first (B, 1).
-        Returns (B, L), or (B, 1, Q, L) where the block grid decides. Padding in front of a row
-        counts as part of its first block, so that no query is left without a key.
+        queries (B, Q): their columns; keys (B, L) bool: columns that may be seen; first (B, 1);
+        complete: whether those are all, None to ask the device.
+        Returns (B, 1, 1, L), or (B, 1, Q, L) where the block grid decides; (B, L) for attention
+        other than SDPA, where transformers looks into it and so makes the host wait for a GPU.
+        Padding in front of a row counts as part of its first block, so that no query is left
+        without a key.
         """
         if self.block_length is None:
-            return None if bool(keys.all()) else keys
+            complete = bool(keys.all()) if complete is None else complete
+            if complete:
+                return None
+            own_shape = self.model.config._attn_implementation == "sdpa"
+            return keys[:, None, None] if own_shape else keys
         columns = torch.arange(keys.shape[1], device=keys.device)
         block_of_key = (columns - first).clamp(min=0) // self.block_length
         block_of_query = (queries - first).clamp(min=0) // self.block_length
@@ -95,21 +130,14 @@ class TransformersDenoiser:
     def _forward(
         self, tokens: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore | None
     ) -> Tensor:
-        """One pass through the transformer: the only call of the model's body.
-
-        tokens, positions (B, Q); mask: see `_mask`; store: stored keys and values that the pass
-        updates and attends to. Returns hidden states (B, Q, D).
-        """
-        output = self.model.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions.clamp(min=0),
-            past_key_values=store,
-            use_cache=store is not None,
-        )
+        """One pass through the transformer, compiled or not, (B, Q, D); see `run_body`."""
+        positions = positions.clamp(min=0)
+        if self.compiled is not None:
+            hidden = self.compiled(tokens, positions, mask, store)
+        else:
+            hidden = run_body(self.model, tokens, positions, mask, store)
         # with a device map the last layer may live elsewhere
-        hidden: Tensor = output.last_hidden_state.to(tokens.device)
-        return hidden
+        return hidden.to(tokens.device)
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits (B, W, V) of hidden states (B, W, D)."""

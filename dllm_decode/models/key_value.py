@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -18,7 +20,6 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self.capacity = capacity
         self.columns = columns
-        self.rows = 0
         self.target: Tensor | None = None
         self.width = columns
 
@@ -40,7 +41,8 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None and self.target is not None
-        keys, values = self.keys[: self.rows], self.values[: self.rows]
+        rows = key_states.shape[0]
+        keys, values = self.keys[:rows], self.values[:rows]
         # with a device map each layer keeps its share where it is
         place = self.target.to(keys.device)[:, None, :, None]
         keys.scatter_(2, place.expand_as(key_states), key_states)
@@ -49,9 +51,10 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy the stored rows `source` to the places `target`."""
-        if self.is_initialized and source.numel():
+        if self.is_initialized:
             assert self.keys is not None and self.values is not None
-            source, target = source.to(self.keys.device), target.to(self.keys.device)
+            source = source.to(self.keys.device, non_blocking=True)
+            target = target.to(self.keys.device, non_blocking=True)
             self.keys[target] = self.keys[source]
             self.values[target] = self.values[source]
 
@@ -78,26 +81,34 @@ class KeyValueStore(Cache):  # type: ignore[misc]
     def __init__(self, layers: int, rows: int, columns: int) -> None:
         self.positional = [PositionalLayer(rows, columns) for _ in range(layers)]
         super().__init__(layers=list(self.positional))
+        self.rows = rows
         self.columns = columns
+        self.width = columns
+        self.places: Tensor
 
     def aim(self, places: Tensor, width: int) -> None:
         """Say where the next pass writes: places (B, Q) columns; width: columns in use."""
+        self.places, self.width = places, width
         for layer in self.positional:
             layer.target = places
             layer.width = width
 
-    def take(self, rows: Tensor) -> None:
-        """Keep the given rows, in that order; rows: (B',) int64. Only rows that move are copied."""
-        target = torch.arange(rows.numel(), device=rows.device)
-        moved = rows != target
+    def take(self, rows: Sequence[int]) -> None:
+        """Keep the given rows, in that order; only rows that move are copied."""
+        moved = [(source, target) for target, source in enumerate(rows) if source != target]
+        if not moved:
+            return
+        source, target = torch.tensor(moved).T
         for layer in self.positional:
-            layer.move(rows[moved], target[moved])
-            layer.rows = rows.numel()
+            layer.move(source, target)
 
     def join(self, count: int) -> None:
-        """Make room for `count` more rows; what their places held before is never attended to."""
-        for layer in self.positional:
-            layer.rows += count
+        """Nothing to do: there is room, and what it held before is never attended to."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the buffers are allocated."""
+        return all(layer.is_initialized for layer in self.positional)
 
     @property
     def bytes(self) -> int:

@@ -27,7 +27,8 @@ class KernelBench(Task):
 
     For each size: bytes of one read of the logits, its time at the measured copy bandwidth, the
     time of each fused kernel (on a GPU), of plain torch, of the naive way (dense, float64, sorted),
-    and of the head product alone. Writes `kernels.json` and `kernels.png`.
+    of the head product alone, and of that product followed by the statistics. Writes
+    `kernels.json` and `kernels.png`.
 
     batches, windows: their products are the numbers of rows; vocabularies: ids per row; dtypes: of
     the logits; slots: credited tokens per row; width: of the hidden states; repeats: timed runs of
@@ -65,7 +66,7 @@ class KernelBench(Task):
         """Measure, show a table, write both files."""
         from dllm_decode.kernels.measure import Stopwatch, copy_bandwidth, measure, ratios
 
-        device = self._device()
+        device = device_of(self.device)
         say = context.display.say
         if device.type != "cuda":
             say(CPU_NOTE)
@@ -96,7 +97,9 @@ class KernelBench(Task):
                     "ratios": ratios(seconds, limit),
                 }
             )
-        report = {**self._facts(device), "copy_bytes_per_second": bandwidth, "cases": records}
+        note = None if device.type == "cuda" else CPU_NOTE
+        facts = {**machine(device), "note": note, "repeats": self.repeats}
+        report = {**facts, "copy_bytes_per_second": bandwidth, "cases": records}
         written = context.folder.write_json("kernels.json", report)
         for record in records:
             context.display.show(case_table(record))
@@ -104,14 +107,6 @@ class KernelBench(Task):
         drawn = draw(records, picture, str(report["device"]))
         say(f"written: {written}" + (f", {picture}" if drawn else "; no plot without matplotlib"))
         return 0
-
-    def _device(self) -> torch.device:
-        import torch
-
-        there = torch.cuda.is_available()
-        if self.device == "cuda" and not there:
-            raise ConfigError("task.device=cuda needs a CUDA device, and there is none; use auto")
-        return torch.device("cuda" if there and self.device != "cpu" else "cpu")
 
     def _cases(self) -> list[Any]:
         import torch
@@ -126,24 +121,36 @@ class KernelBench(Task):
             for count in rows
         ]
 
-    def _facts(self, device: torch.device) -> dict[str, object]:
-        import platform
-        from importlib.metadata import PackageNotFoundError, version
 
-        import torch
+def device_of(setting: str) -> torch.device:
+    """The device for `task.device`; raises `ConfigError` for one that is not there."""
+    import torch
 
-        try:
-            triton = version("triton")
-        except PackageNotFoundError:
-            triton = None
-        gpu = device.type == "cuda"
-        return {
-            "device": torch.cuda.get_device_name(device) if gpu else platform.processor() or "cpu",
-            "kernels_timed": gpu and triton is not None,
-            "note": None if gpu else CPU_NOTE,
-            "repeats": self.repeats,
-            "versions": {"torch": torch.__version__, "triton": triton},
-        }
+    there = torch.cuda.is_available()
+    if setting == "cuda" and not there:
+        raise ConfigError("task.device=cuda needs a CUDA device, and there is none; use auto")
+    return torch.device("cuda" if there and setting != "cpu" else "cpu")
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """What every table of figures has to say about where it was taken."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = None
+    from dllm_decode.kernels.measure import kernels_start
+
+    gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else platform.processor() or "cpu",
+        "kernels_timed": kernels_start(device),
+        "versions": {"torch": torch.__version__, "triton": triton, "cuda": torch.version.cuda},
+    }
 
 
 def case_table(record: dict[str, Any]) -> Table:

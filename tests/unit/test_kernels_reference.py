@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dllm_decode.kernels import reference
 from dllm_decode.noise import Noise, unit_interval
-from dllm_decode.prediction import GumbelDraw, Prediction
+from dllm_decode.prediction import GumbelDraw, Prediction, Unprojected
 from dllm_decode.sampling import Categorical
 
 logit = st.one_of(
@@ -235,8 +235,8 @@ def test_banning_more_ids_is_the_same_as_banning_them_from_the_start():
             Prediction.of(logits, ids).raised(slots, delta),
         ),
         (
-            Prediction.of_hidden(hidden, weight).without(ids),
-            Prediction.of_hidden(hidden, weight, ids),
+            Prediction.of(Unprojected(hidden, weight)).without(ids),
+            Prediction.of(Unprojected(hidden, weight), ids),
         ),
     ]
     for left, right in pairs:
@@ -249,7 +249,7 @@ def test_banning_more_ids_is_the_same_as_banning_them_from_the_start():
 def test_a_prediction_of_hidden_states_is_that_of_their_logits(dtype):
     hidden, weight = torch.randn(2, 3, 8).to(dtype), torch.randn(20, 8).to(dtype)
     banned = torch.tensor([4])
-    head = Prediction.of_hidden(hidden, weight, banned)
+    head = Prediction.of(Unprojected(hidden, weight), banned)
     wide = torch.promote_types(dtype, torch.float32)
     dense = Prediction.of(hidden.to(wide) @ weight.to(wide).T, banned)
     ids = torch.tensor([1, 4, -1]).expand(2, 3, 3)

@@ -1,0 +1,115 @@
+"""One decoding step of a model of a given size: random weights, real work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dllm_decode.kernels import dispatch
+from dllm_decode.loop import Decoder
+from dllm_decode.models.adapter import TransformersDenoiser
+from dllm_decode.models.compiled import CompiledBody
+from dllm_decode.models.loaded import Description, LoadedModel
+from dllm_decode.models.loading import DTYPES, import_class, make_config
+from dllm_decode.models.spec import SPECS
+from dllm_decode.models.text import CheckpointTokenizer
+from dllm_decode.types import Request, Vocab
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers that make a model of LLaDA's family: what its config.json says under other names."""
+
+    vocabulary: int
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    positions: int
+
+    @property
+    def parameters(self) -> int:
+        """Weights, norms left out."""
+        block = 4 * self.width**2 + 3 * self.width * self.inner
+        return 2 * self.vocabulary * self.width + self.layers * block
+
+
+def random_model(
+    size: Size, dtype: str, device: torch.device, compile: str | None = None
+) -> LoadedModel:
+    """A LLaDA model with random weights, made on the device; it has no tokenizer.
+
+    size: see `Size`; dtype: `float32`, `bfloat16`, `float16`; compile: see `load_model`.
+    """
+    spec = SPECS["LLaDAModelLM"]
+    config = make_config(
+        spec,
+        {
+            "vocab_size": size.vocabulary,
+            "hidden_size": size.width,
+            "intermediate_size": size.inner,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.heads,
+            "max_position_embeddings": size.positions,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+            "rope_full_precision": True,
+            "tie_word_embeddings": False,
+        },
+    )
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        model = import_class(spec.model_class)._from_config(
+            config, dtype=DTYPES[dtype], attn_implementation="sdpa"
+        )
+    denoiser = TransformersDenoiser(
+        model=model.eval(),
+        vocab=Vocab(size.vocabulary, size.vocabulary - 1),
+        max_length=size.positions,
+        compiled=CompiledBody(model, compile) if compile else None,
+    )
+    description = Description(
+        family=f"{spec.family} with random weights",
+        checkpoint="none",
+        path=None,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=dtype,
+        device=str(device),
+    )
+    return LoadedModel(denoiser, CheckpointTokenizer(None, Path()), description)
+
+
+def random_request(size: Size, rows: int, prompt: int, tokens: int) -> Request:
+    """Rows with prompts of random ids; prompt, tokens: columns of each."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(size.vocabulary - 1, (rows, prompt), generator=generator)
+    return Request(tuple(map(tuple, ids.tolist())), tokens)
+
+
+@contextmanager
+def implementation(kernels: str, head: str) -> Iterator[None]:
+    """The settings `kernels` and `head` for a block."""
+    before = dispatch.chosen(), dispatch.chosen_head()
+    dispatch.choose(kernels, head)
+    try:
+        yield
+    finally:
+        dispatch.choose(*before)
+
+
+def profile(decoder: Decoder, request: Request, rows: int = 25) -> str:
+    """torch.profiler's table of the operations of one decode, the costliest first."""
+    from torch.profiler import ProfilerActivity
+
+    gpu = decoder.denoiser.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with torch.profiler.profile(activities=activities) as found:
+        decoder.decode(request)
+    order = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+    table: str = found.key_averages().table(sort_by=order, row_limit=rows)
+    return table

@@ -1,0 +1,132 @@
+"""The body of a transformers model, as it is or through torch.compile with few static shapes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dllm_decode.models.key_value import KeyValueStore
+
+MODES = ("default", "reduce-overhead", "max-autotune")
+COLUMNS = 32  # queries and canvas columns are padded to multiples of this, rows to powers of two
+GRAPHS = 64  # shapes before torch.compile gives up on new ones
+
+log = logging.getLogger(__name__)
+
+
+def run_body(
+    model: Any,
+    tokens: Tensor,
+    positions: Tensor,
+    mask: Tensor | None,
+    store: KeyValueStore | None,
+) -> Tensor:
+    """One pass through the transformer, (B, Q, D): the only call of a model's body.
+
+    tokens, positions (B, Q); mask: bool, (B, L), (B, 1, 1, L) or (B, 1, Q, L), None where
+    everything is seen; store: stored keys and values that the pass updates and attends to.
+    """
+    if mask is not None and mask.dim() == 4:
+        mask = mask.expand(-1, 1, tokens.shape[1], -1)
+    output = model.model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=store,
+        use_cache=store is not None,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+class CompiledBody:
+    """`run_body` through torch.compile.
+
+    Every new shape is compiled, which takes seconds to minutes, so rows are padded to powers of two
+    and columns to multiples of `COLUMNS` by repeating the last one; nothing attends to the copies.
+    What cannot be compiled runs uncompiled from then on, with the reason logged once.
+
+    model: a `...ForCausalLM` on one device; mode: of torch.compile, one of `MODES`; backend: as
+    torch.compile names it.
+    """
+
+    def __init__(self, model: Any, mode: str = "default", backend: str = "inductor") -> None:
+        options: dict[str, Any] = {"mode": mode} if backend == "inductor" else {}
+        torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+        self._model = model
+        self._graph = torch.compile(run_body, backend=backend, dynamic=False, **options)
+        self._broken = False
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        store: KeyValueStore | None,
+    ) -> Tensor:
+        """Hidden states (B, Q, D); see `run_body`."""
+        # the first pass with a store allocates it, which is no work for a graph
+        if self._broken or (store is not None and not store.is_ready):
+            return run_body(self._model, tokens, positions, mask, store)
+        try:
+            return self._padded(tokens, positions, mask, store)
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            Exception
+        ) as error:  # compilers fail in many ways; a real fault comes back uncompiled
+            self._broken = True
+            cause = getattr(error, "inner_exception", error)
+            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            log.warning("the model runs uncompiled: torch.compile failed (%s)", reason)
+            return run_body(self._model, tokens, positions, mask, store)
+
+    def _padded(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        store: KeyValueStore | None,
+    ) -> Tensor:
+        rows, queries = tokens.shape
+        keys = queries if store is None else store.width
+        width = _multiple(keys) if store is None else min(_multiple(keys), store.columns)
+        all_rows = _power(rows) if store is None else min(_power(rows), store.rows)
+        row = torch.arange(all_rows, device=tokens.device).clamp(max=rows - 1)
+        slot = torch.arange(_multiple(queries), device=tokens.device).clamp(max=queries - 1)
+        if mask is None and width > keys:
+            mask = torch.ones(rows, 1, 1, keys, dtype=torch.bool, device=tokens.device)
+        if mask is not None:
+            mask = mask[row] if mask.dim() == 2 or mask.shape[2] == 1 else mask[row][:, :, slot]
+            mask = pad(mask, (0, width - keys), value=False)
+        at = row[:, None], slot
+        if store is None:
+            return self._run(tokens[at], positions[at], mask, None)[:rows, :queries]
+        places = store.places
+        store.aim(places[at], width)
+        try:
+            return self._run(tokens[at], positions[at], mask, store)[:rows, :queries]
+        finally:
+            store.aim(places, keys)
+
+    def _run(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        store: KeyValueStore | None,
+    ) -> Tensor:
+        # a replayed CUDA graph writes its next result to the same place
+        return self._graph(self._model, tokens, positions, mask, store).clone()
+
+
+def _power(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _multiple(count: int) -> int:
+    return -(-count // COLUMNS) * COLUMNS

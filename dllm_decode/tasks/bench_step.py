@@ -1,0 +1,167 @@
+"""`task=bench bench=step`: where one step of an LLaDA-8B-sized model spends its time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dllm_decode.errors import ConfigError, require, require_choice, require_count
+from dllm_decode.tasks import Context, Task
+from dllm_decode.tasks.bench import CPU_NOTE, DTYPES, device_of, machine
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dllm_decode.benchmarks.step import Size
+    from dllm_decode.models.loaded import LoadedModel
+
+# kernels and head: everything fused, logits written in between, plain torch
+VARIANTS = (("auto", "auto"), ("auto", "apart"), ("reference", "apart"))
+CPU_PARAMETERS = 10**9
+
+
+@dataclass(frozen=True)
+class StepBench(Task):
+    """Profiles whole decoding steps of a model with random weights; no checkpoint is needed.
+
+    For each batch, milliseconds per step of each part (`benchmarks.decoding.step_seconds`), with
+    head and statistics fused, with the logits in between, and in plain torch; where the head is
+    fused its product counts as statistics. Each part is timed with a device that has
+    finished all earlier work, so the parts add up to more than an undisturbed step. Strategy,
+    schedule and cache are the configured ones. Writes `step.json` and `step_profile.txt`, the
+    operations of one decode of the first batch as torch.profiler sees them.
+
+    batches: rows decoded together; prompt, tokens: columns of a row; rounds: decodes that are
+    averaged; vocabulary, width, inner, layers, heads: of the model, LLaDA-8B's by default; dtype:
+    of its weights; device: auto, cpu or cuda; compile: see `load_model`.
+    Raises `ConfigError` for values out of range, a device that is not there, and a model above
+    10^9 parameters on a CPU.
+    """
+
+    batches: tuple[int, ...] = (1, 32)
+    prompt: int = 128
+    tokens: int = 64
+    rounds: int = 2
+    vocabulary: int = 126_464
+    width: int = 4096
+    inner: int = 12_288
+    layers: int = 32
+    heads: int = 32
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    compile: str | None = None
+
+    def __post_init__(self) -> None:
+        require(len(self.batches) > 0, "task.batches must not be empty")
+        for batch in self.batches:
+            require_count("task.batches", batch)
+        for name in ("prompt", "tokens", "rounds", "width", "inner", "layers", "heads"):
+            require_count(f"task.{name}", getattr(self, name))
+        require_count("task.vocabulary", self.vocabulary, minimum=2)
+        require(
+            self.width % (2 * self.heads) == 0,
+            f"task.width must be a multiple of 2 * task.heads, got {self.width} and {self.heads}",
+        )
+        require_choice("task.dtype", self.dtype, DTYPES)
+        require_choice("task.device", self.device, ("auto", "cpu", "cuda"))
+        if self.compile is not None:
+            from dllm_decode.models.compiled import MODES
+
+            require_choice("task.compile", self.compile, MODES)
+
+    def run(self, context: Context) -> int:
+        """Measure, show a table, write both files."""
+        from dllm_decode.benchmarks.step import random_model
+
+        size, device = self._size(), device_of(self.device)
+        if device.type == "cpu" and size.parameters > CPU_PARAMETERS:
+            raise ConfigError(
+                f"a model of {size.parameters:.2g} parameters needs a GPU, and there is none; "
+                "lower task.layers, task.width, task.inner and task.vocabulary"
+            )
+        say = context.display.say
+        if device.type != "cuda":
+            say(CPU_NOTE)
+        variants = VARIANTS if device.type == "cuda" else VARIANTS[-1:]
+        with context.display.working("making the model"):
+            loaded = random_model(size, self.dtype, device, self.compile)
+        say(str(loaded.description))
+        steps = [
+            self._variant(context, loaded, size, batch, *variant)
+            for batch in self.batches
+            for variant in variants
+        ]
+        report = {
+            **machine(device),
+            "note": None if device.type == "cuda" else CPU_NOTE,
+            "model": str(loaded.description),
+            "prompt": self.prompt,
+            "tokens": self.tokens,
+            "compile": self.compile,
+            "steps": steps,
+        }
+        written = context.folder.write_json("step.json", report)
+        table = context.folder.path / "step_profile.txt"
+        table.write_text(self._profile(context, loaded, size))
+        context.display.show(step_table(steps))
+        say(f"written: {written}, {table}")
+        return 0
+
+    def _size(self) -> Size:
+        from dllm_decode.benchmarks.step import Size
+
+        positions = self.prompt + self.tokens
+        shape = (self.vocabulary, self.width, self.inner, self.layers, self.heads)
+        return Size(*shape, positions=positions)
+
+    def _variant(
+        self,
+        context: Context,
+        loaded: LoadedModel,
+        size: Size,
+        batch: int,
+        kernels: str,
+        head: str,
+    ) -> dict[str, Any]:
+        import torch
+
+        from dllm_decode.benchmarks.decoding import step_seconds
+        from dllm_decode.benchmarks.step import implementation, random_request
+        from dllm_decode.build import build
+
+        decoder = build(context.cfg, model=lambda: loaded).decoder
+        request = random_request(size, batch, self.prompt, self.tokens)
+        gpu = loaded.denoiser.device.type == "cuda"
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+        title = f"{batch} rows, kernels={kernels} head={head}"
+        with context.display.working(title), implementation(kernels, head):
+            seconds = step_seconds(decoder, request, batch, self.rounds)
+        return {
+            "batch": batch,
+            "kernels": kernels,
+            "head": head,
+            "seconds": dict(seconds),
+            "peak_bytes": torch.cuda.max_memory_allocated() if gpu else None,
+        }
+
+    def _profile(self, context: Context, loaded: LoadedModel, size: Size) -> str:
+        from dllm_decode.benchmarks.step import profile, random_request
+        from dllm_decode.build import build
+
+        decoder = build(context.cfg, model=lambda: loaded).decoder
+        with context.display.working("profile"):
+            return profile(decoder, random_request(size, self.batches[0], self.prompt, self.tokens))
+
+
+def step_table(steps: list[dict[str, Any]]) -> Table:
+    """Milliseconds per step of each part."""
+    from rich.table import Table
+
+    parts = list(steps[0]["seconds"])
+    table = Table("rows", "kernels", "head", *parts, "sum", title="ms per step")
+    for step in steps:
+        times = [1e3 * step["seconds"][part] for part in parts]
+        numbers = [f"{time:.3f}" for time in (*times, sum(times))]
+        table.add_row(str(step["batch"]), step["kernels"], step["head"], *numbers)
+    return table
