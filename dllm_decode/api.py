@@ -18,6 +18,7 @@ from dllm_decode.engine import Engine
 from dllm_decode.errors import ConfigError
 from dllm_decode.loop import Decoder, Interrupted, Observer, Run
 from dllm_decode.models.loaded import LoadedModel
+from dllm_decode.parameters import check_parameters
 from dllm_decode.sampling import Categorical, Greedy, Sampler
 from dllm_decode.strategy import Strategy, is_revocable, parts_of
 from dllm_decode.types import Board, Change, Request, Result
@@ -29,6 +30,7 @@ END_SIGN = "∎"
 Chat = Sequence[Mapping[str, str]]
 Prompt = str | Chat | Sequence[int]
 Infill = str | Sequence[int] | Mapping[int, int]
+Knobs = Mapping[str, float]
 
 # What other projects call our options, or do elsewhere.
 _ELSEWHERE = {
@@ -110,6 +112,9 @@ class TextDecoder:
         min_p: float | None = None,
         seed: int = 0,
         batch_size: int | None = None,
+        max_tokens_in_flight: int | None = None,
+        batching: str = "continuous",
+        parameters: Knobs | Sequence[Knobs | None] | None = None,
         streamer: Streamer | None = None,
         infill: Infill | Sequence[Infill | None] | None = None,
         apply_chat_template: bool = True,
@@ -125,7 +130,9 @@ class TextDecoder:
         `dllm_decode.sampling.Categorical`; given ones replace those of the sampler;
         seed: prompt i is decoded with seed + i; batch_size: rows decoded together, None for all (a
         batch never changes what a row gets; with a batch size a failing row is reported in
-        `Result.errors`, without it an exception is raised);
+        `Result.errors`, without it an exception is raised); max_tokens_in_flight, batching: see
+        `Engine`; parameters: {full key: value}, knobs of the strategy for these prompts alone, e.g.
+        {"strategy.select.threshold": 0.8}; one mapping, or one per prompt;
         streamer: for a single prompt, see `Streamer`;
         infill: tokens given in advance, per prompt a text with `[MASK]` for each open position, a
         list of ids with the mask id for open ones, or {offset: id};
@@ -139,7 +146,13 @@ class TextDecoder:
         many = _as_list(prompts)
         ids = tuple(self.encode(p, row, apply_chat_template) for row, p in enumerate(many))
         length, fixed = self._infilling(infill, max_new_tokens, len(ids))
-        request = Request(ids, length, tuple(seed + row for row in range(len(ids))), fixed)
+        request = Request(
+            prompts=ids,
+            max_new_tokens=length,
+            seeds=tuple(seed + row for row in range(len(ids))),
+            fixed=fixed,
+            parameters=_per_row(parameters, len(ids)),
+        )
         if streamer is not None:
             if len(ids) > 1:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
@@ -149,6 +162,8 @@ class TextDecoder:
             request,
             sampler=self._sampler(temperature, top_p, top_k, min_p),
             batch_size=batch_size,
+            max_tokens_in_flight=max_tokens_in_flight,
+            batching=batching,
             observers=observers,
             record=record,
         )
@@ -159,6 +174,8 @@ class TextDecoder:
         *,
         sampler: Sampler | None = None,
         batch_size: int | None = None,
+        max_tokens_in_flight: int | None = None,
+        batching: str = "continuous",
         observers: Sequence[Observer] = (),
         record: bool = False,
     ) -> Result:
@@ -174,11 +191,16 @@ class TextDecoder:
         )
         reference_forwards = (0,) * request.rows
         if self.needs_reference and request.reference is None:
-            reference = self.sequential.decode(request, sampler=sampler, batch_size=batch_size)
+            plain = replace(request, parameters=None)
+            reference = self.sequential.decode(plain, sampler=sampler, batch_size=batch_size)
             reference_forwards = reference.forwards
             request = replace(request, reference=_full_length(reference, request, decoder))
         try:
-            result = _run(decoder, request, batch_size)
+            if batch_size is None and max_tokens_in_flight is None:
+                result = decoder.decode(request)
+            else:
+                rows = request.rows if batch_size is None else batch_size
+                result = Engine(decoder, rows, max_tokens_in_flight, batching).decode(request)
         except Interrupted as stop:
             partial = self._with_texts(stop.result, reference_forwards)
             raise Interrupted(partial) from None
@@ -211,12 +233,13 @@ class TextDecoder:
                     f"than the {limit} positions of the model"
                 )
         self.decoder.schedule.check(request)
+        check_parameters(self.decoder.strategy, request, sources)
 
     def warm_up(self, request: Request, batch_size: int) -> None:
         """One step of a decode whose result is dropped, so that timings start warm."""
         rows = range(min(batch_size, request.rows))
         if self.needs_reference and request.reference is None:
-            self.sequential.warm_up(request, batch_size)
+            self.sequential.warm_up(replace(request, parameters=None), batch_size)
             return
         run = Run(replace(self.decoder, observers=()), request.take(rows))
         run.admit(rows)
@@ -326,10 +349,12 @@ def _sequential_strategy() -> Strategy:
     return strategy
 
 
-def _run(decoder: Decoder, request: Request, batch_size: int | None) -> Result:
-    if batch_size is None:
-        return decoder.decode(request)
-    return Engine(decoder, max_batch=batch_size).decode(request)
+def _per_row(
+    parameters: Knobs | Sequence[Knobs | None] | None, rows: int
+) -> tuple[Knobs | None, ...] | None:
+    if parameters is None or not isinstance(parameters, Mapping):
+        return None if parameters is None else tuple(parameters)
+    return (parameters,) * rows
 
 
 def _full_length(result: Result, request: Request, decoder: Decoder) -> tuple[tuple[int, ...], ...]:

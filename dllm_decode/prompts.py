@@ -20,10 +20,17 @@ class PromptsError(DllmDecodeError):
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt. content: a text or a chat; source: where it came from, for messages."""
+    """One prompt.
+
+    content: a text or a chat; source: where it came from, for messages; max_new_tokens, seed,
+    parameters: what its line asks for, None where it does not; see `Request`.
+    """
 
     content: str | list[dict[str, str]]
     source: str
+    max_new_tokens: int | None = None
+    seed: int | None = None
+    parameters: dict[str, float] | None = None
 
     @property
     def title(self) -> str:
@@ -35,9 +42,10 @@ class Asked:
 def read_prompts(name: str) -> list[Asked]:
     """All prompts of a file.
 
-    name: a `.jsonl` file (one object per line with `prompt`, a text, or `messages`, a chat), any
-    other file (one prompt per line, blank lines do not count), or `-` for standard input (JSON
-    lines where the first line starts with a brace). Raises `PromptsError` naming file and line.
+    name: a `.jsonl` file (one object per line with `prompt`, a text, or `messages`, a chat, and if
+    wanted `max_new_tokens`, `seed` and `parameters`, an object of numbers), any other file (one
+    prompt per line, blank lines do not count), or `-` for standard input (JSON lines where the
+    first line starts with a brace). Raises `PromptsError` naming file and line.
     """
     lines = _read(name).splitlines()
     first = next((line for line in lines if line.strip()), "")
@@ -64,19 +72,41 @@ def _parse(lines: list[str], label: str, as_json: bool) -> Iterator[Asked]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             source = f"{label}, line {number}"
-            yield Asked(_from_json(line, source) if as_json else line.strip(), source)
+            yield _from_json(line, source) if as_json else Asked(line.strip(), source)
 
 
-def _from_json(line: str, source: str) -> str | list[dict[str, str]]:
+def _from_json(line: str, source: str) -> Asked:
     try:
         record = json.loads(line)
     except ValueError as error:
         raise PromptsError(f"{source}: not a JSON document ({error})") from None
     if not isinstance(record, dict) or not ({"prompt", "messages"} & set(record)):
         raise PromptsError(f"{source}: needs an object with the key prompt or messages")
-    if "messages" in record:
-        return _chat(record["messages"], source)
-    return _text(record["prompt"], source)
+    chat = "messages" in record
+    return Asked(
+        _chat(record["messages"], source) if chat else _text(record["prompt"], source),
+        source,
+        _count(record, "max_new_tokens", 1, source),
+        _count(record, "seed", 0, source),
+        _parameters(record.get("parameters"), source),
+    )
+
+
+def _count(record: dict[str, Any], name: str, minimum: int, source: str) -> int | None:
+    value = record.get(name)
+    if value is not None and (type(value) is not int or value < minimum):
+        raise PromptsError(f"{source}: {name} must be a whole number >= {minimum}, got {value!r}")
+    return value
+
+
+def _parameters(value: Any, source: str) -> dict[str, float] | None:
+    numbers = isinstance(value, dict) and all(type(n) in (int, float) for n in value.values())
+    if value is not None and not numbers:
+        raise PromptsError(
+            f"{source}: parameters must be an object of numbers, e.g. "
+            f'{{"strategy.select.threshold": 0.8}}, got {value!r}'
+        )
+    return None if value is None else dict(value)
 
 
 def _text(value: Any, source: str) -> str:

@@ -20,10 +20,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dllm_decode.cache import Plan
-from dllm_decode.loop import Decoder, Observer
+from dllm_decode.cache import (
+    CachePolicy,
+    CertaintyCache,
+    DelayedCache,
+    DualCache,
+    NoCache,
+    PeriodicCache,
+    Plan,
+    PrefixCache,
+    VicinityCache,
+    mask_of,
+)
+from dllm_decode.engine import Engine
+from dllm_decode.errors import CapabilityError
+from dllm_decode.loop import Decoder, Observer, check_composition
 from dllm_decode.models.toy import Shuffle, row_state
-from dllm_decode.noise import fold, unit_interval
+from dllm_decode.noise import fold, mix, unit_interval
 from dllm_decode.sampling import Categorical, Greedy, Sampler
 from dllm_decode.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
 from dllm_decode.strategy import Budget, Strategy, is_revocable, parts_of
@@ -73,7 +86,7 @@ class HashDenoiser:
         assert passes < self.patience, f"the decode has not ended after {passes} forward passes"
         self.rows_per_pass.append(tokens.shape[0])
         first = torch.where(live, torch.arange(tokens.shape[1]), tokens.shape[1]).amin(1)
-        state = fold(row_state(tokens, live, self.seed)[:, None], index - first[:, None])
+        state = fold(self.state(tokens, live, plan)[:, None], index - first[:, None])
         draw = unit_interval(fold(state[..., None], torch.arange(self.vocab.size)))
         if self.levels is not None:
             draw = ((draw * self.levels).floor() + 0.5) / self.levels
@@ -81,6 +94,61 @@ class HashDenoiser:
         for token, amount in self.added.items():
             logits[..., token] += amount
         return logits.to(self.dtype)
+
+    def state(self, tokens: Tensor, live: Tensor, plan: Plan) -> Tensor:
+        """What the logits of a row depend on, (B,) int64: here a hash of its live tokens."""
+        return row_state(tokens, live, self.seed)
+
+
+@dataclass
+class HashStore:
+    """What a `StoringHashDenoiser` keeps of each column; stored (B, L) int64."""
+
+    capacity: int
+    columns: int
+    stored: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stored = torch.full((0, self.columns), -1)
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Keep the given rows, in that order."""
+        self.stored = self.stored[list(rows)]
+
+    def join(self, count: int) -> None:
+        """Append rows with nothing of use in them."""
+        self.stored = torch.cat([self.stored, torch.full((count, self.columns), -1)])
+        assert self.stored.shape[0] <= self.capacity, "more rows than there is room for"
+
+
+@dataclass
+class StoringHashDenoiser(HashDenoiser):
+    """A pseudo-random model that stores a number per column, as a transformer keys and values.
+
+    What is stored of a column depends on its token and on all columns attended to when it was
+    computed, and the logits on what is stored of all columns attended to. So it matters what a
+    cache policy recomputes, and any number that is stale, dropped or of another row is noticed.
+    """
+
+    def allocate(self, rows: int, columns: int) -> HashStore:
+        """A store without rows; see `dllm_decode.denoiser.StoringDenoiser`."""
+        return HashStore(rows, columns)
+
+    def state(self, tokens: Tensor, live: Tensor, plan: Plan) -> Tensor:
+        """A hash of what is stored of the valid columns, (B,) int64."""
+        columns = torch.arange(tokens.shape[1])
+        first = torch.where(live, columns, tokens.shape[1]).amin(1, keepdim=True)
+        own = fold(fold(mix(torch.tensor(self.seed)), columns - first), tokens)
+        if plan.columns is None:
+            return (fold(own, (own * live).sum(1, keepdim=True)) * live).sum(1)
+        assert isinstance(plan.store, HashStore) and plan.valid is not None
+        width = tokens.shape[1]
+        stored, valid = plan.store.stored, plan.valid[:, :width] & live
+        anew = mask_of(plan.columns, width)
+        around = torch.where(anew, own, stored[:, :width]) * valid
+        now = torch.where(anew, fold(own, around.sum(1, keepdim=True)), stored[:, :width])
+        stored[:, :width] = now
+        return (now * valid).sum(1)
 
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
@@ -90,6 +158,18 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "flat": {"scale": 1e-6},
     "early end": {"added": {VOCAB.eot_ids[0]: 3.0}},
     "single": {"dtype": torch.float32},
+}
+
+
+# Small settings, so that short canvases have steps of every kind.
+CACHES: Mapping[str, CachePolicy] = {
+    "none": NoCache(),
+    "prefix": PrefixCache(),
+    "dual": DualCache(),
+    "vicinity": VicinityCache(before=1, after=1, warmup=1),
+    "periodic": PeriodicCache(every=2),
+    "delayed": DelayedCache(every=3),
+    "certainty": CertaintyCache(top=2, sigma=2.0, every=3),
 }
 
 
@@ -106,6 +186,7 @@ class Case:
     width: int
     choice: int
     order: tuple[int, ...]
+    cache: str = "none"
 
     def pick(self, options: Sequence[Option]) -> Option:
         """One of several options, the same one each time for lists of the same length."""
@@ -133,6 +214,7 @@ def cases(draw: st.DrawFn) -> Case:
         width=draw(st.integers(1, 4)),
         choice=draw(st.integers(0, 999)),
         order=tuple(draw(st.permutations(range(rows)))),
+        cache=draw(st.sampled_from(list(CACHES))),
     )
 
 
@@ -192,10 +274,10 @@ def _property(check: Callable[[Any, Case], None]) -> Callable[..., None]:
     """
 
     @functools.wraps(check)
-    def reproducible(suite: Any, case: Case) -> None:
+    def reproducible(self: Any, case: Case) -> None:  # Hypothesis passes both by the check's names
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(case.seed)
-            check(suite, case)
+            check(self, case)
 
     sized = settings(
         max_examples=max(1, settings().max_examples // 5),
@@ -294,11 +376,35 @@ class StrategyContract:
             return SlidingWindow(case.width)
         return Blocks(min(case.width, *request.lengths))
 
+    def cache(self, case: Case, strategy: Strategy, schedule: Schedule) -> CachePolicy:
+        """The cache policy of a case, or none where it does not work with the strategy."""
+        policy = CACHES[case.cache]
+        try:
+            check_composition(StoringHashDenoiser(), strategy, schedule, policy)
+        except CapabilityError:
+            return NoCache()
+        return policy
+
     def model(self, case: Case, **changed: Any) -> HashDenoiser:
         """The model of a case, which gives the ids that may not be generated no chance."""
         knobs = {"seed": case.seed, **MODELS[case.model], **changed}
         added = dict.fromkeys(VOCAB.never_generated, -FAR)
-        return HashDenoiser(**{**knobs, "added": {**added, **knobs.get("added", {})}})
+        kind = HashDenoiser if case.cache == "none" else StoringHashDenoiser
+        return kind(**{**knobs, "added": {**added, **knobs.get("added", {})}})
+
+    def decoder(
+        self, case: Case, strategy: Strategy, request: Request, model: HashDenoiser | None = None
+    ) -> Decoder:
+        """The parts of a case around a strategy."""
+        schedule = self.schedule(case, strategy, request)
+        return Decoder(
+            self.model(case) if model is None else model,
+            strategy,
+            schedule,
+            self.cache(case, strategy, schedule),
+            sampler=case.pick(self.samplers),
+            record=True,
+        )
 
     def decode(
         self, case: Case, strategy: Strategy, request: Request, model: HashDenoiser | None = None
@@ -306,14 +412,7 @@ class StrategyContract:
         """One decode, watched."""
         model = self.model(case) if model is None else model
         recorder = Recorder()
-        decoder = Decoder(
-            model,
-            strategy,
-            self.schedule(case, strategy, request),
-            sampler=case.pick(self.samplers),
-            observers=(recorder,),
-            record=True,
-        )
+        decoder = replace(self.decoder(case, strategy, request, model), observers=(recorder,))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             return decoder.decode(request), recorder, model
@@ -391,6 +490,22 @@ class StrategyContract:
         for place, row in enumerate(case.order):
             same = row_of(mixed, place) == row_of(together, row)
             assert same, f"row {row} decodes differently at place {place} of the batch"
+
+    @_property
+    def test_a_row_decodes_alike_alone_and_in_a_running_batch(self, case: Case) -> None:
+        """Rows join, finish, leave and are replaced in any order, and get what they get alone."""
+        request = self.request(case, self._strategy(case))
+        case = replace(case, width=min(case.width, *request.lengths))
+        decoder = self.decoder(case, self._strategy(case), request)
+        engine = Engine(decoder, 1 + case.choice % 2, batching=case.pick(("continuous", "static")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            running = engine.decode(request.take(case.order))
+        assert not any(running.errors), f"decoding failed in a running batch: {running.errors}"
+        for place, row in enumerate(case.order):
+            alone, _, _ = self.decode(case, self._strategy(case), request.take([row]))
+            same = row_of(running, place) == row_of(alone, 0)
+            assert same, f"row {row} decodes differently as arrival {place} of a running batch"
 
     @_property
     def test_nothing_leaks_from_one_request_to_the_next(self, case: Case) -> None:

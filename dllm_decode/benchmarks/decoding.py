@@ -18,26 +18,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import CachePolicy, Plan, Store
+from dllm_decode.cache import CachePolicy, Plan, Refresh, Store
 from dllm_decode.denoiser import Denoiser
 from dllm_decode.engine import Engine
-from dllm_decode.loop import Decoder
+from dllm_decode.loop import Decoder, Run
 from dllm_decode.noise import Noise
-from dllm_decode.prediction import Prediction
+from dllm_decode.prediction import Prediction, Unprojected
 from dllm_decode.sampling import Sampler
 from dllm_decode.strategy import Progress, Strategy
 from dllm_decode.types import Board, Change, Decision, Memory, Request, Result, StepView
 
-PARTS = ("forward", "statistics", "strategy", "cache", "loop")
+PARTS = ("forward", "statistics", "strategy", "settle", "cache", "loop", "engine")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing to time: a name within its group, and an engine with a request to decode."""
+    """One thing to time: a name within its group, and an engine with a request to decode.
+
+    tokens: those that count, None for all that are delivered.
+    """
 
     name: str
     engine: Engine
     request: Request
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def compare(
             group=group,
             name=variant.name,
             seconds=tuple(seconds[variant.name]),
-            tokens=sum(map(len, results[variant.name].sequences)),
+            tokens=variant.tokens or sum(map(len, results[variant.name].sequences)),
             forwards=sum(results[variant.name].forwards),
             ratio=1.0,
         )
@@ -116,6 +120,67 @@ def repeated(prompts: Sequence[Sequence[int]], rows: int, length: int) -> Reques
     return Request(chosen, length)
 
 
+def padded_to_the_slowest(request: Request, batch: int) -> Request:
+    """The request as batches decode it whose finished rows stay: each as long as its longest row.
+
+    batch: rows that are decoded together, in request order.
+    """
+    lengths = request.lengths
+    slowest = [max(lengths[row - row % batch :][:batch]) for row in range(request.rows)]
+    return replace(request, max_new_tokens=tuple(slowest))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure to be reached. what: in words; measured; low, high: where it must lie."""
+
+    what: str
+    measured: float
+    low: float = 0.0
+    high: float = float("inf")
+
+    @property
+    def met(self) -> bool:
+        """Whether it is."""
+        return self.low <= self.measured <= self.high
+
+    @property
+    def goal(self) -> str:
+        """The interval in words."""
+        if self.high == float("inf"):
+            return f"at least {self.low:.3g}"
+        bound = f"at most {self.high:.3g}"
+        return bound if self.low == 0.0 else f"at least {self.low:.3g}, {bound}"
+
+
+def targets(step: Mapping[str, Mapping[str, float]], timings: Sequence[Timing]) -> Iterator[Target]:
+    """The targets that can be judged from what was measured.
+
+    step: shares of a step by rows at once, see `shares`; timings: of the groups of `task=bench`.
+    """
+    for rows, high in (("1", 15.0), ("32", 8.0)):
+        if rows in step:
+            outside = 100 * (1 - step[rows]["forward"])
+            yield Target(f"time outside the forward pass at batch {rows} [%]", outside, high=high)
+    rate = {(one.group, one.name): one.tokens_per_second for one in timings}
+
+    def ratio(group: str, name: str, base: str) -> float | None:
+        pair = (group, name), (group, base)
+        return rate[pair[0]] / rate[pair[1]] if all(one in rate for one in pair) else None
+
+    for group, name, base, low in (
+        ("batch", "32 at once", "1 at once", 3.0),
+        ("batching", "continuous", "static, finished rows stay", 1.3),
+        ("batching", "continuous", "static", 1.3),
+        ("cache", "DualCache", "NoCache", 1.5),
+    ):
+        if (measured := ratio(group, name, base)) is not None:
+            yield Target(f"{group}: {name} against {base} [tokens/s]", measured, low=low)
+    prefix, dual = (ratio("cache", name, "NoCache") for name in ("PrefixCache", "DualCache"))
+    if prefix is not None and dual is not None:
+        yield Target("cache: PrefixCache against NoCache [tokens/s]", prefix, low=1.0, high=dual)
+
+
 # Where a step spends its time: every part is wrapped in one that looks at the clock.
 
 
@@ -124,6 +189,7 @@ class Clock:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.spent: dict[str, float] = defaultdict(float)
+        self.times: dict[str, int] = defaultdict(int)
         self._denoiser = denoiser
         self._inner = [0.0]
 
@@ -137,6 +203,7 @@ class Clock:
         finally:
             taken = _now(self._denoiser) - begun
             self.spent[name] += taken - self._inner.pop()
+            self.times[name] += 1
             self._inner[-1] += taken
 
 
@@ -157,13 +224,32 @@ class _TimedDenoiser:
             logits: Tensor = self.inner(tokens, live, index, plan)
         return logits
 
+    @property
+    def before_head(self) -> Callable[..., Unprojected] | None:
+        inner: Callable[..., Unprojected] | None = getattr(self.inner, "before_head", None)
+
+        def timed(*given: Any) -> Unprojected:
+            assert inner is not None
+            with self.clock.part("forward"):
+                return inner(*given)
+
+        return inner and timed
+
 
 @dataclass(frozen=True)
 class _TimedSampler(Sampler):
     inner: Sampler
     clock: Clock
 
-    def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
+    @property
+    def reshapes(self) -> bool:
+        return self.inner.reshapes
+
+    @property
+    def takes_hidden(self) -> bool:
+        return self.inner.takes_hidden
+
+    def predict(self, logits: Any, banned: Tensor, noise: Noise) -> Prediction:
         with self.clock.part("statistics"):
             pred = self.inner.predict(logits, banned, noise)
             _ = pred.confidence  # statistics are lazy: ask here, so that they are timed here
@@ -203,7 +289,7 @@ class _TimedCache(CachePolicy):
     def begin(self, request: Request, board: Board) -> Memory | None:
         return self.inner.begin(request, board)
 
-    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> Plan:
+    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
         with self.clock.part("cache"):
             return self.inner.plan(board, index, fresh, memory)
 
@@ -215,26 +301,63 @@ class _TimedCache(CachePolicy):
             self.inner.note(change, memory)
 
 
-def shares(decoder: Decoder, request: Request, max_batch: int, rounds: int) -> Mapping[str, float]:
-    """Share of the time of a decode that each part takes, summing to 1.
+class _TimedRun(Run):
+    clock: Clock
 
-    Parts: `forward`, `statistics` (of the rows of logits), `strategy` (selection and stop rules),
-    `cache` (plans), and `loop` (schedule, settle, canvas, bookkeeping, engine).
-    max_batch: rows at once; rounds: decodes that are added up, after one that does not count.
+    def step(self) -> None:
+        with self.clock.part("loop"):
+            super().step()
+
+    def _settle(self, view: StepView, wish: Decision, probes: int) -> Any:
+        with self.clock.part("settle"):
+            return super()._settle(view, wish, probes)
+
+
+@dataclass(frozen=True)
+class _TimedDecoder(Decoder):
+    clock: Clock | None = None
+
+    def begin(self, request: Request, capacity: int | None = None) -> Run:
+        assert self.clock is not None
+        run = _TimedRun(self, request, capacity)
+        run.clock = self.clock
+        return run
+
+
+def shares(decoder: Decoder, request: Request, max_batch: int, rounds: int) -> Mapping[str, float]:
+    """Share of the time of a decode that each part takes, summing to 1; see `step_seconds`."""
+    seconds = step_seconds(decoder, request, max_batch, rounds)
+    whole = sum(seconds.values())
+    return {part: spent / whole for part, spent in seconds.items()}
+
+
+def step_seconds(
+    decoder: Decoder, request: Request, max_batch: int, rounds: int
+) -> Mapping[str, float]:
+    """Seconds that each part of a step takes, averaged over the forward passes of a decode.
+
+    Parts: `forward`, `statistics` (of the rows of logits, with the output head where it is fused),
+    `strategy` (transforms, selection, stop rules), `settle` (wish to change), `cache` (plans),
+    `loop` (schedule, canvas, bookkeeping, the look at the device) and `engine` (rows that join).
+    max_batch: rows at once; rounds: decodes of which the median counts, after one that does not.
     """
     clock = Clock(decoder.denoiser)
-    timed = replace(
-        decoder,
+    timed = _TimedDecoder(
         denoiser=_TimedDenoiser(decoder.denoiser, clock),
         strategy=_TimedStrategy(decoder.strategy, clock),
-        sampler=_TimedSampler(decoder.sampler, clock),
+        schedule=decoder.schedule,
         cache=_TimedCache(decoder.cache, clock),
+        sampler=_TimedSampler(decoder.sampler, clock),
+        check_every=decoder.check_every,
+        clock=clock,
     )
     engine = Engine(timed, max_batch)
+    found: dict[str, list[float]] = {part: [] for part in PARTS}
     for number in range(rounds + 1):
-        if number == 1:
-            clock.spent.clear()
-        with clock.part("loop"):
+        clock.spent.clear()
+        clock.times.clear()
+        with clock.part("engine"):
             engine.decode(request)
-    whole = sum(clock.spent.values())
-    return {part: clock.spent[part] / whole for part in PARTS}
+        for part in PARTS if number else ():
+            found[part].append(clock.spent[part] / clock.times["forward"])
+    return {part: statistics.median(seconds) for part, seconds in found.items()}

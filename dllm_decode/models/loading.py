@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from dllm_decode.errors import CheckpointError, ConfigError, require, require_choice, require_count
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.models.checks import require_sound
+from dllm_decode.models.compiled import MODES, CompiledBody
 from dllm_decode.models.files import fit, stored_tensors
 from dllm_decode.models.fingerprint import fingerprint
 from dllm_decode.models.loaded import Description, LoadedModel
@@ -23,6 +25,7 @@ from dllm_decode.models.spec import ModelSpec, Published, Settings, spec_of
 from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer
 from dllm_decode.types import Vocab
 
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 # A smaller checkpoint loads at once and needs no progress bar [bytes].
@@ -59,6 +62,7 @@ def load_model(
     max_length: int | None = None,
     licence: str | None = None,
     ignore_settings: Sequence[str] = (),
+    compile: str | None = None,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -71,12 +75,16 @@ def load_model(
     pad_id: special ids, None for what config.json and the tokenizer say; block_length: of a
     block-causal model's grid [columns], None for the published one; max_length: longest canvas
     [tokens], None for the published one; licence: of the weights, None for what the model card
-    says; ignore_settings: keys of config.json that are known to be harmless.
+    says; ignore_settings: keys of config.json that are known to be harmless; compile: mode of
+    torch.compile for the forward pass (`default`, `reduce-overhead`, which uses CUDA graphs,
+    `max-autotune`), None to run it as it is; what cannot be compiled runs as it is, with a warning.
 
     Raises `ConfigError` for settings that cannot work and `CheckpointError` for checkpoints that
     are missing, damaged, do not fit, or fail the self-check.
     """
     _check_settings(dtype, attn_implementation, device_map, tensor_parallel)
+    if compile is not None:
+        require_choice("model.compile", compile, MODES)
     place = pick_device(device)
     number = pick_dtype(dtype, place)
     found = locate(checkpoint)
@@ -96,6 +104,8 @@ def load_model(
         fingerprint=fingerprint(found.folder),
     )
     require_sound(denoiser, plan.tokenizer, plan.folder)
+    if compile is not None:
+        denoiser = compiled(denoiser, compile, device_map is not None or bool(tensor_parallel))
     description = Description(
         family=plan.spec.family,
         checkpoint=found.name,
@@ -107,6 +117,17 @@ def load_model(
         passed_over=found.passed_over,
     )
     return LoadedModel(denoiser, plan.tokenizer, description, plan.published.values)
+
+
+def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> TransformersDenoiser:
+    """The denoiser with a compiled body; as it is, with a warning, where that is not supported.
+
+    mode: of torch.compile; spread: the model lies on several devices, or on several ranks.
+    """
+    if spread:
+        log.warning("the model runs uncompiled: it is spread over several devices")
+        return denoiser
+    return replace(denoiser, compiled=CompiledBody(denoiser.model, mode))
 
 
 def blueprint(folder: Path, ignore_settings: Sequence[str] = ()) -> Blueprint:

@@ -26,14 +26,14 @@ CANVASES = (64, 128, 256, 512)
 class DecodingBench(Task):
     """Times whole decodes; the variants of a group take turns, medians and ratios are quoted.
 
-    Groups: `step` (share of a step's time that forward pass, row statistics, strategy, cache plan
-    and loop take, at batch 1 and 32); `batch` (prompts of mixed lengths, one to 32 at once);
-    `batching` (static against continuous, answers of 2 to 100 tokens); `cache` (every policy that
-    fits the model, one canvas); `canvas` (`none` and `dual` on canvases of 64 to 512).
-    One token is committed per pass and nothing stops early, so that all variants of a group do the
-    same work; `step` uses the configured strategy. The limit of the model's positions is lifted:
-    this is about time, and what a model says beyond its trained length does not matter here.
-    Writes `decoding.json` and `decoding.png`.
+    Groups: `step` (share of a step's time that each part takes, at batch 1 and 32); `batch`
+    (prompts of mixed lengths, one to 32 at once); `batching` (answers of 2 to 100 tokens, eight at
+    once: continuous, static, and static with finished rows that stay, as it is done elsewhere);
+    `cache` (every policy that fits the model, one canvas); `canvas` (`none` and `dual` on canvases
+    of 64 to 512). One token is committed per pass and nothing stops early, so that all variants of
+    a group do the same work; `step` uses the configured strategy. The limit of the model's
+    positions is lifted: this is about time, and what a model says beyond its trained length does
+    not matter here. Says which targets are met. Writes `decoding.json` and `decoding.png`.
 
     groups: which of them; rounds: timed runs of each variant, 1 or more; rows: prompts per run of
     `batch` and `batching`; canvas: generated columns in `cache`; block: columns per block.
@@ -65,6 +65,7 @@ class DecodingBench(Task):
             if group != "step":
                 timings += self._compare(context, group)
         report["timings"] = [asdict(timing) for timing in timings]
+        report["targets"] = self._targets(context, report.get("step", {}), timings)
         written = context.folder.write_json("decoding.json", report)
         picture = context.folder.path / "decoding.png"
         drawn = draw(timings, picture) if timings else False
@@ -87,6 +88,22 @@ class DecodingBench(Task):
             table.add_row(str(batch), *(f"{100 * parts[part]:.1f}" for part in PARTS))
         context.display.show(table)
         return found
+
+    def _targets(
+        self, context: Context, step: dict[str, dict[str, float]], timings: Sequence[Timing]
+    ) -> list[dict[str, Any]]:
+        from rich.table import Table
+
+        from dllm_decode.benchmarks.decoding import targets
+
+        found = list(targets(step, timings))
+        table = Table("target", "measured", "goal", "", title="targets")
+        for one in found:
+            word = "met" if one.met else "not met"
+            table.add_row(one.what, f"{one.measured:.2f}", one.goal, word)
+        if found:
+            context.display.show(table)
+        return [{**asdict(one), "met": one.met} for one in found]
 
     def _compare(self, context: Context, group: str) -> list[Timing]:
         from dllm_decode.benchmarks.decoding import compare
@@ -126,14 +143,26 @@ class DecodingBench(Task):
         ]
 
     def _batching(self, context: Context) -> list[Variant]:
-        from dllm_decode.benchmarks.decoding import Variant, repeated, spread_request
+        from dllm_decode.benchmarks.decoding import (
+            Variant,
+            padded_to_the_slowest,
+            repeated,
+            spread_request,
+        )
         from dllm_decode.engine import Engine
 
         request = spread_request(repeated(self._prompts(context), self.rows, 100), 2, 100)
-        decoder = self._plain(context)
+        decoder, batch = self._plain(context), 8
+        stay = padded_to_the_slowest(request, batch)
         return [
-            Variant(kind, Engine(decoder, 8, batching=kind), request)
-            for kind in ("static", "continuous")
+            Variant(
+                "static, finished rows stay",
+                Engine(decoder, batch, batching="static"),
+                stay,
+                sum(request.lengths),
+            ),
+            Variant("static", Engine(decoder, batch, batching="static"), request),
+            Variant("continuous", Engine(decoder, batch), request),
         ]
 
     def _cache(self, context: Context) -> list[Variant]:
@@ -181,9 +210,9 @@ class DecodingBench(Task):
 
     def _prompts(self, context: Context) -> list[tuple[int, ...]]:
         """Sample problems of different lengths as token ids."""
-        from dllm_decode.evaluation.problems import FAMILIES, problems
+        from dllm_decode.evaluation.problems import TRAINED, problems
 
-        texts = [problems(family, "held_out", 1)[0].prompt for family in sorted(FAMILIES)]
+        texts = [problems(family, "held_out", 1)[0].prompt for family in sorted(TRAINED)]
         return [context.decoder.encode(text) for text in texts]
 
     def _plain(self, context: Context) -> Decoder:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.errors import ConfigError, require_count
+from dllm_decode.errors import ConfigError, require_choice, require_count
 from dllm_decode.prompts import Asked, one_prompt, read_prompts
 from dllm_decode.tasks import Context, Task
 
@@ -50,8 +50,9 @@ class Generate(Task):
 
     prompt: one text; prompts: a file, see `dllm_decode.prompts.read_prompts`; with neither, sample
     problems of the model, graded; max_new_tokens: columns per prompt, None for what a sample
-    problem needs and 64 for other prompts; seed: prompt i is decoded with seed + i; batch_size:
-    prompts decoded together, which changes speed and nothing else; compare: decode the same
+    problem needs and 64 for other prompts; seed: prompt i is decoded with seed + i (lines of a
+    prompts file may say otherwise); batch_size: prompts decoded together, max_tokens_in_flight and
+    batching: see `Engine`, all of which change speed and nothing else; compare: decode the same
     prompts with `strategy=sequential` as well; samples: number of sample problems; chat: whether
     prompts become a user's message where the model has a chat template.
     """
@@ -61,6 +62,8 @@ class Generate(Task):
     max_new_tokens: int | None = None
     seed: int = 0
     batch_size: int = 16
+    max_tokens_in_flight: int | None = None
+    batching: str = "continuous"
     compare: bool = True
     samples: int = 10
     chat: bool = True
@@ -72,6 +75,9 @@ class Generate(Task):
             require_count("max_new_tokens", self.max_new_tokens)
         require_count("seed", self.seed, minimum=0)
         require_count("batch_size", self.batch_size)
+        if self.max_tokens_in_flight is not None:
+            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
+        require_choice("batching", self.batching, ("continuous", "static"))
         require_count("task.samples", self.samples)
         if self.prompt is not None:
             one_prompt(self.prompt)
@@ -106,7 +112,7 @@ class Generate(Task):
 
         default = self.max_new_tokens or DEFAULT_NEW_TOKENS
         if asked is not None:
-            return [Job(prompt, default) for prompt in asked]
+            return [Job(prompt, prompt.max_new_tokens or default) for prompt in asked]
         model: Any = context.model
         if hasattr(model, "sample_prompts"):
             return [
@@ -144,7 +150,11 @@ class Generate(Task):
         request = Request(
             prompts=tuple(ids),
             max_new_tokens=tuple(job.columns for job in jobs),
-            seeds=tuple(self.seed + row for row in range(len(jobs))),
+            seeds=tuple(
+                self.seed + row if job.asked.seed is None else job.asked.seed
+                for row, job in enumerate(jobs)
+            ),
+            parameters=tuple(job.asked.parameters for job in jobs),
         )
         decoder.check(request, [job.asked.source for job in jobs])
         return request
@@ -171,7 +181,10 @@ class Generate(Task):
         columns = sum(request.lengths)
         with context.display.progress("strategy=sequential", columns) as report:
             return self._timed(
-                decoder.sequential, request, (ProgressObserver(columns, report),), False
+                decoder.sequential,
+                replace(request, parameters=None),  # knobs of the other strategy
+                (ProgressObserver(columns, report),),
+                False,
             )
 
     def _timed(
@@ -184,7 +197,12 @@ class Generate(Task):
             decoder.warm_up(request, self.batch_size)
             begin = time.perf_counter()
             result = decoder.decode(
-                request, batch_size=self.batch_size, observers=observers, record=record
+                request,
+                batch_size=self.batch_size,
+                max_tokens_in_flight=self.max_tokens_in_flight,
+                batching=self.batching,
+                observers=observers,
+                record=record,
             )
         except Interrupted as stop:
             result = stop.result

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
-from dllm_decode import canvas, loop, settle
+from dllm_decode import canvas, loop, settle, testing
 from dllm_decode.prediction import Prediction
 from dllm_decode.sampling import Greedy, Sampler
 from dllm_decode.selection import best, ordered, ranks
@@ -31,6 +31,7 @@ ENDS = "test_it_ends_in_time_with_every_column_decided"
 GIVEN = "test_prompt_and_fixed_tokens_stay_as_they_are"
 MONOTONE = "test_what_is_decided_stays_unless_the_strategy_may_revoke"
 ALIKE = "test_a_row_decodes_alike_alone_and_in_any_batch"
+RUNNING = "test_a_row_decodes_alike_alone_and_in_a_running_batch"
 LEAKS = "test_nothing_leaks_from_one_request_to_the_next"
 REPLAYS = "test_the_trace_replays_to_the_result"
 SEEDED = "test_the_same_seed_gives_the_same_result"
@@ -258,6 +259,10 @@ def writes_other_tokens(self, change, **rest):
     _apply(self, replace(change, tokens=moved), **rest)
 
 
+def rows_keep_their_place(self, rows):
+    self.stored = self.stored[: len(rows)]
+
+
 _of = canvas.Canvas.of
 
 
@@ -321,20 +326,22 @@ def pushed_credit(kind: type[Transform]):
 
 
 MUTANTS: dict[str, Mutant] = {
-    "running maximum over the batch": Mutant(lambda: [BatchWideMaximum(1.5)], {ALIKE}),
+    "running maximum over the batch": Mutant(lambda: [BatchWideMaximum(1.5)], {ALIKE, RUNNING}),
     "factor commits the position that failed": Mutant(
         factors("copied"), {SEQUENTIAL}, factors("copied")
     ),
-    "credit outlives the request": Mutant(fresh_credit(StaleCredit), {LEAKS}),
+    "credit outlives the request": Mutant(fresh_credit(StaleCredit), {LEAKS, RUNNING}),
     "the mask id earns credit": Mutant(credit(ban=BanAtTheEnd()), {MASK}, samplers=(Unbanned(),)),
     "the fallback commits every tie": Mutant(
         thresholds(tie_slack=1e-5), {SEQUENTIAL}, thresholds(tie_slack=1e-5)
     ),
-    "row 0 for all rows": Mutant(lambda: [RowZeroForAll(0.6)], {ALIKE}),
-    "counts averaged over rows": Mutant(lambda: [AveragedCount(2)], {ALIKE}),
-    "mutable state on the plugin": Mutant(lambda: [CallCounter()], {LEAKS}),
-    "global random numbers": Mutant(lambda: [GlobalRandomness()], {SEEDED, ALIKE, LEAKS, MASK}),
-    "neighbours pay for a probe": Mutant(lambda: [NeighbourlyProbe(0.6)], {ALIKE}),
+    "row 0 for all rows": Mutant(lambda: [RowZeroForAll(0.6)], {ALIKE, RUNNING}),
+    "counts averaged over rows": Mutant(lambda: [AveragedCount(2)], {ALIKE, RUNNING}),
+    "mutable state on the plugin": Mutant(lambda: [CallCounter()], {LEAKS, RUNNING}),
+    "global random numbers": Mutant(
+        lambda: [GlobalRandomness()], {SEEDED, ALIKE, RUNNING, LEAKS, MASK}
+    ),
+    "neighbours pay for a probe": Mutant(lambda: [NeighbourlyProbe(0.6)], {ALIKE, RUNNING}),
     "probes are not counted": Mutant(
         lambda: [AlwaysProbing(0.6)],
         {COUNTED},
@@ -375,6 +382,11 @@ MUTANTS: dict[str, Mutant] = {
     "end of text noticed a step late": Mutant(eot(LateEot), {END_OF_TEXT}, ending=eot(LateEot)),
     "the canvas writes what the trace does not say": Mutant(
         lambda: [TopK(2)], {REPLAYS}, replaced={(canvas.Canvas, "apply"): writes_other_tokens}
+    ),
+    "stored columns do not move with their row": Mutant(
+        lambda: [TopK(1)],
+        {ALIKE, RUNNING},
+        replaced={(testing.HashStore, "take"): rows_keep_their_place},
     ),
     "fixed tokens are overwritten": Mutant(
         lambda: [TopK(2)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_decode.cache import Plan
+from dllm_decode.build import build_task
+from dllm_decode.cache import DualCache, NoCache, Plan
+from dllm_decode.cli import main
+from dllm_decode.config import compose_checked
 from dllm_decode.engine import Engine
 from dllm_decode.errors import ConfigError
 from dllm_decode.loop import Decoder, Interrupted, Observer
@@ -17,6 +21,7 @@ from dllm_decode.sampling import Categorical
 from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.strategy import Pipeline, Strategy
+from dllm_decode.testing import HashStore
 from dllm_decode.types import Board, Decision, Request, StepView, Vocab
 
 VOCAB = Vocab(size=11, mask_id=10, eot_ids=(9,))
@@ -194,9 +199,9 @@ def test_a_bound_below_one_row_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_batch": 0}, "engine.max_batch must be a whole number >= 1, got 0"),
-        ({"max_tokens_in_flight": 0}, "engine.max_tokens_in_flight must be a whole number >= 1"),
-        ({"batching": "fast"}, "engine.batching must be one of continuous, static; got 'fast'"),
+        ({"max_batch": 0}, "max_batch must be a whole number >= 1, got 0"),
+        ({"max_tokens_in_flight": 0}, "max_tokens_in_flight must be a whole number >= 1"),
+        ({"batching": "fast"}, "batching must be one of continuous, static; got 'fast'"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):
@@ -214,3 +219,110 @@ def test_the_trace_of_restarted_rows_holds_each_step_once():
     ]
     assert len(steps) == len(set(steps))
     assert {row for row, _ in steps} == {0, 2}
+
+
+@dataclass(frozen=True)
+class Faulty(Waves):
+    """Fails at the nth call, counted over passes and allocations of the store."""
+
+    at: int = 0
+    error: BaseException = field(default_factory=lambda: torch.OutOfMemoryError("simulated"))
+    calls: list = field(default_factory=list)
+
+    def count(self):
+        self.calls.append(None)
+        if len(self.calls) - 1 == self.at:
+            raise self.error
+
+    def allocate(self, rows, columns):
+        self.count()
+        return HashStore(rows, columns)
+
+    def __call__(self, tokens, live, index, plan):
+        self.count()
+        return super().__call__(tokens, live, index, plan)
+
+
+@settings(max_examples=12)
+@given(at=st.integers(0, 9), cache=st.sampled_from([NoCache(), DualCache()]))
+def test_out_of_memory_at_any_allocation_costs_nothing_but_time(at, cache):
+    request = Request(tuple((i,) for i in range(1, 6)), 8)
+    whole = decoder().decode(request)
+    result = Engine(decoder(denoiser=Faulty(at=at), cache=cache), 3).decode(request)
+    assert result.errors == ("",) * 5
+    assert result.sequences == whole.sequences and result.forwards == whole.forwards
+
+
+@settings(max_examples=8)
+@given(at=st.integers(0, 9))
+def test_an_interrupt_inside_a_pass_keeps_the_finished_rows(at):
+    request = Request(tuple((i,) for i in range(1, 6)), 8)
+    whole = decoder().decode(request)
+    try:
+        faulty = Faulty(at=at, error=KeyboardInterrupt())
+        result = Engine(decoder(denoiser=faulty), 2).decode(request)
+    except Interrupted as stopped:
+        result = stopped.result
+        assert "interrupted" in result.finish_reasons
+    for row, reason in enumerate(result.finish_reasons):
+        if reason != "interrupted":
+            assert outcome(result, row) == outcome(whole, row)
+
+
+def alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def test_no_tensor_is_kept_after_a_run_whatever_happened_in_it():
+    request = Request(((1,), (7, 1), (3,)), 8)
+    engines = [
+        Engine(decoder(cache=DualCache(), denoiser=Faulty(at=-1)), 2),
+        Engine(decoder(Allergic()), 2),
+        Engine(decoder(denoiser=Faulty(at=3)), 2),
+    ]
+    for engine in engines:
+        engine.decode(request)  # constants that are uploaded once
+        before = alive()
+        result = engine.decode(request)
+        assert alive() == before
+        del result
+
+
+@pytest.mark.parametrize("task", ["generate", "eval"])
+def test_the_engine_s_settings_are_keys_of_the_command_line(task):
+    keys = ("batch_size=3", "max_tokens_in_flight=200", "batching=static")
+    built = build_task(compose_checked([f"task={task}", "model=toy_copy", *keys]))
+    assert (built.batch_size, built.max_tokens_in_flight, built.batching) == (3, 200, "static")
+    plain = build_task(compose_checked([f"task={task}", "model=toy_copy"]))
+    own = Engine(decoder())
+    assert plain.batch_size == own.max_batch
+    assert plain.max_tokens_in_flight == own.max_tokens_in_flight
+    assert plain.batching == own.batching
+
+
+@pytest.mark.parametrize("task", ["generate", "eval"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("batching=fast", "batching must be one of continuous, static; got 'fast'"),
+        ("max_tokens_in_flight=0", "max_tokens_in_flight must be a whole number >= 1, got 0"),
+    ],
+)
+def test_wrong_keys_are_refused_when_the_task_is_built(task, words, message):
+    with pytest.raises(ConfigError, match=message):
+        build_task(compose_checked([f"task={task}", "model=toy_copy", words]))
+
+
+@pytest.mark.parametrize("task", ["generate", "eval"])
+def test_the_keys_reach_the_engine(task, tmp_path, monkeypatch):
+    made = []
+    check = Engine.__post_init__
+    monkeypatch.setattr(Engine, "__post_init__", lambda self: made.append(self) or check(self))
+    words = [f"task={task}", "model=toy_copy", "display=none", "batch_size=3", "batching=static"]
+    words += [f"runs={tmp_path}/runs", f"hydra.run.dir={tmp_path}/run", "max_tokens_in_flight=300"]
+    few = {"eval": ["task.count=4", "schedule=whole"], "generate": ["compare=false"]}
+    words += few[task]
+    assert main(words) == 0
+    found = {(one.max_batch, one.max_tokens_in_flight, one.batching) for one in made}
+    assert (3, 300, "static") in found

@@ -1,0 +1,105 @@
+"""The forward pass through torch.compile: static shapes, the same results, a way back."""
+
+import logging
+from dataclasses import replace
+from functools import cache as remember
+from pathlib import Path
+
+import pytest
+import torch
+
+from dllm_decode.cache import DualCache, NoCache
+from dllm_decode.engine import Engine
+from dllm_decode.errors import ConfigError
+from dllm_decode.loop import Decoder
+from dllm_decode.models import load_model
+from dllm_decode.models.compiled import CompiledBody
+from dllm_decode.schedule import Blocks
+from dllm_decode.strategies.threshold import ConfidenceThreshold
+from dllm_decode.strategy import Pipeline
+from dllm_decode.types import Request
+
+LLADA = Path(__file__).parents[1] / "golden" / "checkpoints" / "llada"
+REQUEST = Request(((1, 2, 3), (4,), (5, 6)), (20, 9, 24))
+
+
+@remember
+def plain():
+    return load_model(str(LLADA), device="cpu", dtype="float32").denoiser
+
+
+class Shapes(CompiledBody):
+    """Notes the shapes that the graph gets."""
+
+    def __init__(self, model) -> None:
+        super().__init__(model, backend="eager")
+        self.seen: list = []
+
+    def _run(self, tokens, positions, mask, store):
+        width = tokens.shape[1] if store is None else store.width
+        self.seen.append((*tokens.shape, width))
+        return super()._run(tokens, positions, mask, store)
+
+
+def decode(denoiser, cache, max_batch=2):
+    decoder = Decoder(denoiser, Pipeline(ConfidenceThreshold(0.6)), Blocks(8), cache)
+    return Engine(decoder, max_batch).decode(REQUEST)
+
+
+@pytest.mark.parametrize("cache", [NoCache(), DualCache()], ids=["none", "dual"])
+def test_padded_shapes_change_nothing_and_are_few(cache):
+    body = Shapes(plain().model)
+    result = decode(replace(plain(), compiled=body), cache)
+    expected = decode(plain(), cache)
+    assert result.errors == expected.errors == ("",) * 3
+    assert result.sequences == expected.sequences and result.forwards == expected.forwards
+    # never more canvas columns than the store has
+    width = 32 if cache == NoCache() else 27
+    assert set(body.seen) <= {(1, 32, width), (2, 32, width)} and len(body.seen) > 2
+
+
+def test_what_cannot_be_compiled_runs_uncompiled_with_one_word_of_why(caplog):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here\nand a long story")
+
+    body = CompiledBody(plain().model, backend=broken)
+    with caplog.at_level(logging.WARNING, "dllm_decode"):
+        result = decode(replace(plain(), compiled=body), NoCache())
+    assert result.sequences == decode(plain(), NoCache()).sequences
+    messages = [r.message for r in caplog.records if "uncompiled" in r.message]
+    assert len(messages) == 1 and "no compiler here" in messages[0]
+    assert "long story" not in messages[0]
+
+
+def test_running_out_of_memory_is_no_reason_to_give_up_compiling():
+    body = CompiledBody(plain().model, backend="eager")
+
+    def full(*_):
+        raise torch.OutOfMemoryError("simulated")
+
+    body._padded = full
+    with pytest.raises(torch.OutOfMemoryError):
+        replace(plain(), compiled=body).hidden(torch.ones(1, 4).long(), torch.ones(1, 4).bool())
+    assert not body._broken
+
+
+def test_the_mode_is_a_setting_of_the_model():
+    with pytest.raises(ConfigError, match=r"model\.compile must be one of default, reduce"):
+        load_model(str(LLADA), device="cpu", compile="fast")
+    assert load_model(str(LLADA), device="cpu", compile="default").denoiser.compiled is not None
+
+
+def test_a_model_on_several_devices_is_not_compiled(caplog):
+    from dllm_decode.models.loading import compiled
+
+    assert compiled(plain(), "default", spread=True).compiled is None
+    assert "spread over several devices" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", [NoCache(), DualCache()], ids=["none", "dual"])
+def test_inductor_gives_the_same_tokens(cache):
+    body = CompiledBody(plain().model)
+    result = decode(replace(plain(), compiled=body), cache)
+    assert not body._broken
+    assert result.sequences == decode(plain(), cache).sequences
