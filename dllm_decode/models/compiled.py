@@ -76,9 +76,8 @@ class CompiledBody:
             return self._padded(tokens, positions, mask, store)
         except torch.OutOfMemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # compilers fail in many ways; a real fault comes back uncompiled
+        except Exception as error:
+            # compilers fail in many ways; a real fault of the model comes back uncompiled
             self._broken = True
             cause = getattr(error, "inner_exception", error)
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
