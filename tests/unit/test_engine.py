@@ -285,7 +285,7 @@ def test_no_tensor_is_kept_after_a_run_whatever_happened_in_it():
         engine.decode(request)  # constants that are uploaded once
         before = alive()
         result = engine.decode(request)
-        assert alive() == before
+        assert alive() <= before
         del result
 
 
