@@ -112,7 +112,10 @@ def parallel(found: Measured) -> str:
         for task in found.sequential.tasks
     ]
     rows.append(["all", *(percent(metrics.accuracy(run.samples)) for _, run in runs)])
-    note = "Accuracy % [95 %] with K tokens per step, the most confident first (`strategy=topk`)."
+    note = (
+        "Accuracy % [95 %] with K tokens per step, the most confident first (`strategy=topk`); "
+        f"{len(found.parallel[0][1].samples):,} problems for K > 1."
+    )
     return f"{note}\n\n{markdown_table(head, rows)}"
 
 
@@ -128,7 +131,8 @@ def thresholds(found: Measured) -> str:
         for threshold, run in found.thresholds
     ]
     head = ["threshold", "accuracy % [95 %]", "forwards per problem", "tokens per forward"]
-    return markdown_table(head, rows)
+    note = f"All families together, {len(found.thresholds[0][1].samples):,} problems."
+    return f"{note}\n\n{markdown_table(head, rows)}"
 
 
 def redundancy(found: Measured) -> str:

@@ -122,10 +122,16 @@ class Generate(Task):
         return self._sample_problems()
 
     def _sample_problems(self) -> list[Job]:
-        """Held-out problems of the families that the bundled model solves, in turn."""
+        """Held-out problems of the families that the bundled model solves, in turn.
+
+        Fewer problems than families are spread over them, so that all kinds are seen.
+        """
         from dllm_decode.evaluation.problems import FAMILIES, problems
 
         families = [f for f in FAMILIES.values() if f.shown] or list(FAMILIES.values())
+        if self.samples < len(families):
+            places = range(self.samples)
+            families = [families[place * len(families) // self.samples] for place in places]
         each = -(-self.samples // len(families))
         drawn = [problems(family.name, "held_out", each, self.seed) for family in families]
         turns = [group[turn] for turn in range(each) for group in drawn][: self.samples]

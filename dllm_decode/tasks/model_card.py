@@ -29,14 +29,16 @@ class ModelCard(Task):
     Measured: accuracy of every family with one token per step, with several, and for confidence
     thresholds; temporal redundancy; calibration. Finished jobs in `runs` are not done again.
 
-    count: held-out problems per family that is shown; weak_count: of the others, which are decoded
-    one token per step only (0: leave them out); tokens_per_step, thresholds: what is compared with
-    one token per step; batch_size, runs, resume: see `Eval`; card: a Markdown page whose part
-    between the marks of `dllm_decode.evaluation.card` is replaced, with the pictures beside it,
-    None: `card.md` in the run folder.
+    count: held-out problems per family that is shown, one token per step; compared_count: the same
+    for everything else (the first of them); weak_count: of the families that are not shown, which
+    are decoded one token per step only (0: leave them out); tokens_per_step, thresholds: what is
+    compared with one token per step; batch_size, runs, resume: see `Eval`; card: a Markdown page
+    whose part between the marks of `dllm_decode.evaluation.card` is replaced, with the pictures
+    beside it, None: `card.md` in the run folder.
     """
 
     count: int = 500
+    compared_count: int = 100
     weak_count: int = 100
     tokens_per_step: list[int] = field(default_factory=lambda: [2, 4, 8])
     thresholds: list[float] = field(default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
@@ -47,6 +49,7 @@ class ModelCard(Task):
 
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
+        require_count("task.compared_count", self.compared_count)
         require_count("task.weak_count", self.weak_count, minimum=0)
         require_count("batch_size", self.batch_size)
         for value in self.tokens_per_step:
@@ -86,9 +89,12 @@ class ModelCard(Task):
         from dllm_decode.evaluation.problems import FAMILIES
         from dllm_decode.tasks.ablation import Ablation
 
-        jobs = ["strategy=sequential"]
-        jobs += [f"strategy=topk strategy.select.tokens_per_step={k}" for k in self.tokens_per_step]
-        jobs += [f"strategy=threshold strategy.select.threshold={x}" for x in self.thresholds]
+        compared = [
+            *(f"strategy=topk strategy.select.tokens_per_step={k}" for k in self.tokens_per_step),
+            *(f"strategy=threshold strategy.select.threshold={x}" for x in self.thresholds),
+        ]
+        few = min(self.compared_count, self.count)
+        jobs = ["strategy=sequential", *(f"{job} task.count={few}" for job in compared)]
         weak = [f.name for f in FAMILIES.values() if f.trained and not f.shown]
         if weak and self.weak_count:
             names = ",".join(weak)
