@@ -61,7 +61,7 @@ class Pretrain(Task):
 
     output: str = "runs/pretrain"
     seed: int = 7
-    minutes: float = 80.0
+    minutes: float = 180.0
     steps: int = 0
     halt: int = 0
     device: str = "cpu"
@@ -78,7 +78,7 @@ class Pretrain(Task):
     adam_rate: float = 0.0012
     weight_decay: float = 0.02
     warmup: int = 60
-    flat: float = 0.5
+    flat: float = 0.65
     emphasis: Mapping[str, float] = field(default_factory=dict)
     clip: float = 1.0
     average: float = 0.995
