@@ -13,7 +13,7 @@ from dllm_decode import load
 from dllm_decode.display import CanvasView
 from dllm_decode.watching import CanvasObserver
 
-PROMPT = "Sort: 1 Paul 2 Jack 3 Beth 4 Xena"
+PROMPT = "Latin square of K Q X Z"
 
 
 def main() -> None:
