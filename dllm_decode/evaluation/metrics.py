@@ -409,7 +409,12 @@ def headroom(samples: Sequence[Sample], oracle: Sequence[Sample]) -> float:
     """
     if {s.problem for s in samples} != {s.problem for s in oracle}:
         raise ConfigError("headroom compares runs on the same problems; these two differ in them")
-    return tokens_per_forward(samples).value / tokens_per_forward(oracle).value
+    return _speed(samples) / _speed(oracle)
+
+
+def _speed(samples: Sequence[Sample]) -> float:
+    """Tokens per forward without the interval, which takes a bootstrap."""
+    return _ratio(sum(s.delivered for s in samples), sum(s.forwards for s in samples))
 
 
 def kl_divergence(target: Mapping[Any, float], law: Mapping[Any, float]) -> float:
