@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -103,24 +104,13 @@ class CompiledBody:
             mask = mask[row] if mask.dim() == 2 or mask.shape[2] == 1 else mask[row][:, :, slot]
             mask = pad(mask, (0, width - keys), value=False)
         at = row[:, None], slot
-        if store is None:
-            return self._run(tokens[at], positions[at], mask, None)[:rows, :queries]
-        places = store.places
-        store.aim(places[at], width)
-        try:
-            return self._run(tokens[at], positions[at], mask, store)[:rows, :queries]
-        finally:
-            store.aim(places, keys)
-
-    def _run(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        mask: Tensor | None,
-        store: KeyValueStore | None,
-    ) -> Tensor:
-        # a replayed CUDA graph writes its next result to the same place
-        return self._graph(self._model, tokens, positions, mask, store).clone()
+        with contextlib.ExitStack() as stack:
+            if store is not None:
+                stack.callback(store.aim, store.places, keys)
+                store.aim(store.places[at], width)
+            # a replayed CUDA graph writes its next result to the same place
+            hidden = self._graph(self._model, tokens[at], positions[at], mask, store).clone()
+        return hidden[:rows, :queries]
 
 
 def _power(count: int) -> int:

@@ -34,11 +34,14 @@ class Shapes(CompiledBody):
     def __init__(self, model) -> None:
         super().__init__(model, backend="eager")
         self.seen: list = []
+        graph = self._graph
 
-    def _run(self, tokens, positions, mask, store):
-        width = tokens.shape[1] if store is None else store.width
-        self.seen.append((*tokens.shape, width))
-        return super()._run(tokens, positions, mask, store)
+        def recorded(model, tokens, positions, mask, store):
+            width = tokens.shape[1] if store is None else store.width
+            self.seen.append((*tokens.shape, width))
+            return graph(model, tokens, positions, mask, store)
+
+        self._graph = recorded
 
 
 def decode(denoiser, cache, max_batch=2):
