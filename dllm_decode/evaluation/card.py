@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import figures, metrics
 from dllm_decode.evaluation.metrics import Sample
-from dllm_decode.evaluation.statistics import Interval
 from dllm_decode.evaluation.store import Run
-from dllm_decode.evaluation.tables import markdown_table
+from dllm_decode.evaluation.tables import markdown_table, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -281,11 +280,6 @@ def insert(page: Path, figures_text: str) -> None:
     if not begin or not end:
         raise ConfigError(f"task.card: {page} must hold the lines {BEGIN} and {END}")
     page.write_text(f"{head}{BEGIN}\n\n{figures_text}\n\n{END}{tail}", encoding="utf-8")
-
-
-def percent(interval: Interval) -> str:
-    """A share with its interval, in percent."""
-    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -17,9 +17,8 @@ from pathlib import Path
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.problems import FAMILIES
-from dllm_decode.evaluation.statistics import Interval
 from dllm_decode.evaluation.store import Run
-from dllm_decode.evaluation.tables import is_sequential, markdown_table
+from dllm_decode.evaluation.tables import is_sequential, markdown_table, percent
 
 END = "<!-- runs: end -->"
 _PLACE = re.compile(r"<!-- runs: (?!end -->)(.*?) -->\n(.*?)" + re.escape(END), re.DOTALL)
@@ -76,7 +75,7 @@ def section(chosen: Sequence[Run], runs: Sequence[Run]) -> str:
         said += [f" The last two columns: {_several(loose)}, where many answers are right."]
     if base is not None:
         share, forwards = metrics.accuracy(base.samples), _forwards(base, base.tasks)
-        said += [f" `{base.name}` has {_percent(share)} % at {forwards:.1f} forwards."]
+        said += [f" `{base.name}` has {percent(share)} % at {forwards:.1f} forwards."]
     text = textwrap.fill("".join(said), 120)
     return f"{text}\n\n{markdown_table(heads, [_row(run, loose) for run in chosen])}"
 
@@ -84,7 +83,7 @@ def section(chosen: Sequence[Run], runs: Sequence[Run]) -> str:
 def _row(run: Run, loose: Sequence[str]) -> list[str]:
     cells = [
         run.name,
-        _percent(metrics.accuracy(run.samples)),
+        percent(metrics.accuracy(run.samples)),
         f"{_forwards(run, run.tasks):.1f}",
         f"{metrics.tokens_per_forward(run.samples).value:.2f}",
     ]
@@ -96,10 +95,6 @@ def _row(run: Run, loose: Sequence[str]) -> list[str]:
 
 def _forwards(run: Run, tasks: Sequence[str]) -> float:
     return metrics.forwards_per_problem([s for s in run.samples if s.task in tasks]).value
-
-
-def _percent(share: Interval) -> str:
-    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
 def _several(names: Sequence[str]) -> str:

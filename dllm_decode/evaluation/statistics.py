@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -54,10 +55,15 @@ def bootstrap_ratio(
     top, bottom: one number per problem, in the same order; draws: resamples of all problems;
     level: coverage. NaN where sum(bottom) is 0. Raises `ConfigError` for unequal lengths or none.
     """
-    pair = _paired(top, bottom)
-    index = _resamples(pair.shape[1], draws, seed)
-    sums = pair[:, index].sum(2)
-    return _interval(_ratio(pair.sum(1)), _ratio(sums), level)
+    return _bootstrapped(_paired(top, bottom).tobytes(), draws, level, seed)
+
+
+@lru_cache(maxsize=4096)
+def _bootstrapped(pair: bytes, draws: int, level: float, seed: int) -> Interval:
+    """`bootstrap_ratio`; tables and figures of a report ask for the same ones several times."""
+    values = np.frombuffer(pair).reshape(2, -1)
+    sums = values[:, _resamples(values.shape[1], draws, seed)].sum(2)
+    return _interval(_ratio(values.sum(1)), _ratio(sums), level)
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ def cells(row: Row) -> dict[str, str]:
         "strategy": row.strategy,
         "task": row.task,
         "problems": f"{row.problems:,}",
-        "accuracy": _span(row.accuracy, 100, 1),
+        "accuracy": percent(row.accuracy),
         "forwards": f"{row.forwards.value:.1f}",
         "tokens_per_forward": _span(row.tokens_per_forward, 1, 2),
         "speedup_forwards": "-" if speed is None else f"{speed.forwards:.2f}x",
@@ -226,6 +226,11 @@ def cells(row: Row) -> dict[str, str]:
         "tokens_per_second": _number(row.tokens_per_second, "{:.0f}"),
         "seconds_per_problem": _number(1000 * row.seconds_per_problem, "{:.1f}"),
     }
+
+
+def percent(share: Interval) -> str:
+    """A share with its interval: "98.0 [96.1, 99.0]"."""
+    return _span(share, 100, 1)
 
 
 def _span(interval: Interval, scale: float, digits: int) -> str:
