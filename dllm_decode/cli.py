@@ -115,10 +115,12 @@ def _hydra_set_up(words: list[str]) -> Iterator[None]:
 
 def _job(cfg: DictConfig, search: Sequence[str]) -> int:
     """One run: of the command line, or of a sweep. search: overrides of the search path."""
+    from dllm_decode.allocator import keep_freed_memory
     from dllm_decode.build import build_task
     from dllm_decode.display import make_display
     from dllm_decode.tasks import Context
 
+    keep_freed_memory()
     state = HydraConfig.get()
     paths = [word for word in state.overrides.hydra if word.startswith("hydra.searchpath")]
     overrides = [*search, *paths, *state.overrides.task]

@@ -374,6 +374,9 @@ def main() -> None:
     """
     from lm_eval.__main__ import cli_evaluate
 
+    from dllm_decode.allocator import keep_freed_memory
+
+    keep_freed_memory()
     sys.argv = _with_own_cache(sys.argv)
     cli_evaluate()
 
