@@ -11,6 +11,7 @@ from dllm_decode.evaluation.curves import Point, pbx
 from dllm_decode.evaluation.statistics import paired_bootstrap
 from dllm_decode.evaluation.store import Run
 from dllm_decode.evaluation.tables import (
+    Timing,
     is_plain,
     is_sequential,
     sequential_of,
@@ -30,13 +31,16 @@ class Note:
     text: str
 
 
-def notes(runs: Sequence[Run], parts: Sequence[Run] = ()) -> list[Note]:
+def notes(
+    runs: Sequence[Run], parts: Sequence[Run] = (), times: Sequence[Timing] = ()
+) -> list[Note]:
     """All controls that apply to a set of comparable runs.
 
-    parts: runs on some of the same problems at the same batch size, which can serve as controls.
+    parts: runs on some of the same problems at the same batch size, which can serve as controls;
+    times: wall times that go before those of the runs.
     """
     found = [_credit(run, runs) for run in runs if _has_credit(run)]
-    found += _end_of_text(runs, parts)
+    found += _end_of_text(runs, parts, times)
     found += _padding(runs)
     found += _padding_last(runs, parts)
     return found
@@ -116,7 +120,7 @@ def _accuracy_gap(run: Run, other: Run) -> str:
     )
 
 
-def _end_of_text(runs: Sequence[Run], parts: Sequence[Run]) -> list[Note]:
+def _end_of_text(runs: Sequence[Run], parts: Sequence[Run], times: Sequence[Timing]) -> list[Note]:
     """What stopping at the end of text alone gives, apart from any selection rule."""
     found = []
     stopping = [run for run in runs if is_sequential(run) and stops(run)]
@@ -141,12 +145,13 @@ def _end_of_text(runs: Sequence[Run], parts: Sequence[Run]) -> list[Note]:
             continue
         alone = _same_problems(alone, full)
         gain = metrics.speedup(alone.samples, full.samples)
+        wall_time = _time_ratio(full, alone, times) or gain.wall_time
         found.append(
             Note(
                 "end of text",
                 f"The stop rule alone ({alone.name} against {full.name}, "
                 f"{len(full.samples):,} problems): {gain.forwards:.2f}x "
-                f"fewer forwards, {gain.wall_time:.2f}x less wall time, accuracy "
+                f"fewer forwards, {wall_time:.2f}x less wall time, accuracy "
                 f"{100 * metrics.accuracy(alone.samples).value:.1f} % against "
                 f"{100 * metrics.accuracy(full.samples).value:.1f} %. Speedups in the table are "
                 "against the sequential run with the same stop rule, so that this gain is not in "
@@ -171,6 +176,14 @@ def _end_of_text(runs: Sequence[Run], parts: Sequence[Run]) -> list[Note]:
             )
         )
     return found
+
+
+def _time_ratio(run: Run, other: Run, times: Sequence[Timing]) -> float | None:
+    """Wall time of one run over that of another at their batch size, None where not measured."""
+    found = {t.strategy: t.seconds_per_problem for t in times if t.batch_size == run.batch_size}
+    if run.name not in found or other.name not in found:
+        return None
+    return found[run.name].value / found[other.name].value
 
 
 def _same_problems(run: Run, other: Run) -> Run:

@@ -95,7 +95,7 @@ def pyplot() -> Any:
 def accuracy_against_speed(runs: Sequence[Run]) -> Figure:
     """Accuracy against tokens per forward over all problems, with intervals and Pareto front."""
     rows = rows_of(runs, None)
-    figure, axes = canvas(8.4, 4.8)
+    figure, axes = canvas(8.4, max(4.8, 0.18 * len(rows) + 0.3))  # the legend has to fit
     points = [(row.tokens_per_forward.value, 100 * row.accuracy.value) for row in rows]
     front = pareto_front(points)
     axes.plot(
@@ -184,31 +184,57 @@ def _bars(axes: Axes, rows: Sequence[Row], task: str) -> None:
 
 
 def commits_over_steps(runs: Sequence[Run]) -> Figure:
-    """Tokens committed in each step, averaged over the problems still running then."""
-    figure, axes = canvas(8.4, 4.2)
-    for number, run in enumerate(runs):
-        colour, _, line = style(number)
-        commits = metrics.commits_per_step(run.samples)
-        running = [sum(s.forwards > step for s in run.samples) for step in range(len(commits))]
-        # the tail of a few long problems says nothing about the rule
-        enough = [i for i, rows in enumerate(running) if rows >= max(1, len(run.samples) // 50)]
-        axes.plot(
-            [i + 1 for i in enough],
-            [commits[i] for i in enough],
-            color=colour,
-            linestyle=line,
-            linewidth=1.4,
-            marker=".",
-            markersize=4,
-            label=run.name,
-        )
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("model pass of a problem [number, log scale]")
-    axes.set_ylabel("delivered tokens committed [per pass]")
-    axes.set_title("averaged over problems still running; steps reached by 2 % or more", fontsize=9)
-    _legend_beside(figure, axes)
+    """Tokens committed in each step, averaged over the problems still running then.
+
+    A panel for every seven runs, as many as there are colours.
+    """
+    groups = [runs[i : i + len(_COLOURS)] for i in range(0, len(runs), len(_COLOURS))]
+    columns = min(2, len(groups))
+    lines = math.ceil(len(groups) / columns)
+    figure, panels = canvas(
+        4.6 * columns + (1.4 if columns == 1 else 0.2),
+        0.5 + 3.3 * lines,
+        nrows=lines,
+        ncols=columns,
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    for axes, group in zip(panels.flat, groups, strict=False):
+        for number, run in enumerate(group):
+            _commits(axes, run, number)
+        axes.legend(frameon=False, fontsize=7, loc="upper right")
+    for axes in panels.flat[len(groups) :]:
+        axes.set_visible(False)
+    panels[0, 0].set_xscale("log", base=2)
+    panels[0, 0].xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for axes in panels.flat[max(0, len(groups) - columns) : len(groups)]:
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.set_xlabel("model pass of a problem [number, log scale]")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("delivered tokens committed [per pass]")
+    figure.suptitle(
+        "averaged over problems still running; steps reached by 2 % or more", fontsize=9
+    )
     return figure
+
+
+def _commits(axes: Axes, run: Run, number: int) -> None:
+    colour, _, _ = style(number)
+    commits = metrics.commits_per_step(run.samples)
+    running = [sum(s.forwards > step for s in run.samples) for step in range(len(commits))]
+    # the tail of a few long problems says nothing about the rule
+    enough = [i for i, rows in enumerate(running) if rows >= max(1, len(run.samples) // 50)]
+    axes.plot(
+        [i + 1 for i in enough],
+        [commits[i] for i in enough],
+        color=colour,
+        linestyle=_LINES[number % len(_LINES)],
+        linewidth=1.4,
+        marker=".",
+        markersize=4,
+        label=run.name,
+    )
 
 
 def ablation_grid(runs: Sequence[Run]) -> Figure:

@@ -41,8 +41,9 @@ class Report:
 
     facts: name to text; overall: a row per run; tasks: task name to its rows; notes: the controls;
     parts: a row per run on part of the problems, with the baseline on the same ones; times: wall
-    times by batch size; warnings: what was left out and why; preface: Markdown put before the
-    tables.
+    times by batch size; timed_on: the machine of runs made for their wall time, "" where the times
+    are those of the rows (which then have columns for them); warnings: what was left out and why;
+    preface: Markdown put before the tables.
     """
 
     title: str
@@ -52,8 +53,26 @@ class Report:
     notes: Sequence[Note]
     parts: Sequence[Row] = ()
     times: Sequence[Timing] = ()
+    timed_on: str = ""
     warnings: Sequence[str] = ()
     preface: str = ""
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """Columns of a table, without the wall time where a better one stands elsewhere."""
+        return [name for name in names if not (self.timed_on and name in _WALL_TIME_COLUMNS)]
+
+    @property
+    def about_times(self) -> str:
+        """How the wall times were measured."""
+        if not self.timed_on:
+            return f"{_WALL_TIME} Small batches were timed on fewer problems."
+        counts = {t.batch_size: f"{t.problems:,} at batch {t.batch_size}" for t in self.times}
+        repeats = max(t.repetitions for t in self.times)
+        return (
+            f"{_WALL_TIME} Measured by itself, one run at a time ({self.timed_on}), on "
+            f"{', '.join(counts.values())}; medians of {repeats} "
+            f"{'repetition' if repeats == 1 else 'repetitions'} in which all runs took turns."
+        )
 
 
 def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
@@ -63,16 +82,17 @@ def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
         parts.append(report.preface.strip() + "\n")
     parts.append("".join(f"- {name}: {text}\n" for name, text in report.facts.items()))
     parts += [f"> Left out: {text}\n" for text in report.warnings]
-    parts += ["## All tasks together\n", markdown(report.overall, OVERALL)]
-    parts += ["## How they decode\n", markdown(report.overall, BEHAVIOUR)]
+    overall, behaviour = report.columns(OVERALL), report.columns(BEHAVIOUR)
+    parts += ["## All tasks together\n", markdown(report.overall, overall)]
+    parts += ["## How they decode\n", markdown(report.overall, behaviour)]
     for path in figures:
         caption = _CAPTIONS.get(Path(path).stem, "")
         parts.append(f"![{caption}]({path})\n")
     if report.times:
         heads, lines = wall_time_cells(report.times)
-        parts += [f"## Wall time\n\n{_WALL_TIME}\n", markdown_table(heads, lines) + "\n"]
+        parts += [f"## Wall time\n\n{report.about_times}\n", markdown_table(heads, lines) + "\n"]
     if report.parts:
-        parts += [f"## {_PARTS} ({report.parts[0].problems:,})\n", markdown(report.parts, OVERALL)]
+        parts += [f"## {_PARTS} ({report.parts[0].problems:,})\n", markdown(report.parts, overall)]
     if report.notes:
         parts += ["## Controls\n", "".join(f"- **{n.kind}.** {n.text}\n" for n in report.notes)]
     parts.append("## Task by task\n")
@@ -99,9 +119,10 @@ def definitions_markdown() -> str:
 
 _PARTS = "On part of the problems"
 _WALL_TIME = (
-    "Of decoding alone, on the same kinds of problems at each batch size; small batches were "
-    "timed on fewer problems. Speedups are against the sequential run at the same batch size."
+    "Of decoding alone, on the same kinds of problems at each batch size. Speedups are against the "
+    "sequential run at the same batch size."
 )
+_WALL_TIME_COLUMNS = ("speedup_wall", "seconds_per_problem", "tokens_per_second")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; margin: 2rem auto;
        max-width: 80rem; padding: 0 1rem; }
@@ -126,17 +147,18 @@ def to_html(report: Report, figures: Mapping[str, str]) -> str:
     body = [f"<h1>{escape(report.title)}</h1>"]
     body.append(_list(report.facts))
     body += [f'<p class="warning">Left out: {escape(text)}</p>' for text in report.warnings]
-    body += ["<h2>All tasks together</h2>", _table(report.overall, OVERALL)]
-    body += ["<h2>How they decode</h2>", _table(report.overall, BEHAVIOUR)]
+    overall, behaviour = report.columns(OVERALL), report.columns(BEHAVIOUR)
+    body += ["<h2>All tasks together</h2>", _table(report.overall, overall)]
+    body += ["<h2>How they decode</h2>", _table(report.overall, behaviour)]
     for name, svg in figures.items():
         caption = escape(_CAPTIONS.get(name, ""))
         body.append(f"<figure>{_inline(svg, name)}<figcaption>{caption}</figcaption></figure>")
     if report.times:
-        body += ["<h2>Wall time</h2>", f"<p>{escape(_WALL_TIME)}</p>"]
+        body += ["<h2>Wall time</h2>", f"<p>{escape(report.about_times)}</p>"]
         body.append(_grid(*wall_time_cells(report.times)))
     if report.parts:
         body += [f"<h2>{_PARTS} ({report.parts[0].problems:,})</h2>"]
-        body.append(_table(report.parts, OVERALL))
+        body.append(_table(report.parts, overall))
     if report.notes:
         items = "".join(
             f"<li><strong>{escape(n.kind)}.</strong> {escape(n.text)}</li>" for n in report.notes

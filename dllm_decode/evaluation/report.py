@@ -22,7 +22,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 # Short heads: a table has to fit into 100 letters.
-_HEADS = {
+HEADS = {
     "strategy": "strategy",
     "task": "task",
     "problems": "problems",
@@ -35,14 +35,22 @@ _HEADS = {
 }
 
 
-def terminal_table(rows: Sequence[tables.Row], title: str = "", tasks: bool = False) -> Table:
-    """A table for the terminal; tasks: name the task of each row instead of the strategy."""
-    names = [name for name in _HEADS if name != ("strategy" if tasks else "task")]
+def terminal_table(
+    rows: Sequence[tables.Row],
+    title: str = "",
+    tasks: bool = False,
+    columns: Sequence[str] = tuple(HEADS),
+) -> Table:
+    """A table for the terminal.
+
+    tasks: name the task of each row instead of the strategy; columns: those to show.
+    """
+    names = [name for name in columns if name != ("strategy" if tasks else "task")]
     table = Table(title=Text(title), title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
     for name in names:
         numeric = tables.COLUMNS[name].numeric
         table.add_column(
-            _HEADS[name],
+            HEADS[name],
             justify="right" if numeric else "left",
             no_wrap=numeric,
             min_width=None if numeric else 20,
@@ -55,6 +63,17 @@ def terminal_table(rows: Sequence[tables.Row], title: str = "", tasks: bool = Fa
     return table
 
 
+def terminal_wall_times(times: Sequence[tables.Timing]) -> Table:
+    """Wall times for the terminal, a line per strategy."""
+    heads, lines = tables.wall_time_cells(times)
+    table = Table(title="wall time", title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
+    for number, head in enumerate(heads):
+        table.add_column(Text(head), justify="right" if number else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    return table
+
+
 @dataclass(frozen=True)
 class Written:
     """What a report consists of. report: its content; files: what was written."""
@@ -64,10 +83,34 @@ class Written:
     files: tuple[Path, ...]
 
 
-def chosen_runs(collection: Found, only: str | None) -> tuple[list[Run], list[Run]]:
-    """The runs whose name or folder contains a text, and such runs on part of their problems.
+@dataclass(frozen=True)
+class Chosen:
+    """The runs of a report, the baseline first, the oracle last.
 
-    Raises `ConfigError` for none, and for runs that no table should mix.
+    whole: on the same problems; parts: on some of these; timed: for their wall time only.
+    """
+
+    whole: Sequence[Run]
+    parts: Sequence[Run]
+    timed: Sequence[Run]
+
+    @property
+    def beside(self) -> list[Run]:
+        """Runs on part of the problems, at the batch size of the others."""
+        return [run for run in self.parts if run.batch_size == self.whole[0].batch_size]
+
+    @property
+    def clocked(self) -> list[Run]:
+        """What wall times are read from: runs that are for that, or else all there are."""
+        others = [run for run in self.parts if run.batch_size != self.whole[0].batch_size]
+        return list(self.timed) or [*self.whole, *others]
+
+
+def chosen_runs(collection: Found, only: str | None) -> Chosen:
+    """The runs whose name or folder contains a text.
+
+    Of runs on part of the problems those are left out that are there on all of them. Raises
+    `ConfigError` for none, and for runs that no table should mix.
     """
     runs = [
         run
@@ -78,10 +121,15 @@ def chosen_runs(collection: Found, only: str | None) -> tuple[list[Run], list[Ru
         failed = "; ".join((*collection.broken, *collection.failed, *collection.unfinished))
         which = f"contain {only!r}" if only else "are finished"
         raise ConfigError(f"task.runs: no runs {which}" + (f" ({failed})" if failed else ""))
-    whole, parts = whole_and_parts(sorted(runs, key=_place))
-    return (
+    runs.sort(key=_place)
+    timed = [run for run in runs if run.timing]
+    whole, parts = whole_and_parts([run for run in runs if not run.timing] or timed)
+    there = {(run.name, run.batch_size) for run in whole}
+    parts = [run for run in parts if (run.name, run.batch_size) not in there]
+    return Chosen(
         distinct(whole, lambda run: (run.name,)),
         distinct(parts, lambda run: (run.name, run.batch_size)),
+        distinct(timed, lambda run: (run.name, run.batch_size, run.timing)),
     )
 
 
@@ -119,9 +167,9 @@ def write_report(
     only: keep runs whose name or folder contains this text; preface: Markdown before the tables.
     Raises `ConfigError` for runs that no table should mix, saying which differ and how.
     """
-    runs, parts = chosen_runs(collection, only)
-    size = runs[0].batch_size
-    smaller = [run for run in parts if run.batch_size == size]
+    chosen = chosen_runs(collection, only)
+    runs, smaller = chosen.whole, chosen.beside
+    times = tables.wall_times(chosen.clocked)
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     by_task = {
         task: tables.rows_of([run for run in runs if task in run.tasks], task) for task in tasks
@@ -132,8 +180,9 @@ def write_report(
         overall=tables.rows_of(runs, None),
         tasks=by_task,
         parts=tables.rows_of(beside(runs, smaller), None) if smaller else [],
-        times=tables.wall_times([*runs, *(run for run in parts if run.batch_size != size)]),
-        notes=notes(runs, smaller),
+        times=times,
+        timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
+        notes=notes(runs, smaller, times if chosen.timed else ()),
         warnings=(*collection.broken, *collection.failed, *collection.unfinished),
         preface=preface,
     )
@@ -143,7 +192,7 @@ def write_report(
     texts = {
         "table.csv": tables.csv_text(every),
         "report.md": page.to_markdown(report, [f"figures/{path.name}" for path in drawn]),
-        "table.tex": tables.latex(report.overall, page.OVERALL),
+        "table.tex": tables.latex(report.overall, report.columns(page.OVERALL)),
         "report.html": page.to_html(
             report, {path.stem: path.read_text(encoding="utf-8") for path in drawn}
         ),
@@ -177,17 +226,33 @@ def facts_of(runs: Sequence[Run]) -> dict[str, str]:
         task: len(runs[0].of(task)) for task in dict.fromkeys(t for r in runs for t in r.tasks)
     }
     machine = first.get("environment", {})
-    device = machine.get("gpu") or f"{machine.get('cores')} cores of {machine.get('processor')}"
     batches = sorted({run.results.get("batch_size", "?") for run in runs})
     return {
         "model": f"{model['description']}{mark}",
         "problems": f"{first['problems']:,} per run: "
         + ", ".join(f"{task} {size:,}" for task, size in sizes.items()),
-        "machine": f"{device}; {machine.get('threads')} threads; Python {machine.get('python')}, "
+        "machine": f"{machine_of(runs[0])}; Python {machine.get('python')}, "
         f"torch {machine.get('torch')}, transformers {machine.get('transformers')}",
-        "batch": f"{', '.join(map(str, batches))} problems decoded together; wall times are "
-        "measured at this batch size",
+        "batch": f"{', '.join(map(str, batches))} problems decoded together",
     }
 
 
-__all__ = ["Written", "chosen_runs", "collect", "read_runs", "terminal_table", "write_report"]
+def machine_of(run: Run) -> str:
+    """What a run was made on."""
+    machine = run.results.get("environment", {})
+    device = machine.get("gpu") or f"{machine.get('cores')} cores of {machine.get('processor')}"
+    threads = machine.get("threads")
+    return f"{device}; {threads} thread{'' if threads == 1 else 's'}"
+
+
+__all__ = [
+    "HEADS",
+    "Chosen",
+    "Written",
+    "chosen_runs",
+    "collect",
+    "read_runs",
+    "terminal_table",
+    "terminal_wall_times",
+    "write_report",
+]

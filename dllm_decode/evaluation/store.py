@@ -189,6 +189,11 @@ class Run:
         """Problems decoded together; 0 where that was not recorded."""
         return int(self.results.get("batch_size", 0))
 
+    @property
+    def timing(self) -> int:
+        """Which repetition of a job that is for its wall time only; 0: an ordinary run."""
+        return int(self.results.get("timing", 0))
+
     def on(self, problems: Collection[str]) -> Run:
         """The run restricted to some problems."""
         return replace(self, samples=tuple(s for s in self.samples if s.problem in problems))

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from statistics import median
 
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.metrics import Sample, Speedup
@@ -164,42 +165,57 @@ def sequential_of(run: Run, runs: Sequence[Run]) -> Run | None:
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall time of one run at its batch size.
+    """Wall time of one strategy at one batch size: medians over repetitions.
 
-    speedup: of the sequential run of the same settings at the same batch size; None without one.
+    seconds_per_problem: median, smallest and largest; speedup: over the sequential run of the same
+    settings and repetition at the same batch size, None without one.
     """
 
     strategy: str
     batch_size: int
     problems: int
-    seconds_per_problem: float
+    repetitions: int
+    seconds_per_problem: Interval
     tokens_per_second: float
     speedup: float | None
 
 
 def wall_times(runs: Sequence[Run]) -> list[Timing]:
-    """One entry per run, by rising batch size; empty if all have the same one."""
+    """One entry per strategy and batch size, by rising size.
+
+    Empty if all have the same size and none of them was made for its wall time.
+    """
     sizes = sorted({run.batch_size for run in runs})
-    if len(sizes) < 2:
+    if len(sizes) < 2 and not any(run.timing for run in runs):
         return []
-    return [
-        _timing(run, sequential_of(run, [r for r in runs if r.batch_size == size]))
-        for size in sizes
-        for run in runs
-        if run.batch_size == size
-    ]
+    found = []
+    for size in sizes:
+        same = [run for run in runs if run.batch_size == size]
+        for name in dict.fromkeys(run.name for run in same):
+            found.append(_timing([run for run in same if run.name == name], same))
+    return found
 
 
-def _timing(run: Run, base: Run | None) -> Timing:
-    comparable = base is not None and _same(run.samples, base.samples)
+def _timing(repetitions: Sequence[Run], runs: Sequence[Run]) -> Timing:
+    first = repetitions[0]
+    seconds = [metrics.seconds_per_problem(run.samples) for run in repetitions]
+    gains = [gain for run in repetitions if (gain := _gain_in_time(run, runs)) is not None]
     return Timing(
-        run.name,
-        run.batch_size,
-        len(run.samples),
-        metrics.seconds_per_problem(run.samples),
-        metrics.tokens_per_second(run.samples),
-        metrics.speedup(run.samples, base.samples).wall_time if comparable and base else None,
+        first.name,
+        first.batch_size,
+        len(first.samples),
+        len(repetitions),
+        Interval(median(seconds), min(seconds), max(seconds)),
+        median(metrics.tokens_per_second(run.samples) for run in repetitions),
+        median(gains) if gains else None,
     )
+
+
+def _gain_in_time(run: Run, runs: Sequence[Run]) -> float | None:
+    base = sequential_of(run, [other for other in runs if other.timing == run.timing])
+    if base is None or not _same(run.samples, base.samples):
+        return None
+    return metrics.speedup(run.samples, base.samples).wall_time
 
 
 # Forms.
@@ -305,10 +321,11 @@ def wall_time_cells(times: Sequence[Timing]) -> tuple[list[str], list[list[str]]
     """Heads and lines of a table: a line per strategy, three columns per batch size."""
     sizes = sorted({timing.batch_size for timing in times})
     by_key = {(timing.strategy, timing.batch_size): timing for timing in times}
+    repeated = any(timing.repetitions > 1 for timing in times)
     heads = ["strategy"]
     for size in sizes:
         heads += [
-            f"time at batch {size} (ms per problem)",
+            f"time at batch {size} (ms per problem{' [range]' if repeated else ''})",
             "tokens per second",
             "speedup (in wall time)",
         ]
@@ -323,8 +340,9 @@ def wall_time_cells(times: Sequence[Timing]) -> tuple[list[str], list[list[str]]
 
 
 def _wall_time(timing: Timing) -> list[str]:
+    seconds = timing.seconds_per_problem
     return [
-        f"{1000 * timing.seconds_per_problem:.1f}",
+        f"{1000 * seconds.value:.1f}" if timing.repetitions == 1 else _span(seconds, 1000, 1),
         _number(timing.tokens_per_second, "{:.0f}"),
         "-" if timing.speedup is None else _number(timing.speedup, "{:.2f}x"),
     ]
@@ -334,9 +352,15 @@ def wall_time_csv(times: Sequence[Timing]) -> str:
     """All wall times in full precision."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([entry.name for entry in fields(Timing)])
+    names = ["strategy", "batch_size", "problems", "repetitions"]
+    ends = ["tokens_per_second", "speedup"]
+    writer.writerow(
+        [*names, *(f"seconds_per_problem{end}" for end in ("", "_low", "_high")), *ends]
+    )
     for timing in times:
-        values = [getattr(timing, entry.name) for entry in fields(Timing)]
+        seconds = timing.seconds_per_problem
+        span = [seconds.value, seconds.low, seconds.high]
+        values = [*(getattr(timing, n) for n in names), *span, *(getattr(timing, n) for n in ends)]
         writer.writerow("" if value is None else value for value in values)
     return buffer.getvalue()
 

@@ -26,10 +26,13 @@ class Ablation(Task):
     strategy.select.threshold=0.8`; common: a line of overrides for all of them; overrides of the
     command line other than of `task` and `experiment` go to every job as well, behind the common
     ones and in front of the job's own; families, count, batch_size, resume: see `Eval`; parts: jobs
-    that are done with part_count problems per family only, and reported beside the others;
-    timed_batches: sizes at which every job is done once more, with timed_count problems per family,
-    for its wall time; workers: processes that share all these jobs, each with a model of its own
-    and its share of the cores.
+    that are done with part_count problems per family only, and reported beside the others; workers:
+    processes that share all these jobs, each with a model of its own and its share of the cores.
+
+    Wall times. timed_batches: sizes at which every job and part is done again, after all others and
+    one at a time, with timed_count problems per family (a full batch at least); timed_repeats: how
+    often. Within a repetition all take turns, so that what else the machine does hits none of them
+    alone.
 
     runs: folder of the jobs; title, preface, markdown, pages, output, figures: see `Report`.
     """
@@ -45,6 +48,7 @@ class Ablation(Task):
     resume: bool = True
     timed_batches: list[int] = field(default_factory=list)
     timed_count: int = 10
+    timed_repeats: int = 3
     workers: int = 1
     title: str = "Ablation"
     preface: str | None = None
@@ -58,6 +62,7 @@ class Ablation(Task):
         require_count("batch_size", self.batch_size)
         require_count("task.part_count", self.part_count)
         require_count("task.timed_count", self.timed_count)
+        require_count("task.timed_repeats", self.timed_repeats)
         require_count("task.workers", self.workers)
         for size in self.timed_batches:
             require_count("task.timed_batches", size)
@@ -81,23 +86,29 @@ class Ablation(Task):
         """
         from dllm_decode.config import compose_checked
 
-        lines = self.lines()
-        for line in lines:  # what cannot be is refused before the first job starts
+        lines, timed = self.lines(), self.timed_lines()
+        for line in (*lines, *timed):  # what cannot be is refused before the first job starts
             compose_checked(self.overrides(context, line))
-        if self.workers == 1:
-            return sum(self._one(context, lines, number) for number in range(len(lines)))
-        return self._shared(context, lines)
+        failed = self._shared(context, lines) if self.workers > 1 else 0
+        every = [*lines, *timed]
+        begin = len(lines) if self.workers > 1 else 0
+        return failed + sum(self._one(context, every, n) for n in range(begin, len(every)))
 
     def lines(self) -> list[str]:
-        """The jobs, those with fewer problems, and those that are done again for their time.
+        """The jobs, and those with fewer problems."""
+        part = min(self.part_count, self.count)
+        return _oracles_last([*self.jobs, *(f"{job} task.count={part}" for job in self.parts)])
 
-        Oracles come last, so that they find the sequential run that they imitate.
-        """
-        part, few = min(self.part_count, self.count), min(self.timed_count, self.count)
-        lines = [*self.jobs, *(f"{job} task.count={part}" for job in self.parts)]
-        for size in self.timed_batches:
-            lines += [f"{job} task.count={few} batch_size={size}" for job in self.jobs]
-        return sorted(lines, key=lambda line: "strategy=oracle" in line)
+    def timed_lines(self) -> list[str]:
+        """The same once more for their wall time: repetition by repetition, size by size."""
+        lines = []
+        for repetition in range(1, self.timed_repeats + 1):
+            for size in self.timed_batches:
+                count = min(max(self.timed_count, size), self.count)
+                own = f"task.count={count} batch_size={size}"
+                jobs = (*self.jobs, *self.parts)
+                lines += _oracles_last([f"{job} {own} task.timing={repetition}" for job in jobs])
+        return lines
 
     def _one(self, context: Context, lines: Sequence[str], number: int) -> int:
         """One job; returns 1 if it failed, and says why."""
@@ -180,6 +191,11 @@ class Ablation(Task):
         return task.evaluate(job_context, order=number)
 
 
+def _oracles_last(lines: Sequence[str]) -> list[str]:
+    """The lines, so that oracles find the sequential run that they imitate."""
+    return sorted(lines, key=lambda line: "strategy=oracle" in line)
+
+
 def _choices(overrides: Sequence[str]) -> dict[str, str]:
     """Options of groups among overrides."""
     pairs = [text.lstrip("+").partition("=") for text in overrides]
@@ -190,6 +206,9 @@ def _share_cores(workers: int) -> None:
     """Start of a worker process."""
     import torch
 
+    from dllm_decode.allocator import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 

@@ -62,7 +62,8 @@ class Eval(Task):
 
     Results. runs: the folder of all jobs; a job is named by a hash of everything that matters to
     its figures, so that a rerun skips finished jobs and goes on with unfinished ones; resume: false
-    does the job again from the start.
+    does the job again from the start; timing: n > 0 makes it the n-th repetition of a job that
+    reports use for its wall time and for nothing else.
     """
 
     families: str | list[str] = "shown"
@@ -83,9 +84,11 @@ class Eval(Task):
     code_seconds: float = 30.0
     runs: str = "runs/eval"
     resume: bool = True
+    timing: int = 0
 
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
+        require_count("task.timing", self.timing, minimum=0)
         require_count("seed", self.seed, minimum=0)
         require_count("batch_size", self.batch_size)
         if self.max_tokens_in_flight is not None:
@@ -119,8 +122,11 @@ class Eval(Task):
         show_table(context, list(_FINISHED))
         return code
 
-    def evaluate(self, context: Context, order: int) -> int:
-        """`run` without its table; order: place of the job in reports."""
+    def evaluate(self, context: Context, order: int | None) -> int:
+        """`run` without its table.
+
+        order: place of the job in reports; None: the one it has, 0 for a new one.
+        """
         from dllm_decode.build import build
         from dllm_decode.evaluation.evaluate import check_questions
         from dllm_decode.evaluation.store import RESULTS, JobFolder, job_key, read_json
@@ -133,13 +139,14 @@ class Eval(Task):
         path = Path(self.runs) / f"{_slug(name)}-{job_key(description)}"
         if self.resume and (path / RESULTS).exists():
             context.display.say(f"{name}: done already, {path}")
+            _move(path / RESULTS, order)
         else:
             if not self.resume:
                 _forget(path)
             with JobFolder(path, {"name": name, **description}) as folder:
                 self._decode(context, decoder, questions, folder, name)
                 results = self._results(context, decoder, questions, folder)
-                folder.finish({"name": name, "order": order, **results})
+                folder.finish({"name": name, "order": order or 0, **results})
         _FINISHED[path] = None
         results = read_json(path / RESULTS)
         context.folder.write_json("results.json", {"job": str(path), **results})
@@ -231,6 +238,7 @@ class Eval(Task):
             "batch_size": self.batch_size,
             "max_tokens_in_flight": self.max_tokens_in_flight,
             "batching": self.batching,
+            **({"timing": self.timing} if self.timing else {}),
         }
 
     # Doing it.
@@ -319,6 +327,7 @@ class Eval(Task):
             "manner": manner(questions),
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "timing": self.timing,
             "template": template_of(decoder.model.tokenizer, self.template),
             "shots": {"file": self.shots, "count": self.shot_count},
             "errors": sum(bool(sample.error) for sample in folder.samples),
@@ -432,14 +441,23 @@ def job_name(strategy: str, overrides: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def job_number() -> int:
-    """Place of a job in its sweep, 0 outside of one."""
+def job_number() -> int | None:
+    """Place of a job in its sweep, None outside of one."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
-        return 0
-    number = HydraConfig.get().job.get("num", 0)
-    return int(number) if number is not None else 0
+        return None
+    number = HydraConfig.get().job.get("num", None)
+    return int(number) if number is not None else None
+
+
+def _move(path: Path, order: int | None) -> None:
+    """Give a finished job the place that it has in the present list."""
+    from dllm_decode.evaluation.store import read_json, write_json
+
+    results = read_json(path)
+    if order is not None and results.get("order") != order:
+        write_json(path, {**results, "order": order})
 
 
 def _slug(name: str) -> str:

@@ -42,9 +42,11 @@ class Report(Task):
         from dllm_decode.evaluation import metrics
         from dllm_decode.evaluation.pages import refresh
         from dllm_decode.evaluation.report import (
+            HEADS,
             chosen_runs,
             collect,
             terminal_table,
+            terminal_wall_times,
             write_report,
         )
 
@@ -63,9 +65,12 @@ class Report(Task):
         report = written.report
         for name, text in report.facts.items():
             context.display.say(f"{name}: {text}")
-        context.display.show(terminal_table(report.overall, title="all tasks"))
+        columns = report.columns(tuple(HEADS))
+        context.display.show(terminal_table(report.overall, title="all tasks", columns=columns))
         for task, rows in report.tasks.items() if len(report.tasks) > 1 else ():
-            context.display.show(terminal_table(rows, title=task))
+            context.display.show(terminal_table(rows, title=task, columns=columns))
+        if report.times:
+            context.display.show(terminal_wall_times(report.times))
         for note in report.notes:
             context.display.say(f"{note.kind}: {note.text}")
         if self.define:
@@ -76,9 +81,8 @@ class Report(Task):
         if self.markdown is not None:
             self._publish(folder, Path(self.markdown))
         if self.pages is not None:
-            whole, parts = chosen_runs(collection, self.only)
-            smaller = [run for run in parts if run.batch_size == whole[0].batch_size]
-            for path in refresh(self.pages, [*whole, *smaller]):
+            chosen = chosen_runs(collection, self.only)
+            for path in refresh(self.pages, [*chosen.whole, *chosen.beside]):
                 context.display.say(f"filled: {path}")
         context.display.say(f"report: {folder / 'report.html'}")
         return int(bool(collection.broken or collection.failed))

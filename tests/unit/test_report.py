@@ -66,7 +66,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def read(folder: Path) -> list[store.Run]:
-    return report.chosen_runs(store.collect(folder), None)[0]
+    return list(report.chosen_runs(store.collect(folder), None).whole)
 
 
 def test_the_baseline_comes_first_and_speedups_are_against_it(runs):
@@ -154,9 +154,9 @@ def with_parts(folder: Path) -> Path:
 
 
 def test_runs_on_part_of_the_problems_stand_beside_the_others(tmp_path):
-    whole, parts = report.chosen_runs(store.collect(with_parts(tmp_path / "runs")), None)
-    assert [(r.name, r.batch_size) for r in whole] == [("sequential", 4), ("threshold", 4)]
-    assert len(parts) == 4
+    chosen = report.chosen_runs(store.collect(with_parts(tmp_path / "runs")), None)
+    assert [(r.name, r.batch_size) for r in chosen.whole] == [("sequential", 4), ("threshold", 4)]
+    assert len(chosen.parts) == 4
     written = report.write_report(store.collect(tmp_path / "runs"), tmp_path / "out", draw=False)
     rows = {row.strategy: row for row in written.report.parts}
     assert list(rows) == [
@@ -177,9 +177,72 @@ def test_wall_times_stand_side_by_side_for_each_batch_size(tmp_path):
         ("sequential", 4, 40, 1.0), ("threshold", 4, 40, pytest.approx(16 / 6)),
     ]  # fmt: skip
     line = "| threshold | 40.0 | 200 | 4.00x | 60.0 | 133 | 2.67x |"
-    assert line in (tmp_path / "out" / "report.md").read_text()
+    written = (tmp_path / "out" / "report.md").read_text()
+    assert line in written and "speedup (in wall time)" in written.split("## Wall time")[0]
     rows = list(csv.DictReader((tmp_path / "out" / "wall_time.csv").open()))
     assert float(rows[1]["seconds_per_problem"]) == pytest.approx(0.04)
+
+
+def timed(folder: Path, seconds: dict[str, list[float]]) -> Path:
+    """Two runs and, for their wall time, repetitions on four problems with the given means."""
+    run(folder, "sequential", samples(40, 16), select=TOP_ONE, **ASKED)
+    run(folder, "sequential stop=never", samples(40, 32), select=TOP_ONE, stop={}, **ASKED)
+    stops = {"sequential": EOT, "sequential stop=never": {}}
+    for name, times in seconds.items():
+        for number, mean in enumerate(times, start=1):
+            found = [replace(s, seconds=mean) for s in samples(4, 16, count=4)]
+            run(
+                folder / f"t{number}", name, found, select=TOP_ONE, stop=stops[name], digest="d3",
+                timing=number, **ASKED,
+            )  # fmt: skip
+    return folder
+
+
+TIMED = {"sequential": [0.02, 0.5, 0.01], "sequential stop=never": [0.06, 1.0, 0.05]}
+
+
+def test_runs_made_for_their_wall_time_give_medians_over_repetitions(tmp_path):
+    chosen = report.chosen_runs(store.collect(timed(tmp_path / "runs", TIMED)), None)
+    assert (len(chosen.whole), len(chosen.parts), len(chosen.timed)) == (2, 0, 6)
+    times = tables.wall_times(chosen.clocked)
+    assert [(t.strategy, t.problems, t.repetitions) for t in times] == [
+        ("sequential", 4, 3), ("sequential stop=never", 4, 3),
+    ]  # fmt: skip
+    assert [t.seconds_per_problem.value for t in times] == pytest.approx([0.02, 0.06])
+    # a run without a stop rule is its own baseline
+    assert [t.speedup for t in times] == [1.0, 1.0]
+
+
+def test_pages_show_those_wall_times_instead_of_the_runs_own(tmp_path, capsys):
+    timed(tmp_path / "runs", TIMED)
+    words = ["task=report", f"task.runs={tmp_path / 'runs'}", f"task.output={tmp_path / 'out'}"]
+    words += ["task.figures=false", "display=plain", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert main(words) == 0
+    for name in ("report.md", "report.html"):
+        before, after = (tmp_path / "out" / name).read_text().split("Wall time", 1)
+        assert "in wall time" not in before and "in wall time" in after
+        assert "20.0 [10.0, 500.0]" in after
+        assert "on 4 at batch 4; medians of 3 repetitions in which all runs took turns" in after
+        assert "2.00x fewer forwards, 3.00x less wall time" in after
+    assert "wall time" not in (tmp_path / "out" / "table.tex").read_text()
+    said = capsys.readouterr().out
+    table, clock = said.split("all tasks", 1)[1].split("wall time", 1)
+    assert "time" not in table and "20.0 [10.0, 500.0]" in clock
+    rows = list(csv.DictReader((tmp_path / "out" / "wall_time.csv").open()))
+    assert [float(rows[0][f"seconds_per_problem{end}"]) for end in ("", "_low", "_high")] == [
+        pytest.approx(0.02), pytest.approx(0.01), pytest.approx(0.5),
+    ]  # fmt: skip
+    assert rows[0]["repetitions"] == "3"
+
+
+def test_a_run_on_part_of_the_problems_gives_way_to_one_on_all(tmp_path):
+    folder = with_parts(tmp_path)
+    run(
+        folder / "later", "sequential stop=never", samples(40, 32), select=TOP_ONE, stop={}, **ASKED
+    )
+    chosen = report.chosen_runs(store.collect(folder), None)
+    assert "sequential stop=never" in [r.name for r in chosen.whole]
+    assert [r.name for r in chosen.beside] == ["sequential transforms=[defer_eot]"]
 
 
 def test_controls_may_be_runs_on_part_of_the_problems(tmp_path):
@@ -267,7 +330,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
 
 
 def test_some_runs_can_be_chosen(runs):
-    found, _ = report.chosen_runs(store.collect(runs), "threshold")
+    found = report.chosen_runs(store.collect(runs), "threshold").whole
     assert len(found) == 2
     with pytest.raises(ConfigError, match="no runs contain 'oracle'"):
         report.chosen_runs(store.collect(runs), "oracle")
@@ -388,7 +451,7 @@ def test_an_ablation_runs_its_list_and_reports_it(tmp_path, capsys):
     words = ["task=ablation", "model=toy_shuffle", "schedule=whole", f"task.jobs={jobs}"]
     words += ["task.count=6", f"runs={tmp_path / 'runs'}", "display=plain", "task.figures=false"]
     assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 0
-    found, _ = report.chosen_runs(store.collect(tmp_path / "runs"), None)
+    found = report.chosen_runs(store.collect(tmp_path / "runs"), None).whole
     assert [r.name for r in found] == [
         "sequential schedule=whole", "topk schedule=whole tokens_per_step=3",
     ]  # fmt: skip
@@ -411,19 +474,34 @@ def ablation(folder: Path, *words: str) -> list[str]:
     return [*common, *place, *words]
 
 
-def test_an_ablation_adds_parts_and_timed_batches(tmp_path):
+def test_an_ablation_adds_parts_and_wall_times(tmp_path, capsys):
     words = ['task.jobs=["strategy=oracle","strategy=sequential"]', "task.common='schedule=whole'"]
     words += ['task.parts=["strategy=sequential strategy/stop=never"]', "task.part_count=3"]
-    words += ["task.count=6", "batch_size=4", "task.timed_batches=[1]", "task.timed_count=2"]
-    assert main(ablation(tmp_path, *words)) == 0
-    whole, parts = report.chosen_runs(store.collect(tmp_path / "runs"), None)
-    assert [(r.name, len(r.samples), r.batch_size) for r in whole] == [
+    words += ["task.count=6", "batch_size=4", "task.timed_batches=[1,2]", "task.timed_count=1"]
+    assert main(ablation(tmp_path, *words, "task.timed_repeats=2")) == 0
+    chosen = report.chosen_runs(store.collect(tmp_path / "runs"), None)
+    assert [(r.name, len(r.samples), r.batch_size) for r in chosen.whole] == [
         ("sequential schedule=whole", 6, 4), ("oracle schedule=whole", 6, 4),
     ]  # fmt: skip
-    assert sorted((len(r.samples), r.batch_size) for r in parts) == [(2, 1), (2, 1), (3, 4)]
+    assert [(len(r.samples), r.batch_size) for r in chosen.parts] == [(3, 4)]
+    # a full batch at least
+    counts = {(r.timing, r.batch_size, len(r.samples)) for r in chosen.timed}
+    assert counts == {(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 2)} and len(chosen.timed) == 12
+    turns = [line for line in capsys.readouterr().out.splitlines() if "task.timing=" in line]
+    first = [line.rpartition("batch_size=")[2] for line in turns[:6]]
+    assert first == ["1 task.timing=1"] * 3 + ["2 task.timing=1"] * 3
     page = (tmp_path / "out" / "report" / "report.md").read_text()
-    assert "time at batch 1 (ms per problem)" in page and "time at batch 4" in page
+    assert "time at batch 1 (ms per problem [range])" in page and "time at batch 2" in page
     assert "against sequential schedule=whole stop=never, 3 problems)" in page
+
+
+def test_a_finished_job_takes_the_place_it_has_in_the_present_list(tmp_path):
+    jobs = ["strategy=sequential", "strategy=topk", "strategy=credit"]
+    for order in (jobs, jobs[::-1]):
+        words = [f"task.jobs={json.dumps(order)}", "schedule=whole", "task.count=2"]
+        assert main(ablation(tmp_path, *words)) == 0
+    names = [r.name.split()[0] for r in read(tmp_path / "runs")]
+    assert names == ["sequential", "credit", "topk"]  # the baseline always first
 
 
 @pytest.mark.slow
@@ -443,7 +521,8 @@ def test_workers_share_the_jobs_and_give_the_same(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"workers": 0}, "task.workers"), ({"timed_count": 0}, "task.timed_count"),
-     ({"part_count": 0}, "task.part_count"), ({"timed_batches": [0]}, "task.timed_batches")],
+     ({"part_count": 0}, "task.part_count"), ({"timed_batches": [0]}, "task.timed_batches"),
+     ({"timed_repeats": 0}, "task.timed_repeats")],
 )  # fmt: skip
 def test_ablation_settings_are_checked(change, message):
     from dllm_decode.tasks.ablation import Ablation
