@@ -61,14 +61,16 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         raise explain(error, overrides) from error
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
+def _compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     register_search_path()
     state = GlobalHydra.instance()
     outer = state.hydra  # a running Hydra application, ours or a user's
     state.clear()
     try:
         with hydra.initialize_config_module(CONF, version_base="1.3"):
-            cfg: DictConfig = hydra.compose("config", list(overrides))
+            cfg: DictConfig = hydra.compose(
+                "config", list(overrides), return_hydra_config=with_hydra
+            )
             return cfg
     finally:
         state.hydra = outer
@@ -223,7 +225,10 @@ def _unknown_override(key: str, overrides: Sequence[str]) -> ConfigError:
         return ConfigError(
             f"unknown group {key}{_suggest(key, names)}; there are {', '.join(names)}"
         )
-    forced = [f"++{text}" if text.split("=")[0] == key else text for text in overrides]
+    if key.startswith("hydra."):
+        return _unknown_hydra_key(key, overrides)
+    single = _first_of_sweeps(overrides)
+    forced = [f"++{text}" if text.split("=")[0] == key else text for text in single]
     try:
         check(_compose(forced), forced)
     except ConfigError as error:
@@ -231,6 +236,30 @@ def _unknown_override(key: str, overrides: Sequence[str]) -> ConfigError:
     except (HydraException, OmegaConfBaseException) as error:
         return explain(error, forced)
     return ConfigError(f"{key} is not set in this configuration; add it with +{key}=...")
+
+
+def _unknown_hydra_key(key: str, overrides: Sequence[str]) -> ConfigError:
+    """A key of Hydra's own node: of a launcher, say, whose options depend on which it is."""
+    own = [text for text in overrides if text.startswith("hydra/")]
+    parent, _, _ = key.rpartition(".")
+    try:
+        node = OmegaConf.select(_compose(own, with_hydra=True), parent)
+    except (HydraException, OmegaConfBaseException) as error:
+        return explain(error, own)
+    names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    chosen = ", ".join(own)
+    return unknown_key(key, [name for name in names if name not in _RESERVED], chosen)
+
+
+def _first_of_sweeps(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a sweep's first job."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [
+        f"{text.split('=')[0]}={next(override.sweep_string_iterator())}"
+        if override.is_sweep_override()
+        else text
+        for override, text in zip(parsed, overrides, strict=True)
+    ]
 
 
 def _all_groups() -> list[str]:

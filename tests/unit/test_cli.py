@@ -374,6 +374,29 @@ def test_a_sweep_goes_on_after_a_failing_job(tmp_path: Path, capsys) -> None:
     assert sorted(p.name for p in (tmp_path / "s").iterdir() if p.is_dir()) == ["0", "2"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("hydra.run.dirr=x", "did you mean hydra.run.dir?; hydra.run takes dir"),
+        (
+            "-m strategy=sequential,credit hydra/launcher=basic hydra.launcher.n_jobs=2",
+            "hydra.launcher.n_jobs; hydra.launcher (hydra/launcher=basic) takes nothing",
+        ),
+        (
+            "-m strategy=threshold strategy.select.treshold=0.5,0.9",
+            "did you mean strategy.select.threshold?",
+        ),
+        (
+            "-m strategy=sequential,topk strategy.select.tokens_per_stepp=2",
+            "did you mean strategy.select.tokens_per_step?",
+        ),
+    ],
+)  # fmt: skip
+def test_misspelt_keys_of_sweeps_and_launchers_are_named(words, said, capsys) -> None:
+    assert main(words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
 def _python(*words: str, cwd: Path | None = None) -> tuple[subprocess.CompletedProcess[str], float]:
     begin = time.monotonic()
     done = subprocess.run(
