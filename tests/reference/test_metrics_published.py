@@ -17,6 +17,9 @@ CURVES = {
     "LLaDA-1.5 factor": [(3.95, 80.5), (4.58, 77.5), (5.12, 74.1), (5.62, 70.2), (6.26, 65.9)],
     "LLaDA-1.5 wino": [(5.01, 84.6), (5.92, 80.0), (6.59, 73.0), (8.16, 62.3)],
     "Dream threshold": [(1.40, 89.8), (4.12, 87.4), (5.50, 80.8), (6.81, 72.5), (9.81, 56.2)],
+    "Dream factor": [
+        (4.7598, 82.235), (5.3158, 79.588), (5.9961, 76.706), (6.6530, 74.412), (7.3758, 70.353),
+    ],
 }  # fmt: skip
 
 
@@ -25,7 +28,12 @@ BOARD = {
     "LLaDA-1.5 threshold": (4.0874, 4.8240, 5.4176),
     "LLaDA-1.5 factor": (4.0519, 4.9698, 5.6552),
     "LLaDA-1.5 wino": (5.9163, 6.3981, None),  # its curve above lacks a point between the last two
-    "Dream threshold": (5.625, None, None),  # the others are not known for that time
+    "Dream threshold": (5.6250, 6.4167, None),  # likewise
+    "Dream factor": (
+        None,
+        6.4845,
+        7.3758,
+    ),  # of its first version; the board's 5.1706 is of a later
 }
 
 
