@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -446,6 +447,16 @@ def test_every_experiment_composes_and_builds(name):
         assert build_node(cfg, node) is not None
     for job in [*getattr(task, "jobs", []), *getattr(task, "parts", [])]:
         build_node(compose_checked(job.split()), "strategy")
+
+
+def test_the_grid_is_a_sweep_whose_every_value_composes_and_builds():
+    axes = OmegaConf.load(CONF / "grid.yaml").hydra.sweeper.params
+    lists = {key: str(values).split(",") for key, values in axes.items()}
+    assert list(lists) == ["strategy", "strategy.select.threshold", "cache", "schedule.length"]
+    for row in itertools.zip_longest(*lists.values()):
+        words = [f"{k}={v or values[0]}" for (k, values), v in zip(lists.items(), row, strict=True)]
+        cfg = compose_checked(["experiment=grid", *words])
+        assert all(build_node(cfg, node) for node in ("strategy", "schedule", "cache"))
 
 
 @pytest.mark.parametrize("name", CARDS)
