@@ -383,6 +383,7 @@ def test_a_file_of_problems_is_evaluated(tmp_path):
         (("task.shots=a.jsonl",), "belong together"),
         (("task.format=gsm8k",), "need task.data"),
         (("runs=''",), "task.runs must name a folder"),
+        (("task.timing=-1",), "task.timing must be a whole number"),
         (("batch_size=0",), "batch_size must be a whole number"),
         (("max_new_tokens=0",), "max_new_tokens must be a whole number"),
         (("task.cuont=3",), "did you mean task.count?"),
