@@ -21,7 +21,8 @@ class Engine:
     """Decodes the rows of a request in a batch of bounded size.
 
     A row's tokens, forwards and finish reason are those it has when it is decoded alone, so the
-    settings here change speed and memory only.
+    settings here change speed and memory only. A pass is as wide as the widest row of the batch:
+    rows are taken in the order of their width, the widest first.
 
     decoder: the parts; max_batch: rows in the batch, 1 or more; max_tokens_in_flight: canvas
     columns of all rows in the batch together, None for no bound; batching: `continuous` (a waiting
@@ -67,11 +68,14 @@ class _Work:
         self.engine = engine
         self.request = request
         engine.decoder.check(request)
-        self.waiting = deque(range(request.rows))
+        self.waiting = deque(sorted(range(request.rows), key=self._width, reverse=True))
         self.suspects: deque[int] = deque()
         self.limit = self._limit()
         self.run = engine.decoder.begin(request, self.limit)
         self.reported: set[int] = set()
+
+    def _width(self, row: int) -> int:
+        return len(self.request.prompts[row]) + self.request.lengths[row]
 
     def _limit(self) -> int:
         """Rows that fit: the batch size, and the bound on canvas columns."""

@@ -312,6 +312,7 @@ class Run:
         self.revocable = is_revocable(decoder.strategy)
         self.unchecked: list[_Evidence] = []
         self.check_every = 1 if decoder.cache.stores else decoder.check_every
+        self.first = 0  # the first column of the longest prompt in the batch
         self.reach = 0  # columns up to the furthest horizon
         self.widest = 0  # columns that the next pass recomputes in the row that needs most
         self.complete = False  # whether the next pass may attend to every column of every row
@@ -432,8 +433,10 @@ class Run:
     def _predict(
         self, tokens: Tensor, board: Board, index: Tensor, plan: Plan, noise: Noise
     ) -> Prediction:
-        live = board.live[:, : self.reach]
-        logits = self.forward(tokens[:, : self.reach], live, index, plan)
+        span = slice(self.first, self.reach)
+        if self.first:
+            index = torch.where(index >= 0, index - self.first, -1)
+        logits = self.forward(tokens[:, span], board.live[:, span], index, plan)
         return self.decoder.sampler.predict(logits, self.banned, noise)
 
     def _view(
@@ -531,8 +534,13 @@ class Run:
             self.widest = max(computed, default=0)
             self.complete = min(valid, default=0) == self.reach
             return
-        shortest = min((len(self.request.prompts[row]) for row in self.live), default=0)
-        self.complete = shortest == self.start and min(horizons, default=0) == self.reach
+        # without a store nothing is tied to a column: padding that all rows share is left out
+        lengths = [len(self.request.prompts[row]) for row in self.live]
+        longest = max(lengths, default=0)
+        self.first = self.start - longest
+        self.complete = (
+            min(lengths, default=0) == longest and min(horizons, default=0) == self.reach
+        )
 
     def _judge(self, evidence: _Evidence, counts: Sequence[int]) -> None:
         """Refuse illegal wishes and unusable logits; warn where confidences rank nothing."""

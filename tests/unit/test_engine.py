@@ -50,6 +50,18 @@ class Waves:
 
 
 @dataclass(frozen=True)
+class Measured(Waves):
+    """Notes rows and columns of every pass, and whether it could do without a mask."""
+
+    passes: list[tuple[int, int, bool | None]] = field(default_factory=list)
+
+    def __call__(self, tokens, live, index, plan: Plan):
+        self.passes.append((*tokens.shape, plan.complete))
+        assert not plan.complete or bool(live.all())
+        return super().__call__(tokens, live, index, plan)
+
+
+@dataclass(frozen=True)
 class Bold(Strategy):
     def decide(self, view: StepView, memory: None) -> Decision:
         return Decision(view.open & (view.pred.confidence > 0.6))
@@ -85,6 +97,20 @@ def request_of(texts, lengths) -> Request:
 
 def outcome(result, row):
     return result.sequences[row], result.forwards[row], result.finish_reasons[row]
+
+
+def test_a_pass_is_as_wide_as_the_widest_row_of_its_batch_and_wide_rows_come_first():
+    request = request_of([(1,), (2,) * 20, (3,), (4,) * 3], [4, 8, 4, 8])
+    alone, two = Measured(), Measured()
+    Engine(decoder(denoiser=alone), 1).decode(request)
+    widths = [columns for _, columns, _ in alone.passes]
+    assert list(dict.fromkeys(widths)) == [28, 11, 5]
+    assert all(complete for *_, complete in alone.passes)  # nothing is padding in a batch of one
+    Engine(decoder(denoiser=two), 2, batching="static").decode(request)
+    shapes = [(rows, columns) for rows, columns, _ in two.passes]
+    assert shapes[0] == (2, 28) and (2, 5) in shapes
+    first = shapes.index((2, 5))
+    assert all(columns >= 11 for _, columns in shapes[:first])
 
 
 @settings(max_examples=10)
