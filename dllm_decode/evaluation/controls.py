@@ -6,9 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import Point, pbx
-from dllm_decode.evaluation.statistics import paired_bootstrap
+from dllm_decode.evaluation.statistics import Interval, paired_bootstrap
 from dllm_decode.evaluation.store import Run
 from dllm_decode.evaluation.tables import (
     Timing,
@@ -98,15 +101,67 @@ def _credit(run: Run, runs: Sequence[Run]) -> Note:
         )
     nearest = min(curve, key=lambda other: abs(_point(other)[0] - speed))
     gap = _accuracy_gap(run, nearest)
-    gain = speed / matched - 1
-    verdict = "beats" if gain > 0.02 else "does not beat" if gain < -0.02 else "equals"
+    gain = _gain_over_thresholds(run, curve)
     return Note(
         "credit",
         f"{where}. A plain threshold fitted to be as accurate reaches {matched:.2f} (linear "
-        f"interpolation between {len(curve)} thresholds), so that credit {verdict} it "
-        f"({100 * gain:+.1f} % tokens per forward). At nearly equal speed, against {nearest.name} "
-        f"({_point(nearest)[0]:.2f} tokens per forward), {gap}",
+        f"interpolation between {len(curve)} thresholds): {_verdict(gain)}. At nearly equal speed, "
+        f"against {nearest.name} ({_point(nearest)[0]:.2f} tokens per forward), {gap}",
     )
+
+
+def _verdict(gain: Interval) -> str:
+    figures = f"{100 * gain.value:+.1f} % tokens per forward"
+    if math.isnan(gain.low):
+        return (
+            f"{figures}, but in some resamples of the problems no threshold is as accurate, so "
+            "that there is no telling which is better"
+        )
+    figures += f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    if gain.low <= 0 <= gain.high:
+        return f"{figures}, so that the two cannot be told apart"
+    return f"{figures}, so that credit {'beats' if gain.low > 0 else 'does not beat'} it"
+
+
+def _gain_over_thresholds(
+    run: Run, curve: Sequence[Run], *, draws: int = 1000, seed: int = 0
+) -> Interval:
+    """Tokens per forward of a run over those of the threshold that is as accurate, minus 1.
+
+    The interval is a bootstrap over problems, drawn alike for all runs; NaN bounds where more than
+    one draw in twenty has no threshold to compare with, below or above.
+    """
+    problems = [sample.problem for sample in run.samples]
+    numbers = np.concatenate([_numbers(other, problems) for other in (run, *curve)], 1)
+    random = np.random.default_rng(seed)
+    weights = np.ones((draws + 1, len(problems)))  # how often each draw has a problem; 0: no draw
+    for row in weights[1:]:
+        row[:] = np.bincount(random.integers(0, len(row), len(row)), minlength=len(row))
+    gains = [_gain(sums.reshape(-1, 3)) for sums in weights @ numbers]
+    known = [gain for gain in gains[1:] if not math.isnan(gain)]
+    if len(known) < 0.95 * draws:
+        return Interval(gains[0], math.nan, math.nan)
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Interval(gains[0], float(low), float(high))
+
+
+def _numbers(run: Run, problems: Sequence[str]) -> NDArray[np.float64]:
+    """(problems, 3): right answers, delivered tokens, forwards."""
+    found = {sample.problem: sample for sample in run.samples}
+    rows = [found[problem] for problem in problems]
+    return np.array([[float(s.correct), s.delivered, s.forwards] for s in rows])
+
+
+def _gain(sums: NDArray[np.float64]) -> float:
+    """`_gain_over_thresholds` of one draw; sums (runs, 3), credit first."""
+    speeds = sums[:, 1] / sums[:, 2]
+    right = sums[:, 0]
+    if right[0] == 0 or right[1:].min() >= right[0]:  # the curve ends before it
+        return math.nan
+    # only ratios of accuracies matter, so that counts of right answers will do
+    share = 100 * right / right.max()
+    points = list(zip(speeds[1:].tolist(), share[1:].tolist(), strict=True))
+    return float(speeds[0]) / pbx(points, float(share[0])) - 1
 
 
 def _accuracy_gap(run: Run, other: Run) -> str:

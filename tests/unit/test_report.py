@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -100,14 +101,44 @@ def test_credit_is_compared_with_the_threshold_of_equal_accuracy(runs):
     (text,) = texts(read(runs), "credit")
     # 95 % at 8/6 and 75 % at 8/3 tokens per forward: 90 % at 8/6 + (5 / 20) * (8/3 - 8/6)
     assert "is as accurate" not in text and "reaches 1.67" in text
-    assert "credit beats it (+20.0 % tokens per forward)" in text
+    # forwards are the same for all problems here, and only the accuracies are in doubt
+    assert "+20.0 % tokens per forward [" in text and "the two cannot be told apart" in text
     assert "paired bootstrap" in text
 
 
 def test_credit_that_is_no_better_than_a_threshold_is_called_so(runs):
     run(runs, "threshold 0.7", samples(37, 4), select={**THRESHOLD, "threshold": 0.7})
     (text,) = texts(read(runs), "credit")
-    assert "does not beat it" in text
+    assert "told apart" in text
+
+
+def others_right(found: list[Sample]) -> list[Sample]:
+    """As many right answers, to the last problems instead of the first."""
+    return [replace(s, correct=o.correct) for s, o in zip(found, found[::-1], strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("forwards", "verdict"), [(2, "credit beats it"), (9, "credit does not beat it")]
+)
+def test_the_verdict_on_credit_needs_an_interval_without_zero(tmp_path, forwards, verdict):
+    """800 problems; the threshold that is as accurate, 90 %, takes 4 forwards."""
+    run(tmp_path, "sequential", samples(800, 16, count=800), select=TOP_ONE)
+    for threshold, right, passes in ((0.9, 760, 5), (0.7, 720, 4), (0.5, 600, 1)):
+        select = {**THRESHOLD, "threshold": threshold}
+        found = samples(right, passes, count=800)
+        run(tmp_path, f"threshold {threshold}", found, select=select)
+    credit = {"credit": {"_target_": "x.TraceCredit"}}
+    run(tmp_path, "credit", others_right(samples(720, forwards, count=800)), transforms=credit)
+    (text,) = texts(read(tmp_path), "credit")
+    low, high = map(float, re.search(r"forward \[(.*?), (.*?)\]", text).groups())
+    assert verdict in text and low * high > 0 and low < 100 * (4 / forwards - 1) < high
+
+
+def test_resamples_that_leave_the_thresholds_keep_the_verdict_open(runs):
+    credit = {"credit": {"_target_": "x.TraceCredit"}}
+    run(runs, "credit", others_right(samples(38, 4)), transforms=credit)
+    (text,) = texts(read(runs), "credit")
+    assert "no telling which is better" in text
 
 
 def test_credit_without_thresholds_says_what_is_missing(tmp_path):
