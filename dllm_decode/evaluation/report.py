@@ -64,13 +64,17 @@ def terminal_table(
 
 
 def terminal_wall_times(times: Sequence[tables.Timing]) -> Table:
-    """Wall times for the terminal, a line per strategy."""
-    heads, lines = tables.wall_time_cells(times)
+    """Wall times for the terminal, a line per strategy; medians without their ranges."""
+    _, lines = tables.wall_time_cells(times)
     table = Table(title="wall time", title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
-    for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if number else "left", overflow="fold")
+    table.add_column("strategy", min_width=20, overflow="fold")
+    for size in sorted({timing.batch_size for timing in times}):
+        for head in (f"batch {size}\nms/problem", "tokens/s", "speedup"):
+            table.add_column(head, justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(*map(Text, line))
+        table.add_row(
+            *(Text(cell.partition(" [")[0] if i else cell) for i, cell in enumerate(line))
+        )
     return table
 
 
