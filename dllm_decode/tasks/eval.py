@@ -129,7 +129,13 @@ class Eval(Task):
         """
         from dllm_decode.build import build
         from dllm_decode.evaluation.evaluate import check_questions
-        from dllm_decode.evaluation.store import RESULTS, JobFolder, job_key, read_json
+        from dllm_decode.evaluation.store import (
+            RESULTS,
+            JobFolder,
+            job_key,
+            read_json,
+            write_json,
+        )
 
         decoder = build(context.cfg, model=lambda: shared_model(context))
         questions = self.questions(decoder.model)
@@ -139,7 +145,6 @@ class Eval(Task):
         path = Path(self.runs) / f"{_slug(name)}-{job_key(description)}"
         if self.resume and (path / RESULTS).exists():
             context.display.say(f"{name}: done already, {path}")
-            _move(path / RESULTS, order)
         else:
             if not self.resume:
                 _forget(path)
@@ -149,6 +154,9 @@ class Eval(Task):
                 folder.finish({"name": name, "order": order or 0, **results})
         _FINISHED[path] = None
         results = read_json(path / RESULTS)
+        if order is not None and results.get("order") != order:  # its place in the present list
+            results["order"] = order
+            write_json(path / RESULTS, results)
         context.folder.write_json("results.json", {"job": str(path), **results})
         return int(results["errors"] > 0)
 
@@ -449,15 +457,6 @@ def job_number() -> int | None:
         return None
     number = HydraConfig.get().job.get("num", None)
     return int(number) if number is not None else None
-
-
-def _move(path: Path, order: int | None) -> None:
-    """Give a finished job the place that it has in the present list."""
-    from dllm_decode.evaluation.store import read_json, write_json
-
-    results = read_json(path)
-    if order is not None and results.get("order") != order:
-        write_json(path, {**results, "order": order})
 
 
 def _slug(name: str) -> str:
