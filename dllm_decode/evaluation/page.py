@@ -69,7 +69,7 @@ class Report:
         counts = {t.batch_size: f"{t.problems:,} at batch {t.batch_size}" for t in self.times}
         repeats = max(t.repetitions for t in self.times)
         return (
-            f"{_WALL_TIME} Measured by itself, one run at a time ({self.timed_on}), on "
+            f"{_WALL_TIME} Measured in runs of their own ({self.timed_on}), on "
             f"{', '.join(counts.values())}; medians of {repeats} "
             f"{'repetition' if repeats == 1 else 'repetitions'} in which all runs took turns."
         )
