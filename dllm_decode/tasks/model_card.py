@@ -65,7 +65,7 @@ class ModelCard(Task):
 
     def run(self, context: Context) -> int:
         """Measure what is not measured yet and write the card; returns 0."""
-        from dllm_decode.evaluation import card
+        from dllm_decode.evaluation.reporting import model_card as card
         from dllm_decode.problems import FAMILIES
 
         if self.ablation().evaluate(context):
