@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
 
 class DllmDecodeError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
@@ -73,3 +76,21 @@ def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Check that a setting is one of a few words; raises `ConfigError` that lists them."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def did_you_mean(
+    name: str, names: Iterable[str] | Mapping[str, str], prefix: str = "", likeness: float = 0.6
+) -> str:
+    """A suggestion for a misspelt or shortened name: "; did you mean PREFIXname?", or nothing.
+
+    Args:
+        name: What was given.
+        names: What is there; a mapping says how each is shown.
+        prefix: Put before the suggestion, e.g. the group that it belongs to.
+        likeness: How much a name has to resemble `name`, from 0 to 1.
+    """
+    shown = names if isinstance(names, Mapping) else {other: other for other in names}
+    begun = [other for other in shown if len(name) > 3 and other.startswith(name)][:3]
+    close = begun or get_close_matches(name, list(shown), 1, likeness)
+    words = " or ".join(prefix + shown[other] for other in close)
+    return f"; did you mean {words}?" if close else ""
