@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import torch
 from omegaconf import DictConfig
 
+from dllm_decode.config import compose as composing
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_model, build_node
+from dllm_decode.config.shorthand import answer_in_python, quote
 from dllm_decode.decoding.cache import NoCache
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Interrupted, Observer, Run
@@ -32,21 +34,6 @@ Chat = Sequence[Mapping[str, str]]
 Prompt = str | Chat | Sequence[int]
 Infill = str | Sequence[int] | Mapping[int, int]
 Knobs = Mapping[str, float]
-
-# What other projects call our options, or do elsewhere.
-_ELSEWHERE = {
-    "do_sample": "give temperature=..., or load(..., sampler='categorical')",
-    "gen_length": "it is called max_new_tokens",
-    "gen_len": "it is called max_new_tokens",
-    "max_length": "it is called max_new_tokens and does not count the prompt",
-    "block_length": "it is a setting of the schedule: load(..., overrides=['schedule.length=32'])",
-    "steps": "it is a setting of some strategies, e.g. strategy.select.steps_per_block",
-    "remasking": "it is the strategy: load(..., strategy='low_confidence')",
-    "threshold": "it is a setting of the strategy: strategy.select.threshold",
-    "input_ids": "give the token ids as the first argument",
-    "eos_token_id": "it is a setting of the model: model.eot_ids",
-    "mask_id": "it is a setting of the model: model.mask_id",
-}
 
 
 class Streamer(Protocol):
@@ -72,13 +59,19 @@ def load(
 ) -> TextDecoder:
     """A decoder for the same names and overrides as on the command line.
 
-    model, strategy: options of these groups; groups: options of further groups
-    (`schedule="whole"`); overrides: as on the command line (`"strategy.select.threshold=0.8"`).
-    Raises `ConfigError` for what the configuration does not know, `CheckpointError` for checkpoints
-    that are missing or damaged.
+    Args:
+        model: An option of the group, a folder, or a Hub id.
+        strategy: An option of the group, or a selection rule.
+        overrides: As on the command line, e.g. `"strategy.select.threshold=0.8"`.
+        groups: Options of further groups (`schedule="whole"`), and settings whose name is enough
+            (`threshold=0.8`).
+
+    Raises:
+        ConfigError: The configuration does not know something.
+        CheckpointError: The checkpoint is missing or damaged.
     """
     chosen = {"model": model, "strategy": strategy, **groups}
-    words = [f"{group}={_option(group, option)}" for group, option in chosen.items()]
+    words = [_override(name, value) for name, value in chosen.items()]
     return build(compose_checked((*words, *overrides)))
 
 
@@ -95,13 +88,20 @@ def build(cfg: DictConfig, *, model: Callable[[], LoadedModel] | None = None) ->
     return TextDecoder(loaded, Decoder(loaded.denoiser, check_every=cfg.check_every, **parts), cfg)
 
 
-def _option(group: str, option: Any) -> str:
-    if not isinstance(option, str):
+def _override(name: str, value: Any) -> str:
+    """A group's option, or a setting without its place, as on the command line."""
+    group = name in composing.groups()
+    if group and not isinstance(value, str):
         raise ConfigError(
-            f"{group} must be the name of an option, got {option!r}; give single settings as "
-            f"overrides=['{group}.key=value']"
+            f"{name} must be the name of an option, got {value!r}; give single settings as "
+            f"overrides=['{name}.key=value']"
         )
-    return option
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[\w./:-]+", value) is not None
+        return f"{name}={value if plain else quote(value)}"
+    if isinstance(value, bool | int | float | None):
+        return f"{name}={'null' if value is None else str(value).lower()}"
+    raise ConfigError(f"{name} must be a text, a number, true, false or None, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -406,10 +406,10 @@ def _message(part: Any, row: int) -> dict[str, str]:
 def _refuse_unknown(unknown: Mapping[str, Any], method: Any) -> None:
     names = [n for n in method.__annotations__ if n not in ("prompts", "unknown", "return")]
     for name in unknown:
-        close = difflib.get_close_matches(name, names, 1, 0.6)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else hint
-        raise ConfigError(f"generate() has no option {name!r}{hint}; it takes {', '.join(names)}")
+        raise ConfigError(
+            f"generate() has no option {name!r}{answer_in_python(name, names)}; it takes "
+            f"{', '.join(names)}"
+        )
 
 
 class _Streaming(Observer):

@@ -89,7 +89,8 @@ def _run(words: list[str]) -> int:
     overrides = [*_searched(arguments.config_dir), *arguments.overrides]
     name = arguments.config_name or "config"
     if {key for key, value in vars(arguments).items() if value} <= _OURS:
-        app = hydra_application()
+        place = arguments.config_dir if arguments.config_name else None
+        app = hydra_application(Path(place).absolute() if place else None)
         if arguments.multirun:
             return _sweep(app, name, overrides, words)
         overrides = written_out(app, overrides)

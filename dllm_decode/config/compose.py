@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -92,8 +93,12 @@ def compose_with_hydra(
         raise explain(error, overrides) from error
 
 
-def hydra_application() -> Application:
-    """Hydra with the configuration of this package and of those that installed ones announce."""
+def hydra_application(folder: Path | None = None) -> Application:
+    """Hydra with the configuration of this package and of those that installed ones announce.
+
+    Args:
+        folder: One more place for a primary configuration.
+    """
     register_search_path()
     if not (files(__package__.rpartition(".")[0]) / "conf").is_dir():
         raise ConfigError(
@@ -101,7 +106,7 @@ def hydra_application() -> Application:
             "links; clone it again with `git clone -c core.symlinks=true` (on Windows in developer "
             "mode), or install a wheel"
         )
-    return application(CONF)
+    return application(CONF, folder)
 
 
 def written_out(app: Application, overrides: Sequence[str], sweep: bool = False) -> list[str]:
@@ -299,7 +304,7 @@ def _unknown_option(error: MissingConfigException, overrides: Sequence[str]) -> 
     option = option.removesuffix(".yaml")
     options = error.options or hydra_application().options(group, _searched(overrides))
     if not group:
-        hint = did_you_mean(option, options)
+        hint = did_you_mean(option, [name for name in options if name != option])
         return ConfigError(f"there is no configuration {option!r}{hint}; use config, as is default")
     form = "{}=[{}]" if group in _LISTS else "{}={}"
     shown = {name: form.format(group, name) for name in options}

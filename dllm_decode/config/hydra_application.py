@@ -16,6 +16,7 @@ from typing import Any
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import run_job
@@ -37,10 +38,14 @@ def argument_parser() -> ArgumentParser:
     return parser
 
 
-def application(config_module: str) -> Application:
+def application(config_module: str, folder: Path | None = None) -> Application:
     """Hydra with the configuration of a package, apart from Hydra's global state.
 
     An application that runs already, ours or a user's, is there as before.
+
+    Args:
+        config_module: The package that holds the groups and `config.yaml`.
+        folder: Where a primary configuration of another name is looked for as well.
     """
     with _LOCK:
         state = GlobalHydra.instance()
@@ -49,6 +54,9 @@ def application(config_module: str) -> Application:
         setbase("1.3")
         try:
             search_path = create_config_search_path(f"pkg://{config_module}")
+            if folder is not None:
+                last = SearchPathQuery(provider="schema")
+                search_path.prepend("command-line", f"file://{folder}", last)
             return Application(Hydra.create_main_hydra2("dllm_decode", search_path))
         finally:
             state.hydra = outer
