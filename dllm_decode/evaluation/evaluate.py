@@ -11,7 +11,7 @@ import torch
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Observer, Outcome
 from dllm_decode.decoding.strategy import parts_of
-from dllm_decode.decoding.types import Board, Change, Request, Vocab
+from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
 from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.metrics import Sample, sample_of
@@ -83,12 +83,12 @@ class Proposals(Observer):
         self._token = torch.full((len(lengths), max(lengths)), -1)
         self._since = torch.full((len(lengths), max(lengths)), -1)
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """Compare this step's proposals with those before."""
         slots = change.index >= 0
         # what an earlier step committed keeps its note
-        columns = board.start + change.index.clamp(min=0)
-        slots &= change.commit | ~board.decided.gather(1, columns)
+        columns = snapshot.start + change.index.clamp(min=0)
+        slots &= change.commit | ~snapshot.decided.gather(1, columns)
         at = change.rows[:, None].expand_as(slots)[slots].cpu(), change.index[slots].cpu()
         self._token[change.rows[change.step == 0].cpu()] = -1  # a row that starts again
         new = change.tokens[slots].cpu()

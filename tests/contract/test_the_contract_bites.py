@@ -74,8 +74,8 @@ class StaleCredit(TraceCredit):
 
     kept: dict = field(default_factory=dict)
 
-    def begin(self, request, board):
-        empty = super().begin(request, board)
+    def begin(self, request, snapshot):
+        empty = super().begin(request, snapshot)
         key = tuple(empty.ids.shape)
         self.kept.setdefault(key, empty)
         return Places(key, torch.arange(request.rows))
@@ -174,7 +174,7 @@ class SkipsTheMask(ConfidenceThreshold):
     def decide(self, view, memory):
         confidence = view.pred.confidence.masked_fill(~view.open, -1.0)
         enough = confidence >= confidence.amax(1, keepdim=True).clamp(max=self.threshold)
-        allowed = ~torch.isin(view.pred.token, view.board.never_generated)
+        allowed = ~torch.isin(view.pred.token, view.snapshot.never_generated)
         return Decision(view.open & enough & allowed)
 
 
@@ -202,7 +202,7 @@ class AlwaysPushes(Transform):
 
     def adjust(self, view, memory):
         second = view.pred.topk(2)[1][..., 1:]
-        return view.pred.raised(second, torch.full(second.shape, self.weight + 2.0))
+        return view.pred.with_logit_bias(second, torch.full(second.shape, self.weight + 2.0))
 
 
 @dataclass(frozen=True)
@@ -210,16 +210,16 @@ class BanAtTheEnd(Transform):
     """Removes the ids that are never generated, after the other transforms."""
 
     def adjust(self, view, memory):
-        never = view.board.never_generated.expand(*view.open.shape, -1)
-        return view.pred.raised(never, torch.full(never.shape, float("-inf")))
+        never = view.snapshot.never_generated.expand(*view.open.shape, -1)
+        return view.pred.with_logit_bias(never, torch.full(never.shape, float("-inf")))
 
 
 @dataclass(frozen=True)
 class LateEot(CommittedEot):
     """Looks at the canvas as it was before the commit."""
 
-    def horizon(self, board, view, change, memory):
-        return super().horizon(view.board, view, change, memory)
+    def horizon(self, snapshot, view, change, memory):
+        return super().horizon(view.snapshot, view, change, memory)
 
 
 @dataclass(frozen=True)
@@ -233,23 +233,23 @@ class Unbanned(Sampler):
 # Wrong core, by replacing one function of it.
 
 
-def no_forced_progress(view, wish, remask, progress):
-    return wish.commit, remask, torch.zeros_like(view.open.any(1))
+def no_forced_progress(view, decision, remask, progress):
+    return decision.commit, remask, torch.zeros_like(view.open.any(1))
 
 
-def no_faults(view, wish, revocable):
+def no_faults(view, decision, revocable):
     return torch.zeros(5, *view.open.shape, dtype=torch.bool)
 
 
 _legal_change = loop.legal_change
 
 
-def settled_counts_as_open(view, wish, **rest):
-    return _legal_change(replace(view, open=view.open | view.settled), wish, **rest)
+def settled_counts_as_open(view, decision, **rest):
+    return _legal_change(replace(view, open=view.open | view.settled), decision, **rest)
 
 
-def probes_are_free(view, wish, **rest):
-    return _legal_change(view, wish, **{**rest, "probes": 0})
+def probes_are_free(view, decision, **rest):
+    return _legal_change(view, decision, **{**rest, "probes": 0})
 
 
 _apply = canvas.Canvas.apply

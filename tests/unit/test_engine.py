@@ -18,7 +18,7 @@ from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline, Strategy
-from dllm_decode.decoding.types import Board, Decision, Request, StepView, Vocab
+from dllm_decode.decoding.types import Decision, Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import ConfigError
 from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.tasks import build_task
@@ -74,8 +74,8 @@ class Allergic(Bold):
     token: int = 7
 
     def decide(self, view: StepView, memory: None) -> Decision:
-        board = view.board
-        if (board.tokens.gather(1, board.first[:, None])[:, 0] == self.token).any():
+        snapshot = view.snapshot
+        if (snapshot.tokens.gather(1, snapshot.first[:, None])[:, 0] == self.token).any():
             raise RuntimeError("this prompt disagrees with me")
         return super().decide(view, memory)
 
@@ -183,7 +183,7 @@ class PressCtrlC(Observer):
     after: int
     seen: int = 0
 
-    def step(self, change, board: Board) -> None:
+    def step(self, change, snapshot: Snapshot) -> None:
         self.seen += 1
         if self.seen == self.after:
             raise KeyboardInterrupt
