@@ -291,8 +291,8 @@ class StepView:
     def parameter(self, name: str, default: float, like: Tensor) -> Tensor | float:
         """A setting of the part that asks: the default, or (B, 1) where rows set their own.
 
-        name: a field that the part lists in `request_parameters`; default: its value; like: tensor of
-        the precision in which it is used.
+        name: a field that the part lists in `request_parameters`; default: its value; like: tensor
+        of the precision in which it is used.
         """
         own = self.parameters.get(f"{self.part}.{name}")
         return default if own is None else own.to(like.dtype)
