@@ -15,7 +15,6 @@ from typing import Any
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
 from dllm_decode.evaluation import grading
 from dllm_decode.evaluation.problems import FAMILIES, Variant, distinct_problems
-from dllm_decode.evaluation.sandbox import Limits, run_python
 
 Record = Mapping[str, Any]
 
@@ -52,8 +51,7 @@ class Format:
 
     keys: with the type of each value; prompt: the question of a record; label: its published
     answer; check: raises `ValueError` where a label cannot be right; grade: (record, text);
-    max_new_tokens: columns for an answer; runs_code: grading executes the answer; stops: texts
-    that end an answer.
+    max_new_tokens: columns for an answer.
     """
 
     name: str
@@ -63,8 +61,6 @@ class Format:
     check: Callable[[Record], None]
     grade: Callable[[Record, str], bool]
     max_new_tokens: int
-    runs_code: bool = False
-    stops: tuple[str, ...] = ()
 
 
 def bundled(
@@ -101,34 +97,26 @@ def from_file(
     format: str | None = None,
     *,
     count: int | None = None,
-    run_code: bool = False,
     shots: Sequence[tuple[str, str]] = (),
-    limits: Limits | None = None,
 ) -> list[Question]:
     """Problems of a JSONL file (also gzip-compressed).
 
     path: the file; format: a key of `FORMATS`, None: told from the keys of the first line; count:
-    only the first so many; run_code: allow graders that execute answers, see
-    `dllm_decode.evaluation.sandbox`; shots: earlier turns put before every question; limits: of
-    the execution. Raises `ConfigError` naming file and line for files that are missing, empty or
-    malformed, for labels that do not parse, and for code formats without `run_code`.
+    only the first so many; shots: earlier turns put before every question. Raises `ConfigError`
+    naming file and line for files that are missing, empty or malformed, for labels that do not
+    parse, and for formats whose grading would run generated code.
     """
     path = Path(path)
     records = list(read_records(path))
     if format is None:
         format = _told_from(records[0][1], path)
-    require_choice("task.format", format, tuple(FORMATS))
-    kind = FORMATS[format]
-    if kind.runs_code and not run_code:
-        raise ConfigError(
-            f"grading {path} ({format}) runs generated code; allow it with task.run_code=true"
-        )
+    kind = format_named(format)
     for line, record in records:
         _check(path, line, record, kind)
     if count is not None:
         require_count("task.count", count)
         records = records[:count]
-    return [_question(record, line, kind, tuple(shots), limits) for line, record in records]
+    return [_question(record, line, kind, tuple(shots)) for line, record in records]
 
 
 def shots_from_file(
@@ -138,8 +126,7 @@ def shots_from_file(
     require_count("task.shots", count)
     records = list(read_records(Path(path)))
     name = _told_from(records[0][1], Path(path)) if format is None else format
-    require_choice("task.format", name, tuple(FORMATS))
-    kind = FORMATS[name]
+    kind = format_named(name)
     if len(records) < count:
         raise ConfigError(f"task.shots asks for {count} examples, {path} has {len(records)}")
     for line, record in records[:count]:
@@ -194,6 +181,14 @@ def manner(questions: Sequence[Question]) -> dict[str, str]:
     }
 
 
+def format_named(name: str) -> Format:
+    """The format of this name; raises `ConfigError` for others."""
+    if name in _RUN_CODE:
+        raise ConfigError(f"task.format={name}: {GRADED_BY_RUNNING}")
+    require_choice("task.format", name, tuple(FORMATS))
+    return FORMATS[name]
+
+
 def _told_from(record: Record, path: Path) -> str:
     for name, kind in FORMATS.items():
         if all(isinstance(record.get(key), type_) for key, type_ in kind.keys.items()):
@@ -202,6 +197,9 @@ def _told_from(record: Record, path: Path) -> str:
             except ValueError:
                 continue
             return name
+    for name, keys in _RUN_CODE.items():
+        if keys <= set(record):
+            raise ConfigError(f"task.data: {path} has the keys of {name}; {GRADED_BY_RUNNING}")
     raise ConfigError(
         f"task.data: the first line of {path} has the keys {', '.join(sorted(record))}, which is "
         f"none of the formats {', '.join(FORMATS)}; set task.format"
@@ -225,32 +223,16 @@ def _question(
     line: int,
     kind: Format,
     shots: tuple[tuple[str, str], ...],
-    limits: Limits | None,
 ) -> Question:
-    def grade(text: str) -> bool:
-        if kind.runs_code:
-            return run_python(program_of(kind.name, record, text), limits).passed
-        return kind.grade(record, text)
-
     return Question(
         key=f"{kind.name}/{record.get('task_id', line)}",
         task=kind.name,
         prompt=kind.prompt(record),
         label=kind.label(record),
         max_new_tokens=kind.max_new_tokens,
-        grade=grade,
+        grade=partial(kind.grade, record),
         shots=shots,
-        stops=kind.stops,
     )
-
-
-def program_of(format: str, record: Record, text: str) -> str:
-    """The program whose success grades an answer to a record of a code format."""
-    if format == "humaneval":
-        return grading.humaneval_program(
-            record["prompt"], text, record["test"], record["entry_point"]
-        )
-    return grading.mbpp_program(text, record["test_setup_code"], record["test_list"])
 
 
 def _needs(condition: bool, message: str) -> None:
@@ -296,29 +278,20 @@ def _check_sudoku(record: Record) -> None:
     )
 
 
-def _check_humaneval(record: Record) -> None:
-    _needs(
-        f"def {record['entry_point']}" in record["prompt"],
-        f"the prompt does not define {record['entry_point']!r}",
-    )
-
-
-def _check_mbpp(record: Record) -> None:
-    tests = record["test_list"]
-    _needs(
-        bool(tests) and all(isinstance(test, str) for test in tests),
-        "test_list must hold at least one test",
-    )
-
-
 def _grade_countdown(record: Record, text: str) -> bool:
     numbers, target = _countdown(record)
     return grading.is_countdown(text, numbers, target)
 
 
-def _never(record: Record, text: str) -> bool:
-    raise ConfigError("a code format is graded by running the program")  # see `program_of`
-
+# Keys of published files that are graded by executing the answer, which this package does not do.
+_RUN_CODE = {
+    "humaneval": {"prompt", "test", "entry_point"},
+    "mbpp": {"text", "code", "test_list"},
+}
+GRADED_BY_RUNNING = (
+    "such problems are graded by running generated code, which lm-evaluation-harness does "
+    "(python -m dllm_decode.lm_eval run --tasks humaneval ..., see docs/evaluate.md)"
+)
 
 FORMATS: dict[str, Format] = {
     "gsm8k": Format(
@@ -338,28 +311,6 @@ FORMATS: dict[str, Format] = {
         _check_math,
         lambda record, text: grading.same_latex(text, record["answer"]),
         max_new_tokens=512,
-    ),
-    "humaneval": Format(
-        "humaneval",
-        {"prompt": str, "test": str, "entry_point": str},
-        lambda record: f"Complete this Python function.\n\n```python\n{record['prompt']}\n```",
-        lambda record: record.get("canonical_solution", ""),
-        _check_humaneval,
-        _never,
-        max_new_tokens=512,
-        runs_code=True,
-    ),
-    "mbpp": Format(
-        "mbpp",
-        {"text": str, "code": str, "test_list": list, "test_setup_code": str},
-        lambda record: "\n".join(
-            [record["text"], "Your code has to pass these tests:", *record["test_list"]]
-        ),
-        lambda record: record["code"],
-        _check_mbpp,
-        _never,
-        max_new_tokens=512,
-        runs_code=True,
     ),
     "countdown": Format(
         "countdown",

@@ -15,14 +15,6 @@ from dllm_decode.evaluation import data, grading
 GOOD = {
     "gsm8k": {"question": "1 + 1?", "answer": "It is 2.\n#### 2"},
     "math500": {"problem": "Half of 1?", "answer": "\\frac{1}{2}", "solution": "\\boxed{\\frac12}"},
-    "humaneval": {
-        "task_id": "x/0", "prompt": "def one():\n", "test": "def check(f):\n    assert f() == 1\n",
-        "entry_point": "one", "canonical_solution": "    return 1\n",
-    },
-    "mbpp": {
-        "task_id": 2, "text": "Return one.", "code": "def one(): return 1",
-        "test_setup_code": "", "test_list": ["assert one() == 1"],
-    },
     "countdown": {"input": "15,44,79,50", "output": "44-15=29,79-29=50"},
     "sudoku": {"input": "1000\n0002\n4003\n0000", "output": "1234\n3412\n4123\n2341"},
 }  # fmt: skip
@@ -35,7 +27,7 @@ def write(path: Path, *records: object) -> Path:
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_format_is_told_from_its_keys_and_its_label_is_right(name, tmp_path):
-    (question,) = data.from_file(write(tmp_path / "a.jsonl", GOOD[name]), run_code=True)
+    (question,) = data.from_file(write(tmp_path / "a.jsonl", GOOD[name]))
     assert question.task == name
     assert question.grade(question.label)
     assert not question.grade("nonsense 17")
@@ -79,14 +71,12 @@ def test_a_malformed_file_is_refused_with_its_line(lines, message, tmp_path):
         ("countdown", {"output": "1+1=2"}, "does not solve input"),
         ("sudoku", {"input": "12"}, "four lines of four digits"),
         ("sudoku", {"output": "1111\n1111\n1111\n1111"}, "does not solve"),
-        ("humaneval", {"entry_point": "two"}, "does not define 'two'"),
-        ("mbpp", {"test_list": []}, "at least one test"),
     ],
 )
 def test_a_label_that_cannot_be_right_is_refused(name, change, message, tmp_path):
     path = write(tmp_path / "a.jsonl", GOOD[name], {**GOOD[name], **change})
     with pytest.raises(ConfigError, match=f"line 2 .*{message}"):
-        data.from_file(path, name, run_code=True)
+        data.from_file(path, name)
 
 
 def test_a_missing_file_and_an_unknown_format_are_refused(tmp_path):
@@ -96,9 +86,18 @@ def test_a_missing_file_and_an_unknown_format_are_refused(tmp_path):
         data.from_file(write(tmp_path / "a.jsonl", GOOD["gsm8k"]), "gsm9k")
 
 
-def test_code_formats_need_permission(tmp_path):
-    with pytest.raises(ConfigError, match=r"allow it with task\.run_code=true"):
-        data.from_file(write(tmp_path / "a.jsonl", GOOD["mbpp"]))
+CODE = {
+    "humaneval": {"task_id": "x/0", "prompt": "def f():", "test": "", "entry_point": "f"},
+    "mbpp": {"text": "Return one.", "code": "", "test_list": ["assert f() == 1"]},
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+@pytest.mark.parametrize("said", [True, False])
+def test_formats_that_run_generated_code_point_to_the_harness(name, said, tmp_path):
+    path = write(tmp_path / "a.jsonl", CODE[name])
+    with pytest.raises(ConfigError, match=rf"{name}.*running generated code.*dllm_decode\.lm_eval"):
+        data.from_file(path, name if said else None)
 
 
 def test_shots_are_the_first_records_of_a_file(tmp_path):
@@ -130,7 +129,7 @@ def test_an_answer_is_cut_at_the_first_stop():
 
 
 # The published data sets, where somebody has them: DLLM_DECODE_DATA names a folder with gsm8k/,
-# math500/, countdown/, sudoku/, humaneval/ and mbpp/.
+# math500/, countdown/ and sudoku/.
 
 ROOT = os.environ.get("DLLM_DECODE_DATA")
 published = pytest.mark.skipif(ROOT is None, reason="DLLM_DECODE_DATA is not set")
@@ -176,22 +175,3 @@ def test_every_published_sudoku_has_one_solution():
     for clues in range(4, 13):
         for _, record in data.read_records(at(f"sudoku/sudoku_4x4_{clues}.jsonl")):
             assert grading.sudoku_solutions(record["input"]) == 1
-
-
-@published
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "count", "key"),
-    [("humaneval/HumanEval.jsonl.gz", 164, "canonical_solution"), ("mbpp/mbpp.jsonl", 974, "code")],
-)
-def test_published_reference_programs_pass(name, count, key):
-    asked = data.from_file(at(name), run_code=True)
-    assert len(asked) == count
-    assert [q.key for q in asked if not q.grade(q.label)] == []
-
-
-@published
-@pytest.mark.slow
-def test_a_stub_passes_no_humaneval_test():
-    asked = data.from_file(at("humaneval/HumanEval.jsonl.gz"), run_code=True)
-    assert not any(question.grade("    pass\n") for question in asked)
