@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+_LONGEST_NUMBER = 1000  # characters
 
 
 def last_number(text: str) -> Fraction | None:
@@ -20,7 +21,8 @@ def last_number(text: str) -> Fraction | None:
             text = f"\n{text}".rsplit(mark, 1)[1]
             break
     found = _NUMBER.findall(text)
-    if not found:
+    # Python reads no number of thousands of digits, and no answer has one
+    if not found or len(found[-1]) > _LONGEST_NUMBER:
         return None
     return Fraction(found[-1].replace(",", "").replace("$", ""))
 
@@ -95,7 +97,7 @@ def is_countdown(text: str, numbers: Sequence[int], target: int) -> bool:
     left = Counter(numbers)
     result: int | None = None
     for step in steps:
-        found = re.fullmatch(r"(\d+)([-+*/])(\d+)=(-?\d+)", step)
+        found = re.fullmatch(r"(\d{1,18})([-+*/])(\d{1,18})=(-?\d{1,18})", step)
         if found is None:
             return False
         a, sign, b, result = int(found[1]), found[2], int(found[3]), int(found[4])
