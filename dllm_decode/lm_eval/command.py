@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0: done; 1: requests could not be decoded, or another fault; 2: a setting that cannot be;
-        130: Ctrl-C. Errors of this package are one message on standard error, with their traceback
-        where the harness logs at DEBUG.
+        130: Ctrl-C. Errors are one message on standard error, with their traceback where the
+        harness logs at DEBUG.
     """
     from lm_eval.__main__ import cli_evaluate
 
@@ -90,17 +90,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.argv = ["python -m dllm_decode.lm_eval", *with_device(words)]
     try:
         cli_evaluate()
-    except DllmDecodeError as error:
-        if logging.getLogger("lm_eval").isEnabledFor(logging.DEBUG):
-            traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        return _report(error)
     finally:
         sys.argv, lm_eval.simple_evaluate = before, _simple_evaluate
     return int(sum(failed) > 0)
+
+
+def _report(error: Exception) -> int:
+    """Print one message; returns the exit code."""
+    if logging.getLogger("lm_eval").isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
+    if isinstance(error, DllmDecodeError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(
+        f"error: {type(error).__name__}: {error} (LMEVAL_LOG_LEVEL=DEBUG shows where)",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def with_device(words: Sequence[str]) -> list[str]:

@@ -83,7 +83,7 @@ def windows(
     if limit is None or len(prompt) + len(answer) <= limit:
         return [(prompt, answer)]
     whole = [*prompt, *answer]
-    found = []
+    found: list[tuple[Sequence[int], Sequence[int]]] = []
     start = len(prompt)
     while start < len(whole):
         end = min(start + limit, len(whole))

@@ -454,8 +454,9 @@ class HarnessModel(LM):  # type: ignore[misc]
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The checkpoint's template, for the harness's records."""
         tokenizer = self.text.model.tokenizer
-        known = isinstance(tokenizer, CheckpointTokenizer) and tokenizer.has_chat_template
-        return str(tokenizer.backend.chat_template) if known else ""
+        if isinstance(tokenizer, CheckpointTokenizer) and tokenizer.has_chat_template:
+            return str(tokenizer.backend.chat_template)
+        return ""
 
     # What the harness asks for besides.
 

@@ -56,11 +56,13 @@ class Options:
         Raises:
             ConfigError: For values that cannot be, and for samplers that have no temperature.
         """
-        given = dict(self.sampling)
-        draws = isinstance(configured, Categorical)
+        given: dict[str, Any] = dict(self.sampling)
         if self.do_sample is False or given.get("temperature") == 0:
-            return replace(configured, temperature=0.0) if draws else Greedy()
-        if self.do_sample is None and "temperature" not in given and not draws:
+            if isinstance(configured, Categorical):
+                return replace(configured, temperature=0.0)
+            return Greedy()
+        silent = self.do_sample is None and "temperature" not in given
+        if silent and not isinstance(configured, Categorical):
             if given:
                 warning_once(
                     log,
