@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
-from dllm_decode.evaluation import grading
-from dllm_decode.evaluation.problems import FAMILIES, Variant, distinct_problems
+from dllm_decode.models.stop_texts import cut
+from dllm_decode.problems import FAMILIES, Variant, distinct_problems, grading
 
 Record = Mapping[str, Any]
 
@@ -54,8 +54,7 @@ class Question:
 
     def cut(self, text: str) -> str:
         """The text up to the first stop text."""
-        ends = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        return text[: min(ends)] if ends else text
+        return cut(text, self.stops)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from lm_eval.__main__ import cli_evaluate
 
-    from dllm_decode.allocator import keep_freed_memory
+    from dllm_decode.console.allocator import keep_freed_memory
 
     keep_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)

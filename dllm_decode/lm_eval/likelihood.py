@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from dllm_decode.cache import Plan
-from dllm_decode.denoiser import Denoiser
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.denoiser import Denoiser
 from dllm_decode.errors import ConfigError, ModelOutputError
 
 

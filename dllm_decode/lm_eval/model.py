@@ -16,19 +16,18 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
-from dllm_decode.api import TextDecoder
-from dllm_decode.build import build
-from dllm_decode.config import compose_checked
+from dllm_decode.api import TextDecoder, build
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.decoding.sampling import Sampler
+from dllm_decode.decoding.types import Request, Result
 from dllm_decode.errors import CapabilityError, ConfigError, DllmDecodeError, require_count
 from dllm_decode.lm_eval.answers import Answer, Cost
 from dllm_decode.lm_eval.likelihood import log_likelihood, windows
 from dllm_decode.lm_eval.options import Options, read_options, whole
 from dllm_decode.lm_eval.overrides import as_override, quoted
 from dllm_decode.lm_eval.processes import Processes
+from dllm_decode.models.stop_texts import cut, tokens_before
 from dllm_decode.models.text import CheckpointTokenizer
-from dllm_decode.sampling import Sampler
-from dllm_decode.stops import cut, tokens_before
-from dllm_decode.types import Request, Result
 
 log = logging.getLogger(__name__)
 
@@ -371,7 +370,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         faults = [result for result, _ in decoded if isinstance(result, str)]
         if faults:
             log.warning(
-                "%d of %d greedy decodes for is_greedy failed and count as different; the first: %s",
+                "%d of %d decodes for is_greedy failed and count as different; the first: %s",
                 len(faults), len(decoded), faults[0],
             )  # fmt: skip
         return {

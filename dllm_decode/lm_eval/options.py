@@ -10,10 +10,10 @@ from typing import Any
 
 from lm_eval.utils import warning_once
 
+from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.errors import ConfigError
 from dllm_decode.lm_eval.overrides import GROUPS, as_override
-from dllm_decode.sampling import Categorical, Greedy, Sampler
-from dllm_decode.stops import stop_texts
+from dllm_decode.models.stop_texts import stop_texts
 
 log = logging.getLogger(__name__)
 
