@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from changing_model import ChangingModel, a_request
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.errors import CapabilityError, ConfigError
@@ -20,7 +21,7 @@ from dllm_decode.strategies.oracle import Oracle
 from dllm_decode.strategy import Pipeline, Strategy
 from dllm_decode.types import Request, Result
 
-decodes = settings(max_examples=8, deadline=None)
+decodes = examples(5)
 SEEDS = st.integers(0, 500)
 STOP = {"eot": CommittedEot()}
 
