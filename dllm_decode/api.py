@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from omegaconf import DictConfig
 
-from dllm_decode.config.compose import compose_checked
-from dllm_decode.config.instantiate import PARTS, build_model, build_node
+from dllm_decode.config.compose.compose import compose_checked
+from dllm_decode.config.compose.instantiate import PARTS, build_model, build_node
 from dllm_decode.decoding.cache import NoCache
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Interrupted, Observer, Run

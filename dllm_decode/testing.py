@@ -508,7 +508,8 @@ class StrategyContract:
         request = self.request(case, self._strategy(case))
         case = replace(case, width=min(case.width, *request.lengths))
         decoder = self.decoder(case, self._strategy(case), request)
-        engine = Engine(decoder, 1 + case.choice % 2, batching=case.pick(("continuous", "static")))
+        most = 1 + case.choice // 2 % 2  # not `choice % 2`: each size with each way of batching
+        engine = Engine(decoder, most, batching=case.pick(("continuous", "static")))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             running = engine.decode(request.take(case.order))

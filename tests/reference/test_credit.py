@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from changing_model import ChangingModel, a_request, board_of, view_of
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,8 +29,8 @@ from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
-few = settings(max_examples=10, deadline=None)
-decodes = settings(max_examples=5, deadline=None)
+few = examples(10)
+decodes = examples(4)
 GOLDEN = Path(__file__).parents[1] / "golden" / "pure"
 
 

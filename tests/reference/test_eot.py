@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from changing_model import VOCAB, ChangingModel, a_request, board_of, change_of, view_of
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.loop import Decoder
@@ -20,7 +21,7 @@ from dllm_decode.strategies.eot import AcceptedEot, CommittedEot, PredictedEot
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
-decodes = settings(max_examples=5, deadline=None)
+decodes = examples(4)
 EOT, MASK = 10, 11
 SEEDS = st.integers(0, 500)
 

@@ -10,14 +10,15 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from dllm_decode.api import build
 from dllm_decode.cli import main
-from dllm_decode.config.compose import compose_checked
-from dllm_decode.config.instantiate import build_node
+from dllm_decode.config.compose.compose import compose_checked
+from dllm_decode.config.compose.instantiate import build_node
 from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics, store
@@ -195,7 +196,7 @@ def test_the_code_version_follows_the_plugins():
     assert version != store.code_version([other.strategy.select])
 
 
-@settings(max_examples=40)
+@examples(10)
 @given(st.integers(0, 400))
 def test_a_killed_job_loses_at_most_the_line_in_flight(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("job")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dllm_decode import ConfigError
-from dllm_decode.config.signatures import parameters_of
+from dllm_decode.config.compose.signatures import parameters_of
 from dllm_decode.console.prompts import PromptsError, one_prompt, read_prompts
 from dllm_decode.console.runfolder import OutputError, RunFolder
 from dllm_decode.tasks.generate import Generate
