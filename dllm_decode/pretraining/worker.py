@@ -159,7 +159,9 @@ class Worker:
                 "loss": round(loss, 4),
                 "rate": round(settings.rate(course.step, progress), 4),
                 "token_accuracy": {
-                    name: round(1 - course.error(name), 4) for name in TRAINED if name in course.hits
+                    name: round(1 - course.error(name), 4)
+                    for name, tries in course.tries.items()
+                    if tries > 0
                 },
             }
         )

@@ -16,10 +16,11 @@ _EMPTY = "."
 
 @dataclass(frozen=True)
 class SudokuSix(Family):
-    """Fill a 6 x 6 sudoku. fewest, most: cells that are given; read: the puzzle stands in the prompt.
+    """Fill a 6 x 6 sudoku.
 
-    Otherwise the givens stand on the canvas, and only the empty cells are decoded: a thing that
-    only a masked model can do, with half of the tokens.
+    fewest, most: cells that are given; read: the puzzle stands in the prompt. Otherwise the givens
+    stand on the canvas, and only the empty cells are decoded: half of the tokens, and a thing that
+    only a masked model can do.
     """
 
     fewest: int = 10
@@ -27,7 +28,7 @@ class SudokuSix(Family):
     read: bool = False
 
     def generate(self, rng: random.Random) -> Problem:
-        """Draw a filled grid, then empty cells in random order while the solution stays the only one.
+        """Draw a filled grid, then empty cells in random order while it has one solution.
 
         Fewer cells than `most` stay, down to a number drawn from `fewest` to `most`, where the
         order in which they are emptied allows it.

@@ -274,7 +274,10 @@ def _holds(
         for way in kind.ways:
             pattern, names = _pattern(way)
             found = pattern.fullmatch(words)
-            if found and _agrees(kind, list(zip(names, found.groups(), strict=True)), given, state, hero):
+            if found is None:
+                continue
+            gaps = list(zip(names, found.groups(), strict=True))
+            if _agrees(kind, gaps, given, state, hero):
                 return True
     return False
 

@@ -10,10 +10,10 @@ NAMES: tuple[str, ...] = (
 )  # fmt: skip
 
 # Of these names "he" is said, of all others "she".
-MEN: frozenset[str] = frozenset(
-    "Abel Ben Carl Dan Ezra Finn Gus Hugo Ivan Jack Kai Leo Max Nils Otis Paul Quin Sam Seth Ulf "
-    "Vito Will".split()
-)
+MEN: tuple[str, ...] = (
+    "Abel", "Ben", "Carl", "Dan", "Ezra", "Finn", "Gus", "Hugo", "Ivan", "Jack", "Kai", "Leo",
+    "Max", "Nils", "Otis", "Paul", "Quin", "Sam", "Seth", "Ulf", "Vito", "Will",
+)  # fmt: skip
 
 CITIES: tuple[str, ...] = (
     "Athens", "Bergen", "Cairo", "Delhi", "Geneva", "Hanoi", "Kyoto", "Lagos", "Lima", "Lisbon",
