@@ -9,23 +9,20 @@ Names are imported when they are first used, so that `import dllm_decode` does n
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dllm_decode.api import TextDecoder, load
-    from dllm_decode.engine import Engine
-    from dllm_decode.errors import (
-        CapabilityError,
-        CheckpointError,
-        ConfigError,
-        DecisionError,
-        DllmDecodeError,
-        ModelOutputError,
-    )
-    from dllm_decode.loop import Decoder, Interrupted, Observer
-    from dllm_decode.prediction import Prediction
-    from dllm_decode.strategy import (
+    from dllm_decode.decoding.engine import Engine
+    from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
+    from dllm_decode.decoding.prediction import Prediction
+    from dllm_decode.decoding.strategy import (
         Filter,
         NeverStop,
         Part,
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
         Strategy,
         Transform,
     )
-    from dllm_decode.types import (
+    from dllm_decode.decoding.types import (
         Board,
         Change,
         Decision,
@@ -44,12 +41,20 @@ if TYPE_CHECKING:
         StepView,
         Vocab,
     )
+    from dllm_decode.errors import (
+        CapabilityError,
+        CheckpointError,
+        ConfigError,
+        DecisionError,
+        DllmDecodeError,
+        ModelOutputError,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
     "api": ("TextDecoder", "load"),
-    "engine": ("Engine",),
+    "decoding.engine": ("Engine",),
     "errors": (
         "CapabilityError",
         "CheckpointError",
@@ -58,9 +63,9 @@ _HOME = {
         "DllmDecodeError",
         "ModelOutputError",
     ),
-    "loop": ("Decoder", "Interrupted", "Observer"),
-    "prediction": ("Prediction",),
-    "strategy": (
+    "decoding.loop": ("Decoder", "Interrupted", "Observer"),
+    "decoding.prediction": ("Prediction",),
+    "decoding.strategy": (
         "Filter",
         "NeverStop",
         "Part",
@@ -69,7 +74,16 @@ _HOME = {
         "Strategy",
         "Transform",
     ),
-    "types": ("Board", "Change", "Decision", "Memory", "Request", "Result", "StepView", "Vocab"),
+    "decoding.types": (
+        "Board",
+        "Change",
+        "Decision",
+        "Memory",
+        "Request",
+        "Result",
+        "StepView",
+        "Vocab",
+    ),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -113,3 +127,56 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+# Modules of the first edition that plugins of other people import, and where they are now.
+_MOVED = {
+    **{
+        name: f"decoding.{name}"
+        for name in (
+            "cache",
+            "denoiser",
+            "engine",
+            "loop",
+            "prediction",
+            "sampling",
+            "schedule",
+            "selection",
+            "strategy",
+            "trace",
+            "types",
+        )
+    },
+    "noise": "kernels.noise",
+}
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Answers `import dllm_decode.selection` with `dllm_decode.decoding.selection`, and says so."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        package, _, module = name.rpartition(".")
+        return ModuleSpec(name, self) if package == "dllm_decode" and module in _MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        home = f"dllm_decode.{_MOVED[spec.name.rpartition('.')[2]]}"
+        warnings.warn(f"{spec.name} is now {home}", DeprecationWarning, stacklevel=2)
+        return _Alias(spec.name, import_module(home))
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is left to do: names are looked up in the module's new place."""
+
+
+class _Alias(ModuleType):
+    """The old name of a module; everything is looked up under the new one."""
+
+    def __init__(self, name: str, home: ModuleType) -> None:
+        super().__init__(name, f"Now {home.__name__}.")
+        self.__dict__["__all__"] = [n for n in vars(home) if not n.startswith("_")]
+        self.__dict__["_home"] = home
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_home"], name)
+
+
+sys.meta_path.append(_MovedModules())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -11,19 +11,21 @@ from typing import Any, Protocol
 import torch
 from omegaconf import DictConfig
 
-from dllm_decode.build import build, build_node
-from dllm_decode.cache import NoCache
-from dllm_decode.config import compose_checked
-from dllm_decode.engine import Engine
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.config.instantiate import build_model, build_node
+from dllm_decode.decoding.cache import NoCache
+from dllm_decode.decoding.engine import Engine
+from dllm_decode.decoding.loop import Decoder, Interrupted, Observer, Run
+from dllm_decode.decoding.parameters import check_parameters
+from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
+from dllm_decode.decoding.strategy import Strategy, is_revocable, parts_of
+from dllm_decode.decoding.types import Board, Change, Request, Result
 from dllm_decode.errors import ConfigError
-from dllm_decode.loop import Decoder, Interrupted, Observer, Run
+from dllm_decode.kernels import dispatch
 from dllm_decode.models.loaded import LoadedModel
-from dllm_decode.parameters import check_parameters
-from dllm_decode.sampling import Categorical, Greedy, Sampler
-from dllm_decode.strategy import Strategy, is_revocable, parts_of
-from dllm_decode.types import Board, Change, Request, Result
 
 DEFAULT_NEW_TOKENS = 64
+PARTS = ("strategy", "schedule", "cache", "sampler")
 MASK_WORD = "[MASK]"
 END_SIGN = "∎"
 
@@ -81,6 +83,19 @@ def load(
     return build(compose_checked((*words, *overrides)))
 
 
+def build(cfg: DictConfig, *, model: Callable[[], LoadedModel] | None = None) -> TextDecoder:
+    """The decoder that a configuration describes.
+
+    cfg: composed configuration; model: gives the model, None to load the configured one; it is
+    asked last, so that faults in the other parts answer first. Raises `ConfigError` naming the
+    key, `CapabilityError` where parts do not fit together, `CheckpointError` for checkpoints.
+    """
+    dispatch.choose(cfg.kernels, cfg.head)
+    parts = {name: build_node(cfg, name) for name in PARTS}
+    loaded = build_model(cfg) if model is None else model()
+    return TextDecoder(loaded, Decoder(loaded.denoiser, check_every=cfg.check_every, **parts), cfg)
+
+
 def _option(group: str, option: Any) -> str:
     if not isinstance(option, str):
         raise ConfigError(
@@ -127,7 +142,7 @@ class TextDecoder:
         prompts: a string, a chat (list of `{"role", "content"}`), token ids, or a list of those;
         max_new_tokens: columns per row [tokens], one number or one per prompt;
         temperature, top_p, top_k, min_p: sampling of proposed tokens, see
-        `dllm_decode.sampling.Categorical`; given ones replace those of the sampler;
+        `dllm_decode.decoding.sampling.Categorical`; given ones replace those of the sampler;
         seed: prompt i is decoded with seed + i; batch_size: rows decoded together, None for all (a
         batch never changes what a row gets; with a batch size a failing row is reported in
         `Result.errors`, without it an exception is raised); max_tokens_in_flight, batching: see
@@ -427,4 +442,4 @@ class _Streaming(Observer):
         self.streamer.end()
 
 
-__all__ = ["DEFAULT_NEW_TOKENS", "MASK_WORD", "Streamer", "TextDecoder", "load"]
+__all__ = ["DEFAULT_NEW_TOKENS", "MASK_WORD", "Streamer", "TextDecoder", "build", "load"]

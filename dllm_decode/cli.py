@@ -27,9 +27,9 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dllm_decode.config import CONF, check, explain, register_search_path
+from dllm_decode.config.compose import CONF, check, explain, register_search_path
+from dllm_decode.console.runfolder import RunFolder, unwritable
 from dllm_decode.errors import ConfigError, DllmDecodeError
-from dllm_decode.runfolder import RunFolder, unwritable
 
 INTERRUPTED = 130
 _FREE_TEXT = ("prompt", "prompts")
@@ -115,10 +115,9 @@ def _hydra_set_up(words: list[str]) -> Iterator[None]:
 
 def _job(cfg: DictConfig, search: Sequence[str]) -> int:
     """One run: of the command line, or of a sweep. search: overrides of the search path."""
-    from dllm_decode.allocator import keep_freed_memory
-    from dllm_decode.build import build_task
-    from dllm_decode.display import make_display
-    from dllm_decode.tasks import Context
+    from dllm_decode.console.allocator import keep_freed_memory
+    from dllm_decode.console.display import make_display
+    from dllm_decode.tasks import Context, build_task
 
     keep_freed_memory()
     state = HydraConfig.get()

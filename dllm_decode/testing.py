@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dllm_decode.cache import (
+from dllm_decode.decoding.cache import (
     CachePolicy,
     CertaintyCache,
     DelayedCache,
@@ -32,15 +32,15 @@ from dllm_decode.cache import (
     VicinityCache,
     mask_of,
 )
-from dllm_decode.engine import Engine
+from dllm_decode.decoding.engine import Engine
+from dllm_decode.decoding.loop import Decoder, Observer, check_composition
+from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
+from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
+from dllm_decode.decoding.strategy import Budget, Strategy, is_revocable, parts_of
+from dllm_decode.decoding.types import Board, Change, Request, Result, Vocab
 from dllm_decode.errors import CapabilityError
-from dllm_decode.loop import Decoder, Observer, check_composition
+from dllm_decode.kernels.noise import fold, mix, unit_interval
 from dllm_decode.models.toy import Shuffle, row_state
-from dllm_decode.noise import fold, mix, unit_interval
-from dllm_decode.sampling import Categorical, Greedy, Sampler
-from dllm_decode.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
-from dllm_decode.strategy import Budget, Strategy, is_revocable, parts_of
-from dllm_decode.types import Board, Change, Request, Result, Vocab
 
 Option = TypeVar("Option")
 VOCAB = Vocab(size=12, mask_id=11, eot_ids=(10,), pad_id=9, banned_ids=(9,))
@@ -79,7 +79,7 @@ class HashDenoiser:
     max_length: int | None = None
 
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        """Logits (B, W, V); see `dllm_decode.denoiser.Denoiser`."""
+        """Logits (B, W, V); see `dllm_decode.decoding.denoiser.Denoiser`."""
         passes = len(self.rows_per_pass)
         if passes == self.fail_at:
             raise ModelFailed(f"pass {passes} failed on purpose")
@@ -131,7 +131,7 @@ class StoringHashDenoiser(HashDenoiser):
     """
 
     def allocate(self, rows: int, columns: int) -> HashStore:
-        """A store without rows; see `dllm_decode.denoiser.StoringDenoiser`."""
+        """A store without rows; see `dllm_decode.decoding.denoiser.StoringDenoiser`."""
         return HashStore(rows, columns)
 
     def state(self, tokens: Tensor, live: Tensor, plan: Plan) -> Tensor:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.strategy import Filter
+from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_count
-from dllm_decode.selection import best
-from dllm_decode.strategy import Filter
-from dllm_decode.types import Decision, StepView
 
 
 @dataclass(frozen=True)

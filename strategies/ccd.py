@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Board, Decision, Memory, Request, StepView
 from dllm_decode.errors import require, require_count, require_in_range
-from dllm_decode.selection import best
-from dllm_decode.strategy import Strategy
-from dllm_decode.types import Board, Decision, Memory, Request, StepView
 
 
 @dataclass

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.strategy import Transform
+from dllm_decode.decoding.types import Board, Memory, Request, StepView
 from dllm_decode.errors import require, require_choice, require_count, require_in_range
-from dllm_decode.prediction import Prediction
-from dllm_decode.strategy import Transform
-from dllm_decode.types import Board, Memory, Request, StepView
 
 
 @dataclass

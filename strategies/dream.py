@@ -8,11 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.strategy import Budget, Strategy
+from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_choice, require_count, require_in_range
-from dllm_decode.selection import best
 from dllm_decode.strategies.fixed import order_scores
-from dllm_decode.strategy import Budget, Strategy
-from dllm_decode.types import Decision, StepView
 
 
 def transfer_shares(steps: int, eps: float) -> Tensor:

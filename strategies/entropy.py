@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dllm_decode.decoding.selection import reaching
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require, require_in_range
-from dllm_decode.selection import reaching
-from dllm_decode.strategy import Strategy
-from dllm_decode.types import Decision, StepView
 
 
 @dataclass(frozen=True)

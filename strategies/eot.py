@@ -16,7 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import mask_of
+from dllm_decode.decoding.cache import mask_of
+from dllm_decode.decoding.selection import best, first_column
+from dllm_decode.decoding.strategy import StopRule
+from dllm_decode.decoding.types import Board, Change, Request, StepView
 from dllm_decode.errors import (
     CapabilityError,
     ConfigError,
@@ -24,9 +27,6 @@ from dllm_decode.errors import (
     require_choice,
     require_in_range,
 )
-from dllm_decode.selection import best, first_column
-from dllm_decode.strategy import StopRule
-from dllm_decode.types import Board, Change, Request, StepView
 
 
 @dataclass(frozen=True, kw_only=True)

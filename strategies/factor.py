@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.selection import ordered, ranks
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_choice, require_in_range
-from dllm_decode.selection import ordered, ranks
-from dllm_decode.strategy import Strategy
-from dllm_decode.types import Decision, StepView
 
 VARIANTS = ("published", "copied", "d2cache")
 

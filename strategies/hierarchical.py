@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.selection import reaching
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_in_range
-from dllm_decode.selection import reaching
-from dllm_decode.strategy import Strategy
-from dllm_decode.types import Decision, StepView
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Board, Decision, Memory, Request, StepView
 from dllm_decode.errors import ConfigError, require_choice
-from dllm_decode.strategy import Strategy
-from dllm_decode.types import Board, Decision, Memory, Request, StepView
 
 
 @dataclass

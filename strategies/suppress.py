@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.prediction import Prediction, RaisedPrediction
+from dllm_decode.decoding.strategy import Transform
+from dllm_decode.decoding.types import Board, Request, StepView, Vocab
 from dllm_decode.errors import require
-from dllm_decode.prediction import Prediction, RaisedPrediction
-from dllm_decode.strategy import Transform
-from dllm_decode.types import Board, Request, StepView, Vocab
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.selection import best, reaching
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require, require_count, require_in_range
-from dllm_decode.selection import best, reaching
 from dllm_decode.strategies.fixed import scheduled
-from dllm_decode.strategy import Strategy
-from dllm_decode.types import Decision, StepView
 
 
 @dataclass(frozen=True)

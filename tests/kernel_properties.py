@@ -20,10 +20,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dllm_decode.decoding.prediction import GumbelDraw, Prediction
 from dllm_decode.kernels import dispatch, fused, reference
+from dllm_decode.kernels.noise import Noise
 from dllm_decode.kernels.reference import RowStatistics
-from dllm_decode.noise import Noise
-from dllm_decode.prediction import GumbelDraw, Prediction
 
 SUMS = 1e-5
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

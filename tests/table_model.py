@@ -9,13 +9,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dllm_decode.cache import Plan
-from dllm_decode.loop import Decoder
-from dllm_decode.noise import Noise
-from dllm_decode.prediction import Prediction
-from dllm_decode.schedule import Blocks, WholeCanvas
-from dllm_decode.strategy import Filter, Pipeline, Strategy, Transform
-from dllm_decode.types import Request, Result, Vocab
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.schedule import Blocks, WholeCanvas
+from dllm_decode.decoding.strategy import Filter, Pipeline, Strategy, Transform
+from dllm_decode.decoding.types import Request, Result, Vocab
+from dllm_decode.kernels.noise import Noise
 
 
 class TableModel:

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import CachePolicy, Plan, Refresh, Store
-from dllm_decode.denoiser import Denoiser
-from dllm_decode.engine import Engine
-from dllm_decode.loop import Decoder, Run
-from dllm_decode.noise import Noise
-from dllm_decode.prediction import Prediction, Unprojected
-from dllm_decode.sampling import Sampler
-from dllm_decode.strategy import Progress, Strategy
-from dllm_decode.types import Board, Change, Decision, Memory, Request, Result, StepView
+from dllm_decode.decoding.cache import CachePolicy, Plan, Refresh, Store
+from dllm_decode.decoding.denoiser import Denoiser
+from dllm_decode.decoding.engine import Engine
+from dllm_decode.decoding.loop import Decoder, Run
+from dllm_decode.decoding.prediction import Prediction, Unprojected
+from dllm_decode.decoding.sampling import Sampler
+from dllm_decode.decoding.strategy import Progress, Strategy
+from dllm_decode.decoding.types import Board, Change, Decision, Memory, Request, Result, StepView
+from dllm_decode.kernels.noise import Noise
 
 PARTS = ("forward", "statistics", "strategy", "settle", "cache", "loop", "engine")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
 from dllm_decode.evaluation import grading
-from dllm_decode.evaluation.problems import FAMILIES, Variant, distinct_problems
 from dllm_decode.evaluation.sandbox import Limits, run_python
+from dllm_decode.problems import FAMILIES, Variant, distinct_problems
 
 Record = Mapping[str, Any]
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from dllm_decode.engine import Engine
+from dllm_decode.decoding.engine import Engine
+from dllm_decode.decoding.loop import Decoder, Observer, Outcome
+from dllm_decode.decoding.strategy import parts_of
+from dllm_decode.decoding.types import Board, Change, Request, Vocab
 from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.metrics import Sample, sample_of
-from dllm_decode.evaluation.problems import GAP
-from dllm_decode.loop import Decoder, Observer, Outcome
 from dllm_decode.models.loaded import Tokenizer
-from dllm_decode.strategy import parts_of
-from dllm_decode.types import Board, Change, Request, Vocab
+from dllm_decode.problems import GAP
 
 TEMPLATES = ("auto", "chat", "plain")
 Reference = tuple[Sequence[Sequence[int]], Sequence[int]]

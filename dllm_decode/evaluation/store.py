@@ -20,8 +20,18 @@ from dllm_decode.evaluation.metrics import Sample
 SAMPLES, RESULTS, JOB, FAILURE = "samples.jsonl", "results.json", "job.json", "failure.json"
 
 # Core modules whose source decides which tokens come out.
-_CORE = ("canvas", "kernels.reference", "loop", "noise", "prediction", "sampling", "schedule",
-         "selection", "settle", "strategy")  # fmt: skip
+_CORE = (
+    "decoding.canvas",
+    "decoding.loop",
+    "decoding.prediction",
+    "decoding.sampling",
+    "decoding.schedule",
+    "decoding.selection",
+    "decoding.settle",
+    "decoding.strategy",
+    "kernels.noise",
+    "kernels.reference",
+)
 
 
 class StoreError(DllmDecodeError):

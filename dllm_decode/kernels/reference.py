@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_decode.noise import gumbel
+from dllm_decode.kernels.noise import gumbel
 
 # Shifted logits are held above this, so that 0 * (-inf) cannot arise; exp of it is 0.
 FLOOR = -1e30

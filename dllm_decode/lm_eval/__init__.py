@@ -19,14 +19,13 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from dllm_decode.api import TextDecoder
-from dllm_decode.build import build
-from dllm_decode.cache import Plan
-from dllm_decode.config import compose_checked
-from dllm_decode.denoiser import Denoiser
+from dllm_decode.api import TextDecoder, build
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.denoiser import Denoiser
+from dllm_decode.decoding.sampling import Categorical
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError, ModelOutputError, require_count
-from dllm_decode.sampling import Categorical
-from dllm_decode.types import Request
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_length")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
@@ -374,7 +373,7 @@ def main() -> None:
     """
     from lm_eval.__main__ import cli_evaluate
 
-    from dllm_decode.allocator import keep_freed_memory
+    from dllm_decode.console.allocator import keep_freed_memory
 
     keep_freed_memory()
     sys.argv = _with_own_cache(sys.argv)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import Plan
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.prediction import Unprojected
+from dllm_decode.decoding.types import Vocab, gather_columns
 from dllm_decode.models.compiled import CompiledBody, run_body
 from dllm_decode.models.head import head_obstacle
 from dllm_decode.models.key_value import KeyValueStore
-from dllm_decode.prediction import Unprojected
-from dllm_decode.types import Vocab, gather_columns
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import CheckpointError, ConfigError, require, require_choice, require_count
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.models.checks import require_sound
@@ -21,9 +21,9 @@ from dllm_decode.models.files import fit, stored_tensors
 from dllm_decode.models.fingerprint import fingerprint
 from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.locate import licence_of, locate, read_json
+from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import ModelSpec, Published, Settings, spec_of
 from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer
-from dllm_decode.types import Vocab
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -330,24 +330,3 @@ def _distributed(tensor_parallel: int | None) -> dict[str, Any]:
     from transformers.distributed import DistributedConfig
 
     return {"distributed_config": DistributedConfig(tp_size=tensor_parallel)}
-
-
-@contextmanager
-def transformers_output(*, progress: bool) -> Iterator[None]:
-    """Silence what transformers prints; its bars stay for checkpoints that take a while.
-
-    Its warnings about tensors are errors here, and those about generation settings do not apply.
-    """
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if not progress:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import Plan
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import ConfigError, require, require_count, require_in_range
+from dllm_decode.kernels.noise import fold, mix, unit_interval
 from dllm_decode.models.loaded import Description
-from dllm_decode.noise import fold, mix, unit_interval
-from dllm_decode.types import Vocab
 
 UNDECIDED, FOREIGN = -1, -2
 _LETTERS = string.ascii_letters + string.digits

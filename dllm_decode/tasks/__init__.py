@@ -27,15 +27,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from dllm_decode.errors import ConfigError
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from dllm_decode.api import TextDecoder
-    from dllm_decode.display import Display
+    from dllm_decode.console.display import Display
+    from dllm_decode.console.runfolder import RunFolder
+    from dllm_decode.console.trace_files import TraceFormat
+    from dllm_decode.decoding.types import Request, Result
     from dllm_decode.models.loaded import LoadedModel
-    from dllm_decode.runfolder import RunFolder
-    from dllm_decode.trace import TraceFormat
-    from dllm_decode.types import Request, Result
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Context:
     @cached_property
     def model(self) -> LoadedModel:
         """The model of this configuration, loaded once."""
-        from dllm_decode.build import build_model
+        from dllm_decode.config.instantiate import build_model
 
         with self.display.working("loading the model"):
             return build_model(self.cfg)
@@ -64,7 +66,7 @@ class Context:
     @cached_property
     def decoder(self) -> TextDecoder:
         """The decoder of this configuration."""
-        from dllm_decode.build import build
+        from dllm_decode.api import build
 
         return build(self.cfg, model=lambda: self.model)
 
@@ -73,8 +75,8 @@ class Context:
 
         overrides: as on the command line, e.g. `"strategy=factor"`; they come last and win.
         """
-        from dllm_decode.build import build
-        from dllm_decode.config import compose_checked
+        from dllm_decode.api import build
+        from dllm_decode.config.compose import compose_checked
 
         return build(compose_checked((*self.overrides, *overrides)), model=lambda: self.model)
 
@@ -85,7 +87,7 @@ class Context:
     @cached_property
     def trace(self) -> TraceFormat:
         """How steps are recorded: the group `trace`."""
-        from dllm_decode.build import build_node
+        from dllm_decode.config.instantiate import build_node
 
         kind: TraceFormat = build_node(self.cfg, "trace")
         return kind
@@ -101,3 +103,13 @@ class Task(ABC):
     @abstractmethod
     def run(self, context: Context) -> int:
         """Do it; returns the exit code. Raises `DllmDecodeError` for faults."""
+
+
+def build_task(cfg: DictConfig) -> Task:
+    """The task of a configuration; raises `ConfigError` if it is not one."""
+    from dllm_decode.config.instantiate import build_node
+
+    task = build_node(cfg, "task")
+    if not isinstance(task, Task):
+        raise ConfigError(f"task must be a dllm_decode.tasks.Task, got {type(task).__name__}")
+    return task

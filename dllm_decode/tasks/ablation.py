@@ -84,7 +84,7 @@ class Ablation(Task):
 
         `jobs/NN/results.json` in the run folder names the folder of job NN.
         """
-        from dllm_decode.config import compose_checked
+        from dllm_decode.config.compose import compose_checked
 
         lines, timed = self.lines(), self.timed_lines()
         for line in lines:  # what cannot be is refused before the first job starts
@@ -112,7 +112,7 @@ class Ablation(Task):
 
     def _one(self, context: Context, lines: Sequence[str], number: int) -> int:
         """One job; returns 1 if it failed, and says why."""
-        from dllm_decode.config import compose_checked
+        from dllm_decode.config.compose import compose_checked
 
         context.display.say(f"job {number + 1} of {len(lines)}: {lines[number]}")
         cfg = compose_checked(self.overrides(context, lines[number]))
@@ -173,8 +173,8 @@ class Ablation(Task):
         return ("task=eval", *self.common.split(), *shared, *own, *job.split())
 
     def _evaluate(self, context: Context, job: str, number: int) -> int:
-        from dllm_decode.build import build_task
-        from dllm_decode.runfolder import RunFolder
+        from dllm_decode.console.runfolder import RunFolder
+        from dllm_decode.tasks import build_task
         from dllm_decode.tasks.eval import Eval
 
         task = build_task(context.cfg)
@@ -206,7 +206,7 @@ def _share_cores(workers: int) -> None:
     """Start of a worker process."""
     import torch
 
-    from dllm_decode.allocator import keep_freed_memory
+    from dllm_decode.console.allocator import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
@@ -221,9 +221,9 @@ def _in_worker(
     number: int,
 ) -> str | None:
     """One job in a process of its own; returns why it failed, None if it did not."""
-    from dllm_decode.config import compose_checked
-    from dllm_decode.display import make_display
-    from dllm_decode.runfolder import RunFolder
+    from dllm_decode.config.compose import compose_checked
+    from dllm_decode.console.display import make_display
+    from dllm_decode.console.runfolder import RunFolder
 
     shown = make_display("none")
     context = Context(compose_checked(()), overrides, choices, RunFolder(folder), shown)

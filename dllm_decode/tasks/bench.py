@@ -64,7 +64,7 @@ class KernelBench(Task):
 
     def run(self, context: Context) -> int:
         """Measure, show a table, write both files."""
-        from dllm_decode.kernels.measure import Stopwatch, copy_bandwidth, measure, ratios
+        from dllm_decode.benchmarks.kernels import Stopwatch, copy_bandwidth, measure, ratios
 
         device = device_of(self.device)
         say = context.display.say
@@ -111,7 +111,7 @@ class KernelBench(Task):
     def _cases(self) -> list[Any]:
         import torch
 
-        from dllm_decode.kernels.measure import Case
+        from dllm_decode.benchmarks.kernels import Case
 
         rows = sorted({batch * window for batch in self.batches for window in self.windows})
         return [
@@ -143,7 +143,7 @@ def machine(device: torch.device) -> dict[str, object]:
         triton = version("triton")
     except PackageNotFoundError:
         triton = None
-    from dllm_decode.kernels.measure import kernels_start
+    from dllm_decode.benchmarks.kernels import kernels_start
 
     gpu = device.type == "cuda"
     return {

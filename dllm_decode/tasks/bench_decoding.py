@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dllm_decode.benchmarks.decoding import Timing, Variant
-    from dllm_decode.loop import Decoder
+    from dllm_decode.decoding.loop import Decoder
 
 GROUPS = ("step", "batch", "batching", "cache", "canvas")
 BATCHES = (1, 4, 8, 16, 32)
@@ -132,7 +132,7 @@ class DecodingBench(Task):
 
     def _batch(self, context: Context) -> list[Variant]:
         from dllm_decode.benchmarks.decoding import Variant, repeated
-        from dllm_decode.engine import Engine
+        from dllm_decode.decoding.engine import Engine
 
         request = repeated(self._prompts(context), self.rows, 32)
         decoder = self._plain(context)
@@ -149,7 +149,7 @@ class DecodingBench(Task):
             repeated,
             spread_request,
         )
-        from dllm_decode.engine import Engine
+        from dllm_decode.decoding.engine import Engine
 
         request = spread_request(repeated(self._prompts(context), self.rows, 100), 2, 100)
         decoder, batch = self._plain(context), 8
@@ -167,7 +167,7 @@ class DecodingBench(Task):
 
     def _cache(self, context: Context) -> list[Variant]:
         from dllm_decode.benchmarks.decoding import Variant, repeated
-        from dllm_decode.cache import (
+        from dllm_decode.decoding.cache import (
             BlockExact,
             CertaintyCache,
             DelayedCache,
@@ -177,7 +177,7 @@ class DecodingBench(Task):
             PrefixCache,
             VicinityCache,
         )
-        from dllm_decode.engine import Engine
+        from dllm_decode.decoding.engine import Engine
 
         decoder = self._plain(context)
         grid = getattr(decoder.denoiser, "block_length", None)
@@ -194,8 +194,8 @@ class DecodingBench(Task):
 
     def _canvas(self, context: Context) -> list[Variant]:
         from dllm_decode.benchmarks.decoding import Variant, repeated
-        from dllm_decode.cache import DualCache, NoCache
-        from dllm_decode.engine import Engine
+        from dllm_decode.decoding.cache import DualCache, NoCache
+        from dllm_decode.decoding.engine import Engine
 
         decoder = self._plain(context)
         return [
@@ -210,14 +210,14 @@ class DecodingBench(Task):
 
     def _prompts(self, context: Context) -> list[tuple[int, ...]]:
         """Sample problems of different lengths as token ids."""
-        from dllm_decode.evaluation.problems import TRAINED, problems
+        from dllm_decode.problems import TRAINED, problems
 
         texts = [problems(family, "held_out", 1)[0].prompt for family in sorted(TRAINED)]
         return [context.decoder.encode(text) for text in texts]
 
     def _plain(self, context: Context) -> Decoder:
         """The configured decoder, committing one token per pass and never stopping early."""
-        from dllm_decode.schedule import Blocks
+        from dllm_decode.decoding.schedule import Blocks
 
         one_by_one = context.decoder_with("strategy=sequential", "strategy/stop=never")
         return replace(unlimited(one_by_one.decoder), schedule=Blocks(self.block))

@@ -125,9 +125,9 @@ class StepBench(Task):
     ) -> dict[str, Any]:
         import torch
 
+        from dllm_decode.api import build
         from dllm_decode.benchmarks.decoding import step_seconds
         from dllm_decode.benchmarks.step import implementation, random_request
-        from dllm_decode.build import build
 
         decoder = build(context.cfg, model=lambda: loaded).decoder
         request = random_request(size, batch, self.prompt, self.tokens)
@@ -146,8 +146,8 @@ class StepBench(Task):
         }
 
     def _profile(self, context: Context, loaded: LoadedModel, size: Size) -> str:
+        from dllm_decode.api import build
         from dllm_decode.benchmarks.step import profile, random_request
-        from dllm_decode.build import build
 
         decoder = build(context.cfg, model=lambda: loaded).decoder
         with context.display.working("profile"):

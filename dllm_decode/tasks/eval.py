@@ -20,19 +20,19 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
-from dllm_decode.evaluation.problems import FAMILIES, TRAINED, Variant
+from dllm_decode.problems import FAMILIES, TRAINED, Variant
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from dllm_decode.api import TextDecoder
+    from dllm_decode.decoding.types import Request
     from dllm_decode.evaluation.data import Question
     from dllm_decode.evaluation.evaluate import Reference
     from dllm_decode.evaluation.metrics import Sample
     from dllm_decode.evaluation.store import JobFolder
     from dllm_decode.models.loaded import LoadedModel
-    from dllm_decode.types import Request
 
 GROUPS = ("strategy", "schedule", "cache", "sampler")
 _MODELS: dict[str, Any] = {}  # models of this process, so that a sweep loads each of them once
@@ -45,7 +45,7 @@ class Eval(Task):
 
     Problems. families: bundled ones by name, `shown` (those the bundled model solves), `trained`
     (those it is trained on) or `all`; problems: list lengths, clues and other changes to them, see
-    `dllm_decode.evaluation.problems.variant`; split: `held_out` or `train`; count: problems per
+    `dllm_decode.problems.variant`; split: `held_out` or `train`; count: problems per
     family, or of the file; seed: of the draw, and question i is decoded with seed + i; data: a
     JSONL file instead, see `dllm_decode.evaluation.data`; format: of the file, None: told from its
     keys; max_new_tokens: columns per answer, None: what family or format needs. Exact toy worlds
@@ -127,7 +127,7 @@ class Eval(Task):
 
         order: place of the job in reports; None: the one it has, 0 for a new one.
         """
-        from dllm_decode.build import build
+        from dllm_decode.api import build
         from dllm_decode.evaluation.evaluate import check_questions
         from dllm_decode.evaluation.store import (
             RESULTS,
@@ -230,9 +230,9 @@ class Eval(Task):
     def _description(
         self, settings: dict[str, Any], decoder: TextDecoder, questions: Sequence[Question]
     ) -> dict[str, Any]:
+        from dllm_decode.decoding.strategy import parts_of
         from dllm_decode.evaluation.data import digest
         from dllm_decode.evaluation.store import code_version
-        from dllm_decode.strategy import parts_of
 
         loop = decoder.decoder
         parts = [part for _, part in parts_of(loop.strategy)]
@@ -296,7 +296,7 @@ class Eval(Task):
         keys: Sequence[str],
     ) -> Reference:
         """What the oracle imitates: from the finished sequential job if there is one."""
-        from dllm_decode.config import compose_checked
+        from dllm_decode.config.compose import compose_checked
         from dllm_decode.evaluation.store import RESULTS, SAMPLES, job_key, parse_samples
 
         plain_cfg = compose_checked(["strategy=sequential"])
@@ -537,8 +537,8 @@ def so_far(samples: Sequence[Sample]) -> str:
 
 def show_table(context: Context, paths: Sequence[Path]) -> None:
     """The jobs of this process that can stand in one table with the last one."""
-    from dllm_decode.evaluation.report import read_runs, terminal_table
-    from dllm_decode.evaluation.tables import rows_of
+    from dllm_decode.evaluation.reporting.report import read_runs, terminal_table
+    from dllm_decode.evaluation.reporting.tables import rows_of
 
     runs = read_runs(paths)
     last = runs[-1].results

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dllm_decode.console.prompts import Asked, one_prompt, read_prompts
 from dllm_decode.errors import ConfigError, require_choice, require_count
-from dllm_decode.prompts import Asked, one_prompt, read_prompts
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dllm_decode.api import TextDecoder
+    from dllm_decode.decoding.types import Request, Result
     from dllm_decode.evaluation.metrics import Sample
-    from dllm_decode.types import Request, Result
 
 INTERRUPTED = 130
 
@@ -48,7 +48,7 @@ class Decoded:
 class Generate(Task):
     """Decodes prompts and compares with one token per step.
 
-    prompt: one text; prompts: a file, see `dllm_decode.prompts.read_prompts`; with neither, sample
+    prompt: one text; prompts: a file, see `console.prompts.read_prompts`; with neither, sample
     problems of the model, graded; max_new_tokens: columns per prompt, None for what a sample
     problem needs and 64 for other prompts; seed: prompt i is decoded with seed + i (lines of a
     prompts file may say otherwise); batch_size: prompts decoded together, max_tokens_in_flight and
@@ -126,7 +126,7 @@ class Generate(Task):
 
         Fewer problems than families are spread over them, so that all kinds are seen.
         """
-        from dllm_decode.evaluation.problems import FAMILIES, problems
+        from dllm_decode.problems import FAMILIES, problems
 
         families = [f for f in FAMILIES.values() if f.shown] or list(FAMILIES.values())
         if self.samples < len(families):
@@ -145,7 +145,7 @@ class Generate(Task):
         ]
 
     def _request(self, decoder: TextDecoder, jobs: Sequence[Job]) -> Request:
-        from dllm_decode.types import Request
+        from dllm_decode.decoding.types import Request
 
         ids = []
         for row, job in enumerate(jobs):
@@ -170,8 +170,8 @@ class Generate(Task):
     def _decode(
         self, context: Context, decoder: TextDecoder, request: Request, jobs: Sequence[Job]
     ) -> Decoded:
-        from dllm_decode.display import CanvasView
-        from dllm_decode.watching import CanvasObserver
+        from dllm_decode.console.display import CanvasView
+        from dllm_decode.console.watching import CanvasObserver
 
         view = CanvasView([job.asked.title for job in jobs], decoder.piece)
         observer = CanvasObserver(view)
@@ -182,7 +182,7 @@ class Generate(Task):
             )
 
     def _baseline(self, context: Context, decoder: TextDecoder, request: Request) -> Decoded:
-        from dllm_decode.watching import ProgressObserver
+        from dllm_decode.console.watching import ProgressObserver
 
         columns = sum(request.lengths)
         with context.display.progress("strategy=sequential", columns) as report:
@@ -196,7 +196,7 @@ class Generate(Task):
     def _timed(
         self, decoder: TextDecoder, request: Request, observers: Sequence[Any], record: bool
     ) -> Decoded:
-        from dllm_decode.loop import Interrupted
+        from dllm_decode.decoding.loop import Interrupted
 
         begin = time.perf_counter()
         try:
@@ -248,7 +248,7 @@ def _possible(world: Any, prompt: str) -> Callable[[str], bool]:
 
 def first_line(decoder: TextDecoder) -> str:
     """Model, checkpoint, parameters, device, strategy in words."""
-    from dllm_decode.describe import describe_part, describe_strategy
+    from dllm_decode.console.describe import describe_part, describe_strategy
 
     loop = decoder.decoder
     words = f"{decoder.model.description}; {describe_strategy(loop.strategy)}"

@@ -17,7 +17,7 @@ from dllm_decode.errors import (
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
-    from dllm_decode.evaluation.card import Measured
+    from dllm_decode.evaluation.reporting.model_card import Measured
     from dllm_decode.evaluation.store import Run
     from dllm_decode.tasks.ablation import Ablation
 
@@ -33,7 +33,7 @@ class ModelCard(Task):
     for everything else (the first of them); weak_count: of the families that are not shown, which
     are decoded one token per step only (0: leave them out); tokens_per_step, thresholds: what is
     compared with one token per step; batch_size, runs, resume: see `Eval`; card: a Markdown page
-    whose part between the marks of `dllm_decode.evaluation.card` is replaced, with the pictures
+    whose part between the marks of `reporting.model_card` is replaced, with the pictures
     beside it, None: `card.md` in the run folder.
     """
 
@@ -66,7 +66,7 @@ class ModelCard(Task):
     def run(self, context: Context) -> int:
         """Measure what is not measured yet and write the card; returns 0."""
         from dllm_decode.evaluation import card
-        from dllm_decode.evaluation.problems import FAMILIES
+        from dllm_decode.problems import FAMILIES
 
         if self.ablation().evaluate(context):
             raise DllmDecodeError("a job of the model card failed, see above; no card was written")
@@ -86,7 +86,7 @@ class ModelCard(Task):
 
     def ablation(self) -> Ablation:
         """The jobs, in the order in which `measured` reads them."""
-        from dllm_decode.evaluation.problems import FAMILIES
+        from dllm_decode.problems import FAMILIES
         from dllm_decode.tasks.ablation import Ablation
 
         compared = [
@@ -110,7 +110,7 @@ class ModelCard(Task):
 
     def measured(self, context: Context) -> Measured:
         """The finished jobs of this run."""
-        from dllm_decode.evaluation.card import Measured
+        from dllm_decode.evaluation.reporting.model_card import Measured
 
         runs = [_run(context, number) for number in range(len(self.ablation().jobs))]
         several = len(self.tokens_per_step)

@@ -19,13 +19,13 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
-from dllm_decode.evaluation.problems import TRAINED
+from dllm_decode.problems import TRAINED
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
-    from dllm_decode.pretraining.batches import Mixture
-    from dllm_decode.pretraining.course import Course
-    from dllm_decode.pretraining.network import Shape
+    from dllm_decode.training.llada_tiny.batches import Mixture
+    from dllm_decode.training.llada_tiny.course import Course
+    from dllm_decode.training.llada_tiny.network import Shape
 
 # What a checkpoint can only be continued with.
 _IDENTITY = ("seed", "workers", "width", "layers", "heads", "hidden", "batch_tokens")
@@ -131,14 +131,14 @@ class Pretrain(Task):
 
     def shape(self) -> Shape:
         """Sizes of the network, with the vocabulary of the package's problems."""
-        from dllm_decode.pretraining.network import Shape
-        from dllm_decode.pretraining.tokenizer import vocabulary
+        from dllm_decode.training.llada_tiny.network import Shape
+        from dllm_decode.training.llada_tiny.tokenizer import vocabulary
 
         return Shape(len(vocabulary()), self.width, self.layers, self.heads, self.hidden)
 
     def mixture(self) -> Mixture:
         """Layout of the batches."""
-        from dllm_decode.pretraining.batches import Mixture
+        from dllm_decode.training.llada_tiny.batches import Mixture
 
         return Mixture(batch_tokens=self.batch_tokens)
 
@@ -183,7 +183,7 @@ class Pretrain(Task):
         """
         from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
-        from dllm_decode.pretraining.worker import work
+        from dllm_decode.training.llada_tiny.worker import work
 
         folder = self._prepare()
         if self.workers == 1:
@@ -208,7 +208,7 @@ class Pretrain(Task):
         """Check what only the machine can tell, and make the folder."""
         import torch
 
-        from dllm_decode.pretraining import checkpoint
+        from dllm_decode.training.llada_tiny import checkpoint
 
         try:
             device = torch.device(self.device)

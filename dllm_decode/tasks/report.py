@@ -18,7 +18,7 @@ class Report(Task):
     the pages; preface: a Markdown file put before the tables; figures: draw them (needs
     matplotlib); define: print the definition of every metric as well; markdown: also write the
     Markdown page to this file, with its figures beside it in a folder of the same name; pages: a
-    folder of Markdown pages whose marked places are filled, see `dllm_decode.evaluation.pages`.
+    folder of Markdown pages whose marked places are filled, see `reporting.documents`.
     """
 
     runs: str = "runs/eval"
@@ -40,8 +40,8 @@ class Report(Task):
     def run(self, context: Context) -> int:
         """Write the report; returns 1 if results were damaged or failed and had to be left out."""
         from dllm_decode.evaluation import metrics
-        from dllm_decode.evaluation.pages import refresh
-        from dllm_decode.evaluation.report import (
+        from dllm_decode.evaluation.reporting.documents import refresh
+        from dllm_decode.evaluation.reporting.report import (
             HEADS,
             chosen_runs,
             collect,

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dllm_decode.console.prompts import Asked, read_prompts
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_count, require_in_range
-from dllm_decode.prompts import Asked, read_prompts
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dllm_decode.api import TextDecoder
-    from dllm_decode.filter_training import Records
-    from dllm_decode.types import Request
+    from dllm_decode.decoding.types import Request
+    from dllm_decode.training.filter import Records
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.96, 0.98, 0.99)
 FILTER, REPORT = "filter.safetensors", "report.json"
@@ -30,7 +30,7 @@ class TrainFilter(Task):
     forward passes is a record. The filter is for the block length of the schedule and for this
     model alone; both stand in the file.
 
-    Prompts. prompts: a file, see `dllm_decode.prompts.read_prompts`; without one, problems of the
+    Prompts. prompts: a file, see `console.prompts.read_prompts`; without one, problems of the
     training split: families: their names, None for those the bundled model solves; problems: per
     family; max_new_tokens: columns per prompt, None for what a family needs and 64 for a file;
     batch_size: prompts decoded together.
@@ -75,7 +75,7 @@ class TrainFilter(Task):
 
     def run(self, context: Context) -> int:
         """Decode, learn, measure, write; returns 0."""
-        from dllm_decode.filter_training import fit, split
+        from dllm_decode.training.filter import fit, split
 
         asked, lengths = self._prompts()
         decoder = context.decoder_with("strategy=sequential")
@@ -110,7 +110,7 @@ class TrainFilter(Task):
     def _prompts(self) -> tuple[list[Asked], list[int]]:
         """What to decode, and columns for each."""
         from dllm_decode.api import DEFAULT_NEW_TOKENS
-        from dllm_decode.evaluation.problems import FAMILIES, problems
+        from dllm_decode.problems import FAMILIES, problems
 
         if self.prompts is not None:
             asked = read_prompts(self.prompts)
@@ -131,7 +131,7 @@ class TrainFilter(Task):
     def _request(
         self, decoder: TextDecoder, asked: Sequence[Asked], lengths: Sequence[int]
     ) -> Request:
-        from dllm_decode.types import Request
+        from dllm_decode.decoding.types import Request
 
         ids = tuple(decoder.encode(prompt.content, row) for row, prompt in enumerate(asked))
         request = Request(ids, tuple(lengths), tuple(self.seed + row for row in range(len(ids))))
@@ -142,7 +142,7 @@ class TrainFilter(Task):
 
     def _records(self, context: Context, decoder: TextDecoder, request: Request) -> Records:
         """The forward passes of the oracle, which follows a decode of one token per step."""
-        from dllm_decode.filter_training import Recorder
+        from dllm_decode.training.filter import Recorder
 
         columns = sum(request.lengths)
         reference = self._decode(context, "reference decode", decoder, request, columns)
@@ -161,7 +161,7 @@ class TrainFilter(Task):
         columns: int,
         *observers: Any,
     ) -> tuple[tuple[int, ...], ...]:
-        from dllm_decode.watching import ProgressObserver
+        from dllm_decode.console.watching import ProgressObserver
 
         with context.display.progress(title, columns) as report:
             result = decoder.decode(
@@ -179,7 +179,7 @@ class TrainFilter(Task):
     def _figures(
         self, decoder: TextDecoder, network: Any, learned: Records, kept: Records
     ) -> dict[str, Any]:
-        from dllm_decode.filter_training import loss, measured
+        from dllm_decode.training.filter import loss, measured
 
         def figures(records: Records) -> dict[str, Any]:
             return {

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 
 from dllm_decode import Decision, Strategy
-from dllm_decode.selection import best
+from dllm_decode.decoding.selection import best
 
 
 @dataclass(frozen=True)

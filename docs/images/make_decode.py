@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from dllm_decode import load
-from dllm_decode.display import CanvasView
-from dllm_decode.watching import CanvasObserver
+from dllm_decode.console.display import CanvasView
+from dllm_decode.console.watching import CanvasObserver
 
 PROMPT = "Latin square of K Q X Z"
 

@@ -13,12 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 
 import dllm_decode.conf
-from dllm_decode.build import PARTS, build_node, build_task, fits
-from dllm_decode.config import check, compose, groups
+from dllm_decode.config.compose import check, compose, groups
+from dllm_decode.config.instantiate import PARTS, build_node, fits
+from dllm_decode.config.signatures import parameters_of
+from dllm_decode.decoding.strategy import Part, Pipeline
 from dllm_decode.errors import ConfigError
-from dllm_decode.signatures import parameters_of
-from dllm_decode.strategy import Part, Pipeline
-from dllm_decode.tasks import Task
+from dllm_decode.tasks import Task, build_task
 
 CONF = Path(dllm_decode.conf.__file__).parent
 OPTIONS = sorted(

@@ -13,8 +13,8 @@ from dllm_decode.cli import main
 STRATEGY = '''
 from dataclasses import dataclass
 
-from dllm_decode.strategy import Strategy
-from dllm_decode.types import Decision
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Decision
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import torch
 from hydra import compose, initialize_config_module
 
 import dllm_decode.conf
-from dllm_decode.acceptance import AcceptanceFilter
-from dllm_decode.build import build_node
+from dllm_decode.config.instantiate import build_node
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError
-from dllm_decode.loop import Decoder
-from dllm_decode.schedule import Blocks
+from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.testing import HashDenoiser, StrategyContract
-from dllm_decode.types import Request
 
 WIDTH = 4
 FOLDER = TemporaryDirectory()

@@ -12,19 +12,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
-from dllm_decode import canvas, loop, settle, testing
-from dllm_decode.prediction import Prediction
-from dllm_decode.sampling import Greedy, Sampler
-from dllm_decode.selection import best, ordered, ranks
+from dllm_decode import testing
+from dllm_decode.decoding import canvas, loop, settle
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.sampling import Greedy, Sampler
+from dllm_decode.decoding.selection import best, ordered, ranks
+from dllm_decode.decoding.strategy import Pipeline, Strategy, Transform
+from dllm_decode.decoding.types import Decision, Memory
 from dllm_decode.strategies.credit import CreditMemory, TraceCredit
 from dllm_decode.strategies.entropy_bound import EntropyBound
 from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.strategies.factor import Factor
 from dllm_decode.strategies.fixed import FixedSchedule, TopK, scheduled
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline, Strategy, Transform
 from dllm_decode.testing import StrategyContract, cases
-from dllm_decode.types import Decision, Memory
 
 PROPERTIES = sorted(name for name in dir(StrategyContract) if name.startswith("test_"))
 ENDS = "test_it_ends_in_time_with_every_column_decided"

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.noise import Noise
-from dllm_decode.prediction import Prediction
-from dllm_decode.sampling import Categorical, Sampler
-from dllm_decode.strategy import Progress, Strategy
-from dllm_decode.types import Decision, StepView
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.sampling import Categorical, Sampler
+from dllm_decode.decoding.strategy import Progress, Strategy
+from dllm_decode.decoding.types import Decision, StepView
+from dllm_decode.kernels.noise import Noise
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,13 @@ from recordings import Replayed, ReplayedSampler, by_step
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dllm_decode.cache import CachePolicy, DualCache, NoCache, PrefixCache
-from dllm_decode.loop import Decoder
+from dllm_decode.decoding.cache import CachePolicy, DualCache, NoCache, PrefixCache
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
+from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
+from dllm_decode.decoding.strategy import Pipeline, StopRule, Strategy
+from dllm_decode.decoding.types import Board, Change, Decision, Request, Result, StepView
 from dllm_decode.models import load_model
-from dllm_decode.sampling import Categorical, Greedy, Sampler
-from dllm_decode.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.strategies.ccd import ReleasedCCD
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.dream import DreamOrigin, DreamSchedule
@@ -40,8 +42,6 @@ from dllm_decode.strategies.hierarchical import Hierarchical
 from dllm_decode.strategies.learn2pd import Learn2PD
 from dllm_decode.strategies.suppress import BanTokens, DeferTokens
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline, StopRule, Strategy
-from dllm_decode.types import Board, Change, Decision, Request, Result, StepView
 
 FOLDER = Path(__file__).parent
 DECODE = FOLDER / "decode"

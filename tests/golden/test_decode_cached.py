@@ -15,16 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dllm_decode.cache import DualCache, PrefixCache
-from dllm_decode.loop import Decoder
+from dllm_decode.decoding.cache import DualCache, PrefixCache
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.types import Request
 from dllm_decode.models import load_model
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.factor import Factor
 from dllm_decode.strategies.fixed import FixedSchedule
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline
-from dllm_decode.types import Request
 
 FOLDER = Path(__file__).parent
 

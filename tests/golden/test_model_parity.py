@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dllm_decode.cache import Plan
+from dllm_decode.decoding.cache import Plan
 from dllm_decode.models import load_model
 
 GOLDEN = Path(__file__).parent

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.kernels import reference
-from dllm_decode.prediction import Prediction
 
 PURE = Path(__file__).parent / "pure"
 

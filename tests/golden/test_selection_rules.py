@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from table_model import TableModel
 from torch import Tensor
 
-from dllm_decode.loop import Decoder
-from dllm_decode.schedule import WholeCanvas
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import WholeCanvas
+from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.strategies.dream import transfer_shares
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.entropy_bound import EntropyBound
@@ -20,7 +21,6 @@ from dllm_decode.strategies.factor import Factor
 from dllm_decode.strategies.fixed import scheduled
 from dllm_decode.strategies.hierarchical import Hierarchical
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline, Strategy
 
 FOLDER = Path(__file__).parent / "pure"
 CASE = json.loads((FOLDER / "selection_rules.json").read_text())

@@ -12,17 +12,17 @@ pytest.importorskip("triton", reason="Triton is published for Linux only")
 import kernel_properties as properties
 
 from dllm_decode.benchmarks.step import Size, implementation, random_model, random_request
-from dllm_decode.config import compose_checked
-from dllm_decode.display import make_display
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.console.display import make_display
+from dllm_decode.console.runfolder import RunFolder
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.prediction import HeadPrediction, Prediction, Unprojected
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.selection import reaching
+from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.kernels import dispatch, fused, reference
-from dllm_decode.loop import Decoder
-from dllm_decode.prediction import HeadPrediction, Prediction, Unprojected
-from dllm_decode.runfolder import RunFolder
-from dllm_decode.schedule import Blocks
-from dllm_decode.selection import reaching
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline
 from dllm_decode.tasks import Context
 from dllm_decode.tasks.bench import KernelBench
 from dllm_decode.tasks.bench_step import StepBench

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import Plan
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.types import Board, Change, Request, StepView, Vocab
+from dllm_decode.kernels.noise import Noise, fold, unit_interval
 from dllm_decode.models.toy import row_state
-from dllm_decode.noise import Noise, fold, unit_interval
-from dllm_decode.prediction import Prediction
-from dllm_decode.types import Board, Change, Request, StepView, Vocab
 
 VOCAB = Vocab(size=12, mask_id=11, eot_ids=(10,))
 

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from table_model import Case, Step, TableModel, cases, decode, plain_steps
 from torch import Tensor
 
-from dllm_decode.cache import Plan
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import WholeCanvas
 from dllm_decode.errors import ConfigError
-from dllm_decode.loop import Decoder
-from dllm_decode.schedule import WholeCanvas
 from dllm_decode.strategies.ccd import ReleasedCCD
 from dllm_decode.strategies.fixed import TopK
 

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas, Window
+from dllm_decode.decoding.strategy import Pipeline, Strategy, Transform
+from dllm_decode.decoding.types import Board, Decision, Memory, Request, Result, StepView
 from dllm_decode.errors import ConfigError
-from dllm_decode.loop import Decoder
-from dllm_decode.prediction import Prediction
-from dllm_decode.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas, Window
 from dllm_decode.strategies.credit import AdaptiveCredit, CreditMemory, TraceCredit
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline, Strategy, Transform
-from dllm_decode.types import Board, Decision, Memory, Request, Result, StepView
 
 few = settings(max_examples=10, deadline=None)
 decodes = settings(max_examples=5, deadline=None)

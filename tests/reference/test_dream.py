@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from table_model import Case, Step, TableModel, cases, decode, plain_steps
 
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import WholeCanvas
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError
-from dllm_decode.loop import Decoder
-from dllm_decode.schedule import WholeCanvas
 from dllm_decode.strategies.dream import DreamOrigin, DreamSchedule, transfer_shares
-from dllm_decode.types import Request
 
 STEPS, EPS = st.integers(1, 14), st.sampled_from([1e-3, 1e-2, 0.3])
 

@@ -11,14 +11,14 @@ from changing_model import VOCAB, ChangingModel, a_request, board_of, change_of,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks, WholeCanvas
+from dllm_decode.decoding.strategy import NeverStop, Pipeline, Strategy
+from dllm_decode.decoding.types import Decision, Request, Result, StepView
 from dllm_decode.errors import CapabilityError, ConfigError
-from dllm_decode.loop import Decoder
-from dllm_decode.schedule import Blocks, WholeCanvas
 from dllm_decode.strategies.eot import AcceptedEot, CommittedEot, PredictedEot
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import NeverStop, Pipeline, Strategy
-from dllm_decode.types import Decision, Request, Result, StepView
 
 decodes = settings(max_examples=5, deadline=None)
 EOT, MASK = 10, 11

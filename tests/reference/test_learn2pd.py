@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dllm_decode.acceptance import AcceptanceFilter
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
+from dllm_decode.decoding.strategy import Pipeline, Strategy
+from dllm_decode.decoding.types import Result
 from dllm_decode.errors import CapabilityError, CheckpointError, ConfigError
-from dllm_decode.loop import Decoder
-from dllm_decode.schedule import Blocks, Schedule, WholeCanvas
+from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.eot import AcceptedEot, PredictedEot
 from dllm_decode.strategies.fixed import FixedSchedule, TopK
 from dllm_decode.strategies.learn2pd import Learn2PD
-from dllm_decode.strategy import Pipeline, Strategy
-from dllm_decode.types import Result
 
 decodes = settings(max_examples=5, deadline=None)
 SEEDS = st.integers(0, 500)

@@ -11,14 +11,14 @@ from changing_model import ChangingModel, a_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
+from dllm_decode.decoding.strategy import Pipeline, Strategy
+from dllm_decode.decoding.types import Request, Result
 from dllm_decode.errors import CapabilityError, ConfigError
-from dllm_decode.loop import Decoder
-from dllm_decode.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.oracle import Oracle
-from dllm_decode.strategy import Pipeline, Strategy
-from dllm_decode.types import Request, Result
 
 decodes = settings(max_examples=8, deadline=None)
 SEEDS = st.integers(0, 500)

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from table_model import Case, Step, cases, decode, plain_steps
 
+from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.errors import ConfigError
-from dllm_decode.prediction import Prediction
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
 

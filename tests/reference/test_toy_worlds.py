@@ -13,8 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_decode.cache import Plan
-from dllm_decode.loop import Decoder
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.sampling import Categorical, Greedy
+from dllm_decode.decoding.schedule import Blocks, WholeCanvas
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Decision, Memory, Request
 from dllm_decode.models.toy import (
     Copy,
     Markov,
@@ -24,16 +29,11 @@ from dllm_decode.models.toy import (
     Shuffle,
     Table,
 )
-from dllm_decode.prediction import Prediction
-from dllm_decode.sampling import Categorical, Greedy
-from dllm_decode.schedule import Blocks, WholeCanvas
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.entropy_bound import EntropyBound
 from dllm_decode.strategies.factor import Factor
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Strategy
-from dllm_decode.types import Decision, Memory, Request
 
 EXACT = {"noise": 0.0, "floor": 0.0}
 CHAIN = Markov(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dllm_decode.cache import Plan
+from dllm_decode.decoding.cache import Plan
 from dllm_decode.models.toy import Copy
 
 

@@ -14,14 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.prediction import DensePrediction, Prediction, Unprojected
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.kernels import dispatch, fused
-from dllm_decode.loop import Decoder
-from dllm_decode.prediction import DensePrediction, Prediction, Unprojected
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline
-from dllm_decode.types import Request, Vocab
 
 settings.register_profile("interpreter", max_examples=12, deadline=None, derandomize=True)
 settings.load_profile("interpreter")

@@ -19,7 +19,7 @@ OPTIONS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 # takes and frees 40 blocks of 8 MiB, as a pass does with its tensors; prints the page faults
 FAULTS = """
 import ctypes, resource, sys
-from dllm_decode.allocator import keep_freed_memory
+from dllm_decode.console.allocator import keep_freed_memory
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 c = ctypes.CDLL(None)
 c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

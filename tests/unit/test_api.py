@@ -9,7 +9,7 @@ from faulty_models import InterruptedWorld
 import dllm_decode
 from dllm_decode import ConfigError, Interrupted, Request, load
 from dllm_decode.api import TextDecoder
-from dllm_decode.sampling import Categorical
+from dllm_decode.decoding.sampling import Categorical
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,15 @@ from dllm_decode.benchmarks.decoding import (
     spread_request,
     targets,
 )
-from dllm_decode.cache import DualCache
 from dllm_decode.cli import main
-from dllm_decode.engine import Engine
+from dllm_decode.decoding.cache import DualCache
+from dllm_decode.decoding.engine import Engine
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.errors import ConfigError
-from dllm_decode.loop import Decoder
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline
 from dllm_decode.tasks.bench_decoding import DecodingBench
 from dllm_decode.testing import VOCAB, StoringHashDenoiser
 

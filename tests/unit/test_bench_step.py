@@ -10,12 +10,12 @@ import torch
 
 from dllm_decode.benchmarks.decoding import PARTS
 from dllm_decode.benchmarks.step import Size, random_model, random_request
-from dllm_decode.config import compose_checked
-from dllm_decode.display import make_display
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.console.display import make_display
+from dllm_decode.console.runfolder import RunFolder
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels import dispatch
 from dllm_decode.models.head import head_obstacle
-from dllm_decode.runfolder import RunFolder
 from dllm_decode.tasks import Context
 from dllm_decode.tasks.bench import CPU_NOTE
 from dllm_decode.tasks.bench_step import StepBench

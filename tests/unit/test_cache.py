@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_decode.cache import (
+from dllm_decode.decoding.cache import (
     BlockExact,
     CertaintyCache,
     DelayedCache,
@@ -24,14 +24,14 @@ from dllm_decode.cache import (
     columns_of,
     mask_of,
 )
-from dllm_decode.engine import Engine
+from dllm_decode.decoding.engine import Engine
+from dllm_decode.decoding.loop import Decoder, Run
+from dllm_decode.decoding.schedule import Blocks, WholeCanvas
+from dllm_decode.decoding.strategy import Pipeline, Strategy
+from dllm_decode.decoding.types import Decision, Request, StepView, Vocab
 from dllm_decode.errors import CapabilityError, ConfigError
-from dllm_decode.loop import Decoder, Run
 from dllm_decode.models.adapter import TransformersDenoiser
-from dllm_decode.schedule import Blocks, WholeCanvas
 from dllm_decode.strategies.eot import CommittedEot
-from dllm_decode.strategy import Pipeline, Strategy
-from dllm_decode.types import Decision, Request, StepView, Vocab
 
 VOCAB = Vocab(size=23, mask_id=22, eot_ids=(21,))
 APPROXIMATE = [

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dllm_decode.canvas import Canvas
-from dllm_decode.types import Change, Request, Vocab
+from dllm_decode.decoding.canvas import Canvas
+from dllm_decode.decoding.types import Change, Request, Vocab
 
 VOCAB = Vocab(9, 8, (2,), 7)
 REQUEST = Request(((1, 3), (4,)), (2, 4), fixed=(None, {1: 5}))

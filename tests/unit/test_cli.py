@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dllm_decode.cli import main, quoted
-from dllm_decode.trace import read_trace
+from dllm_decode.decoding.trace import read_trace
 
 TOY = ("model=toy_copy", "task.samples=2", "display=none")
 

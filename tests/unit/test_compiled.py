@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dllm_decode.cache import DualCache, NoCache
-from dllm_decode.engine import Engine
+from dllm_decode.decoding.cache import DualCache, NoCache
+from dllm_decode.decoding.engine import Engine
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError
-from dllm_decode.loop import Decoder
 from dllm_decode.models import load_model
 from dllm_decode.models.compiled import CompiledBody
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline
-from dllm_decode.types import Request
 
 LLADA = Path(__file__).parents[1] / "golden" / "checkpoints" / "llada"
 REQUEST = Request(((1, 2, 3), (4,), (5, 6)), (20, 9, 24))

@@ -6,13 +6,13 @@ import pytest
 from rich.console import Console
 
 from dllm_decode import ConfigError, load
-from dllm_decode.describe import describe_part, describe_strategy
-from dllm_decode.display import CanvasView, make_display
+from dllm_decode.console.describe import describe_part, describe_strategy
+from dllm_decode.console.display import CanvasView, make_display
+from dllm_decode.console.watching import CanvasObserver, ProgressObserver
+from dllm_decode.decoding.strategy import NeverStop, Pipeline
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.fixed import FixedSchedule
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import NeverStop, Pipeline
-from dllm_decode.watching import CanvasObserver, ProgressObserver
 
 
 def terminal() -> Console:
@@ -103,7 +103,7 @@ def test_progress_counts_columns_that_need_no_more_work() -> None:
 
 def test_plain_progress_speaks_only_about_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("dllm_decode.display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dllm_decode.console.display.time.monotonic", lambda: now[0])
     console = paper()
     with make_display("plain", console).progress("working", 10) as report:
         for now[0], done in ((1.0, 1), (3.0, 5), (4.0, 6), (14.0, 8)):

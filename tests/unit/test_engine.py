@@ -10,19 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_decode.build import build_task
-from dllm_decode.cache import DualCache, NoCache, Plan
 from dllm_decode.cli import main
-from dllm_decode.config import compose_checked
-from dllm_decode.engine import Engine
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.decoding.cache import DualCache, NoCache, Plan
+from dllm_decode.decoding.engine import Engine
+from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
+from dllm_decode.decoding.sampling import Categorical
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline, Strategy
+from dllm_decode.decoding.types import Board, Decision, Request, StepView, Vocab
 from dllm_decode.errors import ConfigError
-from dllm_decode.loop import Decoder, Interrupted, Observer
-from dllm_decode.sampling import Categorical
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.eot import CommittedEot
-from dllm_decode.strategy import Pipeline, Strategy
+from dllm_decode.tasks import build_task
 from dllm_decode.testing import HashStore
-from dllm_decode.types import Board, Decision, Request, StepView, Vocab
 
 VOCAB = Vocab(size=11, mask_id=10, eot_ids=(9,))
 

@@ -14,18 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from dllm_decode.build import build, build_node, build_task
+from dllm_decode.api import build
 from dllm_decode.cli import main
-from dllm_decode.config import compose_checked
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.config.instantiate import build_node
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics, store
 from dllm_decode.evaluation.data import Question, bundled
 from dllm_decode.evaluation.evaluate import Evaluation, check_questions, encode, infilling
 from dllm_decode.evaluation.metrics import Sample
-from dllm_decode.evaluation.problems import FAMILIES, TRAINED, Variant
+from dllm_decode.problems import FAMILIES, TRAINED, Variant
+from dllm_decode.tasks import build_task
 from dllm_decode.tasks import eval as task_module
 from dllm_decode.tasks.eval import Eval, job_name, world_questions
-from dllm_decode.types import Vocab
 
 SEQUENTIAL = ("strategy=sequential",)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dllm_decode.acceptance import AcceptanceFilter
 from dllm_decode.errors import CheckpointError
+from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.models.fingerprint import fingerprint
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(9000), "c": torch.zeros(0)}
@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
 
 
 def test_the_shipped_filter_is_for_the_bundled_model_and_the_default_blocks() -> None:
-    from dllm_decode.config import compose
+    from dllm_decode.config.compose import compose
     from dllm_decode.models import load_model
 
     shipped = AcceptanceFilter.load("bundled:llada-tiny")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from dllm_decode import ConfigError
-from dllm_decode.prompts import PromptsError, one_prompt, read_prompts
-from dllm_decode.runfolder import OutputError, RunFolder
-from dllm_decode.signatures import parameters_of
+from dllm_decode.config.signatures import parameters_of
+from dllm_decode.console.prompts import PromptsError, one_prompt, read_prompts
+from dllm_decode.console.runfolder import OutputError, RunFolder
 from dllm_decode.tasks.generate import Generate
 
 
@@ -79,12 +79,13 @@ def test_a_folder_in_the_way_of_a_file_is_named(tmp_path: Path) -> None:
 
 def test_parameter_names_come_from_functions_classes_and_their_bases() -> None:
     assert parameters_of("dllm_decode.models.toy.Shuffle") == ("noise", "floor", "seed", "n")
-    assert parameters_of("dllm_decode.strategy.NeverStop") == ()
+    assert parameters_of("dllm_decode.decoding.strategy.NeverStop") == ()
     assert "checkpoint" in (parameters_of("dllm_decode.models.load_model") or ())
 
 
 @pytest.mark.parametrize(
-    "target", ["absent.module.Name", "dllm_decode.strategy.Absent", "math.sqrt", "dict", "a..b"]
+    "target",
+    ["absent.module.Name", "dllm_decode.decoding.strategy.Absent", "math.sqrt", "dict", "a..b"],
 )
 def test_what_the_source_does_not_tell_may_be_anything(target: str) -> None:
     assert parameters_of(target) is None

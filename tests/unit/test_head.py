@@ -11,22 +11,22 @@ import pytest
 import torch
 from torch import nn
 
-from dllm_decode.cache import DualCache, NoCache, PrefixCache
+from dllm_decode.decoding.cache import DualCache, NoCache, PrefixCache
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.prediction import DensePrediction, HeadPrediction, Prediction, Unprojected
+from dllm_decode.decoding.sampling import Categorical
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline, Strategy
+from dllm_decode.decoding.types import Decision, Request
 from dllm_decode.errors import ConfigError, ModelOutputError
 from dllm_decode.kernels import dispatch, reference
-from dllm_decode.loop import Decoder
 from dllm_decode.models import load_model
 from dllm_decode.models.head import head_obstacle
-from dllm_decode.prediction import DensePrediction, HeadPrediction, Prediction, Unprojected
-from dllm_decode.sampling import Categorical
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.ccd import ReleasedCCD
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.suppress import BanTokens
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline, Strategy
-from dllm_decode.types import Decision, Request
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 OPTIONS = {"llada": {}, "dream": {}, "llada2": {"mask_id": 213, "block_length": 8}}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels import dispatch, reference
-from dllm_decode.prediction import Prediction
 
 HERE = Path(__file__).parent
 

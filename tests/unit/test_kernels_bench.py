@@ -8,10 +8,10 @@ import re
 import pytest
 import torch
 
-from dllm_decode.display import make_display
+from dllm_decode.benchmarks.kernels import Case, ratios
+from dllm_decode.console.display import make_display
+from dllm_decode.console.runfolder import RunFolder
 from dllm_decode.errors import ConfigError
-from dllm_decode.kernels.measure import Case, ratios
-from dllm_decode.runfolder import RunFolder
 from dllm_decode.tasks import Context
 from dllm_decode.tasks.bench import CPU_NOTE, KernelBench
 

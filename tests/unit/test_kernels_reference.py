@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dllm_decode.decoding.prediction import GumbelDraw, Prediction, Unprojected
+from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.kernels import reference
-from dllm_decode.noise import Noise, unit_interval
-from dllm_decode.prediction import GumbelDraw, Prediction, Unprojected
-from dllm_decode.sampling import Categorical
+from dllm_decode.kernels.noise import Noise, unit_interval
 
 logit = st.one_of(
     st.integers(-4, 4).map(float), st.floats(-60, 60, width=32), st.just(float("-inf"))

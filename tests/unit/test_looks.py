@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dllm_decode.cache import (
+from dllm_decode.decoding.cache import (
     BlockExact,
     CertaintyCache,
     DelayedCache,
@@ -19,17 +19,17 @@ from dllm_decode.cache import (
     PrefixCache,
     VicinityCache,
 )
-from dllm_decode.loop import Decoder, Run
+from dllm_decode.decoding.loop import Decoder, Run
+from dllm_decode.decoding.sampling import Categorical, Greedy
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.types import Request
 from dllm_decode.models import load_model
-from dllm_decode.sampling import Categorical, Greedy
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.entropy_bound import EntropyBound
 from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.strategies.factor import Factor
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline
-from dllm_decode.types import Request
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 WAITS = {

@@ -7,15 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_decode.cache import BlockExact, CertaintyCache, DualCache
+from dllm_decode.decoding.cache import BlockExact, CertaintyCache, DualCache
+from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
+from dllm_decode.decoding.sampling import Categorical, Greedy
+from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
+from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.strategy import Budget, Pipeline, StopRule, Strategy
+from dllm_decode.decoding.types import Decision, Request
 from dllm_decode.errors import CapabilityError, ConfigError, ModelOutputError
-from dllm_decode.loop import Decoder, Interrupted, Observer
-from dllm_decode.sampling import Categorical, Greedy
-from dllm_decode.schedule import Blocks, SlidingWindow, WholeCanvas
-from dllm_decode.selection import best
-from dllm_decode.strategy import Budget, Pipeline, StopRule, Strategy
 from dllm_decode.testing import VOCAB, HashDenoiser, replay, row_of
-from dllm_decode.types import Decision, Request
 
 EOT = VOCAB.eot_ids[0]
 QUIET = dict.fromkeys(VOCAB.never_generated, -1e6)

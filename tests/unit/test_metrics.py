@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllm_decode.decoding.loop import Outcome
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import aup, pareto_front, pbx
@@ -19,7 +20,7 @@ from dllm_decode.evaluation.statistics import (
     paired_bootstrap,
     wilson,
 )
-from dllm_decode.loop import Outcome
+from dllm_decode.models import laws
 
 EOT = 9
 
@@ -268,15 +269,15 @@ def shuffle_of(n: int) -> dict[tuple[int, ...], float]:
 
 @pytest.mark.parametrize(("n", "total"), [(2, 1.0), (3, 2.16993), (4, 3.41504)])
 def test_one_step_loses_the_total_correlation_of_a_shuffle(n, total):
-    law = metrics.law_of_partition(shuffle_of(n), [list(range(n))])
-    assert metrics.kl_divergence(shuffle_of(n), law) == pytest.approx(total, abs=5e-6)
+    law = laws.law_of_partition(shuffle_of(n), [list(range(n))])
+    assert laws.kl_divergence(shuffle_of(n), law) == pytest.approx(total, abs=5e-6)
 
 
 @pytest.mark.parametrize(("n", "total"), [(2, 1.0), (3, 1.16993), (4, 1.24511)])
 def test_one_step_loses_the_total_correlation_of_a_replacement(n, total):
     joint = {tuple(9 if i == j else i for i in range(n)): 1 / n for j in range(n)}
-    law = metrics.law_of_partition(joint, [list(range(n))])
-    assert metrics.kl_divergence(joint, law) == pytest.approx(total, abs=5e-6)
+    law = laws.law_of_partition(joint, [list(range(n))])
+    assert laws.kl_divergence(joint, law) == pytest.approx(total, abs=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -287,28 +288,28 @@ def test_a_fixed_partition_of_a_shuffle_loses_the_published_bound(sizes, bound):
     places = iter(range(6))
     steps = [[next(places) for _ in range(size)] for size in sizes]
     joint = shuffle_of(6)
-    law = metrics.law_of_partition(joint, steps)
-    assert metrics.kl_divergence(joint, law) == pytest.approx(bound, abs=5e-5)
+    law = laws.law_of_partition(joint, steps)
+    assert laws.kl_divergence(joint, law) == pytest.approx(bound, abs=5e-5)
 
 
 @given(st.permutations(range(4)))
 def test_one_at_a_time_reproduces_the_joint_in_every_order(order):
-    law = metrics.law_of_partition(REPLACE, [[place] for place in order])
-    assert metrics.total_variation(REPLACE, law) == pytest.approx(0.0, abs=1e-12)
-    assert metrics.kl_divergence(REPLACE, law) == pytest.approx(0.0, abs=1e-12)
+    law = laws.law_of_partition(REPLACE, [[place] for place in order])
+    assert laws.total_variation(REPLACE, law) == pytest.approx(0.0, abs=1e-12)
+    assert laws.kl_divergence(REPLACE, law) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_total_variation_by_hand_and_infinite_divergence():
-    assert metrics.total_variation({0: 1.0}, {0: 0.25, 1: 0.75}) == 0.75
-    assert metrics.kl_divergence({0: 0.5, 1: 0.5}, {0: 1.0}) == math.inf
+    assert laws.total_variation({0: 1.0}, {0: 0.25, 1: 0.75}) == 0.75
+    assert laws.kl_divergence({0: 0.5, 1: 0.5}, {0: 1.0}) == math.inf
 
 
 def test_laws_must_be_laws_and_steps_a_partition():
     with pytest.raises(ConfigError, match="target must hold probabilities that sum to 1"):
-        metrics.kl_divergence({0: 0.4}, {0: 1.0})
+        laws.kl_divergence({0: 0.4}, {0: 1.0})
     with pytest.raises(ConfigError, match="each position 0 to 2 once"):
-        metrics.law_of_partition(SHUFFLE, [[0], [0, 1]])
+        laws.law_of_partition(SHUFFLE, [[0], [0, 1]])
 
 
 def test_an_empirical_law_counts_outcomes():
-    assert metrics.empirical_law([[1], [1], [2], [1]]) == {(1,): 0.75, (2,): 0.25}
+    assert laws.empirical_law([[1], [1], [2], [1]]) == {(1,): 0.75, (2,): 0.25}

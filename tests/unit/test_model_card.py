@@ -15,9 +15,9 @@ from dllm_decode.api import load
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import card, metrics
 from dllm_decode.evaluation.metrics import Sample
-from dllm_decode.evaluation.problems import FAMILIES, problems
 from dllm_decode.evaluation.statistics import wilson
 from dllm_decode.evaluation.store import Run
+from dllm_decode.problems import FAMILIES, problems
 from dllm_decode.tasks.model_card import ModelCard
 
 BUNDLED = Path(dllm_decode.models.__file__).parent / "assets" / "llada-tiny"

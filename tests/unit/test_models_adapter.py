@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dllm_decode.cache import (
+from dllm_decode.decoding.cache import (
     BlockExact,
     NoCache,
     PeriodicCache,
@@ -14,13 +14,13 @@ from dllm_decode.cache import (
     columns_of,
     mask_of,
 )
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
+from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError
-from dllm_decode.loop import Decoder
 from dllm_decode.models import load_model
-from dllm_decode.schedule import Blocks, SlidingWindow, WholeCanvas
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline
-from dllm_decode.types import Request
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 OPTIONS = {

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dllm_decode.loop import Decoder
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.types import Request
 from dllm_decode.models import load_model
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline
-from dllm_decode.types import Request
 
 pytestmark = pytest.mark.slow
 

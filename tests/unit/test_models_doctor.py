@@ -10,10 +10,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from dllm_decode.display import make_display
+from dllm_decode.console.display import make_display
+from dllm_decode.console.runfolder import RunFolder
 from dllm_decode.models import doctor
 from dllm_decode.models.doctor import antlr_findings, examine
-from dllm_decode.runfolder import RunFolder
 from dllm_decode.tasks.doctor import Doctor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dllm_decode.cache import Plan
+from dllm_decode.decoding.cache import Plan
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models import checks, load_model
 from dllm_decode.models.files import published_state, stored_tensors

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from dllm_decode.noise import Noise, fold, mix, unit_interval
+from dllm_decode.kernels.noise import Noise, fold, mix, unit_interval
 
 
 def noise(seeds, step=0, columns=4):

@@ -6,20 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode import load
-from dllm_decode.engine import Engine
+from dllm_decode.console.prompts import PromptsError, read_prompts
+from dllm_decode.decoding.engine import Engine
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.parameters import knobs_of
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline, Strategy
+from dllm_decode.decoding.types import Decision, Request
 from dllm_decode.errors import ConfigError
-from dllm_decode.loop import Decoder
-from dllm_decode.parameters import knobs_of
-from dllm_decode.prompts import PromptsError, read_prompts
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.entropy_bound import EntropyBound
 from dllm_decode.strategies.factor import Factor
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.strategy import Pipeline, Strategy
 from dllm_decode.testing import VOCAB, HashDenoiser, row_of
-from dllm_decode.types import Decision, Request
 
 QUIET = dict.fromkeys(VOCAB.never_generated, -1e6)
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dllm_decode.prediction import Prediction, RaisedPrediction
+from dllm_decode.decoding.prediction import Prediction, RaisedPrediction
 
 INF = float("inf")
 

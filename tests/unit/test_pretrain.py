@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 
 import dllm_decode
 from dllm_decode.errors import CheckpointError, ConfigError
-from dllm_decode.evaluation.problems import TRAINED, draw, problems
-from dllm_decode.evaluation.problems.lists import read_labelled
-from dllm_decode.evaluation.problems.words import CITIES, NAMES, NUMBERS
-from dllm_decode.pretraining import curves
-from dllm_decode.pretraining.batches import Batches, Mixture, strange
-from dllm_decode.pretraining.course import Course
-from dllm_decode.pretraining.export import export
-from dllm_decode.pretraining.muon import orthogonal
-from dllm_decode.pretraining.network import Network, Shape
-from dllm_decode.pretraining.tokenizer import FastEncoder, save_tokenizer, vocabulary
+from dllm_decode.problems import TRAINED, draw, problems
+from dllm_decode.problems.lists import read_labelled
+from dllm_decode.problems.words import CITIES, NAMES, NUMBERS
 from dllm_decode.tasks.pretrain import Pretrain
+from dllm_decode.training.llada_tiny import curves
+from dllm_decode.training.llada_tiny.batches import Batches, Mixture, strange
+from dllm_decode.training.llada_tiny.course import Course
+from dllm_decode.training.llada_tiny.export import export
+from dllm_decode.training.llada_tiny.muon import orthogonal
+from dllm_decode.training.llada_tiny.network import Network, Shape
+from dllm_decode.training.llada_tiny.tokenizer import FastEncoder, save_tokenizer, vocabulary
 
 EVEN = dict.fromkeys(TRAINED, 1.0)
 
@@ -304,7 +304,7 @@ def test_two_workers_measure_all_families(tmp_path: Path) -> None:
 
 
 def test_loader_processes_give_the_same_batches() -> None:
-    from dllm_decode.pretraining.loading import Loader
+    from dllm_decode.training.llada_tiny.loading import Loader
 
     mixture = Mixture(batch_tokens=512)
     ahead, own = Loader(mixture, 1, 0, 1), Loader(mixture, 1, 0, 0)

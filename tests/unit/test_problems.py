@@ -9,8 +9,7 @@ import pytest
 
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import data
-from dllm_decode.evaluation.grading import is_countdown, read_grid, sudoku_solutions
-from dllm_decode.evaluation.problems import (
+from dllm_decode.problems import (
     FAMILIES,
     GAP,
     TRAINED,
@@ -21,8 +20,9 @@ from dllm_decode.evaluation.problems import (
     held_out,
     problems,
 )
-from dllm_decode.evaluation.problems.lists import Labelled, read_labelled
-from dllm_decode.evaluation.problems.sudoku import SudokuSix, solutions
+from dllm_decode.problems.grading import is_countdown, read_grid, sudoku_solutions
+from dllm_decode.problems.lists import Labelled, read_labelled
+from dllm_decode.problems.sudoku import SudokuSix, solutions
 
 EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.errors import ConfigError
-from dllm_decode.noise import Noise
-from dllm_decode.sampling import Categorical, Greedy
+from dllm_decode.kernels.noise import Noise
 
 NOTHING = torch.tensor([], dtype=torch.long)
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from dllm_decode.canvas import Canvas
+from dllm_decode.decoding.canvas import Canvas
+from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
+from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.errors import CapabilityError, ConfigError
-from dllm_decode.schedule import Blocks, SlidingWindow, WholeCanvas
-from dllm_decode.types import Request, Vocab
 
 VOCAB = Vocab(9, 8, (2,))
 

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_decode.selection import best, first_column, ordered, ranks
+from dllm_decode.decoding.selection import best, first_column, ordered, ranks
 
 
 @st.composite

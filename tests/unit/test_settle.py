@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from views import view_of
 
+from dllm_decode.decoding.settle import settle
+from dllm_decode.decoding.strategy import Budget, EveryStep
+from dllm_decode.decoding.types import Decision
 from dllm_decode.errors import DecisionError
-from dllm_decode.settle import settle
-from dllm_decode.strategy import Budget, EveryStep
-from dllm_decode.types import Decision
 
 OPEN = torch.tensor([[True, True, False], [True, False, False]])
 SETTLED = torch.tensor([[False, False, True], [False, True, False]])

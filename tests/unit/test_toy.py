@@ -6,8 +6,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import dllm_decode.conf
-from dllm_decode.cache import Plan
-from dllm_decode.denoiser import Denoiser
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.denoiser import Denoiser
 from dllm_decode.errors import ConfigError
 from dllm_decode.models.toy import (
     Copy,

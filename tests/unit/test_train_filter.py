@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dllm_decode.acceptance import AcceptanceFilter
 from dllm_decode.cli import main
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError
-from dllm_decode.filter_training import Recorder, Records, fit, loss, measured, split
-from dllm_decode.loop import Decoder
+from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.models.toy import Markov
-from dllm_decode.prediction import Prediction
-from dllm_decode.schedule import Blocks
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.oracle import Oracle
 from dllm_decode.tasks.train_filter import TrainFilter
-from dllm_decode.types import Request
+from dllm_decode.training.filter import Recorder, Records, fit, loss, measured, split
 
 WORLD = Markov(n=6, noise=1e-3)
 
@@ -56,7 +56,7 @@ def test_the_first_record_is_the_models_view_of_the_first_block() -> None:
     assert request.reference is not None
     tokens = torch.full((1, 8), WORLD.vocab.mask_id)
     index = torch.arange(3)[None]
-    from dllm_decode.cache import Plan
+    from dllm_decode.decoding.cache import Plan
 
     logits = WORLD(tokens, torch.ones(1, 8, dtype=torch.bool), index, Plan())
     pred = Prediction.of(logits, torch.tensor(WORLD.vocab.never_generated))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from views import view_of
 
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.types import Memory, Request, Vocab, gather_columns
 from dllm_decode.errors import ConfigError
-from dllm_decode.prediction import Prediction
-from dllm_decode.types import Memory, Request, Vocab, gather_columns
 
 PAIR = ((1, 2), (3,))
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from dllm_decode.canvas import Canvas
-from dllm_decode.noise import Noise
-from dllm_decode.prediction import Prediction
-from dllm_decode.types import Request, StepView, Vocab
+from dllm_decode.decoding.canvas import Canvas
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.types import Request, StepView, Vocab
+from dllm_decode.kernels.noise import Noise
 
 
 def view_of(logits, *, prompts=None, lengths=None, fixed=None, eot=None, step=0):

@@ -1,0 +1,1 @@
+"""Configuration becomes objects: compose, check, instantiate."""

@@ -1,0 +1,271 @@
+"""Composing the configuration and refusing what it should not contain, before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import entry_points
+from importlib.resources import files
+from typing import Any
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dllm_decode.config.signatures import parameters_of
+from dllm_decode.errors import ConfigError
+
+CONF = "dllm_decode.conf"
+_RESERVED = ("_target_", "_args_", "_convert_", "_recursive_", "_partial_")
+_SLOTS = ("strategy.transforms", "strategy.filters", "strategy.stop")
+
+
+class InstalledConfigurations(SearchPathPlugin):  # type: ignore[misc] # hydra is untyped here
+    """Adds the configuration packages that installed distributions announce.
+
+    A distribution announces one by an entry point of the group `dllm_decode.conf` whose value is
+    the package, e.g. `acme = "acme.conf"`. Nothing of it is imported.
+    """
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append every announced package."""
+        for entry in entry_points(group=CONF):
+            search_path.append(entry.name, f"pkg://{entry.value}")
+
+
+def register_search_path() -> None:
+    """Make Hydra look into the packages that `InstalledConfigurations` finds; may be repeated."""
+    Plugins.instance().register(InstalledConfigurations)
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of a command line, without Hydra's own node.
+
+    overrides: as on the command line. Raises `ConfigError` for anything Hydra refuses.
+    """
+    try:
+        return _compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, overrides) from error
+
+
+def _compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    register_search_path()
+    state = GlobalHydra.instance()
+    outer = state.hydra  # a running Hydra application, ours or a user's
+    state.clear()
+    try:
+        with hydra.initialize_config_module(CONF, version_base="1.3"):
+            cfg: DictConfig = hydra.compose(
+                "config", list(overrides), return_hydra_config=with_hydra
+            )
+            return cfg
+    finally:
+        state.hydra = outer
+
+
+def compose_checked(overrides: Sequence[str] = ()) -> DictConfig:
+    """Like `compose`, and nothing unknown is in it; raises `ConfigError`."""
+    cfg = compose(overrides)
+    check(cfg, overrides)
+    return cfg
+
+
+# What may stand where.
+
+
+def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Refuse unknown keys, also those added with `+`; raises `ConfigError` with a suggestion."""
+    known = [*OmegaConf.load(str(files(CONF) / "config.yaml")), *groups(), "hydra"]
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        first = override.key_or_group.split(".")[0]
+        if "/" not in first and first not in known and not override.is_delete():
+            raise unknown_key(first, [name for name in known if name != "defaults"], "")
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    keys = [key for key, _ in _leaves(raw, "")]
+    for key, node in _nodes(raw, ""):
+        allowed = parameters_of(str(node["_target_"]))
+        for name in node:
+            if allowed is not None and name not in _RESERVED and name not in allowed:
+                kind = str(node["_target_"]).rpartition(".")[2]
+                raise unknown_key(f"{key}.{name}", allowed, kind, keys)
+    for slot in _SLOTS:
+        _check_slot(raw, slot)
+
+
+def groups() -> tuple[str, ...]:
+    """The top-level configuration groups."""
+    return tuple(sorted(e.name for e in files(CONF).iterdir() if e.is_dir() and e.name[0] != "_"))
+
+
+def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a `_target_`, with its full key."""
+    if not isinstance(value, dict):
+        return
+    if "_target_" in value:
+        yield key, value
+    for name, entry in value.items():
+        yield from _nodes(entry, f"{key}.{name}" if key else str(name))
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, entry in value.items():
+        if name not in _RESERVED:
+            yield from _leaves(entry, f"{key}.{name}" if key else str(name))
+
+
+def _check_slot(raw: Any, slot: str) -> None:
+    """The entries of a slot are parts: a mapping without `_target_` is a misspelt name."""
+    parts: Any = raw
+    for name in slot.split("."):
+        parts = parts.get(name, {}) if isinstance(parts, dict) else {}
+    for name, part in parts.items() if isinstance(parts, dict) else ():
+        if not isinstance(part, dict) or "_target_" not in part:
+            there = [other for other in parts if other != name]
+            raise ConfigError(
+                f"{slot}.{name} is not a part of this strategy{_suggest(name, there, slot + '.')}; "
+                f"{slot} holds {', '.join(there) or 'nothing'}; add a part with "
+                f"{slot.replace('.', '/')}=[<option>] or +{slot}.{name}={{_target_: ...}}"
+            )
+
+
+def unknown_key(
+    key: str, allowed: Iterable[str], owner: str, everywhere: Sequence[str] = ()
+) -> ConfigError:
+    """The error for a key that does not exist: what was meant, and what there is.
+
+    key: full key; allowed: names that may stand in its place; owner: class that takes them, "" for
+    none; everywhere: full keys of the whole configuration, for suggestions from elsewhere.
+    """
+    parent, _, name = key.rpartition(".")
+    prefix = f"{parent}." if parent else ""
+    hint = _suggest(name, list(allowed), prefix) or _elsewhere(key, everywhere)
+    place = parent or "the configuration"
+    what = f"{place} ({owner})" if owner else place
+    return ConfigError(f"unknown key {key}{hint}; {what} takes {', '.join(allowed) or 'nothing'}")
+
+
+def _suggest(name: str, names: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, names, 1, 0.6)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _elsewhere(key: str, everywhere: Sequence[str]) -> str:
+    """A key of the same group that ends in nearly the same word."""
+    group, _, _ = key.partition(".")
+    last = {
+        full.rpartition(".")[2]: full
+        for full in everywhere
+        if full.split(".")[0] == group and full != key
+    }
+    close = difflib.get_close_matches(key.rpartition(".")[2], list(last), 1, 0.75)
+    return f"; did you mean {last[close[0]]}?" if close else ""
+
+
+# What Hydra refuses, in one line each.
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """A `ConfigError` that says in one line what Hydra refused."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        return _unknown_option(error)
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"cannot read the override {error.override!r}; write key=value or group=option, and "
+            "quote values with special characters: 'key=\"a, b\"'"
+        )
+    if match := re.search(r"Error merging override \+*((strategy\.\w+)=\[.*)", text):
+        return ConfigError(
+            f"{match[1]}: {match[2]} is a mapping from names to parts; choose options with "
+            f"{match[2].replace('.', '/')}=[<option>]"
+        )
+    match = re.search(r"Could not override '([^']+)'", text)
+    if isinstance(error, ConfigCompositionException) and match:
+        return _unknown_override(match[1], overrides)
+    if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        return ConfigError(f"{match[1]} is in the configuration already; leave out the + before it")
+    cause = error.__cause__
+    lines = [text, str(cause)] if isinstance(cause, OmegaConfBaseException) else [text]
+    return ConfigError(
+        "; ".join(line.strip() for part in lines for line in part.splitlines() if line.strip())
+    )
+
+
+def _unknown_option(error: MissingConfigException) -> ConfigError:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or ())
+    if not group:
+        return ConfigError(f"there is no configuration {option!r}")
+    return ConfigError(
+        f"unknown option {group}={option}{_suggest(option, options, group + '=')}; "
+        f"{group} has {', '.join(options)}"
+    )
+
+
+def _unknown_override(key: str, overrides: Sequence[str]) -> ConfigError:
+    """A key that is not there: compose as if it were added, so that `check` can say what is."""
+    if "/" in key:
+        names = _all_groups()
+        return ConfigError(
+            f"unknown group {key}{_suggest(key, names)}; there are {', '.join(names)}"
+        )
+    if key.startswith("hydra."):
+        return _unknown_hydra_key(key, overrides)
+    single = _first_of_sweeps(overrides)
+    forced = [f"++{text}" if text.split("=")[0] == key else text for text in single]
+    try:
+        check(_compose(forced), forced)
+    except ConfigError as error:
+        return error
+    except (HydraException, OmegaConfBaseException) as error:
+        return explain(error, forced)
+    return ConfigError(f"{key} is not set in this configuration; add it with +{key}=...")
+
+
+def _unknown_hydra_key(key: str, overrides: Sequence[str]) -> ConfigError:
+    """A key of Hydra's own node: of a launcher, say, whose options depend on which it is."""
+    own = [text for text in overrides if text.startswith("hydra/")]
+    parent, _, _ = key.rpartition(".")
+    try:
+        node = OmegaConf.select(_compose(own, with_hydra=True), parent)
+    except (HydraException, OmegaConfBaseException) as error:
+        return explain(error, own)
+    names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    chosen = ", ".join(own)
+    return unknown_key(key, [name for name in names if name not in _RESERVED], chosen)
+
+
+def _first_of_sweeps(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a sweep's first job."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [
+        f"{text.split('=')[0]}={next(override.sweep_string_iterator())}"
+        if override.is_sweep_override()
+        else text
+        for override, text in zip(parsed, overrides, strict=True)
+    ]
+
+
+def _all_groups() -> list[str]:
+    """Every configuration group of this package, e.g. `strategy/select`."""
+    found = list(groups())
+    for group in tuple(found):
+        folder = files(CONF) / group
+        found += [f"{group}/{entry.name}" for entry in folder.iterdir() if entry.is_dir()]
+    return sorted(found)

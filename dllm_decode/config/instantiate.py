@@ -1,0 +1,120 @@
+"""From a node of the configuration to its object: the only place where that happens."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dllm_decode.errors import ConfigError, DllmDecodeError
+
+if TYPE_CHECKING:
+    from dllm_decode.models.loaded import LoadedModel
+
+
+def build_model(cfg: DictConfig) -> LoadedModel:
+    """The model of a configuration."""
+    model: LoadedModel = build_node(cfg, "model")
+    return model
+
+
+def build_node(cfg: DictConfig, key: str) -> Any:
+    """The object of one node; raises `ConfigError` naming the key of what is wrong in it."""
+    try:
+        node = cfg[key]
+        check_types(OmegaConf.to_container(node, resolve=True), key)
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        raise _located(error, key) from error
+    except OmegaConfBaseException as error:
+        where = error.full_key or key
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from error
+
+
+def _located(error: InstantiationException, key: str) -> DllmDecodeError:
+    """The error of our own that stopped an object, else what Hydra says, with the full key."""
+    text = str(error)
+    key = text.rpartition("full_key: ")[2].strip() if "full_key: " in text else key
+    cause = error.__cause__
+    if isinstance(cause, DllmDecodeError):
+        return cause if key.split(".")[0] in str(cause) else type(cause)(f"{cause} (in {key})")
+    if isinstance(cause, Exception) and not isinstance(cause, InstantiationException):
+        text = str(cause)
+    return ConfigError(f"{key} cannot be built: {' '.join(text.partition('full_key:')[0].split())}")
+
+
+def check_types(node: Any, key: str) -> None:
+    """Compare the values of a node with the annotations of its target; raises `ConfigError`."""
+    if not isinstance(node, Mapping):
+        return
+    hints = _hints(node.get("_target_"))
+    for name, value in node.items():
+        if name in hints and not fits(value, hints[name]):
+            raise ConfigError(
+                f"{key}.{name} must be {describe_type(hints[name])}, got {value!r} "
+                f"({type(value).__name__})"
+            )
+        check_types(value, f"{key}.{name}")
+
+
+def _hints(target: Any) -> Mapping[str, Any]:
+    """Annotations of a target's arguments, empty where they cannot be had."""
+    if not isinstance(target, str):
+        return {}
+    try:
+        thing = pkgutil.resolve_name(target)
+        call: Any = thing.__init__ if inspect.isclass(thing) else thing
+        return get_type_hints(call)
+    except Exception:  # the same fault is reported, with its key, when the object is built
+        return {}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain YAML value can be what an annotation asks for."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, option) for option in inside)
+    if origin is Literal:
+        return value in inside
+    if origin in (list, tuple, Sequence, frozenset, set):
+        items = [option for option in inside if option is not Ellipsis]
+        if not isinstance(value, list | tuple):
+            return False
+        return len(items) != 1 or all(fits(entry, items[0]) for entry in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    if hint is float:
+        return isinstance(value, int | float)
+    return isinstance(value, hint) if hint in (bool, int, str) else True
+
+
+def describe_type(hint: Any) -> str:
+    """An annotation in words."""
+    words = {
+        int: "a whole number", float: "a number", str: "a text", bool: "true or false",
+        type(None): "null", Path: "a path",
+    }  # fmt: skip
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe_type(option) for option in inside)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inside))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a mapping"
+    if origin is not None:
+        return "a list"
+    return words.get(hint, getattr(hint, "__name__", str(hint)))

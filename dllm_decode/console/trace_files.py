@@ -1,0 +1,101 @@
+"""The group `trace`: what a run folder keeps of its steps, and the page that plays them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import ClassVar
+
+from dllm_decode.console.runfolder import RunFolder
+from dllm_decode.decoding.trace import Trace
+from dllm_decode.decoding.types import Request, Result
+from dllm_decode.models.loaded import LoadedModel
+
+
+class TraceFormat(ABC):
+    """What the group `trace` selects. wanted: whether a decode has to record its steps."""
+
+    wanted: ClassVar[bool] = True
+
+    @abstractmethod
+    def write(
+        self,
+        folder: RunFolder,
+        request: Request,
+        result: Result,
+        titles: Sequence[str],
+        model: LoadedModel,
+    ) -> None:
+        """Write the steps of a result into the run folder."""
+
+
+@dataclass(frozen=True)
+class NoTrace(TraceFormat):
+    """Steps are not recorded."""
+
+    wanted: ClassVar[bool] = False
+
+    def write(
+        self,
+        folder: RunFolder,
+        request: Request,
+        result: Result,
+        titles: Sequence[str],
+        model: LoadedModel,
+    ) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class JsonlTrace(TraceFormat):
+    """`trace.jsonl`, which `read_trace` reads back."""
+
+    def write(
+        self,
+        folder: RunFolder,
+        request: Request,
+        result: Result,
+        titles: Sequence[str],
+        model: LoadedModel,
+    ) -> None:
+        """One file."""
+        trace = _with_pieces(request, result, titles, model)
+        folder.write_text("trace.jsonl", "\n".join(trace.lines()) + "\n")
+
+
+@dataclass(frozen=True)
+class HtmlTrace(JsonlTrace):
+    """`trace.jsonl`, and `trace.html`, a page that plays it in any browser without a network."""
+
+    def write(
+        self,
+        folder: RunFolder,
+        request: Request,
+        result: Result,
+        titles: Sequence[str],
+        model: LoadedModel,
+    ) -> None:
+        """Two files."""
+        super().write(folder, request, result, titles, model)
+        trace = _with_pieces(request, result, titles, model)
+        folder.write_text("trace.html", player(trace))
+
+
+def _with_pieces(
+    request: Request, result: Result, titles: Sequence[str], model: LoadedModel
+) -> Trace:
+    vocab = model.denoiser.vocab
+    seen = {token for change in result.trace for token in change.tokens[change.commit].tolist()}
+    seen |= {token for given in request.fixed or () for token in (given or {}).values()}
+    pieces = {token: model.tokenizer.decode([token], keep_special=True) for token in sorted(seen)}
+    return Trace.of(request, result, vocab, titles, pieces)
+
+
+def player(trace: Trace) -> str:
+    """A page that plays a trace; everything it needs is inside."""
+    page = files("dllm_decode.console").joinpath("player.html").read_text(encoding="utf-8")
+    data = "[" + ",".join(trace.lines()) + "]"
+    # inside a script element only "</" could end the data early
+    return page.replace("/*TRACE*/[]", data.replace("</", "<\\/"))

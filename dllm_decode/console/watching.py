@@ -1,0 +1,56 @@
+"""Observers that feed the display; kept apart from it because they need torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from dllm_decode.console.display import CanvasView
+from dllm_decode.decoding.loop import Observer
+from dllm_decode.decoding.types import Board, Change
+
+
+class CanvasObserver(Observer):
+    """Copies the generated columns into a view after each step.
+
+    seconds: time spent here, so that timings of the decode can leave it out.
+    """
+
+    def __init__(self, view: CanvasView) -> None:
+        self.view = view
+        self.seconds = 0.0
+
+    def step(self, change: Change, board: Board) -> None:
+        """The canvases of all rows that took part in the step."""
+        begin = time.perf_counter()
+        tokens, decided = board.tokens.tolist(), board.decided.tolist()
+        horizon, steps = board.horizon.tolist(), change.step.tolist()
+        for position, row in enumerate(change.rows.tolist()):
+            span = range(board.start, horizon[position])
+            cells = [tokens[position][c] if decided[position][c] else None for c in span]
+            self.view.update(row, steps[position], cells)
+        self.seconds += time.perf_counter() - begin
+
+
+class ProgressObserver(Observer):
+    """Reports how many columns need no more work.
+
+    columns: of all rows together; report: takes the number that is done so far.
+    """
+
+    def __init__(self, columns: int, report: Callable[[float], None]) -> None:
+        self.columns = columns
+        self.report = report
+        self.left: dict[int, int] = {}
+        self.entered = 0
+        self.seconds = 0.0
+
+    def step(self, change: Change, board: Board) -> None:
+        """Count what is left in the rows of this step."""
+        begin = time.perf_counter()
+        for position, row in enumerate(change.rows.tolist()):
+            if row not in self.left:
+                self.entered += int(board.end[position]) - board.start
+            self.left[row] = int(board.undecided[position].sum())
+        self.report(self.entered - sum(self.left.values()))
+        self.seconds += time.perf_counter() - begin

@@ -1,0 +1,1 @@
+"""One loop and the types that plugins read and write."""

@@ -1,0 +1,382 @@
+"""Cache policies: which columns a forward pass recomputes, and which stored ones it may attend to.
+
+A key/value store holds every canvas column of every layer. A forward pass overwrites the columns it
+recomputes and attends over all valid ones, so a policy is one function: which columns this step.
+With full attention every policy but `NoCache` is an approximation, because undecided columns behind
+a column change its keys and values. With block-causal attention `BlockExact` is exact.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from dllm_decode.decoding.types import Board, Change, Memory, Request
+from dllm_decode.errors import require_count, require_in_range
+
+
+class Store(Protocol):
+    """Keys and values of every canvas column, allocated by `Denoiser.allocate`."""
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Keep the given rows, in that order."""
+
+    def join(self, count: int) -> None:
+        """Make room for `count` more rows behind the present ones, empty."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of one forward pass.
+
+    columns: (B, Q) canvas columns to recompute, rising, -1 for none; None for all live columns
+    without a store. valid: (B, L) columns that may be attended to, recomputed ones included; None
+    together with columns. store: the model's key/value store, which the pass reads and writes.
+    complete: whether every column of every row is live and valid, so that the pass needs no
+    attention mask; None where nobody knows without asking the device.
+    """
+
+    columns: Tensor | None = None
+    valid: Tensor | None = None
+    store: Store | None = None
+    complete: bool | None = None
+
+    def places(self) -> Tensor:
+        """The columns with the empty slots repeating the row's last one, (B, Q).
+
+        A slot that repeats a column computes the same keys and values once more, so it can be
+        written without a mask.
+        """
+        assert self.columns is not None
+        last = self.columns.amax(1, keepdim=True).clamp(min=0)
+        return torch.where(self.columns >= 0, self.columns, last)
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """What a policy wants of the next pass.
+
+    columns (B, L) bool: recompute these; valid (B, L) bool: columns that may be attended to, those
+    included.
+    """
+
+    columns: Tensor
+    valid: Tensor
+
+
+def mask_of(columns: Tensor, width: int) -> Tensor:
+    """Column numbers (B, Q), -1 for none, as a mask (B, width)."""
+    hit = torch.zeros(columns.shape[0], width + 1, dtype=torch.bool, device=columns.device)
+    slots = torch.where(columns >= 0, columns, width)
+    return hit.scatter_(1, slots, True)[:, :width]
+
+
+def columns_of(mask: Tensor, count: int | None = None) -> Tensor:
+    """A mask (B, L) as rising column numbers (B, Q), -1 behind each row's last.
+
+    count: the most columns any row has, Q; None asks the device.
+    """
+    width = mask.shape[1]
+    numbers = torch.arange(width, device=mask.device)
+    packed = torch.where(mask, numbers, width).sort(dim=1).values
+    packed = packed[:, : max(1, int(mask.sum(1).max()) if count is None else count)]
+    return torch.where(packed < width, packed, -1)
+
+
+def spread(plane: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    """A plane (B, L) with values (B, Q) written at columns (B, Q), -1 for none."""
+    width = plane.shape[1]
+    slots = torch.where(columns >= 0, columns, width)
+    room = torch.cat([plane, plane[:, :1]], 1)
+    return room.scatter_(1, slots, values.to(plane.dtype))[:, :width]
+
+
+@dataclass
+class StoreMemory(Memory):
+    """What a policy knows about the stored columns.
+
+    valid (B, L): computed at least once; stale (B, L): the token has changed since; age (B,):
+    steps since all columns of the row were recomputed; passes (B,): passes in this window;
+    certainty (B, L): last known confidence; start: first generated column.
+    """
+
+    valid: Tensor
+    stale: Tensor
+    age: Tensor
+    passes: Tensor
+    certainty: Tensor
+    start: int
+
+    @staticmethod
+    def of(board: Board) -> StoreMemory:
+        """Nothing stored yet."""
+        nothing = torch.zeros_like(board.decided)
+        age = torch.zeros_like(board.horizon)
+        return StoreMemory(nothing, nothing, age, age, nothing.float(), board.start)
+
+    def distrust(self, columns: Tensor) -> None:
+        """Mark what a pass over other tokens (a probe) has overwritten: recompute it next time.
+
+        columns: (B, L) bool.
+        """
+        self.stale = self.stale | columns
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a policy may look at: the canvas and where each row is.
+
+    board: the canvas; window (B, L): columns of the row's window; fresh (B,): it is a new one;
+    memory: what is stored.
+    """
+
+    board: Board
+    window: Tensor
+    fresh: Tensor
+    memory: StoreMemory
+
+
+class CachePolicy(ABC):
+    """Chooses the columns to recompute.
+
+    exact: same logits as recomputing everything, for the attention kind named in `attention`
+    (`any` or `block_causal`); stores: uses a key/value store; logits: where a step has fresh
+    logits: `canvas` (every undecided column), `window`, or `part` (some of the window).
+    """
+
+    exact: ClassVar[bool] = False
+    stores: ClassVar[bool] = True
+    attention: ClassVar[str] = "any"
+    logits: ClassVar[str] = "window"
+
+    def begin(self, request: Request, board: Board) -> Memory | None:
+        """The memory of one request; see `Part.begin`."""
+        return StoreMemory.of(board)
+
+    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
+        """What a pass recomputes that needs logits at index (B, W), -1 for none.
+
+        Asked as soon as the step before is done, so rows that have nothing left to decide may be
+        among those of the board. None: all live columns, without a store.
+        """
+        window = mask_of(index, board.tokens.shape[1])
+        memory.passes = torch.where(fresh, 0, memory.passes)
+        step = Step(board, window, fresh, memory)
+        # whatever a policy leaves out, a column whose token changed is never attended to as it was
+        mask = (self.recompute(step) | (memory.stale & memory.valid)) & board.live
+        memory.age = torch.where((mask | ~board.live).all(1), 0, memory.age + 1)
+        memory.passes = memory.passes + 1
+        memory.valid = memory.valid | mask
+        memory.stale = memory.stale & ~mask
+        return Refresh(mask, memory.valid & board.live)
+
+    @abstractmethod
+    def recompute(self, step: Step) -> Tensor:
+        """Columns to recompute, (B, L) bool."""
+
+    def note(self, change: Change, memory: Any) -> None:
+        """Learn what a step changed: the single place where stored columns become stale."""
+        if memory is None:
+            return
+        width = memory.stale.shape[1]
+        columns = torch.where(change.index >= 0, change.index + memory.start, -1)
+        changed = torch.where(change.commit | change.remask, columns, -1)
+        memory.stale = memory.stale | mask_of(changed, width)
+        memory.certainty = spread(memory.certainty, columns, change.confidence)
+
+
+@dataclass(frozen=True)
+class NoCache(CachePolicy):
+    """Recompute every live column in every step; exact for every model."""
+
+    exact: ClassVar[bool] = True
+    stores: ClassVar[bool] = False
+    logits: ClassVar[str] = "canvas"
+
+    def begin(self, request: Request, board: Board) -> None:
+        """Nothing to remember."""
+        return
+
+    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> None:
+        """All live columns."""
+        return
+
+    def recompute(self, step: Step) -> Tensor:
+        """All live columns."""
+        return step.board.live
+
+
+def _all_if(rows: Tensor, step: Step, otherwise: Tensor) -> Tensor:
+    """All live columns in some rows, a mask in the others."""
+    return torch.where(rows[:, None], step.board.live, otherwise)
+
+
+@dataclass(frozen=True)
+class PrefixCache(CachePolicy):
+    """Keep what lies before the block: all columns on entering a block, then block and suffix.
+
+    Source: Fast-dLLM, arXiv 2505.22618, section 3.2. Unlike its released loop, no further pass is
+    run when the pass on entering a block already decides all of it.
+    """
+
+    logits: ClassVar[str] = "canvas"
+
+    def recompute(self, step: Step) -> Tensor:
+        """All columns, or those from the window's first column on."""
+        begun = step.window.int().cumsum(1) > 0
+        return _all_if(step.fresh, step, begun)
+
+
+@dataclass(frozen=True)
+class DualCache(CachePolicy):
+    """Keep what lies before and behind the block: all columns on entering it, then the block.
+
+    Source: Fast-dLLM, arXiv 2505.22618, section 3.2 (DualCache); same deviation as `PrefixCache`.
+    """
+
+    def recompute(self, step: Step) -> Tensor:
+        """All columns, or the window."""
+        return _all_if(step.fresh, step, step.window)
+
+
+@dataclass(frozen=True)
+class VicinityCache(CachePolicy):
+    """The block and its neighbours, with a few full passes first (dInfer, arXiv 2510.08666).
+
+    before, after: columns recomputed on either side of the block, 0 or more; warmup: full passes
+    on entering a block, 1 or more.
+    """
+
+    before: int = 16
+    after: int = 16
+    warmup: int = 4
+
+    def __post_init__(self) -> None:
+        require_count("cache.before", self.before, minimum=0)
+        require_count("cache.after", self.after, minimum=0)
+        require_count("cache.warmup", self.warmup)
+
+    def recompute(self, step: Step) -> Tensor:
+        """All columns while warming up, else the window widened on both sides."""
+        columns = step.board.columns
+        width = columns.numel()
+        first = torch.where(step.window, columns, width).amin(1, keepdim=True)
+        last = torch.where(step.window, columns, -1).amax(1, keepdim=True)
+        near = (columns >= first - self.before) & (columns <= last + self.after)
+        return _all_if(step.memory.passes < self.warmup, step, near)
+
+
+@dataclass(frozen=True)
+class PeriodicCache(CachePolicy):
+    """The block alone, and all columns on entering it and every `every` steps (dInfer).
+
+    every: steps between full passes, 1 or more; 1 recomputes everything always.
+    """
+
+    every: int = 8
+
+    def __post_init__(self) -> None:
+        require_count("cache.every", self.every)
+
+    def recompute(self, step: Step) -> Tensor:
+        """All columns when it is time, else the window."""
+        due = step.fresh | (step.memory.age + 1 >= self.every)
+        return _all_if(due, step, step.window)
+
+
+@dataclass(frozen=True)
+class DelayedCache(CachePolicy):
+    """Keep decided columns, one step late: recompute the undecided and the just committed ones.
+
+    A column's keys and values change most when its token is decided, so they are stored one step
+    later. every: steps between full passes, 1 or more.
+    Source: dKV-Cache, arXiv 2505.15781 (dKV-Cache-Decode).
+    """
+
+    every: int = 8
+    logits: ClassVar[str] = "canvas"
+
+    def __post_init__(self) -> None:
+        require_count("cache.every", self.every)
+
+    def recompute(self, step: Step) -> Tensor:
+        """All columns when it is time, else undecided ones; just committed ones are stale."""
+        first = ~step.memory.valid.any(1)
+        due = first | (step.memory.age + 1 >= self.every)
+        return _all_if(due, step, step.board.undecided)
+
+
+@dataclass(frozen=True)
+class CertaintyCache(CachePolicy):
+    """Recompute the undecided columns that are likely to be decided next, and the just committed.
+
+        score_i = confidence_i * D_i,   D_i = mean over decided j of exp(-(i - j)^2 / (2 sigma^2))
+
+    The `top` columns by score are recomputed and only they can be committed in this step; all
+    columns are on the first step of a row and every `every` steps. A confidence is the one last
+    seen at the column. Source: the certainty prior of d2Cache, arXiv 2509.23094; deviation: its
+    second stage, which follows attention maps, is replaced by the periodic full pass.
+
+    top: columns, 1 or more; sigma: columns, > 0; every: steps, 1 or more.
+    """
+
+    top: int = 32
+    sigma: float = 10.0
+    every: int = 8
+    logits: ClassVar[str] = "part"
+
+    def __post_init__(self) -> None:
+        require_count("cache.top", self.top)
+        require_in_range("cache.sigma", self.sigma, 0.0, float("inf"), open_low=True)
+        require_count("cache.every", self.every)
+
+    def recompute(self, step: Step) -> Tensor:
+        """All columns when it is time, else the window's best by certainty."""
+        board, memory = step.board, step.memory
+        distance = board.columns[:, None] - board.columns[None, :]
+        kernel = torch.exp(-(distance**2) / (2 * self.sigma**2)).float()
+        decided = (board.decided & board.live).float()
+        density = decided @ kernel / decided.sum(1, keepdim=True).clamp(min=1)
+        candidates = step.window & board.undecided
+        score = (memory.certainty * density).masked_fill(~candidates, -1.0)
+        order = score.sort(dim=1, descending=True, stable=True).indices
+        rank = torch.empty_like(order).scatter_(1, order, board.columns.expand_as(order))
+        due = ~memory.valid.any(1) | (memory.age + 1 >= self.every)
+        return _all_if(due, step, candidates & (rank < self.top))
+
+
+@dataclass(frozen=True)
+class BlockExact(CachePolicy):
+    """For block-causal models: the current block, and each finished block once more; exact.
+
+    A finished block is recomputed together with the first pass of the next one, so the exact
+    storage costs no forward pass of its own. Prompt blocks are computed once. Nothing behind the
+    current block is computed, because nothing may attend to it.
+    Source: the block caches of BD3-LM (arXiv 2503.09573), SDAR and LLaDA2.
+
+    length: columns per block; must be the model's block length.
+    """
+
+    length: int = 32
+    exact: ClassVar[bool] = True
+    attention: ClassVar[str] = "block_causal"
+
+    def __post_init__(self) -> None:
+        require_count("cache.length", self.length)
+
+    def recompute(self, step: Step) -> Tensor:
+        """The window's block, earlier columns never computed, and earlier blocks that changed."""
+        board, memory = step.board, step.memory
+        position = board.columns - board.first[:, None]
+        block = torch.where(position >= 0, position // self.length, -1)
+        current = torch.where(step.window, block, -1).amax(1, keepdim=True)
+        count = board.tokens.shape[1] // self.length + 2
+        changed = torch.zeros(block.shape[0], count, device=block.device)
+        changed.scatter_add_(1, block + 1, (memory.stale & memory.valid).float())
+        renewed = changed.gather(1, block + 1) > 0
+        return (block <= current) & ((block == current) | ~memory.valid | renewed)

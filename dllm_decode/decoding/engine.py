@@ -1,0 +1,162 @@
+"""Many requests through one running batch: rows join, finish, leave, and are replaced at once."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from dllm_decode.decoding.loop import Decoder, Interrupted, Outcome
+from dllm_decode.decoding.types import Request, Result
+from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Decodes the rows of a request in a batch of bounded size.
+
+    A row's tokens, forwards and finish reason are those it has when it is decoded alone, so the
+    settings here change speed and memory only. A pass is as wide as the widest row of the batch:
+    rows are taken in the order of their width, the widest first.
+
+    decoder: the parts; max_batch: rows in the batch, 1 or more; max_tokens_in_flight: canvas
+    columns of all rows in the batch together, None for no bound; batching: `continuous` (a waiting
+    row joins as soon as one leaves) or `static` (a batch is filled again when all of it is done).
+    """
+
+    decoder: Decoder
+    max_batch: int = 16
+    max_tokens_in_flight: int | None = None
+    batching: str = "continuous"
+
+    def __post_init__(self) -> None:
+        require_count("max_batch", self.max_batch)
+        if self.max_tokens_in_flight is not None:
+            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
+        require_choice("batching", self.batching, ("continuous", "static"))
+
+    def decode(self, request: Request) -> Result:
+        """Decode all rows; the result is in request order.
+
+        A row that fails ends with finish reason `error`, and `Result.errors` says why. Raises
+        `ConfigError` for requests that do not fit, and `Interrupted` with all finished and the
+        partial rows on Ctrl-C.
+        """
+        work = _Work(self, request)
+        try:
+            for _ in work:
+                pass
+        except KeyboardInterrupt:
+            work.run.interrupt()
+            raise Interrupted(work.result()) from None
+        return work.result()
+
+    def stream(self, request: Request) -> Iterator[tuple[int, Outcome]]:
+        """Decode all rows; yields (row, outcome) as they finish."""
+        yield from _Work(self, request)
+
+
+class _Work:
+    """The queue of one request and the batch it feeds."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self.engine = engine
+        self.request = request
+        engine.decoder.check(request)
+        self.waiting = deque(sorted(range(request.rows), key=self._width, reverse=True))
+        self.suspects: deque[int] = deque()
+        self.limit = self._limit()
+        self.run = engine.decoder.begin(request, self.limit)
+        self.reported: set[int] = set()
+
+    def _width(self, row: int) -> int:
+        return len(self.request.prompts[row]) + self.request.lengths[row]
+
+    def _limit(self) -> int:
+        """Rows that fit: the batch size, and the bound on canvas columns."""
+        width = max(map(len, self.request.prompts)) + max(self.request.lengths)
+        bound = self.engine.max_tokens_in_flight
+        if bound is None:
+            return self.engine.max_batch
+        if bound < width:
+            raise ConfigError(
+                f"max_tokens_in_flight is {bound}, but one row needs {width} canvas columns"
+            )
+        return min(self.engine.max_batch, bound // width)
+
+    def __iter__(self) -> Iterator[tuple[int, Outcome]]:
+        """Rows in the order in which they finish."""
+        while self.waiting or self.suspects or self.run.live:
+            try:
+                self._refill()
+                if self.run.live:
+                    self.run.step()
+            except torch.OutOfMemoryError as error:
+                self._shrink(error)
+            except Exception as error:  # whatever a plugin raises must not cost the other rows
+                self._isolate(error)
+            yield from self._news()
+
+    def _news(self) -> Iterator[tuple[int, Outcome]]:
+        for row in sorted(self.run.outcomes.keys() - self.reported):
+            self.reported.add(row)
+            yield row, self.run.outcomes[row]
+
+    def _refill(self) -> None:
+        """Let waiting rows join; a row under suspicion is decoded alone."""
+        run = self.run
+        if self.suspects:
+            if not run.live:
+                run.admit([self.suspects.popleft()])
+            return
+        if run.live and self.engine.batching == "static":
+            return
+        free = min(self.limit - len(run.live), len(self.waiting))
+        if free > 0:
+            joining = [self.waiting.popleft() for _ in range(free)]
+            try:
+                run.admit(joining)
+            except Exception:
+                # they count as part of the batch that failed
+                run.live = (*run.live, *(row for row in joining if row not in run.live))
+                raise
+
+    def _isolate(self, error: Exception) -> None:
+        """Start the rows of a failed batch again, one by one; the one that fails alone is out."""
+        rows = self.run.live
+        self._restart(rows)
+        if len(rows) > 1:
+            self.suspects.extend(rows)
+            return
+        for row in rows:
+            what = str(error) if isinstance(error, DllmDecodeError) else repr(error)
+            log.warning("row %d failed: %s", row, what)
+            self.run.outcomes[row] = Outcome(finish_reason="error", error=what)
+
+    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+        """Halve the batch and start its rows again; a single row that does not fit is out."""
+        rows = self.run.live
+        if self.limit == 1 or not rows:
+            self._isolate(error)
+            return
+        self.limit = max(1, min(self.limit, len(rows)) // 2)
+        log.warning("out of memory with %d rows; going on with %d at once", len(rows), self.limit)
+        self._restart(rows)
+        self.waiting.extendleft(reversed(rows))
+
+    def _restart(self, rows: tuple[int, ...]) -> None:
+        """A fresh batch that keeps the outcomes so far; unfinished rows leave no trace."""
+        old = self.run
+        old.abandon()
+        self.run = self.engine.decoder.begin(self.request, self.limit)
+        self.run.outcomes = old.outcomes
+        self.run.forget(old.trace, rows)
+
+    def result(self) -> Result:
+        """The result in request order, observers told."""
+        return self.run.result()

@@ -1,0 +1,548 @@
+"""One forward pass as lazy row statistics: each is computed at most once, most rules need few."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dllm_decode.kernels import dispatch, reference
+from dllm_decode.kernels.noise import Noise, gumbel
+from dllm_decode.kernels.reference import RowStatistics
+
+
+class Draw(Protocol):
+    """How a proposal is drawn from a prediction; `None` in its place means the argmax."""
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        """Token ids (B, W)."""
+
+
+@dataclass(frozen=True)
+class GumbelDraw:
+    """Draw from the tempered distribution by the Gumbel-max trick, where possible in one pass.
+
+        token = argmax_v  l_v / T + g_v,   g_v standard Gumbel noise in float64
+
+    noise: random numbers of the step; temperature: T > 0.
+    """
+
+    noise: Noise
+    temperature: float
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        """Token ids (B, W)."""
+        return prediction.gumbel_max(self)
+
+
+@dataclass(frozen=True)
+class Unprojected:
+    """The logits of a forward pass that stopped before the output head: hidden @ weight.T.
+
+    hidden: (B, W, D); weight: (V, D), without gradient.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, W, V), float32 or better; made once, when somebody asks for it."""
+        flat = reference.head_logits(self.hidden.flatten(0, 1), self.weight)
+        return flat.view(*self.hidden.shape[:2], -1)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether somebody has asked for them."""
+        return "logits" in vars(self)
+
+
+class Prediction(ABC):
+    """What the model predicts at the window slots of a step (B rows, W slots, V token ids).
+
+    `token` is the proposal (the argmax, or a sample where a sampler draws), `confidence` its
+    probability. The other statistics describe the whole row. All are float32 or better, and all
+    come from the untempered, unfiltered distribution in which banned ids have probability 0.
+    """
+
+    _draw: Draw | None = None
+
+    # What the kinds of prediction define.
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(B, W, V)."""
+
+    @property
+    @abstractmethod
+    def _statistics(self) -> RowStatistics:
+        """The row statistics, of B * W rows."""
+
+    @property
+    @abstractmethod
+    def _dtype(self) -> torch.dtype:
+        """The precision of what is public; inside it may be better."""
+
+    @property
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """Dense logits (B, W, V), banned ids at -inf. Materialised only when asked for."""
+
+    @abstractmethod
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        """What `topk` returns, before it is rounded to the public precision."""
+
+    @abstractmethod
+    def _at(self, ids: Tensor) -> Tensor:
+        """What `logit_of` returns, before it is rounded to the public precision."""
+
+    @abstractmethod
+    def without(self, ids: Tensor) -> Prediction:
+        """This prediction with ids (M,) banned at every slot: probability 0, never proposed."""
+
+    # What follows from those.
+
+    @staticmethod
+    def of(
+        logits: Tensor | Unprojected, banned: Tensor | None = None, draw: Draw | None = None
+    ) -> Prediction:
+        """The prediction of a forward pass.
+
+        logits: (B, W, V), never written to, or what they would be made of: on a GPU they are then
+        never written unless a plugin or a draw asks for them; banned: (M,) ids that must never be
+        proposed (mask and control tokens), removed before the argmax; draw: how `token` is drawn,
+        None for the argmax.
+        """
+        if isinstance(logits, Unprojected):
+            return HeadPrediction(logits, banned, draw)
+        return DensePrediction(logits, banned, draw)
+
+    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest logits and their ids, (B, W, k) each; lower id first on ties."""
+        values, ids = self._top(k)
+        return values.to(self._dtype), ids
+
+    def logit_of(self, ids: Tensor) -> Tensor:
+        """Logits at ids (B, W, K); -inf for banned ids and for empty slots (-1)."""
+        return self._at(ids).to(self._dtype)
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        values = values.to(self._dtype) if values.dtype.is_floating_point else values
+        return values.reshape(*self.shape[:2], *values.shape[1:])
+
+    def _share(self, logits: Tensor) -> Tensor:
+        """Probabilities of logits (B, W, K) of this prediction.
+
+        Relative to the maximum: next to a large logit, log(total) would be rounded away.
+        """
+        maximum = self._statistics.maximum.reshape(*self.shape[:2], 1)
+        total = self._statistics.total.reshape(*self.shape[:2], 1)
+        share = (logits - maximum).exp() / total
+        return share.masked_fill(maximum == float("-inf"), 0.0).to(self._dtype)
+
+    @cached_property
+    def top_token(self) -> Tensor:
+        """The most likely token, lowest id on ties, (B, W) int64."""
+        return self._shaped(self._statistics.token)
+
+    @cached_property
+    def top_confidence(self) -> Tensor:
+        """Probability of `top_token`, (B, W)."""
+        return self._shaped(self._statistics.confidence)
+
+    @cached_property
+    def maximum(self) -> Tensor:
+        """Largest logit of each slot, (B, W)."""
+        return self._shaped(self._statistics.maximum)
+
+    @cached_property
+    def logsumexp(self) -> Tensor:
+        """Natural logarithm of the partition sum, (B, W)."""
+        return self._shaped(self._statistics.logsumexp)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy in nats, (B, W)."""
+        return self._shaped(self._statistics.entropy)
+
+    @cached_property
+    def healthy(self) -> Tensor:
+        """Whether a slot's logits can be used at all, (B, W): no NaN, no +inf, not all banned."""
+        return self._shaped(self._statistics.healthy)
+
+    @cached_property
+    def token(self) -> Tensor:
+        """The proposal at each slot, (B, W) int64."""
+        return self.top_token if self._draw is None else self._draw(self)
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """Probability of `token`, (B, W)."""
+        if self._draw is None:
+            return self.top_confidence
+        return self.prob_of(self.token[..., None])[..., 0]
+
+    @cached_property
+    def _top_two(self) -> Tensor:
+        values = self._top(2)[0]
+        if values.shape[-1] == 2:
+            return values
+        return torch.cat([values, torch.full_like(values, float("-inf"))], -1)
+
+    @cached_property
+    def margin(self) -> Tensor:
+        """Probability of the most likely token minus that of the second, (B, W)."""
+        top = self._share(self._top_two)
+        return top[..., 0] - top[..., 1]
+
+    @cached_property
+    def logit_gap(self) -> Tensor:
+        """Largest logit minus the second largest, (B, W)."""
+        return (self._top_two[..., 0] - self._top_two[..., 1]).to(self._dtype)
+
+    def prob_of(self, ids: Tensor) -> Tensor:
+        """Probabilities of ids (B, W, K); 0 for banned ids and empty slots (-1).
+
+        Where transforms have removed every token, all of them are 0.
+        """
+        return self._share(self._at(ids))
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """Dense probabilities (B, W, V) for plugins that need them; nothing here does."""
+        return self.logits.softmax(-1)
+
+    def gumbel_max(self, draw: GumbelDraw) -> Tensor:
+        """A draw from the tempered distribution, (B, W) int64."""
+        flat = self.logits.reshape(-1, self.shape[-1])
+        return self._shaped(_drawn(flat, draw, None))
+
+    def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
+        """This prediction with sparse additions to its logits.
+
+        l'[v] = l[v] + sum of delta over the slots that hold v. Every statistic follows exactly
+        from this one's without touching the V columns again where all additions are >= 0.
+
+        ids: (B, W, K) int64, -1 for an empty slot; delta: (B, W, K), -inf bans an id;
+        never_negative: the caller's word that all additions are >= 0, which saves a look at them
+        (on a GPU the host would have to wait for it).
+        """
+        return RaisedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
+
+    def credited(
+        self,
+        ids: Tensor,
+        credit: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: float,
+        open: Tensor,
+    ) -> Credited:
+        """CreditDecoding's update and fusion; see `kernels.reference.credit_update`.
+
+        ids, credit: (B, W, K) slots before the step, -1 and 0 where empty, ids distinct within a
+        slot; alpha, beta: (B,), >= 0 and in [0, 1]; gamma: >= 0; open: (B, W) bool: slots that
+        earn, all others come back empty.
+        """
+        _, slots, _ = self.shape
+        update = self._credit_update(
+            ids.flatten(0, 1),
+            credit.flatten(0, 1),
+            alpha.repeat_interleave(slots),
+            beta.repeat_interleave(slots),
+            gamma,
+            open.flatten(),
+        )
+        new_ids = self._shaped(update.ids)
+        raised = RaisedPrediction(
+            self, new_ids, update.delta.view(new_ids.shape), self._draw, statistics=update.fused
+        )
+        return Credited(raised, new_ids, update.credit.view(new_ids.shape))
+
+    def _credit_update(
+        self,
+        ids: Tensor,
+        credit: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: float,
+        open: Tensor,
+    ) -> reference.CreditUpdate:
+        """`kernels.reference.credit_update` on whatever logits this prediction has."""
+        values = self._at(self._shaped(ids)).flatten(0, 1)
+        raw = self._statistics
+        return dispatch.credit_from(values, raw, ids, credit, alpha, beta, gamma, open)
+
+
+@dataclass(frozen=True)
+class Credited:
+    """A prediction with credit fused in, and the slots (B, W, K) to keep for the next step."""
+
+    prediction: Prediction
+    ids: Tensor
+    credit: Tensor
+
+
+def _drawn(rows: Tensor, draw: GumbelDraw, banned: Tensor | None) -> Tensor:
+    states = draw.noise.states().flatten()
+    if dispatch.uses_triton(rows):
+        return dispatch.gumbel_statistics(rows, states, draw.temperature, banned)[1]
+    return reference.gumbel_argmax(rows, states, draw.temperature, banned)
+
+
+class DensePrediction(Prediction):
+    """A prediction that owns the logits of a forward pass."""
+
+    def __init__(self, logits: Tensor, banned: Tensor | None, draw: Draw | None) -> None:
+        self._raw = logits
+        self._banned = banned
+        self._draw = draw
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        rows, slots, vocabulary = self._raw.shape
+        return rows, slots, vocabulary
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """The logits as they came, (B * W, V)."""
+        return self._raw.reshape(-1, self.shape[-1])
+
+    @cached_property
+    def _pass(self) -> tuple[RowStatistics, Tensor | None]:
+        """The one pass over the logits: the statistics and, where it is free there, the draw."""
+        rows, draw = self._rows, self._draw
+        if not dispatch.uses_triton(rows):
+            return dispatch.row_statistics(rows, self._banned), None
+        k = min(2, self.shape[-1])
+        if isinstance(draw, GumbelDraw):
+            states = draw.noise.states().flatten()
+            return dispatch.gumbel_statistics(rows, states, draw.temperature, self._banned, k)
+        return dispatch.row_statistics(rows, self._banned, k), None
+
+    @property
+    def _statistics(self) -> RowStatistics:
+        return self._pass[0]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return reference.working_dtype(self._raw.dtype)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return self._shaped(reference.without(self._rows, self._banned))
+
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        values = ids = None
+        if dispatch.uses_triton(self._rows):
+            values, ids = self._statistics.top_values, self._statistics.top_ids
+        if values is None or ids is None or values.shape[-1] < min(k, self.shape[-1]):
+            values, ids = dispatch.top_k(self._rows, k, self._banned)
+        return self._shaped(values[:, :k]), self._shaped(ids[:, :k])
+
+    def _at(self, ids: Tensor) -> Tensor:
+        return self._shaped(reference.logits_at(self._rows, ids.flatten(0, 1), self._banned))
+
+    def without(self, ids: Tensor) -> Prediction:
+        return DensePrediction(self._raw, self._more_banned(ids), self._draw)
+
+    def _more_banned(self, ids: Tensor) -> Tensor:
+        return ids if self._banned is None else torch.cat([self._banned, ids])
+
+    def gumbel_max(self, draw: GumbelDraw) -> Tensor:
+        if draw is self._draw and self._pass[1] is not None:
+            return self._shaped(self._pass[1])
+        return self._shaped(_drawn(self._rows, draw, self._banned))
+
+    def _credit_update(
+        self,
+        ids: Tensor,
+        credit: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: float,
+        open: Tensor,
+    ) -> reference.CreditUpdate:
+        return dispatch.credit_update(
+            self._rows, ids, credit, alpha, beta, gamma, open, self._banned, self._statistics
+        )
+
+
+class HeadPrediction(DensePrediction):
+    """A prediction that owns hidden states and the output head.
+
+    On a GPU the head and the statistics are one kernel. Dense logits are made, once for all that is
+    derived from the same pass, when a plugin or a draw asks for them; elsewhere at once.
+    """
+
+    def __init__(self, source: Unprojected, banned: Tensor | None, draw: Draw | None) -> None:
+        self._source = source
+        self._banned = banned
+        self._draw = draw
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        rows, slots, _ = self._source.hidden.shape
+        return rows, slots, self._source.weight.shape[0]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return reference.working_dtype(self._source.hidden.dtype)
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self._source.logits.flatten(0, 1)
+
+    @property
+    def _sparse(self) -> bool:
+        """Whether the logits need not, and do not, exist."""
+        return not self._source.has_logits and dispatch.uses_triton(self._source.hidden)
+
+    @cached_property
+    def _pass(self) -> tuple[RowStatistics, Tensor | None]:
+        if self._sparse and self._draw is None:
+            hidden = self._source.hidden.flatten(0, 1)
+            return dispatch.head_statistics(hidden, self._source.weight, self._banned), None
+        return super()._pass
+
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        if k == 1:
+            # what the kernel knows without dense logits
+            return self.maximum[..., None], self.top_token[..., None]
+        return super()._top(k)
+
+    def _at(self, ids: Tensor) -> Tensor:
+        if not self._sparse:
+            return super()._at(ids)
+        hidden, weight = self._source.hidden.flatten(0, 1), self._source.weight
+        at = dispatch.head_logits_at(hidden, weight, ids.flatten(0, 1), self._banned)
+        # summed in another order than the head; the largest must not pass the maximum
+        at = torch.minimum(at, self._statistics.maximum[:, None].to(at.dtype))
+        return self._shaped(at)
+
+    def without(self, ids: Tensor) -> Prediction:
+        """Two predictions of one pass: the logits once are cheaper than the head twice."""
+        return DensePrediction(self._source.logits, self._more_banned(ids), self._draw)
+
+    def _credit_update(
+        self,
+        ids: Tensor,
+        credit: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        gamma: float,
+        open: Tensor,
+    ) -> reference.CreditUpdate:
+        return Prediction._credit_update(self, ids, credit, alpha, beta, gamma, open)
+
+
+class RaisedPrediction(Prediction):
+    """A prediction with sparse additions, computed from the statistics of the one below it.
+
+    The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions >= 0.
+    A negative addition can cancel nearly all of the mass, so predictions that hold one compute
+    their statistics densely. never_negative, statistics: what the caller knows already.
+    """
+
+    def __init__(
+        self,
+        base: Prediction,
+        ids: Tensor,
+        delta: Tensor,
+        draw: Draw | None,
+        *,
+        never_negative: bool = False,
+        statistics: RowStatistics | None = None,
+    ) -> None:
+        self._base = base
+        self._draw = draw
+        self._ids = ids
+        self._delta = delta
+        self._never_negative = never_negative or statistics is not None
+        self._known = statistics
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._base.shape
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._base._dtype
+
+    @cached_property
+    def _additions(self) -> tuple[Tensor, Tensor]:
+        """Ids and float64 additions (B, W, K), one slot per id."""
+        if self._known is not None:
+            return self._ids, self._delta
+        return reference.merged_additions(self._ids, self._delta)
+
+    @cached_property
+    def _sparse_is_exact(self) -> bool:
+        return self._never_negative or bool((self._additions[1] >= 0).all())
+
+    @cached_property
+    def _statistics(self) -> RowStatistics:
+        if self._known is not None:
+            return self._known
+        if not self._sparse_is_exact:
+            return dispatch.row_statistics(self.logits.reshape(-1, self.shape[-1]))
+        ids, delta = self._additions
+        values = self._base._at(ids).flatten(0, 1)
+        return reference.raised_statistics(
+            self._base._statistics, values, ids.flatten(0, 1), delta.flatten(0, 1)
+        )
+
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        added, delta = self._additions
+        values, ids = self._base._top(min(k + added.shape[-1], self.shape[-1]))
+        moved = (ids[..., :, None] == added[..., None, :]).any(-1)
+        values = values.double().masked_fill(moved, float("-inf"))
+        values = torch.cat([values, self._base._at(added) + delta], -1)
+        # an entry that moved to the additions, or an empty slot, sorts behind every real id
+        beyond = self.shape[-1]
+        ids = torch.cat([ids.masked_fill(moved, beyond), added.masked_fill(added < 0, beyond)], -1)
+        by_id = ids.sort(dim=-1, stable=True)
+        values = values.gather(-1, by_id.indices)
+        order = values.sort(dim=-1, descending=True, stable=True)
+        picked = by_id.values.gather(-1, order.indices)[..., :k]
+        return order.values[..., :k], picked.clamp(max=beyond - 1)
+
+    def _at(self, ids: Tensor) -> Tensor:
+        """In float64: next to a large logit, a small addition would be rounded away."""
+        added, delta = self._additions
+        same = (ids[..., :, None] == added[..., None, :]) & (ids >= 0)[..., None]
+        zero = torch.zeros((), dtype=delta.dtype, device=ids.device)
+        return self._base._at(ids) + torch.where(same, delta[..., None, :], zero).sum(-1)
+
+    def without(self, ids: Tensor) -> Prediction:
+        return RaisedPrediction(
+            self._base.without(ids),
+            self._ids,
+            self._delta,
+            self._draw,
+            never_negative=self._never_negative,
+        )
+
+    @cached_property
+    def logits(self) -> Tensor:
+        ids, delta = self._additions
+        dense = self._base.logits.clone()
+        return dense.scatter_add_(-1, ids.clamp(min=0), delta.to(dense.dtype))
+
+    def gumbel_max(self, draw: GumbelDraw) -> Tensor:
+        """Additions >= 0 leave two kinds of winners: the one below, and the ids they raise."""
+        if not self._sparse_is_exact:
+            return super().gumbel_max(draw)
+        below = self._base.gumbel_max(draw)[..., None]
+        ids = torch.cat([below, self._additions[0]], -1)
+        states = draw.noise.states()[..., None]
+        noisy = (self.logit_of(ids) / draw.temperature).double() + gumbel(states, ids)
+        best = noisy.amax(-1, keepdim=True)
+        beyond = self.shape[-1]
+        winner = ids.masked_fill((noisy < best) | (ids < 0), beyond).amin(-1)
+        return torch.where(winner < beyond, winner, below[..., 0])

@@ -1,0 +1,162 @@
+"""How a token is proposed at each position: greedy, or drawn from a tempered, truncated row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm_decode.decoding.prediction import GumbelDraw, Prediction, Unprojected
+from dllm_decode.errors import require_choice, require_count, require_in_range
+from dllm_decode.kernels.noise import Noise
+
+
+class Sampler(ABC):
+    """Turns the logits of a forward pass into a prediction whose `token` is the proposal.
+
+    reshapes: the prediction's distribution is not the model's, but a tempered or truncated one;
+    takes_hidden: `predict` also takes a pass that stopped before the output head.
+    """
+
+    @property
+    def reshapes(self) -> bool:
+        """See the class."""
+        return False
+
+    @property
+    def takes_hidden(self) -> bool:
+        """See the class."""
+        return False
+
+    @abstractmethod
+    def predict(self, logits: Any, banned: Tensor, noise: Noise) -> Prediction:
+        """The prediction of a step.
+
+        logits: (B, W, V), or `Unprojected` where `takes_hidden`; banned (M,) ids; noise of the
+        step.
+        """
+
+
+@dataclass(frozen=True)
+class Greedy(Sampler):
+    """Propose the most likely token, the lowest id on ties."""
+
+    @property
+    def takes_hidden(self) -> bool:
+        """Yes: nothing here needs the logits themselves."""
+        return True
+
+    def predict(self, logits: Tensor | Unprojected, banned: Tensor, noise: Noise) -> Prediction:
+        """The argmax prediction."""
+        return Prediction.of(logits, banned)
+
+
+@dataclass(frozen=True)
+class Categorical(Sampler):
+    """Draw each token from the tempered and truncated distribution by the Gumbel-max trick.
+
+        token = argmax_v l_v / T + g_v,   g_v standard Gumbel noise in float64
+
+    temperature: T >= 0 (0 is greedy); top_k: keep the k most likely, 0 keeps all; top_p: keep the
+    smallest set with probability >= top_p, in (0, 1]; min_p: keep tokens with at least min_p times
+    the top probability, in [0, 1); top_h: grow the nucleus while its renormalised entropy is at
+    most top_h times the row's entropy, in (0, 1], 1 switches it off (Top-H decoding, arXiv
+    2509.02510); confidence_from: `untempered` (the model's own distribution) or `sampled` (the
+    tempered, truncated one feeds the confidence as well, as Dream and SDAR do).
+    Truncation acts on the tempered distribution, in the order k, p, min-p, top-H.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    top_h: float = 1.0
+    confidence_from: str = "untempered"
+
+    def __post_init__(self) -> None:
+        require_in_range("sampler.temperature", self.temperature, 0.0, 1e6)
+        require_count("sampler.top_k", self.top_k, minimum=0)
+        require_in_range("sampler.top_p", self.top_p, 0.0, 1.0, open_low=True)
+        require_in_range("sampler.min_p", self.min_p, 0.0, 1.0, open_high=True)
+        require_in_range("sampler.top_h", self.top_h, 0.0, 1.0, open_low=True)
+        require_choice("sampler.confidence_from", self.confidence_from, ("untempered", "sampled"))
+
+    def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
+        """A prediction whose `token` is drawn when it is first asked for."""
+        if self.confidence_from == "untempered" and self.temperature > 0.0 and not self.truncates:
+            return Prediction.of(logits, banned, GumbelDraw(noise, self.temperature))
+        if self.confidence_from == "untempered":
+            return Prediction.of(logits, banned, lambda pred: self._draw(pred.logits, noise))
+        plain = Prediction.of(logits, banned).logits
+        return Prediction.of(
+            self.truncated(plain), None, lambda pred: self._gumbel_max(pred.logits, noise)
+        )
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether confidences come from the sampled distribution."""
+        return self.confidence_from == "sampled"
+
+    @property
+    def truncates(self) -> bool:
+        """Whether any token is ever removed."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.top_h < 1.0
+
+    def _draw(self, logits: Tensor, noise: Noise) -> Tensor:
+        return self._gumbel_max(self.truncated(logits), noise)
+
+    def _gumbel_max(self, logits: Tensor, noise: Noise) -> Tensor:
+        if self.temperature == 0.0:
+            return Prediction.of(logits).top_token
+        noisy = logits.double() + noise.gumbel_over(logits.shape[-1])
+        return Prediction.of(noisy).top_token
+
+    def truncated(self, logits: Tensor) -> Tensor:
+        """Tempered logits with -inf at every token that the truncations remove, (B, W, V)."""
+        scaled = logits if self.temperature == 0.0 else logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            scaled = scaled.masked_fill(~_in_top_k(scaled, self.top_k), float("-inf"))
+        if self.top_p < 1.0:
+            scaled = scaled.masked_fill(~_in_nucleus(scaled, self.top_p), float("-inf"))
+        if self.min_p > 0.0:
+            floor = scaled.amax(-1, keepdim=True) + torch.tensor(self.min_p).log().item()
+            scaled = scaled.masked_fill(scaled < floor, float("-inf"))
+        if self.top_h < 1.0:
+            scaled = scaled.masked_fill(~_in_top_h(scaled, self.top_h), float("-inf"))
+        return scaled
+
+
+def _in_top_k(logits: Tensor, k: int) -> Tensor:
+    _, ids = Prediction.of(logits).topk(k)
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, True)
+
+
+def _sorted(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities in falling order (lower id first on ties) and their ids."""
+    order = logits.sort(dim=-1, descending=True, stable=True)
+    return order.values.softmax(-1), order.indices
+
+
+def _in_nucleus(logits: Tensor, top_p: float) -> Tensor:
+    probs, ids = _sorted(logits)
+    before = probs.cumsum(-1) - probs
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, before < top_p)
+
+
+def _in_top_h(logits: Tensor, share: float) -> Tensor:
+    """The longest prefix of the sorted tokens whose entropy is at most share x the row's entropy.
+
+    With the prefix mass P and s = -sum p log p over it, its renormalised entropy is s / P + log P.
+    The entropy of one token is 0, so at least one is kept.
+    """
+    probs, ids = _sorted(logits.double())
+    surprise = -(probs * probs.clamp(min=1e-300).log())
+    mass = probs.cumsum(-1)
+    entropy = surprise.cumsum(-1) / mass + mass.log()
+    inside = entropy <= share * surprise.sum(-1, keepdim=True) + 1e-12
+    inside[..., 0] = True
+    inside = inside.int().cumprod(-1).bool()
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, inside)

@@ -1,0 +1,145 @@
+"""Which columns are open: a window per row, so that each row may be somewhere else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dllm_decode.decoding.selection import first_column
+from dllm_decode.decoding.types import Board, Request
+from dllm_decode.errors import CapabilityError, ConfigError, require_choice, require_count
+
+
+@dataclass(frozen=True)
+class Window:
+    """The open part of the canvas.
+
+    index (B, W): canvas column of each slot in rising order, -1 where a row has fewer; key (B,):
+    a number that changes when a row enters a new window.
+    """
+
+    index: Tensor
+    key: Tensor
+
+
+class Schedule(ABC):
+    """Says, row by row, which columns may be committed next."""
+
+    @property
+    def block_length(self) -> int | None:
+        """Length of the block grid, or None where there is no grid."""
+        return None
+
+    def check(self, request: Request) -> None:
+        """Raise `ConfigError` if the schedule cannot serve the request."""
+        return
+
+    def on_grid(self, block_length: int | None) -> Schedule:
+        """This schedule for a model whose attention follows a block grid, None for full attention.
+
+        Raises `CapabilityError` where windows would not be blocks of the model's grid.
+        """
+        if block_length is not None:
+            raise CapabilityError(
+                f"model attends block by block ({block_length} columns), which schedule "
+                f"({type(self).__name__}) does not follow; use schedule=blocks "
+                f"schedule.length={block_length}"
+            )
+        return self
+
+    @abstractmethod
+    def window(self, board: Board) -> Window:
+        """The window of each row; what a row without undecided columns gets does not matter."""
+
+
+def _slots(board: Board, begin: Tensor, width: int, limit: Tensor) -> Tensor:
+    """Columns begin, begin + 1, ... of each row, -1 at and behind the limit, (B, width)."""
+    columns = begin[:, None] + torch.arange(width, device=board.tokens.device)
+    return torch.where(columns < limit[:, None], columns, -1)
+
+
+@dataclass(frozen=True)
+class Blocks(Schedule):
+    """Semi-autoregressive blocks: the first block of a row that still has undecided columns.
+
+    length: columns per block, 1 or more, the last block of a row may be shorter; origin: where the
+    grid starts: behind the `prompt`; at the beginning of the row (`absolute`), so that the end of
+    the prompt lies in the first block; or `auto`, `absolute` for models whose attention is
+    block-causal and `prompt` for all others. Sources: LLaDA, arXiv 2502.09992, appendix B.4; the
+    absolute grid is that of the released samplers of LLaDA2, SDAR and Fast-dLLM v2.
+    """
+
+    length: int = 32
+    origin: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_count("schedule.length", self.length)
+        require_choice("schedule.origin", self.origin, ("auto", "prompt", "absolute"))
+
+    @property
+    def block_length(self) -> int:
+        """`length`."""
+        return self.length
+
+    def check(self, request: Request) -> None:
+        """A block longer than every row's canvas is refused, unless prompts fill part of it."""
+        if self.origin != "absolute" and self.length > max(request.lengths):
+            raise ConfigError(
+                f"schedule.length is {self.length}, longer than the canvas of "
+                f"{max(request.lengths)} columns (max_new_tokens); use "
+                f"schedule.length={max(request.lengths)} or schedule=whole"
+            )
+
+    def on_grid(self, block_length: int | None) -> Blocks:
+        """The absolute grid for block-causal models, whose block length must be this one's."""
+        if block_length is None:
+            return self
+        if self.length != block_length or self.origin == "prompt":
+            raise CapabilityError(
+                f"model attends in blocks of {block_length} columns counted from the beginning of "
+                f"the row, but schedule has length={self.length} origin={self.origin}; use "
+                f"schedule=blocks schedule.length={block_length} schedule.origin=auto"
+            )
+        return replace(self, origin="absolute")
+
+    def window(self, board: Board) -> Window:
+        """The block around the first undecided column of each row."""
+        absolute = self.origin == "absolute"
+        zero = board.first if absolute else torch.full_like(board.first, board.start)
+        block = (first_column(board.undecided) - zero) // self.length
+        begin = zero + block * self.length
+        limit = torch.minimum(begin + self.length, board.horizon)
+        return Window(_slots(board, begin.clamp(min=board.start), self.length, limit), block)
+
+
+@dataclass(frozen=True)
+class WholeCanvas(Schedule):
+    """Every live generated column at once (Dream, and LLaDA's base models)."""
+
+    def window(self, board: Board) -> Window:
+        """All columns up to the horizon."""
+        begin = torch.full_like(board.horizon, board.start)
+        width = board.tokens.shape[1] - board.start
+        return Window(_slots(board, begin, width, board.horizon), torch.zeros_like(begin))
+
+
+@dataclass(frozen=True)
+class SlidingWindow(Schedule):
+    """The next `width` columns from the first undecided one on; moves with every commit there.
+
+    width: columns, 1 or more. The window never counts as new, so what a strategy remembers of a
+    column stays while the window slides over it.
+    """
+
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        require_count("schedule.width", self.width)
+
+    def window(self, board: Board) -> Window:
+        """`width` columns from the first undecided one."""
+        begin = first_column(board.undecided)
+        return Window(_slots(board, begin, self.width, board.horizon), torch.zeros_like(begin))

@@ -1,0 +1,248 @@
+"""What plugin authors subclass: one small class per role, and the pipeline that joins them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm_decode.decoding.types import Board, Change, Decision, Memory, Request, StepView, Vocab
+from dllm_decode.errors import ConfigError, require_count
+
+
+@dataclass(frozen=True)
+class EveryStep:
+    """Progress rule: each live row gains at least one decided position per step."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Progress rule: steps may commit nothing, but a row ends after `steps` steps.
+
+    steps: forward passes per row, 1 or more. In the last one everything still open is committed;
+    the finish reason is `budget` if the strategy had not asked for it. Where the schedule has
+    windows behind the current one, each of them then takes one closing step.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps)
+
+
+Progress = EveryStep | Budget
+
+
+class Part(ABC):  # noqa: B024 - the roles below add the abstract method
+    """A frozen plugin. What it must remember lives in the memory that `begin` returns.
+
+    Class attributes declare what a part needs; the composition is checked once, before decoding:
+    sees_canvas: the view shows every live generated column, not only the current window;
+    needs_reference: the request must carry the result of a reference decode;
+    needs_window: the part reads predictions at every column of the window, also at decided ones or
+    over several steps, so that a cache may not leave some out;
+    per_row: fields (numbers) that rows of a request may set for themselves, read with `view.knob`;
+    window_width: the only block length the part works with, or None;
+    model_fingerprint: the only model the part works with, or None.
+    """
+
+    sees_canvas: bool = False
+    needs_reference: ClassVar[bool] = False
+    needs_window: ClassVar[bool] = False
+    per_row: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def window_width(self) -> int | None:
+        """The block length this part was made for, or None for any."""
+        return None
+
+    @property
+    def model_fingerprint(self) -> str | None:
+        """The fingerprint of the only model this part was made for, or None for any."""
+        return None
+
+    def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
+        """Ids that the part will remove, for samplers that reshape the distribution earlier."""
+        return ()
+
+    def begin(self, request: Request, board: Board) -> Memory | None:
+        """The memory of one request, rows in dimension 0 of every tensor; None for no memory."""
+        return None
+
+
+class Strategy(Part):
+    """Chooses which open positions to commit: the only role a decode cannot do without.
+
+    revocable: the strategy may re-mask positions that it committed earlier.
+    """
+
+    revocable: ClassVar[bool] = False
+
+    @property
+    def progress(self) -> Progress:
+        """The rule that makes decoding end; see `EveryStep` and `Budget`."""
+        return EveryStep()
+
+    @abstractmethod
+    def decide(self, view: StepView, memory: Any) -> Decision:
+        """The wish for this step. Wishing for nothing is fine: the loop then forces one commit."""
+
+    def horizon(self, board: Board, view: StepView, change: Change, memory: Any) -> Tensor:
+        """One past the last column still worth decoding, (B,), asked after the commit."""
+        return board.horizon
+
+
+class Transform(Part):
+    """Reshapes the prediction before positions are chosen."""
+
+    @abstractmethod
+    def adjust(self, view: StepView, memory: Any) -> Any:
+        """The prediction that the following parts see, usually `view.pred.raised(...)`."""
+
+
+class Filter(Part):
+    """Vetoes commits."""
+
+    @abstractmethod
+    def keep(self, view: StepView, wish: Decision, memory: Any) -> Tensor:
+        """Slots whose commit is not vetoed, (B, W) bool."""
+
+
+class StopRule(Part):
+    """Says how far a row is still worth decoding."""
+
+    @abstractmethod
+    def horizon(self, board: Board, view: StepView, change: Change, memory: Any) -> Tensor:
+        """One past the last column worth decoding, (B,); values beyond the current are ignored.
+
+        Asked after the commit: `board` already holds it, `change` says what it was, and `view` is
+        the step as the model predicted it.
+        """
+
+
+@dataclass(frozen=True)
+class NeverStop(StopRule):
+    """The null stop rule: every row is decoded to its full length."""
+
+    def horizon(self, board: Board, view: StepView, change: Change, memory: None) -> Tensor:
+        """The horizon as it is."""
+        return board.horizon
+
+
+@dataclass
+class PipelineMemory(Memory):
+    """The memories of a pipeline's parts, keyed by slot (`transforms.credit`)."""
+
+    parts: dict[str, Memory | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pipeline(Strategy):
+    """Transforms, then one selection, then filters; afterwards the stop rules.
+
+    transforms, filters, stop: mappings from a name of your choice to a part, applied in order;
+    select: any strategy. Raises `ConfigError` for lists and for parts of the wrong role.
+    """
+
+    select: Strategy
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+    filters: Mapping[str, Filter] = field(default_factory=dict)
+    stop: Mapping[str, StopRule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.select, Strategy):
+            raise ConfigError(f"strategy.select must be a Strategy, got {_kind(self.select)}")
+        for slot, role in (("transforms", Transform), ("filters", Filter), ("stop", StopRule)):
+            self._check_slot(slot, role)
+
+    def _check_slot(self, slot: str, role: type[Part]) -> None:
+        parts = getattr(self, slot)
+        if not isinstance(parts, Mapping):
+            raise ConfigError(
+                f"strategy.{slot} is a mapping from names to parts, got a {_kind(parts)}; "
+                f"write +strategy.{slot}.<name>={{_target_: ...}}"
+            )
+        for name, part in parts.items():
+            if not isinstance(part, role):
+                raise ConfigError(
+                    f"strategy.{slot}.{name} must be a {role.__name__}, got {_kind(part)}"
+                )
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """All parts with the config key they stand under, in the order they act."""
+        for slot in ("transforms", "select", "filters", "stop"):
+            if slot == "select":
+                yield slot, self.select
+            else:
+                for name, part in getattr(self, slot).items():
+                    yield f"{slot}.{name}", part
+
+    @property
+    def progress(self) -> Progress:
+        """The selection's rule."""
+        return self.select.progress
+
+    def begin(self, request: Request, board: Board) -> PipelineMemory:
+        """One memory per part."""
+        return PipelineMemory({key: part.begin(request, board) for key, part in self.parts()})
+
+    def decide(self, view: StepView, memory: PipelineMemory) -> Decision:
+        """The selection's wish on the transformed prediction, less what the filters veto."""
+        for name, transform in self.transforms.items():
+            place = f"transforms.{name}"
+            pred = transform.adjust(view.for_part(place), memory.parts[place])
+            view = view.with_prediction(pred)
+        wish = complete(self.select.decide(view.for_part("select"), memory.parts["select"]), view)
+        for name, part in self.filters.items():
+            place = f"filters.{name}"
+            keep = part.keep(view.for_part(place), wish, memory.parts[place])
+            wish = replace(wish, commit=wish.commit & keep)
+        return wish
+
+    def horizon(
+        self, board: Board, view: StepView, change: Change, memory: PipelineMemory
+    ) -> Tensor:
+        """The nearest horizon of the selection and all stop rules."""
+        own = view.for_part("select")
+        nearest = self.select.horizon(board, own, change, memory.parts["select"])
+        for name, rule in self.stop.items():
+            place = f"stop.{name}"
+            asked = rule.horizon(board, view.for_part(place), change, memory.parts[place])
+            nearest = torch.minimum(nearest, asked)
+        return nearest
+
+
+def complete(wish: Decision, view: StepView) -> Decision:
+    """A decision with tokens, scores and confidence filled in from the view's prediction."""
+    tokens = view.pred.token if wish.tokens is None else wish.tokens
+    confidence = wish.confidence
+    if confidence is None:
+        own = wish.tokens is None
+        pred = view.pred
+        # ids outside the vocabulary are refused later, by name
+        known = tokens.clamp(0, view.board.vocab.size - 1)[..., None]
+        confidence = pred.confidence if own else pred.prob_of(known)[..., 0]
+    scores = confidence if wish.scores is None else wish.scores
+    return replace(wish, tokens=tokens, confidence=confidence, scores=scores)
+
+
+def parts_of(strategy: Strategy) -> Iterator[tuple[str, Part]]:
+    """Every part of a strategy with its config key below `strategy`."""
+    if isinstance(strategy, Pipeline):
+        yield from strategy.parts()
+    else:
+        yield "", strategy
+
+
+def is_revocable(strategy: Strategy) -> bool:
+    """Whether any selecting part of the strategy may re-mask."""
+    chosen = strategy.select if isinstance(strategy, Pipeline) else strategy
+    return chosen.revocable
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

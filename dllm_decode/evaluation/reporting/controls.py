@@ -1,0 +1,310 @@
+"""What a table alone does not say: fair comparisons, made by default and put into words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dllm_decode.evaluation import metrics
+from dllm_decode.evaluation.curves import Point, pbx
+from dllm_decode.evaluation.reporting.tables import (
+    Timing,
+    is_plain,
+    is_sequential,
+    sequential_of,
+    stops,
+    surroundings,
+    with_padding_last,
+)
+from dllm_decode.evaluation.statistics import Interval, paired_bootstrap
+from dllm_decode.evaluation.store import Run
+
+_PADDING_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Note:
+    """One finding. kind: `credit`, `end of text` or `padding`; text: one or two sentences."""
+
+    kind: str
+    text: str
+
+
+def notes(
+    runs: Sequence[Run], parts: Sequence[Run] = (), times: Sequence[Timing] = ()
+) -> list[Note]:
+    """All controls that apply to a set of comparable runs.
+
+    parts: runs on some of the same problems at the same batch size, which can serve as controls;
+    times: wall times that go before those of the runs.
+    """
+    found = [_credit(run, runs) for run in runs if _has_credit(run)]
+    found += _end_of_text(runs, parts, times)
+    found += _padding(runs)
+    found += _padding_last(runs, parts)
+    return found
+
+
+def _has_credit(run: Run) -> bool:
+    parts = run.settings["strategy"].get("transforms") or {}
+    return any("Credit" in str(part.get("_target_", "")) for part in parts.values())
+
+
+def _but_threshold(run: Run) -> dict[str, object]:
+    """The selection rule of a run without its threshold."""
+    select = run.settings["strategy"].get("select") or {}
+    return {key: value for key, value in select.items() if key != "threshold"}
+
+
+def _point(run: Run) -> Point:
+    return metrics.tokens_per_forward(run.samples).value, metrics.accuracy(run.samples).value
+
+
+def _credit(run: Run, runs: Sequence[Run]) -> Note:
+    """Credit acts as a lower, history-dependent threshold; compare with the plain one tuned."""
+    select = run.settings["strategy"].get("select") or {}
+    curve = [
+        other
+        for other in runs
+        if is_plain(other)
+        and _but_threshold(other) == _but_threshold(run)
+        and surroundings(other) == surroundings(run)
+        and stops(other) == stops(run)
+    ]
+    speed, share = _point(run)
+    where = f"{run.name}: {100 * share:.1f} % at {speed:.2f} tokens per forward"
+    if "threshold" not in select or len(curve) < 2:
+        return Note(
+            "credit",
+            f"{where}. Whether credit beats a plain threshold cannot be said: that needs at least "
+            "two runs of strategy=threshold with the same surroundings; add "
+            "strategy=threshold strategy.select.threshold=0.5,0.6,0.7,0.8,0.9 to the sweep.",
+        )
+    points = [_point(other) for other in curve]
+    matched = pbx([(x, 100 * y) for x, y in points], 100 * share) if share > 0 else math.nan
+    if math.isnan(matched):
+        return Note(
+            "credit",
+            f"{where}. None of the {len(curve)} plain thresholds is as accurate (the best has "
+            f"{100 * max(y for _, y in points):.1f} %), so the comparison at equal accuracy is "
+            "open; add higher thresholds to the sweep.",
+        )
+    if matched == max(x for x, _ in points) and speed >= matched:
+        return Note(
+            "credit",
+            f"{where}. All plain thresholds that were run are slower and at least as accurate, so "
+            "the comparison at equal accuracy is open; add lower thresholds to the sweep.",
+        )
+    nearest = min(curve, key=lambda other: abs(_point(other)[0] - speed))
+    gap = _accuracy_gap(run, nearest)
+    gain = _gain_over_thresholds(run, curve)
+    return Note(
+        "credit",
+        f"{where}. A plain threshold fitted to be as accurate reaches {matched:.2f} (linear "
+        f"interpolation between {len(curve)} thresholds): {_verdict(gain)}. At nearly equal speed, "
+        f"against {nearest.name} ({_point(nearest)[0]:.2f} tokens per forward), {gap}",
+    )
+
+
+def _verdict(gain: Interval) -> str:
+    figures = f"{100 * gain.value:+.1f} % tokens per forward"
+    if math.isnan(gain.low):
+        return (
+            f"{figures}, but in some resamples of the problems no threshold is as accurate, so "
+            "that there is no telling which is better"
+        )
+    figures += f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    if gain.low <= 0 <= gain.high:
+        return f"{figures}, so that the two cannot be told apart"
+    return f"{figures}, so that credit {'beats' if gain.low > 0 else 'does not beat'} it"
+
+
+def _gain_over_thresholds(
+    run: Run, curve: Sequence[Run], *, draws: int = 1000, seed: int = 0
+) -> Interval:
+    """Tokens per forward of a run over those of the threshold that is as accurate, minus 1.
+
+    The interval is a bootstrap over problems, drawn alike for all runs; NaN bounds where more than
+    one draw in twenty has no threshold to compare with, below or above.
+    """
+    problems = [sample.problem for sample in run.samples]
+    numbers = np.concatenate([_numbers(other, problems) for other in (run, *curve)], 1)
+    random = np.random.default_rng(seed)
+    weights = np.ones((draws + 1, len(problems)))  # how often each draw has a problem; 0: no draw
+    for row in weights[1:]:
+        row[:] = np.bincount(random.integers(0, len(row), len(row)), minlength=len(row))
+    gains = [_gain(sums.reshape(-1, 3)) for sums in weights @ numbers]
+    known = [gain for gain in gains[1:] if not math.isnan(gain)]
+    if len(known) < 0.95 * draws:
+        return Interval(gains[0], math.nan, math.nan)
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Interval(gains[0], float(low), float(high))
+
+
+def _numbers(run: Run, problems: Sequence[str]) -> NDArray[np.float64]:
+    """(problems, 3): right answers, delivered tokens, forwards."""
+    found = {sample.problem: sample for sample in run.samples}
+    rows = [found[problem] for problem in problems]
+    return np.array([[float(s.correct), s.delivered, s.forwards] for s in rows])
+
+
+def _gain(sums: NDArray[np.float64]) -> float:
+    """`_gain_over_thresholds` of one draw; sums (runs, 3), credit first."""
+    speeds = sums[:, 1] / sums[:, 2]
+    right = sums[:, 0]
+    if right[0] == 0 or right[1:].min() >= right[0]:  # the curve ends before it
+        return math.nan
+    # only ratios of accuracies matter, so that counts of right answers will do
+    share = 100 * right / right.max()
+    points = list(zip(speeds[1:].tolist(), share[1:].tolist(), strict=True))
+    return float(speeds[0]) / pbx(points, float(share[0])) - 1
+
+
+def _accuracy_gap(run: Run, other: Run) -> str:
+    theirs = {s.problem: float(s.correct) for s in other.samples}
+    ours = [float(s.correct) for s in run.samples]
+    result = paired_bootstrap(ours, [theirs[s.problem] for s in run.samples])
+    d = result.difference
+    return (
+        f"the difference in accuracy is {100 * d.value:+.1f} points "
+        f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}] (paired bootstrap, p = {result.p_value:.2f})."
+    )
+
+
+def _end_of_text(runs: Sequence[Run], parts: Sequence[Run], times: Sequence[Timing]) -> list[Note]:
+    """What stopping at the end of text alone gives, apart from any selection rule."""
+    found = []
+    stopping = [run for run in runs if is_sequential(run) and stops(run)]
+    missing: list[str] = []
+    seen: list[object] = []
+    for run in runs:
+        rule = (stops(run), surroundings(run))
+        if not stops(run) or rule in seen:
+            continue
+        seen.append(rule)
+        alone = next((r for r in stopping if (stops(r), surroundings(r)) == rule), None)
+        full = next(
+            (
+                r
+                for r in (*runs, *parts)
+                if is_sequential(r) and not stops(r) and surroundings(r) == surroundings(run)
+            ),
+            None,
+        )
+        if alone is None or full is None:
+            missing += [r.name for r in runs if (stops(r), surroundings(r)) == rule]
+            continue
+        alone = _same_problems(alone, full)
+        gain = metrics.speedup(alone.samples, full.samples)
+        wall_time = _time_ratio(full, alone, times) or gain.wall_time
+        found.append(
+            Note(
+                "end of text",
+                f"The stop rule alone ({alone.name} against {full.name}, "
+                f"{len(full.samples):,} problems): {gain.forwards:.2f}x "
+                f"fewer forwards, {wall_time:.2f}x less wall time, accuracy "
+                f"{100 * metrics.accuracy(alone.samples).value:.1f} % against "
+                f"{100 * metrics.accuracy(full.samples).value:.1f} %. Speedups in the table are "
+                "against the sequential run with the same stop rule, so that this gain is not in "
+                "them.",
+            )
+        )
+        found.append(
+            Note(
+                "padding",
+                f"Without a stop rule {full.name} needs {_forwards(full):.1f} passes per problem, "
+                f"of which {100 * _wasted_share(full):.0f} % decide nothing that is delivered; "
+                f"with it {100 * _wasted_share(alone):.0f} % of {_forwards(alone):.1f} do.",
+            )
+        )
+    if missing:
+        found.append(
+            Note(
+                "end of text",
+                f"What the stop rule alone gives is not shown for {', '.join(missing)}, because "
+                "strategy=sequential with and without it (strategy/stop=never) was not run with "
+                "the same schedule, cache and sampler.",
+            )
+        )
+    return found
+
+
+def _time_ratio(run: Run, other: Run, times: Sequence[Timing]) -> float | None:
+    """Wall time of one run over that of another at their batch size, None where not measured."""
+    found = {t.strategy: t.seconds_per_problem for t in times if t.batch_size == run.batch_size}
+    if run.name not in found or other.name not in found:
+        return None
+    return found[run.name].value / found[other.name].value
+
+
+def _same_problems(run: Run, other: Run) -> Run:
+    """A run on the problems of another one."""
+    return run.on({sample.problem for sample in other.samples})
+
+
+def _wasted_share(run: Run) -> float:
+    """Share of the passes that decide nothing delivered."""
+    return metrics.wasted_forwards(run.samples) / _forwards(run)
+
+
+def _forwards(run: Run) -> float:
+    return metrics.forwards_per_problem(run.samples).value
+
+
+def _padding_last(runs: Sequence[Run], parts: Sequence[Run]) -> list[Note]:
+    """The baseline against one that decides padding last: what remains of all speedups."""
+    found = []
+    for run in (*runs, *parts):
+        late = with_padding_last(run)
+        base = late and sequential_of(late, runs)
+        if base:
+            base = _same_problems(base, run)
+            ratio = metrics.speedup(run.samples, base.samples).forwards
+            found.append(
+                Note(
+                    "padding",
+                    f"A sequential run that decides padding last ({run.name}, "
+                    f"{len(run.samples):,} problems) needs "
+                    f"{_forwards(run):.1f} passes per problem instead of {_forwards(base):.1f}, "
+                    f"accuracy {100 * metrics.accuracy(run.samples).value:.1f} % against "
+                    f"{100 * metrics.accuracy(base.samples).value:.1f} %. Against it, every "
+                    f"speedup in forwards is {ratio:.2f} times smaller.",
+                )
+            )
+    return found
+
+
+def _padding(runs: Sequence[Run]) -> list[Note]:
+    """Notes where passes were saved that decided nothing anybody gets, or less was delivered."""
+    found: list[Note] = []
+    shares: list[tuple[float, str]] = []
+    for run in runs:
+        base = sequential_of(run, runs)
+        if base is None or base is run:
+            continue
+        gain = metrics.speedup(run.samples, base.samples)
+        if gain.forwards > 1 and gain.padding > _PADDING_SHARE:
+            shares.append((gain.padding, run.name))
+        if gain.forwards > 1 and gain.tokens < 1 - _PADDING_SHARE:
+            found.append(
+                Note(
+                    "padding",
+                    f"{run.name} delivers {100 * (1 - gain.tokens):.0f} % fewer tokens than "
+                    f"{base.name}; part of its speedup in forwards is shorter answers.",
+                )
+            )
+    if shares:
+        listing = ", ".join(f"{name} {100 * share:.0f} %" for share, name in sorted(shares))
+        found.append(
+            Note(
+                "padding",
+                "Of the passes saved against the sequential run, this share decided nothing but "
+                f"padding behind the end of the answer there: {listing}. The column that leaves "
+                "padding out counts only passes that decided something delivered.",
+            )
+        )
+    return found

@@ -1,0 +1,101 @@
+"""Tables of chosen runs inside pages of a documentation, kept current by one command.
+
+A page marks a place with the names of runs, and the report fills it:
+
+    <!-- runs: threshold 0.5; threshold -->
+    (whatever stands here is replaced)
+    <!-- runs: end -->
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation import metrics
+from dllm_decode.evaluation.reporting.tables import is_sequential, markdown_table, percent
+from dllm_decode.evaluation.store import Run
+from dllm_decode.problems import FAMILIES
+
+END = "<!-- runs: end -->"
+_PLACE = re.compile(r"<!-- runs: (?!end -->)(.*?) -->\n(.*?)" + re.escape(END), re.DOTALL)
+_MARK = re.compile(r"<!-- runs: (?!end -->)")
+
+
+def refresh(folder: str | Path, runs: Sequence[Run]) -> list[Path]:
+    """Fill every marked place of the Markdown pages below a folder; returns the pages changed.
+
+    Nothing is written before all pages are known to be good. Raises `ConfigError` for a folder
+    that is not there, a mark without its end, and a name that no run has.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ConfigError(f"task.pages must be a folder of Markdown pages, got {root}")
+    changed: dict[Path, str] = {}
+    for path in sorted(root.rglob("*.md")):
+        old = path.read_text(encoding="utf-8")
+        if len(_MARK.findall(old)) != len(_PLACE.findall(old)):
+            raise ConfigError(f"task.pages: {path} has a mark '<!-- runs: ...' without '{END}'")
+        new = _PLACE.sub(lambda found, at=path: _filled(found, at, runs), old)  # type: ignore[misc]
+        if new != old:
+            changed[path] = new
+    for path, text in changed.items():
+        path.write_text(text, encoding="utf-8")
+    return list(changed)
+
+
+def _filled(found: re.Match[str], page: Path, runs: Sequence[Run]) -> str:
+    """One marked place with its table."""
+    by_name = {run.name: run for run in reversed(runs)}  # of one name the first
+    names = [name.strip() for name in found[1].split(";")]
+    for name in names:
+        if name not in by_name:
+            known = ", ".join(dict.fromkeys(run.name for run in runs))
+            raise ConfigError(f"task.pages: {page} names the run {name!r}; there are {known}")
+    chosen = [by_name[name] for name in names]
+    # where some of them had fewer problems, all are compared on these
+    problems = {s.problem for s in min(chosen, key=lambda run: len(run.samples)).samples}
+    table = section([run.on(problems) for run in chosen], [run.on(problems) for run in runs])
+    return f"<!-- runs: {found[1]} -->\n{table}\n{END}"
+
+
+def section(chosen: Sequence[Run], runs: Sequence[Run]) -> str:
+    """What was measured with the chosen runs; runs: all, for the baseline."""
+    first = chosen[0]
+    loose = [task for task in first.tasks if task in FAMILIES and not FAMILIES[task].determined]
+    base = next((run for run in runs if is_sequential(run)), None)
+    said = [f"{len(first.samples):,} held-out problems of {len(first.tasks)} families, batch "]
+    said += [f"{first.results['batch_size']}, made with [the results](../results.md)."]
+    heads = ["strategy", "accuracy % [95 %]", "forwards per problem", "tokens per forward"]
+    if loose:
+        heads += [f"{', '.join(loose)}: accuracy %", "forwards"]
+        said += [f" The last two columns: {_several(loose)}, where many answers are right."]
+    if base is not None:
+        share, forwards = metrics.accuracy(base.samples), _forwards(base, base.tasks)
+        said += [f" `{base.name}` has {percent(share)} % at {forwards:.1f} forwards."]
+    text = textwrap.fill("".join(said), 120)
+    return f"{text}\n\n{markdown_table(heads, [_row(run, loose) for run in chosen])}"
+
+
+def _row(run: Run, loose: Sequence[str]) -> list[str]:
+    cells = [
+        run.name,
+        percent(metrics.accuracy(run.samples)),
+        f"{_forwards(run, run.tasks):.1f}",
+        f"{metrics.tokens_per_forward(run.samples).value:.2f}",
+    ]
+    if loose:
+        share = metrics.accuracy([sample for sample in run.samples if sample.task in loose])
+        cells += [f"{100 * share.value:.1f}", f"{_forwards(run, loose):.1f}"]
+    return cells
+
+
+def _forwards(run: Run, tasks: Sequence[str]) -> float:
+    return metrics.forwards_per_problem([s for s in run.samples if s.task in tasks]).value
+
+
+def _several(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

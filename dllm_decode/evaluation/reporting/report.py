@@ -1,0 +1,262 @@
+"""From a folder of runs to tables, figures and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation import figures, page, tables
+from dllm_decode.evaluation.reporting.controls import notes
+from dllm_decode.evaluation.store import Found, Run, collect, read_run, whole_and_parts
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Finished jobs, in the order given."""
+    return [read_run(path) for path in paths]
+
+
+# Short heads: a table has to fit into 100 letters.
+HEADS = {
+    "strategy": "strategy",
+    "task": "task",
+    "problems": "problems",
+    "accuracy": "accuracy\n% [95 %]",
+    "forwards": "forwards",
+    "tokens_per_forward": "tokens/forward\n[95 %]",
+    "speedup_forwards": "speedup,\nforwards",
+    "speedup_wall": "speedup,\ntime",
+    "headroom": "% of\noracle",
+}
+
+
+def terminal_table(
+    rows: Sequence[tables.Row],
+    title: str = "",
+    tasks: bool = False,
+    columns: Sequence[str] = tuple(HEADS),
+) -> Table:
+    """A table for the terminal.
+
+    tasks: name the task of each row instead of the strategy; columns: those to show.
+    """
+    names = [name for name in columns if name != ("strategy" if tasks else "task")]
+    table = Table(title=Text(title), title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
+    for name in names:
+        numeric = tables.COLUMNS[name].numeric
+        table.add_column(
+            HEADS[name],
+            justify="right" if numeric else "left",
+            no_wrap=numeric,
+            min_width=None if numeric else 20,
+            overflow="fold",
+        )
+    for row in rows:
+        filled = tables.cells(row)
+        # as text, since names like transforms=[credit] would be read as markup
+        table.add_row(*(Text(filled[name]) for name in names))
+    return table
+
+
+def terminal_wall_times(times: Sequence[tables.Timing]) -> Table:
+    """Wall times for the terminal, a line per strategy; medians without their ranges."""
+    _, lines = tables.wall_time_cells(times)
+    table = Table(title="wall time", title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
+    table.add_column("strategy", min_width=20, overflow="fold")
+    for size in sorted({timing.batch_size for timing in times}):
+        for head in (f"batch {size}\nms/problem", "tokens/s", "speedup"):
+            table.add_column(head, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(
+            *(Text(cell.partition(" [")[0] if i else cell) for i, cell in enumerate(line))
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a report consists of. report: its content; files: what was written."""
+
+    report: page.Report
+    collection: Found
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The runs of a report, the baseline first, the oracle last.
+
+    whole: on the same problems; parts: on some of these; timed: for their wall time only.
+    """
+
+    whole: Sequence[Run]
+    parts: Sequence[Run]
+    timed: Sequence[Run]
+
+    @property
+    def beside(self) -> list[Run]:
+        """Runs on part of the problems, at the batch size of the others."""
+        return [run for run in self.parts if run.batch_size == self.whole[0].batch_size]
+
+    @property
+    def clocked(self) -> list[Run]:
+        """What wall times are read from: runs that are for that, or else all there are."""
+        others = [run for run in self.parts if run.batch_size != self.whole[0].batch_size]
+        return list(self.timed) or [*self.whole, *others]
+
+
+def chosen_runs(collection: Found, only: str | None) -> Chosen:
+    """The runs whose name or folder contains a text.
+
+    Of runs on part of the problems those are left out that are there on all of them. Raises
+    `ConfigError` for none, and for runs that no table should mix.
+    """
+    runs = [
+        run
+        for run in collection.runs
+        if only is None or only in run.name or only in run.path.as_posix()
+    ]
+    if not runs:
+        failed = "; ".join((*collection.broken, *collection.failed, *collection.unfinished))
+        which = f"contain {only!r}" if only else "are finished"
+        raise ConfigError(f"task.runs: no runs {which}" + (f" ({failed})" if failed else ""))
+    runs.sort(key=_place)
+    timed = [run for run in runs if run.timing]
+    whole, parts = whole_and_parts([run for run in runs if not run.timing] or timed)
+    there = {(run.name, run.batch_size) for run in whole}
+    parts = [run for run in parts if (run.name, run.batch_size) not in there]
+    return Chosen(
+        distinct(whole, lambda run: (run.name,)),
+        distinct(parts, lambda run: (run.name, run.batch_size)),
+        distinct(timed, lambda run: (run.name, run.batch_size, run.timing)),
+    )
+
+
+def distinct(runs: Sequence[Run], key: Callable[[Run], tuple[object, ...]]) -> list[Run]:
+    """Of runs with the same key (the code differs) the newest."""
+    newest: dict[tuple[object, ...], Run] = {}
+    for run in runs:
+        other = newest.get(key(run))
+        if other is None or _time(run) >= _time(other):
+            newest[key(run)] = run
+    return [run for run in runs if newest[key(run)] is run]
+
+
+def _time(run: Run) -> str:
+    return str(run.results.get("environment", {}).get("time", ""))
+
+
+def _place(run: Run) -> tuple[bool, bool, int, str]:
+    """The baseline first, the oracle last, the others in the order of their sweep."""
+    first = not tables.is_sequential(run)
+    return tables.is_oracle(run), first, int(run.results["order"]), run.name
+
+
+def write_report(
+    collection: Found,
+    folder: Path,
+    *,
+    only: str | None = None,
+    title: str = "Evaluation",
+    preface: str = "",
+    draw: bool = True,
+) -> Written:
+    """Write CSV, Markdown, LaTeX, HTML and figures into a folder.
+
+    only: keep runs whose name or folder contains this text; preface: Markdown before the tables.
+    Raises `ConfigError` for runs that no table should mix, saying which differ and how.
+    """
+    chosen = chosen_runs(collection, only)
+    runs, smaller = chosen.whole, chosen.beside
+    times = tables.wall_times(chosen.clocked)
+    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
+    by_task = {
+        task: tables.rows_of([run for run in runs if task in run.tasks], task) for task in tasks
+    }
+    report = page.Report(
+        title=title,
+        facts=facts_of(runs),
+        overall=tables.rows_of(runs, None),
+        tasks=by_task,
+        parts=tables.rows_of(beside(runs, smaller), None) if smaller else [],
+        times=times,
+        timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
+        notes=notes(runs, smaller, times if chosen.timed else ()),
+        warnings=(*collection.broken, *collection.failed, *collection.unfinished),
+        preface=preface,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = figures.draw_all(runs, folder / "figures") if draw else []
+    every = [*report.overall, *report.parts, *(row for rows in by_task.values() for row in rows)]
+    texts = {
+        "table.csv": tables.csv_text(every),
+        "report.md": page.to_markdown(report, [f"figures/{path.name}" for path in drawn]),
+        "table.tex": tables.latex(report.overall, report.columns(page.OVERALL)),
+        "report.html": page.to_html(
+            report, {path.stem: path.read_text(encoding="utf-8") for path in drawn}
+        ),
+    }
+    if report.times:
+        texts["wall_time.csv"] = tables.wall_time_csv(report.times)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return Written(report, collection, (*(folder / name for name in texts), *drawn))
+
+
+def beside(runs: Sequence[Run], parts: Sequence[Run]) -> list[Run]:
+    """Runs on part of the problems, with the baseline and the oracle on the same ones.
+
+    Of parts that hold different problems the most frequent choice is kept.
+    """
+    choices = [frozenset(s.problem for s in part.samples) for part in parts]
+    problems = max(choices, key=choices.count)
+    baselines = [run.on(problems) for run in runs if tables.is_sequential(run)]
+    oracles = [run.on(problems) for run in runs if tables.is_oracle(run)]
+    chosen = [part for part, own in zip(parts, choices, strict=True) if own == problems]
+    return [*baselines, *chosen, *oracles]
+
+
+def facts_of(runs: Sequence[Run]) -> dict[str, str]:
+    """Model, problems, machine and settings that all runs share."""
+    first = runs[0].results
+    model = first["model"]
+    mark = f", fingerprint {model['fingerprint']}" if model.get("fingerprint") else ""
+    sizes = {
+        task: len(runs[0].of(task)) for task in dict.fromkeys(t for r in runs for t in r.tasks)
+    }
+    machine = first.get("environment", {})
+    batches = sorted({run.results.get("batch_size", "?") for run in runs})
+    return {
+        "model": f"{model['description']}{mark}",
+        "problems": f"{first['problems']:,} per run: "
+        + ", ".join(f"{task} {size:,}" for task, size in sizes.items()),
+        "machine": f"{machine_of(runs[0])}; Python {machine.get('python')}, "
+        f"torch {machine.get('torch')}, transformers {machine.get('transformers')}",
+        "batch": f"{', '.join(map(str, batches))} problems decoded together",
+    }
+
+
+def machine_of(run: Run) -> str:
+    """What a run was made on."""
+    machine = run.results.get("environment", {})
+    device = machine.get("gpu") or f"{machine.get('cores')} cores of {machine.get('processor')}"
+    threads = machine.get("threads")
+    return f"{device}; {threads} thread{'' if threads == 1 else 's'}"
+
+
+__all__ = [
+    "HEADS",
+    "Chosen",
+    "Written",
+    "chosen_runs",
+    "collect",
+    "read_runs",
+    "terminal_table",
+    "terminal_wall_times",
+    "write_report",
+]

@@ -1,0 +1,123 @@
+"""The acceptance filter: which positions of a block are already right, told from confidences.
+
+The network and its file format; `strategy=learn2pd` decodes with it, `task=train_filter` trains it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dllm_decode.errors import CheckpointError
+
+BUNDLED = "bundled:"
+ASSETS = Path(__file__).parent / "assets" / "filters"
+_NAMES = ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")
+
+
+@dataclass(frozen=True, eq=False)
+class AcceptanceFilter:
+    """A two-layer network on the confidences of one block.
+
+        z = W2 relu(W1 c + b1) + b2,     position i is accepted where sigmoid(z_i) > tau
+
+    weight1 (H, N), bias1 (H,), weight2 (N, H), bias2 (N,): float32, N the block length [columns];
+    fingerprint: of the model it was trained for, None where the file does not say. Source:
+    Learn2PD, arXiv 2509.25188 (there N = H = 32).
+    """
+
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+    fingerprint: str | None = None
+
+    @property
+    def block_length(self) -> int:
+        """Number of columns the filter looks at, N."""
+        return self.weight1.shape[1]
+
+    def to(self, device: torch.device) -> AcceptanceFilter:
+        """The filter with its weights on a device."""
+        one, two, three, four = (weight.to(device) for weight in self.weights())
+        return AcceptanceFilter(one, two, three, four, self.fingerprint)
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four tensors, in the order of their names in the file."""
+        return self.weight1, self.bias1, self.weight2, self.bias2
+
+    def logits(self, confidence: Tensor) -> Tensor:
+        """The z of every column, (B, N); confidence (B, N), 0 for columns that do not exist."""
+        hidden = (confidence.float() @ self.weight1.T + self.bias1).relu()
+        return hidden @ self.weight2.T + self.bias2
+
+    @staticmethod
+    def load(path: str | Path) -> AcceptanceFilter:
+        """Read a safetensors file; `bundled:NAME` is one that ships with the package.
+
+        The tensors are linear1.weight, linear1.bias, linear2.weight and linear2.bias, as in the
+        published weights; the metadata block_length and model_fingerprint are optional. Raises
+        `CheckpointError` for files that are missing, damaged or of other shapes.
+        """
+        file = find(path)
+        try:
+            with safe_open(str(file), framework="pt") as content:
+                about: Mapping[str, str] = content.metadata() or {}
+                absent = [name for name in _NAMES if name not in content.keys()]  # noqa: SIM118
+                tensors = [content.get_tensor(name).float() for name in _NAMES if not absent]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"filter {file} cannot be read: {error}") from None
+        if absent:
+            raise CheckpointError(f"filter {file} has no tensor {', '.join(absent)}")
+        _check_shapes(file, tensors, about.get("block_length"))
+        one, two, three, four = tensors
+        return AcceptanceFilter(one, two, three, four, about.get("model_fingerprint"))
+
+    def save(self, path: Path, about: Mapping[str, str]) -> None:
+        """Write the weights with block length, fingerprint and further metadata, all or nothing."""
+        notes = {**about, "block_length": str(self.block_length)}
+        if self.fingerprint is not None:
+            notes["model_fingerprint"] = self.fingerprint
+        tensors = {
+            name: weight.contiguous().clone()
+            for name, weight in zip(_NAMES, self.weights(), strict=True)
+        }
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(save(tensors, metadata=notes))
+        os.replace(partial, path)
+
+
+def find(path: str | Path) -> Path:
+    """The file of a filter; raises `CheckpointError` where there is none."""
+    name = str(path)
+    bundled = name.startswith(BUNDLED)
+    file = ASSETS / f"{name.removeprefix(BUNDLED)}.safetensors" if bundled else Path(name)
+    if not file.expanduser().is_file():
+        raise CheckpointError(
+            f"filter {name} was not found (looked for {file}); train one with "
+            "task=train_filter and give its filter.safetensors as strategy.select.weights"
+        )
+    return file.expanduser()
+
+
+def _check_shapes(file: Path, tensors: list[Tensor], block_length: str | None) -> None:
+    hidden, width = tensors[0].shape if tensors[0].dim() == 2 else (0, 0)
+    expected = [(hidden, width), (hidden,), (width, hidden), (width,)]
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if shapes != expected or width == 0:
+        listing = ", ".join(map(str, shapes))
+        raise CheckpointError(
+            f"filter {file} has tensors of shapes {listing}; a two-layer filter for N columns has "
+            "(H, N), (H,), (N, H), (N,)"
+        )
+    if block_length is not None and block_length != str(width):
+        raise CheckpointError(
+            f"filter {file} says block_length={block_length}, but its weights are for {width}"
+        )

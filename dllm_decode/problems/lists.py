@@ -1,0 +1,264 @@
+"""Operations on labelled lists of names, such as "1 Ada 2 Ben 3 Cleo"."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from dllm_decode.problems.base import GAP, Family, Problem, words_of
+from dllm_decode.problems.words import NAMES
+
+
+def labelled(names: Sequence[str]) -> str:
+    """Write names with 1-based labels: ["Ada", "Ben"] -> "1 Ada 2 Ben"."""
+    return " ".join(f"{label} {name}" for label, name in enumerate(names, start=1))
+
+
+def read_labelled(text: str) -> list[str] | None:
+    """Read "1 Ada 2 Ben" back to its names; None if the labels are not 1, 2, 3 ... in order."""
+    words = words_of(text)
+    names = words[1::2]
+    if len(words) % 2 or words[0::2] != [str(label) for label in range(1, len(names) + 1)]:
+        return None
+    return names
+
+
+@dataclass(frozen=True)
+class Labelled(Family):
+    """A labelled list is shown. shortest, longest: its length [names]; pool: names to draw from."""
+
+    shortest: int = 3
+    longest: int = 9
+    pool: tuple[str, ...] = NAMES
+
+    def form(self, problem: Problem) -> str | None:
+        """The labels of the answer; every name is a gap, with the blank in front of it."""
+        return "".join(f" {label}{GAP}" for label in words_of(problem.answer)[::2])
+
+
+@dataclass(frozen=True)
+class ListFamily(Labelled):
+    """A list goes in, a list comes out."""
+
+    def generate(self, rng: random.Random) -> Problem:
+        """Draw names without repetition and apply the operation."""
+        count = rng.randint(self.shortest, self.longest)
+        *names, spare = rng.sample(self.pool, count + 1)
+        order, result = self.apply(names, spare, rng)
+        return Problem(
+            self.name,
+            f"{order}: {labelled(names)}",
+            labelled(result),
+            MappingProxyType({"names": tuple(names), "spare": spare}),
+        )
+
+    @abstractmethod
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """The order in words and the resulting list. spare: a name that is not in the list."""
+
+
+@dataclass(frozen=True)
+class Copy(ListFamily):
+    """The list as it is."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Nothing changes."""
+        return "Copy", names
+
+
+@dataclass(frozen=True)
+class Reverse(ListFamily):
+    """The list from its end to its beginning."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """The last name comes first."""
+        return "Reverse", names[::-1]
+
+
+@dataclass(frozen=True)
+class Sort(ListFamily):
+    """The names in alphabetical order."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Order by the whole name."""
+        return "Sort", sorted(names)
+
+
+@dataclass(frozen=True)
+class Insert(ListFamily):
+    """A new name at a position; what stood there and behind moves on by one."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Positions 1 to n + 1 are possible."""
+        place = rng.randint(1, len(names) + 1)
+        return f"Insert {spare} at {place}", [*names[: place - 1], spare, *names[place - 1 :]]
+
+
+@dataclass(frozen=True)
+class Remove(ListFamily):
+    """The list without the name at a position."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Positions 1 to n are possible."""
+        place = rng.randint(1, len(names))
+        return f"Remove {place}", names[: place - 1] + names[place:]
+
+
+@dataclass(frozen=True)
+class Replace(ListFamily):
+    """A new name instead of the one at a position."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Positions 1 to n are possible."""
+        place = rng.randint(1, len(names))
+        return f"Replace {place} with {spare}", [*names[: place - 1], spare, *names[place:]]
+
+
+@dataclass(frozen=True)
+class Swap(ListFamily):
+    """Two names change places."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Two different positions, the smaller one first."""
+        first, second = sorted(rng.sample(range(len(names)), 2))
+        result = list(names)
+        result[first], result[second] = names[second], names[first]
+        return f"Swap {first + 1} and {second + 1}", result
+
+
+@dataclass(frozen=True)
+class Shuffle(ListFamily):
+    """Any order but the one shown: many answers are right."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Draw uniformly from all orders except the identity."""
+        result = list(names)
+        while result == names:
+            rng.shuffle(result)
+        return "Shuffle", result
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """The same names with labels in order, not all of them where they were."""
+        shown = [str(name) for name in _facts(problem, "names")]
+        found = read_labelled(text)
+        return found is not None and sorted(found) == sorted(shown) and found != shown
+
+
+@dataclass(frozen=True)
+class ReplaceOne(ListFamily):
+    """A new name instead of any one of the list: n answers are right."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Draw the position uniformly."""
+        place = rng.randrange(len(names))
+        return f"Replace any one with {spare}", [*names[:place], spare, *names[place + 1 :]]
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Exactly one position differs, and the new name stands there."""
+        shown = [str(name) for name in _facts(problem, "names")]
+        found = read_labelled(text)
+        if found is None or len(found) != len(shown):
+            return False
+        changed = [new for new, old in zip(found, shown, strict=True) if new != old]
+        return changed == [problem.facts["spare"]]
+
+
+@dataclass(frozen=True)
+class InsertOne(ListFamily):
+    """A new name at any position: n + 1 answers are right."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Draw the position uniformly."""
+        place = rng.randint(0, len(names))
+        return f"Insert {spare} at any", [*names[:place], spare, *names[place:]]
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Without the new name it is the list that was shown."""
+        found, spare = read_labelled(text), problem.facts["spare"]
+        if found is None or found.count(str(spare)) != 1:
+            return False
+        return [name for name in found if name != spare] == list(_facts(problem, "names"))
+
+
+@dataclass(frozen=True)
+class RemoveOne(ListFamily):
+    """The list without any one of its names: n answers are right."""
+
+    def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
+        """Draw the position uniformly."""
+        place = rng.randrange(len(names))
+        return "Remove any one", names[:place] + names[place + 1 :]
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Exactly one name is missing, and the others stand in their order."""
+        shown = list(_facts(problem, "names"))
+        rest = [shown[:place] + shown[place + 1 :] for place in range(len(shown))]
+        return read_labelled(text) in rest
+
+
+@dataclass(frozen=True)
+class Who(Labelled):
+    """The name at a position, with its label."""
+
+    def generate(self, rng: random.Random) -> Problem:
+        """Ask for one of the positions 1 to n."""
+        names = rng.sample(self.pool, rng.randint(self.shortest, self.longest))
+        place = rng.randint(1, len(names))
+        prompt = f"Who is {place}: {labelled(names)}"
+        return Problem(self.name, prompt, f"{place} {names[place - 1]}")
+
+
+@dataclass(frozen=True)
+class Where(Labelled):
+    """The position of a name, with the name."""
+
+    def generate(self, rng: random.Random) -> Problem:
+        """Ask for one of the names shown."""
+        names = rng.sample(self.pool, rng.randint(self.shortest, self.longest))
+        place = rng.randrange(len(names))
+        prompt = f"Where is {names[place]}: {labelled(names)}"
+        return Problem(self.name, prompt, f"{place + 1} {names[place]}")
+
+
+@dataclass(frozen=True)
+class Pick(Labelled):
+    """Any few names of the list with their labels, in the order of the list.
+
+    most: names asked for at most.
+    """
+
+    most: int = 3
+
+    def generate(self, rng: random.Random) -> Problem:
+        """Ask for 1 to `most` names; the answer shown is one of many."""
+        names = rng.sample(self.pool, rng.randint(self.shortest, self.longest))
+        count = rng.randint(1, self.most)
+        places = sorted(rng.sample(range(len(names)), count))
+        answer = " ".join(f"{place + 1} {names[place]}" for place in places)
+        facts = MappingProxyType({"names": tuple(names), "count": count})
+        return Problem(self.name, f"List any {count}: {labelled(names)}", answer, facts)
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Right are as many entries of the list as asked for, each once, in its order."""
+        words = words_of(text)
+        entries = list(zip(words[0::2], words[1::2], strict=False))
+        shown = [(str(label), name) for label, name in enumerate(_facts(problem, "names"), 1)]
+        whole = len(words) == 2 * len(entries) == 2 * _count(problem)
+        return whole and entries == [entry for entry in shown if entry in entries]
+
+
+def _count(problem: Problem) -> int:
+    """How many entries are asked for."""
+    count = problem.facts["count"]
+    assert isinstance(count, int)
+    return count
+
+
+def _facts(problem: Problem, key: str) -> Sequence[object]:
+    """A fact that is a sequence."""
+    value = problem.facts[key]
+    assert isinstance(value, tuple)
+    return value

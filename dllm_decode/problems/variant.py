@@ -1,0 +1,83 @@
+"""Bundled families with other sizes, and in the form of infilling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dllm_decode.errors import ConfigError, require, require_in_range
+from dllm_decode.problems.base import Family
+from dllm_decode.problems.lists import Labelled
+from dllm_decode.problems.puzzles import Countdown, Sudoku
+from dllm_decode.problems.words import NAMES
+
+_BLOCK = 32  # canvases are whole blocks
+_MOST = len(NAMES) - 1  # one name is kept for insertions
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is changed about the families of an evaluation; None and false leave them as they are.
+
+    length: of the lists [names], 2 to 47, one number or the shortest and the longest; clues: of
+    sudokus [cells], 4 to 15; numbers: of Countdown problems, 2 to 6; infill: the labels of the
+    answer stand on the canvas and the names are to be filled in, which is ParallelBench's infilling
+    form. Raises `ConfigError` for other values.
+    """
+
+    length: int | list[int] | None = None
+    clues: int | None = None
+    numbers: int | None = None
+    infill: bool = False
+
+    def __post_init__(self) -> None:
+        if self.length is not None:
+            span = self._span()
+            require(
+                len(span) == 2 and 2 <= span[0] <= span[1] <= _MOST,
+                f"task.problems.length must be a number of names in [2, {_MOST}], or the shortest "
+                f"and the longest, got {self.length!r}",
+            )
+        if self.clues is not None:
+            require_in_range("task.problems.clues", self.clues, 4, 15, unit="cells")
+        if self.numbers is not None:
+            require_in_range("task.problems.numbers", self.numbers, 2, 6)
+
+    def _span(self) -> Sequence[int]:
+        return [self.length, self.length] if isinstance(self.length, int) else self.length or []
+
+    def of(self, family: Family) -> Family:
+        """The family with these changes and a name that tells them.
+
+        Raises `ConfigError` if one of them means nothing to the family.
+        """
+        changed = family
+        if self.length is not None:
+            if not isinstance(family, Labelled):
+                raise self._meaningless("length", family, "lists")
+            shortest, longest = self._span()
+            changed = replace(
+                family,
+                name=f"{family.name}-{'-'.join(map(str, dict.fromkeys((shortest, longest))))}",
+                shortest=shortest,
+                longest=longest,
+                canvas=_BLOCK * -(-(2 * longest + 3) // _BLOCK),
+            )
+        if self.clues is not None:
+            if not isinstance(family, Sudoku):
+                raise self._meaningless("clues", family, "sudokus")
+            changed = replace(family, name=f"{family.name}-{self.clues}", clues=self.clues)
+        if self.numbers is not None:
+            if not isinstance(family, Countdown):
+                raise self._meaningless("numbers", family, "Countdown problems")
+            changed = replace(family, name=f"{family.name}-{self.numbers}", count=self.numbers)
+        if self.infill:
+            if not isinstance(family, Labelled):
+                raise self._meaningless("infill", family, "lists")
+            changed = replace(changed, name=f"{changed.name}-infill")
+        return changed
+
+    def _meaningless(self, name: str, family: Family, things: str) -> ConfigError:
+        return ConfigError(
+            f"task.problems.{name} is for {things}, but task.families names {family.name!r}"
+        )

@@ -1,0 +1,1 @@
+"""Small models and filters that are trained here."""

@@ -1,0 +1,170 @@
+"""Training an acceptance filter from the passes of the oracle; see `task=train_filter`.
+
+Recipe: Learn2PD, arXiv 2509.25188: one record per forward pass and block, the input is the
+confidence of every column, the label whether its most likely token is the reference's.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dllm_decode.decoding.loop import Observer
+from dllm_decode.decoding.types import Board, Change
+from dllm_decode.models.acceptance import AcceptanceFilter
+
+
+@dataclass(frozen=True)
+class Records:
+    """R forward passes of the oracle over blocks of N columns.
+
+    confidence (R, N): of the most likely token, 0 where the block has no column; correct (R, N): it
+    is the reference's; exists (R, N): the block has the column; open (R, N): it was undecided;
+    prompt (R,): number of the prompt.
+    """
+
+    confidence: Tensor
+    correct: Tensor
+    exists: Tensor
+    open: Tensor
+    prompt: Tensor
+
+    def __len__(self) -> int:
+        return self.prompt.numel()
+
+    @property
+    def prompts(self) -> list[int]:
+        """Numbers of the prompts, rising."""
+        return sorted(set(self.prompt.tolist()))
+
+    def of_prompts(self, prompts: Sequence[int]) -> Records:
+        """The records of some prompts only."""
+        keep = torch.isin(self.prompt, torch.tensor(prompts))
+        planes = (self.confidence, self.correct, self.exists, self.open, self.prompt)
+        return Records(*(plane[keep] for plane in planes))
+
+
+def split(records: Records, share: float, seed: int) -> tuple[Records, Records]:
+    """Records to learn from and records to measure with; no prompt is in both.
+
+    share: of the prompts that are kept for measuring, (0, 1); at least one prompt on either side.
+    """
+    prompts = records.prompts
+    random.Random(seed).shuffle(prompts)
+    kept = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    return records.of_prompts(prompts[kept:]), records.of_prompts(prompts[:kept])
+
+
+@dataclass
+class Recorder(Observer):
+    """Collects the records of an oracle decode, which says what it saw in its notes."""
+
+    parts: list[Records] = field(default_factory=list)
+
+    def step(self, change: Change, board: Board) -> None:
+        """One record per row."""
+        exists = change.index >= 0
+        confidence = torch.where(exists, change.notes["confidence"].float(), 0.0)
+        part = Records(
+            confidence, change.notes["correct"], exists, change.notes["open"], change.rows
+        )
+        self.parts.append(Records(*(getattr(part, name).cpu() for name in _PLANES)))
+
+    def records(self) -> Records:
+        """All records so far, ordered by prompt, so that the batch does not matter."""
+        whole = [torch.cat([getattr(part, name) for part in self.parts]) for name in _PLANES]
+        order = whole[-1].sort(stable=True).indices
+        return Records(*(plane[order] for plane in whole))
+
+
+_PLANES = ("confidence", "correct", "exists", "open", "prompt")
+
+
+def fit(
+    records: Records,
+    *,
+    steps: int,
+    rate: float,
+    weight_decay: float,
+    seed: int,
+    fingerprint: str | None = None,
+    report: Callable[[float], None] = lambda step: None,
+) -> AcceptanceFilter:
+    """Train a filter on all records at once with AdamW.
+
+        loss = mean over existing columns of -y log sigmoid(z) - (1 - y) log(1 - sigmoid(z))
+
+    steps: updates; rate: learning rate; seed: of the initial weights (uniform in +-1/sqrt(N));
+    report: takes the number of updates done.
+    """
+    width = records.confidence.shape[1]
+    one, two, three, four = weights = [w.requires_grad_() for w in _initial(width, seed)]
+    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=weight_decay)
+    for step in range(steps):
+        optimiser.zero_grad()
+        torch.autograd.backward(loss(AcceptanceFilter(one, two, three, four), records))
+        optimiser.step()
+        report(step + 1)
+    return AcceptanceFilter(one.detach(), two.detach(), three.detach(), four.detach(), fingerprint)
+
+
+def loss(network: AcceptanceFilter, records: Records) -> Tensor:
+    """Mean binary cross-entropy over the columns that exist, in nats."""
+    each: Tensor = functional.binary_cross_entropy_with_logits(
+        network.logits(records.confidence), records.correct.float(), reduction="none"
+    )
+    mean: Tensor = torch.where(records.exists, each, 0.0).sum() / records.exists.sum()
+    return mean
+
+
+def _initial(width: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    bound = 1 / math.sqrt(width)
+
+    def draw(*shape: int) -> Tensor:
+        return (2 * torch.rand(shape, generator=generator) - 1) * bound
+
+    return draw(width, width), draw(width), draw(width, width), draw(width)
+
+
+def measured(
+    network: AcceptanceFilter, records: Records, thresholds: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Precision and recall on open columns, per threshold, of the filter and of the confidence.
+
+    Accepting a column is right where its most likely token is the reference's. precision: share of
+    the accepted that are right, None where nothing was accepted; recall: share of the right that
+    were accepted, None where nothing was right. `confidence` is the plain threshold rule on the
+    same columns, without the other columns' confidences: what the filter has to beat.
+    """
+    scores = {
+        "filter": network.logits(records.confidence).sigmoid(),
+        "confidence": records.confidence,
+    }
+    return [
+        {"threshold": threshold}
+        | {name: _quality(score > threshold, records) for name, score in scores.items()}
+        for threshold in thresholds
+    ]
+
+
+def _quality(accepted: Tensor, records: Records) -> dict[str, float | None]:
+    accepted = accepted & records.open
+    right = records.correct & records.open
+    both = int((accepted & right).sum())
+    return {
+        "precision": _share(both, int(accepted.sum())),
+        "recall": _share(both, int(right.sum())),
+        "accepted": _share(int(accepted.sum()), int(records.open.sum())),
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

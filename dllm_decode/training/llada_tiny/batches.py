@@ -1,0 +1,287 @@
+"""Training batches: a pure function of seed, worker and step, so that a run can resume exactly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dllm_decode.problems import GAP, TRAINED, Family, Problem, draw
+from dllm_decode.problems.lists import Labelled
+from dllm_decode.problems.words import NAMES
+from dllm_decode.training.llada_tiny.tokenizer import (
+    EOT,
+    HEADER_END,
+    HEADER_START,
+    MASK,
+    FastEncoder,
+)
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+# Kinds of slots, masked at rates of their own; given ones never.
+STRUCTURE, CONTENT, PADDING, GIVEN = 0, 1, 2, 3
+BLOCK = 32  # slots; the block length that semi-autoregressive decoding commonly uses
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How examples are laid out and masked.
+
+    buckets: lengths [tokens] of whole examples, ascending; batch_tokens: per worker and step;
+    padding_weight: of end-of-text behind the first one in the loss; wide, widest: share of examples
+    whose canvas is stretched to 32..64 and 64..128 slots; blocked: share masked as block decoding
+    meets it; split: share with a mask rate of its own for each kind of token; least_rate: floor of
+    the mask rate that divides the loss; predicted: share of a batch's slots that can be predicted;
+    short: exponent of the bonus per token for answers shorter than 16 tokens (0: none; 1: every
+    answer counts the same), without which two-token answers hardly count; balance: 1 draws
+    examples of all lengths as often as the families make them, 0 gives short and long ones the same
+    number of steps, so that there are many more short ones to learn an operation from; strange:
+    share of lists that are shorter than others or hold names made up on the spot, so that what
+    people try first is not new to the model.
+    """
+
+    buckets: tuple[int, ...] = (40, 56, 96, 144, 192, 256)
+    batch_tokens: int = 4096
+    padding_weight: float = 0.15
+    wide: float = 0.06
+    widest: float = 0.02
+    blocked: float = 0.2
+    split: float = 0.3
+    least_rate: float = 0.3
+    predicted: float = 0.55
+    short: float = 0.5
+    balance: float = 0.3
+    strange: float = 0.08
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded problem.
+
+    prompt, answer: ids; padding: slots of end-of-text behind the answer; given: for infilling, for
+    every slot of the answer whether it stands on the canvas in advance, () for other problems.
+    """
+
+    family: int
+    prompt: list[int]
+    answer: list[int]
+    padding: int
+    given: tuple[bool, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens in all, with the first end of text."""
+        return len(self.prompt) + len(self.answer) + 1 + self.padding
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a step; `tokens` with masks in them.
+
+    tokens (rows, length); wanted (n,): flat slots to predict; target (n,): right tokens there;
+    weight (n,): in the loss; family (n,): index into `TRAINED`; hard (n,): masked where most of
+    the answer is masked, and no padding, so that it measures what the model knows.
+    """
+
+    tokens: Ints
+    wanted: Ints
+    target: Ints
+    weight: Floats
+    family: Ints
+    hard: NDArray[np.bool_]
+
+
+class Encoder:
+    """Problems to token ids in the chat layout."""
+
+    def __init__(self) -> None:
+        self.text = FastEncoder()
+        self.mask, self.eot = self.text.special(MASK), self.text.special(EOT)
+        self._start, self._end = self.text.special(HEADER_START), self.text.special(HEADER_END)
+        numbers = {token for number in range(100) for token in self.text(f" {number}")}
+        signs = {
+            token for sign in ",.;:?=+-*/|" for token in self.text(sign) + self.text(" " + sign)
+        }
+        self._structure = numbers | signs
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids up to where the answer starts."""
+        return [self._start, *self.text(" " + text), self._end]
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of the answer without the end of text."""
+        return self.text(" " + text)
+
+    def given(self, form: str) -> tuple[bool, ...]:
+        """For every slot of a form whether it is given; () without a form."""
+        slots: list[bool] = []
+        for number, piece in enumerate(form.split(GAP) if form else ()):
+            slots += [False] * (number > 0) + [True] * len(self.text(piece))
+        return tuple(slots)
+
+    def kinds(self, answer: list[int]) -> list[int]:
+        """STRUCTURE or CONTENT for each id of an answer."""
+        return [STRUCTURE if token in self._structure else CONTENT for token in answer]
+
+
+class Batches:
+    """Makes the batch of any step.
+
+    mixture: layout; seed: of the whole run; rank: of this worker. The bucket of a step is the same
+    for all workers, so that they finish at the same time.
+    """
+
+    def __init__(self, mixture: Mixture, seed: int, rank: int) -> None:
+        self.mixture, self.seed, self.rank = mixture, seed, rank
+        self.encoder = Encoder()
+        self._families = list(TRAINED.values())
+
+    def batch(self, step: int, weights: Mapping[str, float]) -> Batch:
+        """The batch of one step. weights: relative frequency of each family by name."""
+        shares = [weights[family.name] for family in self._families]
+        bucket = self._bucket(random.Random(f"{self.seed}/{step}"), shares)
+        rng = random.Random(f"{self.seed}/{step}/{self.rank}")
+        length = self.mixture.buckets[bucket]
+        rows = max(1, self.mixture.batch_tokens // length)
+        examples: list[Example] = []
+        while len(examples) < rows:
+            example = self._example(rng, shares)
+            if self._bucket_of(example) == bucket:
+                examples.append(example)
+        return self._masked(examples, length, np.random.default_rng(rng.getrandbits(63)))
+
+    def _bucket(self, rng: random.Random, shares: list[float]) -> int:
+        """Draw the bucket of a whole step."""
+        buckets = self.mixture.buckets
+        while True:
+            bucket = self._bucket_of(self._example(rng, shares))
+            if rng.random() < (buckets[bucket] / buckets[-1]) ** self.mixture.balance:
+                return bucket
+
+    def _bucket_of(self, example: Example) -> int:
+        """The shortest bucket that holds an example (the last one if padding must be cut)."""
+        for index, length in enumerate(self.mixture.buckets):
+            if example.length <= length:
+                return index
+        return len(self.mixture.buckets) - 1
+
+    def _example(self, rng: random.Random, shares: list[float]) -> Example:
+        index = rng.choices(range(len(shares)), shares)[0]
+        family = self._families[index]
+        if rng.random() < self.mixture.strange:
+            family = strange(family, rng)
+        problem: Problem = draw(family, "train", rng)
+        prompt, answer = self.encoder.prompt(problem.prompt), self.encoder.answer(problem.answer)
+        kind = rng.random()
+        padding = rng.randint(0, 4)
+        if kind < self.mixture.widest:
+            padding = rng.randint(64, 128) - len(answer) - 1
+        elif kind < self.mixture.widest + self.mixture.wide:
+            padding = rng.randint(32, 64) - len(answer) - 1
+        return Example(index, prompt, answer, max(0, padding), self.encoder.given(problem.form))
+
+    def _masked(self, examples: list[Example], length: int, rng: np.random.Generator) -> Batch:
+        rows, encoder, mixture = len(examples), self.encoder, self.mixture
+        clean = np.full((rows, length), encoder.eot, dtype=np.int64)
+        kind = np.full((rows, length), PADDING)
+        start = np.array([len(example.prompt) for example in examples])
+        first_eot = np.zeros((rows, length), dtype=bool)
+        for number, example in enumerate(examples):
+            begin, end = len(example.prompt), len(example.prompt) + len(example.answer)
+            clean[number, :end] = example.prompt + example.answer
+            kind[number, :begin] = GIVEN
+            kind[number, begin:end] = encoder.kinds(example.answer)
+            if example.given:  # all behind the form is given, too
+                kind[number, begin:end][np.array(example.given)] = GIVEN
+                kind[number, end:] = GIVEN
+            first_eot[number, end] = not example.given
+        place = np.arange(length) - start[:, None]  # slot on the canvas
+        loose = [not self._families[example.family].determined for example in examples]
+        rate = self._rates(kind, place, np.array(loose), rng)
+        masked = (rng.random((rows, length)) < rate) & (kind != GIVEN)
+        weight = np.where((kind == PADDING) & ~first_eot, mixture.padding_weight, 1.0)
+        weight = weight / np.maximum(rate, mixture.least_rate)
+        answers = np.maximum(1, (kind < PADDING).sum(1))
+        weight = weight * (16 / answers[:, None]) ** mixture.short
+        wanted = self._chosen(
+            masked, first_eot | (kind < PADDING), int(rows * length * mixture.predicted), rng
+        )
+        family = np.array([example.family for example in examples])
+        hidden = (masked & (kind < PADDING)).sum(1) / np.maximum(1, (kind < PADDING).sum(1))
+        flat = masked.reshape(-1)[wanted]
+        total = max(1.0, float(np.where(kind == GIVEN, 0, weight * rate).sum()))
+        return Batch(
+            tokens=np.where(masked, encoder.mask, clean),
+            wanted=wanted,
+            target=clean.reshape(-1)[wanted],
+            weight=(weight.reshape(-1)[wanted] * flat / total).astype(np.float32),
+            family=family[wanted // length],
+            hard=flat & (kind.reshape(-1)[wanted] < PADDING) & (hidden[wanted // length] > 0.6),
+        )
+
+    def _rates(
+        self, kind: Ints, place: Ints, loose: NDArray[np.bool_], rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """The mask rate of every slot.
+
+        loose: rows with many right answers; low rates come more often there, because as long as
+        most of such an answer is hidden, what is right is chance and nothing can be learned.
+        """
+        rows, length = kind.shape
+        stratified = (rng.permutation(rows) + rng.random(rows)) / rows
+        stratified = np.where(loose, stratified**2, stratified)
+        rate = np.repeat(stratified[:, None], length, axis=1)
+        how = rng.random((rows,))
+        split = how < self.mixture.split
+        own = np.concatenate([rng.random((rows, 3)), np.zeros((rows, 1))], axis=1)
+        own = np.where(rng.random((rows, 4)) < 0.3, np.round(own), own)  # all or none, often
+        own = np.where(loose[:, None], own**2, own)
+        rate = np.where(split[:, None], np.take_along_axis(own, kind, axis=1), rate)
+        blocked = (how >= self.mixture.split) & (how < self.mixture.split + self.mixture.blocked)
+        blocks = np.maximum(1, -(-(place.max(1) + 1) // BLOCK))
+        current = (rng.random(rows) * np.minimum(blocks, 4)).astype(int)[:, None]
+        by_block = np.where(
+            place // BLOCK < current, 0.0, np.where(place // BLOCK > current, 1, rate)
+        )
+        return np.where(blocked[:, None], by_block, rate)
+
+    def _chosen(
+        self,
+        masked: NDArray[np.bool_],
+        counts: NDArray[np.bool_],
+        count: int,
+        rng: np.random.Generator,
+    ) -> Ints:
+        """A fixed number of slots (compiled code wants fixed shapes): masked ones first.
+
+        counts: slots that come before all others, if masked.
+        """
+        order = rng.random(masked.size) + 2.0 * (masked * (1.0 + counts)).reshape(-1)
+        picked: Ints = np.sort(np.argpartition(-order, count)[:count])
+        return picked
+
+
+def strange(family: Family, rng: random.Random) -> Family:
+    """A family of lists with short ones and a few made-up names; any other family as it is."""
+    if not isinstance(family, Labelled) or family.longest > 9:
+        return family
+    made_up = tuple(_made_up(rng) for _ in range(4))
+    pool = made_up + tuple(rng.sample(NAMES, 8)) if rng.random() < 0.6 else NAMES
+    return replace(family, shortest=2, longest=5, pool=pool)
+
+
+def _made_up(rng: random.Random) -> str:
+    """A word that looks like a name, such as "Tobira"; two to eight letters."""
+    while True:
+        syllables = (
+            rng.choice("bcdfghjklmnprstvwyz") + rng.choice("aeiou") + rng.choice(["", "n", "r", ""])
+            for _ in range(rng.randint(1, 3))
+        )
+        name = "".join(syllables)[: rng.randint(2, 8)].capitalize()
+        if name not in NAMES:
+            return name

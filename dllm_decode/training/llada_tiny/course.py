@@ -1,0 +1,58 @@
+"""Where a run stands, and which families it draws from next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dllm_decode.problems import TRAINED
+
+_FORGET = 0.97  # per step, of the counts behind the weights
+_FLOOR = 0.1  # every family keeps being drawn: those left out are forgotten
+_ERROR = 0.2  # share of wrong tokens from which a family gets full weight
+_OPEN = 0.6  # weight of families whose answer is not determined: their errors say little
+
+
+@dataclass
+class Course:
+    """What changes during a run besides the tensors; saved with each checkpoint.
+
+    step: updates made; seconds: of training; tokens: seen; measured: exact match was measured so
+    often; hits, tries: right tokens and all tokens per family where most of the answer was hidden,
+    older steps counting less (by name, so that a run can go on with families added).
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    measured: int = 0
+    hits: dict[str, float] = field(default_factory=dict)
+    tries: dict[str, float] = field(default_factory=dict)
+
+    def note(self, tokens: int, tries: Sequence[float], hits: Sequence[float]) -> None:
+        """Add the counts of one step, given in the order of `TRAINED`."""
+        self.step += 1
+        self.tokens += tokens
+        for counts, more in ((self.tries, tries), (self.hits, hits)):
+            for name, new in zip(TRAINED, more, strict=True):
+                counts[name] = _FORGET * counts.get(name, 0.0) + new
+
+    def error(self, name: str) -> float:
+        """Share of wrong tokens of a family; 1 while too little is known."""
+        tries = self.tries.get(name, 0.0)
+        return 1 - self.hits[name] / tries if tries > 20 else 1.0
+
+    def weights(
+        self, emphasis: Mapping[str, float], curriculum: Mapping[str, float]
+    ) -> dict[str, float]:
+        """How often each family is drawn: a floor for all, more where the errors are.
+
+        emphasis: factor for families by name, 1 where absent; curriculum: families that are drawn
+        only after so many million tokens, by name.
+        """
+        weights = {}
+        for family in TRAINED.values():
+            need = min(1.0, self.error(family.name) / _ERROR) if family.determined else _OPEN
+            begun = self.tokens >= 1e6 * curriculum.get(family.name, 0.0)
+            weights[family.name] = begun * (_FLOOR + need) * emphasis.get(family.name, 1.0)
+        return weights

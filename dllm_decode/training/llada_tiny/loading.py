@@ -1,0 +1,61 @@
+"""Batches made ahead by other processes, for devices that one process cannot feed."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+
+from dllm_decode.training.llada_tiny.batches import Batch, Batches, Mixture
+
+_made: Batches | None = None  # of this loader process
+
+
+def _prepare(mixture: Mixture, seed: int, rank: int) -> None:
+    global _made
+    _made = Batches(mixture, seed, rank)
+
+
+def _make(step: int, weights: Mapping[str, float]) -> Batch:
+    assert _made is not None
+    return _made.batch(step, weights)
+
+
+class Loader:
+    """Gives the batches of consecutive steps.
+
+    processes: 0 makes each batch when it is asked for; else so many processes work ahead, twice
+    their number of steps. Those steps use the family weights of the moment they were ordered, so
+    a resumed run then equals an uninterrupted one only in distribution.
+    """
+
+    def __init__(self, mixture: Mixture, seed: int, rank: int, processes: int) -> None:
+        self._own = Batches(mixture, seed, rank)
+        self._ahead = 2 * processes
+        self._orders: deque[Future[Batch]] = deque()
+        self._next = -1
+        self._pool: ProcessPoolExecutor | None = None
+        if processes:
+            self._pool = ProcessPoolExecutor(
+                processes,
+                multiprocessing.get_context("spawn"),
+                initializer=_prepare,
+                initargs=(mixture, seed, rank),
+            )
+
+    def batch(self, step: int, weights: Mapping[str, float]) -> Batch:
+        """The batch of `step`, which must be one more than at the last call."""
+        if self._pool is None:
+            return self._own.batch(step, weights)
+        if not self._orders:
+            self._next = step
+        while len(self._orders) <= self._ahead:
+            self._orders.append(self._pool.submit(_make, self._next, dict(weights)))
+            self._next += 1
+        return self._orders.popleft().result()
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,1 +1,0 @@
-"""The page that plays a trace; see `dllm_decode.trace.player`."""
