@@ -142,12 +142,12 @@ class Evaluation:
 
     def warm_up(self, questions: Sequence[Question]) -> None:
         """Decode the first question and drop the result, so that no timing holds first calls."""
-        request = self._request([(0, questions[0])])
+        request = self.request([(0, questions[0])])
         Engine(self.decoder, 1).decode(self._with_reference(request, [questions[0].key])[0])
 
     def _task(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
         request, reference_forwards = self._with_reference(
-            self._request(chosen), [question.key for _, question in chosen]
+            self.request(chosen), [question.key for _, question in chosen]
         )
         proposals = Proposals(request.lengths)
         imitates = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
@@ -169,7 +169,8 @@ class Evaluation:
                 reference_forwards=reference_forwards[row],
             )
 
-    def _request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+    def request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+        """What is decoded for some questions. chosen: (number, question), for the seeds."""
         vocab = self.decoder.denoiser.vocab
         canvases = [infilling(self.tokenizer, vocab, q) for _, q in chosen]
         return Request(

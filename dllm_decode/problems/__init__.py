@@ -43,6 +43,7 @@ from dllm_decode.problems.variant import Variant
 __all__ = [
     "FAMILIES",
     "GAP",
+    "HARD",
     "HELD_OUT_SHARE",
     "SPLITS",
     "TRAINED",
@@ -108,8 +109,11 @@ _ALL: tuple[Family, ...] = (
     Countdown("countdown", "Reach a number from others.", determined=False, trained=False),
 )
 
+# Where decoding is hard: answers are long, found in order or by search, or one of many.
+HARD = ("chain", "track", "sudoku6", "sudoku6-read", "tale")
+
 # What the bundled model cannot do, see its card; everything else it is trained on is shown.
-_WEAK = ("chain", "track", "sudoku6", "sudoku6-read", "tale")
+_WEAK = HARD
 
 FAMILIES: dict[str, Family] = {
     family.name: replace(family, shown=family.trained and family.name not in _WEAK)
