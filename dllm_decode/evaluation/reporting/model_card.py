@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dllm_decode.errors import ConfigError
-from dllm_decode.evaluation import figures, metrics
+from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.reporting import figures
 from dllm_decode.evaluation.reporting.tables import markdown_table, percent
 from dllm_decode.evaluation.store import Run
 
