@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from dllm_decode.config.compose import compose_checked
-from dllm_decode.config.instantiate import build_model, build_node
+from dllm_decode.config.instantiate import PARTS, build_model, build_node
 from dllm_decode.decoding.cache import NoCache
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Interrupted, Observer, Run
@@ -25,7 +25,6 @@ from dllm_decode.kernels import dispatch
 from dllm_decode.models.loaded import LoadedModel
 
 DEFAULT_NEW_TOKENS = 64
-PARTS = ("strategy", "schedule", "cache", "sampler")
 MASK_WORD = "[MASK]"
 END_SIGN = "∎"
 

@@ -19,6 +19,8 @@ from dllm_decode.errors import ConfigError, DllmDecodeError
 if TYPE_CHECKING:
     from dllm_decode.models.loaded import LoadedModel
 
+PARTS = ("strategy", "schedule", "cache", "sampler")
+
 
 def build_model(cfg: DictConfig) -> LoadedModel:
     """The model of a configuration."""

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
-from dllm_decode.evaluation import grading
 from dllm_decode.evaluation.sandbox import Limits, run_python
-from dllm_decode.problems import FAMILIES, Variant, distinct_problems
+from dllm_decode.problems import FAMILIES, Variant, distinct_problems, grading
 
 Record = Mapping[str, Any]
 

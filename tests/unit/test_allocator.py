@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from dllm_decode import allocator
 from dllm_decode.cli import main
+from dllm_decode.console import allocator
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 OPTIONS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")

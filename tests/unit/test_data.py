@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dllm_decode.errors import ConfigError
-from dllm_decode.evaluation import data, grading
+from dllm_decode.evaluation import data
+from dllm_decode.problems import grading
 
 GOOD = {
     "gsm8k": {"question": "1 + 1?", "answer": "It is 2.\n#### 2"},

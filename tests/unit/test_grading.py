@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_decode.evaluation import grading
+from dllm_decode.problems import grading
 
 PUZZLE = "1000\n0002\n4003\n0000"
 FILLED = "1234\n3412\n4123\n2341"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dllm_decode.errors import ConfigError
-from dllm_decode.evaluation import pages
 from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.reporting import documents as pages
 from dllm_decode.evaluation.store import Run
 
 STRATEGIES = Path(__file__).parents[2] / "docs" / "strategies"

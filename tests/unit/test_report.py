@@ -15,8 +15,10 @@ import pytest
 
 from dllm_decode.cli import main
 from dllm_decode.errors import ConfigError
-from dllm_decode.evaluation import controls, figures, page, report, store, tables
+from dllm_decode.evaluation import store
 from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.reporting import controls, figures, report, tables
+from dllm_decode.evaluation.reporting import render as page
 
 THRESHOLD = {"_target_": "x.ConfidenceThreshold", "threshold": 0.9}
 TOP_ONE = {"_target_": "x.TopK", "tokens_per_step": 1, "order": "confidence"}

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dllm_decode.errors import ConfigError
-from dllm_decode.evaluation import figures, page, tables
+from dllm_decode.evaluation.reporting import figures, tables
+from dllm_decode.evaluation.reporting import render as page
 from dllm_decode.evaluation.reporting.controls import notes
 from dllm_decode.evaluation.store import Found, Run, collect, read_run, whole_and_parts
 
