@@ -152,7 +152,7 @@ _MOVED = {
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Answers `import dllm_decode.decoding.selection` with `dllm_decode.decoding.selection`, and says so."""
+    """Answers `import dllm_decode.selection` with `dllm_decode.decoding.selection` and says so."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         package, _, module = name.rpartition(".")

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from omegaconf import DictConfig
 
-from dllm_decode.config.compose.compose import compose_checked
-from dllm_decode.config.compose.instantiate import PARTS, build_model, build_node
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.config.instantiate import PARTS, build_model, build_node
 from dllm_decode.decoding.cache import NoCache
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Interrupted, Observer, Run
@@ -159,7 +159,7 @@ class TextDecoder:
         _refuse_unknown(unknown, self.generate)
         many = _as_list(prompts)
         ids = tuple(self.encode(p, row, apply_chat_template) for row, p in enumerate(many))
-        length, fixed = self._infilling(infill, max_new_tokens, len(ids))
+        length, fixed = self.infilling(infill, max_new_tokens, len(ids))
         request = Request(
             prompts=ids,
             max_new_tokens=length,
@@ -303,10 +303,14 @@ class TextDecoder:
             "use load(..., sampler='categorical')"
         )
 
-    def _infilling(
+    def infilling(
         self, infill: Any, max_new_tokens: int | Sequence[int], rows: int
     ) -> tuple[int | tuple[int, ...], tuple[Mapping[int, int] | None, ...] | None]:
-        """`max_new_tokens` and fixed tokens; a template sets the length of its row."""
+        """`max_new_tokens` and fixed tokens of a request; a template sets the length of its row.
+
+        infill, max_new_tokens: see `generate`; rows: of the request. Raises `ConfigError` where
+        they do not fit.
+        """
         length = max_new_tokens if isinstance(max_new_tokens, int) else tuple(max_new_tokens)
         if infill is None:
             return length, None

@@ -27,7 +27,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dllm_decode.config.compose.compose import CONF, check, explain, register_search_path
+from dllm_decode.config.compose import CONF, check, explain, register_search_path
 from dllm_decode.console.runfolder import RunFolder, unwritable
 from dllm_decode.errors import ConfigError, DllmDecodeError
 

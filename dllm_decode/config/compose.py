@@ -24,7 +24,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dllm_decode.config.compose.signatures import parameters_of
+from dllm_decode.config.signatures import parameters_of
 from dllm_decode.errors import ConfigError
 
 CONF = "dllm_decode.conf"

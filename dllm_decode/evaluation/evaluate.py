@@ -161,7 +161,7 @@ class Evaluation:
         """Decode the first question and drop the result, so that no timing holds first calls."""
         first = next((question for question in questions if not self.fault_in(question)), None)
         if first is not None:
-            request = self._request([(0, first)])
+            request = self.request([(0, first)])
             Engine(self.decoder, 1).decode(self._with_reference(request, [first.key])[0])
 
     def fault_in(self, question: Question) -> str:
@@ -197,7 +197,7 @@ class Evaluation:
 
     def _task(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
         request, reference_forwards = self._with_reference(
-            self._request(chosen), [question.key for _, question in chosen]
+            self.request(chosen), [question.key for _, question in chosen]
         )
         proposals = Proposals(request.lengths)
         imitates = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
@@ -219,7 +219,8 @@ class Evaluation:
                 reference_forwards=reference_forwards[row],
             )
 
-    def _request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+    def request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+        """What is decoded for some questions. chosen: (number, question), for the seeds."""
         vocab = self.decoder.denoiser.vocab
         canvases = [infilling(self.tokenizer, vocab, q) for _, q in chosen]
         return Request(

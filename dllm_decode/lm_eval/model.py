@@ -17,7 +17,7 @@ from lm_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from dllm_decode.api import TextDecoder, build
-from dllm_decode.config.compose.compose import compose_checked
+from dllm_decode.config.compose import compose_checked
 from dllm_decode.decoding.sampling import Sampler
 from dllm_decode.decoding.types import Request, Result
 from dllm_decode.errors import CapabilityError, ConfigError, DllmDecodeError, require_count

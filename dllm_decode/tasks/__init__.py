@@ -58,7 +58,7 @@ class Context:
     @cached_property
     def model(self) -> LoadedModel:
         """The model of this configuration, loaded once."""
-        from dllm_decode.config.compose.instantiate import build_model
+        from dllm_decode.config.instantiate import build_model
 
         with self.display.working("loading the model"):
             return build_model(self.cfg)
@@ -76,7 +76,7 @@ class Context:
         overrides: as on the command line, e.g. `"strategy=factor"`; they come last and win.
         """
         from dllm_decode.api import build
-        from dllm_decode.config.compose.compose import compose_checked
+        from dllm_decode.config.compose import compose_checked
 
         return build(compose_checked((*self.overrides, *overrides)), model=lambda: self.model)
 
@@ -87,7 +87,7 @@ class Context:
     @cached_property
     def trace(self) -> TraceFormat:
         """How steps are recorded: the group `trace`."""
-        from dllm_decode.config.compose.instantiate import build_node
+        from dllm_decode.config.instantiate import build_node
 
         kind: TraceFormat = build_node(self.cfg, "trace")
         return kind
@@ -107,7 +107,7 @@ class Task(ABC):
 
 def build_task(cfg: DictConfig) -> Task:
     """The task of a configuration; raises `ConfigError` if it is not one."""
-    from dllm_decode.config.compose.instantiate import build_node
+    from dllm_decode.config.instantiate import build_node
 
     task = build_node(cfg, "task")
     if not isinstance(task, Task):

@@ -84,7 +84,7 @@ class Ablation(Task):
 
         `jobs/NN/results.json` in the run folder names the folder of job NN.
         """
-        from dllm_decode.config.compose.compose import compose_checked
+        from dllm_decode.config.compose import compose_checked
 
         lines, timed = self.lines(), self.timed_lines()
         for line in lines:  # what cannot be is refused before the first job starts
@@ -112,7 +112,7 @@ class Ablation(Task):
 
     def _one(self, context: Context, lines: Sequence[str], number: int) -> int:
         """One job; returns 1 if it failed, and says why."""
-        from dllm_decode.config.compose.compose import compose_checked
+        from dllm_decode.config.compose import compose_checked
 
         context.display.say(f"job {number + 1} of {len(lines)}: {lines[number]}")
         cfg = compose_checked(self.overrides(context, lines[number]))
@@ -221,7 +221,7 @@ def _in_worker(
     number: int,
 ) -> str | None:
     """One job in a process of its own; returns why it failed, None if it did not."""
-    from dllm_decode.config.compose.compose import compose_checked
+    from dllm_decode.config.compose import compose_checked
     from dllm_decode.console.display import make_display
     from dllm_decode.console.runfolder import RunFolder
 

@@ -276,7 +276,7 @@ class Eval(Task):
         keys: Sequence[str],
     ) -> Reference:
         """What the oracle imitates: from the finished sequential job if there is one."""
-        from dllm_decode.config.compose.compose import compose_checked
+        from dllm_decode.config.compose import compose_checked
         from dllm_decode.evaluation.store import RESULTS, SAMPLES, job_key, parse_samples
 
         plain_cfg = compose_checked(["strategy=sequential"])

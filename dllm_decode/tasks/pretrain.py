@@ -24,6 +24,7 @@ from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
     from dllm_decode.training.llada_tiny.batches import Mixture
+    from dllm_decode.training.llada_tiny.course import Course
     from dllm_decode.training.llada_tiny.network import Shape
 
 # What a checkpoint can only be continued with.
@@ -37,9 +38,11 @@ class Pretrain(Task):
     The folder `output` receives `model/` (published LLaDA format), `curves.jsonl`, `curves.png` and
     a checkpoint from which the same command continues.
 
-    Budget. minutes: training time over all continuations, compilation included; steps: if not 0,
-    this many updates instead (then a run is reproducible to the bit on one machine); halt: if not
-    0, stop after this many updates in all, as an interruption would, schedule unchanged.
+    Budget. tokens: millions of them in all, padding included; minutes: if not 0, so much training
+    time over all continuations instead, compilation included; steps: if not 0, so many updates
+    instead. With tokens or steps a run is reproducible to the bit on one machine. A continuation
+    may have another budget: a larger one puts off the fall of the rates. halt: if not 0, stop after
+    this many updates in all, as an interruption would, schedule unchanged.
 
     Machine. device: "cpu", "cuda" or "cuda:N"; workers: processes that share each step (CPU);
     threads: of each; loaders: processes that make batches (0: in the training process), for fast
@@ -50,7 +53,8 @@ class Pretrain(Task):
     Optimisation. batch_tokens: per worker and step; muon_rate, adam_rate: highest learning rates
     for matrices and for embeddings and norms; weight_decay: of the matrices; warmup [steps]; flat:
     share of the budget before the rates fall to zero in a straight line; emphasis: factor by which
-    families are drawn more or less often than their errors ask for, by name; clip: norm of the
+    families are drawn more or less often than their errors ask for, by name; curriculum: families
+    that are drawn only after so many million tokens, by name; clip: norm of the
     gradient; average: decay of the running mean of the weights, which is what is exported.
 
     Reporting. log_every [steps]; checkpoint_minutes: between checkpoints; measurements: of exact
@@ -61,7 +65,8 @@ class Pretrain(Task):
 
     output: str = "runs/pretrain"
     seed: int = 7
-    minutes: float = 180.0
+    tokens: float = 150.0
+    minutes: float = 0.0
     steps: int = 0
     halt: int = 0
     device: str = "cpu"
@@ -73,18 +78,19 @@ class Pretrain(Task):
     layers: int = 6
     heads: int = 6
     hidden: int = 512
-    batch_tokens: int = 3072
-    muon_rate: float = 0.012
-    adam_rate: float = 0.0012
+    batch_tokens: int = 4096
+    muon_rate: float = 0.015
+    adam_rate: float = 0.0015
     weight_decay: float = 0.02
     warmup: int = 60
-    flat: float = 0.65
+    flat: float = 0.7
     emphasis: Mapping[str, float] = field(default_factory=dict)
+    curriculum: Mapping[str, float] = field(default_factory=dict)
     clip: float = 1.0
     average: float = 0.995
     log_every: int = 20
     checkpoint_minutes: float = 5.0
-    measurements: int = 15
+    measurements: int = 30
     measured_problems: int = 24
     display: str = "auto"
     resume: bool = True
@@ -95,8 +101,9 @@ class Pretrain(Task):
         for name in ("steps", "halt", "loaders", "measurements", "measured_problems", "seed"):
             require_count(f"task.{name}", getattr(self, name), minimum=0)
         require_count("task.log_every", self.log_every)
-        require_count("task.batch_tokens", self.batch_tokens, minimum=192)
-        require_in_range("task.minutes", self.minutes, 0, 100_000, open_low=True, unit="minutes")
+        require_count("task.batch_tokens", self.batch_tokens, minimum=256)
+        require_in_range("task.tokens", self.tokens, 0, 1e6, open_low=True, unit="million tokens")
+        require_in_range("task.minutes", self.minutes, 0, 100_000, unit="minutes")
         require_in_range(
             "task.checkpoint_minutes", self.checkpoint_minutes, 0, 100_000, unit="minutes"
         )
@@ -106,6 +113,9 @@ class Pretrain(Task):
         for name, factor in self.emphasis.items():
             require_choice("task.emphasis", name, tuple(TRAINED))
             require_in_range(f"task.emphasis.{name}", factor, 0, math.inf, open_low=True)
+        for name, start in self.curriculum.items():
+            require_choice("task.curriculum", name, tuple(TRAINED))
+            require_in_range(f"task.curriculum.{name}", start, 0, 1e6, unit="million tokens")
         require_in_range("task.clip", self.clip, 0, math.inf, open_low=True)
         require_in_range("task.average", self.average, 0, 1, open_high=True)
         require_choice("display", self.display, ("auto", "live", "plain", "none"))
@@ -132,9 +142,13 @@ class Pretrain(Task):
 
         return Mixture(batch_tokens=self.batch_tokens)
 
-    def progress(self, step: int, seconds: float) -> float:
-        """Share of the budget that is used up after so many steps and seconds."""
-        return step / self.steps if self.steps else seconds / (60 * self.minutes)
+    def progress(self, course: Course) -> float:
+        """Share of the budget that is used up."""
+        if self.steps:
+            return course.step / self.steps
+        if self.minutes:
+            return course.seconds / (60 * self.minutes)
+        return course.tokens / (1e6 * self.tokens)
 
     def rate(self, step: int, progress: float) -> float:
         """Factor 0..1 of the learning rates: warm-up, flat, straight to zero."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dllm_decode.cli import main, quoted
-from dllm_decode.config.compose.compose import compose_checked
-from dllm_decode.config.compose.instantiate import PARTS, build_node
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.config.instantiate import PARTS, build_node
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.tasks import build_task
 from dllm_decode.testing import StrategyContract

@@ -13,9 +13,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import dllm_decode.conf
-from dllm_decode.config.compose.compose import check, compose, groups
-from dllm_decode.config.compose.instantiate import PARTS, build_node, fits
-from dllm_decode.config.compose.signatures import parameters_of
+from dllm_decode.config.compose import check, compose, groups
+from dllm_decode.config.instantiate import PARTS, build_node, fits
+from dllm_decode.config.signatures import parameters_of
 from dllm_decode.decoding.strategy import Part, Pipeline
 from dllm_decode.errors import ConfigError
 from dllm_decode.tasks import Task, build_task

@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 import dllm_decode.conf
-from dllm_decode.config.compose.instantiate import build_node
+from dllm_decode.config.instantiate import build_node
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.types import Request

@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is published for Linux only")
 import kernel_properties as properties
 
 from dllm_decode.benchmarks.step import Size, implementation, random_model, random_request
-from dllm_decode.config.compose.compose import compose_checked
+from dllm_decode.config.compose import compose_checked
 from dllm_decode.console.display import make_display
 from dllm_decode.console.runfolder import RunFolder
 from dllm_decode.decoding.loop import Decoder

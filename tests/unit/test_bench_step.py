@@ -10,7 +10,7 @@ import torch
 
 from dllm_decode.benchmarks.decoding import PARTS
 from dllm_decode.benchmarks.step import Size, random_model, random_request
-from dllm_decode.config.compose.compose import compose_checked
+from dllm_decode.config.compose import compose_checked
 from dllm_decode.console.display import make_display
 from dllm_decode.console.runfolder import RunFolder
 from dllm_decode.errors import ConfigError

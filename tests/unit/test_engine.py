@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.cli import main
-from dllm_decode.config.compose.compose import compose_checked
+from dllm_decode.config.compose import compose_checked
 from dllm_decode.decoding.cache import DualCache, NoCache, Plan
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Interrupted, Observer

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from dllm_decode.api import build
 from dllm_decode.cli import main
-from dllm_decode.config.compose.compose import compose_checked
-from dllm_decode.config.compose.instantiate import build_node
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.config.instantiate import build_node
 from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics, store

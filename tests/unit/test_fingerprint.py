@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
 
 
 def test_the_shipped_filter_is_for_the_bundled_model_and_the_default_blocks() -> None:
-    from dllm_decode.config.compose.compose import compose
+    from dllm_decode.config.compose import compose
     from dllm_decode.models import load_model
 
     shipped = AcceptanceFilter.load("bundled:llada-tiny")

@@ -20,9 +20,9 @@ def test_a_module_answers_under_its_old_name_and_says_where_it_is(name):
 
 
 def test_an_old_import_line_gives_the_same_objects():
-    sys.modules.pop("dllm_decode.decoding.selection", None)
+    sys.modules.pop("dllm_decode.selection", None)
     with pytest.warns(DeprecationWarning, match="selection"):
-        from dllm_decode.decoding.selection import best
+        from dllm_decode.selection import best
     from dllm_decode.decoding import selection
 
     assert best is selection.best

@@ -52,10 +52,10 @@ class Worker:
         begun, earlier, saved = time.monotonic(), course.seconds, course.seconds
         losses: list[float] = []
         try:
-            while (progress := settings.progress(course.step, course.seconds)) < 1:
+            while (progress := settings.progress(course)) < 1:
                 if 0 < settings.halt <= course.step:
                     break
-                batch = loader.batch(course.step, course.weights(settings.emphasis))
+                batch = loader.batch(course.step, self._weights())
                 losses.append(self._step(batch, progress, earlier + time.monotonic() - begun))
                 if course.step % settings.log_every == 0:
                     self._log(sum(losses) / len(losses))
@@ -71,9 +71,13 @@ class Worker:
         self._save()
         self._measure()
 
+    def _weights(self) -> dict[str, float]:
+        """How often each family is drawn now."""
+        return self.course.weights(self.settings.emphasis, self.settings.curriculum)
+
     def _due(self) -> bool:
         """Whether exact match is to be measured now, before the end."""
-        progress = self.settings.progress(self.course.step, self.course.seconds)
+        progress = self.settings.progress(self.course)
         number = int(progress * self.settings.measurements)
         due = self.course.measured < number and progress < 1
         self.course.measured = max(number, self.course.measured)
@@ -146,7 +150,7 @@ class Worker:
                 f"the loss became {loss} before step {course.step}; lower muon_rate "
                 f"({settings.muon_rate}) or adam_rate ({settings.adam_rate})"
             )
-        progress = settings.progress(course.step, course.seconds)
+        progress = settings.progress(course)
         self._write(
             self._place()
             | {
@@ -154,7 +158,11 @@ class Worker:
                 "tokens_per_second": round(course.tokens / max(course.seconds, 1e-9)),
                 "loss": round(loss, 4),
                 "rate": round(settings.rate(course.step, progress), 4),
-                "token_accuracy": {name: round(1 - course.error(name), 4) for name in TRAINED},
+                "token_accuracy": {
+                    name: round(1 - course.error(name), 4)
+                    for name, tries in course.tries.items()
+                    if tries > 0
+                },
             }
         )
 
@@ -166,13 +174,14 @@ class Worker:
         if settings.measured_problems:
             if settings.workers > 1:
                 distributed.barrier()  # the folder must be there
-            mine = list(TRAINED)[self.rank :: settings.workers]
+            begun = [name for name, weight in self._weights().items() if weight]
+            mine = begun[self.rank :: settings.workers]
             shares = exact_match(
                 folder, mine, settings.measured_problems, settings.seed, settings.device
             )
-            found = torch.tensor([shares.get(name, 0.0) for name in TRAINED])
+            found = torch.tensor([shares.get(name, 0.0) for name in begun])
             self._share(found)
-            exact = dict(zip(TRAINED, (round(x, 4) for x in found.tolist()), strict=True))
+            exact = dict(zip(begun, (round(x, 4) for x in found.tolist()), strict=True))
             self._write(self._place() | {"exact_match": exact})
         if self.rank == 0 and (self.folder / "curves.jsonl").exists():
             curves.picture(curves.read(self.folder / "curves.jsonl"), self.folder / "curves.png")
