@@ -26,13 +26,13 @@ from dllm_decode.training.llada_tiny.network import Network
 from dllm_decode.training.llada_tiny.report import Reporter
 
 if TYPE_CHECKING:
-    from dllm_decode.tasks.pretrain import Pretrain
+    from dllm_decode.training.llada_tiny.recipe import Recipe
 
 
 class Worker:
     """Everything one process holds. rank: 0 also writes files and reports."""
 
-    def __init__(self, settings: Pretrain, rank: int, report: Reporter) -> None:
+    def __init__(self, settings: Recipe, rank: int, report: Reporter) -> None:
         self.settings, self.rank, self.report = settings, rank, report
         self.folder, self.device = Path(settings.output), torch.device(settings.device)
         torch.manual_seed(settings.seed)  # the same weights in all workers
@@ -222,7 +222,7 @@ class Worker:
                 curves.cut(self.folder / "curves.jsonl", self.course.step)
 
 
-def work(rank: int, settings: Pretrain, store: str) -> None:
+def work(rank: int, settings: Recipe, store: str) -> None:
     """Body of a training process. rank: its number; store: file where the processes meet."""
     if settings.device == "cpu":
         torch.set_num_threads(settings.threads)
