@@ -1,7 +1,6 @@
 """The house: which room may know which, read from the imports."""
 
 import ast
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
