@@ -239,7 +239,7 @@ class TextDecoder:
             CapabilityError: The parts do not work together.
         """
         parts = {"strategy": strategy, "schedule": schedule, "cache": cache, "sampler": sampler}
-        new = {group: part for group, part in parts.items() if _is_object(group, part)}
+        new: dict[str, Any] = {g: part for g, part in parts.items() if _is_object(g, part)}
         names = {group: part for group, part in parts.items() if part and group not in new}
         lines = _lines(overrides)
         for word in lines:
