@@ -90,7 +90,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         super().__init__()
         require_count("max_new_tokens", max_new_tokens)
         require_count("mc_num", mc_num)
-        self.batch_size = _batch_size(batch_size, max_batch_size)
+        self.batch_size = batch_size_of(batch_size, max_batch_size)
         self.max_new_tokens, self.seed, self.mc_num = max_new_tokens, seed, mc_num
         words = [f"model={model}", f"strategy={strategy}"]
         words += [as_override(key, value) for key, value in overrides.items()]
@@ -98,7 +98,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             words.append(f"model.checkpoint={quoted(str(pretrained))}")
         composed = compose_checked(words)
         self.processes = Processes.of_environment(composed)
-        device = self.processes.device or _wanted(device)
+        device = self.processes.device or wanted_device(device)
         if device is not None and "device" in composed.model:
             words.append(f"model.device={device}")
             composed = compose_checked(words)
@@ -542,13 +542,14 @@ def _sum_of(parts: Sequence[Mapping[str, Cost]]) -> dict[str, Cost]:
     return total
 
 
-def _batch_size(batch_size: int | str | None, limit: int | str | None) -> int:
+def batch_size_of(batch_size: int | str | None, limit: int | str | None) -> int:
+    """Requests decoded together, as the harness names them: a number, `auto`, `auto:N`."""
     auto = batch_size is None or str(batch_size).partition(":")[0] == "auto"
     size = AUTO_BATCH if auto else whole("batch_size", batch_size)
     return size if limit is None else min(size, whole("max_batch_size", limit))
 
 
-def _wanted(device: str | None) -> str | None:
+def wanted_device(device: str | None) -> str | None:
     """The device somebody asked for, None where nobody did."""
     if device in (None, "", "auto"):
         return None
