@@ -36,7 +36,8 @@ class Pretrain(Task):
     """Trains a masked diffusion model of LLaDA architecture and exports it.
 
     The folder `output` receives `model/` (published LLaDA format), `curves.jsonl`, `curves.png` and
-    a checkpoint from which the same command continues.
+    a checkpoint from which the same command continues; with `early` also `early/`, the model as it
+    was after so many million tokens: half-trained, for the study of rules that look back.
 
     Budget. tokens: millions of them in all, padding included; minutes: if not 0, so much training
     time over all continuations instead, compilation included; steps: if not 0, so many updates
@@ -88,6 +89,7 @@ class Pretrain(Task):
     curriculum: Mapping[str, float] = field(default_factory=dict)
     clip: float = 1.0
     average: float = 0.995
+    early: float = 20.0
     log_every: int = 20
     checkpoint_minutes: float = 5.0
     measurements: int = 30
@@ -118,6 +120,7 @@ class Pretrain(Task):
             require_in_range(f"task.curriculum.{name}", start, 0, 1e6, unit="million tokens")
         require_in_range("task.clip", self.clip, 0, math.inf, open_low=True)
         require_in_range("task.average", self.average, 0, 1, open_high=True)
+        require_in_range("task.early", self.early, 0, 1e6, unit="million tokens")
         require_choice("display", self.display, ("auto", "live", "plain", "none"))
         even = self.width % (2 * self.heads) == 0
         require(
