@@ -19,7 +19,7 @@ from dllm_decode.decoding.loop import Decoder, Interrupted, Observer, Run
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.strategy import Strategy, is_revocable, parts_of
-from dllm_decode.decoding.types import Board, Change, Request, Result
+from dllm_decode.decoding.types import Change, Request, Result, Snapshot
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels import dispatch
 from dllm_decode.models.loaded import LoadedModel
@@ -31,7 +31,7 @@ END_SIGN = "∎"
 Chat = Sequence[Mapping[str, str]]
 Prompt = str | Chat | Sequence[int]
 Infill = str | Sequence[int] | Mapping[int, int]
-Knobs = Mapping[str, float]
+Parameters = Mapping[str, float]
 
 # What other projects call our options, or do elsewhere.
 _ELSEWHERE = {
@@ -92,7 +92,7 @@ def build(cfg: DictConfig, *, model: Callable[[], LoadedModel] | None = None) ->
     dispatch.choose(cfg.kernels, cfg.head)
     parts = {name: build_node(cfg, name) for name in PARTS}
     loaded = build_model(cfg) if model is None else model()
-    return TextDecoder(loaded, Decoder(loaded.denoiser, check_every=cfg.check_every, **parts), cfg)
+    return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **parts), cfg)
 
 
 def _option(group: str, option: Any) -> str:
@@ -128,7 +128,7 @@ class TextDecoder:
         batch_size: int | None = None,
         max_tokens_in_flight: int | None = None,
         batching: str = "continuous",
-        parameters: Knobs | Sequence[Knobs | None] | None = None,
+        parameters: Parameters | Sequence[Parameters | None] | None = None,
         streamer: Streamer | None = None,
         infill: Infill | Sequence[Infill | None] | None = None,
         apply_chat_template: bool = True,
@@ -145,7 +145,7 @@ class TextDecoder:
         seed: prompt i is decoded with seed + i; batch_size: rows decoded together, None for all (a
         batch never changes what a row gets; with a batch size a failing row is reported in
         `Result.errors`, without it an exception is raised); max_tokens_in_flight, batching: see
-        `Engine`; parameters: {full key: value}, knobs of the strategy for these prompts alone, e.g.
+        `Engine`; parameters: {full key: value} of the strategy for these prompts alone, e.g.
         {"strategy.select.threshold": 0.8}; one mapping, or one per prompt;
         streamer: for a single prompt, see `Streamer`;
         infill: tokens given in advance, per prompt a text with `[MASK]` for each open position, a
@@ -368,8 +368,8 @@ def _sequential_strategy() -> Strategy:
 
 
 def _per_row(
-    parameters: Knobs | Sequence[Knobs | None] | None, rows: int
-) -> tuple[Knobs | None, ...] | None:
+    parameters: Parameters | Sequence[Parameters | None] | None, rows: int
+) -> tuple[Parameters | None, ...] | None:
     if parameters is None or not isinstance(parameters, Mapping):
         return None if parameters is None else tuple(parameters)
     return (parameters,) * rows
@@ -425,10 +425,10 @@ class _Streaming(Observer):
         self.told = 0
         streamer.put(torch.tensor(prompt))
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """One draft; then what is decided without a gap, where it cannot be taken back."""
-        span = slice(board.start, int(board.horizon[0]))
-        tokens, decided = board.tokens[0, span].cpu(), board.decided[0, span].cpu()
+        span = slice(snapshot.start, int(snapshot.horizon[0]))
+        tokens, decided = snapshot.tokens[0, span].cpu(), snapshot.decided[0, span].cpu()
         draft = getattr(self.streamer, "put_draft", None)
         if draft is not None:
             draft(tokens)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dllm_decode.decoding.loop import Observer
-from dllm_decode.decoding.types import Board, Change
+from dllm_decode.decoding.types import Change, Snapshot
 
 _FEWEST = 50  # sightings, for figures that mean something
 
@@ -51,10 +51,10 @@ class Watch(Observer):
         self._age = torch.zeros(rows, columns, dtype=torch.long)
         self._seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """Compare the proposals with those of the step before."""
-        columns = board.start + change.index.clamp(min=0)
-        settled = board.decided.gather(1, columns) & ~change.commit
+        columns = snapshot.start + change.index.clamp(min=0)
+        settled = snapshot.decided.gather(1, columns) & ~change.commit
         slots = (change.index >= 0) & ~settled
         row = change.rows[:, None].expand_as(slots)[slots].cpu()
         at, token = (row, change.index[slots].cpu()), change.tokens[slots].cpu()

@@ -198,7 +198,7 @@ class Generate(Task):
         with context.display.progress("strategy=sequential", columns) as report:
             return self._timed(
                 decoder.sequential,
-                replace(request, parameters=None),  # knobs of the other strategy
+                replace(request, parameters=None),  # parameters of the other strategy
                 (ProgressObserver(columns, report),),
                 False,
             )

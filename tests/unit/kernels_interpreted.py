@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.loop import Decoder
-from dllm_decode.decoding.prediction import DensePrediction, Prediction, Unprojected
+from dllm_decode.decoding.prediction import DensePrediction, HiddenStates, Prediction
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request, Vocab
@@ -110,7 +110,7 @@ def test_a_head_prediction_agrees_with_the_dense_one():
     dense = Prediction.of(hidden @ weight.T, banned)
     ids = torch.tensor([0, 49, -1]).expand(2, 3, 3)
     with dispatch.using("triton"):
-        head = Prediction.of(Unprojected(hidden, weight), banned)
+        head = Prediction.of(HiddenStates(hidden, weight), banned)
         assert torch.equal(head.top_token, dense.top_token)
         torch.testing.assert_close(head.entropy, dense.entropy)
         torch.testing.assert_close(head.prob_of(ids), dense.prob_of(ids))
@@ -135,7 +135,7 @@ class Sketch:
     def before_head(self, tokens, live, index, plan):
         states = self.embedding[tokens] * live[..., None]
         hidden = states.sum(1, keepdim=True) / 4 + self.embedding[index.clamp(min=0)]
-        return Unprojected(hidden, self.weight)
+        return HiddenStates(hidden, self.weight)
 
     def __call__(self, tokens, live, index, plan):
         return self.before_head(tokens, live, index, plan).logits

@@ -20,7 +20,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from dllm_decode.errors import ConfigError
-from dllm_decode.lm_eval import Answer, HarnessModel, _with_own_cache, log_likelihood
+from dllm_decode.lm_eval import Answer, HarnessModel, log_likelihood
 from dllm_decode.models.toy import Markov, Shuffle, Table
 
 
@@ -171,16 +171,6 @@ def test_a_cache_of_another_configuration_is_refused(shuffle):
     shuffle.set_cache_hook(Hook(stored))  # its own is fine
     with pytest.raises(ConfigError, match="holds answers of another configuration"):
         other.set_cache_hook(Hook(stored))
-
-
-def test_the_command_gives_each_configuration_its_own_cache_file():
-    def path(strategy: str) -> str:
-        words = ["x", "--model_args", f"strategy={strategy}", "--use_cache", "answers"]
-        return _with_own_cache(words)[-1]
-
-    assert path("credit") == path("credit") != path("topk")
-    assert path("credit").startswith("answers-")
-    assert _with_own_cache(["x", "--use_cache=a"])[1].startswith("--use_cache=a-")
 
 
 def tasks(folder: Path) -> TaskManager:

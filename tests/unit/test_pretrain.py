@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -69,7 +70,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(40)
 @given(text=st.text())
 def test_any_text_comes_back(tokenizer: Any, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
