@@ -22,7 +22,9 @@ class Pretrain(Recipe, Task):
     """Trains a masked diffusion model of LLaDA architecture and exports it.
 
     The folder `output` receives `model/` (published LLaDA format), `curves.jsonl`, `curves.png` and
-    a checkpoint from which the same command continues. The settings are those of `Recipe`.
+    a checkpoint from which the same command continues; with `early` also `early/`, the model as it
+    was after so many million tokens: half-trained, for the study of rules that look back. The
+    settings are those of `Recipe`.
     """
 
     def run(self, context: Context) -> int:

@@ -241,15 +241,21 @@ def test_the_bundled_folder_has_the_keys_and_tensor_names_of_published_checkpoin
 @pytest.mark.slow
 def test_the_whole_card_is_measured_by_one_command(tmp_path, monkeypatch):
     from dllm_decode.cli import main
+    from dllm_decode.tasks.pretrain import Pretrain
+    from dllm_decode.training.llada_tiny.export import export
+    from dllm_decode.training.llada_tiny.network import Network
 
+    shape = Pretrain(width=16, layers=1, heads=2, hidden=24).shape()
+    export(Network(shape).state_dict(), shape, tmp_path / "model", 256)
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "card.md"
     page.write_text(f"{card.BEGIN}\n{card.END}\n")
-    words = ["task=model_card", "model.checkpoint=bundled:llada-tiny", "display=none"]
+    words = ["task=model_card", f"model.checkpoint='{tmp_path / 'model'}'", "display=none"]
     words += ["task.count=2", "task.weak_count=1", "task.thresholds=[0.5]"]
     words += ["task.tokens_per_step=[8]", "task.hard_count=2", f"task.card='{page}'", "runs=runs"]
     assert main(words) == 0
     text = page.read_text()
     for name, family in FAMILIES.items():
         assert (f"| {name} |" in text) == family.trained
+    assert all(f"| {order} |" in text for order in ("random", "confidence", "margin"))
     assert (tmp_path / "calibration.png").exists()

@@ -62,6 +62,7 @@ class Recipe:
         curriculum: Millions of tokens before a family is drawn for the first time.
         clip: Largest norm of the gradient.
         average: Decay of the running mean of the weights, which is what is exported.
+        early: Millions of tokens after which the half-trained model is kept; 0 keeps none.
         log_every: Steps between two records of the curves.
         checkpoint_minutes: Minutes between two checkpoints.
         measurements: How often exact match is measured, spread over the run.
@@ -95,6 +96,7 @@ class Recipe:
     curriculum: Mapping[str, float] = field(default_factory=dict)
     clip: float = 1.0
     average: float = 0.995
+    early: float = 20.0
     log_every: int = 20
     checkpoint_minutes: float = 5.0
     measurements: int = 30
@@ -125,6 +127,7 @@ class Recipe:
             require_in_range(f"task.curriculum.{name}", start, 0, 1e6, unit="million tokens")
         require_in_range("task.clip", self.clip, 0, math.inf, open_low=True)
         require_in_range("task.average", self.average, 0, 1, open_high=True)
+        require_in_range("task.early", self.early, 0, 1e6, unit="million tokens")
         require_choice("display", self.display, ("auto", "live", "plain", "none"))
         even = self.width % (2 * self.heads) == 0
         require(
