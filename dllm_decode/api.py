@@ -20,7 +20,7 @@ from dllm_decode.decoding.loop import Decoder, Interrupted, Observer, Run
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Schedule
-from dllm_decode.decoding.strategy import Strategy, is_revocable, parts_of
+from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Change, Request, Result, Snapshot
 from dllm_decode.errors import ConfigError, require
 from dllm_decode.kernels import dispatch
@@ -309,7 +309,7 @@ class TextDecoder:
         if streamer is not None:
             if len(ids) > 1:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
-            drafts = not is_revocable(self.decoder.strategy)
+            drafts = not self.decoder.strategy.revocable
             observers = (*observers, _Streaming(streamer, ids[0], drafts))
         return self.decode(
             request,
@@ -362,7 +362,7 @@ class TextDecoder:
     @property
     def needs_reference(self) -> bool:
         """Whether a part of the strategy needs the result of a reference decode."""
-        return any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        return any(part.needs_reference for _, part in self.decoder.strategy.parts())
 
     @cached_property
     def sequential(self) -> TextDecoder:

@@ -36,7 +36,7 @@ from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Observer, check_composition
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
-from dllm_decode.decoding.strategy import Budget, Strategy, is_revocable, parts_of
+from dllm_decode.decoding.strategy import Budget, Strategy
 from dllm_decode.decoding.types import Change, Request, Result, Snapshot, Vocab
 from dllm_decode.errors import CapabilityError
 from dllm_decode.kernels.noise import fold, mix, unit_interval
@@ -347,7 +347,7 @@ class StrategyContract:
 
     def _width(self, strategy: Strategy) -> int | None:
         """The only block length that the strategy works with."""
-        widths = (part.window_width for _, part in parts_of(strategy))
+        widths = (part.window_width for _, part in strategy.parts())
         return next((width for width in widths if width is not None), None)
 
     def request(self, case: Case, strategy: Strategy) -> Request:
@@ -473,7 +473,7 @@ class StrategyContract:
     @_property
     def test_what_is_decided_stays_unless_the_strategy_may_revoke(self, case: Case) -> None:
         """Only `revocable` strategies open a decided column again, and nobody rewrites one."""
-        revocable = is_revocable(self._strategy(case))
+        revocable = self._strategy(case).revocable
         _, recorder, _ = self.run(case)
         tokens, decided = (
             recorder.snapshots[0].tokens.clone(),

@@ -28,7 +28,7 @@ from dllm_decode.decoding.prediction import DensePrediction, HiddenStates, Predi
 from dllm_decode.decoding.sampling import Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, Window
 from dllm_decode.decoding.settle import checked, faults_of, legal_change, raise_fault
-from dllm_decode.decoding.strategy import Budget, Strategy, is_revocable, parts_of
+from dllm_decode.decoding.strategy import Budget, Strategy
 from dllm_decode.decoding.types import (
     Change,
     Decision,
@@ -139,7 +139,7 @@ class Decoder:
                         f"fixed token of row {row} must be a token id in [0, {size - 1}] and not "
                         f"the mask, got {token}"
                     )
-        for key, part in parts_of(self.strategy):
+        for key, part in self.strategy.parts():
             if part.needs_reference and request.reference is None:
                 raise CapabilityError(
                     f"strategy{'.' + key if key else ''} ({type(part).__name__}) needs the tokens "
@@ -165,7 +165,7 @@ def check_composition(
             f"({type(denoiser).__name__}) attends to the whole canvas; use "
             "cache=none, prefix or dual"
         )
-    for key, part in parts_of(strategy):
+    for key, part in strategy.parts():
         name = f"strategy{'.' + key if key else ''} ({type(part).__name__})"
         width = part.window_width
         if width is not None and width != schedule.block_length:
@@ -300,16 +300,16 @@ class Run:
         self.capacity = request.rows if capacity is None else capacity
         banned = set(self.vocab.never_generated)
         if decoder.sampler.reshapes:  # else a transform removes them, and the model's own stays
-            for _, part in parts_of(decoder.strategy):
+            for _, part in decoder.strategy.parts():
                 banned.update(part.banned_ids(self.vocab))
         self.forward = _forward_of(decoder)
         self.banned = torch.tensor(sorted(banned), device=self.device)
-        self.sees_canvas = any(part.sees_canvas for _, part in parts_of(decoder.strategy))
+        self.sees_canvas = any(part.sees_canvas for _, part in decoder.strategy.parts())
         self.outcomes: dict[int, Outcome] = {}
         self.trace: list[Change] = []
         self.live: tuple[int, ...] = ()
         self._warned = False
-        self.revocable = is_revocable(decoder.strategy)
+        self.revocable = decoder.strategy.revocable
         self.unchecked: list[_Evidence] = []
         self.sync_every = 1 if decoder.cache.stores else decoder.sync_every
         self.first = 0  # the first column of the longest prompt in the batch

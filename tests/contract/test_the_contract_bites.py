@@ -261,6 +261,10 @@ def writes_other_tokens(self, change, **rest):
     _apply(self, replace(change, tokens=moved), **rest)
 
 
+def applies_every_remask(self, change, **rest):
+    _apply(self, change)
+
+
 def rows_keep_their_place(self, rows):
     self.stored = self.stored[: len(rows)]
 
@@ -352,7 +356,10 @@ MUTANTS: dict[str, Mutant] = {
     "re-masking without saying so": Mutant(
         lambda: [SecondThoughts()],
         {MONOTONE},
-        replaced={(loop, "is_revocable"): lambda strategy: True},
+        replaced={
+            (loop, "faults_of"): no_faults,
+            (canvas.Canvas, "apply"): applies_every_remask,
+        },
     ),
     "committed tokens are rewritten": Mutant(
         lambda: [Rewriter()],
