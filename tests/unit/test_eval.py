@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from drawing import examples
+from drawing import examples, number
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -126,7 +126,7 @@ def bundled_decoder():
 def test_in_the_infilling_form_labels_stand_and_names_are_decoded():
     decoder = bundled_decoder()
     run = Evaluation(decoder.decoder, decoder.model.tokenizer)
-    for question in bundled("copy", 3, variant=Variant(infill=True)):
+    for question in bundled("copy", number(1, 3), variant=Variant(infill=True)):
         (found,) = run.samples([question])
         labels = question.label.split()[0::2]
         assert found.text.split()[0::2] == labels
