@@ -32,12 +32,15 @@ from dllm_decode.decoding.cache import (
     VicinityCache,
     mask_of,
 )
+from dllm_decode.decoding.checks import check_composition
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder, Observer, check_composition
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Observer
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.strategy import Budget, Strategy, is_revocable, parts_of
-from dllm_decode.decoding.types import Change, Request, Result, Snapshot, Vocab
+from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
 from dllm_decode.errors import CapabilityError
 from dllm_decode.kernels.noise import fold, mix, unit_interval
 from dllm_decode.models.toy import Shuffle, row_state

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from dllm_decode import testing
-from dllm_decode.decoding import canvas, loop, settle
+from dllm_decode.decoding import batch, canvas, loop, settle
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Greedy, Sampler
 from dllm_decode.decoding.selection import best, ordered, ranks
@@ -242,15 +242,15 @@ def no_faults(view, decision, revocable):
     return torch.zeros(5, *view.open.shape, dtype=torch.bool)
 
 
-_legal_change = loop.legal_change
+_legal_change = settle.legal_change
 
 
-def settled_counts_as_open(view, decision, **rest):
-    return _legal_change(replace(view, open=view.open | view.settled), decision, **rest)
+def settled_counts_as_open(view, decision, progress):
+    return _legal_change(replace(view, open=view.open | view.settled), decision, progress)
 
 
-def probes_are_free(view, decision, **rest):
-    return _legal_change(view, decision, **{**rest, "probes": 0})
+def probes_are_free(self):
+    """What `Batch.count_probe` does, without the counting."""
 
 
 _apply = canvas.Canvas.apply
@@ -347,23 +347,29 @@ MUTANTS: dict[str, Mutant] = {
     "probes are not counted": Mutant(
         lambda: [AlwaysProbing(0.6)],
         {COUNTED},
-        replaced={(loop, "legal_change"): probes_are_free},
+        replaced={(batch.Batch, "count_probe"): probes_are_free},
     ),
     "re-masking without saying so": Mutant(
         lambda: [SecondThoughts()],
         {MONOTONE},
-        replaced={(loop, "is_revocable"): lambda strategy: True},
+        replaced={
+            (settle, "is_revocable"): lambda strategy: True,
+            (loop, "is_revocable"): lambda strategy: True,
+        },
     ),
     "committed tokens are rewritten": Mutant(
         lambda: [Rewriter()],
         {MONOTONE},
-        replaced={(loop, "legal_change"): settled_counts_as_open, (loop, "faults_of"): no_faults},
+        replaced={
+            (settle, "legal_change"): settled_counts_as_open,
+            (settle, "faults_of"): no_faults,
+        },
     ),
     "the mask is emitted": Mutant(
         lambda: [ConfidenceThreshold(0.6)],
         {MASK},
         samplers=(Unbanned(),),
-        replaced={(loop, "faults_of"): no_faults},
+        replaced={(settle, "faults_of"): no_faults},
     ),
     "a predicted mask stalls the threshold": Mutant(
         lambda: [SkipsTheMask(0.6)],
