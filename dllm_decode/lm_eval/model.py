@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from dllm_decode.api import TextDecoder, build
 from dllm_decode.config.compose import compose_checked
+from dllm_decode.decoding.denoiser import Capabilities
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.sampling import Sampler
-from dllm_decode.decoding.types import Request, Result
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError, DllmDecodeError, require_count
 from dllm_decode.lm_eval.answers import Answer, Cost
 from dllm_decode.lm_eval.likelihood import log_likelihood, windows
@@ -228,7 +230,7 @@ class HarnessModel(LM):  # type: ignore[misc]
     def _answer(self, job: _Job, result: Result | str, row: int, options: Options) -> Answer:
         if isinstance(result, str):
             return _failed(result, job.length)
-        ids = self.text.delivered(result.sequences[row])
+        ids = result.rows[row].delivered
         text = cut(result.texts[row], options.stops)
         held = len(ids)
         if len(text) < len(result.texts[row]):
@@ -473,7 +475,7 @@ class HarnessModel(LM):  # type: ignore[misc]
     @property
     def settings(self) -> str:
         """A hash of everything that decides answers, for answer caches."""
-        mark = getattr(self.text.model.denoiser, "fingerprint", None)
+        mark = Capabilities.of(self.text.model.denoiser).fingerprint
         parts = (*self.words, str(mark), str(self.max_new_tokens), str(self.seed), str(self.mc_num))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

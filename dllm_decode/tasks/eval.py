@@ -372,8 +372,10 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 def model_facts(decoder: TextDecoder) -> dict[str, Any]:
     """What was decoded with: the checkpoint, its fingerprint, precision and device."""
+    from dllm_decode.decoding.denoiser import Capabilities
+
     about = decoder.model.description
-    mark = getattr(decoder.model.denoiser, "fingerprint", None)
+    mark = Capabilities.of(decoder.model.denoiser).fingerprint
     facts: dict[str, Any] = {
         "description": str(about),
         "fingerprint": mark,
