@@ -114,7 +114,7 @@ def bundled(
             label=problem.answer,
             max_new_tokens=kind.canvas,
             grade=partial(kind.grade, problem),
-            form=kind.form(problem) or "" if variant.infill else "",
+            form=(kind.form(problem) or "") if variant.infill else problem.form,
         )
         for number, problem in enumerate(distinct_problems(kind, split, count, seed))
     ]

@@ -11,8 +11,7 @@ import torch
 
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Observer, Outcome
-from dllm_decode.decoding.strategy import parts_of
-from dllm_decode.decoding.types import Board, Change, Request, Vocab
+from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
 from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.metrics import Sample, sample_of
@@ -86,12 +85,12 @@ class Proposals(Observer):
         self._token = torch.full((len(lengths), max(lengths)), -1)
         self._since = torch.full((len(lengths), max(lengths)), -1)
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """Compare this step's proposals with those before."""
         slots = change.index >= 0
         # what an earlier step committed keeps its note
-        columns = board.start + change.index.clamp(min=0)
-        slots &= change.commit | ~board.decided.gather(1, columns)
+        columns = snapshot.start + change.index.clamp(min=0)
+        slots &= change.commit | ~snapshot.decided.gather(1, columns)
         at = change.rows[:, None].expand_as(slots)[slots].cpu(), change.index[slots].cpu()
         self._token[change.rows[change.step == 0].cpu()] = -1  # a row that starts again
         new = change.tokens[slots].cpu()
@@ -161,7 +160,7 @@ class Evaluation:
         """Decode the first question and drop the result, so that no timing holds first calls."""
         first = next((question for question in questions if not self.fault_in(question)), None)
         if first is not None:
-            request = self._request([(0, first)])
+            request = self.request([(0, first)])
             Engine(self.decoder, 1).decode(self._with_reference(request, [first.key])[0])
 
     def fault_in(self, question: Question) -> str:
@@ -197,10 +196,10 @@ class Evaluation:
 
     def _task(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
         request, reference_forwards = self._with_reference(
-            self._request(chosen), [question.key for _, question in chosen]
+            self.request(chosen), [question.key for _, question in chosen]
         )
         proposals = Proposals(request.lengths)
-        imitates = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        imitates = any(part.needs_reference for _, part in self.decoder.strategy.parts())
         observers = self.decoder.observers if imitates else (*self.decoder.observers, proposals)
         engine = Engine(
             replace(self.decoder, observers=observers),
@@ -219,7 +218,8 @@ class Evaluation:
                 reference_forwards=reference_forwards[row],
             )
 
-    def _request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+    def request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+        """What is decoded for some questions. chosen: (number, question), for the seeds."""
         vocab = self.decoder.denoiser.vocab
         canvases = [infilling(self.tokenizer, vocab, q) for _, q in chosen]
         return Request(
@@ -232,7 +232,7 @@ class Evaluation:
     def _with_reference(
         self, request: Request, keys: Sequence[str]
     ) -> tuple[Request, tuple[int, ...]]:
-        needed = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        needed = any(part.needs_reference for _, part in self.decoder.strategy.parts())
         if not needed or self.reference is None:
             return request, (0,) * request.rows
         tokens, forwards = self.reference(request, keys)

@@ -61,7 +61,7 @@ def _add_costs(results: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The harness's command line, with the model `dllm_decode` registered; returns the exit code.
 
-    The harness's default device, `cuda:0`, is nobody's wish: without `--device` the configuration
+    The harness's default device, `cuda:0`, is nobody's choice: without `--device` the configuration
     chooses.
 
     Args:

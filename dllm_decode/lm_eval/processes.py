@@ -21,7 +21,7 @@ class Processes:
     Attributes:
         rank: Number of this one, from 0.
         size: How many there are.
-        device: Where this one's model goes, None for no wish.
+        device: Where this one's model goes, None for no choice.
     """
 
     rank: int = 0

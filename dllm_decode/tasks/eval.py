@@ -214,12 +214,11 @@ class Eval(Task):
     def _description(
         self, settings: dict[str, Any], decoder: TextDecoder, questions: Sequence[Question]
     ) -> dict[str, Any]:
-        from dllm_decode.decoding.strategy import parts_of
         from dllm_decode.evaluation.data import digest
         from dllm_decode.evaluation.store import code_version
 
         loop = decoder.decoder
-        parts = [part for _, part in parts_of(loop.strategy)]
+        parts = [part for _, part in loop.strategy.parts()]
         return {
             "settings": settings,
             "model": model_facts(decoder),

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -195,7 +196,7 @@ def test_the_code_version_follows_the_plugins():
     assert version != store.code_version([other.strategy.select])
 
 
-@settings(max_examples=40)
+@examples(10)
 @given(st.integers(0, 400))
 def test_a_killed_job_loses_at_most_the_line_in_flight(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("job")
