@@ -18,7 +18,7 @@ from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
     from dllm_decode.evaluation.reporting.model_card import Measured
-    from dllm_decode.evaluation.store import Run
+    from dllm_decode.evaluation.store import EvalRun
     from dllm_decode.tasks.ablation import Ablation
 
 
@@ -126,7 +126,7 @@ class ModelCard(Task):
         )
 
 
-def _run(context: Context, number: int) -> Run:
+def _run(context: Context, number: int) -> EvalRun:
     from dllm_decode.evaluation.store import read_json, read_run
 
     place = context.folder.path / "jobs" / f"{number:02d}" / "results.json"

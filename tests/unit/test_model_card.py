@@ -17,7 +17,7 @@ from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting import model_card as card
 from dllm_decode.evaluation.statistics import wilson
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 from dllm_decode.problems import FAMILIES, problems
 from dllm_decode.tasks.model_card import ModelCard
 
@@ -38,7 +38,7 @@ def sample(task: str, number: int, tokens: list[int], *, correct: bool, forwards
 
 
 def run(*samples: Sample) -> Run:
-    return Run(Path(), {"task_names": list(dict.fromkeys(s.task for s in samples))}, samples)
+    return EvalRun(Path(), {"task_names": list(dict.fromkeys(s.task for s in samples))}, samples)
 
 
 @pytest.fixture
