@@ -37,7 +37,7 @@ def sample(task: str, number: int, tokens: list[int], *, correct: bool, forwards
     return Sample(**values | more)
 
 
-def run(*samples: Sample) -> Run:
+def run(*samples: Sample) -> EvalRun:
     return EvalRun(Path(), {"task_names": list(dict.fromkeys(s.task for s in samples))}, samples)
 
 

@@ -14,7 +14,7 @@ from dllm_decode.evaluation.store import EvalRun
 STRATEGIES = Path(__file__).parents[2] / "docs" / "strategies"
 
 
-def run(name: str, right: int, forwards: int, select: dict | None = None) -> Run:
+def run(name: str, right: int, forwards: int, select: dict | None = None) -> EvalRun:
     found = tuple(
         Sample(
             problem=f"{task}/{n}", task=task, prompt="", text="", correct=n < right, slots=8,

@@ -1,4 +1,4 @@
-"""The files of an evaluation: damaged ones, full disks, two processes, and machines without fcntl."""
+"""Files of an evaluation: damaged ones, full disks, two processes, machines without fcntl."""
 
 from __future__ import annotations
 
@@ -17,22 +17,8 @@ from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting import report
 
 DEEP = "[" * 100_000
-WRONG = [
-    None,
-    True,
-    -1,
-    1.5,
-    1e308,
-    float("nan"),
-    10**30,
-    "",
-    "x",
-    "\ud800",
-    [],
-    [[]],
-    {},
-    {"a": {}},
-]
+WRONG = [None, True, -1, 1.5, 1e308, float("nan"), 10**30, "", "x", "\ud800", [], [[]], {}]
+WRONG += [{"a": {}}]
 WRONG += [[-7], [None], [1e308], {"strategy": {"select": []}}, {"strategy": {"stop": {"a": 1}}}]
 
 
@@ -303,7 +289,7 @@ def test_json_with_a_byte_order_mark_is_read_and_other_faults_name_the_file(tmp_
         path.write_text(content)
         with pytest.raises(DllmDecodeError, match=f"a.json.*{message}"):
             storage.read_json(path)
-    with pytest.raises(store.StoreError, match="b.json cannot be read"):
+    with pytest.raises(store.StoreError, match=r"b\.json cannot be read"):
         store.read_json(tmp_path / "b.json")
 
 

@@ -14,7 +14,7 @@ from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation.reporting import figures, tables
 from dllm_decode.evaluation.reporting import render as page
 from dllm_decode.evaluation.reporting.controls import notes
-from dllm_decode.evaluation.store import RunCollection, EvalRun, collect, read_run, whole_and_parts
+from dllm_decode.evaluation.store import EvalRun, RunCollection, collect, read_run, whole_and_parts
 
 
 def read_runs(paths: Sequence[Path]) -> list[EvalRun]:
