@@ -32,12 +32,12 @@ if TYPE_CHECKING:
         Transform,
     )
     from dllm_decode.decoding.types import (
-        Board,
         Change,
         Decision,
         Memory,
         Request,
         Result,
+        Snapshot,
         StepView,
         Vocab,
     )
@@ -75,7 +75,7 @@ _HOME = {
         "Transform",
     ),
     "decoding.types": (
-        "Board",
+        "Snapshot",
         "Change",
         "Decision",
         "Memory",
@@ -88,7 +88,6 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Board",
     "CapabilityError",
     "Change",
     "CheckpointError",
@@ -109,6 +108,7 @@ __all__ = [
     "Prediction",
     "Request",
     "Result",
+    "Snapshot",
     "StepView",
     "StopRule",
     "Strategy",
@@ -152,7 +152,7 @@ _MOVED = {
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Answers `import dllm_decode.selection` with `dllm_decode.decoding.selection`, and says so."""
+    """Answers `import dllm_decode.selection` with `dllm_decode.decoding.selection` and says so."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         package, _, module = name.rpartition(".")

@@ -36,8 +36,8 @@ from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Observer, check_composition
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
-from dllm_decode.decoding.strategy import Budget, Strategy, is_revocable, parts_of
-from dllm_decode.decoding.types import Board, Change, Request, Result, Vocab
+from dllm_decode.decoding.strategy import Budget, Strategy
+from dllm_decode.decoding.types import Change, Request, Result, Snapshot, Vocab
 from dllm_decode.errors import CapabilityError
 from dllm_decode.kernels.noise import fold, mix, unit_interval
 from dllm_decode.models.toy import Shuffle, row_state
@@ -198,16 +198,16 @@ def cases(draw: st.DrawFn) -> Case:
     """Cases of one to three rows with short canvases."""
     rows = draw(st.integers(1, 3))
 
-    def per_row(values: st.SearchStrategy[Any]) -> tuple[Any, ...]:
+    def each_row(values: st.SearchStrategy[Any]) -> tuple[Any, ...]:
         return tuple(draw(values) for _ in range(rows))
 
     token = st.integers(0, VOCAB.size - 1)
-    lengths = per_row(st.integers(1, 7))
+    lengths = each_row(st.integers(1, 7))
     generated = st.integers(0, VOCAB.pad_id - 1 if VOCAB.pad_id else 0)
     return Case(
-        prompts=per_row(st.lists(token, max_size=3).map(tuple)),
+        prompts=each_row(st.lists(token, max_size=3).map(tuple)),
         lengths=lengths,
-        fixed=per_row(st.dictionaries(st.integers(0, 6), generated, max_size=2)),
+        fixed=each_row(st.dictionaries(st.integers(0, 6), generated, max_size=2)),
         seed=draw(st.integers(0, 999)),
         model=draw(st.sampled_from(sorted(MODELS))),
         schedule=draw(st.sampled_from(["blocks", "sliding", "whole"])),
@@ -223,18 +223,18 @@ class Recorder(Observer):
 
     def __init__(self) -> None:
         self.request: Request | None = None
-        self.boards: list[Board] = []
+        self.snapshots: list[Snapshot] = []
         self.changes: list[Change] = []
 
-    def start(self, request: Request, board: Board) -> None:
+    def start(self, request: Request, snapshot: Snapshot) -> None:
         """Keep the canvas before the first step."""
         self.request = request
-        self.boards.append(board)
+        self.snapshots.append(snapshot)
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """Keep the step."""
         self.changes.append(change)
-        self.boards.append(board)
+        self.snapshots.append(snapshot)
 
 
 def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list[int]]:
@@ -347,7 +347,7 @@ class StrategyContract:
 
     def _width(self, strategy: Strategy) -> int | None:
         """The only block length that the strategy works with."""
-        widths = (part.window_width for _, part in parts_of(strategy))
+        widths = (part.window_width for _, part in strategy.parts())
         return next((width for width in widths if width is not None), None)
 
     def request(self, case: Case, strategy: Strategy) -> Request:
@@ -395,10 +395,10 @@ class StrategyContract:
 
     def model(self, case: Case, **changed: Any) -> HashDenoiser:
         """The model of a case, which gives the ids that may not be generated no chance."""
-        knobs = {"seed": case.seed, **MODELS[case.model], **changed}
+        arguments = {"seed": case.seed, **MODELS[case.model], **changed}
         added = dict.fromkeys(VOCAB.never_generated, -FAR)
         kind = HashDenoiser if case.cache == "none" else StoringHashDenoiser
-        return kind(**{**knobs, "added": {**added, **knobs.get("added", {})}})
+        return kind(**{**arguments, "added": {**added, **arguments.get("added", {})}})
 
     def decoder(
         self, case: Case, strategy: Strategy, request: Request, model: HashDenoiser | None = None
@@ -456,7 +456,7 @@ class StrategyContract:
         strategy = self._strategy(case)
         request = self.request(case, strategy)
         result, recorder, _ = self.decode(case, strategy, request)
-        start = recorder.boards[0]
+        start = recorder.snapshots[0]
         expected = torch.full_like(start.tokens, -1)
         for row, prompt in enumerate(request.prompts):
             expected[row, start.start - len(prompt) : start.start] = torch.tensor(prompt)
@@ -465,24 +465,27 @@ class StrategyContract:
                 cut = offset >= len(result.sequences[row])
                 assert cut or result.step_of[row][offset] == -1, "a fixed token was committed"
         rows = [torch.arange(request.rows), *(change.rows for change in recorder.changes)]
-        for kept, board in zip(rows, recorder.boards, strict=True):
+        for kept, snapshot in zip(rows, recorder.snapshots, strict=True):
             given_tokens = expected[kept] >= 0
-            same = (board.tokens == expected[kept]) & board.decided
+            same = (snapshot.tokens == expected[kept]) & snapshot.decided
             assert bool((same | ~given_tokens).all()), "a prompt or fixed token was changed"
 
     @_property
     def test_what_is_decided_stays_unless_the_strategy_may_revoke(self, case: Case) -> None:
         """Only `revocable` strategies open a decided column again, and nobody rewrites one."""
-        revocable = is_revocable(self._strategy(case))
+        revocable = self._strategy(case).revocable
         _, recorder, _ = self.run(case)
-        tokens, decided = recorder.boards[0].tokens.clone(), recorder.boards[0].decided.clone()
-        for change, board in zip(recorder.changes, recorder.boards[1:], strict=True):
+        tokens, decided = (
+            recorder.snapshots[0].tokens.clone(),
+            recorder.snapshots[0].decided.clone(),
+        )
+        for change, snapshot in zip(recorder.changes, recorder.snapshots[1:], strict=True):
             rows = change.rows
-            reopened = decided[rows] & ~board.decided
+            reopened = decided[rows] & ~snapshot.decided
             assert revocable or not bool(reopened.any()), "a decided column was opened again"
-            rewritten = decided[rows] & board.decided & (board.tokens != tokens[rows])
+            rewritten = decided[rows] & snapshot.decided & (snapshot.tokens != tokens[rows])
             assert not bool(rewritten.any()), "a decided token was replaced without being opened"
-            tokens[rows], decided[rows] = board.tokens, board.decided
+            tokens[rows], decided[rows] = snapshot.tokens, snapshot.decided
 
     @_property
     def test_a_row_decodes_alike_alone_and_in_any_batch(self, case: Case) -> None:
@@ -505,7 +508,8 @@ class StrategyContract:
         request = self.request(case, self._strategy(case))
         case = replace(case, width=min(case.width, *request.lengths))
         decoder = self.decoder(case, self._strategy(case), request)
-        engine = Engine(decoder, 1 + case.choice % 2, batching=case.pick(("continuous", "static")))
+        most = 1 + case.choice // 2 % 2  # not `choice % 2`: each size with each way of batching
+        engine = Engine(decoder, most, batching=case.pick(("continuous", "static")))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             running = engine.decode(request.take(case.order))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.types import Board, Change, Request, Vocab
+from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
 
 
 @dataclass
 class Canvas:
-    """Tokens, what is decided, and how far each row still matters; see `Board` for the fields.
+    """Tokens, what is decided, and how far each row still matters; see `Snapshot` for the fields.
 
     step_of (B, L): step at which a column was committed, -1 before; confidence_of (B, L): with
     what confidence. Only `apply` and `narrow` write.
@@ -70,9 +70,9 @@ class Canvas:
             vocab=vocab,
         )
 
-    def board(self) -> Board:
+    def snapshot(self) -> Snapshot:
         """What plugins and observers may see; the planes are replaced, never written to."""
-        return Board(
+        return Snapshot(
             tokens=self.tokens,
             editable=self.editable,
             decided=self.decided,

@@ -18,7 +18,7 @@ class Denoiser(Protocol):
     vocab: special ids; device: where tokens must be; max_length: longest canvas including the
     prompt, or None. Adapters own everything that is particular to a model (logits shift, attention
     kind, position ids); strategies never see it. One whose passes can stop before the output head
-    also has `before_head` (arguments as of a call, returns `prediction.Unprojected`), used while
+    also has `before_head` (arguments as of a call, returns `prediction.HiddenStates`), used while
     its `head_obstacle`, a text that says why not, is empty.
     """
 

@@ -24,18 +24,18 @@ from dllm_decode.decoding.cache import (
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.denoiser import Denoiser, StoringDenoiser
 from dllm_decode.decoding.parameters import check_parameters, columns_of_parameters
-from dllm_decode.decoding.prediction import DensePrediction, Prediction, Unprojected
+from dllm_decode.decoding.prediction import DensePrediction, HiddenStates, Prediction
 from dllm_decode.decoding.sampling import Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, Window
 from dllm_decode.decoding.settle import checked, faults_of, legal_change, raise_fault
-from dllm_decode.decoding.strategy import Budget, Strategy, is_revocable, parts_of
+from dllm_decode.decoding.strategy import Budget, Strategy
 from dllm_decode.decoding.types import (
-    Board,
     Change,
     Decision,
     Memory,
     Request,
     Result,
+    Snapshot,
     StepView,
     gather_columns,
 )
@@ -47,11 +47,11 @@ from dllm_decode.kernels.noise import Noise
 class Observer:
     """Watches a decode; override what you need. Raising from an observer ends the decode."""
 
-    def start(self, request: Request, board: Board) -> None:
+    def start(self, request: Request, snapshot: Snapshot) -> None:
         """Called when rows join: once before the first pass, more often under an engine."""
 
-    def step(self, change: Change, board: Board) -> None:
-        """Called after each step; `board` has the rows `change.rows` after the step."""
+    def step(self, change: Change, snapshot: Snapshot) -> None:
+        """Called after each step; `snapshot` has the rows `change.rows` after the step."""
 
     def finish(self, result: Result) -> None:
         """Called once with the result, also when the decode was interrupted."""
@@ -71,7 +71,7 @@ class Decoder:
 
     denoiser: the model; strategy: usually a `Pipeline`; schedule, cache, sampler: see the modules
     of those names; observers: watch the steps; record: keep all changes in `Result.trace`;
-    check_every: steps between two looks of the host at the device, 1 or more. More than 1 saves
+    sync_every: steps between two looks of the host at the device, 1 or more. More than 1 saves
     synchronisations on a GPU; rows that finish in between take part in surplus passes, which are
     counted apart, and faults are reported up to so many steps later. Tokens are the same. Policies
     with a key/value store look in every step, because the width of the next pass comes with it.
@@ -85,10 +85,10 @@ class Decoder:
     sampler: Sampler = field(default_factory=Greedy)
     observers: tuple[Observer, ...] = ()
     record: bool = False
-    check_every: int = 1
+    sync_every: int = 1
 
     def __post_init__(self) -> None:
-        require_count("check_every", self.check_every)
+        require_count("sync_every", self.sync_every)
         grid = getattr(self.denoiser, "block_length", None)
         object.__setattr__(self, "schedule", self.schedule.on_grid(grid))
         check_composition(self.denoiser, self.strategy, self.schedule, self.cache)
@@ -139,7 +139,7 @@ class Decoder:
                         f"fixed token of row {row} must be a token id in [0, {size - 1}] and not "
                         f"the mask, got {token}"
                     )
-        for key, part in parts_of(self.strategy):
+        for key, part in self.strategy.parts():
             if part.needs_reference and request.reference is None:
                 raise CapabilityError(
                     f"strategy{'.' + key if key else ''} ({type(part).__name__}) needs the tokens "
@@ -165,7 +165,7 @@ def check_composition(
             f"({type(denoiser).__name__}) attends to the whole canvas; use "
             "cache=none, prefix or dual"
         )
-    for key, part in parts_of(strategy):
+    for key, part in strategy.parts():
         name = f"strategy{'.' + key if key else ''} ({type(part).__name__})"
         width = part.window_width
         if width is not None and width != schedule.block_length:
@@ -269,14 +269,14 @@ class _Evidence:
     """A step that the host has not looked at yet."""
 
     view: StepView
-    wish: Decision
+    decision: Decision
     counts: Tensor
 
 
-def _forward_of(decoder: Decoder) -> Callable[..., Tensor | Unprojected]:
+def _forward_of(decoder: Decoder) -> Callable[..., Tensor | HiddenStates]:
     """The model's pass; it stops before the output head where head and statistics are one."""
     denoiser = decoder.denoiser
-    before_head: Callable[..., Unprojected] | None = getattr(denoiser, "before_head", None)
+    before_head: Callable[..., HiddenStates] | None = getattr(denoiser, "before_head", None)
     if before_head is None or not decoder.sampler.takes_hidden:
         return denoiser
     fused = dispatch.fuses_head(denoiser.device, getattr(denoiser, "head_obstacle", ""))
@@ -300,24 +300,24 @@ class Run:
         self.capacity = request.rows if capacity is None else capacity
         banned = set(self.vocab.never_generated)
         if decoder.sampler.reshapes:  # else a transform removes them, and the model's own stays
-            for _, part in parts_of(decoder.strategy):
+            for _, part in decoder.strategy.parts():
                 banned.update(part.banned_ids(self.vocab))
         self.forward = _forward_of(decoder)
         self.banned = torch.tensor(sorted(banned), device=self.device)
-        self.sees_canvas = any(part.sees_canvas for _, part in parts_of(decoder.strategy))
+        self.sees_canvas = any(part.sees_canvas for _, part in decoder.strategy.parts())
         self.outcomes: dict[int, Outcome] = {}
         self.trace: list[Change] = []
         self.live: tuple[int, ...] = ()
         self._warned = False
-        self.revocable = is_revocable(decoder.strategy)
+        self.revocable = decoder.strategy.revocable
         self.unchecked: list[_Evidence] = []
-        self.check_every = 1 if decoder.cache.stores else decoder.check_every
+        self.sync_every = 1 if decoder.cache.stores else decoder.sync_every
         self.first = 0  # the first column of the longest prompt in the batch
         self.reach = 0  # columns up to the furthest horizon
         self.widest = 0  # columns that the next pass recomputes in the row that needs most
         self.complete = False  # whether the next pass may attend to every column of every row
         self.canvas: Canvas
-        self.board: Board
+        self.snapshot: Snapshot
         self.book: _Book
         self.ahead: _Ahead
         self.memory: Memory | None = None
@@ -328,15 +328,15 @@ class Run:
         """Let rows of the request join the batch."""
         request = self.request.take(rows)
         canvas = Canvas.of(request, self.vocab, self.device, self.start, self.width)
-        board = canvas.board()
+        snapshot = canvas.snapshot()
         book = _Book.of(
             torch.tensor(list(rows), device=self.device),
             torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
             columns_of_parameters(self.decoder.strategy, self.request, rows, self.device),
         )
-        memory = self.decoder.strategy.begin(request, board)
-        cache_memory = self.decoder.cache.begin(request, board)
-        ahead = self._look_ahead(board, book, cache_memory)
+        memory = self.decoder.strategy.begin(request, snapshot)
+        cache_memory = self.decoder.cache.begin(request, snapshot)
+        ahead = self._look_ahead(snapshot, book, cache_memory)
         if self.live:
             self.canvas.join(canvas)
             self.book.join(book)
@@ -350,9 +350,9 @@ class Run:
         self._store_rows(len(rows))
         self.live = (*self.live, *rows)
         for observer in self.decoder.observers:
-            observer.start(request, board)
-        self.board = self.canvas.board()
-        self._look()
+            observer.start(request, snapshot)
+        self.snapshot = self.canvas.snapshot()
+        self._sync()
 
     def _store_rows(self, joining: int) -> None:
         if not self.decoder.cache.stores:
@@ -367,39 +367,39 @@ class Run:
 
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
-        strategy, board = self.decoder.strategy, self.board
+        strategy, snapshot = self.decoder.strategy, self.snapshot
         index, plan = self.ahead.index, self._plan()
-        noise = Noise(self.book.seeds, self.book.step, index - board.start)
-        pred = self._predict(board.tokens, board, index, plan, noise)
+        noise = Noise(self.book.seeds, self.book.step, index - snapshot.start)
+        pred = self._predict(snapshot.tokens, snapshot, index, plan, noise)
         probes: list[Tensor] = []
-        view = self._view(board, pred, noise, plan, probes)
+        view = self._view(snapshot, pred, noise, plan, probes)
         change, evidence = self._settle(view, strategy.decide(view, self.memory), len(probes))
         self.canvas.apply(change, revocable=self.revocable)
-        after = self.canvas.board()
+        after = self.canvas.snapshot()
         self.canvas.narrow(strategy.horizon(after, view, change, self.memory))
         self._note(change, view)
-        self.ahead = self._look_ahead(self.board, self.book, self.cache_memory)
+        self.ahead = self._look_ahead(self.snapshot, self.book, self.cache_memory)
         self.unchecked.append(evidence)
-        if len(self.unchecked) >= self.check_every:
-            self._look()
+        if len(self.unchecked) >= self.sync_every:
+            self._sync()
 
-    def _settle(self, view: StepView, wish: Decision, probes: int) -> tuple[Change, _Evidence]:
-        """The legal change that follows from a wish, and what the host will want to see of it."""
+    def _settle(self, view: StepView, decision: Decision, probes: int) -> tuple[Change, _Evidence]:
+        """The legal change that follows from a decision, and what the host will want to see."""
         strategy = self.decoder.strategy
-        wish = checked(view, wish, type(strategy).__name__)
+        decision = checked(view, decision, type(strategy).__name__)
         change = legal_change(
-            view, wish, rows=self.book.rows, progress=strategy.progress, probes=probes
+            view, decision, rows=self.book.rows, progress=strategy.progress, probes=probes
         )
-        return change, _Evidence(view, wish, self._faults(view, wish))
+        return change, _Evidence(view, decision, self._faults(view, decision))
 
-    def _look_ahead(self, board: Board, book: _Book, cache_memory: Memory | None) -> _Ahead:
+    def _look_ahead(self, snapshot: Snapshot, book: _Book, cache_memory: Memory | None) -> _Ahead:
         """Window and plan of the next step, made before the look so that it can tell their size."""
         decoder = self.decoder
-        window = decoder.schedule.window(board)
-        index, active = self._seen(board, window)
-        masked = gather_columns(board.undecided, index) & (index >= 0)
+        window = decoder.schedule.window(snapshot)
+        index, active = self._seen(snapshot, window)
+        masked = gather_columns(snapshot.undecided, index) & (index >= 0)
         fresh = book.enter(window.key, masked & active)
-        refresh = decoder.cache.plan(board, index, fresh, cache_memory)
+        refresh = decoder.cache.plan(snapshot, index, fresh, cache_memory)
         if refresh is None:
             return _Ahead(index, masked, active, fresh, None, None)
         columns = refresh.columns
@@ -408,8 +408,8 @@ class Run:
         index, masked = torch.where(computed, index, -1), masked & computed
         read_elsewhere = getattr(decoder.denoiser, "sources", None)
         if read_elsewhere is not None:
-            sources = read_elsewhere(index, board.live)
-            columns = columns | mask_of(sources, board.tokens.shape[1])
+            sources = read_elsewhere(index, snapshot.live)
+            columns = columns | mask_of(sources, snapshot.tokens.shape[1])
         return _Ahead(index, masked, active, fresh, columns, refresh.valid | columns)
 
     def _plan(self) -> Plan:
@@ -420,45 +420,45 @@ class Run:
         columns = columns_of(self.ahead.refresh, self.widest)
         return Plan(columns, self.ahead.valid, self.store, complete)
 
-    def _seen(self, board: Board, window: Window) -> tuple[Tensor, Tensor]:
+    def _seen(self, snapshot: Snapshot, window: Window) -> tuple[Tensor, Tensor]:
         """Columns whose logits are wanted, and which of them lie in the row's window."""
         if not self.sees_canvas:
             return window.index, window.index >= 0
-        begin = board.start
-        columns = board.columns[begin:].expand(board.tokens.shape[0], -1)
-        index = torch.where(columns < board.horizon[:, None], columns, -1)
+        begin = snapshot.start
+        columns = snapshot.columns[begin:].expand(snapshot.tokens.shape[0], -1)
+        index = torch.where(columns < snapshot.horizon[:, None], columns, -1)
         inside = (index[:, :, None] == window.index[:, None, :]).any(-1)
         return index, inside & (index >= 0)
 
     def _predict(
-        self, tokens: Tensor, board: Board, index: Tensor, plan: Plan, noise: Noise
+        self, tokens: Tensor, snapshot: Snapshot, index: Tensor, plan: Plan, noise: Noise
     ) -> Prediction:
         span = slice(self.first, self.reach)
         if self.first:
             index = torch.where(index >= 0, index - self.first, -1)
-        logits = self.forward(tokens[:, span], board.live[:, span], index, plan)
+        logits = self.forward(tokens[:, span], snapshot.live[:, span], index, plan)
         return self.decoder.sampler.predict(logits, self.banned, noise)
 
     def _view(
-        self, board: Board, pred: Prediction, noise: Noise, plan: Plan, probes: list[Tensor]
+        self, snapshot: Snapshot, pred: Prediction, noise: Noise, plan: Plan, probes: list[Tensor]
     ) -> StepView:
         ahead = self.ahead
         index, masked, active = ahead.index, ahead.masked, ahead.active
         real = index >= 0
-        settled = gather_columns(board.editable & board.decided, index) & real & active
+        settled = gather_columns(snapshot.editable & snapshot.decided, index) & real & active
 
         def prober(tokens: Tensor) -> Prediction:
             probes.append(tokens)
-            canvas = spread(board.tokens, index, tokens)
+            canvas = spread(snapshot.tokens, index, tokens)
             if isinstance(self.cache_memory, StoreMemory) and ahead.refresh is not None:
                 self.cache_memory.distrust(ahead.refresh)
-            return self._predict(canvas, board, index, plan, noise)
+            return self._predict(canvas, snapshot, index, plan, noise)
 
         return StepView(
             step=self.book.step,
             index=index,
             pred=pred,
-            tokens=gather_columns(board.tokens, index),
+            tokens=gather_columns(snapshot.tokens, index),
             active=active,
             open=masked & active,
             masked=masked,
@@ -466,24 +466,24 @@ class Run:
             fresh=ahead.fresh,
             window_step=self.book.window_step,
             window_open=self.book.window_open,
-            steps_left=self._steps_left(board),
-            board=board,
+            steps_left=self._steps_left(snapshot),
+            snapshot=snapshot,
             noise=noise,
             prober=prober,
             parameters=self.book.parameters,
         )
 
-    def _steps_left(self, board: Board) -> Tensor:
+    def _steps_left(self, snapshot: Snapshot) -> Tensor:
         progress = self.decoder.strategy.progress
         if isinstance(progress, Budget):
             return (progress.steps - self.book.step).clamp(min=0)
-        return board.undecided.sum(1)
+        return snapshot.undecided.sum(1)
 
     # Bookkeeping after the step.
 
     def _note(self, change: Change, view: StepView) -> None:
-        self.board = self.canvas.board()
-        change = replace(change, horizon=self.board.horizon - self.board.start)
+        self.snapshot = self.canvas.snapshot()
+        change = replace(change, horizon=self.snapshot.horizon - self.snapshot.start)
         self.decoder.cache.note(change, self.cache_memory)
         book = self.book
         took_part = view.open.any(1)
@@ -496,11 +496,11 @@ class Run:
         if self.decoder.record:
             self.trace.append(change)
         for observer in self.decoder.observers:
-            observer.step(change, self.board)
+            observer.step(change, self.snapshot)
 
-    def _faults(self, view: StepView, wish: Decision) -> Tensor:
-        """Counts of what must not be: (illegal wishes, unusable logits, ties, candidates)."""
-        faults = faults_of(view, wish, self.revocable).sum()
+    def _faults(self, view: StepView, decision: Decision) -> Tensor:
+        """Counts of what must not be: (illegal decisions, unusable logits, ties, candidates)."""
+        faults = faults_of(view, decision, self.revocable).sum()
         pred = view.pred
         if not isinstance(pred, DensePrediction):
             zero = torch.zeros_like(faults)
@@ -509,11 +509,11 @@ class Run:
         ties = ((pred.top_confidence >= 1.0) & view.open).sum()
         return torch.stack([faults, sick, ties, view.open.sum()])
 
-    def _look(self) -> None:
+    def _sync(self) -> None:
         """The one look of the host at the device: faults, which rows are done, the next width."""
-        board, ahead = self.board, self.ahead
+        snapshot, ahead = self.snapshot, self.ahead
         rows = self.book.rows.numel()
-        facts = [board.undecided.any(1).long(), board.horizon]
+        facts = [snapshot.undecided.any(1).long(), snapshot.horizon]
         if ahead.refresh is not None and ahead.valid is not None:
             facts += [ahead.refresh.sum(1), ahead.valid.sum(1)]
         counts = [evidence.counts for evidence in self.unchecked]
@@ -543,7 +543,7 @@ class Run:
         )
 
     def _judge(self, evidence: _Evidence, counts: Sequence[int]) -> None:
-        """Refuse illegal wishes and unusable logits; warn where confidences rank nothing."""
+        """Refuse illegal decisions and unusable logits; warn where confidences rank nothing."""
         illegal, sick, ties, candidates = counts
         view = evidence.view
         if sick:
@@ -551,8 +551,8 @@ class Run:
         if illegal:
             raise_fault(
                 view,
-                evidence.wish,
-                faults_of(view, evidence.wish, self.revocable),
+                evidence.decision,
+                faults_of(view, evidence.decision, self.revocable),
                 rows=self.book.rows,
                 plugin=type(self.decoder.strategy).__name__,
                 revocable=self.revocable,
@@ -573,7 +573,7 @@ class Run:
         raise ModelOutputError(
             f"the model returned logits that cannot be used (NaN, infinite, or every allowed token "
             f"at -inf): row {int(self.book.rows[row])}, generated column "
-            f"{int(view.index[row, slot]) - view.board.start}, step {int(view.step[row])}"
+            f"{int(view.index[row, slot]) - view.snapshot.start}, step {int(view.step[row])}"
         )
 
     def _retire(self, done: Sequence[bool]) -> None:
@@ -595,7 +595,7 @@ class Run:
         for part in (self.canvas, self.book, self.ahead, self.memory, self.cache_memory):
             if part is not None:
                 part.take(keep)
-        self.board = self.canvas.board()
+        self.snapshot = self.canvas.snapshot()
 
     def _record(self, positions: Sequence[int], reason: str | None = None, error: str = "") -> None:
         """Fetch the outcomes of some rows of the batch, all in one go."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.prediction import GumbelDraw, Prediction, Unprojected
+from dllm_decode.decoding.prediction import GumbelDraw, HiddenStates, Prediction
 from dllm_decode.errors import require_choice, require_count, require_in_range
 from dllm_decode.kernels.noise import Noise
 
@@ -35,7 +35,7 @@ class Sampler(ABC):
     def predict(self, logits: Any, banned: Tensor, noise: Noise) -> Prediction:
         """The prediction of a step.
 
-        logits: (B, W, V), or `Unprojected` where `takes_hidden`; banned (M,) ids; noise of the
+        logits: (B, W, V), or `HiddenStates` where `takes_hidden`; banned (M,) ids; noise of the
         step.
         """
 
@@ -49,7 +49,7 @@ class Greedy(Sampler):
         """Yes: nothing here needs the logits themselves."""
         return True
 
-    def predict(self, logits: Tensor | Unprojected, banned: Tensor, noise: Noise) -> Prediction:
+    def predict(self, logits: Tensor | HiddenStates, banned: Tensor, noise: Noise) -> Prediction:
         """The argmax prediction."""
         return Prediction.of(logits, banned)
 

@@ -15,7 +15,7 @@ from typing import Any
 from dllm_decode.decoding.types import Change, Request, Result, Vocab
 from dllm_decode.errors import DllmDecodeError
 
-FORMAT = "dllm_decode.trace"
+FORMAT = "dllm_decode.decoding.trace"
 VERSION = 1
 
 

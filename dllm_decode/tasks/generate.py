@@ -24,11 +24,16 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt to decode. columns: to generate; grade: whether a text is right, or None."""
+    """One prompt to decode.
+
+    columns: to generate; grade: whether a text is right, or None; form: for infilling, the answer
+    with a gap for every token to be found, "" where all are.
+    """
 
     asked: Asked
     columns: int
     grade: Callable[[str], bool] | None = None
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,7 @@ class Generate(Task):
                 Asked(problem.prompt, f"{problem.family} {n}"),
                 self.max_new_tokens or FAMILIES[problem.family].canvas,
                 partial(FAMILIES[problem.family].grade, problem),
+                problem.form,
             )
             for n, problem in enumerate(turns)
         ]
@@ -153,13 +159,17 @@ class Generate(Task):
                 ids.append(decoder.encode(job.asked.content, row, self.chat))
             except ConfigError as error:
                 raise ConfigError(f"{job.asked.source}: {error}") from None
+        forms = [job.form or None for job in jobs]
+        columns = [job.columns for job in jobs]
+        lengths, fixed = decoder.infilling(forms if any(forms) else None, columns, len(jobs))
         request = Request(
             prompts=tuple(ids),
-            max_new_tokens=tuple(job.columns for job in jobs),
+            max_new_tokens=lengths,
             seeds=tuple(
                 self.seed + row if job.asked.seed is None else job.asked.seed
                 for row, job in enumerate(jobs)
             ),
+            fixed=fixed,
             parameters=tuple(job.asked.parameters for job in jobs),
         )
         decoder.check(request, [job.asked.source for job in jobs])
@@ -188,7 +198,7 @@ class Generate(Task):
         with context.display.progress("strategy=sequential", columns) as report:
             return self._timed(
                 decoder.sequential,
-                replace(request, parameters=None),  # knobs of the other strategy
+                replace(request, parameters=None),  # parameters of the other strategy
                 (ProgressObserver(columns, report),),
                 False,
             )

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from changing_model import ChangingModel, a_request
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.loop import Decoder
@@ -20,7 +21,7 @@ from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.oracle import Oracle
 
-decodes = settings(max_examples=8, deadline=None)
+decodes = examples(5)
 SEEDS = st.integers(0, 500)
 STOP = {"eot": CommittedEot()}
 

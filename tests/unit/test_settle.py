@@ -20,11 +20,11 @@ def a_view():
     return replace(view_of(logits), open=OPEN, settled=SETTLED, step=torch.tensor([7, 7]))
 
 
-def settled(wish, *, view=None, revocable=False, progress=EveryStep()):  # noqa: B008
+def settled(decision, *, view=None, revocable=False, progress=EveryStep()):  # noqa: B008
     view = a_view() if view is None else view
     rows = torch.tensor([4, 9])
     return settle(
-        view, wish, rows=rows, plugin="Mine", revocable=revocable, progress=progress, probes=0
+        view, decision, rows=rows, plugin="Mine", revocable=revocable, progress=progress, probes=0
     )
 
 
@@ -39,7 +39,7 @@ NOTHING = flags()
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("decision", "message"),
     [
         (
             Decision(torch.zeros(2, 2, dtype=torch.bool)),
@@ -81,9 +81,9 @@ NOTHING = flags()
         ),
     ],
 )
-def test_an_illegal_wish_is_refused_by_name_row_column_and_step(wish, message):
+def test_an_illegal_wish_is_refused_by_name_row_column_and_step(decision, message):
     with pytest.raises(DecisionError, match=message):
-        settled(wish)
+        settled(decision)
 
 
 def test_a_revocable_strategy_may_only_open_what_it_settled():
@@ -127,10 +127,10 @@ def test_a_forced_commit_writes_the_token_that_the_strategy_named():
 
 
 def test_re_masking_may_not_undo_the_gain_of_a_step():
-    wish = Decision(flags((0, 0), (1, 0)), remask=SETTLED)
-    change = settled(wish, revocable=True)
+    decision = Decision(flags((0, 0), (1, 0)), remask=SETTLED)
+    change = settled(decision, revocable=True)
     assert not change.remask.any(), "one commit and one re-mask per row is no gain"
-    assert change.commit.tolist() == wish.commit.tolist() and not change.forced.any()
+    assert change.commit.tolist() == decision.commit.tolist() and not change.forced.any()
 
 
 def test_a_budget_lets_steps_pass_and_closes_in_the_last_one():
@@ -164,8 +164,8 @@ def test_whatever_is_wished_for_each_live_row_gains_and_nothing_closed_is_touche
     closed = plane()
     settled_slots = plane() & closed
     view = replace(a_view(), open=~closed, settled=settled_slots)
-    wish = Decision(plane() & view.open, remask=plane() & settled_slots)
-    change = settled(wish, view=view, revocable=True)
+    decision = Decision(plane() & view.open, remask=plane() & settled_slots)
+    change = settled(decision, view=view, revocable=True)
     gain = change.commit.sum(1) - change.remask.sum(1)
     assert (gain >= view.open.any(1).long()).all()
     assert not (change.commit & closed).any() and not (change.remask & ~settled_slots).any()
