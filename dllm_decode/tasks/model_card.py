@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dllm_decode.evaluation.history import Redundancy
     from dllm_decode.evaluation.reporting.dynamics import Dynamics
     from dllm_decode.evaluation.reporting.model_card import Measured
-    from dllm_decode.evaluation.store import Run
+    from dllm_decode.evaluation.store import EvalRun
     from dllm_decode.tasks.ablation import Ablation
 
 ORDERS = ("random", "confidence", "margin")  # of the cells of a puzzle, compared with each other
@@ -185,7 +185,7 @@ class ModelCard(Task):
         return history.redundancy(seen.below(0.9))
 
 
-def _run(context: Context, number: int) -> Run:
+def _run(context: Context, number: int) -> EvalRun:
     from dllm_decode.evaluation.store import read_json, read_run
 
     place = context.folder.path / "jobs" / f"{number:02d}" / "results.json"
