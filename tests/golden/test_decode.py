@@ -24,10 +24,11 @@ from torch import Tensor
 
 from dllm_decode.decoding.cache import CachePolicy, DualCache, NoCache, PrefixCache
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, StopRule, Strategy
-from dllm_decode.decoding.types import Change, Decision, Request, Result, Snapshot, StepView
+from dllm_decode.decoding.types import Change, Decision, Request, Snapshot, StepView
 from dllm_decode.models import load_model
 from dllm_decode.strategies.ccd import ReleasedCCD
 from dllm_decode.strategies.credit import TraceCredit
