@@ -306,7 +306,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         texts = [self._tried(self._pair, "", *request.args) for request in requests]
 
         def judge(request: Any, place: int) -> float:
-            return self._score(*texts[place], place, request)
+            prompt, answer = texts[place]
+            return self._score(prompt, answer, place, request)
 
         return self._scored(requests, texts, judge, -math.inf, disable_tqdm)
 
