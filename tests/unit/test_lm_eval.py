@@ -320,7 +320,9 @@ GOOD = asked("abc>", max_gen_toks=3)
     ("bad", "message"),
     [
         (asked("a?c>", max_gen_toks=3), "contains '?'"),
-        (asked(None, max_gen_toks=3), "TypeError"),
+        (asked(None, max_gen_toks=3), "the context must be a text, got None"),
+        (asked(["abc>"], max_gen_toks=3), "must be a text"),
+        (asked("\ud83d", max_gen_toks=3), "contains"),
         (asked("abc>", max_gen_toks=10), "leave no room for the context"),
         (asked("abc>", max_gen_toks=11), "leave no room for the context"),
     ],
@@ -511,6 +513,18 @@ def test_the_last_word_of_a_context_may_join_the_continuation(bundled):
     assert bundled._pair("", "1 Ada") == ((), bundled.encode("1 Ada"))
 
 
+@pytest.mark.parametrize("context", ["", "1 Ada"])
+def test_what_a_tokenizer_puts_around_texts_is_never_scored(bundled, context):
+    model = with_tokenizer(bundled, template_writes=False, tokenizer_writes=True, ends=True)
+    around = model.text.model.tokenizer.encode("")
+    prompt, answer = model._pair(context, " 2 Ben")
+    assert len(around) == 2 and prompt == (around[0], *bundled.encode(context))
+    assert answer == bundled.encode(" 2 Ben")
+    bare = bundled.loglikelihood_rolling([scored(" 2 Ben")])
+    assert model.loglikelihood_rolling([scored(" 2 Ben")]) != bare  # given the beginning of text
+    assert model.loglikelihood_rolling([scored("")]) == [0.0]
+
+
 # Arguments.
 
 
@@ -560,8 +574,10 @@ def test_a_machine_without_a_gpu_is_enough(caplog):
     [
         (["run", "--model", "dllm_decode"], True),
         (["--model=dllm_decode"], True),
-        (["run", "--model", "x", "--device", "cuda:0"], False),
-        (["run", "--model", "x", "--device=cpu"], False),
+        (["run", "--model", "dllm_decode", "--device", "cuda:0"], False),
+        (["run", "--model", "dllm_decode", "--device=cpu"], False),
+        (["run", "--model", "hf"], False),
+        (["run", "-M", "dllm_decode", "-C", "device.yaml"], False),
         (["run", "-C", "device.yaml"], False),
         (["run", "--config=plain.yaml"], True),
         (["run", "--config", "missing.yaml"], False),
@@ -636,7 +652,9 @@ CHATS = {
 }
 
 
-def with_tokenizer(model: HarnessModel, *, template_writes: bool, tokenizer_writes: bool):
+def with_tokenizer(
+    model: HarnessModel, *, template_writes: bool, tokenizer_writes: bool, ends=False
+):
     """The model with a tokenizer whose template or post-processor writes a beginning of text."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
@@ -645,7 +663,8 @@ def with_tokenizer(model: HarnessModel, *, template_writes: bool, tokenizer_writ
     begin = backend.all_special_tokens[0]
     if tokenizer_writes:
         backend.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{begin} $A", special_tokens=[(begin, backend.convert_tokens_to_ids(begin))]
+            single=f"{begin} $A" + ends * f" {begin}",
+            special_tokens=[(begin, backend.convert_tokens_to_ids(begin))],
         )
     if template_writes:
         backend.chat_template = begin + backend.chat_template
@@ -670,7 +689,7 @@ def test_a_conversation_has_the_ids_of_generate(
     model.generate_until([asked(text, max_gen_toks=32)])
     assert asked_ids[0] == asked_ids[1] == tuple(model.text.model.tokenizer.encode_chat(chat))
     prompt, answer = model._pair(text, " 1 Ada")
-    assert prompt == asked_ids[0] and model.text.text(answer) == " 1 Ada"
+    assert prompt == asked_ids[0] and model.text.model.tokenizer.decode(list(answer)) == " 1 Ada"
     if template_writes:  # the text alone says so, where it comes from a cache of requests
         model._chats.clear()
         assert model.encode(text) == asked_ids[0]
