@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from dllm_decode.config import compose as composing
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_model, build_node
+from dllm_decode.config.shorthand import answer_in_python, quote
 from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Run
@@ -39,21 +41,6 @@ Overrides = Sequence[str] | Mapping[str, Any]
 Infill = str | Sequence[int] | Mapping[int, int]
 Parameters = Mapping[str, float]
 
-# What other projects call our options, or do elsewhere.
-_ELSEWHERE = {
-    "do_sample": "give temperature=..., or load(..., sampler='categorical')",
-    "gen_length": "it is called max_new_tokens",
-    "gen_len": "it is called max_new_tokens",
-    "max_length": "it is called max_new_tokens and does not count the prompt",
-    "block_length": "it is a setting of the schedule: load(..., overrides=['schedule.length=32'])",
-    "steps": "it is a setting of some strategies, e.g. strategy.select.steps_per_block",
-    "remasking": "it is the strategy: load(..., strategy='low_confidence')",
-    "threshold": "it is a setting of the strategy: strategy.select.threshold",
-    "input_ids": "give the token ids as the first argument",
-    "eos_token_id": "it is a setting of the model: model.eot_ids",
-    "mask_id": "it is a setting of the model: model.mask_id",
-}
-
 
 class Streamer(Protocol):
     """What `generate` tells about while it decodes; transformers' streamers fit.
@@ -78,7 +65,7 @@ def load(
     cache: str | CachePolicy | None = None,
     sampler: str | Sampler | None = None,
     overrides: Overrides = (),
-    **groups: str,
+    **groups: Any,
 ) -> TextDecoder:
     """A decoder from names, as on the command line, or from objects.
 
@@ -97,7 +84,8 @@ def load(
         sampler: The name of an option or a `Sampler`; None for the default.
         overrides: As on the command line, e.g. `["strategy.select.threshold=0.8"]`, or a mapping
             `{"strategy.select.threshold": 0.8}`.
-        **groups: Options of further groups by name.
+        **groups: Options of further groups by name (`trace="html"`), and settings whose name is
+            enough (`threshold=0.8`).
 
     Raises:
         ConfigError: The configuration does not know a name, or an object is of the wrong kind.
@@ -145,14 +133,8 @@ def _shortly(thing: Any) -> str:
 
 
 def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options of groups as overrides; raises `ConfigError` for values that are no names."""
-    for group, option in options.items():
-        require(
-            isinstance(option, str),
-            f"{group} must be the name of an option, got {_shortly(option)}; give single settings "
-            f"as overrides=['{group}.key=value']",
-        )
-    return [f"{group}={option}" for group, option in options.items()]
+    """Options of groups, and settings without their place, as on the command line."""
+    return [_override(name, value) for name, value in options.items()]
 
 
 def _lines(overrides: Overrides) -> tuple[str, ...]:
@@ -201,6 +183,22 @@ def build(
     built = {name: given.get(name) or build_node(cfg, name) for name in PARTS}
     loaded = build_model(cfg) if model is None else model()
     return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))
+
+
+def _override(name: str, value: Any) -> str:
+    """A group's option, or a setting without its place, as on the command line."""
+    group = name in composing.groups()
+    if group and not isinstance(value, str):
+        raise ConfigError(
+            f"{name} must be the name of an option, got {_shortly(value)}; give single settings as "
+            f"overrides=['{name}.key=value']"
+        )
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[\w./:-]+", value) is not None
+        return f"{name}={value if plain else quote(value)}"
+    if isinstance(value, bool | int | float | None):
+        return f"{name}={'null' if value is None else str(value).lower()}"
+    raise ConfigError(f"{name} must be a text, a number, true, false or None, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -548,10 +546,10 @@ def _message(part: Any, row: int) -> dict[str, str]:
 def _refuse_unknown(unknown: Mapping[str, Any], method: Any) -> None:
     names = [n for n in method.__annotations__ if n not in ("prompts", "unknown", "return")]
     for name in unknown:
-        close = difflib.get_close_matches(name, names, 1, 0.6)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else hint
-        raise ConfigError(f"generate() has no option {name!r}{hint}; it takes {', '.join(names)}")
+        raise ConfigError(
+            f"generate() has no option {name!r}{answer_in_python(name, names)}; it takes "
+            f"{', '.join(names)}"
+        )
 
 
 class _Streaming(Observer):

@@ -23,7 +23,7 @@ FLOORS = (
     ("strategies",),
     ("models",),
     ("decoding",),
-    ("kernels", "problems"),
+    ("kernels", "problems", "storage"),
     ("errors",),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}

@@ -371,7 +371,9 @@ def test_a_sweep_goes_on_after_a_failing_job(tmp_path: Path, capsys) -> None:
     )
     assert code == 2
     assert "strategy.select.threshold must lie in" in capsys.readouterr().err
-    assert sorted(p.name for p in (tmp_path / "s").iterdir() if p.is_dir()) == ["0", "2"]
+    places = sorted(p for p in (tmp_path / "s").iterdir() if p.is_dir())
+    assert [place.name for place in places] == ["0", "1", "2"]
+    assert [(place / "failure.json").exists() for place in places] == [False, True, False]
 
 
 @pytest.mark.parametrize(
