@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import DllmDecodeError
 from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.loading import (
@@ -26,6 +27,7 @@ from dllm_decode.models.loading import (
     special_ids,
 )
 from dllm_decode.models.locate import look_for
+from dllm_decode.models.spec import EDIT_TOKENS
 
 PACKAGES = (
     "dllm_decode",
@@ -242,6 +244,7 @@ def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -
     }
     try:
         vocab = special_ids(plan, asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        _examine_vocabulary(report, plan, vocab)
         used: Mapping[str, Any] = {
             "mask_id": vocab.mask_id,
             "eot_ids": vocab.eot_ids,
@@ -261,6 +264,24 @@ def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -
                 f"tokenizer, config.json and configuration name different mask ids: "
                 f"{sorted(known)}",
                 "set model.mask_id to the one the model was trained with",
+            )
+        )
+
+
+def _examine_vocabulary(report: Report, plan: Blueprint, vocab: Vocab) -> None:
+    rows, known = plan.settings["vocab_size"], plan.tokenizer.ids
+    named = f"{rows} in the model, " + (
+        "no tokenizer" if known is None else f"{len(known)} in the tokenizer"
+    )
+    gap = rows - vocab.size + len(vocab.banned_ids)
+    report.facts["token ids"] = named + (f"; {gap} are never generated" if gap else "")
+    edits = [key for key in EDIT_TOKENS if plan.published.token(key, rows) is not None]
+    if edits:
+        report.findings.append(
+            Finding(
+                f"the checkpoint edits its own text ({', '.join(edits)}), which is not done here",
+                "nothing to do: it is decoded without inserting and deleting",
+                problem=False,
             )
         )
 

@@ -30,7 +30,14 @@ from dllm_decode.models.fingerprint import fingerprint
 from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.locate import ADAPTER, licence_of, locate
 from dllm_decode.models.quiet import transformers_output
-from dllm_decode.models.spec import ModelSpec, Published, Settings, refuse_quantised, spec_of
+from dllm_decode.models.spec import (
+    EDIT_TOKENS,
+    ModelSpec,
+    Published,
+    Settings,
+    refuse_quantised,
+    spec_of,
+)
 from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -255,7 +262,11 @@ def special_ids(
     eot_ids: Sequence[int] | None = None,
     pad_id: int | None = None,
 ) -> Vocab:
-    """Special ids: what was asked for, else config.json, else the tokenizer's words."""
+    """Special ids: what was asked for, else config.json, else the tokenizer's words.
+
+    Models have more rows than their tokenizer has ids, for speed. The vocabulary ends with the last
+    id that is known; unknown ones in front of it are banned, and so are ids that edit a text.
+    """
     published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
     size = plan.settings["vocab_size"]
     if mask_id is None:
@@ -271,7 +282,14 @@ def special_ids(
         eot_ids = end_ids(plan)
     if pad_id is None:
         pad_id = published.token("pad_token_id", size)
-    return Vocab(size, mask_id, tuple(eot_ids), pad_id)
+    named = {mask_id, *eot_ids, *(() if pad_id is None else (pad_id,))}
+    edits = [published.token(key, size) for key in EDIT_TOKENS]
+    known = tokenizer.ids
+    if known is not None:
+        size = min(size, max(known | named) + 1)
+    holes = set() if known is None else set(range(size)) - known - named
+    banned = holes | {token for token in edits if token is not None and token < size}
+    return Vocab(size, mask_id, tuple(eot_ids), pad_id, tuple(sorted(banned)))
 
 
 def end_ids(plan: Blueprint) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,15 @@ class CheckpointTokenizer:
         number = None if self.backend is None else self.backend.pad_token_id
         return None if number is None else int(number)
 
+    @cached_property
+    def ids(self) -> frozenset[int] | None:
+        """All ids that stand for something, None without a tokenizer."""
+        return None if self.backend is None else frozenset(self.backend.get_vocab().values())
+
     @property
     def size(self) -> int | None:
         """One more than the largest id, None without a tokenizer."""
-        return None if self.backend is None else max(self.backend.get_vocab().values()) + 1
+        return None if self.ids is None else max(self.ids) + 1
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files, if there is one."""
