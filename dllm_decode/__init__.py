@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dllm_decode.api import TextDecoder, load
     from dllm_decode.decoding.engine import Engine
-    from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
+    from dllm_decode.decoding.loop import Decoder
+    from dllm_decode.decoding.observer import Interrupted, Observer
+    from dllm_decode.decoding.outcome import Outcome, Result
     from dllm_decode.decoding.prediction import Prediction
     from dllm_decode.decoding.strategy import (
         Filter,
@@ -32,12 +34,11 @@ if TYPE_CHECKING:
         Transform,
     )
     from dllm_decode.decoding.types import (
-        Board,
         Change,
         Decision,
         Memory,
         Request,
-        Result,
+        Snapshot,
         StepView,
         Vocab,
     )
@@ -63,7 +64,9 @@ _HOME = {
         "DllmDecodeError",
         "ModelOutputError",
     ),
-    "decoding.loop": ("Decoder", "Interrupted", "Observer"),
+    "decoding.loop": ("Decoder",),
+    "decoding.observer": ("Interrupted", "Observer"),
+    "decoding.outcome": ("Outcome", "Result"),
     "decoding.prediction": ("Prediction",),
     "decoding.strategy": (
         "Filter",
@@ -75,12 +78,11 @@ _HOME = {
         "Transform",
     ),
     "decoding.types": (
-        "Board",
+        "Snapshot",
         "Change",
         "Decision",
         "Memory",
         "Request",
-        "Result",
         "StepView",
         "Vocab",
     ),
@@ -88,7 +90,6 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Board",
     "CapabilityError",
     "Change",
     "CheckpointError",
@@ -104,11 +105,13 @@ __all__ = [
     "ModelOutputError",
     "NeverStop",
     "Observer",
+    "Outcome",
     "Part",
     "Pipeline",
     "Prediction",
     "Request",
     "Result",
+    "Snapshot",
     "StepView",
     "StopRule",
     "Strategy",
@@ -152,7 +155,7 @@ _MOVED = {
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Answers `import dllm_decode.selection` with `dllm_decode.decoding.selection`, and says so."""
+    """Answers `import dllm_decode.selection` with `dllm_decode.decoding.selection` and says so."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         package, _, module = name.rpartition(".")

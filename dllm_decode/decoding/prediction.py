@@ -40,7 +40,7 @@ class GumbelDraw:
 
 
 @dataclass(frozen=True)
-class Unprojected:
+class HiddenStates:
     """The logits of a forward pass that stopped before the output head: hidden @ weight.T.
 
     hidden: (B, W, D); weight: (V, D), without gradient.
@@ -102,14 +102,14 @@ class Prediction(ABC):
         """What `logit_of` returns, before it is rounded to the public precision."""
 
     @abstractmethod
-    def without(self, ids: Tensor) -> Prediction:
+    def suppress(self, ids: Tensor) -> Prediction:
         """This prediction with ids (M,) banned at every slot: probability 0, never proposed."""
 
     # What follows from those.
 
     @staticmethod
     def of(
-        logits: Tensor | Unprojected, banned: Tensor | None = None, draw: Draw | None = None
+        logits: Tensor | HiddenStates, banned: Tensor | None = None, draw: Draw | None = None
     ) -> Prediction:
         """The prediction of a forward pass.
 
@@ -118,7 +118,7 @@ class Prediction(ABC):
         proposed (mask and control tokens), removed before the argmax; draw: how `token` is drawn,
         None for the argmax.
         """
-        if isinstance(logits, Unprojected):
+        if isinstance(logits, HiddenStates):
             return HeadPrediction(logits, banned, draw)
         return DensePrediction(logits, banned, draw)
 
@@ -222,7 +222,9 @@ class Prediction(ABC):
         flat = self.logits.reshape(-1, self.shape[-1])
         return self._shaped(_drawn(flat, draw, None))
 
-    def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
+    def with_logit_bias(
+        self, ids: Tensor, delta: Tensor, *, never_negative: bool = False
+    ) -> Prediction:
         """This prediction with sparse additions to its logits.
 
         l'[v] = l[v] + sum of delta over the slots that hold v. Every statistic follows exactly
@@ -232,7 +234,7 @@ class Prediction(ABC):
         never_negative: the caller's word that all additions are >= 0, which saves a look at them
         (on a GPU the host would have to wait for it).
         """
-        return RaisedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
+        return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
 
     def credited(
         self,
@@ -259,7 +261,7 @@ class Prediction(ABC):
             open.flatten(),
         )
         new_ids = self._shaped(update.ids)
-        raised = RaisedPrediction(
+        raised = BiasedPrediction(
             self, new_ids, update.delta.view(new_ids.shape), self._draw, statistics=update.fused
         )
         return Credited(raised, new_ids, update.credit.view(new_ids.shape))
@@ -335,7 +337,7 @@ class DensePrediction(Prediction):
 
     @cached_property
     def logits(self) -> Tensor:
-        return self._shaped(reference.without(self._rows, self._banned))
+        return self._shaped(reference.suppress(self._rows, self._banned))
 
     def _top(self, k: int) -> tuple[Tensor, Tensor]:
         values = ids = None
@@ -348,7 +350,7 @@ class DensePrediction(Prediction):
     def _at(self, ids: Tensor) -> Tensor:
         return self._shaped(reference.logits_at(self._rows, ids.flatten(0, 1), self._banned))
 
-    def without(self, ids: Tensor) -> Prediction:
+    def suppress(self, ids: Tensor) -> Prediction:
         return DensePrediction(self._raw, self._more_banned(ids), self._draw)
 
     def _more_banned(self, ids: Tensor) -> Tensor:
@@ -380,7 +382,7 @@ class HeadPrediction(DensePrediction):
     derived from the same pass, when a plugin or a draw asks for them; elsewhere at once.
     """
 
-    def __init__(self, source: Unprojected, banned: Tensor | None, draw: Draw | None) -> None:
+    def __init__(self, source: HiddenStates, banned: Tensor | None, draw: Draw | None) -> None:
         self._source = source
         self._banned = banned
         self._draw = draw
@@ -425,7 +427,7 @@ class HeadPrediction(DensePrediction):
         at = torch.minimum(at, self._statistics.maximum[:, None].to(at.dtype))
         return self._shaped(at)
 
-    def without(self, ids: Tensor) -> Prediction:
+    def suppress(self, ids: Tensor) -> Prediction:
         """Two predictions of one pass: the logits once are cheaper than the head twice."""
         return DensePrediction(self._source.logits, self._more_banned(ids), self._draw)
 
@@ -441,7 +443,7 @@ class HeadPrediction(DensePrediction):
         return Prediction._credit_update(self, ids, credit, alpha, beta, gamma, open)
 
 
-class RaisedPrediction(Prediction):
+class BiasedPrediction(Prediction):
     """A prediction with sparse additions, computed from the statistics of the one below it.
 
     The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions >= 0.
@@ -519,9 +521,9 @@ class RaisedPrediction(Prediction):
         zero = torch.zeros((), dtype=delta.dtype, device=ids.device)
         return self._base._at(ids) + torch.where(same, delta[..., None, :], zero).sum(-1)
 
-    def without(self, ids: Tensor) -> Prediction:
-        return RaisedPrediction(
-            self._base.without(ids),
+    def suppress(self, ids: Tensor) -> Prediction:
+        return BiasedPrediction(
+            self._base.suppress(ids),
             self._ids,
             self._delta,
             self._draw,

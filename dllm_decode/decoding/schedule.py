@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.selection import first_column
-from dllm_decode.decoding.types import Board, Request
+from dllm_decode.decoding.types import Request, Snapshot
 from dllm_decode.errors import CapabilityError, ConfigError, require_choice, require_count
 
 
@@ -51,13 +51,13 @@ class Schedule(ABC):
         return self
 
     @abstractmethod
-    def window(self, board: Board) -> Window:
+    def window(self, snapshot: Snapshot) -> Window:
         """The window of each row; what a row without undecided columns gets does not matter."""
 
 
-def _slots(board: Board, begin: Tensor, width: int, limit: Tensor) -> Tensor:
+def _slots(snapshot: Snapshot, begin: Tensor, width: int, limit: Tensor) -> Tensor:
     """Columns begin, begin + 1, ... of each row, -1 at and behind the limit, (B, width)."""
-    columns = begin[:, None] + torch.arange(width, device=board.tokens.device)
+    columns = begin[:, None] + torch.arange(width, device=snapshot.tokens.device)
     return torch.where(columns < limit[:, None], columns, -1)
 
 
@@ -105,25 +105,25 @@ class Blocks(Schedule):
             )
         return replace(self, origin="absolute")
 
-    def window(self, board: Board) -> Window:
+    def window(self, snapshot: Snapshot) -> Window:
         """The block around the first undecided column of each row."""
         absolute = self.origin == "absolute"
-        zero = board.first if absolute else torch.full_like(board.first, board.start)
-        block = (first_column(board.undecided) - zero) // self.length
+        zero = snapshot.first if absolute else torch.full_like(snapshot.first, snapshot.start)
+        block = (first_column(snapshot.undecided) - zero) // self.length
         begin = zero + block * self.length
-        limit = torch.minimum(begin + self.length, board.horizon)
-        return Window(_slots(board, begin.clamp(min=board.start), self.length, limit), block)
+        limit = torch.minimum(begin + self.length, snapshot.horizon)
+        return Window(_slots(snapshot, begin.clamp(min=snapshot.start), self.length, limit), block)
 
 
 @dataclass(frozen=True)
 class WholeCanvas(Schedule):
     """Every live generated column at once (Dream, and LLaDA's base models)."""
 
-    def window(self, board: Board) -> Window:
+    def window(self, snapshot: Snapshot) -> Window:
         """All columns up to the horizon."""
-        begin = torch.full_like(board.horizon, board.start)
-        width = board.tokens.shape[1] - board.start
-        return Window(_slots(board, begin, width, board.horizon), torch.zeros_like(begin))
+        begin = torch.full_like(snapshot.horizon, snapshot.start)
+        width = snapshot.tokens.shape[1] - snapshot.start
+        return Window(_slots(snapshot, begin, width, snapshot.horizon), torch.zeros_like(begin))
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ class SlidingWindow(Schedule):
     def __post_init__(self) -> None:
         require_count("schedule.width", self.width)
 
-    def window(self, board: Board) -> Window:
+    def window(self, snapshot: Snapshot) -> Window:
         """`width` columns from the first undecided one."""
-        begin = first_column(board.undecided)
-        return Window(_slots(board, begin, self.width, board.horizon), torch.zeros_like(begin))
+        begin = first_column(snapshot.undecided)
+        return Window(
+            _slots(snapshot, begin, self.width, snapshot.horizon), torch.zeros_like(begin)
+        )

@@ -75,7 +75,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def without(logits: Tensor, banned: Tensor | None) -> Tensor:
+def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
     """The logits in working precision with the banned ids at -inf; the input is not written to.
 
     logits: (..., V); banned: (M,) token ids, or None.
@@ -104,7 +104,7 @@ def row_statistics(
     many of the largest logits to return, 0 to V; ids: (N, K) in [-1, V) whose logits to return.
     Only `healthy` means anything in a row that holds NaN or +inf or is -inf everywhere.
     """
-    values = without(logits, banned)
+    values = suppress(logits, banned)
     maximum, token = lowest_argmax(values)
     shifted = (values - maximum[:, None]).clamp_(min=FLOOR)
     weights = shifted.exp()
@@ -120,7 +120,7 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
 
     logits: (N, V); k: 1 to V. Returns values (N, k) and ids (N, k).
     """
-    values = without(logits, banned)
+    values = suppress(logits, banned)
     k = min(k, values.shape[-1])
     top = values.topk(k, dim=-1)
     # topk leaves the choice among equals open: only rows with a tie at the cut need the full sort
@@ -173,7 +173,7 @@ def gumbel_argmax(
     logits: Tensor, states: Tensor, temperature: float, banned: Tensor | None = None
 ) -> Tensor:
     """The draw of `gumbel_statistics` alone, (N,) int64."""
-    values = without(logits, banned)
+    values = suppress(logits, banned)
     # by a tensor: CUDA would multiply by the reciprocal of a plain number, and round otherwise
     scaled = values / torch.full((), temperature, dtype=values.dtype, device=values.device)
     ids = torch.arange(logits.shape[-1], device=logits.device)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from dllm_decode.errors import CheckpointError, parse_json
 from dllm_decode.models.locate import SINGLE, missing_files, weight_map
@@ -131,7 +131,7 @@ def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     return StoredTensor(path, tuple(shape), kind, start + begin, end - begin)
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
     """Whether JSON values are a list of sizes; their product cannot become huge to compute."""
     return (
         isinstance(values, list)

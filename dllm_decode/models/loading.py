@@ -38,7 +38,7 @@ from dllm_decode.models.spec import (
     refuse_quantised,
     spec_of,
 )
-from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer
+from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer, vocabulary
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -262,11 +262,7 @@ def special_ids(
     eot_ids: Sequence[int] | None = None,
     pad_id: int | None = None,
 ) -> Vocab:
-    """Special ids: what was asked for, else config.json, else the tokenizer's words.
-
-    Models have more rows than their tokenizer has ids, for speed. The vocabulary ends with the last
-    id that is known; unknown ones in front of it are banned, and so are ids that edit a text.
-    """
+    """Special ids: what was asked for, else config.json, else the tokenizer's words."""
     published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
     size = plan.settings["vocab_size"]
     if mask_id is None:
@@ -282,14 +278,9 @@ def special_ids(
         eot_ids = end_ids(plan)
     if pad_id is None:
         pad_id = published.token("pad_token_id", size)
-    named = {mask_id, *eot_ids, *(() if pad_id is None else (pad_id,))}
-    edits = [published.token(key, size) for key in EDIT_TOKENS]
-    known = tokenizer.ids
-    if known is not None:
-        size = min(size, max(known | named) + 1)
-    holes = set() if known is None else set(range(size)) - known - named
-    banned = holes | {token for token in edits if token is not None and token < size}
-    return Vocab(size, mask_id, tuple(eot_ids), pad_id, tuple(sorted(banned)))
+    edits = (published.token(key, size) for key in EDIT_TOKENS)
+    banned = tuple(token for token in edits if token is not None)
+    return vocabulary(size, mask_id, tuple(eot_ids), pad_id, tokenizer, banned)
 
 
 def end_ids(plan: Blueprint) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import CheckpointError, ConfigError
 
 
@@ -126,3 +127,37 @@ def _backend(folder: Path) -> Any:
         raise CheckpointError(f"the tokenizer in {folder} knows no tokens; copy its files again")
     backend.padding_side = "left"
     return backend
+
+
+def vocabulary(
+    rows: int,
+    mask_id: int,
+    eot_ids: tuple[int, ...],
+    pad_id: int | None,
+    tokenizer: CheckpointTokenizer,
+    banned: tuple[int, ...] = (),
+) -> Vocab:
+    """The ids of a model and which of them are never generated.
+
+    Models have more rows than their tokenizer has ids, for speed. The vocabulary ends with the last
+    id that means something; the loop computes no logits of what lies behind. Unknown ids in front
+    of it are banned.
+
+    Args:
+        rows: Of the model's head.
+        mask_id: The undecided token.
+        eot_ids: Ids that end a text.
+        pad_id: Left padding, None where there is none.
+        tokenizer: Says which ids stand for something.
+        banned: Further ids that are never generated.
+
+    Raises:
+        ConfigError: A special id lies outside of the head.
+    """
+    known = tokenizer.ids
+    if known is None:
+        return Vocab(rows, mask_id, eot_ids, pad_id, banned)
+    named = {mask_id, *eot_ids, *([] if pad_id is None else [pad_id])}
+    size = min(rows, max(known | named) + 1)
+    never = (set(range(size)) - known - named) | {token for token in banned if token < size}
+    return Vocab(size, mask_id, eot_ids, pad_id, tuple(sorted(never)))

@@ -14,12 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.errors import (
-    ConfigError,
-    require_choice,
-    require_count,
-    require_in_range,
-)
+from dllm_decode.errors import ConfigError, require_choice, require_count
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
 from dllm_decode.tasks import Context, Task
 
@@ -56,9 +51,7 @@ class Eval(Task):
     before every question.
 
     Running. batch_size: problems decoded together, max_tokens_in_flight and batching: see `Engine`,
-    all of which change speed and nothing else; run_code:
-    allow graders that execute answers, see `dllm_decode.evaluation.sandbox`; code_seconds: time
-    limit of one execution.
+    all of which change speed and nothing else.
 
     Results. runs: the folder of all jobs; a job is named by a hash of everything that matters to
     its figures, so that a rerun skips finished jobs and goes on with unfinished ones; resume: false
@@ -80,8 +73,6 @@ class Eval(Task):
     batch_size: int = 16
     max_tokens_in_flight: int | None = None
     batching: str = "continuous"
-    run_code: bool = False
-    code_seconds: float = 30.0
     runs: str = "runs/eval"
     resume: bool = True
     timing: int = 0
@@ -99,14 +90,15 @@ class Eval(Task):
             require_count("max_new_tokens", self.max_new_tokens)
         require_choice("task.split", self.split, ("held_out", "train"))
         require_choice("task.template", self.template, ("auto", "chat", "plain"))
-        require_in_range(
-            "task.code_seconds", self.code_seconds, 0, 3600, open_low=True, unit="seconds"
-        )
         if (self.shots is None) != (self.shot_count == 0):
             raise ConfigError(
                 "task.shots (a file) and task.shot_count (how many) belong together, got "
                 f"{self.shots!r} and {self.shot_count}"
             )
+        if self.format is not None:
+            from dllm_decode.evaluation.data import format_named
+
+            format_named(self.format)
         if self.data is None and (self.format is not None or self.shots is not None):
             raise ConfigError("task.format and task.shots need task.data, a file of problems")
         if self.data is not None and self.problems != Variant():
@@ -205,19 +197,11 @@ class Eval(Task):
 
     def _from_file(self, path: str) -> list[Question]:
         from dllm_decode.evaluation import data
-        from dllm_decode.evaluation.sandbox import Limits
 
         shots: list[tuple[str, str]] = []
         if self.shots is not None:
             shots = data.shots_from_file(self.shots, self.shot_count, self.format)
-        return data.from_file(
-            path,
-            self.format,
-            count=self.count,
-            run_code=self.run_code,
-            shots=shots,
-            limits=Limits(seconds=self.code_seconds),
-        )
+        return data.from_file(path, self.format, count=self.count, shots=shots)
 
     # What the job is.
 
@@ -230,12 +214,11 @@ class Eval(Task):
     def _description(
         self, settings: dict[str, Any], decoder: TextDecoder, questions: Sequence[Question]
     ) -> dict[str, Any]:
-        from dllm_decode.decoding.strategy import parts_of
         from dllm_decode.evaluation.data import digest
         from dllm_decode.evaluation.store import code_version
 
         loop = decoder.decoder
-        parts = [part for _, part in parts_of(loop.strategy)]
+        parts = [part for _, part in loop.strategy.parts()]
         return {
             "settings": settings,
             "model": model_facts(decoder),
@@ -275,10 +258,6 @@ class Eval(Task):
         left = [question for question in questions if question.key not in done]
         if not left:
             return
-        if self.run_code:
-            from dllm_decode.evaluation.sandbox import isolation
-
-            context.display.say(f"answers are executed ({isolation()})")
         with context.display.working(f"{name}: warming up"):
             evaluation.warm_up(left)
         with progress(context, name, len(questions)) as tell:
@@ -393,8 +372,10 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 def model_facts(decoder: TextDecoder) -> dict[str, Any]:
     """What was decoded with: the checkpoint, its fingerprint, precision and device."""
+    from dllm_decode.decoding.denoiser import Capabilities
+
     about = decoder.model.description
-    mark = getattr(decoder.model.denoiser, "fingerprint", None)
+    mark = Capabilities.of(decoder.model.denoiser).fingerprint
     facts: dict[str, Any] = {
         "description": str(about),
         "fingerprint": mark,
