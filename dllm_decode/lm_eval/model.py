@@ -400,7 +400,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         """
         if context in self._chats:
             return tuple(self._chats[context])
-        ids = self.text.model.tokenizer.encode(context)
+        ids = self.text.model.tokenizer.encode(context, control=True)
         bare = self._bare(context)
         self._look_for_template(bare)
         front = next(
@@ -410,10 +410,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _bare(self, text: str) -> list[int]:
         """Token ids of a text with nothing put around it."""
-        tokenizer = self.text.model.tokenizer
-        if isinstance(tokenizer, CheckpointTokenizer) and tokenizer.backend is not None:
-            return list(tokenizer.backend(text, add_special_tokens=False)["input_ids"])
-        return tokenizer.encode(text)
+        return self.text.model.tokenizer.encode(text, control=True, framed=False)
 
     def _look_for_template(self, ids: Sequence[int]) -> None:
         """Say once that a chat model is asked without its template."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from dllm_decode.errors import ConfigError
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.models.checks import require_sound
 from dllm_decode.models.loaded import Description, LoadedModel
-from dllm_decode.models.text import CheckpointTokenizer, vocabulary
+from dllm_decode.models.text import CheckpointTokenizer, control_ids, vocabulary
 
 
 def adopt(
@@ -68,6 +69,7 @@ def adopt(
     name = str(getattr(config, "name_or_path", "") or type(model).__name__)
     text = CheckpointTokenizer(tokenizer, Path(name))
     vocab = vocabulary(int(config.vocab_size), int(mask_id), ends, pad_id, text)
+    text = replace(text, special=control_ids(vocab))
     denoiser = TransformersDenoiser(
         model=model.eval(),
         vocab=vocab,

@@ -222,6 +222,16 @@ def _examine_checkpoint(
     _examine_memory(report, model, memory_of(tensors, _width(settings, place)), settings, place)
     chat = plan.tokenizer.has_chat_template
     report.facts["chat template"] = "yes" if chat else "none: prompts are taken as they are"
+    if chat:
+        try:
+            plan.tokenizer.check_template()
+        except DllmDecodeError as error:
+            report.findings.append(
+                Finding(
+                    str(error),
+                    "use apply_chat_template=False (task.chat=false), or mend the template",
+                )
+            )
 
 
 def _width(settings: Mapping[str, Any], place: torch.device) -> int:

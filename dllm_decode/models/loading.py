@@ -38,7 +38,12 @@ from dllm_decode.models.spec import (
     refuse_quantised,
     spec_of,
 )
-from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer, vocabulary
+from dllm_decode.models.text import (
+    CheckpointTokenizer,
+    control_ids,
+    load_tokenizer,
+    vocabulary,
+)
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,6 +83,8 @@ def load_model(
     licence: str | None = None,
     ignore_settings: Sequence[str] = (),
     compile: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    parse_control_tokens: bool = False,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -92,7 +99,10 @@ def load_model(
     [tokens], None for the published one; licence: of the weights, None for what the model card
     says; ignore_settings: keys of config.json that are known to be harmless; compile: mode of
     torch.compile for the forward pass (`default`, `reduce-overhead`, which uses CUDA graphs,
-    `max-autotune`), None to run it as it is; what cannot be compiled runs as it is, with a warning.
+    `max-autotune`), None to run it as it is; what cannot be compiled runs as it is, with a warning;
+    chat_template_kwargs: what the chat template is given beside the messages (`enable_thinking`);
+    parse_control_tokens: whether control tokens in prompts become what they stand for, instead of
+    being text.
 
     Raises `ConfigError` for settings that cannot work and `CheckpointError` for checkpoints that
     are missing, damaged, do not fit, or fail the self-check.
@@ -118,7 +128,13 @@ def load_model(
         block_length=block,
         fingerprint=fingerprint(found.folder),
     )
-    require_sound(denoiser, plan.tokenizer, plan.folder)
+    tokenizer = replace(
+        plan.tokenizer,
+        special=control_ids(vocab),
+        parse_control=parse_control_tokens,
+        arguments=dict(chat_template_kwargs or {}),
+    )
+    require_sound(denoiser, tokenizer, plan.folder)
     if compile is not None:
         denoiser = compiled(denoiser, compile, device_map is not None or bool(tensor_parallel))
     description = Description(
@@ -131,7 +147,7 @@ def load_model(
         licence=licence or licence_of(found.folder),
         passed_over=found.passed_over,
     )
-    return LoadedModel(denoiser, plan.tokenizer, description, plan.published.values)
+    return LoadedModel(denoiser, tokenizer, description, plan.published.values)
 
 
 def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> TransformersDenoiser:
