@@ -21,7 +21,7 @@ from dllm_decode.evaluation.reporting import dynamics
 from dllm_decode.evaluation.reporting import model_card as card
 from dllm_decode.evaluation.reporting.dynamics import Dynamics
 from dllm_decode.evaluation.statistics import wilson
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 from dllm_decode.problems import FAMILIES, problems
 from dllm_decode.tasks.model_card import ModelCard
 
@@ -41,8 +41,8 @@ def sample(task: str, number: int, tokens: list[int], *, correct: bool, forwards
     return Sample(**values | more)
 
 
-def run(*samples: Sample) -> Run:
-    return Run(Path(), {"task_names": list(dict.fromkeys(s.task for s in samples))}, samples)
+def run(*samples: Sample) -> EvalRun:
+    return EvalRun(Path(), {"task_names": list(dict.fromkeys(s.task for s in samples))}, samples)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_the_card_shows_how_long_tokens_were_proposed_before_they_were_committed
 
 @pytest.fixture
 def hard() -> Dynamics:
-    def of(share: int, passes: int, delay: int = 0) -> Run:
+    def of(share: int, passes: int, delay: int = 0) -> EvalRun:
         return run(
             *(
                 sample(
