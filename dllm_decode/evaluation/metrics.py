@@ -89,7 +89,7 @@ class Sample:
 _KEYS = frozenset(entry.name for entry in fields(Sample))
 _CHECKS: Mapping[str, validation.Check] = {
     "problem": validation.name,
-    "task": validation.name,
+    "task": validation.label,
     "prompt": validation.text,
     "text": validation.text,
     "correct": validation.flag,

@@ -109,7 +109,7 @@ def test_the_card_shows_how_long_tokens_were_proposed_before_they_were_committed
 
 @pytest.fixture
 def hard() -> Dynamics:
-    def of(share: int, passes: int, delay: int = 0) -> Run:
+    def of(share: int, passes: int, delay: int = 0) -> EvalRun:
         return run(
             *(
                 sample(
