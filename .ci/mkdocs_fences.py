@@ -1,4 +1,4 @@
-"""Code blocks of the pages carry words for their tests ("console elsewhere"); the site drops them."""
+"""Code blocks carry words for their tests ("console elsewhere"), which the site drops."""
 
 import re
 

@@ -16,12 +16,14 @@ from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_model, build_node
 from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder, Interrupted, Observer, Run
+from dllm_decode.decoding.loop import Decoder, Run
+from dllm_decode.decoding.observer import Interrupted, Observer
+from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.decoding.strategy import Strategy
-from dllm_decode.decoding.types import Change, Request, Result, Snapshot
+from dllm_decode.decoding.types import Change, Request, Snapshot
 from dllm_decode.errors import ConfigError, require
 from dllm_decode.kernels import dispatch
 from dllm_decode.models.adopt import adopt
@@ -486,18 +488,15 @@ class TextDecoder:
         return ids
 
     def _with_texts(self, result: Result, reference_forwards: tuple[int, ...]) -> Result:
-        texts = tuple(self.text(row) for row in result.sequences)
-        return replace(result, texts=texts, reference_forwards=reference_forwards)
+        rows = [
+            replace(row, text=self.text(row), reference_forwards=forwards)
+            for row, forwards in zip(result.rows, reference_forwards, strict=True)
+        ]
+        return replace(result, rows=tuple(rows))
 
-    def text(self, sequence: Sequence[int]) -> str:
-        """The text of generated ids, up to the first end of text, without special tokens."""
-        return self.model.tokenizer.decode(list(self.delivered(sequence)))
-
-    def delivered(self, sequence: Sequence[int]) -> tuple[int, ...]:
-        """Generated ids before the first end of text: what a reader gets, and what is counted."""
-        ends = self.model.denoiser.vocab.eot_ids
-        stop = next((at for at, token in enumerate(sequence) if token in ends), len(sequence))
-        return tuple(sequence[:stop])
+    def text(self, row: Outcome) -> str:
+        """The delivered tokens of a row as text, without special tokens."""
+        return self.model.tokenizer.decode(list(row.delivered))
 
 
 @cache

@@ -7,50 +7,102 @@ strategies that declared it, and each live row makes progress.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NoReturn
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.checks import place_of
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import Budget, Progress, complete
+from dllm_decode.decoding.strategy import (
+    Budget,
+    Pipeline,
+    Progress,
+    Strategy,
+    complete,
+)
 from dllm_decode.decoding.types import Change, Decision, StepView
 from dllm_decode.errors import DecisionError
 
 
-def settle(
-    view: StepView,
-    decision: Decision,
-    *,
-    rows: Tensor,
-    plugin: str,
-    revocable: bool = False,
-    progress: Progress,
-    probes: int = 0,
-) -> Change:
-    """Turn a decision into a legal change.
+def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
+    """Turn a decision into a legal change, and say what in it was not legal.
 
-    rows (B,): request rows, for messages and the trace; plugin: who made the decision; revocable:
-    whether re-masking was declared; progress: `EveryStep` or `Budget`; probes: extra forwards.
-    Raises `DecisionError` for decisions that are not legal, naming plugin, row, column and step.
+    Nothing here waits for the device: whoever wants to know whether there are faults asks for
+    `Faults.count`, and raises `Faults.error()`.
+
+    Args:
+        view: the step.
+        decision: what the strategy asked for; what it left out is filled in from the view.
+        strategy: who asked; says whether re-masking was declared and which progress rule holds.
+
+    Returns:
+        The change, in which whatever is illegal is left out, and the faults.
+
+    Raises:
+        DecisionError: for planes of a wrong shape or type, which can be seen without the device.
     """
-    decision = checked(view, decision, plugin)
-    faults = faults_of(view, decision, revocable)
-    if bool(faults.any()):
-        raise_fault(view, decision, faults, rows=rows, plugin=plugin, revocable=revocable)
-    return legal_change(view, decision, rows=rows, progress=progress, probes=probes)
+    _check_shapes(view, decision, _author(strategy))
+    decision = complete(decision, view)
+    planes = faults_of(view, decision, strategy.revocable)
+    return legal_change(view, decision, strategy.progress), Faults(view, decision, strategy, planes)
 
 
-def checked(view: StepView, decision: Decision, plugin: str) -> Decision:
-    """The decision with everything it left out filled in; raises for wrong shapes and types."""
-    _check_shapes(view, decision, plugin)
-    return complete(decision, view)
+@dataclass(frozen=True)
+class Faults:
+    """What was not legal in a decision.
+
+    Attributes:
+        view: the step.
+        decision: the complete decision.
+        strategy: who made it.
+        planes: (5, B, W) bool, one plane per kind; see `faults_of`.
+    """
+
+    view: StepView
+    decision: Decision
+    strategy: Strategy
+    planes: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """How many there are, a number on the device."""
+        return self.planes.sum()
+
+    def error(self) -> DecisionError:
+        """The first fault in words, with plugin, row, column and step; asks the device."""
+        view, tokens = self.view, self.decision.tokens
+        assert tokens is not None
+        kind, row, slot = (int(number) for number in self.planes.nonzero()[0])
+        token = int(tokens[row, slot])
+        reason = (
+            "committed a position that is not open",
+            f"committed token {token}, which lies outside the vocabulary of "
+            f"{view.snapshot.vocab.size}",
+            f"committed token {token}, a mask or control token that is never generated",
+            "re-masked a position that is not settled"
+            if self.strategy.revocable
+            else "re-masked a position, but does not declare revocable = True",
+            "gave a score that is NaN",
+        )[kind]
+        return DecisionError(f"{_author(self.strategy)} {reason}: {where(view, row, slot)}")
 
 
-def legal_change(
-    view: StepView, decision: Decision, *, rows: Tensor, progress: Progress, probes: int = 0
-) -> Change:
+def where(view: StepView, row: int, slot: int) -> str:
+    """Row of the request, generated column and step of a slot, in words; asks the device."""
+    column = int(view.index[row, slot])
+    place = "no column" if column < 0 else f"generated column {column - view.snapshot.start}"
+    return f"row {int(view.snapshot.rows[row])}, {place}, step {int(view.step[row])}"
+
+
+def _author(strategy: Strategy) -> str:
+    """The part whose decision it was: filters only veto, so it is never theirs."""
+    if isinstance(strategy, Pipeline):
+        return place_of("select", strategy.select)
+    return place_of("", strategy)
+
+
+def legal_change(view: StepView, decision: Decision, progress: Progress) -> Change:
     """The change that follows from a complete decision; whatever is illegal in it is left out."""
     scores, confidence = decision.scores, decision.confidence
     assert decision.tokens is not None and scores is not None and confidence is not None
@@ -66,7 +118,7 @@ def legal_change(
     unfit = (tokens != decision.tokens) | torch.isin(tokens, view.snapshot.never_generated)
     tokens = torch.where(unfit & commit & ~decision.commit, view.pred.token, tokens)
     return Change(
-        rows=rows,
+        rows=view.snapshot.rows,
         step=view.step,
         index=torch.where(view.index >= 0, view.index - view.snapshot.start, -1),
         commit=commit,
@@ -77,8 +129,30 @@ def legal_change(
         scores=scores,
         forced=forced,
         horizon=view.snapshot.horizon - view.snapshot.start,
-        probes=probes,
+        probes=0,
         notes=decision.notes,
+    )
+
+
+def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
+    """Everything a complete decision asks for and may not have, (5, B, W) bool.
+
+    One tensor for all kinds, so that a legal step costs the host one number.
+    """
+    assert decision.tokens is not None and decision.scores is not None
+    vocab = view.snapshot.vocab
+    outside = (decision.tokens < 0) | (decision.tokens >= vocab.size)
+    remask = torch.zeros_like(view.open) if decision.remask is None else decision.remask
+    allowed = view.settled if revocable else torch.zeros_like(view.settled)
+    never = torch.isin(decision.tokens, view.snapshot.never_generated)
+    return torch.stack(
+        [
+            decision.commit & ~view.open,
+            decision.commit & outside,
+            decision.commit & never,
+            remask & ~allowed,
+            view.open & decision.scores.isnan(),
+        ]
     )
 
 
@@ -99,60 +173,6 @@ def _check_shapes(view: StepView, decision: Decision, plugin: str) -> None:
         raise DecisionError(
             f"{plugin} returned tokens of type {decision.tokens.dtype}; they must be integers"
         )
-
-
-def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
-    """Everything a complete decision asks for and may not have, (5, B, W) bool.
-
-    One tensor for all kinds, so that a legal step costs the host one look at one number.
-    """
-    assert decision.tokens is not None and decision.scores is not None
-    vocab = view.snapshot.vocab
-    outside = (decision.tokens < 0) | (decision.tokens >= vocab.size)
-    remask = torch.zeros_like(view.open) if decision.remask is None else decision.remask
-    allowed = view.settled if revocable else torch.zeros_like(view.settled)
-    never = torch.isin(decision.tokens, view.snapshot.never_generated)
-    return torch.stack(
-        [
-            decision.commit & ~view.open,
-            decision.commit & outside,
-            decision.commit & never,
-            remask & ~allowed,
-            view.open & decision.scores.isnan(),
-        ]
-    )
-
-
-def raise_fault(
-    view: StepView,
-    decision: Decision,
-    faults: Tensor,
-    *,
-    rows: Tensor,
-    plugin: str,
-    revocable: bool,
-) -> NoReturn:
-    """Raise `DecisionError` for the first fault of a step; see `faults_of`."""
-    assert decision.tokens is not None
-    kind, row, slot = (int(number) for number in faults.nonzero()[0])
-    token = int(decision.tokens[row, slot])
-    remask_reason = (
-        "re-masked a position that is not settled"
-        if revocable
-        else "re-masked a position, but does not declare revocable = True"
-    )
-    reason = (
-        "committed a position that is not open",
-        f"committed token {token}, which lies outside the vocabulary of {view.snapshot.vocab.size}",
-        f"committed token {token}, a mask or control token that is never generated",
-        remask_reason,
-        "gave a score that is NaN",
-    )[kind]
-    column = int(view.index[row, slot]) - view.snapshot.start
-    where = "no column" if int(view.index[row, slot]) < 0 else f"generated column {column}"
-    raise DecisionError(
-        f"{plugin} {reason}: row {int(rows[row])}, {where}, step {int(view.step[row])}"
-    )
 
 
 def _with_progress(

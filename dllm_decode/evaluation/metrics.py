@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dllm_decode.decoding.loop import Outcome
-from dllm_decode.decoding.types import Result
+from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import validation
 from dllm_decode.evaluation.statistics import (
@@ -72,11 +71,11 @@ class Sample:
             ConfigError: Naming the key, for missing and unknown ones and for values that no
                 evaluation writes.
         """
-        if _KEYS.symmetric_difference(record):
-            missing, unknown = sorted(_KEYS - set(record)), sorted(set(record) - _KEYS)
-            words = [f"has no {', '.join(map(repr, missing))}"] if missing else []
-            words += [f"has the unknown {', '.join(map(shown, unknown))}"] if unknown else []
-            raise ConfigError(f"a sample {' and '.join(words)}")
+        wrong = sorted(_KEYS.symmetric_difference(record))
+        if wrong:
+            raise ConfigError(
+                f"a sample has the keys {', '.join(sorted(_KEYS))}; check {shown(wrong)}"
+            )
         fault = fault_in(record, _CHECKS) or _mismatch(record)
         if fault:
             raise ConfigError(fault)
@@ -128,15 +127,13 @@ def sample_of(
     text: str,
     correct: bool,
     slots: int,
-    eot_ids: Sequence[int],
     ready: Sequence[int] = (),
     seconds: float = 0.0,
     reference_forwards: int = 0,
 ) -> Sample:
     """What one decoded row counts as; outcome: of the row; the rest: see `Sample`."""
-    ends = [place for place, token in enumerate(outcome.sequence) if token in eot_ids]
-    end = ends[0] if ends else len(outcome.sequence)
-    found = [place for place in range(end) if outcome.step_of[place] >= 0]
+    end = outcome.end
+    found = [place for place in outcome.delivered_places if outcome.step_of[place] >= 0]
     return Sample(
         problem=problem,
         task=task,
@@ -148,11 +145,11 @@ def sample_of(
         steps=tuple(outcome.step_of[place] for place in found),
         ready=tuple(ready[place] for place in found) if ready else (),
         confidence=_shares(outcome, found),
-        end_step=outcome.step_of[end] if ends else -1,
+        end_step=outcome.step_of[end] if end < len(outcome.tokens) else -1,
         spent=sum(step >= 0 for step in outcome.step_of[end + 1 :]),
         seconds=seconds,
         finish_reason=outcome.finish_reason,
-        tokens=outcome.sequence,
+        tokens=outcome.tokens,
         reference_forwards=reference_forwards,
         error=outcome.error,
     )
@@ -163,23 +160,6 @@ def _shares(outcome: Outcome, places: Sequence[int]) -> tuple[float, ...]:
     if not outcome.confidence_of:
         return ()
     return tuple(round(outcome.confidence_of[place], 5) for place in places)
-
-
-def outcomes_of(result: Result) -> list[Outcome]:
-    """The rows of a result, one by one."""
-    rows = len(result.sequences)
-    return [
-        Outcome(
-            sequence=result.sequences[row],
-            forwards=result.forwards[row],
-            finish_reason=result.finish_reasons[row],
-            step_of=result.step_of[row],
-            confidence_of=result.confidence_of[row],
-            undecided=result.undecided[row] if result.undecided else 0,
-            error=result.errors[row] if result.errors else "",
-        )
-        for row in range(rows)
-    ]
 
 
 @dataclass(frozen=True)

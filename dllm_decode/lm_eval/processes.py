@@ -1,4 +1,4 @@
-"""Sharing the requests of an evaluation among several processes (torchrun, accelerate launch)."""
+"""Sharing the requests of an evaluation among several processes (torchrun)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Processes:
         if "MASTER_ADDR" not in os.environ:
             raise ConfigError(
                 f"WORLD_SIZE is {size}, but MASTER_ADDR is not set: start the processes with "
-                "torchrun or accelerate launch, or unset WORLD_SIZE"
+                "torchrun, or unset WORLD_SIZE"
             )
         if not distributed.is_initialized():
             # counts and samples are exchanged, no tensors of the model; a process may have to wait

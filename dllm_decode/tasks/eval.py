@@ -396,8 +396,10 @@ def model_settings(cfg: DictConfig) -> Any:
 
 def model_facts(decoder: TextDecoder) -> dict[str, Any]:
     """What was decoded with: the checkpoint, its fingerprint, precision and device."""
+    from dllm_decode.decoding.denoiser import Capabilities
+
     about = decoder.model.description
-    mark = getattr(decoder.model.denoiser, "fingerprint", None)
+    mark = Capabilities.of(decoder.model.denoiser).fingerprint
     facts: dict[str, Any] = {
         "description": str(about),
         "fingerprint": mark,

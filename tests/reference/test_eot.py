@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
 from dllm_decode.decoding.strategy import NeverStop, Pipeline, Strategy
-from dllm_decode.decoding.types import Decision, Request, Result, StepView
+from dllm_decode.decoding.types import Decision, Request, StepView
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.strategies.eot import AcceptedEot, CommittedEot, PredictedEot
 from dllm_decode.strategies.fixed import TopK
@@ -149,6 +150,22 @@ def test_a_row_is_cut_behind_the_leftmost_accepted_end_of_text() -> None:
     assert accepted_at([1, 2, 4]) == 3
     assert accepted_at([1, 4]) == 5
     assert accepted_at([1]) == 6
+
+
+@pytest.mark.parametrize(("proposed", "committed", "horizon"), [(EOT, 4, 4), (4, EOT, 2)])
+def test_what_was_committed_counts_not_what_the_model_proposed(
+    proposed: int, committed: int, horizon: int
+) -> None:
+    """A transform (credit, a ban) may have put another token there."""
+    logits = torch.zeros(1, 4, 12)
+    logits[0, :, 4] = 1.0
+    logits[0, 1, proposed] = 5.0
+    opened = torch.ones(1, 4, dtype=torch.bool)
+    snapshot = board_of(torch.full((1, 4), MASK), ~opened)
+    view = view_of(logits, opened, snapshot=snapshot)
+    tokens = torch.tensor([[4, committed, 4, 4]])
+    change = change_of(view, opened, tokens, accepted=opened)
+    assert int(AcceptedEot().horizon(snapshot, view, change, None)) == horizon
 
 
 def test_a_vetoed_end_of_text_does_not_cut() -> None:

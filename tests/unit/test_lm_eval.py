@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,7 +38,8 @@ from dllm_decode.lm_eval.overrides import as_override, quoted
 from dllm_decode.models.text import CheckpointTokenizer
 from dllm_decode.models.toy import Markov, Shuffle, Table
 
-BUNDLED = Path(__file__).parents[2] / "dllm_decode" / "models" / "assets" / "llada-tiny"
+ROOT = Path(__file__).parents[2]
+BUNDLED = ROOT / "dllm_decode" / "models" / "assets" / "llada-tiny"
 
 
 def asked(context: str, **options) -> Instance:
@@ -861,6 +863,26 @@ def test_the_command_needs_no_device_and_writes_what_decoding_cost(command, tmp_
     assert written["results"]["plain"]["forwards,none"] == 3.0
     assert written["config"]["decoding"]["plain"]["tokens"] == 6
     assert sys.argv is before and lm_eval.simple_evaluate is not simple_evaluate
+
+
+def documented(language: str) -> str:
+    """The block of docs/evaluate.md about the harness in a language."""
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    text = text.partition("## lm-evaluation-harness")[2]
+    return text.partition(f"```{language}\n")[2].partition("```")[0]
+
+
+def test_the_documented_command_prints_the_documented_table(command, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    shown = documented("bash").replace("\\\n", " ").partition("python -m dllm_decode.lm_eval ")[2]
+    assert main(shlex.split(shown)) == 0
+    assert documented("text") in capsys.readouterr().out
+
+
+def test_the_documented_python_runs(offline, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    exec(compile(documented("python"), "docs/evaluate.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 1.0
 
 
 @pytest.mark.parametrize(
