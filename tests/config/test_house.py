@@ -23,7 +23,8 @@ FLOORS = (
     ("strategies",),
     ("models",),
     ("decoding",),
-    ("kernels", "problems", "storage"),
+    ("kernels", "problems"),
+    ("storage",),
     ("errors",),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
