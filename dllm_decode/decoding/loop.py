@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dllm_decode.decoding import calls
 from dllm_decode.decoding.cache import (
     CachePolicy,
     NoCache,
@@ -334,7 +335,7 @@ class Run:
             torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
             columns_of_parameters(self.decoder.strategy, self.request, rows, self.device),
         )
-        memory = self.decoder.strategy.begin(request, snapshot)
+        memory = calls.begin(self.decoder.strategy, "strategy", request, snapshot)
         cache_memory = self.decoder.cache.begin(request, snapshot)
         ahead = self._look_ahead(snapshot, book, cache_memory)
         if self.live:
@@ -373,10 +374,12 @@ class Run:
         pred = self._predict(snapshot.tokens, snapshot, index, plan, noise)
         probes: list[Tensor] = []
         view = self._view(snapshot, pred, noise, plan, probes)
-        change, evidence = self._settle(view, strategy.decide(view, self.memory), len(probes))
+        change, evidence = self._settle(
+            view, calls.decide(strategy, view, self.memory), len(probes)
+        )
         self.canvas.apply(change, revocable=self.revocable)
         after = self.canvas.snapshot()
-        self.canvas.narrow(strategy.horizon(after, view, change, self.memory))
+        self.canvas.narrow(calls.horizon(strategy, after, view, change, self.memory))
         self._note(change, view)
         self.ahead = self._look_ahead(self.snapshot, self.book, self.cache_memory)
         self.unchecked.append(evidence)

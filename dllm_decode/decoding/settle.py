@@ -13,6 +13,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding import calls
+from dllm_decode.decoding.calls import author
 from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Budget, Progress, complete
 from dllm_decode.decoding.types import Change, Decision, StepView
@@ -44,8 +46,7 @@ def settle(
 
 def checked(view: StepView, decision: Decision, plugin: str) -> Decision:
     """The decision with everything it left out filled in; raises for wrong shapes and types."""
-    _check_shapes(view, decision, plugin)
-    return complete(decision, view)
+    return complete(calls.check_decision(decision, view, plugin), view)
 
 
 def legal_change(
@@ -80,25 +81,6 @@ def legal_change(
         probes=probes,
         notes=decision.notes,
     )
-
-
-def _check_shapes(view: StepView, decision: Decision, plugin: str) -> None:
-    expected = tuple(view.open.shape)
-    for name in ("commit", "remask", "tokens", "scores", "confidence"):
-        value = getattr(decision, name)
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise DecisionError(
-                f"{plugin} returned {name} of shape {got}; it must be a tensor of shape {expected}"
-            )
-        if name in ("commit", "remask") and value.dtype != torch.bool:
-            raise DecisionError(f"{plugin} returned {name} of type {value.dtype}; it must be bool")
-    if decision.tokens is not None and decision.tokens.dtype.is_floating_point:
-        raise DecisionError(
-            f"{plugin} returned tokens of type {decision.tokens.dtype}; they must be integers"
-        )
 
 
 def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
@@ -143,11 +125,16 @@ def raise_fault(
     )
     reason = (
         "committed a position that is not open",
-        f"committed token {token}, which lies outside the vocabulary of {view.snapshot.vocab.size}",
+        f"committed token {token}, which lies outside the vocabulary of {view.snapshot.vocab.size}"
+        + ("; -1 says that every token has been removed" if token == -1 else ""),
         f"committed token {token}, a mask or control token that is never generated",
         remask_reason,
         "gave a score that is NaN",
     )[kind]
+    if decision.author:
+        plugin = decision.author
+        if kind in (1, 2, 4):
+            plugin = author(view, decision, row, slot, None if kind == 4 else token)
     column = int(view.index[row, slot]) - view.snapshot.start
     where = "no column" if int(view.index[row, slot]) < 0 else f"generated column {column}"
     raise DecisionError(

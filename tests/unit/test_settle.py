@@ -45,7 +45,7 @@ NOTHING = flags()
             Decision(torch.zeros(2, 2, dtype=torch.bool)),
             r"Mine returned commit of shape \(2, 2\); it must be a tensor of shape \(2, 3\)",
         ),
-        (Decision([1]), "Mine returned commit of shape list; it must be a tensor"),
+        (Decision([1]), "Mine returned commit, a list; it must be a tensor of shape"),
         (Decision(OPEN.int()), "Mine returned commit of type torch.int32; it must be bool"),
         (
             Decision(OPEN, remask=NOTHING.float()),
