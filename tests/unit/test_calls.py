@@ -1,7 +1,6 @@
 """What a plugin returns is checked where it is returned, in the name of the very part."""
 
-import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
