@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dllm_decode.api import TextDecoder, load
     from dllm_decode.decoding.engine import Engine
-    from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
+    from dllm_decode.decoding.loop import Decoder
+    from dllm_decode.decoding.observer import Interrupted, Observer
+    from dllm_decode.decoding.outcome import Outcome, Result
     from dllm_decode.decoding.prediction import Prediction
     from dllm_decode.decoding.strategy import (
         Filter,
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
         Decision,
         Memory,
         Request,
-        Result,
         Snapshot,
         StepView,
         Vocab,
@@ -63,7 +64,9 @@ _HOME = {
         "DllmDecodeError",
         "ModelOutputError",
     ),
-    "decoding.loop": ("Decoder", "Interrupted", "Observer"),
+    "decoding.loop": ("Decoder",),
+    "decoding.observer": ("Interrupted", "Observer"),
+    "decoding.outcome": ("Outcome", "Result"),
     "decoding.prediction": ("Prediction",),
     "decoding.strategy": (
         "Filter",
@@ -80,7 +83,6 @@ _HOME = {
         "Decision",
         "Memory",
         "Request",
-        "Result",
         "StepView",
         "Vocab",
     ),
@@ -103,6 +105,7 @@ __all__ = [
     "ModelOutputError",
     "NeverStop",
     "Observer",
+    "Outcome",
     "Part",
     "Pipeline",
     "Prediction",

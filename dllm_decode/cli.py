@@ -157,6 +157,8 @@ def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
     """What a result depends on besides the configuration."""
     import torch
 
+    from dllm_decode.decoding.denoiser import Capabilities
+
     model = vars(context).get("model")
     cuda = torch.cuda.is_available()
     return {
@@ -171,7 +173,7 @@ def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
         if cuda
         else [],
         "checkpoint": model and model.description.checkpoint,
-        "fingerprint": model and getattr(model.denoiser, "fingerprint", None),
+        "fingerprint": model and Capabilities.of(model.denoiser).fingerprint,
     }
 
 

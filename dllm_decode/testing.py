@@ -32,8 +32,11 @@ from dllm_decode.decoding.cache import (
     VicinityCache,
     mask_of,
 )
+from dllm_decode.decoding.checks import check_composition
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder, Observer, check_composition
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Observer
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.strategy import Budget, Part, Progress, Strategy
@@ -42,7 +45,6 @@ from dllm_decode.decoding.types import (
     Decision,
     Memory,
     Request,
-    Result,
     Snapshot,
     StepView,
     Vocab,

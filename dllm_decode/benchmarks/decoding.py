@@ -14,18 +14,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding import loop
 from dllm_decode.decoding.cache import CachePolicy, Plan, Refresh, Store
-from dllm_decode.decoding.denoiser import Denoiser
+from dllm_decode.decoding.denoiser import Capabilities, Denoiser
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Run
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.sampling import Sampler
+from dllm_decode.decoding.settle import Faults, settle
 from dllm_decode.decoding.strategy import Progress, Strategy
-from dllm_decode.decoding.types import Change, Decision, Memory, Request, Result, Snapshot, StepView
+from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.kernels.noise import Noise
 
 PARTS = ("forward", "statistics", "strategy", "settle", "cache", "loop", "engine")
@@ -226,7 +230,7 @@ class _TimedDenoiser:
 
     @property
     def before_head(self) -> Callable[..., HiddenStates] | None:
-        inner: Callable[..., HiddenStates] | None = getattr(self.inner, "before_head", None)
+        inner = Capabilities.of(self.inner).before_head
 
         def timed(*given: Any) -> HiddenStates:
             assert inner is not None
@@ -308,9 +312,18 @@ class _TimedRun(Run):
         with self.clock.part("loop"):
             super().step()
 
-    def _settle(self, view: StepView, decision: Decision, probes: int) -> Any:
-        with self.clock.part("settle"):
-            return super()._settle(view, decision, probes)
+
+@contextmanager
+def _timed_settle(clock: Clock) -> Iterator[None]:
+    """`settle` is no plugin that could be wrapped, so it is replaced in the loop."""
+    plain = settle
+
+    def timed(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
+        with clock.part("settle"):
+            return plain(view, decision, strategy)
+
+    with patch.object(loop, "settle", timed):
+        yield
 
 
 @dataclass(frozen=True)
@@ -338,7 +351,7 @@ def step_seconds(
 
     Parts: `forward`, `statistics` (of the rows of logits, with the output head where it is fused),
     `strategy` (transforms, selection, stop rules), `settle` (decision to change), `cache` (plans),
-    `loop` (schedule, canvas, bookkeeping, the look at the device) and `engine` (rows that join).
+    `loop` (schedule, canvas, bookkeeping, the sync) and `engine` (rows that join).
     max_batch: rows at once; rounds: decodes of which the median counts, after one that does not.
     """
     clock = Clock(decoder.denoiser)
@@ -356,7 +369,7 @@ def step_seconds(
     for number in range(rounds + 1):
         clock.spent.clear()
         clock.times.clear()
-        with clock.part("engine"):
+        with clock.part("engine"), _timed_settle(clock):
             engine.decode(request)
         for part in PARTS if number else ():
             found[part].append(clock.spent[part] / clock.times["forward"])

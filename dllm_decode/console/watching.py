@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from dllm_decode.console.display import CanvasView
-from dllm_decode.decoding.loop import Observer
+from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.types import Change, Snapshot
 
 

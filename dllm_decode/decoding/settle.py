@@ -7,51 +7,94 @@ strategies that declared it, and each live row makes progress.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NoReturn
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding import calls
-from dllm_decode.decoding.calls import author
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import Budget, Progress, complete
+from dllm_decode.decoding.strategy import Budget, Progress, Strategy, complete
 from dllm_decode.decoding.types import Change, Decision, StepView
 from dllm_decode.errors import DecisionError
 
 
-def settle(
-    view: StepView,
-    decision: Decision,
-    *,
-    rows: Tensor,
-    plugin: str,
-    revocable: bool = False,
-    progress: Progress,
-    probes: int = 0,
-) -> Change:
-    """Turn a decision into a legal change.
+def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
+    """Turn a decision into a legal change, and say what in it was not legal.
 
-    rows (B,): request rows, for messages and the trace; plugin: who made the decision; revocable:
-    whether re-masking was declared; progress: `EveryStep` or `Budget`; probes: extra forwards.
-    Raises `DecisionError` for decisions that are not legal, naming plugin, row, column and step.
+    Nothing here waits for the device: whoever wants to know whether there are faults asks for
+    `Faults.count`, and raises `Faults.error()`.
+
+    Args:
+        view: the step.
+        decision: what the strategy asked for; what it left out is filled in from the view.
+        strategy: who asked; says whether re-masking was declared and which progress rule holds.
+
+    Returns:
+        The change, in which whatever is illegal is left out, and the faults.
+
+    Raises:
+        DecisionError: for planes of a wrong shape or type, which can be seen without the device.
     """
-    decision = checked(view, decision, plugin)
-    faults = faults_of(view, decision, revocable)
-    if bool(faults.any()):
-        raise_fault(view, decision, faults, rows=rows, plugin=plugin, revocable=revocable)
-    return legal_change(view, decision, rows=rows, progress=progress, probes=probes)
+    if not decision.author:  # made by hand, not by a call of `calls.decide`
+        decision = calls.check_decision(decision, view, calls.name_of(strategy, view.part))
+    decision = complete(decision, view)
+    planes = faults_of(view, decision, strategy.revocable)
+    return legal_change(view, decision, strategy.progress), Faults(view, decision, strategy, planes)
 
 
-def checked(view: StepView, decision: Decision, plugin: str) -> Decision:
-    """The decision with everything it left out filled in; raises for wrong shapes and types."""
-    return complete(calls.check_decision(decision, view, plugin), view)
+@dataclass(frozen=True)
+class Faults:
+    """What was not legal in a decision.
+
+    Attributes:
+        view: the step.
+        decision: the complete decision.
+        strategy: who made it.
+        planes: (5, B, W) bool, one plane per kind; see `faults_of`.
+    """
+
+    view: StepView
+    decision: Decision
+    strategy: Strategy
+    planes: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """How many there are, a number on the device."""
+        return self.planes.sum()
+
+    def error(self) -> DecisionError:
+        """The first fault in words, with plugin, row, column and step; asks the device."""
+        view, tokens = self.view, self.decision.tokens
+        assert tokens is not None
+        kind, row, slot = (int(number) for number in self.planes.nonzero()[0])
+        token = int(tokens[row, slot])
+        reason = (
+            "committed a position that is not open",
+            f"committed token {token}, which lies outside the vocabulary of "
+            f"{view.snapshot.vocab.size}"
+            + ("; -1 says that every token has been removed" if token == -1 else ""),
+            f"committed token {token}, a mask or control token that is never generated",
+            "re-masked a position that is not settled"
+            if self.strategy.revocable
+            else "re-masked a position, but does not declare revocable = True",
+            "gave a score that is NaN",
+        )[kind]
+        who = self.decision.author
+        if kind in (1, 2, 4):  # a token or a score that somebody else may have proposed
+            who = calls.author(view, self.decision, row, slot, None if kind == 4 else token)
+        return DecisionError(f"{who} {reason}: {where(view, row, slot)}")
 
 
-def legal_change(
-    view: StepView, decision: Decision, *, rows: Tensor, progress: Progress, probes: int = 0
-) -> Change:
+def where(view: StepView, row: int, slot: int) -> str:
+    """Row of the request, generated column and step of a slot, in words; asks the device."""
+    column = int(view.index[row, slot])
+    place = "no column" if column < 0 else f"generated column {column - view.snapshot.start}"
+    return f"row {int(view.snapshot.rows[row])}, {place}, step {int(view.step[row])}"
+
+
+def legal_change(view: StepView, decision: Decision, progress: Progress) -> Change:
     """The change that follows from a complete decision; whatever is illegal in it is left out."""
     scores, confidence = decision.scores, decision.confidence
     assert decision.tokens is not None and scores is not None and confidence is not None
@@ -67,7 +110,7 @@ def legal_change(
     unfit = (tokens != decision.tokens) | torch.isin(tokens, view.snapshot.never_generated)
     tokens = torch.where(unfit & commit & ~decision.commit, view.pred.token, tokens)
     return Change(
-        rows=rows,
+        rows=view.snapshot.rows,
         step=view.step,
         index=torch.where(view.index >= 0, view.index - view.snapshot.start, -1),
         commit=commit,
@@ -78,7 +121,7 @@ def legal_change(
         scores=scores,
         forced=forced,
         horizon=view.snapshot.horizon - view.snapshot.start,
-        probes=probes,
+        probes=0,
         notes=decision.notes,
     )
 
@@ -86,7 +129,7 @@ def legal_change(
 def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
     """Everything a complete decision asks for and may not have, (5, B, W) bool.
 
-    One tensor for all kinds, so that a legal step costs the host one look at one number.
+    One tensor for all kinds, so that a legal step costs the host one number.
     """
     assert decision.tokens is not None and decision.scores is not None
     vocab = view.snapshot.vocab
@@ -102,43 +145,6 @@ def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
             remask & ~allowed,
             view.open & decision.scores.isnan(),
         ]
-    )
-
-
-def raise_fault(
-    view: StepView,
-    decision: Decision,
-    faults: Tensor,
-    *,
-    rows: Tensor,
-    plugin: str,
-    revocable: bool,
-) -> NoReturn:
-    """Raise `DecisionError` for the first fault of a step; see `faults_of`."""
-    assert decision.tokens is not None
-    kind, row, slot = (int(number) for number in faults.nonzero()[0])
-    token = int(decision.tokens[row, slot])
-    remask_reason = (
-        "re-masked a position that is not settled"
-        if revocable
-        else "re-masked a position, but does not declare revocable = True"
-    )
-    reason = (
-        "committed a position that is not open",
-        f"committed token {token}, which lies outside the vocabulary of {view.snapshot.vocab.size}"
-        + ("; -1 says that every token has been removed" if token == -1 else ""),
-        f"committed token {token}, a mask or control token that is never generated",
-        remask_reason,
-        "gave a score that is NaN",
-    )[kind]
-    if decision.author:
-        plugin = decision.author
-        if kind in (1, 2, 4):
-            plugin = author(view, decision, row, slot, None if kind == 4 else token)
-    column = int(view.index[row, slot]) - view.snapshot.start
-    where = "no column" if int(view.index[row, slot]) < 0 else f"generated column {column}"
-    raise DecisionError(
-        f"{plugin} {reason}: row {int(rows[row])}, {where}, step {int(view.step[row])}"
     )
 
 

@@ -119,6 +119,12 @@ class Request:
             return self.max_new_tokens
         return (self.max_new_tokens,) * len(self.prompts)
 
+    @property
+    def last_fixed(self) -> tuple[int, ...]:
+        """The last offset whose token is given in advance in each row, -1 where none is."""
+        given = self.fixed or (None,) * self.rows
+        return tuple(max(tokens or {}, default=-1) for tokens in given)
+
     def take(self, rows: Sequence[int]) -> Request:
         """The request restricted to some rows, in the given order."""
 
@@ -190,7 +196,8 @@ class Snapshot:
     id; editable (B, L): columns a strategy may decide; decided (B, L): columns that hold their
     token (never inferred from tokens == mask_id); first (B,): first column of the row's prompt;
     start: first generated column, the same for all rows; end (B,): one past the row's last column
-    as requested; horizon (B,): one past the last column still worth decoding; vocab: special ids.
+    as requested; horizon (B,): one past the last column still worth decoding; vocab: special ids;
+    rows (B,): which row of the request each one is.
     """
 
     tokens: Tensor
@@ -201,6 +208,7 @@ class Snapshot:
     end: Tensor
     horizon: Tensor
     vocab: Vocab
+    rows: Tensor
 
     @cached_property
     def columns(self) -> Tensor:
@@ -378,33 +386,3 @@ class Change:
         }
         notes = {name: note[rows] for name, note in self.notes.items()}
         return Change(**values, notes=notes)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a decode delivered; every field has one entry per request row.
-
-    sequences: generated token ids up to the end of text (inclusive) or the requested length;
-    forwards: forward passes the row took part in, probes included; finish_reasons: `eot` (a stop
-    rule ended the row), `length`, `budget` (closing commits were forced), `interrupted`, or `error`
-    (only from an engine; `errors` says what happened, "" for the others); step_of:
-    step at which each token was committed, counted from 0, -1 for fixed ones; confidence_of: with
-    what confidence (NaN for fixed ones); undecided: tokens left open (0 unless interrupted);
-    surplus_forwards: passes run after the row was done, because `sync_every` looks only now and
-    then; not part of `forwards`;
-    reference_forwards: forwards of the reference decode that `strategy=oracle` needs, else 0;
-    trace: all changes, where recording was asked for; texts: decoded strings, where a tokenizer
-    was there.
-    """
-
-    sequences: tuple[tuple[int, ...], ...]
-    forwards: tuple[int, ...]
-    finish_reasons: tuple[str, ...]
-    step_of: tuple[tuple[int, ...], ...]
-    confidence_of: tuple[tuple[float, ...], ...]
-    undecided: tuple[int, ...] = ()
-    surplus_forwards: tuple[int, ...] = ()
-    reference_forwards: tuple[int, ...] = ()
-    errors: tuple[str, ...] = ()
-    trace: tuple[Change, ...] = ()
-    texts: tuple[str, ...] = ()

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder, Observer, Outcome
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Observer
+from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
 from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.data import Question
@@ -191,7 +193,6 @@ class Evaluation:
             text="",
             correct=False,
             slots=question.max_new_tokens,
-            eot_ids=(),
         )
 
     def _task(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
@@ -208,7 +209,7 @@ class Evaluation:
             self.batching,
         )
         for row, outcome, seconds in self._timed(engine, request):
-            ready = [] if imitates else proposals.of(row, len(outcome.sequence))
+            ready = [] if imitates else proposals.of(row, len(outcome.tokens))
             yield self._graded(
                 chosen[row][1],
                 outcome,
@@ -263,10 +264,8 @@ class Evaluation:
         slots: int,
         reference_forwards: int,
     ) -> Sample:
-        eot_ids = self.decoder.denoiser.vocab.eot_ids
-        ends = [i for i, token in enumerate(outcome.sequence) if token in eot_ids]
-        delivered = list(outcome.sequence[: ends[0]] if ends else outcome.sequence)
-        text = question.cut(self.tokenizer.decode(delivered)) if not outcome.error else ""
+        text = self.tokenizer.decode(list(outcome.delivered))
+        text = question.cut(text) if not outcome.error else ""
         return sample_of(
             outcome,
             problem=question.key,
@@ -275,7 +274,6 @@ class Evaluation:
             text=text,
             correct=not outcome.error and question.grade(text),
             slots=slots,
-            eot_ids=eot_ids,
             ready=ready,
             seconds=seconds,
             reference_forwards=reference_forwards,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dllm_decode.decoding.loop import Observer
+from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.types import Change, Snapshot
 
 _FEWEST = 50  # sightings, for figures that mean something

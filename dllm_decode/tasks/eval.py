@@ -318,7 +318,7 @@ class Eval(Task):
             "template": template_of(decoder.model.tokenizer, self.template),
             "shots": {"file": self.shots, "count": self.shot_count},
             "errors": sum(bool(sample.error) for sample in folder.samples),
-            "figures": plain({"all": metrics.summary(folder.samples), **by_task}),
+            "figures": {"all": metrics.summary(folder.samples), **by_task},
             "environment": environment(),
         }
 
@@ -372,8 +372,10 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 def model_facts(decoder: TextDecoder) -> dict[str, Any]:
     """What was decoded with: the checkpoint, its fingerprint, precision and device."""
+    from dllm_decode.decoding.denoiser import Capabilities
+
     about = decoder.model.description
-    mark = getattr(decoder.model.denoiser, "fingerprint", None)
+    mark = Capabilities.of(decoder.model.denoiser).fingerprint
     facts: dict[str, Any] = {
         "description": str(about),
         "fingerprint": mark,
@@ -448,15 +450,6 @@ def _forget(path: Path) -> None:
 
     for name in (RESULTS, SAMPLES, FAILURE):
         (path / name).unlink(missing_ok=True)
-
-
-def plain(value: Any) -> Any:
-    """The value with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, float) and value != value:
-        return None
-    return value
 
 
 # What people see.

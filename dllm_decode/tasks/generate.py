@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dllm_decode.api import TextDecoder
-    from dllm_decode.decoding.types import Request, Result
+    from dllm_decode.decoding.outcome import Result
+    from dllm_decode.decoding.types import Request
     from dllm_decode.evaluation.metrics import Sample
 
 INTERRUPTED = 130
@@ -98,7 +99,7 @@ class Generate(Task):
         first = next(iter(runs.values()))
         if self.compare and not first.interrupted and not is_sequential(decoder):
             runs["sequential"] = self._baseline(context, decoder, request)
-        samples = {name: samples_of(decoder, jobs, run) for name, run in runs.items()}
+        samples = {name: samples_of(jobs, run) for name, run in runs.items()}
         self._show(context, jobs, runs, samples)
         write(context, decoder, jobs, request, runs, samples)
         if any(run.interrupted for run in runs.values()):
@@ -206,7 +207,7 @@ class Generate(Task):
     def _timed(
         self, decoder: TextDecoder, request: Request, observers: Sequence[Any], record: bool
     ) -> Decoded:
-        from dllm_decode.decoding.loop import Interrupted
+        from dllm_decode.decoding.observer import Interrupted
 
         begin = time.perf_counter()
         try:
@@ -271,26 +272,24 @@ def is_sequential(decoder: TextDecoder) -> bool:
     return decoder.decoder == decoder.sequential.decoder
 
 
-def samples_of(decoder: TextDecoder, jobs: Sequence[Job], run: Decoded) -> list[Sample]:
+def samples_of(jobs: Sequence[Job], run: Decoded) -> list[Sample]:
     """What is measured of each row; the wall time is shared evenly."""
-    from dllm_decode.evaluation.metrics import outcomes_of, sample_of
+    from dllm_decode.evaluation.metrics import sample_of
 
-    result = run.result
-    rows = zip(jobs, outcomes_of(result), result.texts, result.reference_forwards, strict=True)
+    rows = zip(jobs, run.result.rows, strict=True)
     return [
         sample_of(
             outcome,
             problem=f"{number} {job.asked.source}",
             task="generate",
             prompt=job.asked.title,
-            text=text,
-            correct=job.grade is not None and job.grade(text),
+            text=outcome.text,
+            correct=job.grade is not None and job.grade(outcome.text),
             slots=job.columns,
-            eot_ids=decoder.model.denoiser.vocab.eot_ids,
             seconds=run.seconds / len(jobs),
-            reference_forwards=reference,
+            reference_forwards=outcome.reference_forwards,
         )
-        for number, (job, outcome, text, reference) in enumerate(rows)
+        for number, (job, outcome) in enumerate(rows)
     ]
 
 

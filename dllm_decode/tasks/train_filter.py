@@ -75,6 +75,7 @@ class TrainFilter(Task):
 
     def run(self, context: Context) -> int:
         """Decode, learn, measure, write; returns 0."""
+        from dllm_decode.decoding.denoiser import Capabilities
         from dllm_decode.training.filter import fit, split
 
         asked, lengths, forms = self._prompts()
@@ -91,7 +92,7 @@ class TrainFilter(Task):
                 rate=self.rate,
                 weight_decay=self.weight_decay,
                 seed=self.seed,
-                fingerprint=getattr(decoder.model.denoiser, "fingerprint", None),
+                fingerprint=Capabilities.of(decoder.model.denoiser).fingerprint,
                 report=report,
             )
         figures = self._figures(decoder, network, learned, kept)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dllm_decode.decoding.loop import Observer
+from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.types import Change, Snapshot
 from dllm_decode.models.acceptance import AcceptanceFilter
 

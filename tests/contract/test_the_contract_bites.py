@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from dllm_decode import testing
+from dllm_decode.decoding import batch, canvas, settle
 from dllm_decode.decoding import cache as cache_module
-from dllm_decode.decoding import canvas, loop, settle
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Greedy, Sampler
 from dllm_decode.decoding.selection import best, ordered, ranks
@@ -280,15 +280,15 @@ def no_faults(view, decision, revocable):
     return torch.zeros(5, *view.open.shape, dtype=torch.bool)
 
 
-_legal_change = loop.legal_change
+_legal_change = settle.legal_change
 
 
-def settled_counts_as_open(view, decision, **rest):
-    return _legal_change(replace(view, open=view.open | view.settled), decision, **rest)
+def settled_counts_as_open(view, decision, progress):
+    return _legal_change(replace(view, open=view.open | view.settled), decision, progress)
 
 
-def probes_are_free(view, decision, **rest):
-    return _legal_change(view, decision, **{**rest, "probes": 0})
+def probes_are_free(self):
+    """What `Batch.count_probe` does, without the counting."""
 
 
 _apply = canvas.Canvas.apply
@@ -322,15 +322,15 @@ def columns_are_read_where_they_stand(self, index, live):
     return index
 
 
-_plan = loop.Run._plan
+_plan = batch.Batch.plan
 
 
 def trusts_the_last_sync(self):
-    unchecked, self.unchecked = self.unchecked, []
+    unseen, self._unseen = self._unseen, 0
     try:
         return _plan(self)
     finally:
-        self.unchecked = unchecked
+        self._unseen = unseen
 
 
 def trusts_probes(self, columns):
@@ -418,7 +418,7 @@ MUTANTS: dict[str, Mutant] = {
     "probes are not counted": Mutant(
         lambda: [AlwaysProbing(0.6)],
         {COUNTED},
-        replaced={(loop, "legal_change"): probes_are_free},
+        replaced={(batch.Batch, "count_probe"): probes_are_free},
     ),
     "a probe's keys and values stay": Mutant(
         probing,
@@ -433,7 +433,7 @@ MUTANTS: dict[str, Mutant] = {
         properties=(ENDS,),  # the model refuses such a pass, so every property fails
     ),
     "columns cut since the last sync are attended to": Mutant(
-        cut(CutEarly), {SYNCS}, replaced={(loop.Run, "_plan"): trusts_the_last_sync}
+        cut(CutEarly), {SYNCS}, replaced={(batch.Batch, "plan"): trusts_the_last_sync}
     ),
     "the view is written to": Mutant(lambda: [ClosesSlots(0.6)], {UNWRITTEN}),
     "the prediction is written to": Mutant(lambda: [RoundsConfidences(0.6)], {UNWRITTEN}),
@@ -442,20 +442,23 @@ MUTANTS: dict[str, Mutant] = {
         lambda: [SecondThoughts()],
         {MONOTONE},
         replaced={
-            (loop, "faults_of"): no_faults,
+            (settle, "faults_of"): no_faults,
             (canvas.Canvas, "apply"): applies_every_remask,
         },
     ),
     "committed tokens are rewritten": Mutant(
         lambda: [Rewriter()],
         {MONOTONE},
-        replaced={(loop, "legal_change"): settled_counts_as_open, (loop, "faults_of"): no_faults},
+        replaced={
+            (settle, "legal_change"): settled_counts_as_open,
+            (settle, "faults_of"): no_faults,
+        },
     ),
     "the mask is emitted": Mutant(
         lambda: [ConfidenceThreshold(0.6)],
         {MASK},
         samplers=(Unbanned(),),
-        replaced={(loop, "faults_of"): no_faults},
+        replaced={(settle, "faults_of"): no_faults},
     ),
     "a predicted mask stalls the threshold": Mutant(
         lambda: [SkipsTheMask(0.6)],

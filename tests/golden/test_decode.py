@@ -18,16 +18,17 @@ from typing import Any
 
 import pytest
 import torch
-from recordings import Replayed, ReplayedSampler, by_step
+from recordings import Replayed, ReplayedSampler, by_step, marks_of
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dllm_decode.decoding.cache import CachePolicy, DualCache, NoCache, PrefixCache
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, StopRule, Strategy
-from dllm_decode.decoding.types import Change, Decision, Request, Result, Snapshot, StepView
+from dllm_decode.decoding.types import Change, Decision, Request, Snapshot, StepView
 from dllm_decode.models import load_model
 from dllm_decode.strategies.ccd import ReleasedCCD
 from dllm_decode.strategies.credit import TraceCredit
@@ -419,7 +420,9 @@ def close(ours: list[float], our_order: list[int], stored: Tensor, order: list[i
     torch.testing.assert_close(got, stored.double()[order], atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("run", RUNS, ids=str)
+@pytest.mark.parametrize(
+    "run", [pytest.param(run, id=str(run), marks=marks_of(run.number)) for run in RUNS]
+)
 def test_a_published_decode_is_reproduced_forward_by_forward(run: Run) -> None:
     compare(run, recipe_of(run))
 

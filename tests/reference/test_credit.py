@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas, Window
 from dllm_decode.decoding.strategy import Pipeline, Strategy, Transform
-from dllm_decode.decoding.types import Decision, Memory, Request, Result, Snapshot, StepView
+from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import ConfigError
 from dllm_decode.strategies.credit import AdaptiveCredit, CreditMemory, TraceCredit
 from dllm_decode.strategies.entropy import EntropyThreshold

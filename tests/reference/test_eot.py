@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
 from dllm_decode.decoding.strategy import NeverStop, Pipeline, Strategy
-from dllm_decode.decoding.types import Decision, Request, Result, StepView
+from dllm_decode.decoding.types import Decision, Request, StepView
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.strategies.eot import AcceptedEot, CommittedEot, PredictedEot
 from dllm_decode.strategies.fixed import TopK

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, Strategy
-from dllm_decode.decoding.types import Result
 from dllm_decode.errors import CapabilityError, CheckpointError, ConfigError
 from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.strategies.credit import TraceCredit

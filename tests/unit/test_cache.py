@@ -294,7 +294,7 @@ def test_the_store_holds_exactly_the_bytes_of_all_columns():
     run.admit([0, 1, 2])
     run.step()
     layers, heads, size, columns = 2, 2, 8, 5 + 12
-    assert run.store.bytes == layers * 2 * 3 * columns * heads * size * 8
+    assert run.batch.store.bytes == layers * 2 * 3 * columns * heads * size * 8
 
 
 def test_nothing_is_kept_after_a_run():
@@ -302,8 +302,9 @@ def test_nothing_is_kept_after_a_run():
     run.admit(range(REQUEST.rows))
     while run.live:
         run.step()
-    run.abandon()
-    assert run.memory is None and run.store is None and run.cache_memory is None
+    run.batch.abandon()
+    assert run.memory is None
+    assert run.batch.store is None and run.batch.cache_memory is None
 
 
 class Storeless:

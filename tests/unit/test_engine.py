@@ -15,7 +15,8 @@ from dllm_decode.cli import main
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.decoding.cache import DualCache, NoCache, Plan
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Interrupted, Observer
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline, Strategy

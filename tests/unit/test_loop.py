@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.cache import BlockExact, CertaintyCache, DualCache, Plan
-from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Interrupted, Observer
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.selection import best

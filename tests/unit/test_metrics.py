@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_decode.decoding.loop import Outcome
+from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import aup, pareto_front, pbx
@@ -31,10 +31,12 @@ def sample(steps=(0, 1), **changes) -> Sample:
 
 
 def made(sequence, step_of, forwards=5, slots=6, **more) -> Sample:
-    outcome = Outcome(tuple(sequence), forwards, "eot", tuple(step_of), (1.0,) * len(sequence))
+    outcome = Outcome(
+        tuple(sequence), forwards, "eot", tuple(step_of), (1.0,) * len(sequence), eot_ids=(EOT,)
+    )
     return metrics.sample_of(
         outcome, problem="p", task="t", prompt="", text="", correct=True, slots=slots,
-        eot_ids=(EOT,), **more,
+        **more,
     )  # fmt: skip
 
 
