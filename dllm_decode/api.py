@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_model, build_node
-from dllm_decode.decoding.cache import NoCache
+from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.observer import Interrupted, Observer
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
-from dllm_decode.decoding.strategy import Strategy, is_revocable, parts_of
+from dllm_decode.decoding.schedule import Schedule
+from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Change, Request, Snapshot
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import ConfigError, require
 from dllm_decode.kernels import dispatch
+from dllm_decode.models.adopt import adopt
 from dllm_decode.models.loaded import LoadedModel
 
 DEFAULT_NEW_TOKENS = 64
@@ -32,6 +35,7 @@ END_SIGN = "∎"
 
 Chat = Sequence[Mapping[str, str]]
 Prompt = str | Chat | Sequence[int]
+Overrides = Sequence[str] | Mapping[str, Any]
 Infill = str | Sequence[int] | Mapping[int, int]
 Parameters = Mapping[str, float]
 
@@ -66,56 +70,191 @@ class Streamer(Protocol):
 
 
 def load(
-    model: str = "llada",
-    strategy: str = "credit",
+    model: Any = "llada",
+    strategy: str | Strategy = "credit",
     *,
-    overrides: Sequence[str] = (),
-    **groups: Any,
+    tokenizer: Any = None,
+    schedule: str | Schedule | None = None,
+    cache: str | CachePolicy | None = None,
+    sampler: str | Sampler | None = None,
+    overrides: Overrides = (),
+    **groups: str,
 ) -> TextDecoder:
-    """A decoder for the same names and overrides as on the command line.
+    """A decoder from names, as on the command line, or from objects.
 
-    model, strategy: options of these groups; groups: options of further groups
-    (`schedule="whole"`); overrides: as on the command line (`"strategy.select.threshold=0.8"`).
-    Raises `ConfigError` for what the configuration does not know, `CheckpointError` for checkpoints
-    that are missing or damaged.
+        load("llada", "credit", overrides=["strategy.transforms.credit.alpha=0.5"])
+        load("llada", MyRule(0.8), schedule=Blocks(16))
+        load(network, tokenizer=tokenizer, strategy="threshold")
+
+    Args:
+        model: The name of an option, a `LoadedModel`, or a `...ForCausalLM` of transformers with
+            its tokenizer; settings of `model=checkpoint` such as `model.mask_id=5` apply to it, see
+            `dllm_decode.models.adopt.adopt`.
+        strategy: The name of an option or a `Strategy`.
+        tokenizer: Of a transformers model given as `model`.
+        schedule: The name of an option or a `Schedule`; None for the default.
+        cache: The name of an option or a `CachePolicy`; None for the default.
+        sampler: The name of an option or a `Sampler`; None for the default.
+        overrides: As on the command line, e.g. `["strategy.select.threshold=0.8"]`, or a mapping
+            `{"strategy.select.threshold": 0.8}`.
+        **groups: Options of further groups by name.
+
+    Raises:
+        ConfigError: The configuration does not know a name, or an object is of the wrong kind.
+        CapabilityError: The parts do not work together.
+        CheckpointError: A checkpoint is missing or damaged.
     """
-    chosen = {"model": model, "strategy": strategy, **groups}
-    words = [f"{group}={_option(group, option)}" for group, option in chosen.items()]
-    return build(compose_checked((*words, *overrides)))
+    parts = {"strategy": strategy, "schedule": schedule, "cache": cache, "sampler": sampler}
+    objects = {group: part for group, part in parts.items() if _is_object(group, part)}
+    names = {group: part for group, part in parts.items() if part and group not in objects}
+    if not isinstance(model, str):
+        words = [*_words({**names, **groups}), "model=checkpoint", *_lines(overrides)]
+        cfg = compose_checked(words)
+        return build(cfg, model=lambda: _adopted(model, tokenizer, cfg), parts=objects)
+    require(
+        tokenizer is None,
+        f"tokenizer belongs to a transformers model given as model; {model!r} brings its own",
+    )
+    words = [*_words({"model": model, **names, **groups}), *_lines(overrides)]
+    return build(compose_checked(words), parts=objects)
 
 
-def build(cfg: DictConfig, *, model: Callable[[], LoadedModel] | None = None) -> TextDecoder:
+_KINDS = {"strategy": Strategy, "schedule": Schedule, "cache": CachePolicy, "sampler": Sampler}
+
+
+def _is_object(group: str, part: Any) -> bool:
+    """Whether a part is an object; raises `ConfigError` if it is neither that nor a name."""
+    kind = _KINDS[group]
+    if part is None or isinstance(part, str):
+        return False
+    article = "an option's name or a"
+    require(
+        isinstance(part, kind),
+        f"{group} must be {article} {kind.__name__}, got {_shortly(part)}; give single settings as "
+        f"overrides=['{group}.key=value']",
+    )
+    return True
+
+
+def _shortly(thing: Any) -> str:
+    """A value in an error message: its class, and itself where that is short."""
+    if isinstance(thing, type):
+        return f"the class {thing.__name__} (give an object: {thing.__name__}(...))"
+    text = repr(thing)
+    return text if len(text) <= 80 else f"an object of {type(thing).__name__}"
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    """Options of groups as overrides; raises `ConfigError` for values that are no names."""
+    for group, option in options.items():
+        require(
+            isinstance(option, str),
+            f"{group} must be the name of an option, got {_shortly(option)}; give single settings "
+            f"as overrides=['{group}.key=value']",
+        )
+    return [f"{group}={option}" for group, option in options.items()]
+
+
+def _lines(overrides: Overrides) -> tuple[str, ...]:
+    """Overrides as on the command line; raises `ConfigError` for what cannot be any."""
+    if isinstance(overrides, Mapping):
+        return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    lines = (overrides,) if isinstance(overrides, str) else tuple(overrides)
+    for line in lines:
+        require(
+            isinstance(line, str), f"overrides must be texts like 'key=value', got {_shortly(line)}"
+        )
+    return lines
+
+
+def _adopted(model: Any, tokenizer: Any, cfg: DictConfig) -> LoadedModel:
+    """A model given as an object."""
+    if isinstance(model, LoadedModel):
+        return model
+    names = ("mask_id", "eot_ids", "pad_id", "block_length", "max_length")
+    settings = OmegaConf.to_container(cfg.model)
+    assert isinstance(settings, dict)
+    return adopt(model, tokenizer, **{name: settings[name] for name in names})
+
+
+def build(
+    cfg: DictConfig,
+    *,
+    model: Callable[[], LoadedModel] | None = None,
+    parts: Mapping[str, Any] | None = None,
+) -> TextDecoder:
     """The decoder that a configuration describes.
 
-    cfg: composed configuration; model: gives the model, None to load the configured one; it is
-    asked last, so that faults in the other parts answer first. Raises `ConfigError` naming the
-    key, `CapabilityError` where parts do not fit together, `CheckpointError` for checkpoints.
+    Args:
+        cfg: The composed configuration.
+        model: Gives the model, None to load the configured one; it is asked last, so that faults
+            in the other parts answer first.
+        parts: Objects that stand in for the configured strategy, schedule, cache or sampler.
+
+    Raises:
+        ConfigError: A setting is wrong; the message names its key.
+        CapabilityError: The parts do not work together.
+        CheckpointError: The checkpoint is missing or damaged.
     """
     dispatch.choose(cfg.kernels, cfg.head)
-    parts = {name: build_node(cfg, name) for name in PARTS}
+    given = parts or {}
+    built = {name: given.get(name) or build_node(cfg, name) for name in PARTS}
     loaded = build_model(cfg) if model is None else model()
-    return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **parts), cfg)
-
-
-def _option(group: str, option: Any) -> str:
-    if not isinstance(option, str):
-        raise ConfigError(
-            f"{group} must be the name of an option, got {option!r}; give single settings as "
-            f"overrides=['{group}.key=value']"
-        )
-    return option
+    return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))
 
 
 @dataclass(frozen=True)
 class TextDecoder:
     """A model and a decoder, with text on both sides.
 
-    model: denoiser, tokenizer and description; decoder: the loop; cfg: what it was built from.
+    Attributes:
+        model: Denoiser, tokenizer and description.
+        decoder: The loop and its parts.
     """
 
     model: LoadedModel
     decoder: Decoder
-    cfg: DictConfig
+
+    def with_(
+        self,
+        *,
+        strategy: str | Strategy | None = None,
+        schedule: str | Schedule | None = None,
+        cache: str | CachePolicy | None = None,
+        sampler: str | Sampler | None = None,
+        overrides: Overrides = (),
+    ) -> TextDecoder:
+        """The same model with other parts; those left out stay.
+
+            loose = decoder.with_(strategy="factor", overrides=["strategy.select.factor=2"])
+            mine = decoder.with_(strategy=MyRule(0.8), schedule=Blocks(16))
+
+        Args:
+            strategy: The name of an option or a `Strategy`.
+            schedule: The name of an option or a `Schedule`.
+            cache: The name of an option or a `CachePolicy`.
+            sampler: The name of an option or a `Sampler`.
+            overrides: Settings of the parts that are given by name.
+
+        Raises:
+            ConfigError: The configuration does not know a name, or an object is of the wrong kind.
+            CapabilityError: The parts do not work together.
+        """
+        parts = {"strategy": strategy, "schedule": schedule, "cache": cache, "sampler": sampler}
+        new: dict[str, Any] = {g: part for g, part in parts.items() if _is_object(g, part)}
+        names = {group: part for group, part in parts.items() if part and group not in new}
+        lines = _lines(overrides)
+        for word in lines:
+            group = word.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
+            require(
+                group in names,
+                f"overrides must be settings of the parts given by name ({', '.join(names)}), "
+                f"got {word!r}",
+            )
+        if names:
+            cfg = compose_checked((*_words(names), *lines))
+            new |= {group: build_node(cfg, group) for group in names}
+        return replace(self, decoder=replace(self.decoder, **new))
 
     def generate(
         self,
@@ -172,7 +311,7 @@ class TextDecoder:
         if streamer is not None:
             if len(ids) > 1:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
-            drafts = not is_revocable(self.decoder.strategy)
+            drafts = not self.decoder.strategy.revocable
             observers = (*observers, _Streaming(streamer, ids[0], drafts))
         return self.decode(
             request,
@@ -225,7 +364,7 @@ class TextDecoder:
     @property
     def needs_reference(self) -> bool:
         """Whether a part of the strategy needs the result of a reference decode."""
-        return any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        return any(part.needs_reference for _, part in self.decoder.strategy.parts())
 
     @cached_property
     def sequential(self) -> TextDecoder:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
 
 class DllmDecodeError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
@@ -73,3 +78,67 @@ def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Check that a setting is one of a few words; raises `ConfigError` that lists them."""
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+LARGEST_JSON = 2**27  # bytes; the largest index of a published checkpoint has 3 MB
+
+
+def parse_json(
+    content: bytes | str, where: object, error: type[DllmDecodeError] = ConfigError
+) -> Any:
+    """The value of one JSON document from outside.
+
+    Args:
+        content: the document; bytes must be UTF-8, with or without a byte order mark.
+        where: what to name in messages: a file, perhaps with a line.
+        error: class of the error.
+
+    Raises:
+        DllmDecodeError: `error`, for what is no JSON, has a key twice, or is nested too deeply.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            raise ValueError(f"the key {twice!r} is there twice in one object")
+        return values
+
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=once)
+    except UnicodeDecodeError as fault:
+        raise error(f"{where} cannot be read: it is not UTF-8 text (byte {fault.start})") from None
+    except RecursionError:
+        raise error(f"{where} cannot be read: it is nested too deeply") from None
+    except ValueError as fault:
+        raise error(f"{where} cannot be read: {fault}") from None
+
+
+def read_json(path: Path, error: type[DllmDecodeError] = ConfigError) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: the file, at most `LARGEST_JSON` bytes.
+        error: class of the error, whose message names the file.
+
+    Raises:
+        DllmDecodeError: `error`, for a file that cannot be read or holds no JSON object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            raise error(f"{path} is too large for a JSON file: {size} bytes")
+        content = path.read_bytes()
+    except OSError as fault:
+        raise error(f"{path} cannot be read: {fault.strerror or fault}") from None
+    values = parse_json(content, path, error)
+    if not isinstance(values, dict):
+        raise error(f"{path} must hold one JSON object, got {_kind(values)}")
+    return values
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    words = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return words.get(type(value), "a number")

@@ -67,9 +67,8 @@ class _Credit(Transform):
     def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
         """The prediction with alpha * log(1 + credit) added to the credited logits."""
         alpha, beta, gamma = self.strengths(view)
-        if self.scope == "block":
+        if self.scope == "block":  # ids may stay: without credit they add nothing and go first
             memory.credit = memory.credit.masked_fill(view.fresh[:, None, None], 0.0)
-            memory.ids = memory.ids.masked_fill(view.fresh[:, None, None], -1)
         earns = view.masked if self.scope == "request" else view.open
         columns = _column(view, memory)
         ids, credit = memory.ids.gather(1, columns), memory.credit.gather(1, columns)

@@ -14,6 +14,11 @@ def load_profiles(chosen: str) -> None:
     settings.load_profile(chosen)
 
 
+def profile() -> str:
+    """The profile of this run, for processes that a test starts."""
+    return "thorough" if settings().max_examples == THOROUGH else "default"
+
+
 def examples(count: int) -> settings:
     """Draw `count` examples by default and as many times more as a thorough run draws elsewhere."""
     return settings(max_examples=count * settings().max_examples // DEFAULT)

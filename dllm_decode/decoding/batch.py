@@ -15,7 +15,7 @@ from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
 from dllm_decode.decoding.schedule import Window
-from dllm_decode.decoding.strategy import Budget, parts_of
+from dllm_decode.decoding.strategy import Budget
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, StepView, gather_columns
 from dllm_decode.kernels.noise import Noise
 
@@ -129,7 +129,7 @@ class Batch:
         self.store: Store | None = None
         self.trace: list[Change] = []
         self._sources = Capabilities.of(parts.denoiser).sources
-        self._sees_canvas = any(part.sees_canvas for _, part in parts_of(parts.strategy))
+        self._sees_canvas = any(part.sees_canvas for _, part in parts.strategy.parts())
         self._probes = 0
         self._unseen = 0  # steps since the host last measured the batch
         self._first = 0  # the first column of the longest prompt in the batch

@@ -6,7 +6,7 @@ from dllm_decode.decoding.cache import CachePolicy
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoiser
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.schedule import Schedule
-from dllm_decode.decoding.strategy import Part, Strategy, parts_of
+from dllm_decode.decoding.strategy import Part, Strategy
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError
 
@@ -21,7 +21,7 @@ def check_composition(
 ) -> None:
     """Refuse parts that are valid alone but cannot work together; raises `CapabilityError`."""
     _check_cache(denoiser, cache)
-    for key, part in parts_of(strategy):
+    for key, part in strategy.parts():
         _check_part(place_of(key, part), part, denoiser, schedule, cache)
 
 
@@ -77,7 +77,7 @@ def check_request(
     check_parameters(strategy, request)
     _check_length(denoiser, request)
     _check_ids(denoiser, request)
-    for key, part in parts_of(strategy):
+    for key, part in strategy.parts():
         if part.needs_reference and request.reference is None:
             raise CapabilityError(
                 f"{place_of(key, part)} needs the tokens of a reference decode; give "

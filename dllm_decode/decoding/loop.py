@@ -18,7 +18,7 @@ from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.settle import settle
-from dllm_decode.decoding.strategy import Budget, is_revocable, parts_of
+from dllm_decode.decoding.strategy import Budget
 from dllm_decode.decoding.types import Memory, Request, StepView, gather_columns
 from dllm_decode.kernels import dispatch
 
@@ -89,7 +89,7 @@ class Run:
         self.monitor = Monitor(self.batch)
         self._forward = _forward_of(decoder)
         self._banned = torch.tensor(_banned_ids(decoder), device=decoder.denoiser.device)
-        self._revocable = is_revocable(decoder.strategy)
+        self._revocable = decoder.strategy.revocable
 
     @property
     def live(self) -> tuple[int, ...]:
@@ -217,6 +217,6 @@ def _banned_ids(decoder: Decoder) -> list[int]:
     vocab = decoder.denoiser.vocab
     banned = set(vocab.never_generated)
     if decoder.sampler.reshapes:
-        for _, part in parts_of(decoder.strategy):
+        for _, part in decoder.strategy.parts():
             banned.update(part.banned_ids(vocab))
     return sorted(banned)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.strategy import Strategy, parts_of
+from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError
 
@@ -19,7 +19,7 @@ def parameters_of_strategy(strategy: Strategy) -> dict[str, tuple[Any, str]]:
     """Full keys that rows may set, each with the part that declares it and the field's name."""
     return {
         f"strategy{'.' + place if place else ''}.{name}": (part, name)
-        for place, part in parts_of(strategy)
+        for place, part in strategy.parts()
         for name in part.request_parameters
     }
 

@@ -150,7 +150,8 @@ def _in_top_h(logits: Tensor, share: float) -> Tensor:
     """The longest prefix of the sorted tokens whose entropy is at most share x the row's entropy.
 
     With the prefix mass P and s = -sum p log p over it, its renormalised entropy is s / P + log P.
-    The entropy of one token is 0, so at least one is kept.
+    It only grows along the prefix, so what is inside is one. The entropy of one token is 0, so at
+    least one is kept.
     """
     probs, ids = _sorted(logits.double())
     surprise = -(probs * probs.clamp(min=1e-300).log())
@@ -158,5 +159,4 @@ def _in_top_h(logits: Tensor, share: float) -> Tensor:
     entropy = surprise.cumsum(-1) / mass + mass.log()
     inside = entropy <= share * surprise.sum(-1, keepdim=True) + 1e-12
     inside[..., 0] = True
-    inside = inside.int().cumprod(-1).bool()
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, inside)

@@ -20,7 +20,6 @@ from dllm_decode.decoding.strategy import (
     Progress,
     Strategy,
     complete,
-    is_revocable,
 )
 from dllm_decode.decoding.types import Change, Decision, StepView
 from dllm_decode.errors import DecisionError
@@ -45,7 +44,7 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     """
     _check_shapes(view, decision, _author(strategy))
     decision = complete(decision, view)
-    planes = faults_of(view, decision, is_revocable(strategy))
+    planes = faults_of(view, decision, strategy.revocable)
     return legal_change(view, decision, strategy.progress), Faults(view, decision, strategy, planes)
 
 
@@ -82,7 +81,7 @@ class Faults:
             f"{view.snapshot.vocab.size}",
             f"committed token {token}, a mask or control token that is never generated",
             "re-masked a position that is not settled"
-            if is_revocable(self.strategy)
+            if self.strategy.revocable
             else "re-masked a position, but does not declare revocable = True",
             "gave a score that is NaN",
         )[kind]

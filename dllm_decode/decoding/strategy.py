@@ -81,7 +81,11 @@ class Strategy(Part):
     revocable: the strategy may re-mask positions that it committed earlier.
     """
 
-    revocable: ClassVar[bool] = False
+    revocable: bool = False
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Every part with its key below `strategy`; one that is not composed has the key ""."""
+        yield "", self
 
     @property
     def progress(self) -> Progress:
@@ -173,14 +177,28 @@ class Pipeline(Strategy):
                     f"strategy.{slot}.{name} must be a {role.__name__}, got {_kind(part)}"
                 )
 
-    def parts(self) -> Iterator[tuple[str, Part]]:
-        """All parts with the config key they stand under, in the order they act."""
+    def _slots(self) -> Iterator[tuple[str, Part]]:
+        """What the pipeline itself holds, in the order it acts."""
         for slot in ("transforms", "select", "filters", "stop"):
             if slot == "select":
                 yield slot, self.select
             else:
                 for name, part in getattr(self, slot).items():
                     yield f"{slot}.{name}", part
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """All parts with their key below `strategy`, in the order they act."""
+        for key, part in self._slots():
+            if isinstance(part, Strategy):
+                for inner, chosen in part.parts():
+                    yield f"{key}.{inner}" if inner else key, chosen
+            else:
+                yield key, part
+
+    @property
+    def revocable(self) -> bool:  # type: ignore[override]
+        """Whether the selection may re-mask."""
+        return self.select.revocable
 
     @property
     def progress(self) -> Progress:
@@ -189,7 +207,7 @@ class Pipeline(Strategy):
 
     def begin(self, request: Request, snapshot: Snapshot) -> PipelineMemory:
         """One memory per part."""
-        return PipelineMemory({key: part.begin(request, snapshot) for key, part in self.parts()})
+        return PipelineMemory({key: part.begin(request, snapshot) for key, part in self._slots()})
 
     def decide(self, view: StepView, memory: PipelineMemory) -> Decision:
         """The selection's decision on the transformed prediction, less what the filters veto."""
@@ -231,20 +249,6 @@ def complete(decision: Decision, view: StepView) -> Decision:
         confidence = pred.confidence if own else pred.prob_of(known)[..., 0]
     scores = confidence if decision.scores is None else decision.scores
     return replace(decision, tokens=tokens, confidence=confidence, scores=scores)
-
-
-def parts_of(strategy: Strategy) -> Iterator[tuple[str, Part]]:
-    """Every part of a strategy with its config key below `strategy`."""
-    if isinstance(strategy, Pipeline):
-        yield from strategy.parts()
-    else:
-        yield "", strategy
-
-
-def is_revocable(strategy: Strategy) -> bool:
-    """Whether any selecting part of the strategy may re-mask."""
-    chosen = strategy.select if isinstance(strategy, Pipeline) else strategy
-    return chosen.revocable
 
 
 def _kind(value: object) -> str:

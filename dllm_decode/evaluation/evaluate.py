@@ -13,7 +13,6 @@ from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.outcome import Outcome
-from dllm_decode.decoding.strategy import parts_of
 from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
 from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.data import Question
@@ -201,7 +200,7 @@ class Evaluation:
             self.request(chosen), [question.key for _, question in chosen]
         )
         proposals = Proposals(request.lengths)
-        imitates = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        imitates = any(part.needs_reference for _, part in self.decoder.strategy.parts())
         observers = self.decoder.observers if imitates else (*self.decoder.observers, proposals)
         engine = Engine(
             replace(self.decoder, observers=observers),
@@ -234,7 +233,7 @@ class Evaluation:
     def _with_reference(
         self, request: Request, keys: Sequence[str]
     ) -> tuple[Request, tuple[int, ...]]:
-        needed = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        needed = any(part.needs_reference for _, part in self.decoder.strategy.parts())
         if not needed or self.reference is None:
             return request, (0,) * request.rows
         tokens, forwards = self.reference(request, keys)

@@ -9,12 +9,14 @@ from typing import Any
 
 from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation import validation
 from dllm_decode.evaluation.statistics import (
     Interval,
     bootstrap_ratio,
     kendall_tau,
     wilson,
 )
+from dllm_decode.evaluation.validation import fault_in, shown
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,57 @@ class Sample:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Sample:
-        """The sample of a JSON object; raises `ConfigError` for missing and unknown keys."""
-        known = {entry.name for entry in fields(cls)}
-        wrong = sorted(known.symmetric_difference(record))
-        if wrong:
-            raise ConfigError(f"a sample has the keys {', '.join(sorted(known))}; check {wrong}")
+        """The sample of a JSON object.
+
+        Raises:
+            ConfigError: Naming the key, for missing and unknown ones and for values that no
+                evaluation writes.
+        """
+        if _KEYS.symmetric_difference(record):
+            missing, unknown = sorted(_KEYS - set(record)), sorted(set(record) - _KEYS)
+            words = [f"has no {', '.join(map(repr, missing))}"] if missing else []
+            words += [f"has the unknown {', '.join(map(shown, unknown))}"] if unknown else []
+            raise ConfigError(f"a sample {' and '.join(words)}")
+        fault = fault_in(record, _CHECKS) or _mismatch(record)
+        if fault:
+            raise ConfigError(fault)
         values = dict(record)
         for name in ("steps", "ready", "confidence", "tokens"):
             values[name] = tuple(values[name])
         return cls(**values)
+
+
+_KEYS = frozenset(entry.name for entry in fields(Sample))
+_CHECKS: Mapping[str, validation.Check] = {
+    "problem": validation.name,
+    "task": validation.name,
+    "prompt": validation.text,
+    "text": validation.text,
+    "correct": validation.flag,
+    "forwards": validation.whole(0),
+    "slots": validation.whole(0),
+    "steps": validation.wholes(0),
+    "ready": validation.wholes(-1),
+    "confidence": validation.shares,
+    "end_step": validation.whole(-1),
+    "spent": validation.whole(0),
+    "seconds": validation.seconds,
+    "finish_reason": validation.name,
+    "tokens": validation.wholes(-1, 2**62),
+    "reference_forwards": validation.whole(0),
+    "error": validation.text,
+}
+
+
+def _mismatch(record: Mapping[str, Any]) -> str:
+    """What is wrong with values that are fine one by one."""
+    steps, forwards = record["steps"], record["forwards"]
+    if max((*steps, record["end_step"])) >= forwards:
+        return f"'steps' and 'end_step' must be below 'forwards', {forwards}"
+    for name in ("ready", "confidence"):
+        if len(record[name]) not in (0, len(steps)):
+            return f"{name!r} must have as many entries as 'steps', {len(steps)}, or none"
+    return ""
 
 
 def sample_of(

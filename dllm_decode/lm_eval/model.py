@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +23,13 @@ from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.sampling import Sampler
 from dllm_decode.decoding.types import Request
-from dllm_decode.errors import CapabilityError, ConfigError, DllmDecodeError, require_count
+from dllm_decode.errors import (
+    CapabilityError,
+    ConfigError,
+    DllmDecodeError,
+    ModelOutputError,
+    require_count,
+)
 from dllm_decode.lm_eval.answers import Answer, Cost
 from dllm_decode.lm_eval.likelihood import log_likelihood, windows
 from dllm_decode.lm_eval.options import Options, read_options, whole
@@ -92,7 +99,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         super().__init__()
         require_count("max_new_tokens", max_new_tokens)
         require_count("mc_num", mc_num)
-        self.batch_size = _batch_size(batch_size, max_batch_size)
+        self.batch_size = batch_size_of(batch_size, max_batch_size)
         self.max_new_tokens, self.seed, self.mc_num = max_new_tokens, seed, mc_num
         words = [f"model={model}", f"strategy={strategy}"]
         words += [as_override(key, value) for key, value in overrides.items()]
@@ -100,7 +107,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             words.append(f"model.checkpoint={quoted(str(pretrained))}")
         composed = compose_checked(words)
         self.processes = Processes.of_environment(composed)
-        device = self.processes.device or _wanted(device)
+        device = self.processes.device or wanted_device(device)
         if device is not None and "device" in composed.model:
             words.append(f"model.device={device}")
             composed = compose_checked(words)
@@ -220,7 +227,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             )
         except CapabilityError:  # of the configuration, not of a request
             raise
-        except DllmDecodeError as error:
+        except ConfigError as error:
             if len(jobs) == 1:
                 return [(str(error), 0)]
             # one of them does not fit: the others must not notice
@@ -280,30 +287,15 @@ class HarnessModel(LM):  # type: ignore[misc]
         A context that is too long loses its beginning; a request that cannot be scored counts as
         impossible (-inf, False). Both are said.
         """
-        pairs: list[tuple[tuple[int, ...], tuple[int, ...]] | str] = []
-        for request in requests:
-            try:
-                pairs.append(self._pair(*request.args))
-            except Exception as error:  # a tokenizer may raise anything
-                pairs.append(_reason(error))
+        pairs = [self._tried(self._pair, *request.args) for request in requests]
         written = self._written([pair for pair in pairs if not isinstance(pair, str)])
-        found: list[tuple[float, bool]] = []
-        faults: list[tuple[int, str]] = []
-        progress = tqdm(pairs, desc="Scoring", disable=disable_tqdm or self.rank > 0)
-        for place, (request, pair) in enumerate(zip(requests, progress, strict=True)):
-            try:
-                if isinstance(pair, str):
-                    raise ConfigError(pair)
-                prompt, answer = pair
-                score = self._score(prompt, answer, place, request)
-                found.append((score, not answer or written.get((prompt, len(answer))) == answer))
-            except DllmDecodeError as error:
-                found.append((-float("inf"), False))
-                faults.append((place, str(error)))
-                continue
-            self.cache_hook.add_partial("loglikelihood", request.args, found[-1])
-        self._report(requests, faults)
-        return found
+
+        def judge(request: Any, place: int) -> tuple[float, bool]:
+            prompt, answer = pairs[place]
+            score = self._score(prompt, answer, place, request)
+            return score, not answer or written.get((prompt, len(answer))) == answer
+
+        return self._scored(requests, pairs, judge, (-math.inf, False), disable_tqdm)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -313,18 +305,51 @@ class HarnessModel(LM):  # type: ignore[misc]
         A text that is longer than the model is scored in parts, see `windows`; one that cannot be
         scored counts as impossible (-inf), which is said.
         """
-        found: list[float] = []
+        texts = [self._tried(self.encode, *request.args) for request in requests]
+
+        def judge(request: Any, place: int) -> float:
+            return self._score((), texts[place], place, request)
+
+        return self._scored(requests, texts, judge, -math.inf, disable_tqdm)
+
+    @staticmethod
+    def _tried(encode: Callable[..., Any], *texts: str) -> Any:
+        """Token ids, or a text that says why there are none."""
+        try:
+            return encode(*texts)
+        except Exception as error:  # a tokenizer may raise anything
+            return _reason(error)
+
+    def _scored(
+        self,
+        requests: Sequence[Any],
+        encoded: Sequence[Any],
+        judge: Callable[[Any, int], Any],
+        impossible: Any,
+        quiet: bool,
+    ) -> list[Any]:
+        """What `judge` says of each request; `impossible` of those it cannot be asked about."""
+        found: list[Any] = []
         faults: list[tuple[int, str]] = []
-        progress = tqdm(requests, desc="Scoring", disable=disable_tqdm or self.rank > 0)
-        for place, request in enumerate(progress):
+        for place, request in enumerate(
+            tqdm(requests, desc="Scoring", disable=quiet or self.rank > 0)
+        ):
+            fault = encoded[place] if isinstance(encoded[place], str) else ""
             try:
-                found.append(self._score((), self.encode(request.args[0]), place, request))
-            except Exception as error:  # a tokenizer may raise anything
-                found.append(-float("inf"))
-                faults.append((place, _reason(error)))
-                continue
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
-        self._report(requests, faults)
+                found.append(impossible if fault else judge(request, place))
+            except (ConfigError, ModelOutputError) as error:
+                fault = str(error)
+                found.append(impossible)
+            if fault:
+                faults.append((place, fault))
+            else:
+                self.cache_hook.add_partial(request.request_type, request.args, found[-1])
+        if faults:
+            place, message = faults[0]
+            log.warning(
+                "%d of %d requests could not be scored and count as impossible; the first: %s: %s",
+                len(faults), len(requests), _name(requests[place], place), message,
+            )  # fmt: skip
         return found
 
     def _score(
@@ -380,14 +405,6 @@ class HarnessModel(LM):  # type: ignore[misc]
             for key, (result, row) in zip(jobs, decoded, strict=True)
             if not isinstance(result, str)
         }
-
-    def _report(self, requests: Sequence[Any], faults: Sequence[tuple[int, str]]) -> None:
-        if faults:
-            place, message = faults[0]
-            log.warning(
-                "%d of %d requests could not be scored and count as impossible; the first: %s: %s",
-                len(faults), len(requests), _name(requests[place], place), message,
-            )  # fmt: skip
 
     # Texts and chats.
 
@@ -544,13 +561,14 @@ def _sum_of(parts: Sequence[Mapping[str, Cost]]) -> dict[str, Cost]:
     return total
 
 
-def _batch_size(batch_size: int | str | None, limit: int | str | None) -> int:
+def batch_size_of(batch_size: int | str | None, limit: int | str | None) -> int:
+    """Requests decoded together, as the harness names them: a number, `auto`, `auto:N`."""
     auto = batch_size is None or str(batch_size).partition(":")[0] == "auto"
     size = AUTO_BATCH if auto else whole("batch_size", batch_size)
     return size if limit is None else min(size, whole("max_batch_size", limit))
 
 
-def _wanted(device: str | None) -> str | None:
+def wanted_device(device: str | None) -> str | None:
     """The device somebody asked for, None where nobody did."""
     if device in (None, "", "auto"):
         return None

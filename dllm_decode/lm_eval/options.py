@@ -128,7 +128,7 @@ def whole(name: str, value: Any, minimum: int = 1) -> int:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not number >= minimum or number != math.floor(number) or math.isinf(number):
+    if not minimum <= number < math.inf or number != math.floor(number):
         raise ConfigError(f"{name} must be a whole number >= {minimum}, got {value!r}")
     return int(number)
 

@@ -1,9 +1,10 @@
-"""Sharing the requests of an evaluation among several processes (torchrun, accelerate launch)."""
+"""Sharing the requests of an evaluation among several processes (torchrun)."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -43,9 +44,15 @@ class Processes:
         rank, local = _number("RANK", 0), _number("LOCAL_RANK", 0)
         if not 0 <= rank < size:
             raise ConfigError(f"RANK must lie in [0, {size - 1}] (WORLD_SIZE {size}), got {rank}")
+        if "MASTER_ADDR" not in os.environ:
+            raise ConfigError(
+                f"WORLD_SIZE is {size}, but MASTER_ADDR is not set: start the processes with "
+                "torchrun, or unset WORLD_SIZE"
+            )
         if not distributed.is_initialized():
-            # counts and samples are exchanged, no tensors of the model
-            distributed.init_process_group("gloo")
+            # counts and samples are exchanged, no tensors of the model; a process may have to wait
+            # for the others as long as they decode
+            distributed.init_process_group("gloo", timeout=timedelta(weeks=52))
         return cls(rank, size, f"cuda:{local}" if torch.cuda.is_available() else None)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:

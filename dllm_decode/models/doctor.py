@@ -19,6 +19,7 @@ from dllm_decode.models.loading import (
     Blueprint,
     blueprint,
     build_on_meta,
+    check_sizes,
     end_ids,
     pick_device,
     pick_dtype,
@@ -203,6 +204,7 @@ def _examine_checkpoint(
     block = spec.block_length(published)
     report.facts["attention"] = f"block-causal, blocks of {block}" if block else "full"
     tensors = stored_tensors(plan.folder)
+    check_sizes(plan, tensors)
     model = build_on_meta(plan)
     result = fit(tensors, model)
     share = result.matched / max(result.expected, 1)
@@ -227,15 +229,16 @@ def _width(settings: Mapping[str, Any], place: torch.device) -> int:
 
 def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -> None:
     published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
+    size = plan.settings["vocab_size"]
     asked = {name: settings.get(name) for name in ("mask_id", "eot_ids", "pad_id")}
     turn = [tokenizer.id_of(word) for word in spec.turn_end]
     told = {
-        "mask_id": (tokenizer.id_of(spec.mask_token or ""), published.get("mask_token_id")),
+        "mask_id": (tokenizer.id_of(spec.mask_token or ""), published.token("mask_token_id", size)),
         "eot_ids": (
             [token for token in (tokenizer.end_id, *turn) if token is not None] or None,
-            published.get("eos_token_id"),
+            published.tokens("eos_token_id", size),
         ),
-        "pad_id": (tokenizer.pad_id, published.get("pad_token_id")),
+        "pad_id": (tokenizer.pad_id, published.token("pad_token_id", size)),
     }
     try:
         vocab = special_ids(plan, asked["mask_id"], asked["eot_ids"], asked["pad_id"])

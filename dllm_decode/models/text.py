@@ -116,5 +116,7 @@ def _backend(folder: Path) -> Any:
         backend = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the reader is native code and raises plain Exception
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    if not backend.get_vocab():
+        raise CheckpointError(f"the tokenizer in {folder} knows no tokens; copy its files again")
     backend.padding_side = "left"
     return backend

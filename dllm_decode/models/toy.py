@@ -397,7 +397,7 @@ class Shuffle(ListWorld):
 
 @dataclass(frozen=True, kw_only=True)
 class Markov(World):
-    """A Markov chain of n symbols: P(y) = initial[y_0] * prod transition[y_(t-1)][y_t].
+    """A Markov chain of n symbols: `P(y) = initial[y_0] * prod transition[y_(t-1)][y_t]`.
 
     The marginals come from the forward-backward recursions with the decided columns as evidence.
     n: length, 1 or more; initial: P(y_0), one probability per state; transition: one row of

@@ -12,12 +12,12 @@ from types import MappingProxyType
 from dllm_decode.problems.base import Family, Problem
 from dllm_decode.problems.words import (
     CITIES,
-    MEN,
     MOODS,
     NAMES,
     PLACES,
     THINGS,
     TIMES,
+    is_man,
 )
 
 _LEAST, _MOST = 2, 30  # of the thing that one person owns; never one, since all words are plural
@@ -147,14 +147,18 @@ class State:
 
 @dataclass(frozen=True)
 class Tale(Family):
-    """Tell a story of given people, a thing and a city. fewest, most: events in the middle."""
+    """Tell a story of given people, a thing and a city.
+
+    fewest, most: events in the middle; pool: names to draw from.
+    """
 
     fewest: int = 3
     most: int = 6
+    pool: tuple[str, ...] = NAMES
 
     def generate(self, rng: random.Random) -> Problem:
         """Draw who, what and where, then sentence after sentence what the state allows."""
-        hero, friend = rng.sample(NAMES, 2)
+        hero, friend = rng.sample(self.pool, 2)
         given = MappingProxyType(
             {"names": (hero, friend), "things": rng.choice(THINGS), "city": rng.choice(CITIES)}
         )
@@ -232,7 +236,7 @@ def _fixed(
 ) -> dict[str, str]:
     """The gaps of a sentence that are not free, by name."""
     (other,) = (name for name in owned if name != person)
-    he, his, boy = ("he", "his", "boy") if person in MEN else ("she", "her", "girl")
+    he, his, boy = ("he", "his", "boy") if is_man(person) else ("she", "her", "girl")
     return {
         "X": person,
         "Y": other,

@@ -9,7 +9,7 @@ NAMES: tuple[str, ...] = (
     "Seth", "Tara", "Tess", "Ulf", "Uma", "Vera", "Vito", "Wanda", "Will", "Xena", "Yara", "Zoe",
 )  # fmt: skip
 
-# Of these names "he" is said, of all others "she".
+# Of these "he" is said, of the other names "she".
 MEN: tuple[str, ...] = (
     "Abel", "Ben", "Carl", "Dan", "Ezra", "Finn", "Gus", "Hugo", "Ivan", "Jack", "Kai", "Leo",
     "Max", "Nils", "Otis", "Paul", "Quin", "Sam", "Seth", "Ulf", "Vito", "Will",
@@ -56,3 +56,8 @@ PHRASES: tuple[str, ...] = (
 PUNCTUATION: tuple[str, ...] = ("=", "+", "-", "*", "/", "|", ".")  # used with a space in front
 
 NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(100))
+
+
+def is_man(name: str) -> bool:
+    """Whether "he" is said of a name; of one that is not known, by its last letter."""
+    return name in MEN if name in NAMES else not name.endswith(("a", "e", "i"))

@@ -214,12 +214,11 @@ class Eval(Task):
     def _description(
         self, settings: dict[str, Any], decoder: TextDecoder, questions: Sequence[Question]
     ) -> dict[str, Any]:
-        from dllm_decode.decoding.strategy import parts_of
         from dllm_decode.evaluation.data import digest
         from dllm_decode.evaluation.store import code_version
 
         loop = decoder.decoder
-        parts = [part for _, part in parts_of(loop.strategy)]
+        parts = [part for _, part in loop.strategy.parts()]
         return {
             "settings": settings,
             "model": model_facts(decoder),
@@ -319,7 +318,7 @@ class Eval(Task):
             "template": template_of(decoder.model.tokenizer, self.template),
             "shots": {"file": self.shots, "count": self.shot_count},
             "errors": sum(bool(sample.error) for sample in folder.samples),
-            "figures": plain({"all": metrics.summary(folder.samples), **by_task}),
+            "figures": {"all": metrics.summary(folder.samples), **by_task},
             "environment": environment(),
         }
 
@@ -451,15 +450,6 @@ def _forget(path: Path) -> None:
 
     for name in (RESULTS, SAMPLES, FAILURE):
         (path / name).unlink(missing_ok=True)
-
-
-def plain(value: Any) -> Any:
-    """The value with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, float) and value != value:
-        return None
-    return value
 
 
 # What people see.

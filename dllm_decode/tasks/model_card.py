@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dllm_decode.evaluation.history import Redundancy
     from dllm_decode.evaluation.reporting.dynamics import Dynamics
     from dllm_decode.evaluation.reporting.model_card import Measured
-    from dllm_decode.evaluation.store import Run
+    from dllm_decode.evaluation.store import EvalRun
     from dllm_decode.tasks.ablation import Ablation
 
 ORDERS = ("random", "confidence", "margin")  # of the cells of a puzzle, compared with each other
@@ -141,7 +141,7 @@ class ModelCard(Task):
             resume=self.resume,
         )
 
-    def measured(self, runs: Mapping[str, Run]) -> Measured:
+    def measured(self, runs: Mapping[str, EvalRun]) -> Measured:
         """The finished jobs that the first half of the card is made of."""
         from dllm_decode.evaluation.reporting.model_card import Measured
 
@@ -152,7 +152,7 @@ class ModelCard(Task):
             thresholds=tuple((x, runs[f"threshold {x}"]) for x in self.thresholds),
         )
 
-    def dynamics(self, context: Context, runs: Mapping[str, Run]) -> Dynamics:
+    def dynamics(self, context: Context, runs: Mapping[str, EvalRun]) -> Dynamics:
         """The finished jobs on the hard families, and what the age of proposals says there."""
         from dllm_decode.evaluation.reporting.dynamics import Dynamics
         from dllm_decode.problems import HARD
@@ -185,7 +185,7 @@ class ModelCard(Task):
         return history.redundancy(seen.below(0.9))
 
 
-def _run(context: Context, number: int) -> Run:
+def _run(context: Context, number: int) -> EvalRun:
     from dllm_decode.evaluation.store import read_json, read_run
 
     place = context.folder.path / "jobs" / f"{number:02d}" / "results.json"

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from recordings import Replayed, ReplayedSampler, by_step
+from recordings import Replayed, ReplayedSampler, by_step, marks_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -420,7 +420,9 @@ def close(ours: list[float], our_order: list[int], stored: Tensor, order: list[i
     torch.testing.assert_close(got, stored.double()[order], atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("run", RUNS, ids=str)
+@pytest.mark.parametrize(
+    "run", [pytest.param(run, id=str(run), marks=marks_of(run.number)) for run in RUNS]
+)
 def test_a_published_decode_is_reproduced_forward_by_forward(run: Run) -> None:
     compare(run, recipe_of(run))
 

@@ -152,6 +152,22 @@ def test_a_row_is_cut_behind_the_leftmost_accepted_end_of_text() -> None:
     assert accepted_at([1]) == 6
 
 
+@pytest.mark.parametrize(("proposed", "committed", "horizon"), [(EOT, 4, 4), (4, EOT, 2)])
+def test_what_was_committed_counts_not_what_the_model_proposed(
+    proposed: int, committed: int, horizon: int
+) -> None:
+    """A transform (credit, a ban) may have put another token there."""
+    logits = torch.zeros(1, 4, 12)
+    logits[0, :, 4] = 1.0
+    logits[0, 1, proposed] = 5.0
+    opened = torch.ones(1, 4, dtype=torch.bool)
+    snapshot = board_of(torch.full((1, 4), MASK), ~opened)
+    view = view_of(logits, opened, snapshot=snapshot)
+    tokens = torch.tensor([[4, committed, 4, 4]])
+    change = change_of(view, opened, tokens, accepted=opened)
+    assert int(AcceptedEot().horizon(snapshot, view, change, None)) == horizon
+
+
 def test_a_vetoed_end_of_text_does_not_cut() -> None:
     logits = torch.zeros(1, 4, 12)
     logits[0, :, EOT] = 5.0

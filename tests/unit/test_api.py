@@ -98,7 +98,7 @@ def test_load_takes_the_names_of_the_command_line() -> None:
         load("toy_copy", "crdit")
     with pytest.raises(ConfigError, match=r"samplr.*did you mean sampler"):
         load("toy_copy", samplr="greedy")
-    with pytest.raises(ConfigError, match="sampler must be the name of an option"):
+    with pytest.raises(ConfigError, match="sampler must be an option's name or a Sampler, got"):
         load("toy_copy", sampler={"temperature": 1})
 
 

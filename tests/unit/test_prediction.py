@@ -120,6 +120,14 @@ def test_banning_later_equals_banning_at_once(case, data):
         check(pred, row, dense(logits, banned | more))
 
 
+def test_among_removed_tokens_an_empty_slot_is_never_a_result():
+    pred = Prediction.of(torch.tensor([[[1.0, 2.0, 3.0, 0.0]]]), torch.tensor([0, 2]))
+    biased = pred.with_logit_bias(torch.tensor([[[-1, 3, -1]]]), torch.tensor([[[0.0, 5.0, 0.0]]]))
+    values, ids = biased.topk(4)
+    assert values[0, 0].tolist() == [5.0, 2.0, -INF, -INF]
+    assert ids[0, 0].tolist() == [3, 1, 0, 2]
+
+
 def test_a_raise_of_nothing_changes_nothing():
     pred = predicted([[0.0, 1.0, -1.0]], set())
     same = pred.with_logit_bias(torch.tensor([[[-1, 2]]]), torch.tensor([[[5.0, 0.0]]]))

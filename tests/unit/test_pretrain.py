@@ -53,6 +53,7 @@ def tiny(folder: Path, **changes: Any) -> Pretrain:
         "hidden": 24,
         "batch_tokens": 512,
         "log_every": 1,
+        "early": 0,
         "measurements": 0,
         "measured_problems": 0,
         "display": "none",
@@ -210,7 +211,10 @@ def test_short_lists_and_unknown_names_are_trained_on() -> None:
     names = [read_labelled(problem.answer) or [] for problem in drawn]
     assert min(map(len, names)) == 2
     assert any(name not in NAMES for shown in names for name in shown)
-    assert strange(TRAINED["tale"], rng) is TRAINED["tale"]
+    told = [draw(strange(TRAINED["tale"], rng), "train", rng) for _ in range(30)]
+    assert any(not set(problem.facts["names"]) <= set(NAMES) for problem in told)
+    assert all(TRAINED["tale"].grade(problem, problem.answer) for problem in told)
+    assert strange(TRAINED["chain"], rng) is TRAINED["chain"]
 
 
 def test_newton_schulz_levels_singular_values() -> None:
@@ -295,6 +299,14 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
 
 
+def test_the_model_of_an_early_hour_is_kept(tmp_path: Path) -> None:
+    late = tiny(tmp_path, early=0.001).train()  # the second step passes 1,000 tokens
+    early = load_file(tmp_path / "early" / "model.safetensors")
+    final = load_file(late / "model.safetensors")
+    assert early.keys() == final.keys()
+    assert any(not torch.equal(early[key], final[key]) for key in early)
+
+
 @pytest.mark.slow
 def test_two_workers_measure_all_families(tmp_path: Path) -> None:
     folder = tiny(tmp_path, workers=2, steps=2, measured_problems=1).train()
@@ -357,6 +369,7 @@ def test_export_keeps_other_files_and_leaves_no_rubbish(tmp_path: Path) -> None:
         {"seed": 1.5},
         {"emphasis": {"juggle": 1.0}},
         {"curriculum": {"juggle": 1.0}},
+        {"early": -1},
     ],
     ids=lambda setting: next(iter(setting)),
 )

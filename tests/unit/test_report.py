@@ -68,7 +68,7 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
-def read(folder: Path) -> list[store.Run]:
+def read(folder: Path) -> list[store.EvalRun]:
     return list(report.chosen_runs(store.collect(folder), None).whole)
 
 
@@ -95,7 +95,7 @@ def test_speedups_need_the_same_stop_rules(runs):
     assert rows["factor"].speedup is None
 
 
-def texts(found: list[store.Run], kind: str) -> list[str]:
+def texts(found: list[store.EvalRun], kind: str) -> list[str]:
     return [note.text for note in controls.notes(found) if note.kind == kind]
 
 

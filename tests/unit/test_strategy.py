@@ -17,8 +17,6 @@ from dllm_decode.decoding.strategy import (
     Strategy,
     Transform,
     complete,
-    is_revocable,
-    parts_of,
 )
 from dllm_decode.decoding.types import Decision, Memory
 from dllm_decode.errors import ConfigError
@@ -111,9 +109,11 @@ def test_parts_are_listed_with_their_keys_in_the_order_they_act():
     pipeline = Pipeline(
         All(), {"a": Push(0, 1.0), "b": Push(1, 1.0)}, {"veto": Veto(0)}, {"never": NeverStop()}
     )
-    keys = [key for key, _ in parts_of(pipeline)]
+    keys = [key for key, _ in pipeline.parts()]
     assert keys == ["transforms.a", "transforms.b", "select", "filters.veto", "stop.never"]
-    assert list(parts_of(All())) == [("", All())]
+    assert list(All().parts()) == [("", All())]
+    outer = Pipeline(pipeline, {"c": Push(2, 1.0)})
+    assert [key for key, _ in outer.parts()] == ["transforms.c", *(f"select.{key}" for key in keys)]
 
 
 def test_transforms_act_in_order_then_the_selection_then_the_filters():
@@ -138,9 +138,9 @@ def test_the_nearest_horizon_of_selection_and_stop_rules_counts():
 
 
 def test_progress_and_revocability_are_those_of_the_selection():
-    assert Pipeline(All()).progress == EveryStep() and not is_revocable(Pipeline(All()))
-    assert Pipeline(Revoking()).progress == Budget(5) and is_revocable(Pipeline(Revoking()))
-    assert is_revocable(Revoking()) and not is_revocable(All())
+    assert Pipeline(All()).progress == EveryStep() and not Pipeline(All()).revocable
+    assert Pipeline(Revoking()).progress == Budget(5) and Pipeline(Revoking()).revocable
+    assert Revoking().revocable and not All().revocable
 
 
 def test_a_wish_is_completed_from_the_prediction():

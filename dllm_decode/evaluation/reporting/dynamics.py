@@ -9,7 +9,7 @@ from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.history import Redundancy
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting.tables import markdown_table, percent
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 
 _POINT = 0.01  # accuracies this close count as equal
 
@@ -23,10 +23,10 @@ class Dynamics:
     history: what age adds below a threshold of 0.9, by family, None where too little was seen.
     """
 
-    sequential: Run
-    thresholds: tuple[tuple[float, Run], ...]
-    oracle: Run
-    orders: tuple[tuple[str, Run], ...]
+    sequential: EvalRun
+    thresholds: tuple[tuple[float, EvalRun], ...]
+    oracle: EvalRun
+    orders: tuple[tuple[str, EvalRun], ...]
     history: Mapping[str, Redundancy | None]
 
 
@@ -120,7 +120,7 @@ def history(found: Dynamics) -> str:
     return f"{note}\n\n{markdown_table(head, rows)}"
 
 
-def _of(run: Run, task: str) -> Sequence[Sample]:
+def _of(run: EvalRun, task: str) -> Sequence[Sample]:
     return run.samples if task == "all" else run.of(task)
 
 
@@ -128,7 +128,7 @@ def _nearest(found: Dynamics, value: float) -> float:
     return min((known for known, _ in found.thresholds), key=lambda known: abs(known - value))
 
 
-def _near(found: Dynamics, value: float) -> Run:
+def _near(found: Dynamics, value: float) -> EvalRun:
     """The run whose threshold is nearest."""
     return dict(found.thresholds)[_nearest(found, value)]
 

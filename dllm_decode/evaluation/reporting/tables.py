@@ -12,7 +12,7 @@ from statistics import median
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.metrics import Sample, Speedup
 from dllm_decode.evaluation.statistics import Interval
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 
 ALL = "all tasks"
 
@@ -66,13 +66,13 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def rows_of(runs: Sequence[Run], task: str | None) -> list[Row]:
+def rows_of(runs: Sequence[EvalRun], task: str | None) -> list[Row]:
     """One row per run, in the order of the runs; task: None for all problems together."""
     oracle = next((run for run in runs if is_oracle(run)), None)
     return [_row(run, task, sequential_of(run, runs), oracle) for run in runs]
 
 
-def _row(run: Run, task: str | None, sequential: Run | None, oracle: Run | None) -> Row:
+def _row(run: EvalRun, task: str | None, sequential: EvalRun | None, oracle: EvalRun | None) -> Row:
     samples = run.of(task)
     base = sequential.of(task) if sequential is not None else None
     best = oracle.of(task) if oracle is not None else None
@@ -101,31 +101,32 @@ def _same(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
 # What a run is, told from its settings.
 
 
-def selection(run: Run) -> str:
+def selection(run: EvalRun) -> str:
     """The class of the selection rule, e.g. `Threshold`."""
-    select = run.settings["strategy"].get("select", run.settings["strategy"])
+    strategy = run.settings["strategy"]
+    select = strategy.get("select") or strategy
     return str(select.get("_target_", "")).rpartition(".")[2]
 
 
-def is_oracle(run: Run) -> bool:
+def is_oracle(run: EvalRun) -> bool:
     """Whether a run imitates a reference decode."""
     return selection(run) == "Oracle"
 
 
-def is_plain(run: Run) -> bool:
+def is_plain(run: EvalRun) -> bool:
     """Whether nothing but selection and stop rules acts."""
     strategy = run.settings["strategy"]
     return not strategy.get("transforms") and not strategy.get("filters")
 
 
-def is_sequential(run: Run) -> bool:
+def is_sequential(run: EvalRun) -> bool:
     """Whether a run decodes one token per step, the most confident one."""
-    select = run.settings["strategy"].get("select", {})
+    select = run.settings["strategy"].get("select") or {}
     one = select.get("tokens_per_step") == 1 and select.get("order") == "confidence"
     return is_plain(run) and selection(run) == "TopK" and one
 
 
-def with_padding_last(run: Run) -> Run | None:
+def with_padding_last(run: EvalRun) -> EvalRun | None:
     """The run without its `DeferTokens`, None unless that leaves a sequential run."""
     strategy = run.settings["strategy"]
     names = [str(part.get("_target_")) for part in (strategy.get("transforms") or {}).values()]
@@ -136,12 +137,12 @@ def with_padding_last(run: Run) -> Run | None:
     return plain if is_sequential(plain) else None
 
 
-def surroundings(run: Run) -> tuple[object, ...]:
+def surroundings(run: EvalRun) -> tuple[object, ...]:
     """Everything but strategy: schedule, cache, sampler."""
     return tuple(run.settings.get(name) for name in ("schedule", "cache", "sampler"))
 
 
-def stops(run: Run) -> object:
+def stops(run: EvalRun) -> object:
     """The stop rules of a run; rules that never stop are none."""
     rules = run.settings["strategy"].get("stop") or {}
     return {
@@ -151,7 +152,7 @@ def stops(run: Run) -> object:
     }
 
 
-def sequential_of(run: Run, runs: Sequence[Run]) -> Run | None:
+def sequential_of(run: EvalRun, runs: Sequence[EvalRun]) -> EvalRun | None:
     """The sequential run with the same schedule, cache, sampler and stop rules."""
     same = [
         other
@@ -180,7 +181,7 @@ class Timing:
     speedup: float | None
 
 
-def wall_times(runs: Sequence[Run]) -> list[Timing]:
+def wall_times(runs: Sequence[EvalRun]) -> list[Timing]:
     """One entry per strategy and batch size, by rising size.
 
     Empty if all have the same size and none of them was made for its wall time.
@@ -196,7 +197,7 @@ def wall_times(runs: Sequence[Run]) -> list[Timing]:
     return found
 
 
-def _timing(repetitions: Sequence[Run], runs: Sequence[Run]) -> Timing:
+def _timing(repetitions: Sequence[EvalRun], runs: Sequence[EvalRun]) -> Timing:
     first = repetitions[0]
     seconds = [metrics.seconds_per_problem(run.samples) for run in repetitions]
     gains = [gain for run in repetitions if (gain := _gain_in_time(run, runs)) is not None]
@@ -211,7 +212,7 @@ def _timing(repetitions: Sequence[Run], runs: Sequence[Run]) -> Timing:
     )
 
 
-def _gain_in_time(run: Run, runs: Sequence[Run]) -> float | None:
+def _gain_in_time(run: EvalRun, runs: Sequence[EvalRun]) -> float | None:
     base = sequential_of(run, [other for other in runs if other.timing == run.timing])
     if base is None or not _same(run.samples, base.samples):
         return None

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from dllm_decode.problems import GAP, TRAINED, Family, Problem, draw
 from dllm_decode.problems.lists import Labelled
+from dllm_decode.problems.numbers import Story
+from dllm_decode.problems.tales import Tale
+from dllm_decode.problems.texts import Records
 from dllm_decode.problems.words import NAMES
 from dllm_decode.training.llada_tiny.tokenizer import (
     EOT,
@@ -41,8 +44,8 @@ class Mixture:
     answer counts the same), without which two-token answers hardly count; balance: 1 draws
     examples of all lengths as often as the families make them, 0 gives short and long ones the same
     number of steps, so that there are many more short ones to learn an operation from; strange:
-    share of lists that are shorter than others or hold names made up on the spot, so that what
-    people try first is not new to the model.
+    share of examples with short lists or with names made up on the spot, so that what people try
+    first is not new to the model.
     """
 
     buckets: tuple[int, ...] = (40, 56, 96, 144, 192, 256)
@@ -267,12 +270,14 @@ class Batches:
 
 
 def strange(family: Family, rng: random.Random) -> Family:
-    """A family of lists with short ones and a few made-up names; any other family as it is."""
-    if not isinstance(family, Labelled) or family.longest > 9:
-        return family
-    made_up = tuple(_made_up(rng) for _ in range(4))
-    pool = made_up + tuple(rng.sample(NAMES, 8)) if rng.random() < 0.6 else NAMES
-    return replace(family, shortest=2, longest=5, pool=pool)
+    """A family with short lists and with a few made-up names; others as they are."""
+    if isinstance(family, Labelled) and family.longest <= 9:
+        made_up = tuple(_made_up(rng) for _ in range(4))
+        pool = made_up + tuple(rng.sample(NAMES, 8)) if rng.random() < 0.6 else NAMES
+        return replace(family, shortest=2, longest=5, pool=pool)
+    if isinstance(family, Records | Story | Tale):
+        return replace(family, pool=(_made_up(rng), *rng.sample(NAMES, 3)))
+    return family
 
 
 def _made_up(rng: random.Random) -> str:

@@ -26,13 +26,13 @@ from dllm_decode.training.llada_tiny.network import Network
 from dllm_decode.training.llada_tiny.report import Reporter
 
 if TYPE_CHECKING:
-    from dllm_decode.tasks.pretrain import Pretrain
+    from dllm_decode.training.llada_tiny.recipe import Recipe
 
 
 class Worker:
     """Everything one process holds. rank: 0 also writes files and reports."""
 
-    def __init__(self, settings: Pretrain, rank: int, report: Reporter) -> None:
+    def __init__(self, settings: Recipe, rank: int, report: Reporter) -> None:
         self.settings, self.rank, self.report = settings, rank, report
         self.folder, self.device = Path(settings.output), torch.device(settings.device)
         torch.manual_seed(settings.seed)  # the same weights in all workers
@@ -56,7 +56,10 @@ class Worker:
                 if 0 < settings.halt <= course.step:
                     break
                 batch = loader.batch(course.step, self._weights())
+                before = course.tokens
                 losses.append(self._step(batch, progress, earlier + time.monotonic() - begun))
+                if before < 1e6 * settings.early <= course.tokens:
+                    self._export(self.folder / "early")
                 if course.step % settings.log_every == 0:
                     self._log(sum(losses) / len(losses))
                     losses = []
@@ -169,8 +172,7 @@ class Worker:
     def _measure(self) -> None:
         """Export the averaged weights; exact match with them, families divided among workers."""
         settings, folder = self.settings, self.folder / "model"
-        if self.rank == 0:
-            export(self.average, settings.shape(), folder, settings.mixture().buckets[-1])
+        self._export(folder)
         if settings.measured_problems:
             if settings.workers > 1:
                 distributed.barrier()  # the folder must be there
@@ -185,6 +187,12 @@ class Worker:
             self._write(self._place() | {"exact_match": exact})
         if self.rank == 0 and (self.folder / "curves.jsonl").exists():
             curves.picture(curves.read(self.folder / "curves.jsonl"), self.folder / "curves.png")
+
+    def _export(self, folder: Path) -> None:
+        """Write the averaged weights as a model."""
+        if self.rank == 0:
+            settings = self.settings
+            export(self.average, settings.shape(), folder, settings.mixture().buckets[-1])
 
     def _place(self) -> dict[str, object]:
         """Where the run stands, as every line of the log begins."""
@@ -222,7 +230,7 @@ class Worker:
                 curves.cut(self.folder / "curves.jsonl", self.course.step)
 
 
-def work(rank: int, settings: Pretrain, store: str) -> None:
+def work(rank: int, settings: Recipe, store: str) -> None:
     """Body of a training process. rank: its number; store: file where the processes meet."""
     if settings.device == "cpu":
         torch.set_num_threads(settings.threads)
