@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dllm_decode.api import TextDecoder, load
     from dllm_decode.decoding.engine import Engine
-    from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
+    from dllm_decode.decoding.loop import Decoder
+    from dllm_decode.decoding.observer import Interrupted, Observer
+    from dllm_decode.decoding.outcome import Outcome, Result
     from dllm_decode.decoding.prediction import Prediction
     from dllm_decode.decoding.strategy import (
         Filter,
@@ -32,12 +35,11 @@ if TYPE_CHECKING:
         Transform,
     )
     from dllm_decode.decoding.types import (
-        Board,
         Change,
         Decision,
         Memory,
         Request,
-        Result,
+        Snapshot,
         StepView,
         Vocab,
     )
@@ -63,7 +65,9 @@ _HOME = {
         "DllmDecodeError",
         "ModelOutputError",
     ),
-    "decoding.loop": ("Decoder", "Interrupted", "Observer"),
+    "decoding.loop": ("Decoder",),
+    "decoding.observer": ("Interrupted", "Observer"),
+    "decoding.outcome": ("Outcome", "Result"),
     "decoding.prediction": ("Prediction",),
     "decoding.strategy": (
         "Filter",
@@ -75,12 +79,11 @@ _HOME = {
         "Transform",
     ),
     "decoding.types": (
-        "Board",
+        "Snapshot",
         "Change",
         "Decision",
         "Memory",
         "Request",
-        "Result",
         "StepView",
         "Vocab",
     ),
@@ -88,7 +91,6 @@ _HOME = {
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Board",
     "CapabilityError",
     "Change",
     "CheckpointError",
@@ -104,11 +106,13 @@ __all__ = [
     "ModelOutputError",
     "NeverStop",
     "Observer",
+    "Outcome",
     "Part",
     "Pipeline",
     "Prediction",
     "Request",
     "Result",
+    "Snapshot",
     "StepView",
     "StopRule",
     "Strategy",
@@ -151,17 +155,35 @@ _MOVED = {
 }
 
 
+# Names that have left a module since.
+_MOVED_NAMES = {
+    "loop": {
+        "Interrupted": "observer",
+        "Observer": "observer",
+        "Outcome": "outcome",
+        "check_composition": "checks",
+    },
+    "types": {"Result": "outcome"},
+}
+
+
 class _MovedModules(MetaPathFinder, Loader):
-    """Answers `import dllm_decode.selection` with `dllm_decode.decoding.selection`, and says so."""
+    """Answers `import dllm_decode.selection` with `dllm_decode.decoding.selection` and says so."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         package, _, module = name.rpartition(".")
         return ModuleSpec(name, self) if package == "dllm_decode" and module in _MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        home = f"dllm_decode.{_MOVED[spec.name.rpartition('.')[2]]}"
+        module = spec.name.rpartition(".")[2]
+        home = f"dllm_decode.{_MOVED[module]}"
         warnings.warn(f"{spec.name} is now {home}", DeprecationWarning, stacklevel=2)
-        return _Alias(spec.name, import_module(home))
+        moved = _MOVED_NAMES.get(module, {})
+        others = {
+            name: getattr(import_module(f"dllm_decode.decoding.{where}"), name)
+            for name, where in moved.items()
+        }
+        return _Alias(spec.name, import_module(home), others)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing is left to do: names are looked up in the module's new place."""
@@ -170,9 +192,10 @@ class _MovedModules(MetaPathFinder, Loader):
 class _Alias(ModuleType):
     """The old name of a module; everything is looked up under the new one."""
 
-    def __init__(self, name: str, home: ModuleType) -> None:
+    def __init__(self, name: str, home: ModuleType, others: Mapping[str, Any]) -> None:
         super().__init__(name, f"Now {home.__name__}.")
-        self.__dict__["__all__"] = [n for n in vars(home) if not n.startswith("_")]
+        self.__dict__.update(others)
+        self.__dict__["__all__"] = [n for n in {**vars(home), **others} if not n.startswith("_")]
         self.__dict__["_home"] = home
 
     def __getattr__(self, name: str) -> Any:

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from numbers import Integral
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dllm_decode.config import compose as composing
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_model, build_node
 from dllm_decode.config.shorthand import answer_in_python, quote
-from dllm_decode.decoding.cache import NoCache
+from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder, Interrupted, Observer, Run
+from dllm_decode.decoding.loop import Decoder, Run
+from dllm_decode.decoding.observer import Interrupted, Observer
+from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
-from dllm_decode.decoding.strategy import Strategy, is_revocable, parts_of
-from dllm_decode.decoding.types import Board, Change, Request, Result
-from dllm_decode.errors import ConfigError
+from dllm_decode.decoding.schedule import Schedule
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Change, Request, Snapshot
+from dllm_decode.errors import ConfigError, require
 from dllm_decode.kernels import dispatch
+from dllm_decode.models.adopt import adopt
+from dllm_decode.models.chat import plain_messages
 from dllm_decode.models.loaded import LoadedModel
 
 DEFAULT_NEW_TOKENS = 64
 MASK_WORD = "[MASK]"
 END_SIGN = "∎"
 
-Chat = Sequence[Mapping[str, str]]
+Chat = Sequence[Mapping[str, Any]]
 Prompt = str | Chat | Sequence[int]
+Overrides = Sequence[str] | Mapping[str, Any]
 Infill = str | Sequence[int] | Mapping[int, int]
-Knobs = Mapping[str, float]
+Parameters = Mapping[str, float]
 
 
 class Streamer(Protocol):
@@ -51,41 +60,132 @@ class Streamer(Protocol):
 
 
 def load(
-    model: str = "llada",
-    strategy: str = "credit",
+    model: Any = "llada",
+    strategy: str | Strategy = "credit",
     *,
-    overrides: Sequence[str] = (),
+    tokenizer: Any = None,
+    schedule: str | Schedule | None = None,
+    cache: str | CachePolicy | None = None,
+    sampler: str | Sampler | None = None,
+    overrides: Overrides = (),
     **groups: Any,
 ) -> TextDecoder:
-    """A decoder for the same names and overrides as on the command line.
+    """A decoder from names, as on the command line, or from objects.
+
+        load("llada", "credit", overrides=["strategy.transforms.credit.alpha=0.5"])
+        load("llada", MyRule(0.8), schedule=Blocks(16))
+        load(network, tokenizer=tokenizer, strategy="threshold")
 
     Args:
-        model: An option of the group, a folder, or a Hub id.
-        strategy: An option of the group, or a selection rule.
-        overrides: As on the command line, e.g. `"strategy.select.threshold=0.8"`.
-        groups: Options of further groups (`schedule="whole"`), and settings whose name is enough
-            (`threshold=0.8`).
+        model: The name of an option, a `LoadedModel`, or a `...ForCausalLM` of transformers with
+            its tokenizer; settings of `model=checkpoint` such as `model.mask_id=5` apply to it, see
+            `dllm_decode.models.adopt.adopt`.
+        strategy: The name of an option or a `Strategy`.
+        tokenizer: Of a transformers model given as `model`.
+        schedule: The name of an option or a `Schedule`; None for the default.
+        cache: The name of an option or a `CachePolicy`; None for the default.
+        sampler: The name of an option or a `Sampler`; None for the default.
+        overrides: As on the command line, e.g. `["strategy.select.threshold=0.8"]`, or a mapping
+            `{"strategy.select.threshold": 0.8}`.
+        **groups: Options of further groups by name (`trace="html"`), and settings whose name is
+            enough (`threshold=0.8`).
 
     Raises:
-        ConfigError: The configuration does not know something.
-        CheckpointError: The checkpoint is missing or damaged.
+        ConfigError: The configuration does not know a name, or an object is of the wrong kind.
+        CapabilityError: The parts do not work together.
+        CheckpointError: A checkpoint is missing or damaged.
     """
-    chosen = {"model": model, "strategy": strategy, **groups}
-    words = [_override(name, value) for name, value in chosen.items()]
-    return build(compose_checked((*words, *overrides)))
+    parts = {"strategy": strategy, "schedule": schedule, "cache": cache, "sampler": sampler}
+    objects = {group: part for group, part in parts.items() if _is_object(group, part)}
+    names = {group: part for group, part in parts.items() if part and group not in objects}
+    if not isinstance(model, str):
+        words = [*_words({**names, **groups}), "model=checkpoint", *_lines(overrides)]
+        cfg = compose_checked(words)
+        return build(cfg, model=lambda: _adopted(model, tokenizer, cfg), parts=objects)
+    require(
+        tokenizer is None,
+        f"tokenizer belongs to a transformers model given as model; {model!r} brings its own",
+    )
+    words = [*_words({"model": model, **names, **groups}), *_lines(overrides)]
+    return build(compose_checked(words), parts=objects)
 
 
-def build(cfg: DictConfig, *, model: Callable[[], LoadedModel] | None = None) -> TextDecoder:
+_KINDS = {"strategy": Strategy, "schedule": Schedule, "cache": CachePolicy, "sampler": Sampler}
+
+
+def _is_object(group: str, part: Any) -> bool:
+    """Whether a part is an object; raises `ConfigError` if it is neither that nor a name."""
+    kind = _KINDS[group]
+    if part is None or isinstance(part, str):
+        return False
+    article = "an option's name or a"
+    require(
+        isinstance(part, kind),
+        f"{group} must be {article} {kind.__name__}, got {_shortly(part)}; give single settings as "
+        f"overrides=['{group}.key=value']",
+    )
+    return True
+
+
+def _shortly(thing: Any) -> str:
+    """A value in an error message: its class, and itself where that is short."""
+    if isinstance(thing, type):
+        return f"the class {thing.__name__} (give an object: {thing.__name__}(...))"
+    text = repr(thing)
+    return text if len(text) <= 80 else f"an object of {type(thing).__name__}"
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    """Options of groups, and settings without their place, as on the command line."""
+    return [_override(name, value) for name, value in options.items()]
+
+
+def _lines(overrides: Overrides) -> tuple[str, ...]:
+    """Overrides as on the command line; raises `ConfigError` for what cannot be any."""
+    if isinstance(overrides, Mapping):
+        return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    lines = (overrides,) if isinstance(overrides, str) else tuple(overrides)
+    for line in lines:
+        require(
+            isinstance(line, str), f"overrides must be texts like 'key=value', got {_shortly(line)}"
+        )
+    return lines
+
+
+def _adopted(model: Any, tokenizer: Any, cfg: DictConfig) -> LoadedModel:
+    """A model given as an object."""
+    if isinstance(model, LoadedModel):
+        return model
+    names = ("mask_id", "eot_ids", "pad_id", "block_length", "max_length")
+    settings = OmegaConf.to_container(cfg.model)
+    assert isinstance(settings, dict)
+    return adopt(model, tokenizer, **{name: settings[name] for name in names})
+
+
+def build(
+    cfg: DictConfig,
+    *,
+    model: Callable[[], LoadedModel] | None = None,
+    parts: Mapping[str, Any] | None = None,
+) -> TextDecoder:
     """The decoder that a configuration describes.
 
-    cfg: composed configuration; model: gives the model, None to load the configured one; it is
-    asked last, so that faults in the other parts answer first. Raises `ConfigError` naming the
-    key, `CapabilityError` where parts do not fit together, `CheckpointError` for checkpoints.
+    Args:
+        cfg: The composed configuration.
+        model: Gives the model, None to load the configured one; it is asked last, so that faults
+            in the other parts answer first.
+        parts: Objects that stand in for the configured strategy, schedule, cache or sampler.
+
+    Raises:
+        ConfigError: A setting is wrong; the message names its key.
+        CapabilityError: The parts do not work together.
+        CheckpointError: The checkpoint is missing or damaged.
     """
     dispatch.choose(cfg.kernels, cfg.head)
-    parts = {name: build_node(cfg, name) for name in PARTS}
+    given = parts or {}
+    built = {name: given.get(name) or build_node(cfg, name) for name in PARTS}
     loaded = build_model(cfg) if model is None else model()
-    return TextDecoder(loaded, Decoder(loaded.denoiser, check_every=cfg.check_every, **parts), cfg)
+    return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))
 
 
 def _override(name: str, value: Any) -> str:
@@ -93,7 +193,7 @@ def _override(name: str, value: Any) -> str:
     group = name in composing.groups()
     if group and not isinstance(value, str):
         raise ConfigError(
-            f"{name} must be the name of an option, got {value!r}; give single settings as "
+            f"{name} must be the name of an option, got {_shortly(value)}; give single settings as "
             f"overrides=['{name}.key=value']"
         )
     if isinstance(value, str):
@@ -108,12 +208,54 @@ def _override(name: str, value: Any) -> str:
 class TextDecoder:
     """A model and a decoder, with text on both sides.
 
-    model: denoiser, tokenizer and description; decoder: the loop; cfg: what it was built from.
+    Attributes:
+        model: Denoiser, tokenizer and description.
+        decoder: The loop and its parts.
     """
 
     model: LoadedModel
     decoder: Decoder
-    cfg: DictConfig
+
+    def with_(
+        self,
+        *,
+        strategy: str | Strategy | None = None,
+        schedule: str | Schedule | None = None,
+        cache: str | CachePolicy | None = None,
+        sampler: str | Sampler | None = None,
+        overrides: Overrides = (),
+    ) -> TextDecoder:
+        """The same model with other parts; those left out stay.
+
+            loose = decoder.with_(strategy="factor", overrides=["strategy.select.factor=2"])
+            mine = decoder.with_(strategy=MyRule(0.8), schedule=Blocks(16))
+
+        Args:
+            strategy: The name of an option or a `Strategy`.
+            schedule: The name of an option or a `Schedule`.
+            cache: The name of an option or a `CachePolicy`.
+            sampler: The name of an option or a `Sampler`.
+            overrides: Settings of the parts that are given by name.
+
+        Raises:
+            ConfigError: The configuration does not know a name, or an object is of the wrong kind.
+            CapabilityError: The parts do not work together.
+        """
+        parts = {"strategy": strategy, "schedule": schedule, "cache": cache, "sampler": sampler}
+        new: dict[str, Any] = {g: part for g, part in parts.items() if _is_object(g, part)}
+        names = {group: part for group, part in parts.items() if part and group not in new}
+        lines = _lines(overrides)
+        for word in lines:
+            group = word.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
+            require(
+                group in names,
+                f"overrides must be settings of the parts given by name ({', '.join(names)}), "
+                f"got {word!r}",
+            )
+        if names:
+            cfg = compose_checked((*_words(names), *lines))
+            new |= {group: build_node(cfg, group) for group in names}
+        return replace(self, decoder=replace(self.decoder, **new))
 
     def generate(
         self,
@@ -124,53 +266,60 @@ class TextDecoder:
         top_p: float | None = None,
         top_k: int | None = None,
         min_p: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         batch_size: int | None = None,
         max_tokens_in_flight: int | None = None,
         batching: str = "continuous",
-        parameters: Knobs | Sequence[Knobs | None] | None = None,
+        parameters: Parameters | Sequence[Parameters | None] | None = None,
         streamer: Streamer | None = None,
         infill: Infill | Sequence[Infill | None] | None = None,
         apply_chat_template: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool | None = None,
         observers: Sequence[Observer] = (),
         record: bool = False,
         **unknown: Any,
     ) -> Result:
         """Decode one prompt or many.
 
-        prompts: a string, a chat (list of `{"role", "content"}`), token ids, or a list of those;
+        prompts: a string, a chat (list of `{"role", "content"}`), token ids, or a list of those; an
+        empty string or list is no prompt at all, so that the model writes from nothing;
         max_new_tokens: columns per row [tokens], one number or one per prompt;
         temperature, top_p, top_k, min_p: sampling of proposed tokens, see
         `dllm_decode.decoding.sampling.Categorical`; given ones replace those of the sampler;
-        seed: prompt i is decoded with seed + i; batch_size: rows decoded together, None for all (a
-        batch never changes what a row gets; with a batch size a failing row is reported in
-        `Result.errors`, without it an exception is raised); max_tokens_in_flight, batching: see
-        `Engine`; parameters: {full key: value}, knobs of the strategy for these prompts alone, e.g.
+        seed: prompt i is decoded with seed + i, from 0 to 2^63 - 1 (None: 0); batch_size: rows
+        decoded together, None for all (a batch never changes what a row gets; with a batch size a
+        failing row is reported in `Result.errors`, without it an exception is raised);
+        max_tokens_in_flight, batching: see `Engine`; parameters: {full key: value} of the strategy for these prompts alone, e.g.
         {"strategy.select.threshold": 0.8}; one mapping, or one per prompt;
         streamer: for a single prompt, see `Streamer`;
         infill: tokens given in advance, per prompt a text with `[MASK]` for each open position, a
         list of ids with the mask id for open ones, or {offset: id};
         apply_chat_template: whether a string becomes a user's message where the model has a chat
-        template; observers: watch the steps; record: keep all steps in `Result.trace`.
+        template; chat_template_kwargs: what the template is given beside the messages, e.g.
+        {"enable_thinking": False}; continue_final_message: whether the last message of a chat is
+        continued, None: if it is the assistant's; observers: watch the steps; record: keep all
+        steps in `Result.trace`.
 
         Returns the result with `texts`, one per prompt. Raises `ConfigError` for unknown keywords
         and requests that do not fit, and `Interrupted` with the partial result on Ctrl-C.
         """
         _refuse_unknown(unknown, self.generate)
         many = _as_list(prompts)
-        ids = tuple(self.encode(p, row, apply_chat_template) for row, p in enumerate(many))
-        length, fixed = self._infilling(infill, max_new_tokens, len(ids))
+        about = {"continue_final": continue_final_message, "arguments": chat_template_kwargs}
+        ids = tuple(self.encode(p, row, apply_chat_template, **about) for row, p in enumerate(many))
+        length, fixed = self.infilling(infill, max_new_tokens, len(ids))
         request = Request(
             prompts=ids,
             max_new_tokens=length,
-            seeds=tuple(seed + row for row in range(len(ids))),
+            seeds=_seeds(seed, len(ids)),
             fixed=fixed,
             parameters=_per_row(parameters, len(ids)),
         )
         if streamer is not None:
             if len(ids) > 1:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
-            drafts = not is_revocable(self.decoder.strategy)
+            drafts = not self.decoder.strategy.revocable
             observers = (*observers, _Streaming(streamer, ids[0], drafts))
         return self.decode(
             request,
@@ -223,7 +372,7 @@ class TextDecoder:
     @property
     def needs_reference(self) -> bool:
         """Whether a part of the strategy needs the result of a reference decode."""
-        return any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        return any(part.needs_reference for _, part in self.decoder.strategy.parts())
 
     @cached_property
     def sequential(self) -> TextDecoder:
@@ -264,27 +413,52 @@ class TextDecoder:
         """The text of one token for a picture of the canvas; end of text is a small square."""
         if token in self.model.denoiser.vocab.eot_ids:
             return END_SIGN
+        if not self.model.tokenizer.reads_text:
+            return f" {token}"
         return self.model.tokenizer.decode([token], keep_special=True)
 
-    def encode(self, prompt: Prompt, row: int = 0, chat: bool = True) -> tuple[int, ...]:
-        """Token ids of a string, a chat or token ids; raises `ConfigError` for empty ones."""
+    def encode(
+        self,
+        prompt: Prompt,
+        row: int = 0,
+        chat: bool = True,
+        *,
+        continue_final: bool | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """Token ids of a prompt, the same wherever it is given.
+
+        Args:
+            prompt: A string, a chat or token ids; an empty one is no prompt at all.
+            row: Its number, for messages.
+            chat: Whether a string becomes a user's message where there is a chat template.
+            continue_final: Whether the last message of a chat is continued; None: if it is the
+                assistant's.
+            arguments: What the chat template is given beside the messages.
+
+        Raises:
+            ConfigError: The prompt is none of these, or the chat template does not take it.
+            CheckpointError: The tokenizer or the chat template is missing or damaged.
+        """
         tokenizer = self.model.tokenizer
-        if not isinstance(prompt, str | Sequence):
+        if isinstance(prompt, str):
+            if not (chat and prompt and tokenizer.has_chat_template):
+                return tuple(tokenizer.encode(prompt))
+            prompt = [{"role": "user", "content": prompt}]
+        if not isinstance(prompt, Sequence):
             raise ConfigError(
                 f"prompt {row} must be a text, a chat or token ids, got {type(prompt).__name__}"
             )
-        if len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
-            raise ConfigError(f"prompt {row} is empty; give a text, a chat or token ids")
-        if isinstance(prompt, str):
-            if chat and tokenizer.has_chat_template:
-                return tuple(tokenizer.encode_chat([{"role": "user", "content": prompt}]))
-            return tuple(tokenizer.encode(prompt))
-        if isinstance(prompt[0], Mapping):
-            return tuple(tokenizer.encode_chat([_message(part, row) for part in prompt]))
-        for token in prompt:
-            if not isinstance(token, int) or isinstance(token, bool):
-                raise ConfigError(f"prompt {row} must hold token ids, got {token!r}")
-        return tuple(token for token in prompt if isinstance(token, int))
+        if not prompt or not isinstance(prompt[0], Mapping):
+            return tuple(_whole(f"prompt {row} must hold token ids", token) for token in prompt)
+        try:
+            messages = plain_messages(prompt)
+            ids = tokenizer.encode_chat(
+                messages, continue_final=continue_final, arguments=arguments
+            )
+        except ConfigError as error:
+            raise ConfigError(f"prompt {row}: {error}") from None
+        return tuple(ids)
 
     def _sampler(self, *given: float | int | None) -> Sampler:
         names = ("temperature", "top_p", "top_k", "min_p")
@@ -303,11 +477,15 @@ class TextDecoder:
             "use load(..., sampler='categorical')"
         )
 
-    def _infilling(
+    def infilling(
         self, infill: Any, max_new_tokens: int | Sequence[int], rows: int
     ) -> tuple[int | tuple[int, ...], tuple[Mapping[int, int] | None, ...] | None]:
-        """`max_new_tokens` and fixed tokens; a template sets the length of its row."""
-        length = max_new_tokens if isinstance(max_new_tokens, int) else tuple(max_new_tokens)
+        """`max_new_tokens` and fixed tokens of a request; a template sets the length of its row.
+
+        infill, max_new_tokens: see `generate`; rows: of the request. Raises `ConfigError` where
+        they do not fit.
+        """
+        length = _lengths(max_new_tokens)
         if infill is None:
             return length, None
         single = isinstance(infill, str | Mapping) or _is_ids(infill)
@@ -334,7 +512,7 @@ class TextDecoder:
         ids: list[int] = []
         for number, piece in enumerate(text.split(MASK_WORD)):
             ids += [mask] if number else []
-            own = tokenizer.encode(piece) if piece else []
+            own = tokenizer.encode(piece, framed=False) if piece else []
             if tokenizer.decode(own, keep_special=True) != piece:
                 raise ConfigError(
                     f"infill: {piece!r} has no exact token ids in this model; give ids instead"
@@ -343,18 +521,17 @@ class TextDecoder:
         return ids
 
     def _with_texts(self, result: Result, reference_forwards: tuple[int, ...]) -> Result:
-        texts = tuple(self.text(row) for row in result.sequences)
-        return replace(result, texts=texts, reference_forwards=reference_forwards)
+        rows = [
+            replace(row, text=self.text(row), reference_forwards=forwards)
+            for row, forwards in zip(result.rows, reference_forwards, strict=True)
+        ]
+        return replace(result, rows=tuple(rows))
 
-    def text(self, sequence: Sequence[int]) -> str:
-        """The text of generated ids, up to the first end of text, without special tokens."""
-        return self.model.tokenizer.decode(list(self.delivered(sequence)))
-
-    def delivered(self, sequence: Sequence[int]) -> tuple[int, ...]:
-        """Generated ids before the first end of text: what a reader gets, and what is counted."""
-        ends = self.model.denoiser.vocab.eot_ids
-        stop = next((at for at, token in enumerate(sequence) if token in ends), len(sequence))
-        return tuple(sequence[:stop])
+    def text(self, row: Outcome) -> str:
+        """The delivered tokens of a row as text without special tokens; "" without a tokenizer."""
+        if not self.model.tokenizer.reads_text:
+            return ""
+        return self.model.tokenizer.decode(list(row.delivered))
 
 
 @cache
@@ -364,8 +541,8 @@ def _sequential_strategy() -> Strategy:
 
 
 def _per_row(
-    parameters: Knobs | Sequence[Knobs | None] | None, rows: int
-) -> tuple[Knobs | None, ...] | None:
+    parameters: Parameters | Sequence[Parameters | None] | None, rows: int
+) -> tuple[Parameters | None, ...] | None:
     if parameters is None or not isinstance(parameters, Mapping):
         return None if parameters is None else tuple(parameters)
     return (parameters,) * rows
@@ -381,26 +558,48 @@ def _full_length(result: Result, request: Request, decoder: Decoder) -> tuple[tu
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], int)
+    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], Integral)
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
-    """One prompt as a list of one."""
-    if isinstance(prompts, torch.Tensor):
-        prompts = prompts.tolist()
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+    """One prompt as a list of one; tensors and arrays, also inside of it, as lists."""
+    prompts = _listed(prompts)
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
         return [prompts]
-    if prompts and isinstance(prompts[0], int | Mapping):
+    if prompts and isinstance(prompts[0], Integral | Mapping):
         return [prompts]
-    return list(prompts)
+    return [_listed(prompt) for prompt in prompts]
 
 
-def _message(part: Any, row: int) -> dict[str, str]:
-    if not isinstance(part, Mapping) or set(part) != {"role", "content"}:
-        raise ConfigError(
-            f"prompt {row}: a chat message has the keys role and content, got {part!r}"
-        )
-    return {"role": str(part["role"]), "content": str(part["content"])}
+def _listed(value: Any) -> Any:
+    """The values of a tensor or array; anything else as it is."""
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
+
+
+def _whole(what: str, value: Any) -> int:
+    """A whole number of Python's, numpy's or torch's; raises `ConfigError` for anything else."""
+    number = value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
+    if isinstance(number, bool | np.bool_) or not isinstance(number, Integral):
+        raise ConfigError(f"{what}, got {value!r}")
+    return int(number)
+
+
+def _lengths(given: Any) -> int | tuple[int, ...]:
+    """`max_new_tokens` as whole numbers."""
+    what = "max_new_tokens must be a whole number >= 1, or one for each prompt"
+    values = _listed(given)
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        return tuple(_whole(what, value) for value in values)
+    return _whole(what, values)
+
+
+def _seeds(seed: Any, rows: int) -> tuple[int, ...]:
+    """The seed of each row."""
+    what = f"seed must be a whole number from 0 to {2**63 - max(rows, 1)}"
+    first = 0 if seed is None else _whole(what, seed)
+    if not 0 <= first <= 2**63 - max(rows, 1):
+        raise ConfigError(f"{what}, got {seed!r}")
+    return tuple(range(first, first + rows))
 
 
 def _refuse_unknown(unknown: Mapping[str, Any], method: Any) -> None:
@@ -419,12 +618,12 @@ class _Streaming(Observer):
         self.streamer = streamer
         self.early = early
         self.told = 0
-        streamer.put(torch.tensor(prompt))
+        streamer.put(torch.tensor(prompt, dtype=torch.long))
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """One draft; then what is decided without a gap, where it cannot be taken back."""
-        span = slice(board.start, int(board.horizon[0]))
-        tokens, decided = board.tokens[0, span].cpu(), board.decided[0, span].cpu()
+        span = slice(snapshot.start, int(snapshot.horizon[0]))
+        tokens, decided = snapshot.tokens[0, span].cpu(), snapshot.decided[0, span].cpu()
         draft = getattr(self.streamer, "put_draft", None)
         if draft is not None:
             draft(tokens)

@@ -199,7 +199,9 @@ def _sweep(app: Application, name: str, overrides: list[str], words: list[str]) 
 
 def _summary(done: Sweep, folder: RunFolder) -> int:
     """Say how a sweep went; returns its exit code, the worst of its jobs'."""
-    failed = [(number, code, why) for number, (code, why) in enumerate(done.results) if code]
+    failed: list[tuple[int, int, str]] = [
+        (number, code, why) for number, (code, why) in enumerate(done.results) if code
+    ]
     for number, (words, error) in enumerate(done.refused, start=len(done.results)):
         reason = explain(error, words)
         _note_failure(RunFolder(folder.path / str(number)), words, reason)
@@ -306,6 +308,8 @@ def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
     """What a result depends on besides the configuration."""
     import torch
 
+    from dllm_decode.decoding.denoiser import Capabilities
+
     model = vars(context).get("model")
     cuda = torch.cuda.is_available()
     return {
@@ -320,7 +324,7 @@ def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
         if cuda
         else [],
         "checkpoint": model and model.description.checkpoint,
-        "fingerprint": model and getattr(model.denoiser, "fingerprint", None),
+        "fingerprint": model and Capabilities.of(model.denoiser).fingerprint,
     }
 
 

@@ -26,12 +26,20 @@ class CheckpointError(DllmDecodeError):
     """A checkpoint, tokenizer or weight file that is missing, truncated or does not fit."""
 
 
-class DecisionError(DllmDecodeError):
+class PluginError(DllmDecodeError):
+    """A plugin returned or did something that it may not; names the plugin and its place."""
+
+
+class DecisionError(PluginError):
     """A strategy asked for something illegal; names the plugin, row, column and step."""
 
 
 class ModelOutputError(DllmDecodeError):
     """The model returned logits that no rule can use (NaN, infinite, everything banned)."""
+
+
+class DeviceError(DllmDecodeError):
+    """The device failed, and nothing more can be computed in this process; says what to do."""
 
 
 def require(condition: bool, message: str) -> None:

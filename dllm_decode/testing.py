@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -32,12 +32,23 @@ from dllm_decode.decoding.cache import (
     VicinityCache,
     mask_of,
 )
+from dllm_decode.decoding.checks import check_composition
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder, Observer, check_composition
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Observer
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
-from dllm_decode.decoding.strategy import Budget, Strategy, is_revocable, parts_of
-from dllm_decode.decoding.types import Board, Change, Request, Result, Vocab
+from dllm_decode.decoding.strategy import Budget, Part, Progress, Strategy
+from dllm_decode.decoding.types import (
+    Change,
+    Decision,
+    Memory,
+    Request,
+    Snapshot,
+    StepView,
+    Vocab,
+)
 from dllm_decode.errors import CapabilityError
 from dllm_decode.kernels.noise import fold, mix, unit_interval
 from dllm_decode.models.toy import Shuffle, row_state
@@ -62,8 +73,11 @@ class HashDenoiser:
     scale: 1.5 gives confidences between 0.1 and 1, large values saturate them, tiny ones make
     everything equal; levels: round to that many values, so that exact ties occur; added: per token
     id, e.g. {mask_id: 1e6} predicts the mask everywhere; fail_at: the pass, counted from 0, that
-    raises `ModelFailed`; patience: passes after which a decode counts as endless;
-    rows_per_pass: the batch size of every pass so far.
+    raises `ModelFailed`; patience: passes after which a decode counts as endless; shifted: the
+    logits of a column are read at the column in front of it, as Dream's are; rows_per_pass: the
+    batch size of every pass so far.
+    A pass that is said to be complete attends to every column it is given, as a model without an
+    attention mask would.
     """
 
     vocab: Vocab = VOCAB
@@ -77,6 +91,7 @@ class HashDenoiser:
     rows_per_pass: list[int] = field(default_factory=list)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     max_length: int | None = None
+    shifted: bool = False
 
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """Logits (B, W, V); see `dllm_decode.decoding.denoiser.Denoiser`."""
@@ -95,9 +110,28 @@ class HashDenoiser:
             logits[..., token] += amount
         return logits.to(self.dtype)
 
+    def sources(self, index: Tensor, live: Tensor) -> Tensor:
+        """The columns at which the logits of index (B, W) are read, -1 for none."""
+        return self._read_at(index, live)
+
+    def _read_at(self, index: Tensor, live: Tensor) -> Tensor:
+        """What `sources` should say; the model itself relies on this."""
+        if not self.shifted:
+            return index
+        first = live.int().argmax(1, keepdim=True)
+        return torch.where(index >= 0, torch.maximum(index - 1, first), -1)
+
     def state(self, tokens: Tensor, live: Tensor, plan: Plan) -> Tensor:
         """What the logits of a row depend on, (B,) int64: here a hash of its live tokens."""
-        return row_state(tokens, live, self.seed)
+        return row_state(tokens, torch.ones_like(live) if plan.complete else live, self.seed)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass did with the store; computed, attended (B, L) bool."""
+
+    computed: Tensor
+    attended: Tensor
 
 
 @dataclass
@@ -128,7 +162,23 @@ class StoringHashDenoiser(HashDenoiser):
     What is stored of a column depends on its token and on all columns attended to when it was
     computed, and the logits on what is stored of all columns attended to. So it matters what a
     cache policy recomputes, and any number that is stale, dropped or of another row is noticed.
+    Logits that are read at a column which the pass does not compute end the decode.
+
+    passes: what every pass with a store has computed and attended to.
     """
+
+    passes: list[Pass] = field(default_factory=list)
+
+    def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """Logits (B, W, V); see `dllm_decode.decoding.denoiser.Denoiser`."""
+        if plan.columns is not None:
+            computed = mask_of(plan.columns, tokens.shape[1])
+            source = self._read_at(index, live)
+            missing = (source >= 0) & ~computed.gather(1, source.clamp(min=0))
+            assert not bool(missing.any()), (
+                f"logits are read at columns {source[missing].tolist()}, which the pass leaves out"
+            )
+        return super().__call__(tokens, live, index, plan)
 
     def allocate(self, rows: int, columns: int) -> HashStore:
         """A store without rows; see `dllm_decode.decoding.denoiser.StoringDenoiser`."""
@@ -144,7 +194,9 @@ class StoringHashDenoiser(HashDenoiser):
         assert isinstance(plan.store, HashStore) and plan.valid is not None
         width = tokens.shape[1]
         stored, valid = plan.store.stored, plan.valid[:, :width] & live
+        valid = torch.ones_like(valid) if plan.complete else valid
         anew = mask_of(plan.columns, width)
+        self.passes.append(Pass(anew, valid))
         around = torch.where(anew, own, stored[:, :width]) * valid
         now = torch.where(anew, fold(own, around.sum(1, keepdim=True)), stored[:, :width])
         stored[:, :width] = now
@@ -187,6 +239,10 @@ class Case:
     choice: int
     order: tuple[int, ...]
     cache: str = "none"
+    sync_every: int = 1
+    shifted: bool = False
+    batch: int = 2
+    batching: str = "continuous"
 
     def pick(self, options: Sequence[Option]) -> Option:
         """One of several options, the same one each time for lists of the same length."""
@@ -198,16 +254,16 @@ def cases(draw: st.DrawFn) -> Case:
     """Cases of one to three rows with short canvases."""
     rows = draw(st.integers(1, 3))
 
-    def per_row(values: st.SearchStrategy[Any]) -> tuple[Any, ...]:
+    def each_row(values: st.SearchStrategy[Any]) -> tuple[Any, ...]:
         return tuple(draw(values) for _ in range(rows))
 
     token = st.integers(0, VOCAB.size - 1)
-    lengths = per_row(st.integers(1, 7))
+    lengths = each_row(st.integers(1, 7))
     generated = st.integers(0, VOCAB.pad_id - 1 if VOCAB.pad_id else 0)
     return Case(
-        prompts=per_row(st.lists(token, max_size=3).map(tuple)),
+        prompts=each_row(st.lists(token, max_size=3).map(tuple)),
         lengths=lengths,
-        fixed=per_row(st.dictionaries(st.integers(0, 6), generated, max_size=2)),
+        fixed=each_row(st.dictionaries(st.integers(0, 6), generated, max_size=2)),
         seed=draw(st.integers(0, 999)),
         model=draw(st.sampled_from(sorted(MODELS))),
         schedule=draw(st.sampled_from(["blocks", "sliding", "whole"])),
@@ -215,6 +271,10 @@ def cases(draw: st.DrawFn) -> Case:
         choice=draw(st.integers(0, 999)),
         order=tuple(draw(st.permutations(range(rows)))),
         cache=draw(st.sampled_from(list(CACHES))),
+        sync_every=draw(st.sampled_from([1, 2, 3, 7])),
+        shifted=draw(st.booleans()),
+        batch=draw(st.sampled_from([2, 1])),
+        batching=draw(st.sampled_from(["continuous", "static"])),
     )
 
 
@@ -223,18 +283,86 @@ class Recorder(Observer):
 
     def __init__(self) -> None:
         self.request: Request | None = None
-        self.boards: list[Board] = []
+        self.snapshots: list[Snapshot] = []
         self.changes: list[Change] = []
+        self.kept: list[_Unwritten] = []
 
-    def start(self, request: Request, board: Board) -> None:
+    def start(self, request: Request, snapshot: Snapshot) -> None:
         """Keep the canvas before the first step."""
         self.request = request
-        self.boards.append(board)
+        self.snapshots.append(snapshot)
+        self.kept.append(_Unwritten(snapshot=snapshot))
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """Keep the step."""
         self.changes.append(change)
-        self.boards.append(board)
+        self.snapshots.append(snapshot)
+        self.kept.append(_Unwritten(snapshot=snapshot, change=change))
+
+    def steps_of(self, row: int, result: Result) -> int:
+        """Steps in which a row took part; passes behind its end, before the sync, do not count."""
+        steps = sum(int((change.rows == row).sum()) for change in self.changes)
+        return steps - result.surplus_forwards[row]
+
+
+class _Unwritten:
+    """Remembers the versions of tensors, which any in-place write changes."""
+
+    def __init__(self, **given: Any) -> None:
+        self.before = [(name, tensor, tensor._version) for name, tensor in _tensors(given)]
+
+    def check(self) -> None:
+        for name, tensor, version in self.before:
+            assert tensor._version == version, f"{name} was written to"
+
+
+def _tensors(value: Any, name: str = "", depth: int = 6) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in a value handed to a plugin, each with the name by which it is reached."""
+    if isinstance(value, Tensor):
+        yield name, value
+    inside = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
+    if depth == 0 or not isinstance(inside, Mapping):
+        return
+    for key, entry in inside.items():
+        yield from _tensors(entry, f"{name}.{key}" if name else str(key), depth - 1)
+
+
+@dataclass(frozen=True)
+class _Watched(Strategy):
+    """A strategy that may not write to anything it is handed but its memory."""
+
+    inner: Strategy
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        return self.inner.parts()
+
+    @property
+    def revocable(self) -> bool:  # type: ignore[override]
+        return self.inner.revocable
+
+    @property
+    def progress(self) -> Progress:
+        return self.inner.progress
+
+    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
+        before = _Unwritten(snapshot=snapshot)
+        memory = self.inner.begin(request, snapshot)
+        before.check()
+        return memory
+
+    def decide(self, view: StepView, memory: Any) -> Decision:
+        # computed now, so that a write to them is noticed as well
+        _ = view.pred.token, view.pred.confidence
+        before = _Unwritten(view=view)
+        decision = self.inner.decide(view, memory)
+        before.check()
+        return decision
+
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
+        before = _Unwritten(snapshot=snapshot, view=view, change=change)
+        horizon = self.inner.horizon(snapshot, view, change, memory)
+        before.check()
+        return horizon
 
 
 def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list[int]]:
@@ -297,7 +425,7 @@ class StrategyContract:
 
     Override what applies: `loose_to_strict` for rules with a threshold, `with_weight_zero` for
     transforms with a weight, `ending_at_eot` for strategies that stop behind the first end of
-    text, `samplers` to add your own.
+    text, `probing` for strategies that ask for further forward passes, `samplers` to add your own.
     """
 
     _properties_of: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -307,6 +435,7 @@ class StrategyContract:
         ),
         "with_weight_zero": ("test_weight_zero_equals_absent",),
         "ending_at_eot": ("test_no_work_is_done_behind_a_committed_end_of_text",),
+        "probing": ("test_no_probe_leaves_its_keys_and_values_behind",),
     }
 
     samplers: Sequence[Sampler] = (
@@ -339,6 +468,10 @@ class StrategyContract:
         """Strategies that end a row behind a committed end of text with nothing open before it."""
         return ()
 
+    def probing(self) -> Sequence[Strategy]:
+        """Strategies that ask for further forward passes (`view.probe`)."""
+        return ()
+
     # How a case becomes a decode.
 
     def _strategy(self, case: Case) -> Strategy:
@@ -347,7 +480,7 @@ class StrategyContract:
 
     def _width(self, strategy: Strategy) -> int | None:
         """The only block length that the strategy works with."""
-        widths = (part.window_width for _, part in parts_of(strategy))
+        widths = (part.window_width for _, part in strategy.parts())
         return next((width for width in widths if width is not None), None)
 
     def request(self, case: Case, strategy: Strategy) -> Request:
@@ -395,10 +528,11 @@ class StrategyContract:
 
     def model(self, case: Case, **changed: Any) -> HashDenoiser:
         """The model of a case, which gives the ids that may not be generated no chance."""
-        knobs = {"seed": case.seed, **MODELS[case.model], **changed}
+        given = {"seed": case.seed, "shifted": case.shifted, **MODELS[case.model]}
+        arguments = {**given, **changed}
         added = dict.fromkeys(VOCAB.never_generated, -FAR)
         kind = HashDenoiser if case.cache == "none" else StoringHashDenoiser
-        return kind(**{**knobs, "added": {**added, **knobs.get("added", {})}})
+        return kind(**{**arguments, "added": {**added, **arguments.get("added", {})}})
 
     def decoder(
         self, case: Case, strategy: Strategy, request: Request, model: HashDenoiser | None = None
@@ -412,6 +546,7 @@ class StrategyContract:
             self.cache(case, strategy, schedule),
             sampler=case.pick(self.samplers),
             record=True,
+            sync_every=case.sync_every,
         )
 
     def decode(
@@ -440,7 +575,7 @@ class StrategyContract:
         result, recorder, _ = self.decode(case, strategy, request)
         progress = strategy.progress
         for row, length in enumerate(request.lengths):
-            steps = sum(int((change.rows == row).sum()) for change in recorder.changes)
+            steps = recorder.steps_of(row, result)
             limit = length + (progress.steps if isinstance(progress, Budget) else 0)
             assert steps <= limit, f"row {row} took {steps} steps, allowed are {limit}"
             sequence = result.sequences[row]
@@ -456,7 +591,7 @@ class StrategyContract:
         strategy = self._strategy(case)
         request = self.request(case, strategy)
         result, recorder, _ = self.decode(case, strategy, request)
-        start = recorder.boards[0]
+        start = recorder.snapshots[0]
         expected = torch.full_like(start.tokens, -1)
         for row, prompt in enumerate(request.prompts):
             expected[row, start.start - len(prompt) : start.start] = torch.tensor(prompt)
@@ -465,24 +600,27 @@ class StrategyContract:
                 cut = offset >= len(result.sequences[row])
                 assert cut or result.step_of[row][offset] == -1, "a fixed token was committed"
         rows = [torch.arange(request.rows), *(change.rows for change in recorder.changes)]
-        for kept, board in zip(rows, recorder.boards, strict=True):
+        for kept, snapshot in zip(rows, recorder.snapshots, strict=True):
             given_tokens = expected[kept] >= 0
-            same = (board.tokens == expected[kept]) & board.decided
+            same = (snapshot.tokens == expected[kept]) & snapshot.decided
             assert bool((same | ~given_tokens).all()), "a prompt or fixed token was changed"
 
     @_property
     def test_what_is_decided_stays_unless_the_strategy_may_revoke(self, case: Case) -> None:
         """Only `revocable` strategies open a decided column again, and nobody rewrites one."""
-        revocable = is_revocable(self._strategy(case))
+        revocable = self._strategy(case).revocable
         _, recorder, _ = self.run(case)
-        tokens, decided = recorder.boards[0].tokens.clone(), recorder.boards[0].decided.clone()
-        for change, board in zip(recorder.changes, recorder.boards[1:], strict=True):
+        tokens, decided = (
+            recorder.snapshots[0].tokens.clone(),
+            recorder.snapshots[0].decided.clone(),
+        )
+        for change, snapshot in zip(recorder.changes, recorder.snapshots[1:], strict=True):
             rows = change.rows
-            reopened = decided[rows] & ~board.decided
+            reopened = decided[rows] & ~snapshot.decided
             assert revocable or not bool(reopened.any()), "a decided column was opened again"
-            rewritten = decided[rows] & board.decided & (board.tokens != tokens[rows])
+            rewritten = decided[rows] & snapshot.decided & (snapshot.tokens != tokens[rows])
             assert not bool(rewritten.any()), "a decided token was replaced without being opened"
-            tokens[rows], decided[rows] = board.tokens, board.decided
+            tokens[rows], decided[rows] = snapshot.tokens, snapshot.decided
 
     @_property
     def test_a_row_decodes_alike_alone_and_in_any_batch(self, case: Case) -> None:
@@ -505,7 +643,7 @@ class StrategyContract:
         request = self.request(case, self._strategy(case))
         case = replace(case, width=min(case.width, *request.lengths))
         decoder = self.decoder(case, self._strategy(case), request)
-        engine = Engine(decoder, 1 + case.choice % 2, batching=case.pick(("continuous", "static")))
+        engine = Engine(decoder, case.batch, batching=case.batching)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             running = engine.decode(request.take(case.order))
@@ -542,7 +680,10 @@ class StrategyContract:
         for change in result.trace:
             for place, row in enumerate(change.rows.tolist()):
                 step = int(change.step[place])
-                assert step < result.forwards[row], f"row {row}: step {step} was not counted"
+                wrote = bool((change.commit | change.remask)[place].any())
+                assert not wrote or step < result.forwards[row], (
+                    f"row {row}: step {step} was not counted"
+                )
 
     @_property
     def test_the_same_seed_gives_the_same_result(self, case: Case) -> None:
@@ -552,6 +693,53 @@ class StrategyContract:
         second, _, _ = self.run(case)
         same = [row_of(first, row) == row_of(second, row) for row in range(len(first.sequences))]
         assert all(same), f"rows {same} differ between two decodes with the same seeds"
+
+    @_property
+    def test_the_time_between_two_syncs_changes_nothing(self, case: Case) -> None:
+        """Rows get the same, however many steps run before the host looks at the device."""
+        strategy = self._strategy(case)
+        request = self.request(case, strategy)
+        every, _, _ = self.decode(replace(case, sync_every=1), strategy, request)
+        now_and_then, _, _ = self.decode(
+            replace(case, sync_every=max(2, case.sync_every)), self._strategy(case), request
+        )
+        for row in range(request.rows):
+            same = row_of(now_and_then, row) == row_of(every, row)
+            assert same, f"row {row} decodes differently where the host looks less often"
+
+    @_property
+    def test_nothing_that_is_handed_over_is_written_to(self, case: Case) -> None:
+        """Views, predictions, canvases and changes stay as they are; only memories are written."""
+        strategy = self._strategy(case)
+        request = self.request(case, strategy)
+        _, recorder, _ = self.decode(case, _Watched(strategy), request)
+        for kept in recorder.kept:
+            kept.check()
+
+    @_property
+    def test_no_probe_leaves_its_keys_and_values_behind(self, case: Case) -> None:
+        """What a probe has stored is computed again before a later step attends to it."""
+        probing = self.probing()
+        if not probing:
+            pytest.skip("no strategy that probes")
+        strategy = case.pick(probing)
+        case = case if case.cache != "none" else replace(case, cache="dual")
+        request = self.request(case, strategy)
+        _, recorder, model = self.decode(case, strategy, request)
+        passes = iter(model.passes if isinstance(model, StoringHashDenoiser) else ())
+        probed: dict[int, set[int]] = {row: set() for row in range(request.rows)}
+        for change in recorder.changes:
+            own = next(passes, None)
+            if own is None:  # a cache policy that the strategy does not work with
+                return
+            for place, row in enumerate(change.rows.tolist()):
+                probed[row] -= set(own.computed[place].nonzero()[:, 0].tolist())
+                left = probed[row] & set(own.attended[place].nonzero()[:, 0].tolist())
+                assert not left, f"row {row} attends to columns {sorted(left)} of a probe"
+            for _ in range(change.probes):
+                probe = next(passes)
+                for place, row in enumerate(change.rows.tolist()):
+                    probed[row] |= set(probe.computed[place].nonzero()[:, 0].tolist())
 
     @_property
     def test_mask_and_control_ids_play_no_part(self, case: Case) -> None:
@@ -572,7 +760,7 @@ class StrategyContract:
     @_property
     def test_every_forward_pass_is_counted(self, case: Case) -> None:
         """Rows times passes of the model are the forwards of the result, probes included."""
-        result, _, model = self.run(case)
+        result, _, model = self.run(replace(case, sync_every=1))
         spent, told = sum(model.rows_per_pass), sum(result.forwards)
         assert spent == told, f"the model computed {spent} rows, the result says {told}"
 
@@ -637,6 +825,6 @@ class StrategyContract:
             assert all(place == len(sequence) - 1 for place in ends), (
                 f"row {row} goes on behind its end of text: {sequence}"
             )
-            steps = sum(int((change.rows == row).sum()) for change in recorder.changes)
+            steps = recorder.steps_of(row, result)
             needed = 1 + max(result.step_of[row])
             assert steps == needed, f"row {row} took {steps} steps for what {needed} had decided"

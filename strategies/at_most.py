@@ -24,7 +24,7 @@ class AtMost(Filter):
     def __post_init__(self) -> None:
         require_count("strategy.filters.at_most.tokens", self.tokens)
 
-    def keep(self, view: StepView, wish: Decision, memory: None) -> Tensor:
+    def keep(self, view: StepView, decision: Decision, memory: None) -> Tensor:
         """The `tokens` best of the wished commits."""
-        scores = view.pred.confidence if wish.scores is None else wish.scores
-        return best(scores, wish.commit, self.tokens)
+        scores = view.pred.confidence if decision.scores is None else decision.scores
+        return best(scores, decision.commit, self.tokens)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Strategy
-from dllm_decode.decoding.types import Board, Decision, Memory, Request, StepView
+from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import require, require_count, require_in_range
 
 
@@ -62,11 +62,13 @@ class ReleasedCCD(Strategy):
             f"strategy.select.seek must be true or false, got {self.seek!r}",
         )
 
-    def begin(self, request: Request, board: Board) -> CandidateMemory:
+    def begin(self, request: Request, snapshot: Snapshot) -> CandidateMemory:
         """Width 1, no runners-up."""
-        rows, columns = board.tokens.shape
-        nothing = torch.zeros_like(board.tokens[:, :1]).expand(rows, columns - board.start + 1)
-        return CandidateMemory(torch.ones_like(board.horizon), nothing.bool(), nothing.clone())
+        rows, columns = snapshot.tokens.shape
+        nothing = torch.zeros_like(snapshot.tokens[:, :1]).expand(
+            rows, columns - snapshot.start + 1
+        )
+        return CandidateMemory(torch.ones_like(snapshot.horizon), nothing.bool(), nothing.clone())
 
     def decide(self, view: StepView, memory: CandidateMemory) -> Decision:
         """The best position or the agreeing ones."""
@@ -91,7 +93,7 @@ class ReleasedCCD(Strategy):
 
     def _width(self, view: StepView, width: Tensor) -> Tensor:
         """The candidate width V of this step, (B,)."""
-        columns = view.board.end - view.board.start
+        columns = view.snapshot.end - view.snapshot.start
         few = view.masked.sum(1) <= 0.1 * columns
         grown = torch.where(few, 1, width) + 1
         grown = grown.clamp(max=1 + int(self.expand_ratio))
@@ -101,4 +103,4 @@ class ReleasedCCD(Strategy):
 def _column(view: StepView, memory: CandidateMemory) -> Tensor:
     """Each slot's place in the memory, (B, W); absent slots share the last one."""
     spare = memory.token.shape[1] - 1
-    return torch.where(view.index >= 0, view.index - view.board.start, spare)
+    return torch.where(view.index >= 0, view.index - view.snapshot.start, spare)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.strategy import Transform
-from dllm_decode.decoding.types import Board, Memory, Request, StepView
+from dllm_decode.decoding.types import Memory, Request, Snapshot, StepView
 from dllm_decode.errors import require, require_choice, require_count, require_in_range
 
 
@@ -54,11 +54,11 @@ class _Credit(Transform):
         """Credit of the whole request is earned at every open column, so all must be predicted."""
         return self.scope == "request"
 
-    def begin(self, request: Request, board: Board) -> CreditMemory:
+    def begin(self, request: Request, snapshot: Snapshot) -> CreditMemory:
         """No credit anywhere."""
-        rows, width = board.tokens.shape
-        shape = (rows, width - board.start + 1, self.slots)
-        device = board.tokens.device
+        rows, width = snapshot.tokens.shape
+        shape = (rows, width - snapshot.start + 1, self.slots)
+        device = snapshot.tokens.device
         return CreditMemory(
             ids=torch.full(shape, -1, device=device),
             credit=torch.zeros(shape, dtype=torch.float64, device=device),
@@ -67,9 +67,8 @@ class _Credit(Transform):
     def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
         """The prediction with alpha * log(1 + credit) added to the credited logits."""
         alpha, beta, gamma = self.strengths(view)
-        if self.scope == "block":
+        if self.scope == "block":  # ids may stay: without credit they add nothing and go first
             memory.credit = memory.credit.masked_fill(view.fresh[:, None, None], 0.0)
-            memory.ids = memory.ids.masked_fill(view.fresh[:, None, None], -1)
         earns = view.masked if self.scope == "request" else view.open
         columns = _column(view, memory)
         ids, credit = memory.ids.gather(1, columns), memory.credit.gather(1, columns)
@@ -89,7 +88,7 @@ class _Credit(Transform):
 def _column(view: StepView, memory: CreditMemory) -> Tensor:
     """Index of each slot's entry in the memory, (B, W, K); absent slots point at the last one."""
     spare = memory.ids.shape[1] - 1
-    columns = torch.where(view.index >= 0, view.index - view.board.start, spare)
+    columns = torch.where(view.index >= 0, view.index - view.snapshot.start, spare)
     return columns[..., None].expand(*columns.shape, memory.ids.shape[2])
 
 
@@ -117,7 +116,7 @@ class TraceCredit(_Credit):
     alpha: float = 0.65
     beta: float = 0.70
     gamma: float = 0.20
-    per_row: ClassVar[tuple[str, ...]] = ("alpha", "beta")
+    request_parameters: ClassVar[tuple[str, ...]] = ("alpha", "beta")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,14 +126,14 @@ class TraceCredit(_Credit):
 
     def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
         """The raised prediction; with alpha 0 the very prediction that came in."""
-        alpha = view.knob("alpha", self.alpha, memory.credit)
+        alpha = view.parameter("alpha", self.alpha, memory.credit)
         off = not isinstance(alpha, Tensor) and alpha == 0.0
         return view.pred if off else super().adjust(view, memory)
 
     def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
         """The constants; alpha and beta are those of the row where it sets its own."""
         one = torch.ones(view.open.shape[0], 1, dtype=torch.float64, device=view.open.device)
-        alpha, beta = (view.knob(n, getattr(self, n), one) for n in ("alpha", "beta"))
+        alpha, beta = (view.parameter(n, getattr(self, n), one) for n in ("alpha", "beta"))
         return (alpha * one)[:, 0], (beta * one)[:, 0], self.gamma
 
 
@@ -162,6 +161,6 @@ class AdaptiveCredit(_Credit):
 
     def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
         """1 - eta twice, and 1."""
-        eta = view.mask_ratio if self.ratio_over == "block" else view.board.mask_ratio
+        eta = view.mask_ratio if self.ratio_over == "block" else view.snapshot.mask_ratio
         share = 1.0 - eta.double()
         return share, share, 1.0

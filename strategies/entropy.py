@@ -26,7 +26,7 @@ class EntropyThreshold(Strategy):
 
     threshold: float = 0.5
     strict: bool = False
-    per_row: ClassVar[tuple[str, ...]] = ("threshold",)
+    request_parameters: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def __post_init__(self) -> None:
         require_in_range("strategy.select.threshold", self.threshold, 0.0, 1e6, unit="nats")
@@ -38,5 +38,5 @@ class EntropyThreshold(Strategy):
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything below the threshold and the lowest entropy."""
         entropy = view.pred.entropy
-        threshold = view.knob("threshold", self.threshold, entropy)
+        threshold = view.parameter("threshold", self.threshold, entropy)
         return Decision(reaching(-entropy, view.open, -threshold, self.strict), scores=-entropy)

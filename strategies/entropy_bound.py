@@ -31,7 +31,7 @@ class EntropyBound(Strategy):
     bound: float = 0.1
     unit: str = "nats"
     order: str = "entropy"
-    per_row: ClassVar[tuple[str, ...]] = ("bound",)
+    request_parameters: ClassVar[tuple[str, ...]] = ("bound",)
 
     def __post_init__(self) -> None:
         require_choice("strategy.select.unit", self.unit, ("nats", "bits"))
@@ -44,7 +44,7 @@ class EntropyBound(Strategy):
         entropy = view.pred.entropy.double().masked_fill(~view.open, float("inf"))
         entropy = entropy.gather(1, ordered(scores, view.open))
         cost = entropy.cumsum(1) - entropy.cummax(1).values
-        bound = view.knob("bound", self.bound, cost)
+        bound = view.parameter("bound", self.bound, cost)
         bound = bound * math.log(2.0) if self.unit == "bits" else bound
         # inf - inf behind the last open position is NaN, which is never within the bound
         count = (cost <= bound).sum(1).clamp(min=1)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dllm_decode.decoding.cache import mask_of
 from dllm_decode.decoding.selection import best, first_column
 from dllm_decode.decoding.strategy import StopRule
-from dllm_decode.decoding.types import Board, Change, Request, StepView
+from dllm_decode.decoding.types import Change, Request, Snapshot, StepView
 from dllm_decode.errors import (
     CapabilityError,
     ConfigError,
@@ -45,31 +45,33 @@ class _EotRule(StopRule):
                 f"got {self.ids!r}"
             )
 
-    def begin(self, request: Request, board: Board) -> None:
+    def begin(self, request: Request, snapshot: Snapshot) -> None:
         """No memory; refuses ids that the vocabulary does not have."""
         for token in self.ids or ():
-            if not 0 <= token < board.vocab.size:
+            if not 0 <= token < snapshot.vocab.size:
                 raise ConfigError(
-                    f"strategy.stop ids must lie in [0, {board.vocab.size - 1}], got {token}"
+                    f"strategy.stop ids must lie in [0, {snapshot.vocab.size - 1}], got {token}"
                 )
 
-    def _is_end(self, tokens: Tensor, board: Board) -> Tensor:
+    def _is_end(self, tokens: Tensor, snapshot: Snapshot) -> Tensor:
         """Where tokens end a text, same shape."""
-        return torch.isin(tokens, board.ids(board.vocab.eot_ids if self.ids is None else self.ids))
+        return torch.isin(
+            tokens, snapshot.ids(snapshot.vocab.eot_ids if self.ids is None else self.ids)
+        )
 
-    def _may_end(self, board: Board) -> Tensor:
+    def _may_end(self, snapshot: Snapshot) -> Tensor:
         """Columns a row may be cut behind: generated, live, no fixed column behind, (B, L)."""
-        generated = (board.columns >= board.start) & board.live
-        last_fixed = torch.where(generated & ~board.editable, board.columns, -1).amax(1)
-        return generated & (board.columns >= last_fixed[:, None])
+        generated = (snapshot.columns >= snapshot.start) & snapshot.live
+        last_fixed = torch.where(generated & ~snapshot.editable, snapshot.columns, -1).amax(1)
+        return generated & (snapshot.columns >= last_fixed[:, None])
 
-    def _behind(self, board: Board, column: Tensor) -> Tensor:
+    def _behind(self, snapshot: Snapshot, column: Tensor) -> Tensor:
         """Horizon behind a column (B,); the present one where it lies beyond the canvas."""
-        return torch.where(column < board.tokens.shape[1], column + 1, board.horizon)
+        return torch.where(column < snapshot.tokens.shape[1], column + 1, snapshot.horizon)
 
     def _on_canvas(self, slots: Tensor, view: StepView) -> Tensor:
         """Slots (B, W) as a plane (B, L)."""
-        width = view.board.tokens.shape[1]
+        width = view.snapshot.tokens.shape[1]
         return mask_of(torch.where(slots, view.index, -1), width)
 
 
@@ -94,12 +96,12 @@ class CommittedEot(_EotRule):
             f"strategy.stop whole_prefix must be true or false, got {self.whole_prefix!r}",
         )
 
-    def horizon(self, board: Board, view: StepView, change: Change, memory: None) -> Tensor:
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         """One past the first end of text that counts, (B,)."""
-        ends = board.decided & self._is_end(board.tokens, board) & self._may_end(board)
+        ends = snapshot.decided & self._is_end(snapshot.tokens, snapshot) & self._may_end(snapshot)
         if self.whole_prefix:
-            ends = ends & (board.columns < first_column(board.undecided)[:, None])
-        return self._behind(board, first_column(ends))
+            ends = ends & (snapshot.columns < first_column(snapshot.undecided)[:, None])
+        return self._behind(snapshot, first_column(ends))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +114,11 @@ class AcceptedEot(_EotRule):
     arXiv 2509.25188.
     """
 
-    def horizon(self, board: Board, view: StepView, change: Change, memory: None) -> Tensor:
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         """One past the leftmost accepted end of text of this step, (B,)."""
-        return self._behind(board, self._accepted(board, view, change))
+        return self._behind(snapshot, self._accepted(snapshot, view, change))
 
-    def _accepted(self, board: Board, view: StepView, change: Change) -> Tensor:
+    def _accepted(self, snapshot: Snapshot, view: StepView, change: Change) -> Tensor:
         """Column of the leftmost accepted end of text, (B,); beyond the canvas where none is."""
         if "accepted" not in change.notes:
             raise CapabilityError(
@@ -124,8 +126,8 @@ class AcceptedEot(_EotRule):
                 "filter accepted, and strategy.select does not say; use strategy/select=learn2pd, "
                 "or strategy/stop=eot"
             )
-        ends = change.commit & change.notes["accepted"] & self._is_end(change.tokens, board)
-        return first_column(self._on_canvas(ends, view) & self._may_end(board))
+        ends = change.commit & change.notes["accepted"] & self._is_end(change.tokens, snapshot)
+        return first_column(self._on_canvas(ends, view) & self._may_end(snapshot))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,16 +170,16 @@ class PredictedEot(AcceptedEot):
         """With scope `canvas`, all open columns must be predicted."""
         return self.scope == "canvas"
 
-    def horizon(self, board: Board, view: StepView, change: Change, memory: None) -> Tensor:
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         """One past the predicted (or accepted) end of text, (B,)."""
         confidence = view.pred.confidence
         hits = view.masked if self.scope == "canvas" else view.open
-        hits = hits & view.gather(self._may_end(board)) & (confidence >= self.threshold)
-        hits = hits & self._is_end(view.pred.token, board)
+        hits = hits & view.gather(self._may_end(snapshot)) & (confidence >= self.threshold)
+        hits = hits & self._is_end(view.pred.token, snapshot)
         if self.trigger == "most_confident":
             hits = best(confidence, hits)
         column = first_column(self._on_canvas(hits, view))
         if self.accepted_first:
-            accepted = self._accepted(board, view, change)
-            column = torch.where(accepted < board.tokens.shape[1], accepted, column)
-        return self._behind(board, column)
+            accepted = self._accepted(snapshot, view, change)
+            column = torch.where(accepted < snapshot.tokens.shape[1], accepted, column)
+        return self._behind(snapshot, column)

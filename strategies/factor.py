@@ -34,7 +34,7 @@ class Factor(Strategy):
 
     factor: float = 1.0
     variant: str = "published"
-    per_row: ClassVar[tuple[str, ...]] = ("factor",)
+    request_parameters: ClassVar[tuple[str, ...]] = ("factor",)
 
     def __post_init__(self) -> None:
         require_in_range("strategy.select.factor", self.factor, 0.0, 1e6)
@@ -44,7 +44,7 @@ class Factor(Strategy):
         """The n most confident positions."""
         scores = view.pred.confidence
         falling = scores.double().gather(1, ordered(scores, view.open))
-        factor = view.knob("factor", self.factor, falling)
+        factor = view.parameter("factor", self.factor, falling)
         count = self.count(falling, view.open.sum(1), factor)
         return Decision(
             view.open & (ranks(scores, view.open) < count[:, None]),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Strategy
-from dllm_decode.decoding.types import Board, Decision, Memory, Request, StepView
+from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import ConfigError, require, require_count, require_in_range
 from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.strategies.fixed import scheduled
@@ -82,9 +82,9 @@ class Learn2PD(Strategy):
         """The model the filter was trained for, None where that is not to be checked."""
         return self.network.fingerprint if self.match_model else None
 
-    def begin(self, request: Request, board: Board) -> FilterMemory:
+    def begin(self, request: Request, snapshot: Snapshot) -> FilterMemory:
         """The filter where the tokens are."""
-        return FilterMemory(self.network.to(board.tokens.device))
+        return FilterMemory(self.network.to(snapshot.tokens.device))
 
     def decide(self, view: StepView, memory: FilterMemory) -> Decision:
         """The union of accepted and scheduled positions."""
@@ -97,7 +97,7 @@ class Learn2PD(Strategy):
         """sigmoid(z) at every slot of the window, (B, W) float32; 0 outside the window."""
         width = network.block_length
         inside = view.active & (view.index >= 0)
-        begin = torch.where(inside, view.index, view.board.tokens.shape[1]).amin(1, keepdim=True)
+        begin = torch.where(inside, view.index, view.snapshot.tokens.shape[1]).amin(1, keepdim=True)
         # columns in front of the window and behind it share one spare place
         place = torch.where(inside, view.index - begin, width)
         block = torch.zeros(place.shape[0], width + 1, device=place.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.strategy import Strategy
-from dllm_decode.decoding.types import Board, Decision, Memory, Request, StepView
+from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import ConfigError, require_choice
 
 
@@ -22,14 +22,14 @@ class ReferenceMemory(Memory):
     tokens: Tensor
 
 
-def reference_plane(request: Request, board: Board) -> Tensor:
+def reference_plane(request: Request, snapshot: Snapshot) -> Tensor:
     """The reference of each row on the canvas, (B, L); behind its end of text the filler.
 
     Raises `ConfigError` for references that are longer than the row, shorter without an end of
     text, or hold a token that is never generated.
     """
-    vocab = board.vocab
-    plane = torch.full(board.tokens.shape, vocab.filler, dtype=torch.long)
+    vocab = snapshot.vocab
+    plane = torch.full(snapshot.tokens.shape, vocab.filler, dtype=torch.long)
     never = set(vocab.never_generated)
     for row, tokens in enumerate(request.reference or ()):
         given, length = [int(token) for token in tokens], request.lengths[row]
@@ -44,8 +44,10 @@ def reference_plane(request: Request, board: Board) -> Tensor:
             raise ConfigError(
                 f"the reference of row {row} contains token {wrong[0]}, which is never generated"
             )
-        plane[row, board.start : board.start + len(given)] = torch.tensor(given, dtype=torch.long)
-    return plane.to(board.tokens.device)
+        plane[row, snapshot.start : snapshot.start + len(given)] = torch.tensor(
+            given, dtype=torch.long
+        )
+    return plane.to(snapshot.tokens.device)
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,9 @@ class Oracle(Strategy):
     def __post_init__(self) -> None:
         require_choice("strategy.select.stuck", self.stuck, ("one", "block"))
 
-    def begin(self, request: Request, board: Board) -> ReferenceMemory:
+    def begin(self, request: Request, snapshot: Snapshot) -> ReferenceMemory:
         """The reference on the canvas."""
-        return ReferenceMemory(reference_plane(request, board))
+        return ReferenceMemory(reference_plane(request, snapshot))
 
     def decide(self, view: StepView, memory: ReferenceMemory) -> Decision:
         """The positions that agree, with the reference's tokens."""

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from dllm_decode.decoding.prediction import Prediction, RaisedPrediction
+from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.strategy import Transform
-from dllm_decode.decoding.types import Board, Request, StepView, Vocab
+from dllm_decode.decoding.types import Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import require
 
 
@@ -31,9 +30,9 @@ class _Suppress(Transform):
             f"list of token ids, got {self.ids!r}",
         )
 
-    def begin(self, request: Request, board: Board) -> None:
+    def begin(self, request: Request, snapshot: Snapshot) -> None:
         """No memory; refuses ids outside the vocabulary, and removing all that can be said."""
-        vocab = board.vocab
+        vocab = snapshot.vocab
         key = f"strategy.transforms.{self.name}.ids"
         ids = vocab.eot_ids if self.ids is None else tuple(self.ids)
         require(len(ids) > 0, f"{key} is null, but the model has no end-of-text id; give the ids")
@@ -46,8 +45,8 @@ class _Suppress(Transform):
 
     def chosen(self, view: StepView) -> Tensor:
         """The token ids, (K,) int64."""
-        ids = view.board.vocab.eot_ids if self.ids is None else self.ids
-        return view.board.ids(tuple(ids))
+        ids = view.snapshot.vocab.eot_ids if self.ids is None else self.ids
+        return view.snapshot.ids(tuple(ids))
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class BanTokens(_Suppress):
 
     def adjust(self, view: StepView, memory: None) -> Prediction:
         """The prediction without the ids."""
-        return view.pred.without(self.chosen(view))
+        return view.pred.suppress(self.chosen(view))
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,4 @@ class DeferTokens(_Suppress):
 
     def adjust(self, view: StepView, memory: None) -> Prediction:
         """The same proposals with the confidence of the reduced distribution."""
-        proposal = view.pred.token
-        ids = self.chosen(view)
-        ids = ids.expand(*view.open.shape, len(ids))
-        removal = torch.full_like(ids, float("-inf"), dtype=torch.float32)
-        return RaisedPrediction(view.pred, ids, removal, lambda _: proposal)
+        return view.pred.deferring(self.chosen(view))

@@ -40,7 +40,7 @@ class ConfidenceThreshold(Strategy):
     at_least: int = 1
     steps_per_block: int | None = None
     tie_slack: float | None = None
-    per_row: ClassVar[tuple[str, ...]] = ("threshold",)
+    request_parameters: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def __post_init__(self) -> None:
         require_in_range("strategy.select.threshold", self.threshold, 0.0, 1.0)
@@ -57,7 +57,7 @@ class ConfidenceThreshold(Strategy):
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything above the threshold, the best n, and what ties with the best."""
         confidence = view.pred.confidence
-        threshold = view.knob("threshold", self.threshold, confidence)
+        threshold = view.parameter("threshold", self.threshold, confidence)
         chosen = reaching(confidence, view.open, threshold, self.strict)
         if self.at_least > 1 or self.steps_per_block is not None:
             chosen = chosen | best(confidence, view.open, self._least(view))

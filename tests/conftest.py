@@ -1,13 +1,17 @@
-"""Settings of every test run; choose a Hypothesis profile with HYPOTHESIS_PROFILE=ci."""
+"""Settings of every test run: threads, and how many examples Hypothesis draws.
+
+Profiles: `default` draws few, `thorough` ten times as many; chosen by HYPOTHESIS_PROFILE=thorough
+or `--hypothesis-profile=thorough`. Both draw the same examples in every run, so that a failure is
+there for everybody.
+"""
 
 import os
 
-import torch
-from hypothesis import settings
+# One thread per process, processes of the tests included, unless the user says otherwise: workers
+# share the cores already, and on small tensors threads cost more than they bring. Read once, when
+# torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# on few cores many small tensor operations are slower with threads than without
-torch.set_num_threads(1)
+from drawing import load_profiles
 
-settings.register_profile("dev", max_examples=25, deadline=None)
-settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+load_profiles(os.environ.get("HYPOTHESIS_PROFILE", "default"))

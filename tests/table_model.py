@@ -11,10 +11,11 @@ from torch import Tensor
 
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
 from dllm_decode.decoding.strategy import Filter, Pipeline, Strategy, Transform
-from dllm_decode.decoding.types import Request, Result, Vocab
+from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.kernels.noise import Noise
 
 

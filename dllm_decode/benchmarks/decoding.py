@@ -14,18 +14,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding import loop
 from dllm_decode.decoding.cache import CachePolicy, Plan, Refresh, Store
-from dllm_decode.decoding.denoiser import Denoiser
+from dllm_decode.decoding.denoiser import Capabilities, Denoiser
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Run
-from dllm_decode.decoding.prediction import Prediction, Unprojected
+from dllm_decode.decoding.outcome import Result
+from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.sampling import Sampler
+from dllm_decode.decoding.settle import Faults, settle
 from dllm_decode.decoding.strategy import Progress, Strategy
-from dllm_decode.decoding.types import Board, Change, Decision, Memory, Request, Result, StepView
+from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.kernels.noise import Noise
 
 PARTS = ("forward", "statistics", "strategy", "settle", "cache", "loop", "engine")
@@ -225,10 +229,10 @@ class _TimedDenoiser:
         return logits
 
     @property
-    def before_head(self) -> Callable[..., Unprojected] | None:
-        inner: Callable[..., Unprojected] | None = getattr(self.inner, "before_head", None)
+    def before_head(self) -> Callable[..., HiddenStates] | None:
+        inner = Capabilities.of(self.inner).before_head
 
-        def timed(*given: Any) -> Unprojected:
+        def timed(*given: Any) -> HiddenStates:
             assert inner is not None
             with self.clock.part("forward"):
                 return inner(*given)
@@ -265,16 +269,16 @@ class _TimedStrategy(Strategy):
     def progress(self) -> Progress:
         return self.inner.progress
 
-    def begin(self, request: Request, board: Board) -> Memory | None:
-        return self.inner.begin(request, board)
+    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
+        return self.inner.begin(request, snapshot)
 
     def decide(self, view: StepView, memory: Any) -> Decision:
         with self.clock.part("strategy"):
             return self.inner.decide(view, memory)
 
-    def horizon(self, board: Board, view: StepView, change: Change, memory: Any) -> Tensor:
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
         with self.clock.part("strategy"):
-            return self.inner.horizon(board, view, change, memory)
+            return self.inner.horizon(snapshot, view, change, memory)
 
 
 @dataclass(frozen=True)
@@ -286,12 +290,12 @@ class _TimedCache(CachePolicy):
     def stores(self) -> bool:  # type: ignore[override]
         return self.inner.stores
 
-    def begin(self, request: Request, board: Board) -> Memory | None:
-        return self.inner.begin(request, board)
+    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
+        return self.inner.begin(request, snapshot)
 
-    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
+    def plan(self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
         with self.clock.part("cache"):
-            return self.inner.plan(board, index, fresh, memory)
+            return self.inner.plan(snapshot, index, fresh, memory)
 
     def recompute(self, step: Any) -> Tensor:
         return self.inner.recompute(step)
@@ -308,9 +312,18 @@ class _TimedRun(Run):
         with self.clock.part("loop"):
             super().step()
 
-    def _settle(self, view: StepView, wish: Decision, probes: int) -> Any:
-        with self.clock.part("settle"):
-            return super()._settle(view, wish, probes)
+
+@contextmanager
+def _timed_settle(clock: Clock) -> Iterator[None]:
+    """`settle` is no plugin that could be wrapped, so it is replaced in the loop."""
+    plain = settle
+
+    def timed(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
+        with clock.part("settle"):
+            return plain(view, decision, strategy)
+
+    with patch.object(loop, "settle", timed):
+        yield
 
 
 @dataclass(frozen=True)
@@ -337,8 +350,8 @@ def step_seconds(
     """Seconds that each part of a step takes, averaged over the forward passes of a decode.
 
     Parts: `forward`, `statistics` (of the rows of logits, with the output head where it is fused),
-    `strategy` (transforms, selection, stop rules), `settle` (wish to change), `cache` (plans),
-    `loop` (schedule, canvas, bookkeeping, the look at the device) and `engine` (rows that join).
+    `strategy` (transforms, selection, stop rules), `settle` (decision to change), `cache` (plans),
+    `loop` (schedule, canvas, bookkeeping, the sync) and `engine` (rows that join).
     max_batch: rows at once; rounds: decodes of which the median counts, after one that does not.
     """
     clock = Clock(decoder.denoiser)
@@ -348,7 +361,7 @@ def step_seconds(
         schedule=decoder.schedule,
         cache=_TimedCache(decoder.cache, clock),
         sampler=_TimedSampler(decoder.sampler, clock),
-        check_every=decoder.check_every,
+        sync_every=decoder.sync_every,
         clock=clock,
     )
     engine = Engine(timed, max_batch)
@@ -356,7 +369,7 @@ def step_seconds(
     for number in range(rounds + 1):
         clock.spent.clear()
         clock.times.clear()
-        with clock.part("engine"):
+        with clock.part("engine"), _timed_settle(clock):
             engine.decode(request)
         for part in PARTS if number else ():
             found[part].append(clock.spent[part] / clock.times["forward"])

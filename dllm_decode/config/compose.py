@@ -29,6 +29,11 @@ from dllm_decode.errors import ConfigError, did_you_mean
 
 CONF = "dllm_decode.conf"
 _RESERVED = ("_target_", "_args_", "_convert_", "_recursive_", "_partial_")
+_RUNNING_CODE = (
+    "generated code is run and graded by lm-evaluation-harness: python -m dllm_decode.lm_eval, see "
+    "docs/evaluate.md"
+)
+_GONE = {"task.run_code": _RUNNING_CODE, "task.code_seconds": _RUNNING_CODE}
 _LISTS = ("strategy/transforms", "strategy/filters")
 _SLOTS = ("strategy.transforms", "strategy.filters", "strategy.stop")
 
@@ -221,6 +226,8 @@ def unknown_key(
     key: full key; allowed: names that may stand in its place; owner: class that takes them, "" for
     none; everywhere: full keys of the whole configuration, for suggestions from elsewhere.
     """
+    if key in _GONE:
+        return ConfigError(f"{key} is gone; {_GONE[key]}")
     parent, _, name = key.rpartition(".")
     prefix = f"{parent}." if parent else ""
     hint = (

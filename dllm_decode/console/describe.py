@@ -6,7 +6,7 @@ import re
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from dllm_decode.decoding.strategy import NeverStop, Pipeline, Strategy
+from dllm_decode.decoding.strategy import NeverStop, StopRule, Strategy
 
 
 def describe_part(part: Any) -> str:
@@ -35,9 +35,8 @@ def _settings(part: Any) -> list[str]:
 
 def describe_strategy(strategy: Strategy) -> str:
     """The parts in the order they act: "trace credit (...) -> confidence threshold (...)"."""
-    if not isinstance(strategy, Pipeline):
-        return describe_part(strategy)
-    steps = [*strategy.transforms.values(), strategy.select, *strategy.filters.values()]
-    stops = [describe_part(rule) for rule in strategy.stop.values() if type(rule) is not NeverStop]
+    parts = [part for _, part in strategy.parts() if not isinstance(part, NeverStop)]
+    steps = [part for part in parts if not isinstance(part, StopRule)]
+    stops = [describe_part(part) for part in parts if isinstance(part, StopRule)]
     ending = f"; stop: {', '.join(stops)}" if stops else ""
     return " -> ".join(map(describe_part, steps)) + ending

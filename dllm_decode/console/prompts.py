@@ -30,6 +30,9 @@ class Asked:
         max_new_tokens: What its line asks for, None where it does not; likewise the others.
         seed: Of its draws.
         parameters: Request parameters, see `Request`.
+        chat_template_kwargs: What the chat template is given beside the messages.
+        continue_final_message: Whether the last message of a chat is continued, None: if it is the
+            assistant's.
     """
 
     content: str | list[dict[str, Any]]
@@ -37,6 +40,8 @@ class Asked:
     max_new_tokens: int | None = None
     seed: int | None = None
     parameters: dict[str, float] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
 
     @property
     def title(self) -> str:
@@ -49,9 +54,10 @@ def read_prompts(name: str) -> list[Asked]:
     """All prompts of a file.
 
     Lines end at a line feed and nowhere else. In a `.jsonl` file each is an object with `prompt`, a
-    text, or `messages`, a chat, and if wanted `max_new_tokens`, `seed` and `parameters`, an object
-    of numbers; a `.json` file holds a list of such objects, or of texts. In a text file each line
-    is a prompt, as it is, and blank ones do not count.
+    text, or `messages`, a chat, and if wanted `max_new_tokens`, `seed`, `parameters`, an object of
+    numbers, `chat_template_kwargs`, an object, and `continue_final_message`, true or false; a
+    `.json` file holds a list of such objects, or of texts. In a text file each line is a prompt, as
+    it is, and blank ones do not count.
 
     Args:
         name: The file; `-` is standard input, JSON lines where it starts with a brace, a JSON list
@@ -156,6 +162,8 @@ def _from_record(record: Any, source: str) -> Asked:
         _count(record, "max_new_tokens", 1, source),
         _count(record, "seed", 0, source, _MOST_SEED),
         _parameters(record.get("parameters"), source),
+        _of_type(record, "chat_template_kwargs", dict, "an object", source),
+        _of_type(record, "continue_final_message", bool, "true or false", source),
     )
 
 
@@ -167,6 +175,13 @@ def _count(
         raise PromptsError(f"{source}: {name} must be a whole number >= {minimum}, got {value!r}")
     if value is not None and most is not None and value > most:
         raise PromptsError(f"{source}: {name} must be at most {most}, got {value!r}")
+    return value
+
+
+def _of_type(record: dict[str, Any], name: str, kind: type, words: str, source: str) -> Any:
+    value = record.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise PromptsError(f"{source}: {name} must be {words}, got {value!r}")
     return value
 
 
@@ -198,18 +213,13 @@ def _whole(text: str, source: str) -> str:
 
 
 def _chat(value: Any, source: str) -> list[dict[str, Any]]:
-    whole = isinstance(value, list) and value
-    if not whole or not all(
-        isinstance(part, dict)
-        and isinstance(part.get("role"), str)
-        and isinstance(part.get("content"), str | list | None)
-        for part in value
-    ):
-        raise PromptsError(
-            f"{source}: messages must be a list of objects with the texts role and content"
-        )
-    _whole(json.dumps(value, ensure_ascii=False), source)
-    return list(value)
+    from dllm_decode.models.chat import plain_messages
+
+    try:
+        _whole(json.dumps(value, ensure_ascii=False), source)
+        return plain_messages(value)
+    except ConfigError as error:
+        raise PromptsError(f"{source}: messages: {error}") from None
 
 
 def one_prompt(text: str) -> list[Asked]:

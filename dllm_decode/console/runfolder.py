@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from dllm_decode import storage
 from dllm_decode.errors import DllmDecodeError
+from dllm_decode.storage import plain
 
 CONFIG = "config.yaml"
 _LOCK = ".lock"
@@ -42,18 +41,18 @@ class RunFolder:
         target = self.path / name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, text)
+            storage.write_text(target, text)
         except OSError as error:
             raise unwritable(self.path, error) from None
         return target
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write one JSON document; NaN and infinities become null."""
-        return self.write_text(name, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+        return self.write_text(name, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
     def write_jsonl(self, name: str, records: Iterable[Any]) -> Path:
         """Write one JSON document per line."""
-        lines = (json.dumps(_plain(record), ensure_ascii=False) for record in records)
+        lines = (json.dumps(plain(record), ensure_ascii=False) for record in records)
         return self.write_text(name, "".join(line + "\n" for line in lines))
 
 
@@ -181,38 +180,3 @@ def unwritable(path: Path, error: Exception) -> OutputError:
     return OutputError(
         f"cannot write to the run folder {path} ({reason}); choose another with hydra.run.dir=..."
     )
-
-
-def write_whole(target: Path, text: str) -> None:
-    """Write a text file so that readers see the old file or the new one, never a part of it.
-
-    Args:
-        target: The file; its folder has to be there.
-        text: Written as UTF-8.
-
-    Raises:
-        OSError: It cannot be written; what was there before still is, and nothing else.
-    """
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # mkstemp makes files for the owner alone; results are as readable as any other file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _plain(value: Any) -> Any:
-    """The value with tuples as lists and without numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

@@ -9,8 +9,9 @@ from importlib.resources import files
 from typing import ClassVar
 
 from dllm_decode.console.runfolder import RunFolder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.trace import Trace
-from dllm_decode.decoding.types import Request, Result
+from dllm_decode.decoding.types import Request
 from dllm_decode.models.loaded import LoadedModel
 
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from dllm_decode.console.display import CanvasView
-from dllm_decode.decoding.loop import Observer
-from dllm_decode.decoding.types import Board, Change
+from dllm_decode.decoding.observer import Observer
+from dllm_decode.decoding.types import Change, Snapshot
 
 
 class CanvasObserver(Observer):
@@ -20,13 +20,13 @@ class CanvasObserver(Observer):
         self.view = view
         self.seconds = 0.0
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """The canvases of all rows that took part in the step."""
         begin = time.perf_counter()
-        tokens, decided = board.tokens.tolist(), board.decided.tolist()
-        horizon, steps = board.horizon.tolist(), change.step.tolist()
+        tokens, decided = snapshot.tokens.tolist(), snapshot.decided.tolist()
+        horizon, steps = snapshot.horizon.tolist(), change.step.tolist()
         for position, row in enumerate(change.rows.tolist()):
-            span = range(board.start, horizon[position])
+            span = range(snapshot.start, horizon[position])
             cells = [tokens[position][c] if decided[position][c] else None for c in span]
             self.view.update(row, steps[position], cells)
         self.seconds += time.perf_counter() - begin
@@ -45,12 +45,12 @@ class ProgressObserver(Observer):
         self.entered = 0
         self.seconds = 0.0
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """Count what is left in the rows of this step."""
         begin = time.perf_counter()
         for position, row in enumerate(change.rows.tolist()):
             if row not in self.left:
-                self.entered += int(board.end[position]) - board.start
-            self.left[row] = int(board.undecided[position].sum())
+                self.entered += int(snapshot.end[position]) - snapshot.start
+            self.left[row] = int(snapshot.undecided[position].sum())
         self.report(self.entered - sum(self.left.values()))
         self.seconds += time.perf_counter() - begin

@@ -11,15 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.types import Board, Change, Memory, Request
-from dllm_decode.errors import require_count, require_in_range
+from dllm_decode.decoding.returned import check_plane, named
+from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
+from dllm_decode.errors import PluginError, require_count, require_in_range
 
 
+@runtime_checkable
 class Store(Protocol):
     """Keys and values of every canvas column, allocated by `Denoiser.allocate`."""
 
@@ -113,11 +115,11 @@ class StoreMemory(Memory):
     start: int
 
     @staticmethod
-    def of(board: Board) -> StoreMemory:
+    def of(snapshot: Snapshot) -> StoreMemory:
         """Nothing stored yet."""
-        nothing = torch.zeros_like(board.decided)
-        age = torch.zeros_like(board.horizon)
-        return StoreMemory(nothing, nothing, age, age, nothing.float(), board.start)
+        nothing = torch.zeros_like(snapshot.decided)
+        age = torch.zeros_like(snapshot.horizon)
+        return StoreMemory(nothing, nothing, age, age, nothing.float(), snapshot.start)
 
     def distrust(self, columns: Tensor) -> None:
         """Mark what a pass over other tokens (a probe) has overwritten: recompute it next time.
@@ -131,11 +133,11 @@ class StoreMemory(Memory):
 class Step:
     """What a policy may look at: the canvas and where each row is.
 
-    board: the canvas; window (B, L): columns of the row's window; fresh (B,): it is a new one;
+    snapshot: the canvas; window (B, L): columns of the row's window; fresh (B,): it is a new one;
     memory: what is stored.
     """
 
-    board: Board
+    snapshot: Snapshot
     window: Tensor
     fresh: Tensor
     memory: StoreMemory
@@ -154,26 +156,36 @@ class CachePolicy(ABC):
     attention: ClassVar[str] = "any"
     logits: ClassVar[str] = "window"
 
-    def begin(self, request: Request, board: Board) -> Memory | None:
+    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         """The memory of one request; see `Part.begin`."""
-        return StoreMemory.of(board)
+        return StoreMemory.of(snapshot)
 
-    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
+    def plan(self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
         """What a pass recomputes that needs logits at index (B, W), -1 for none.
 
         Asked as soon as the step before is done, so rows that have nothing left to decide may be
-        among those of the board. None: all live columns, without a store.
+        among those of the snapshot. None: all live columns, without a store.
         """
-        window = mask_of(index, board.tokens.shape[1])
+        if not isinstance(memory, StoreMemory):
+            raise PluginError(
+                f"{named('cache', self)}: what begin returned is {type(memory).__name__}; plan "
+                "needs a StoreMemory, or one of its own"
+            )
+        window = mask_of(index, snapshot.tokens.shape[1])
         memory.passes = torch.where(fresh, 0, memory.passes)
-        step = Step(board, window, fresh, memory)
+        step = Step(snapshot, window, fresh, memory)
         # whatever a policy leaves out, a column whose token changed is never attended to as it was
-        mask = (self.recompute(step) | (memory.stale & memory.valid)) & board.live
-        memory.age = torch.where((mask | ~board.live).all(1), 0, memory.age + 1)
+        wanted = self.recompute(step)
+        check_plane(
+            f"{named('cache', self)}: what recompute returned",
+            wanted, snapshot.live.shape, (torch.bool,), snapshot.live.device,
+        )  # fmt: skip
+        mask = (wanted | (memory.stale & memory.valid)) & snapshot.live
+        memory.age = torch.where((mask | ~snapshot.live).all(1), 0, memory.age + 1)
         memory.passes = memory.passes + 1
         memory.valid = memory.valid | mask
         memory.stale = memory.stale & ~mask
-        return Refresh(mask, memory.valid & board.live)
+        return Refresh(mask, memory.valid & snapshot.live)
 
     @abstractmethod
     def recompute(self, step: Step) -> Tensor:
@@ -198,22 +210,22 @@ class NoCache(CachePolicy):
     stores: ClassVar[bool] = False
     logits: ClassVar[str] = "canvas"
 
-    def begin(self, request: Request, board: Board) -> None:
+    def begin(self, request: Request, snapshot: Snapshot) -> None:
         """Nothing to remember."""
         return
 
-    def plan(self, board: Board, index: Tensor, fresh: Tensor, memory: Any) -> None:
+    def plan(self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Any) -> None:
         """All live columns."""
         return
 
     def recompute(self, step: Step) -> Tensor:
         """All live columns."""
-        return step.board.live
+        return step.snapshot.live
 
 
 def _all_if(rows: Tensor, step: Step, otherwise: Tensor) -> Tensor:
     """All live columns in some rows, a mask in the others."""
-    return torch.where(rows[:, None], step.board.live, otherwise)
+    return torch.where(rows[:, None], step.snapshot.live, otherwise)
 
 
 @dataclass(frozen=True)
@@ -263,7 +275,7 @@ class VicinityCache(CachePolicy):
 
     def recompute(self, step: Step) -> Tensor:
         """All columns while warming up, else the window widened on both sides."""
-        columns = step.board.columns
+        columns = step.snapshot.columns
         width = columns.numel()
         first = torch.where(step.window, columns, width).amin(1, keepdim=True)
         last = torch.where(step.window, columns, -1).amax(1, keepdim=True)
@@ -308,7 +320,7 @@ class DelayedCache(CachePolicy):
         """All columns when it is time, else undecided ones; just committed ones are stale."""
         first = ~step.memory.valid.any(1)
         due = first | (step.memory.age + 1 >= self.every)
-        return _all_if(due, step, step.board.undecided)
+        return _all_if(due, step, step.snapshot.undecided)
 
 
 @dataclass(frozen=True)
@@ -337,15 +349,15 @@ class CertaintyCache(CachePolicy):
 
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else the window's best by certainty."""
-        board, memory = step.board, step.memory
-        distance = board.columns[:, None] - board.columns[None, :]
+        snapshot, memory = step.snapshot, step.memory
+        distance = snapshot.columns[:, None] - snapshot.columns[None, :]
         kernel = torch.exp(-(distance**2) / (2 * self.sigma**2)).float()
-        decided = (board.decided & board.live).float()
+        decided = (snapshot.decided & snapshot.live).float()
         density = decided @ kernel / decided.sum(1, keepdim=True).clamp(min=1)
-        candidates = step.window & board.undecided
+        candidates = step.window & snapshot.undecided
         score = (memory.certainty * density).masked_fill(~candidates, -1.0)
         order = score.sort(dim=1, descending=True, stable=True).indices
-        rank = torch.empty_like(order).scatter_(1, order, board.columns.expand_as(order))
+        rank = torch.empty_like(order).scatter_(1, order, snapshot.columns.expand_as(order))
         due = ~memory.valid.any(1) | (memory.age + 1 >= self.every)
         return _all_if(due, step, candidates & (rank < self.top))
 
@@ -371,11 +383,11 @@ class BlockExact(CachePolicy):
 
     def recompute(self, step: Step) -> Tensor:
         """The window's block, earlier columns never computed, and earlier blocks that changed."""
-        board, memory = step.board, step.memory
-        position = board.columns - board.first[:, None]
+        snapshot, memory = step.snapshot, step.memory
+        position = snapshot.columns - snapshot.first[:, None]
         block = torch.where(position >= 0, position // self.length, -1)
         current = torch.where(step.window, block, -1).amax(1, keepdim=True)
-        count = board.tokens.shape[1] // self.length + 2
+        count = snapshot.tokens.shape[1] // self.length + 2
         changed = torch.zeros(block.shape[0], count, device=block.device)
         changed.scatter_add_(1, block + 1, (memory.stale & memory.valid).float())
         renewed = changed.gather(1, block + 1) > 0

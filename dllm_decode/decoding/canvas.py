@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.types import Board, Change, Request, Vocab
+from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, Vocab
 
 
 @dataclass
-class Canvas:
-    """Tokens, what is decided, and how far each row still matters; see `Board` for the fields.
+class Canvas(Memory):
+    """Tokens, what is decided, and how far each row still matters.
 
-    step_of (B, L): step at which a column was committed, -1 before; confidence_of (B, L): with
-    what confidence. Only `apply` and `narrow` write.
+    Only `apply` and `narrow` write. Rows leave and join as in any memory.
+
+    Attributes:
+        rows, tokens, editable, decided, first, start, end, horizon, vocab: see `Snapshot`.
+        step_of: (B, L) step at which a column was committed, -1 before.
+        confidence_of: (B, L) with what confidence, NaN before.
+        kept: (B,) one past the last column that the request fixed, in front of which no row is
+            cut; None where no row of the request has such a column.
     """
+
+    rows: Tensor
 
     tokens: Tensor
     editable: Tensor
@@ -27,6 +36,7 @@ class Canvas:
     horizon: Tensor
     step_of: Tensor
     confidence_of: Tensor
+    kept: Tensor | None
     vocab: Vocab
 
     @staticmethod
@@ -34,16 +44,21 @@ class Canvas:
         request: Request,
         vocab: Vocab,
         device: torch.device | str = "cpu",
-        start: int | None = None,
-        width: int | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Canvas:
         """The canvas before the first step: left-padded prompts, fixed tokens, masks.
 
-        start: first generated column, at least the longest prompt (the default); width: columns,
-        at least start plus the longest answer (the default).
+        Args:
+            request: every row that may ever join, which sets start and width of the canvas.
+            vocab: special ids.
+            device: where the planes lie.
+            rows: the rows that the canvas holds, None for all of them.
         """
-        start = max(len(prompt) for prompt in request.prompts) if start is None else start
-        width = start + max(request.lengths) if width is None else width
+        start = max(len(prompt) for prompt in request.prompts)
+        width = start + max(request.lengths)
+        rows = range(request.rows) if rows is None else rows
+        infills = any(request.fixed or ())
+        request = request.take(rows)
         pad = vocab.filler if vocab.pad_id is None else vocab.pad_id
         tokens = torch.full((request.rows, width), vocab.mask_id, dtype=torch.long)
         editable = torch.zeros(request.rows, width, dtype=torch.bool)
@@ -58,6 +73,7 @@ class Canvas:
                 editable[row, start + offset] = False
         end = start + torch.tensor(request.lengths)
         return Canvas(
+            rows=torch.tensor(list(rows), device=device),
             tokens=tokens.to(device),
             editable=editable.to(device),
             decided=~editable.to(device),
@@ -67,12 +83,13 @@ class Canvas:
             horizon=end.clone().to(device),
             step_of=torch.full(tokens.shape, -1, device=device),
             confidence_of=torch.full(tokens.shape, float("nan"), device=device),
+            kept=start + 1 + torch.tensor(request.last_fixed, device=device) if infills else None,
             vocab=vocab,
         )
 
-    def board(self) -> Board:
+    def snapshot(self) -> Snapshot:
         """What plugins and observers may see; the planes are replaced, never written to."""
-        return Board(
+        return Snapshot(
             tokens=self.tokens,
             editable=self.editable,
             decided=self.decided,
@@ -81,6 +98,7 @@ class Canvas:
             end=self.end,
             horizon=self.horizon,
             vocab=self.vocab,
+            rows=self.rows,
         )
 
     def apply(self, change: Change, *, revocable: bool = True) -> None:
@@ -113,19 +131,15 @@ class Canvas:
         return values.new_zeros(rows, width + 1).scatter_(1, columns, values)[:, :width]
 
     def narrow(self, horizon: Tensor) -> None:
-        """Shrink the horizons; larger values are ignored. horizon: (B,) canvas columns."""
-        self.horizon = torch.minimum(self.horizon, horizon).clamp(min=self.start)
+        """Shrink the horizons.
 
-    _PLANES = (
-        "tokens", "editable", "decided", "first", "end", "horizon", "step_of", "confidence_of",
-    )  # fmt: skip
+        Values beyond the present ones are ignored, and so are those in front of a fixed column: an
+        end in front of what the caller wrote ends nothing.
 
-    def take(self, rows: Tensor) -> None:
-        """Keep some rows, in the given order."""
-        for name in self._PLANES:
-            setattr(self, name, getattr(self, name)[rows])
-
-    def join(self, other: Canvas) -> None:
-        """Append the rows of another canvas of the same width and start."""
-        for name in self._PLANES:
-            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        Args:
+            horizon: (B,) canvas columns.
+        """
+        nearer = torch.minimum(self.horizon, horizon).clamp(min=self.start)
+        if self.kept is not None:
+            nearer = torch.where(nearer < self.kept, self.horizon, nearer)
+        self.horizon = nearer

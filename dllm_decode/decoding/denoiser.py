@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding.cache import Plan, Store
+from dllm_decode.decoding.prediction import HiddenStates
 from dllm_decode.decoding.types import Vocab
+from dllm_decode.errors import require_count
 
 
 @runtime_checkable
 class Denoiser(Protocol):
     """A model that predicts the clean token of every column from a partly masked canvas.
 
-    vocab: special ids; device: where tokens must be; max_length: longest canvas including the
-    prompt, or None. Adapters own everything that is particular to a model (logits shift, attention
-    kind, position ids); strategies never see it. One whose passes can stop before the output head
-    also has `before_head` (arguments as of a call, returns `prediction.Unprojected`), used while
-    its `head_obstacle`, a text that says why not, is empty.
+    These four members are all that a model needs. What it can do beyond that it declares by having
+    attributes of the names in `Capabilities`. Adapters own everything that is particular to a model
+    (logits shift, attention kind, position ids); strategies never see it.
+
+    Attributes:
+        vocab: special token ids.
+        device: where tokens must be.
+        max_length: longest canvas including the prompt [tokens], or None for no limit.
     """
 
     @property
@@ -37,21 +44,55 @@ class Denoiser(Protocol):
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """One forward pass.
 
-        tokens (B, L); live (B, L) bool: columns that exist for the row (not padding, not behind its
-        horizon), nothing else may be attended to; index (B, W): columns whose logits are wanted, -1
-        for none (any value may come back there); plan: columns to recompute.
-        Returns logits (B, W, V) that predict the token of each wanted column.
+        Args:
+            tokens: (B, L) ids.
+            live: (B, L) bool, columns that exist for the row (not padding, not behind its
+                horizon); nothing else may be attended to.
+            index: (B, W) columns whose logits are wanted, -1 for none (any value may come back
+                there).
+            plan: columns to recompute.
+
+        Returns:
+            Logits (B, W, V) that predict the token of each wanted column.
         """
 
 
 @runtime_checkable
 class StoringDenoiser(Denoiser, Protocol):
-    """A denoiser that can keep keys and values, as every cache policy but `none` needs.
-
-    One that reads the logits of a column elsewhere (a shifted model) also has
-    `sources(index (B, W), live (B, L)) -> (B, W)`, the columns it reads, which are then recomputed
-    together with those of the plan.
-    """
+    """A denoiser that can keep keys and values, as every cache policy but `none` needs."""
 
     def allocate(self, rows: int, columns: int) -> Store:
         """A key/value store without rows, with room for `rows` of `columns` canvas columns."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a denoiser declares beyond `Denoiser`; the defaults are those of a plain model.
+
+    Attributes:
+        block_length: columns of the block-causal grid, counted from the row's first live column;
+            None for attention over the whole canvas.
+        fingerprint: of the checkpoint, which learned strategies are matched with; None for none.
+        sources: `sources(index (B, W), live (B, L)) -> (B, W)`, the columns at which the logits of
+            other columns are read (a shifted model); they are recomputed together with those of the
+            plan. None where every column is read at its own place.
+        before_head: the pass without its output head, arguments as of a call; None for a model
+            that cannot stop there.
+        head_obstacle: why the head may not be left to the loop's kernels, empty if it may.
+    """
+
+    block_length: int | None = None
+    fingerprint: str | None = None
+    sources: Callable[[Tensor, Tensor], Tensor] | None = None
+    before_head: Callable[..., HiddenStates] | None = None
+    head_obstacle: str = ""
+
+    def __post_init__(self) -> None:
+        if self.block_length is not None:
+            require_count("block_length of the model", self.block_length)
+
+    @staticmethod
+    def of(denoiser: Denoiser) -> Capabilities:
+        """What a denoiser declares: its attributes of these names, defaults for those it lacks."""
+        names = [entry.name for entry in fields(Capabilities)]
+        return Capabilities(**{n: getattr(denoiser, n) for n in names if hasattr(denoiser, n)})

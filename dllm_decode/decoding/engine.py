@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from dllm_decode.decoding.loop import Decoder, Interrupted, Outcome
-from dllm_decode.decoding.types import Request, Result
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Interrupted
+from dllm_decode.decoding.outcome import Outcome, Result
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 
 log = logging.getLogger(__name__)
@@ -92,14 +94,16 @@ class _Work:
     def __iter__(self) -> Iterator[tuple[int, Outcome]]:
         """Rows in the order in which they finish."""
         while self.waiting or self.suspects or self.run.live:
+            joining = self._joining()
             try:
-                self._refill()
+                if joining:
+                    self.run.admit(joining)
                 if self.run.live:
                     self.run.step()
             except torch.OutOfMemoryError as error:
-                self._shrink(error)
+                self._shrink(error, self._at_risk(joining))
             except Exception as error:  # whatever a plugin raises must not cost the other rows
-                self._isolate(error)
+                self._isolate(error, self._at_risk(joining))
             yield from self._news()
 
     def _news(self) -> Iterator[tuple[int, Outcome]]:
@@ -107,28 +111,23 @@ class _Work:
             self.reported.add(row)
             yield row, self.run.outcomes[row]
 
-    def _refill(self) -> None:
-        """Let waiting rows join; a row under suspicion is decoded alone."""
-        run = self.run
+    def _joining(self) -> list[int]:
+        """Waiting rows whose turn it is; a row under suspicion is decoded alone."""
+        live = len(self.run.live)
         if self.suspects:
-            if not run.live:
-                run.admit([self.suspects.popleft()])
-            return
-        if run.live and self.engine.batching == "static":
-            return
-        free = min(self.limit - len(run.live), len(self.waiting))
-        if free > 0:
-            joining = [self.waiting.popleft() for _ in range(free)]
-            try:
-                run.admit(joining)
-            except Exception:
-                # they count as part of the batch that failed
-                run.live = (*run.live, *(row for row in joining if row not in run.live))
-                raise
+            return [] if live else [self.suspects.popleft()]
+        if live and self.engine.batching == "static":
+            return []
+        free = min(self.limit - live, len(self.waiting))
+        return [self.waiting.popleft() for _ in range(free)]
 
-    def _isolate(self, error: Exception) -> None:
+    def _at_risk(self, joining: Sequence[int]) -> tuple[int, ...]:
+        """The rows of a batch that failed: also those that were about to join, none twice."""
+        rows = dict.fromkeys((*self.run.live, *joining))
+        return tuple(row for row in rows if row not in self.run.outcomes)
+
+    def _isolate(self, error: Exception, rows: Sequence[int]) -> None:
         """Start the rows of a failed batch again, one by one; the one that fails alone is out."""
-        rows = self.run.live
         self._restart(rows)
         if len(rows) > 1:
             self.suspects.extend(rows)
@@ -138,24 +137,22 @@ class _Work:
             log.warning("row %d failed: %s", row, what)
             self.run.outcomes[row] = Outcome(finish_reason="error", error=what)
 
-    def _shrink(self, error: torch.OutOfMemoryError) -> None:
+    def _shrink(self, error: torch.OutOfMemoryError, rows: Sequence[int]) -> None:
         """Halve the batch and start its rows again; a single row that does not fit is out."""
-        rows = self.run.live
-        if self.limit == 1 or not rows:
-            self._isolate(error)
+        if len(rows) < 2:
+            self._isolate(error, rows)
             return
-        self.limit = max(1, min(self.limit, len(rows)) // 2)
+        self.limit = min(self.limit, len(rows)) // 2
         log.warning("out of memory with %d rows; going on with %d at once", len(rows), self.limit)
         self._restart(rows)
         self.waiting.extendleft(reversed(rows))
 
-    def _restart(self, rows: tuple[int, ...]) -> None:
+    def _restart(self, rows: Sequence[int]) -> None:
         """A fresh batch that keeps the outcomes so far; unfinished rows leave no trace."""
         old = self.run
-        old.abandon()
         self.run = self.engine.decoder.begin(self.request, self.limit)
-        self.run.outcomes = old.outcomes
-        self.run.forget(old.trace, rows)
+        self.run.take_over(old, rows)
+        old.batch.abandon()
 
     def result(self) -> Result:
         """The result in request order, observers told."""

@@ -1,4 +1,4 @@
-"""Knobs of a strategy that the rows of a request set for themselves (`Request.parameters`)."""
+"""Parameters of a strategy that the rows of a request set for themselves (`Request.parameters`)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.strategy import Strategy, parts_of
+from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError, did_you_mean
 
 
-def knobs_of(strategy: Strategy) -> dict[str, tuple[Any, str]]:
+def parameters_of_strategy(strategy: Strategy) -> dict[str, tuple[Any, str]]:
     """Full keys that rows may set, each with the part that declares it and the field's name."""
     return {
         f"strategy{'.' + place if place else ''}.{name}": (part, name)
-        for place, part in parts_of(strategy)
-        for name in part.per_row
+        for place, part in strategy.parts()
+        for name in part.request_parameters
     }
 
 
@@ -28,16 +28,16 @@ def check_parameters(strategy: Strategy, request: Request, sources: Sequence[str
 
     sources: what rows are called in messages, by default `row 0`, `row 1`, ...
     """
-    knobs = knobs_of(strategy)
+    known = parameters_of_strategy(strategy)
     for row, own in enumerate(request.parameters or ()):
         for key, value in (own or {}).items():
             where = f"parameters of {sources[row] if sources else f'row {row}'}"
-            if key not in knobs:
+            if key not in known:
                 raise ConfigError(
-                    f"{where}: unknown name {key!r}{did_you_mean(key, knobs)}; rows of this "
-                    f"strategy may set {', '.join(knobs) or 'nothing'}"
+                    f"{where}: unknown name {key!r}{did_you_mean(key, known)}; rows of this "
+                    f"strategy may set {', '.join(known) or 'nothing'}"
                 )
-            part, name = knobs[key]
+            part, name = known[key]
             try:
                 replace(part, **{name: value})  # the part's own check of the field
             except ConfigError as error:
@@ -47,9 +47,9 @@ def check_parameters(strategy: Strategy, request: Request, sources: Sequence[str
 def columns_of_parameters(
     strategy: Strategy, request: Request, rows: Sequence[int], device: torch.device
 ) -> Mapping[str, Tensor]:
-    """The knobs that any row of the request sets: full key to the values of some rows, (B, 1).
+    """The parameters that any row of the request sets: full key to the values of some rows, (B, 1).
 
-    A row that does not set a knob has the value of the strategy, so that rows can join each other.
+    A row that does not set a parameter has the value of the strategy, so that rows can join.
     """
     given = request.parameters or ()
     names = {key for own in given for key in own or {}}
@@ -58,6 +58,6 @@ def columns_of_parameters(
             [[(given[row] or {}).get(key, getattr(part, name))] for row in rows],
             dtype=torch.float64,
         ).to(device)
-        for key, (part, name) in knobs_of(strategy).items()
+        for key, (part, name) in parameters_of_strategy(strategy).items()
         if key in names
     }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.prediction import GumbelDraw, Prediction, Unprojected
+from dllm_decode.decoding.prediction import GumbelDraw, HiddenStates, Prediction
 from dllm_decode.errors import require_choice, require_count, require_in_range
 from dllm_decode.kernels.noise import Noise
 
@@ -35,7 +35,7 @@ class Sampler(ABC):
     def predict(self, logits: Any, banned: Tensor, noise: Noise) -> Prediction:
         """The prediction of a step.
 
-        logits: (B, W, V), or `Unprojected` where `takes_hidden`; banned (M,) ids; noise of the
+        logits: (B, W, V), or `HiddenStates` where `takes_hidden`; banned (M,) ids; noise of the
         step.
         """
 
@@ -49,7 +49,7 @@ class Greedy(Sampler):
         """Yes: nothing here needs the logits themselves."""
         return True
 
-    def predict(self, logits: Tensor | Unprojected, banned: Tensor, noise: Noise) -> Prediction:
+    def predict(self, logits: Tensor | HiddenStates, banned: Tensor, noise: Noise) -> Prediction:
         """The argmax prediction."""
         return Prediction.of(logits, banned)
 
@@ -150,7 +150,8 @@ def _in_top_h(logits: Tensor, share: float) -> Tensor:
     """The longest prefix of the sorted tokens whose entropy is at most share x the row's entropy.
 
     With the prefix mass P and s = -sum p log p over it, its renormalised entropy is s / P + log P.
-    The entropy of one token is 0, so at least one is kept.
+    It only grows along the prefix, so what is inside is one. The entropy of one token is 0, so at
+    least one is kept.
     """
     probs, ids = _sorted(logits.double())
     surprise = -(probs * probs.clamp(min=1e-300).log())
@@ -158,5 +159,4 @@ def _in_top_h(logits: Tensor, share: float) -> Tensor:
     entropy = surprise.cumsum(-1) / mass + mass.log()
     inside = entropy <= share * surprise.sum(-1, keepdim=True) + 1e-12
     inside[..., 0] = True
-    inside = inside.int().cumprod(-1).bool()
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, inside)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.selection import first_column
-from dllm_decode.decoding.types import Board, Request
-from dllm_decode.errors import CapabilityError, ConfigError, require_choice, require_count
+from dllm_decode.decoding.types import Request, Snapshot
+from dllm_decode.errors import CapabilityError, require_choice, require_count
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Schedule(ABC):
         return self
 
     @abstractmethod
-    def window(self, board: Board) -> Window:
+    def window(self, snapshot: Snapshot) -> Window:
         """The window of each row; what a row without undecided columns gets does not matter."""
 
 
-def _slots(board: Board, begin: Tensor, width: int, limit: Tensor) -> Tensor:
+def _slots(snapshot: Snapshot, begin: Tensor, width: int, limit: Tensor) -> Tensor:
     """Columns begin, begin + 1, ... of each row, -1 at and behind the limit, (B, width)."""
-    columns = begin[:, None] + torch.arange(width, device=board.tokens.device)
+    columns = begin[:, None] + torch.arange(width, device=snapshot.tokens.device)
     return torch.where(columns < limit[:, None], columns, -1)
 
 
@@ -65,11 +65,15 @@ def _slots(board: Board, begin: Tensor, width: int, limit: Tensor) -> Tensor:
 class Blocks(Schedule):
     """Semi-autoregressive blocks: the first block of a row that still has undecided columns.
 
-    length: columns per block, 1 or more, the last block of a row may be shorter; origin: where the
-    grid starts: behind the `prompt`; at the beginning of the row (`absolute`), so that the end of
-    the prompt lies in the first block; or `auto`, `absolute` for models whose attention is
-    block-causal and `prompt` for all others. Sources: LLaDA, arXiv 2502.09992, appendix B.4; the
-    absolute grid is that of the released samplers of LLaDA2, SDAR and Fast-dLLM v2.
+    Attributes:
+        length: columns per block, 1 or more. The last block of a row may be shorter, also where it
+            is the only one.
+        origin: where the grid starts: behind the `prompt`; at the beginning of the row
+            (`absolute`), so that the end of the prompt lies in the first block; or `auto`,
+            `absolute` for models whose attention is block-causal and `prompt` for all others.
+
+    Sources: LLaDA, arXiv 2502.09992, appendix B.4; the absolute grid is that of the released
+    samplers of LLaDA2, SDAR and Fast-dLLM v2.
     """
 
     length: int = 32
@@ -84,15 +88,6 @@ class Blocks(Schedule):
         """`length`."""
         return self.length
 
-    def check(self, request: Request) -> None:
-        """A block longer than every row's canvas is refused, unless prompts fill part of it."""
-        if self.origin != "absolute" and self.length > max(request.lengths):
-            raise ConfigError(
-                f"schedule.length is {self.length}, longer than the canvas of "
-                f"{max(request.lengths)} columns (max_new_tokens); use "
-                f"schedule.length={max(request.lengths)} or schedule=whole"
-            )
-
     def on_grid(self, block_length: int | None) -> Blocks:
         """The absolute grid for block-causal models, whose block length must be this one's."""
         if block_length is None:
@@ -105,25 +100,25 @@ class Blocks(Schedule):
             )
         return replace(self, origin="absolute")
 
-    def window(self, board: Board) -> Window:
+    def window(self, snapshot: Snapshot) -> Window:
         """The block around the first undecided column of each row."""
         absolute = self.origin == "absolute"
-        zero = board.first if absolute else torch.full_like(board.first, board.start)
-        block = (first_column(board.undecided) - zero) // self.length
+        zero = snapshot.first if absolute else torch.full_like(snapshot.first, snapshot.start)
+        block = (first_column(snapshot.undecided) - zero) // self.length
         begin = zero + block * self.length
-        limit = torch.minimum(begin + self.length, board.horizon)
-        return Window(_slots(board, begin.clamp(min=board.start), self.length, limit), block)
+        limit = torch.minimum(begin + self.length, snapshot.horizon)
+        return Window(_slots(snapshot, begin.clamp(min=snapshot.start), self.length, limit), block)
 
 
 @dataclass(frozen=True)
 class WholeCanvas(Schedule):
     """Every live generated column at once (Dream, and LLaDA's base models)."""
 
-    def window(self, board: Board) -> Window:
+    def window(self, snapshot: Snapshot) -> Window:
         """All columns up to the horizon."""
-        begin = torch.full_like(board.horizon, board.start)
-        width = board.tokens.shape[1] - board.start
-        return Window(_slots(board, begin, width, board.horizon), torch.zeros_like(begin))
+        begin = torch.full_like(snapshot.horizon, snapshot.start)
+        width = snapshot.tokens.shape[1] - snapshot.start
+        return Window(_slots(snapshot, begin, width, snapshot.horizon), torch.zeros_like(begin))
 
 
 @dataclass(frozen=True)
@@ -139,7 +134,9 @@ class SlidingWindow(Schedule):
     def __post_init__(self) -> None:
         require_count("schedule.width", self.width)
 
-    def window(self, board: Board) -> Window:
+    def window(self, snapshot: Snapshot) -> Window:
         """`width` columns from the first undecided one."""
-        begin = first_column(board.undecided)
-        return Window(_slots(board, begin, self.width, board.horizon), torch.zeros_like(begin))
+        begin = first_column(snapshot.undecided)
+        return Window(
+            _slots(snapshot, begin, self.width, snapshot.horizon), torch.zeros_like(begin)
+        )

@@ -1,4 +1,4 @@
-"""Wish to change: the invariants of decoding, and nothing else.
+"""Decision to change: the invariants of decoding, and nothing else.
 
 Whatever a plugin asks for, what leaves here is legal: commits lie inside the open slots, no mask
 or control token is ever committed, nothing else than settled slots is re-masked and only by
@@ -7,66 +7,131 @@ strategies that declared it, and each live row makes progress.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NoReturn
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding import calls
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import Budget, Progress, complete
+from dllm_decode.decoding.strategy import Budget, Progress, Strategy, complete
 from dllm_decode.decoding.types import Change, Decision, StepView
 from dllm_decode.errors import DecisionError
 
 
-def settle(
-    view: StepView,
-    wish: Decision,
-    *,
-    rows: Tensor,
-    plugin: str,
-    revocable: bool = False,
-    progress: Progress,
-    probes: int = 0,
-) -> Change:
-    """Turn a wish into a legal change.
+def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
+    """Turn a decision into a legal change, and say what in it was not legal.
 
-    rows (B,): request rows, for messages and the trace; plugin: who made the wish; revocable:
-    whether re-masking was declared; progress: `EveryStep` or `Budget`; probes: extra forwards.
-    Raises `DecisionError` for wishes that are not legal, naming plugin, row, column and step.
+    Nothing here waits for the device: whoever wants to know whether there are faults asks for
+    `Faults.count`, and raises `Faults.error()`.
+
+    Args:
+        view: the step.
+        decision: what the strategy asked for; what it left out is filled in from the view.
+        strategy: who asked; says whether re-masking was declared and which progress rule holds.
+
+    Returns:
+        The change, in which whatever is illegal is left out, and the faults.
+
+    Raises:
+        DecisionError: for planes of a wrong shape or type, which can be seen without the device.
     """
-    wish = checked(view, wish, plugin)
-    faults = faults_of(view, wish, revocable)
-    if bool(faults.any()):
-        raise_fault(view, wish, faults, rows=rows, plugin=plugin, revocable=revocable)
-    return legal_change(view, wish, rows=rows, progress=progress, probes=probes)
+    if not decision.author:  # made by hand, not by a call of `calls.decide`
+        decision = calls.check_decision(decision, view, calls.name_of(strategy, view.part))
+    decision = complete(decision, view)
+    planes = faults_of(view, decision, strategy.revocable)
+    change = legal_change(view, decision, strategy.progress)
+    return change, Faults(view, decision, strategy, change, planes)
 
 
-def checked(view: StepView, wish: Decision, plugin: str) -> Decision:
-    """The wish with everything it left out filled in; raises for wrong shapes and types."""
-    _check_shapes(view, wish, plugin)
-    return complete(wish, view)
+@dataclass(frozen=True)
+class Faults:
+    """What was not legal in a decision.
+
+    Attributes:
+        view: the step.
+        decision: the complete decision.
+        strategy: who made it.
+        change: the legal change that was made of it.
+        planes: (5, B, W) bool, one plane per kind; see `faults_of`.
+    """
+
+    view: StepView
+    decision: Decision
+    strategy: Strategy
+    change: Change
+    planes: Tensor
+
+    @property
+    def count(self) -> Tensor:
+        """How many there are, a number on the device."""
+        return self.planes.sum()
+
+    @cached_property
+    def first(self) -> tuple[int, int, int]:
+        """Kind, row and slot of the first one; asks the device."""
+        kind, row, slot = self.planes.nonzero()[0].tolist()
+        return kind, row, slot
+
+    @property
+    def names_token(self) -> bool:
+        """Whether the first one is about the token that was committed."""
+        return self.first[0] in (1, 2)
+
+    def token(self, row: int, slot: int) -> int:
+        """The token that the decision names for a slot; asks the device."""
+        assert self.decision.tokens is not None
+        return int(self.decision.tokens[row, slot])
+
+    def error(self) -> DecisionError:
+        """The first fault in words, with plugin, row, column and step; asks the device."""
+        view = self.view
+        kind, row, slot = self.first
+        token = self.token(row, slot)
+        reason = (
+            "committed a position that is not open",
+            f"committed token {token}, which lies outside the vocabulary of "
+            f"{view.snapshot.vocab.size}"
+            + ("; -1 says that every token has been removed" if token == -1 else ""),
+            f"committed token {token}, a mask or control token that is never generated",
+            "re-masked a position that is not settled"
+            if self.strategy.revocable
+            else "re-masked a position, but does not declare revocable = True",
+            "gave a score that is NaN",
+        )[kind]
+        who = self.decision.author
+        if kind in (1, 2, 4):  # a token or a score that somebody else may have proposed
+            who = calls.author(view, self.decision, row, slot, None if kind == 4 else token)
+        return DecisionError(f"{who} {reason}: {where(view, row, slot)}")
 
 
-def legal_change(
-    view: StepView, wish: Decision, *, rows: Tensor, progress: Progress, probes: int = 0
-) -> Change:
-    """The change that follows from a complete wish; whatever is illegal in it is left out."""
-    scores, confidence = wish.scores, wish.confidence
-    assert wish.tokens is not None and scores is not None and confidence is not None
-    tokens = wish.tokens.clamp(0, view.board.vocab.size - 1)
-    remask = torch.zeros_like(view.open) if wish.remask is None else wish.remask & view.settled
+def where(view: StepView, row: int, slot: int) -> str:
+    """Row of the request, generated column and step of a slot, in words; asks the device."""
+    column = int(view.index[row, slot])
+    place = "no column" if column < 0 else f"generated column {column - view.snapshot.start}"
+    return f"row {int(view.snapshot.rows[row])}, {place}, step {int(view.step[row])}"
+
+
+def legal_change(view: StepView, decision: Decision, progress: Progress) -> Change:
+    """The change that follows from a complete decision; whatever is illegal in it is left out."""
+    scores, confidence = decision.scores, decision.confidence
+    assert decision.tokens is not None and scores is not None and confidence is not None
+    tokens = decision.tokens.clamp(0, view.snapshot.vocab.size - 1)
+    remask = (
+        torch.zeros_like(view.open) if decision.remask is None else decision.remask & view.settled
+    )
     # a row that is done stays done, also while the host has not looked yet
     remask = remask & view.open.any(1, keepdim=True)
-    wish = replace(wish, commit=wish.commit & view.open)
-    commit, remask, forced = _with_progress(view, wish, remask, progress)
+    decision = replace(decision, commit=decision.commit & view.open)
+    commit, remask, forced = _with_progress(view, decision, remask, progress)
     # what a strategy says about positions it does not choose need not be legal
-    unfit = (tokens != wish.tokens) | torch.isin(tokens, view.board.never_generated)
-    tokens = torch.where(unfit & commit & ~wish.commit, view.pred.token, tokens)
+    unfit = (tokens != decision.tokens) | torch.isin(tokens, view.snapshot.never_generated)
+    tokens = torch.where(unfit & commit & ~decision.commit, view.pred.token, tokens)
     return Change(
-        rows=rows,
+        rows=view.snapshot.rows,
         step=view.step,
-        index=torch.where(view.index >= 0, view.index - view.board.start, -1),
+        index=torch.where(view.index >= 0, view.index - view.snapshot.start, -1),
         commit=commit,
         remask=remask,
         tokens=tokens,
@@ -74,93 +139,48 @@ def legal_change(
         probability=view.pred.prob_of(tokens[..., None])[..., 0],
         scores=scores,
         forced=forced,
-        horizon=view.board.horizon - view.board.start,
-        probes=probes,
-        notes=wish.notes,
+        horizon=view.snapshot.horizon - view.snapshot.start,
+        probes=0,
+        notes=decision.notes,
     )
 
 
-def _check_shapes(view: StepView, wish: Decision, plugin: str) -> None:
-    expected = tuple(view.open.shape)
-    for name in ("commit", "remask", "tokens", "scores", "confidence"):
-        value = getattr(wish, name)
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise DecisionError(
-                f"{plugin} returned {name} of shape {got}; it must be a tensor of shape {expected}"
-            )
-        if name in ("commit", "remask") and value.dtype != torch.bool:
-            raise DecisionError(f"{plugin} returned {name} of type {value.dtype}; it must be bool")
-    if wish.tokens is not None and wish.tokens.dtype.is_floating_point:
-        raise DecisionError(
-            f"{plugin} returned tokens of type {wish.tokens.dtype}; they must be integers"
-        )
+def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
+    """Everything a complete decision asks for and may not have, (5, B, W) bool.
 
-
-def faults_of(view: StepView, wish: Decision, revocable: bool) -> Tensor:
-    """Everything a complete wish asks for and may not have, (5, B, W) bool.
-
-    One tensor for all kinds, so that a legal step costs the host one look at one number.
+    One tensor for all kinds, so that a legal step costs the host one number.
     """
-    assert wish.tokens is not None and wish.scores is not None
-    vocab = view.board.vocab
-    outside = (wish.tokens < 0) | (wish.tokens >= vocab.size)
-    remask = torch.zeros_like(view.open) if wish.remask is None else wish.remask
+    assert decision.tokens is not None and decision.scores is not None
+    vocab = view.snapshot.vocab
+    outside = (decision.tokens < 0) | (decision.tokens >= vocab.size)
+    remask = torch.zeros_like(view.open) if decision.remask is None else decision.remask
     allowed = view.settled if revocable else torch.zeros_like(view.settled)
-    never = torch.isin(wish.tokens, view.board.never_generated)
+    never = torch.isin(decision.tokens, view.snapshot.never_generated)
     return torch.stack(
         [
-            wish.commit & ~view.open,
-            wish.commit & outside,
-            wish.commit & never,
+            decision.commit & ~view.open,
+            decision.commit & outside,
+            decision.commit & never,
             remask & ~allowed,
-            view.open & wish.scores.isnan(),
+            view.open & decision.scores.isnan(),
         ]
     )
 
 
-def raise_fault(
-    view: StepView, wish: Decision, faults: Tensor, *, rows: Tensor, plugin: str, revocable: bool
-) -> NoReturn:
-    """Raise `DecisionError` for the first fault of a step; see `faults_of`."""
-    assert wish.tokens is not None
-    kind, row, slot = (int(number) for number in faults.nonzero()[0])
-    token = int(wish.tokens[row, slot])
-    remask_reason = (
-        "re-masked a position that is not settled"
-        if revocable
-        else "re-masked a position, but does not declare revocable = True"
-    )
-    reason = (
-        "committed a position that is not open",
-        f"committed token {token}, which lies outside the vocabulary of {view.board.vocab.size}",
-        f"committed token {token}, a mask or control token that is never generated",
-        remask_reason,
-        "gave a score that is NaN",
-    )[kind]
-    column = int(view.index[row, slot]) - view.board.start
-    where = "no column" if int(view.index[row, slot]) < 0 else f"generated column {column}"
-    raise DecisionError(
-        f"{plugin} {reason}: row {int(rows[row])}, {where}, step {int(view.step[row])}"
-    )
-
-
 def _with_progress(
-    view: StepView, wish: Decision, remask: Tensor, progress: Progress
+    view: StepView, decision: Decision, remask: Tensor, progress: Progress
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Commits, re-masks and the rows in which something had to be forced."""
-    assert wish.scores is not None
+    assert decision.scores is not None
     if isinstance(progress, Budget):
         closing = view.step >= progress.steps - 1
-        commit = wish.commit | (view.open & closing[:, None])
+        commit = decision.commit | (view.open & closing[:, None])
         remask = remask & ~closing[:, None]
-        return commit, remask, (commit & ~wish.commit).any(1)
+        return commit, remask, (commit & ~decision.commit).any(1)
     live = view.open.any(1)
-    stuck = live & (wish.commit.sum(1) - remask.sum(1) < 1)
+    stuck = live & (decision.commit.sum(1) - remask.sum(1) < 1)
     remask = remask & ~stuck[:, None]
     # a row that committed something only has to give up its re-masks
-    needs_commit = stuck & ~wish.commit.any(1)
-    forced = best(wish.scores, view.open) & needs_commit[:, None]
-    return wish.commit | forced, remask, needs_commit
+    needs_commit = stuck & ~decision.commit.any(1)
+    forced = best(decision.scores, view.open) & needs_commit[:, None]
+    return decision.commit | forced, remask, needs_commit

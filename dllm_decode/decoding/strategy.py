@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.types import Board, Change, Decision, Memory, Request, StepView, Vocab
+from dllm_decode.decoding import calls
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import ConfigError, require_count
 
 
@@ -45,7 +47,8 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     needs_reference: the request must carry the result of a reference decode;
     needs_window: the part reads predictions at every column of the window, also at decided ones or
     over several steps, so that a cache may not leave some out;
-    per_row: fields (numbers) that rows of a request may set for themselves, read with `view.knob`;
+    request_parameters: fields (numbers) that rows of a request may set for themselves, read with
+    `view.parameter`;
     window_width: the only block length the part works with, or None;
     model_fingerprint: the only model the part works with, or None.
     """
@@ -53,7 +56,7 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     sees_canvas: bool = False
     needs_reference: ClassVar[bool] = False
     needs_window: ClassVar[bool] = False
-    per_row: ClassVar[tuple[str, ...]] = ()
+    request_parameters: ClassVar[tuple[str, ...]] = ()
 
     @property
     def window_width(self) -> int | None:
@@ -69,7 +72,7 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
         """Ids that the part will remove, for samplers that reshape the distribution earlier."""
         return ()
 
-    def begin(self, request: Request, board: Board) -> Memory | None:
+    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         """The memory of one request, rows in dimension 0 of every tensor; None for no memory."""
         return None
 
@@ -80,7 +83,11 @@ class Strategy(Part):
     revocable: the strategy may re-mask positions that it committed earlier.
     """
 
-    revocable: ClassVar[bool] = False
+    revocable: bool = False
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Every part with its key below `strategy`; one that is not composed has the key ""."""
+        yield "", self
 
     @property
     def progress(self) -> Progress:
@@ -89,11 +96,11 @@ class Strategy(Part):
 
     @abstractmethod
     def decide(self, view: StepView, memory: Any) -> Decision:
-        """The wish for this step. Wishing for nothing is fine: the loop then forces one commit."""
+        """The decision for this step. Committing nothing is fine: the loop forces one commit."""
 
-    def horizon(self, board: Board, view: StepView, change: Change, memory: Any) -> Tensor:
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
         """One past the last column still worth decoding, (B,), asked after the commit."""
-        return board.horizon
+        return snapshot.horizon
 
 
 class Transform(Part):
@@ -101,14 +108,14 @@ class Transform(Part):
 
     @abstractmethod
     def adjust(self, view: StepView, memory: Any) -> Any:
-        """The prediction that the following parts see, usually `view.pred.raised(...)`."""
+        """The prediction that the following parts see, usually `view.pred.with_logit_bias(...)`."""
 
 
 class Filter(Part):
     """Vetoes commits."""
 
     @abstractmethod
-    def keep(self, view: StepView, wish: Decision, memory: Any) -> Tensor:
+    def keep(self, view: StepView, decision: Decision, memory: Any) -> Tensor:
         """Slots whose commit is not vetoed, (B, W) bool."""
 
 
@@ -116,11 +123,11 @@ class StopRule(Part):
     """Says how far a row is still worth decoding."""
 
     @abstractmethod
-    def horizon(self, board: Board, view: StepView, change: Change, memory: Any) -> Tensor:
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
         """One past the last column worth decoding, (B,); values beyond the current are ignored.
 
-        Asked after the commit: `board` already holds it, `change` says what it was, and `view` is
-        the step as the model predicted it.
+        Asked after the commit: `snapshot` already holds it, `change` says what it was, and `view`
+        is the step as the model predicted it.
         """
 
 
@@ -128,9 +135,9 @@ class StopRule(Part):
 class NeverStop(StopRule):
     """The null stop rule: every row is decoded to its full length."""
 
-    def horizon(self, board: Board, view: StepView, change: Change, memory: None) -> Tensor:
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         """The horizon as it is."""
-        return board.horizon
+        return snapshot.horizon
 
 
 @dataclass
@@ -172,8 +179,8 @@ class Pipeline(Strategy):
                     f"strategy.{slot}.{name} must be a {role.__name__}, got {_kind(part)}"
                 )
 
-    def parts(self) -> Iterator[tuple[str, Part]]:
-        """All parts with the config key they stand under, in the order they act."""
+    def _slots(self) -> Iterator[tuple[str, Part]]:
+        """What the pipeline itself holds, in the order it acts."""
         for slot in ("transforms", "select", "filters", "stop"):
             if slot == "select":
                 yield slot, self.select
@@ -181,67 +188,77 @@ class Pipeline(Strategy):
                 for name, part in getattr(self, slot).items():
                     yield f"{slot}.{name}", part
 
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """All parts with their key below `strategy`, in the order they act."""
+        for key, part in self._slots():
+            if isinstance(part, Strategy):
+                for inner, chosen in part.parts():
+                    yield f"{key}.{inner}" if inner else key, chosen
+            else:
+                yield key, part
+
+    @property
+    def revocable(self) -> bool:  # type: ignore[override]
+        """Whether the selection may re-mask."""
+        return self.select.revocable
+
     @property
     def progress(self) -> Progress:
         """The selection's rule."""
         return self.select.progress
 
-    def begin(self, request: Request, board: Board) -> PipelineMemory:
+    def begin(self, request: Request, snapshot: Snapshot) -> PipelineMemory:
         """One memory per part."""
-        return PipelineMemory({key: part.begin(request, board) for key, part in self.parts()})
+        return PipelineMemory(
+            {
+                key: calls.begin(part, f"strategy.{key}", request, snapshot)
+                for key, part in self._slots()
+            }
+        )
 
     def decide(self, view: StepView, memory: PipelineMemory) -> Decision:
-        """The selection's wish on the transformed prediction, less what the filters veto."""
+        """The selection's decision on the transformed prediction, less what the filters veto."""
+        made: list[tuple[str, Prediction]] = []
         for name, transform in self.transforms.items():
             place = f"transforms.{name}"
-            pred = transform.adjust(view.for_part(place), memory.parts[place])
+            own = view.for_part(place)
+            pred = calls.adjust(transform, own, memory.parts[place])
+            made.append((calls.name_of(transform, own.part), pred))
             view = view.with_prediction(pred)
-        wish = complete(self.select.decide(view.for_part("select"), memory.parts["select"]), view)
+        decision = calls.decide(self.select, view.for_part("select"), memory.parts["select"])
+        decision = replace(complete(decision, view), predictions=(*made, *decision.predictions))
         for name, part in self.filters.items():
             place = f"filters.{name}"
-            keep = part.keep(view.for_part(place), wish, memory.parts[place])
-            wish = replace(wish, commit=wish.commit & keep)
-        return wish
+            kept = calls.keep(part, view.for_part(place), decision, memory.parts[place])
+            decision = replace(decision, commit=decision.commit & kept)
+        return decision
 
     def horizon(
-        self, board: Board, view: StepView, change: Change, memory: PipelineMemory
+        self, snapshot: Snapshot, view: StepView, change: Change, memory: PipelineMemory
     ) -> Tensor:
         """The nearest horizon of the selection and all stop rules."""
         own = view.for_part("select")
-        nearest = self.select.horizon(board, own, change, memory.parts["select"])
+        nearest = calls.horizon(self.select, snapshot, own, change, memory.parts["select"])
         for name, rule in self.stop.items():
             place = f"stop.{name}"
-            asked = rule.horizon(board, view.for_part(place), change, memory.parts[place])
+            own = view.for_part(place)
+            asked = calls.horizon(rule, snapshot, own, change, memory.parts[place])
             nearest = torch.minimum(nearest, asked)
         return nearest
 
 
-def complete(wish: Decision, view: StepView) -> Decision:
+def complete(decision: Decision, view: StepView) -> Decision:
     """A decision with tokens, scores and confidence filled in from the view's prediction."""
-    tokens = view.pred.token if wish.tokens is None else wish.tokens
-    confidence = wish.confidence
+    tokens = view.pred.token if decision.tokens is None else decision.tokens
+    confidence = decision.confidence
     if confidence is None:
-        own = wish.tokens is None
+        own = decision.tokens is None
         pred = view.pred
         # ids outside the vocabulary are refused later, by name
-        known = tokens.clamp(0, view.board.vocab.size - 1)[..., None]
+        known = tokens.clamp(0, view.snapshot.vocab.size - 1)[..., None]
         confidence = pred.confidence if own else pred.prob_of(known)[..., 0]
-    scores = confidence if wish.scores is None else wish.scores
-    return replace(wish, tokens=tokens, confidence=confidence, scores=scores)
-
-
-def parts_of(strategy: Strategy) -> Iterator[tuple[str, Part]]:
-    """Every part of a strategy with its config key below `strategy`."""
-    if isinstance(strategy, Pipeline):
-        yield from strategy.parts()
-    else:
-        yield "", strategy
-
-
-def is_revocable(strategy: Strategy) -> bool:
-    """Whether any selecting part of the strategy may re-mask."""
-    chosen = strategy.select if isinstance(strategy, Pipeline) else strategy
-    return chosen.revocable
+    scores = confidence if decision.scores is None else decision.scores
+    return replace(decision, tokens=tokens, confidence=confidence, scores=scores)
 
 
 def _kind(value: object) -> str:

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dllm_decode.decoding.types import Change, Request, Result, Vocab
+from dllm_decode.decoding.outcome import Result
+from dllm_decode.decoding.types import Change, Request, Vocab
 from dllm_decode.errors import DllmDecodeError
 
-FORMAT = "dllm_decode.trace"
+FORMAT = "dllm_decode.decoding.trace"
 VERSION = 1
 
 

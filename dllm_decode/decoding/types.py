@@ -68,9 +68,9 @@ class Request:
     one number for all or one per row, 1 or more; seeds: one per row (None: row i gets seed i);
     fixed: per row None or {offset: token id}, tokens given in advance at offsets 0, 1, ... behind
     the prompt (infilling); reference: per row the tokens another decode gave, for strategies that
-    need one (`strategy=oracle`); parameters: per row None or {full key: value}, knobs of the
+    need one (`strategy=oracle`); parameters: per row None or {full key: value}, parameters of the
     strategy that this row sets for itself, e.g. {"strategy.select.threshold": 0.8}; see
-    `Part.per_row`.
+    `Part.request_parameters`.
     Raises `ConfigError` for empty requests, bad lengths and offsets outside the canvas.
     """
 
@@ -118,6 +118,12 @@ class Request:
         if isinstance(self.max_new_tokens, tuple):
             return self.max_new_tokens
         return (self.max_new_tokens,) * len(self.prompts)
+
+    @property
+    def last_fixed(self) -> tuple[int, ...]:
+        """The last offset whose token is given in advance in each row, -1 where none is."""
+        given = self.fixed or (None,) * self.rows
+        return tuple(max(tokens or {}, default=-1) for tokens in given)
 
     def take(self, rows: Sequence[int]) -> Request:
         """The request restricted to some rows, in the given order."""
@@ -183,14 +189,15 @@ def _join(own: Any, new: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Board:
+class Snapshot:
     """A frozen copy of the canvas for schedules, caches, stop rules and observers.
 
     tokens (B, L): prompt (left-padded), then the generated columns, undecided ones hold the mask
     id; editable (B, L): columns a strategy may decide; decided (B, L): columns that hold their
     token (never inferred from tokens == mask_id); first (B,): first column of the row's prompt;
     start: first generated column, the same for all rows; end (B,): one past the row's last column
-    as requested; horizon (B,): one past the last column still worth decoding; vocab: special ids.
+    as requested; horizon (B,): one past the last column still worth decoding; vocab: special ids;
+    rows (B,): which row of the request each one is.
     """
 
     tokens: Tensor
@@ -201,6 +208,7 @@ class Board:
     end: Tensor
     horizon: Tensor
     vocab: Vocab
+    rows: Tensor
 
     @cached_property
     def columns(self) -> Tensor:
@@ -250,8 +258,9 @@ class StepView:
     window; settled (B, W): slots decided by an earlier step, which revocable strategies may
     re-mask; fresh (B,): the row has just entered this window; window_step (B,): steps done in this
     window; window_open (B,): open slots when it was entered; steps_left (B,): steps until the row's
-    budget ends, or its undecided columns where there is none; board: the canvas before this step;
-    noise: random numbers of this step; prober: see `probe`; parameters, part: see `knob`.
+    budget ends, or its undecided columns where there is none; snapshot: the canvas before this
+    step;
+    noise: random numbers of this step; prober: see `probe`; parameters, part: see `parameter`.
     """
 
     step: Tensor
@@ -266,7 +275,7 @@ class StepView:
     window_step: Tensor
     window_open: Tensor
     steps_left: Tensor
-    board: Board
+    snapshot: Snapshot
     noise: Noise
     prober: Callable[[Tensor], Prediction] | None = field(default=None, repr=False)
     parameters: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
@@ -287,18 +296,18 @@ class StepView:
             raise ConfigError("this view was made by hand and has no model to probe")
         return self.prober(torch.where(self.open, tokens, self.tokens))
 
-    def knob(self, name: str, default: float, like: Tensor) -> Tensor | float:
+    def parameter(self, name: str, default: float, like: Tensor) -> Tensor | float:
         """A setting of the part that asks: the default, or (B, 1) where rows set their own.
 
-        name: a field that the part lists in `per_row`; default: its value; like: tensor of the
-        precision in which it is used.
+        name: a field that the part lists in `request_parameters`; default: its value; like: tensor
+        of the precision in which it is used.
         """
         own = self.parameters.get(f"{self.part}.{name}")
         return default if own is None else own.to(like.dtype)
 
     def for_part(self, place: str) -> StepView:
-        """The step as a part of a pipeline sees it. place: its key below `strategy`."""
-        return replace(self, part=f"strategy.{place}") if self.parameters else self
+        """The step as a part of a pipeline sees it. place: its key below the pipeline's own."""
+        return replace(self, part=f"{self.part}.{place}")
 
     def with_prediction(self, pred: Prediction) -> StepView:
         """The same step with another prediction, as transforms produce it."""
@@ -323,13 +332,14 @@ def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Decision:
-    """A strategy's wish for one step.
+    """A strategy's decision for one step.
 
     commit (B, W) bool: slots to decide; tokens (B, W): with what (None: the prediction's `token`);
     remask (B, W) bool: settled slots to open again (revocable strategies only); scores (B, W):
     which open slot is taken when progress must be forced, largest first (None: the confidence);
     confidence (B, W): what is recorded beside each token (None: the prediction's); notes: tensors
-    (B, ...) for traces and stop rules.
+    (B, ...) for traces and stop rules; predictions, author: for messages, what each transform made
+    of the prediction and which part decided; the loop fills them in.
     """
 
     commit: Tensor
@@ -338,6 +348,8 @@ class Decision:
     scores: Tensor | None = None
     confidence: Tensor | None = None
     notes: Mapping[str, Tensor] = field(default_factory=dict)
+    predictions: tuple[tuple[str, Prediction], ...] = field(default=(), repr=False, compare=False)
+    author: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -374,33 +386,3 @@ class Change:
         }
         notes = {name: note[rows] for name, note in self.notes.items()}
         return Change(**values, notes=notes)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a decode delivered; every field has one entry per request row.
-
-    sequences: generated token ids up to the end of text (inclusive) or the requested length;
-    forwards: forward passes the row took part in, probes included; finish_reasons: `eot` (a stop
-    rule ended the row), `length`, `budget` (closing commits were forced), `interrupted`, or `error`
-    (only from an engine; `errors` says what happened, "" for the others); step_of:
-    step at which each token was committed, counted from 0, -1 for fixed ones; confidence_of: with
-    what confidence (NaN for fixed ones); undecided: tokens left open (0 unless interrupted);
-    surplus_forwards: passes run after the row was done, because `check_every` looks only now and
-    then; not part of `forwards`;
-    reference_forwards: forwards of the reference decode that `strategy=oracle` needs, else 0;
-    trace: all changes, where recording was asked for; texts: decoded strings, where a tokenizer
-    was there.
-    """
-
-    sequences: tuple[tuple[int, ...], ...]
-    forwards: tuple[int, ...]
-    finish_reasons: tuple[str, ...]
-    step_of: tuple[tuple[int, ...], ...]
-    confidence_of: tuple[tuple[float, ...], ...]
-    undecided: tuple[int, ...] = ()
-    surplus_forwards: tuple[int, ...] = ()
-    reference_forwards: tuple[int, ...] = ()
-    errors: tuple[str, ...] = ()
-    trace: tuple[Change, ...] = ()
-    texts: tuple[str, ...] = ()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
-from dllm_decode.evaluation.sandbox import Limits, run_python
+from dllm_decode.models.stop_texts import cut
 from dllm_decode.problems import FAMILIES, Variant, distinct_problems, grading
 
 Record = Mapping[str, Any]
@@ -23,10 +25,19 @@ Record = Mapping[str, Any]
 class Question:
     """One problem as an evaluation sees it.
 
-    key: unique within a run; task: family or data set; prompt: the question; label: the published
-    answer, for people; max_new_tokens: columns to decode; grade: whether a text answers it;
-    shots: earlier (question, answer) turns; stops: texts that end an answer; form: for infilling,
-    the answer with a gap for every token that is to be found, "" for none.
+    Attributes:
+        key: Unique within a run.
+        task: Family or data set.
+        prompt: The question.
+        label: The published answer, for people.
+        max_new_tokens: Columns to decode, at least 1.
+        grade: Whether a text answers it.
+        shots: Earlier (question, answer) turns.
+        stops: Texts that end an answer.
+        form: For infilling, the answer with a gap for every token that is to be found; "" for none.
+        source: Where it stands, e.g. "test.jsonl, line 3"; "" for problems that are drawn.
+        refused: Why it cannot be asked, with its source; "" where it can. A refused question has
+            neither prompt nor label and no answer is right.
     """
 
     key: str
@@ -38,32 +49,35 @@ class Question:
     shots: tuple[tuple[str, str], ...] = ()
     stops: tuple[str, ...] = ()
     form: str = ""
+    source: str = ""
+    refused: str = ""
 
     def cut(self, text: str) -> str:
         """The text up to the first stop text."""
-        ends = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        return text[: min(ends)] if ends else text
+        return cut(text, self.stops)
 
 
 @dataclass(frozen=True)
 class Format:
     """A published file format.
 
-    keys: with the type of each value; prompt: the question of a record; label: its published
-    answer; check: raises `ValueError` where a label cannot be right; grade: (record, text);
-    max_new_tokens: columns for an answer; runs_code: grading executes the answer; stops: texts
-    that end an answer.
+    Attributes:
+        name: What `task.format` calls it.
+        keys: The keys of a record, with the type of each value.
+        prompt: The question of a record.
+        label: Its published answer.
+        check: Raises `ValueError` where a label cannot be right.
+        grade: Whether a text answers a record.
+        max_new_tokens: Columns for an answer.
     """
 
     name: str
-    keys: Mapping[str, type]
+    keys: Mapping[str, type[str]]
     prompt: Callable[[Record], str]
     label: Callable[[Record], str]
     check: Callable[[Record], None]
     grade: Callable[[Record, str], bool]
     max_new_tokens: int
-    runs_code: bool = False
-    stops: tuple[str, ...] = ()
 
 
 def bundled(
@@ -73,7 +87,18 @@ def bundled(
     split: str = "held_out",
     variant: Variant | None = None,
 ) -> list[Question]:
-    """Problems of a bundled family, drawn anew from a seed; see `problems` and `Variant`."""
+    """Problems of a bundled family, drawn anew from a seed.
+
+    Args:
+        family: A name of `FAMILIES`.
+        count: How many.
+        seed: Of the draw.
+        split: `held_out` or `train`, see `distinct_problems`.
+        variant: Changes to the family, None for none.
+
+    Raises:
+        ConfigError: For names that are no family.
+    """
     kind = FAMILIES.get(family)
     require(
         kind is not None, f"task.families must be names of {', '.join(FAMILIES)}; got {family!r}"
@@ -89,7 +114,7 @@ def bundled(
             label=problem.answer,
             max_new_tokens=kind.canvas,
             grade=partial(kind.grade, problem),
-            form=kind.form(problem) or "" if variant.infill else "",
+            form=(kind.form(problem) or "") if variant.infill else problem.form,
         )
         for number, problem in enumerate(distinct_problems(kind, split, count, seed))
     ]
@@ -100,76 +125,160 @@ def from_file(
     format: str | None = None,
     *,
     count: int | None = None,
-    run_code: bool = False,
     shots: Sequence[tuple[str, str]] = (),
-    limits: Limits | None = None,
 ) -> list[Question]:
-    """Problems of a JSONL file (also gzip-compressed).
+    """Problems of a file in a published format.
 
-    path: the file; format: a key of `FORMATS`, None: told from the keys of the first line; count:
-    only the first so many; run_code: allow graders that execute answers, see
-    `dllm_decode.evaluation.sandbox`; shots: earlier turns put before every question; limits: of
-    the execution. Raises `ConfigError` naming file and line for files that are missing, empty or
-    malformed, for labels that do not parse, and for code formats without `run_code`.
+    A line that holds no problem (not JSON, a key missing or of another type, a label that cannot
+    be right) costs itself only: its question is there and `Question.refused` says what is wrong.
+
+    Args:
+        path: JSON lines or one JSON array of objects, also gzip-compressed.
+        format: A key of `FORMATS`; None: told from the keys of the first line that fits one.
+        count: Only the first so many lines.
+        shots: Earlier turns put before every question.
+
+    Returns:
+        One question per line, in the order of the file.
+
+    Raises:
+        ConfigError: Naming the file, where it cannot be read, is empty or has not a single good
+            line (with what is wrong in the first), and for formats whose grading would run
+            generated code.
     """
     path = Path(path)
-    records = list(read_records(path))
-    if format is None:
-        format = _told_from(records[0][1], path)
-    require_choice("task.format", format, tuple(FORMATS))
-    kind = FORMATS[format]
-    if kind.runs_code and not run_code:
-        raise ConfigError(
-            f"grading {path} ({format}) runs generated code; allow it with task.run_code=true"
-        )
-    for line, record in records:
-        _check(path, line, record, kind)
+    entries = read_entries(path)
+    kind = _told_from(entries, path) if format is None else format_named(format)
     if count is not None:
         require_count("task.count", count)
-        records = records[:count]
-    return [_question(record, line, kind, tuple(shots), limits) for line, record in records]
+        entries = entries[:count]
+    questions = [_question(entry.checked(kind), kind, tuple(shots)) for entry in entries]
+    if all(question.refused for question in questions):
+        raise ConfigError(f"task.data: {questions[0].refused}")
+    return questions
 
 
 def shots_from_file(
     path: str | Path, count: int, format: str | None = None
 ) -> list[tuple[str, str]]:
-    """The first `count` records of a file as (question, published answer) turns."""
+    """The first records of a file as (question, published answer) turns.
+
+    Args:
+        path: See `from_file`.
+        count: How many, at least 1.
+        format: See `from_file`.
+
+    Raises:
+        ConfigError: Naming file and line for the first of them that is no example; an evaluation
+            with other examples than were asked for would be another one.
+    """
     require_count("task.shots", count)
-    records = list(read_records(Path(path)))
-    name = _told_from(records[0][1], Path(path)) if format is None else format
-    require_choice("task.format", name, tuple(FORMATS))
-    kind = FORMATS[name]
-    if len(records) < count:
-        raise ConfigError(f"task.shots asks for {count} examples, {path} has {len(records)}")
-    for line, record in records[:count]:
-        _check(Path(path), line, record, kind)
-    return [(kind.prompt(record), kind.label(record)) for _, record in records[:count]]
+    entries = read_entries(Path(path), "task.shots")
+    kind = _told_from(entries, Path(path), "task.shots") if format is None else format_named(format)
+    if len(entries) < count:
+        raise ConfigError(f"task.shots asks for {count} examples, {path} has {len(entries)}")
+    checked = [entry.checked(kind) for entry in entries[:count]]
+    for entry in checked:
+        if entry.fault:
+            raise ConfigError(f"task.shots: {entry.fault}")
+    return [(kind.prompt(entry.record), kind.label(entry.record)) for entry in checked]
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line of a JSONL file; blank lines are skipped.
+@dataclass(frozen=True)
+class Entry:
+    """One line of a file, or one element of a JSON array.
 
-    Raises `ConfigError` for a file that cannot be read, is empty, or has a line that is no object.
+    Attributes:
+        number: Of the line or element, from 1.
+        source: File and line, for messages.
+        record: What it holds; empty where that is no object.
+        fault: What is wrong with it, with its source; "" where nothing is.
+    """
+
+    number: int
+    source: str
+    record: Record
+    fault: str = ""
+
+    def checked(self, kind: Format) -> Entry:
+        """This entry with what a format finds wrong in it."""
+        if self.fault:
+            return self
+        fault = _fault_in(self.record, kind)
+        return replace(self, fault=fault and f"{self.source} ({kind.name}) {fault}")
+
+
+def read_entries(path: Path, setting: str = "task.data") -> list[Entry]:
+    """All lines of a file that are not blank; broken ones with what is wrong.
+
+    Lines end at a line feed and nowhere else: JSON may hold every other line separator as it is. A
+    byte order mark is no part of the first line.
+
+    Args:
+        path: JSON lines or one JSON array of objects, also gzip-compressed.
+        setting: What named the file, for messages.
+
+    Raises:
+        ConfigError: For a file that cannot be read or holds nothing.
     """
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ConfigError(f"task.data: {path} cannot be read: {error}") from None
-    found = False
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"task.data: {path}, line {number} is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ConfigError(f"task.data: {path}, line {number} must be a JSON object")
-        found = True
-        yield number, record
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{setting}: {path} cannot be read: {error}") from None
+    data = data.removeprefix(codecs.BOM_UTF8)
+    elements = _array(data)
+    if elements is not None:
+        found = [
+            _entry(number, f"{path}, element {number}", element)
+            for number, element in enumerate(elements, start=1)
+        ]
+    else:
+        found = [
+            _parsed(number, f"{path}, line {number}", line)
+            for number, line in enumerate(data.split(b"\n"), start=1)
+            if line.strip()
+        ]
     if not found:
-        raise ConfigError(f"task.data: {path} has no problems")
+        raise ConfigError(f"{setting}: {path} has no problems")
+    return found
+
+
+def _array(data: bytes) -> list[Any] | None:
+    """The elements of a file that is one JSON array of objects, None for other files."""
+    if not data.lstrip().startswith(b"["):
+        return None
+    try:
+        elements = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return elements if any(isinstance(element, dict) for element in elements) else None
+
+
+def _parsed(number: int, source: str, line: bytes) -> Entry:
+    try:
+        return _entry(number, source, json.loads(line.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        return Entry(number, source, {}, f"{source} is not UTF-8 text: {error.reason}")
+    except ValueError as error:
+        return Entry(number, source, {}, f"{source} is not JSON: {error}")
+    except RecursionError:
+        return Entry(number, source, {}, f"{source} is not JSON that can be read: nested too deep")
+
+
+def _entry(number: int, source: str, value: Any) -> Entry:
+    if isinstance(value, dict):
+        return Entry(number, source, value)
+    got = type(value).__name__
+    return Entry(number, source, {}, f"{source} must be a JSON object, got {got}")
+
+
+def read_records(path: Path) -> Iterator[tuple[int, Record]]:
+    """(line number, object) of each line; raises `ConfigError` for the first that is none."""
+    for entry in read_entries(path):
+        if entry.fault:
+            raise ConfigError(f"task.data: {entry.fault}")
+        yield entry.number, entry.record
 
 
 def digest(questions: Sequence[Question]) -> str:
@@ -177,7 +286,9 @@ def digest(questions: Sequence[Question]) -> str:
     state = hashlib.sha256()
     for q in questions:
         entry = [q.key, q.task, q.prompt, q.label, q.max_new_tokens, q.shots, q.stops]
-        state.update(json.dumps([*entry, q.form] if q.form else entry).encode())
+        # what most questions do not have leaves the hash of those as it was
+        extra = [text for text in (q.form, q.refused and "refused") if text]
+        state.update(json.dumps([*entry, *extra]).encode())
     return state.hexdigest()
 
 
@@ -193,63 +304,76 @@ def manner(questions: Sequence[Question]) -> dict[str, str]:
     }
 
 
-def _told_from(record: Record, path: Path) -> str:
-    for name, kind in FORMATS.items():
-        if all(isinstance(record.get(key), type_) for key, type_ in kind.keys.items()):
-            try:
-                kind.check(record)
-            except ValueError:
-                continue
-            return name
+def format_named(name: str) -> Format:
+    """The format of this name; raises `ConfigError` for others."""
+    if name in _RUN_CODE:
+        raise ConfigError(f"task.format={name}: {GRADED_BY_RUNNING}")
+    require_choice("task.format", name, tuple(FORMATS))
+    return FORMATS[name]
+
+
+def _told_from(entries: Sequence[Entry], path: Path, setting: str = "task.data") -> Format:
+    """The format of the first line that fits one."""
+    for entry in entries:
+        for kind in FORMATS.values():
+            if not entry.fault and not _fault_in(entry.record, kind):
+                return kind
+    first = entries[0]
+    for name, keys in _RUN_CODE.items():
+        if keys <= set(first.record):
+            raise ConfigError(f"{setting}: {path} has the keys of {name}; {GRADED_BY_RUNNING}")
+    if first.fault:
+        raise ConfigError(f"{setting}: {first.fault}")
     raise ConfigError(
-        f"task.data: the first line of {path} has the keys {', '.join(sorted(record))}, which is "
-        f"none of the formats {', '.join(FORMATS)}; set task.format"
+        f"{setting}: {first.source} has the keys {', '.join(sorted(first.record)) or 'nothing'}, "
+        f"which fit none of the formats {', '.join(FORMATS)}; set task.format"
     )
 
 
-def _check(path: Path, line: int, record: Record, kind: Format) -> None:
-    where = f"task.data: {path}, line {line} ({kind.name})"
+def _fault_in(record: Record, kind: Format) -> str:
+    """What keeps a record from being a problem of a format, "" for nothing."""
     for key, type_ in kind.keys.items():
-        if not isinstance(record.get(key), type_):
-            got = type(record[key]).__name__ if key in record else "nothing"
-            raise ConfigError(f"{where} needs {key!r} of type {type_.__name__}, got {got}")
+        value = record.get(key)
+        if not isinstance(value, type_):
+            got = type(value).__name__ if key in record else "nothing"
+            return f"needs {key!r} of type {type_.__name__}, got {got}"
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return f"holds half a surrogate pair in {key!r}, which is no text"
+        if not value.strip():
+            return f"needs {key!r} with some text in it, got {value!r}"
     try:
         kind.check(record)
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        return f"cannot be graded: {error}"
+    return ""
 
 
-def _question(
-    record: Record,
-    line: int,
-    kind: Format,
-    shots: tuple[tuple[str, str], ...],
-    limits: Limits | None,
-) -> Question:
-    def grade(text: str) -> bool:
-        if kind.runs_code:
-            return run_python(program_of(kind.name, record, text), limits).passed
-        return kind.grade(record, text)
-
-    return Question(
-        key=f"{kind.name}/{record.get('task_id', line)}",
+def _question(entry: Entry, kind: Format, shots: tuple[tuple[str, str], ...]) -> Question:
+    made = Question(
+        key=f"{kind.name}/{entry.number}",
         task=kind.name,
-        prompt=kind.prompt(record),
-        label=kind.label(record),
+        prompt="",
+        label="",
         max_new_tokens=kind.max_new_tokens,
-        grade=grade,
+        grade=_never,
         shots=shots,
-        stops=kind.stops,
+        source=entry.source,
+        refused=entry.fault,
+    )
+    if entry.fault:
+        return made
+    return replace(
+        made,
+        prompt=kind.prompt(entry.record),
+        label=kind.label(entry.record),
+        grade=partial(kind.grade, entry.record),
     )
 
 
-def program_of(format: str, record: Record, text: str) -> str:
-    """The program whose success grades an answer to a record of a code format."""
-    if format == "humaneval":
-        return grading.humaneval_program(
-            record["prompt"], text, record["test"], record["entry_point"]
-        )
-    return grading.mbpp_program(text, record["test_setup_code"], record["test_list"])
+def _never(text: str) -> bool:
+    return False
 
 
 def _needs(condition: bool, message: str) -> None:
@@ -263,13 +387,18 @@ def _check_gsm8k(record: Record) -> None:
 
 
 def _check_math(record: Record) -> None:
-    _needs(bool(record["answer"].strip()), "the answer is empty")
+    _needs(bool(grading.normal_latex(record["answer"])), "the answer is empty")
+
+
+def _math_label(record: Record) -> str:
+    solution = record.get("solution")
+    return solution if isinstance(solution, str) else str(record["answer"])
 
 
 def _countdown(record: Record) -> tuple[list[int], int]:
     parts = record["input"].split(",")
     _needs(
-        len(parts) >= 3 and all(part.strip().isdigit() for part in parts),
+        len(parts) >= 3 and all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) for part in parts),
         f"input must be numbers and the target, separated by commas, got {record['input']!r}",
     )
     *numbers, target = map(int, parts)
@@ -295,29 +424,20 @@ def _check_sudoku(record: Record) -> None:
     )
 
 
-def _check_humaneval(record: Record) -> None:
-    _needs(
-        f"def {record['entry_point']}" in record["prompt"],
-        f"the prompt does not define {record['entry_point']!r}",
-    )
-
-
-def _check_mbpp(record: Record) -> None:
-    tests = record["test_list"]
-    _needs(
-        bool(tests) and all(isinstance(test, str) for test in tests),
-        "test_list must hold at least one test",
-    )
-
-
 def _grade_countdown(record: Record, text: str) -> bool:
     numbers, target = _countdown(record)
     return grading.is_countdown(text, numbers, target)
 
 
-def _never(record: Record, text: str) -> bool:
-    raise ConfigError("a code format is graded by running the program")  # see `program_of`
-
+# Keys of published files that are graded by executing the answer, which this package does not do.
+_RUN_CODE = {
+    "humaneval": {"prompt", "test", "entry_point"},
+    "mbpp": {"text", "code", "test_list"},
+}
+GRADED_BY_RUNNING = (
+    "such problems are graded by running generated code, which lm-evaluation-harness does "
+    "(python -m dllm_decode.lm_eval run --tasks humaneval ..., see docs/evaluate.md)"
+)
 
 FORMATS: dict[str, Format] = {
     "gsm8k": Format(
@@ -333,32 +453,10 @@ FORMATS: dict[str, Format] = {
         "math500",
         {"problem": str, "answer": str},
         lambda record: f"{record['problem']}\n\nPut your final answer within \\boxed{{}}.",
-        lambda record: record.get("solution", record["answer"]),
+        _math_label,
         _check_math,
         lambda record, text: grading.same_latex(text, record["answer"]),
         max_new_tokens=512,
-    ),
-    "humaneval": Format(
-        "humaneval",
-        {"prompt": str, "test": str, "entry_point": str},
-        lambda record: f"Complete this Python function.\n\n```python\n{record['prompt']}\n```",
-        lambda record: record.get("canonical_solution", ""),
-        _check_humaneval,
-        _never,
-        max_new_tokens=512,
-        runs_code=True,
-    ),
-    "mbpp": Format(
-        "mbpp",
-        {"text": str, "code": str, "test_list": list, "test_setup_code": str},
-        lambda record: "\n".join(
-            [record["text"], "Your code has to pass these tests:", *record["test_list"]]
-        ),
-        lambda record: record["code"],
-        _check_mbpp,
-        _never,
-        max_new_tokens=512,
-        runs_code=True,
     ),
     "countdown": Format(
         "countdown",

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder, Observer, Outcome
-from dllm_decode.decoding.strategy import parts_of
-from dllm_decode.decoding.types import Board, Change, Request, Vocab
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Observer
+from dllm_decode.decoding.outcome import Outcome
+from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
 from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.metrics import Sample, sample_of
 from dllm_decode.models.loaded import Tokenizer
 from dllm_decode.problems import GAP
+
+log = logging.getLogger(__name__)
 
 TEMPLATES = ("auto", "chat", "plain")
 Reference = tuple[Sequence[Sequence[int]], Sequence[int]]
@@ -83,12 +88,12 @@ class Proposals(Observer):
         self._token = torch.full((len(lengths), max(lengths)), -1)
         self._since = torch.full((len(lengths), max(lengths)), -1)
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """Compare this step's proposals with those before."""
         slots = change.index >= 0
         # what an earlier step committed keeps its note
-        columns = board.start + change.index.clamp(min=0)
-        slots &= change.commit | ~board.decided.gather(1, columns)
+        columns = snapshot.start + change.index.clamp(min=0)
+        slots &= change.commit | ~snapshot.decided.gather(1, columns)
         at = change.rows[:, None].expand_as(slots)[slots].cpu(), change.index[slots].cpu()
         self._token[change.rows[change.step == 0].cpu()] = -1  # a row that starts again
         new = change.tokens[slots].cpu()
@@ -128,29 +133,74 @@ class Evaluation:
     ) -> Iterator[Sample]:
         """Grade every question not yet done, task by task, in the order in which they finish.
 
-        done: keys of questions to leave out. A question keeps its seed whatever is left out.
+        Questions that cannot be decoded come first, as samples with an error.
+
+        Args:
+            questions: All of them, also those that are done: a question keeps its seed whatever is
+                left out.
+            done: Keys of questions to leave out.
+
+        Raises:
+            ConfigError: Where not a single question can be decoded.
         """
+        faults = {question.key: self.fault_in(question) for question in questions}
+        if all(faults.values()):
+            raise ConfigError(next(iter(faults.values())))
+        for question in questions:
+            if faults[question.key] and question.key not in done:
+                yield self._refused(question, faults[question.key])
         tasks = list(dict.fromkeys(question.task for question in questions))
         for task in tasks:
             chosen = [
                 (place, question)
                 for place, question in enumerate(questions)
-                if question.task == task and question.key not in done
+                if question.task == task and question.key not in done and not faults[question.key]
             ]
             if chosen:
                 yield from self._task(chosen)
 
     def warm_up(self, questions: Sequence[Question]) -> None:
         """Decode the first question and drop the result, so that no timing holds first calls."""
-        request = self._request([(0, questions[0])])
-        Engine(self.decoder, 1).decode(self._with_reference(request, [questions[0].key])[0])
+        first = next((question for question in questions if not self.fault_in(question)), None)
+        if first is not None:
+            request = self.request([(0, first)])
+            Engine(self.decoder, 1).decode(self._with_reference(request, [first.key])[0])
+
+    def fault_in(self, question: Question) -> str:
+        """Why a question cannot be decoded, with its source; "" where it can."""
+        if question.refused:
+            return question.refused
+        try:
+            request = self.request([(0, question)])
+        except ConfigError as error:
+            return _with_source(question, str(error))
+        prompt, columns = len(request.prompts[0]), request.lengths[0]
+        limit = self.decoder.denoiser.max_length
+        if limit is None or prompt + columns <= limit:
+            return ""
+        return (
+            f"{question.source or question.key} has {prompt} tokens; with "
+            f"max_new_tokens={columns} that is more than the {limit} positions of the model"
+        )
+
+    def _refused(self, question: Question, fault: str) -> Sample:
+        log.warning("%s is not decoded: %s", question.key, fault)
+        return sample_of(
+            Outcome(finish_reason="error", error=fault),
+            problem=question.key,
+            task=question.task,
+            prompt=question.prompt,
+            text="",
+            correct=False,
+            slots=question.max_new_tokens,
+        )
 
     def _task(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
         request, reference_forwards = self._with_reference(
-            self._request(chosen), [question.key for _, question in chosen]
+            self.request(chosen), [question.key for _, question in chosen]
         )
         proposals = Proposals(request.lengths)
-        imitates = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        imitates = any(part.needs_reference for _, part in self.decoder.strategy.parts())
         observers = self.decoder.observers if imitates else (*self.decoder.observers, proposals)
         engine = Engine(
             replace(self.decoder, observers=observers),
@@ -159,7 +209,7 @@ class Evaluation:
             self.batching,
         )
         for row, outcome, seconds in self._timed(engine, request):
-            ready = [] if imitates else proposals.of(row, len(outcome.sequence))
+            ready = [] if imitates else proposals.of(row, len(outcome.tokens))
             yield self._graded(
                 chosen[row][1],
                 outcome,
@@ -169,7 +219,8 @@ class Evaluation:
                 reference_forwards=reference_forwards[row],
             )
 
-    def _request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+    def request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
+        """What is decoded for some questions. chosen: (number, question), for the seeds."""
         vocab = self.decoder.denoiser.vocab
         canvases = [infilling(self.tokenizer, vocab, q) for _, q in chosen]
         return Request(
@@ -182,7 +233,7 @@ class Evaluation:
     def _with_reference(
         self, request: Request, keys: Sequence[str]
     ) -> tuple[Request, tuple[int, ...]]:
-        needed = any(part.needs_reference for _, part in parts_of(self.decoder.strategy))
+        needed = any(part.needs_reference for _, part in self.decoder.strategy.parts())
         if not needed or self.reference is None:
             return request, (0,) * request.rows
         tokens, forwards = self.reference(request, keys)
@@ -213,32 +264,38 @@ class Evaluation:
         slots: int,
         reference_forwards: int,
     ) -> Sample:
-        eot_ids = self.decoder.denoiser.vocab.eot_ids
-        ends = [i for i, token in enumerate(outcome.sequence) if token in eot_ids]
-        delivered = list(outcome.sequence[: ends[0]] if ends else outcome.sequence)
-        text = question.cut(self.tokenizer.decode(delivered)) if not outcome.error else ""
+        text, correct = "", False
+        if outcome.error:
+            outcome = replace(outcome, error=_with_source(question, outcome.error))
+        else:
+            text = question.cut(self.tokenizer.decode(list(outcome.delivered)))
+            try:
+                correct = question.grade(text)
+            except Exception as error:  # a grader that stumbles over one text costs that one only
+                fault = f"the answer cannot be graded: {type(error).__name__}: {error}"
+                outcome = replace(outcome, error=_with_source(question, fault))
         return sample_of(
             outcome,
             problem=question.key,
             task=question.task,
             prompt=question.prompt,
             text=text,
-            correct=not outcome.error and question.grade(text),
+            correct=correct,
             slots=slots,
-            eot_ids=eot_ids,
             ready=ready,
             seconds=seconds,
             reference_forwards=reference_forwards,
         )
 
 
+def _with_source(question: Question, fault: str) -> str:
+    return f"{question.source or question.key}: {fault}"
+
+
 def check_questions(questions: Sequence[Question]) -> None:
     """Refuse an evaluation of nothing, or of problems that cannot be told apart."""
     if not questions:
         raise ConfigError("an evaluation needs at least one problem, got none")
-    keys = [question.key for question in questions]
-    twice = (
-        sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
-    )
+    twice = [key for key, times in Counter(q.key for q in questions).items() if times > 1]
     if twice:
         raise ConfigError(f"two problems have the key {twice[0]!r}; keys must be unique")

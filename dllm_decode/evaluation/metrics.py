@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dllm_decode.decoding.loop import Outcome
-from dllm_decode.decoding.types import Result
+from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
+from dllm_decode.evaluation import validation
 from dllm_decode.evaluation.statistics import (
     Interval,
     bootstrap_ratio,
     kendall_tau,
     wilson,
 )
+from dllm_decode.evaluation.validation import fault_in, shown
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,57 @@ class Sample:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Sample:
-        """The sample of a JSON object; raises `ConfigError` for missing and unknown keys."""
-        known = {entry.name for entry in fields(cls)}
-        wrong = sorted(known.symmetric_difference(record))
+        """The sample of a JSON object.
+
+        Raises:
+            ConfigError: Naming the key, for missing and unknown ones and for values that no
+                evaluation writes.
+        """
+        wrong = sorted(_KEYS.symmetric_difference(record))
         if wrong:
-            raise ConfigError(f"a sample has the keys {', '.join(sorted(known))}; check {wrong}")
+            raise ConfigError(
+                f"a sample has the keys {', '.join(sorted(_KEYS))}; check {shown(wrong)}"
+            )
+        fault = fault_in(record, _CHECKS) or _mismatch(record)
+        if fault:
+            raise ConfigError(fault)
         values = dict(record)
         for name in ("steps", "ready", "confidence", "tokens"):
             values[name] = tuple(values[name])
         return cls(**values)
+
+
+_KEYS = frozenset(entry.name for entry in fields(Sample))
+_CHECKS: Mapping[str, validation.Check] = {
+    "problem": validation.name,
+    "task": validation.label,
+    "prompt": validation.text,
+    "text": validation.text,
+    "correct": validation.flag,
+    "forwards": validation.whole(0),
+    "slots": validation.whole(0),
+    "steps": validation.wholes(0),
+    "ready": validation.wholes(-1),
+    "confidence": validation.shares,
+    "end_step": validation.whole(-1),
+    "spent": validation.whole(0),
+    "seconds": validation.seconds,
+    "finish_reason": validation.name,
+    "tokens": validation.wholes(-1, 2**62),
+    "reference_forwards": validation.whole(0),
+    "error": validation.text,
+}
+
+
+def _mismatch(record: Mapping[str, Any]) -> str:
+    """What is wrong with values that are fine one by one."""
+    steps, forwards = record["steps"], record["forwards"]
+    if max((*steps, record["end_step"])) >= forwards:
+        return f"'steps' and 'end_step' must be below 'forwards', {forwards}"
+    for name in ("ready", "confidence"):
+        if len(record[name]) not in (0, len(steps)):
+            return f"{name!r} must have as many entries as 'steps', {len(steps)}, or none"
+    return ""
 
 
 def sample_of(
@@ -84,15 +127,13 @@ def sample_of(
     text: str,
     correct: bool,
     slots: int,
-    eot_ids: Sequence[int],
     ready: Sequence[int] = (),
     seconds: float = 0.0,
     reference_forwards: int = 0,
 ) -> Sample:
     """What one decoded row counts as; outcome: of the row; the rest: see `Sample`."""
-    ends = [place for place, token in enumerate(outcome.sequence) if token in eot_ids]
-    end = ends[0] if ends else len(outcome.sequence)
-    found = [place for place in range(end) if outcome.step_of[place] >= 0]
+    end = outcome.end
+    found = [place for place in outcome.delivered_places if outcome.step_of[place] >= 0]
     return Sample(
         problem=problem,
         task=task,
@@ -104,11 +145,11 @@ def sample_of(
         steps=tuple(outcome.step_of[place] for place in found),
         ready=tuple(ready[place] for place in found) if ready else (),
         confidence=_shares(outcome, found),
-        end_step=outcome.step_of[end] if ends else -1,
+        end_step=outcome.step_of[end] if end < len(outcome.tokens) else -1,
         spent=sum(step >= 0 for step in outcome.step_of[end + 1 :]),
         seconds=seconds,
         finish_reason=outcome.finish_reason,
-        tokens=outcome.sequence,
+        tokens=outcome.tokens,
         reference_forwards=reference_forwards,
         error=outcome.error,
     )
@@ -119,23 +160,6 @@ def _shares(outcome: Outcome, places: Sequence[int]) -> tuple[float, ...]:
     if not outcome.confidence_of:
         return ()
     return tuple(round(outcome.confidence_of[place], 5) for place in places)
-
-
-def outcomes_of(result: Result) -> list[Outcome]:
-    """The rows of a result, one by one."""
-    rows = len(result.sequences)
-    return [
-        Outcome(
-            sequence=result.sequences[row],
-            forwards=result.forwards[row],
-            finish_reason=result.finish_reasons[row],
-            step_of=result.step_of[row],
-            confidence_of=result.confidence_of[row],
-            undecided=result.undecided[row] if result.undecided else 0,
-            error=result.errors[row] if result.errors else "",
-        )
-        for row in range(rows)
-    ]
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import inspect
 import json
-import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
+
+from dllm_decode import storage
 from dllm_decode.errors import ConfigError, DllmDecodeError
+from dllm_decode.evaluation import validation
 from dllm_decode.evaluation.metrics import Sample
 
 SAMPLES, RESULTS, JOB, FAILURE = "samples.jsonl", "results.json", "job.json", "failure.json"
+LOCK = ".lock"
+LONGEST_NAME, LONGEST_REASON = 120, 1000  # characters that tables and figures show
 
 # Core modules whose source decides which tokens come out.
 _CORE = (
@@ -62,43 +69,52 @@ def code_version(parts: Iterable[object]) -> str:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object so that readers see the old file or the new one, never half of it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write a JSON object whole or not at all; raises `StoreError` where that cannot be done."""
+    text = json.dumps(storage.plain(values), indent=1, sort_keys=True) + "\n"
+    try:
+        storage.write_text(path, text)
+    except OSError as error:
+        raise _unwritable(path, error) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises `StoreError` naming the file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise StoreError(f"{path} must hold one JSON object")
-    return values
+    return storage.read_json(path, StoreError)
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be written ({error.strerror or error}); what was finished is kept, and the "
+        "same command goes on with it"
+    )
 
 
 def parse_samples(path: Path) -> tuple[list[Sample], int]:
     """The samples of a file and the number of bytes they take.
 
     A last line without its end, as a killed job leaves it, is not counted; any other line that
-    cannot be read raises `StoreError` naming file and line.
+    cannot be read raises `StoreError` naming file, line and key.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return [], 0
     except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error}") from None
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
     complete = data[: data.rfind(b"\n") + 1]
     samples = []
-    for number, line in enumerate(complete.splitlines(), start=1):
+    for number, line in enumerate(complete.split(b"\n")[:-1], start=1):
         try:
-            samples.append(Sample.from_record(json.loads(line)))
-        except (ValueError, TypeError, AttributeError) as error:
+            samples.append(_sample(storage.parse_json(line)))
+        except ValueError as error:  # ConfigError is one
             raise StoreError(f"{path}, line {number} cannot be read: {error}") from None
     return samples, len(complete)
+
+
+def _sample(record: object) -> Sample:
+    if not isinstance(record, dict):
+        raise ConfigError(f"a sample must be an object, got {validation.shown(record)}")
+    return Sample.from_record(record)
 
 
 @dataclass
@@ -107,51 +123,67 @@ class JobFolder:
 
     `job.json` says what the job is, `samples.jsonl` grows line by line, `results.json` appears when
     all problems are done. Only one process works on a job at a time.
+
+    Attributes:
+        path: The folder, made where it is not there.
+        description: What `job.json` says.
+        samples: Those that are done, in the order in which they finished.
+        fresh: Whether what an earlier run left is dropped instead of continued.
     """
 
     path: Path
     description: Mapping[str, Any]
+    fresh: bool = False
     samples: list[Sample] = field(default_factory=list)
     _file: TextIO | None = None
+    _lock: FileLock | None = None
 
     def __enter__(self) -> JobFolder:
         """Take over what is there; raises `StoreError` if another process works on it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._file = (self.path / SAMPLES).open("a+", encoding="utf-8")
-        except OSError as error:
+            self._lock = FileLock(self.path / LOCK)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreError(f"{self.path} is in use by another process") from None
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             raise ConfigError(f"task.runs must be a writable folder: {error}") from None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise StoreError(f"{self.path} is in use by another process") from None
-        self._resume()
-        write_json(self.path / JOB, self.description)
+            if self.fresh:
+                for name in (RESULTS, SAMPLES, FAILURE):
+                    (self.path / name).unlink(missing_ok=True)
+            self._resume()
+            write_json(self.path / JOB, self.description)
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def _resume(self) -> None:
         """Keep whole samples; drop half a line, repeated problems and those that failed."""
-        assert self._file is not None
-        found, size = parse_samples(self.path / SAMPLES)
+        path = self.path / SAMPLES
+        found, size = parse_samples(path)
         kept = {sample.problem: sample for sample in found if not sample.error}
         self.samples = list(kept.values())
-        if len(kept) == len(found):
+        try:
+            if len(kept) < len(found):
+                # into another file first: a full disk must not cost what is finished
+                storage.write_text(path, "".join(map(_line, self.samples)))
+                size = path.stat().st_size
+            self._file = path.open("a", encoding="utf-8", newline="\n")
             self._file.truncate(size)
-            return
-        self._file.truncate(0)
-        for sample in self.samples:
-            self._write(sample)
+        except OSError as error:
+            raise _unwritable(path, error) from None
 
     def append(self, sample: Sample) -> None:
-        """Add one sample; it is on disk when this returns."""
-        self.samples.append(sample)
-        self._write(sample)
-
-    def _write(self, sample: Sample) -> None:
+        """Add one sample, which a reader sees when this returns; raises `StoreError`."""
         assert self._file is not None
-        self._file.write(json.dumps(sample.to_record()) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(_line(sample))
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self.path / SAMPLES, error) from None
+        self.samples.append(sample)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Mark the job as done."""
@@ -169,30 +201,69 @@ class JobFolder:
         trace: TracebackType | None,
     ) -> None:
         """Note a failure, and let go."""
-        if isinstance(error, Exception):
-            self.fail(f"{type(error).__name__}: {error}")
+        try:
+            if isinstance(error, Exception):
+                with suppress(StoreError):  # a full disk: the error itself says so
+                    self.fail(f"{type(error).__name__}: {error}")
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what was not written is not counted as done
+                self._file.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _line(sample: Sample) -> str:
+    return json.dumps(storage.plain(sample.to_record())) + "\n"
+
+
+def note_failure(folder: Path, reason: str) -> None:
+    """Note in a folder of its own that a job could not even begin, for reports to list.
+
+    Args:
+        folder: Of the job; made where it is not there.
+        reason: What was wrong.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"task.runs must be a writable folder: {error}") from None
+    write_json(folder / FAILURE, {"reason": reason})
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove what `note_failure` wrote, now that the job has begun."""
+    with suppress(OSError):  # it was not there, or holds something else by now
+        (folder / FAILURE).unlink()
+        folder.rmdir()
 
 
 @dataclass(frozen=True)
-class Run:
+class EvalRun:
     """A finished job as a report reads it."""
 
     path: Path
     results: Mapping[str, Any]
     samples: tuple[Sample, ...]
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """What tables call it."""
-        return str(self.results["name"])
+        """What tables call it: one line, and not endless."""
+        return _short(self.results["name"])
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """The resolved groups: model, strategy, schedule, cache, sampler."""
         settings: Mapping[str, Any] = self.results["settings"]
         return settings
+
+    @property
+    def order(self) -> int:
+        """Its place in the sweep or list that it belongs to."""
+        return int(self.results["order"])
 
     @property
     def batch_size(self) -> int:
@@ -204,7 +275,7 @@ class Run:
         """Which repetition of a job that is for its wall time only; 0: an ordinary run."""
         return int(self.results.get("timing", 0))
 
-    def on(self, problems: Collection[str]) -> Run:
+    def on(self, problems: Collection[str]) -> EvalRun:
         """The run restricted to some problems."""
         return replace(self, samples=tuple(s for s in self.samples if s.problem in problems))
 
@@ -219,66 +290,174 @@ class Run:
         return tuple(asked)
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a runs folder holds. broken, failed, unfinished: sentences that name the folder."""
+def one_line(text: str, most: int = LONGEST_REASON) -> str:
+    """A text without line breaks and control characters, cut where it is very long."""
+    line = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text[: 2 * most]).strip()
+    return line if len(line) <= most else f"{line[:most]}..."
 
-    runs: tuple[Run, ...]
+
+def _short(name: str) -> str:
+    """A name as tables and figures can show it; two that begin alike stay two."""
+    line = one_line(name, LONGEST_NAME)
+    cut = line.endswith("...") or len(name) > 2 * LONGEST_NAME
+    return f"{line} ({hashlib.sha256(name.encode()).hexdigest()[:6]})" if cut else line
+
+
+@dataclass(frozen=True)
+class RunCollection:
+    """What a runs folder holds.
+
+    Attributes:
+        runs: The finished ones that can be read, in the order of their sweep.
+        broken: A sentence for each finished job with a damaged file, naming file and key.
+        failed: A sentence for each job that ended with an error.
+        unfinished: A sentence for each job that was begun and can go on.
+    """
+
+    runs: tuple[EvalRun, ...]
     broken: tuple[str, ...]
     failed: tuple[str, ...]
     unfinished: tuple[str, ...]
 
+    @property
+    def counts(self) -> str:
+        """How many of how many jobs can be shown, "" where all can."""
+        parts = [
+            f"{len(found)} {word}"
+            for found, word in (
+                (self.failed, "failed"),
+                (self.broken, "damaged"),
+                (self.unfinished, "unfinished"),
+            )
+            if found
+        ]
+        total = len(self.runs) + len(self.left_out)
+        return f"{len(self.runs)} of {total} jobs done, {', '.join(parts)}" if parts else ""
 
-def collect(folder: str | Path) -> Found:
-    """All jobs below a folder; raises `ConfigError` if there is none at all."""
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What no table can show, a sentence each."""
+        return (*self.broken, *self.failed, *self.unfinished)
+
+
+def collect(folder: str | Path) -> RunCollection:
+    """All jobs below a folder, also those that failed before they could begin.
+
+    Raises `ConfigError` if there is none at all.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError(f"task.runs must be a folder of evaluation runs, got {root}")
-    runs: list[Run] = []
+    runs: list[EvalRun] = []
     broken: list[str] = []
     failed: list[str] = []
     unfinished: list[str] = []
-    for path in sorted(found.parent for found in root.rglob(JOB)):
+    for path in sorted({found.parent for name in (JOB, FAILURE) for found in root.rglob(name)}):
         if not (path / RESULTS).exists():
             if (path / FAILURE).exists():
                 failed.append(f"{path}: {_reason(path / FAILURE)}")
             else:
                 unfinished.append(f"{path}: no {RESULTS}; the same command goes on with it")
-            continue
-        try:
-            runs.append(read_run(path))
-        except StoreError as error:
-            broken.append(str(error))
+        elif (path / JOB).exists():
+            try:
+                runs.append(read_run(path))
+            except StoreError as error:
+                broken.append(str(error))
     if not (runs or broken or failed or unfinished):
         raise ConfigError(f"task.runs: {root} holds no evaluation runs (no {JOB} below it)")
-    runs.sort(key=lambda run: (int(run.results["order"]), run.name))
-    return Found(tuple(runs), tuple(broken), tuple(failed), tuple(unfinished))
+    runs.sort(key=lambda run: (run.order, run.name))
+    return RunCollection(tuple(runs), tuple(broken), tuple(failed), tuple(unfinished))
 
 
 def _reason(path: Path) -> str:
     try:
-        return str(read_json(path).get("reason", "failed"))
+        reason = read_json(path).get("reason", "failed")
     except StoreError as error:
         return str(error)
+    return "failed" if validation.text(reason) else one_line(reason)
 
 
-def read_run(path: Path) -> Run:
-    """A finished job; raises `StoreError` naming what is missing or damaged."""
-    results = read_json(path / RESULTS)
-    wanted = ("name", "order", "settings", "task_names", "problems", "digest", "model", "figures")
-    missing = [key for key in wanted if key not in results]
-    if missing:
-        raise StoreError(f"{path / RESULTS} has no {', '.join(missing)}")
+_PARTS = validation.optional(validation.mapping_of(validation.mapping({})))
+_SETTINGS = validation.mapping(
+    {
+        "strategy": validation.mapping(
+            {
+                "select": validation.optional(validation.mapping({})),
+                "transforms": _PARTS,
+                "filters": _PARTS,
+                "stop": _PARTS,
+            }
+        )
+    },
+    "strategy",
+)
+_MODEL = validation.mapping(
+    {"description": validation.label, "fingerprint": validation.optional(validation.label)},
+    "description",
+)
+_JOB_CHECKS: Mapping[str, validation.Check] = {
+    "name": validation.name,
+    "settings": _SETTINGS,
+    "model": _MODEL,
+    "code": validation.text,
+    "problems": validation.text,
+}
+_RESULT_CHECKS: Mapping[str, validation.Check] = {
+    "name": validation.name,
+    "order": validation.whole(0),
+    "settings": _SETTINGS,
+    "task_names": validation.names,
+    "problems": validation.whole(1),
+    "digest": validation.name,
+    "model": _MODEL,
+    "figures": validation.mapping({}),
+    "manner": validation.optional(validation.mapping_of(validation.text)),
+    "batch_size": validation.whole(0),
+    "timing": validation.whole(0),
+    "seed": validation.whole(0, 2**63 - 1),
+    "template": validation.text,
+    "errors": validation.whole(0),
+    "environment": validation.mapping_of(validation.scalar),
+}
+_NEEDED = ("name", "order", "settings", "task_names", "problems", "digest", "model", "figures")
+
+
+def read_run(path: Path) -> EvalRun:
+    """A finished job; raises `StoreError` naming file and key of what is missing or damaged."""
+    _checked(path / JOB, _JOB_CHECKS)
+    results = _checked(path / RESULTS, _RESULT_CHECKS, _NEEDED)
     samples, _ = parse_samples(path / SAMPLES)
     if not len({s.problem for s in samples}) == len(samples) == results["problems"]:
         raise StoreError(
             f"{path / SAMPLES} holds {len(samples)} samples of the {results['problems']} that "
             f"{RESULTS} counts"
         )
-    return Run(path, results, tuple(samples))
+    asked, found = set(results["task_names"]), {s.task for s in samples}
+    if asked != found:
+        raise StoreError(
+            f"{path / RESULTS}: 'task_names' and the samples differ in "
+            f"{validation.shown(sorted(asked ^ found))}"
+        )
+    return EvalRun(path, results, tuple(samples))
 
 
-def whole_and_parts(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+def _checked(
+    path: Path, checks: Mapping[str, validation.Check], needed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The JSON object of a file whose values may come from anywhere."""
+    values = read_json(path)
+    missing = [key for key in needed if key not in values]
+    if missing:
+        raise StoreError(f"{path} has no {', '.join(missing)}")
+    if validation.too_deep(values):
+        raise StoreError(f"{path} cannot be read: nested too deep")
+    fault = validation.fault_in(values, checks)
+    if fault:
+        raise StoreError(f"{path}: {fault}")
+    return values
+
+
+def whole_and_parts(runs: Sequence[EvalRun]) -> tuple[list[EvalRun], list[EvalRun]]:
     """Runs on the same problems, and runs on some of these problems, asked in the same way.
 
     Raises `ConfigError` for runs that are neither, see `check_comparable`.
@@ -290,7 +469,7 @@ def whole_and_parts(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     return whole, parts
 
 
-def _is_part(run: Run, largest: Run) -> bool:
+def _is_part(run: EvalRun, largest: EvalRun) -> bool:
     asked, same = (r.results.get("manner") for r in (run, largest))
     if len(run.samples) >= len(largest.samples) or not asked or not same:
         return False
@@ -305,7 +484,7 @@ def _is_part(run: Run, largest: Run) -> bool:
     )
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
+def check_comparable(runs: Sequence[EvalRun]) -> None:
     """Refuse runs that no table should mix; raises `ConfigError` that says what differs.
 
     All must be of the same model and the same problems.
@@ -315,12 +494,16 @@ def check_comparable(runs: Sequence[Run]) -> None:
         for run in runs:
             seen.setdefault(json.dumps(run.results[key], sort_keys=True), []).append(run.path.name)
         if len(seen) > 1:
-            groups = "; ".join(
-                f"{value if name == 'model' else value[1:9]}: {', '.join(paths[:3])}"
-                + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-                for value, paths in seen.items()
-            )
+            groups = "; ".join(_group(key, value, paths) for value, paths in seen.items())
             raise ConfigError(
                 f"the runs differ in their {name}, so that one table cannot hold them ({groups}); "
                 "choose some with task.only=TEXT, or give a folder that holds one kind"
             )
+
+
+def _group(key: str, value: str, folders: Sequence[str]) -> str:
+    """Some of the runs that have a value in common: "MODEL: FOLDER, FOLDER and 3 more"."""
+    kept = json.loads(value)
+    label = kept[:8] if key == "digest" else value[:LONGEST_REASON]
+    more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
+    return f"{label}: {', '.join(folders[:3])}{more}"

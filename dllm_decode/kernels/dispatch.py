@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 _setting = "auto"
 _head = "auto"
 _said: set[str] = set()
+# Kernels that did not start, by name and device; the others go on.
+_broken: set[tuple[str, torch.device]] = set()
 
 
 def choose(kernels: str, head: str = "auto") -> None:
@@ -161,14 +163,36 @@ def head_logits_at(
 
 
 def _run(name: str, tensor: Tensor, *rest: Any) -> Any:
-    if uses_triton(tensor):
+    if uses_triton(tensor) and (name, tensor.device) not in _broken:
         fused = _triton()
         assert fused is not None
         try:
             return getattr(fused, name)(tensor, *rest)
         except fused.Unsupported as reason:
             _say_once(f"{name} runs in plain torch: no Triton kernel for {reason}")
+        except Exception as reason:  # whatever a compiler or driver raises, plain torch still works
+            if isinstance(reason, torch.OutOfMemoryError) or lost_device(reason):
+                raise
+            _broken.add((name, tensor.device))
+            why = (str(reason).strip() or type(reason).__name__).splitlines()[0]
+            where = tensor.device
+            _say_once(f"{name} runs in plain torch: its kernel does not start on {where} ({why})")
     return getattr(reference, name)(tensor, *rest)
+
+
+def lost_device(error: BaseException) -> bool:
+    """Whether an error says that a GPU's context is gone, so that nothing can run there any more.
+
+    After an illegal access or a failed assertion on the device every later call fails as well, and
+    only a new process helps; out of memory is not of this kind.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    kind = getattr(torch, "AcceleratorError", None)
+    if kind is not None and isinstance(error, kind):
+        return True
+    signs = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS_EXECUTION_FAILED", "HIP error")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _runs_on(device: torch.device) -> bool:
@@ -184,9 +208,9 @@ def _starts(device: torch.device) -> bool:
     assert fused is not None
     try:
         fused.row_statistics(torch.zeros(1, 16, device=device))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as reason:  # whatever a toolchain raises, plain torch still works
+        if isinstance(reason, torch.OutOfMemoryError) or lost_device(reason):
+            raise
         _say_once(f"row statistics run in plain torch: no kernel starts on {device} ({reason})")
         return False
     return True

@@ -75,7 +75,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def without(logits: Tensor, banned: Tensor | None) -> Tensor:
+def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
     """The logits in working precision with the banned ids at -inf; the input is not written to.
 
     logits: (..., V); banned: (M,) token ids, or None.
@@ -104,7 +104,7 @@ def row_statistics(
     many of the largest logits to return, 0 to V; ids: (N, K) in [-1, V) whose logits to return.
     Only `healthy` means anything in a row that holds NaN or +inf or is -inf everywhere.
     """
-    values = without(logits, banned)
+    values = suppress(logits, banned)
     maximum, token = lowest_argmax(values)
     shifted = (values - maximum[:, None]).clamp_(min=FLOOR)
     weights = shifted.exp()
@@ -120,7 +120,7 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
 
     logits: (N, V); k: 1 to V. Returns values (N, k) and ids (N, k).
     """
-    values = without(logits, banned)
+    values = suppress(logits, banned)
     k = min(k, values.shape[-1])
     top = values.topk(k, dim=-1)
     # topk leaves the choice among equals open: only rows with a tie at the cut need the full sort
@@ -142,7 +142,9 @@ def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tens
 
     logits: (N, V); ids: (N, K) in [-1, V). Returns (N, K) in working precision.
     """
-    values = logits.gather(-1, ids.clamp(min=0)).to(working_dtype(logits.dtype))
+    # on a GPU an id out of range would end the process, where the host gets an error
+    largest = None if ids.device.type == "cpu" else logits.shape[-1] - 1
+    values = logits.gather(-1, ids.clamp(0, largest)).to(working_dtype(logits.dtype))
     dead = ids < 0
     if banned is not None and banned.numel():
         dead = dead | (ids[..., None] == banned).any(-1)
@@ -173,7 +175,7 @@ def gumbel_argmax(
     logits: Tensor, states: Tensor, temperature: float, banned: Tensor | None = None
 ) -> Tensor:
     """The draw of `gumbel_statistics` alone, (N,) int64."""
-    values = without(logits, banned)
+    values = suppress(logits, banned)
     # by a tensor: CUDA would multiply by the reciprocal of a plain number, and round otherwise
     scaled = values / torch.full((), temperature, dtype=values.dtype, device=values.device)
     ids = torch.arange(logits.shape[-1], device=logits.device)
@@ -211,7 +213,11 @@ def raised_statistics(
     small addition would be lost beside a large maximum. Negative additions are outside the reach of
     this identity: they can cancel nearly all of the mass.
     """
-    below = values.double() - base.maximum.double()[:, None]
+    # in a row that is -inf everywhere, 0 stands for the maximum: -inf - (-inf) would be NaN
+    below = (
+        values.double()
+        - base.maximum.double().masked_fill(base.maximum == float("-inf"), 0.0)[:, None]
+    )
     above = (below + delta).masked_fill(ids < 0, float("-inf"))
     # the base's argmax still stands at 0, or in a slot of its own at 0 or more
     candidates = torch.cat([torch.zeros_like(above[:, :1]), above], 1)

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dllm_decode.errors import CheckpointError
+from dllm_decode.models.files import FLOATS, StoredTensor, read_header
 
 BUNDLED = "bundled:"
 ASSETS = Path(__file__).parent / "assets" / "filters"
@@ -68,15 +69,22 @@ class AcceptanceFilter:
         """
         file = find(path)
         try:
-            with safe_open(str(file), framework="pt") as content:
-                about: Mapping[str, str] = content.metadata() or {}
-                absent = [name for name in _NAMES if name not in content.keys()]  # noqa: SIM118
-                tensors = [content.get_tensor(name).float() for name in _NAMES if not absent]
-        except (OSError, SafetensorError) as error:
+            stored = read_header(file)
+        except CheckpointError as error:
             raise CheckpointError(f"filter {file} cannot be read: {error}") from None
+        absent = [name for name in _NAMES if name not in stored]
         if absent:
             raise CheckpointError(f"filter {file} has no tensor {', '.join(absent)}")
-        _check_shapes(file, tensors, about.get("block_length"))
+        try:
+            with safe_open(str(file), framework="pt") as content:
+                about: Mapping[str, str] = content.metadata() or {}
+                _check_shapes(file, [stored[name] for name in _NAMES], about.get("block_length"))
+                tensors = [content.get_tensor(name).float() for name in _NAMES]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"filter {file} cannot be read: {error}") from None
+        for name, tensor in zip(_NAMES, tensors, strict=True):
+            if not bool(tensor.isfinite().all()):
+                raise CheckpointError(f"filter {file}: {name} holds NaN or infinite numbers")
         one, two, three, four = tensors
         return AcceptanceFilter(one, two, three, four, about.get("model_fingerprint"))
 
@@ -107,11 +115,16 @@ def find(path: str | Path) -> Path:
     return file.expanduser()
 
 
-def _check_shapes(file: Path, tensors: list[Tensor], block_length: str | None) -> None:
-    hidden, width = tensors[0].shape if tensors[0].dim() == 2 else (0, 0)
+def _check_shapes(file: Path, stored: list[StoredTensor], block_length: str | None) -> None:
+    for name, tensor in zip(_NAMES, stored, strict=True):
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(
+                f"filter {file}: {name} must be stored as {', '.join(FLOATS)}, got {tensor.dtype}"
+            )
+    shapes = [tensor.shape for tensor in stored]
+    hidden, width = shapes[0] if len(shapes[0]) == 2 else (0, 0)
     expected = [(hidden, width), (hidden,), (width, hidden), (width,)]
-    shapes = [tuple(tensor.shape) for tensor in tensors]
-    if shapes != expected or width == 0:
+    if shapes != expected or width == 0 or hidden == 0:
         listing = ", ".join(map(str, shapes))
         raise CheckpointError(
             f"filter {file} has tensors of shapes {listing}; a two-layer filter for N columns has "
@@ -119,5 +132,5 @@ def _check_shapes(file: Path, tensors: list[Tensor], block_length: str | None) -
         )
     if block_length is not None and block_length != str(width):
         raise CheckpointError(
-            f"filter {file} says block_length={block_length}, but its weights are for {width}"
+            f"filter {file} says block_length={block_length[:20]}, but its weights are for {width}"
         )

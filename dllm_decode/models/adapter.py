@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.cache import Plan
-from dllm_decode.decoding.prediction import Unprojected
+from dllm_decode.decoding.prediction import HiddenStates
 from dllm_decode.decoding.types import Vocab, gather_columns
 from dllm_decode.models.compiled import CompiledBody, run_body
 from dllm_decode.models.head import head_obstacle
@@ -54,10 +54,10 @@ class TransformersDenoiser:
         return self._head(self._wanted(tokens, live, index, plan))
 
     @torch.no_grad()
-    def before_head(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Unprojected:
+    def before_head(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> HiddenStates:
         """The same logits, not computed yet; where `head_obstacle` is empty."""
-        weight = self.model.get_output_embeddings().weight.detach()
-        return Unprojected(self._wanted(tokens, live, index, plan), weight)
+        weight = self.model.get_output_embeddings().weight.detach()[: self.vocab.size]
+        return HiddenStates(self._wanted(tokens, live, index, plan), weight)
 
     @property
     def head_obstacle(self) -> str:
@@ -140,6 +140,6 @@ class TransformersDenoiser:
         return hidden.to(tokens.device)
 
     def _head(self, hidden: Tensor) -> Tensor:
-        """Logits (B, W, V) of hidden states (B, W, D)."""
+        """Logits (B, W, V) of hidden states (B, W, D), without those of rows that pad the head."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits.to(hidden.device)
+        return logits[..., : self.vocab.size].to(hidden.device)

@@ -13,18 +13,21 @@ from typing import Any
 
 import torch
 
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import DllmDecodeError
 from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.loading import (
     Blueprint,
     blueprint,
     build_on_meta,
+    check_sizes,
     end_ids,
     pick_device,
     pick_dtype,
     special_ids,
 )
 from dllm_decode.models.locate import look_for
+from dllm_decode.models.spec import EDIT_TOKENS
 
 PACKAGES = (
     "dllm_decode",
@@ -203,6 +206,7 @@ def _examine_checkpoint(
     block = spec.block_length(published)
     report.facts["attention"] = f"block-causal, blocks of {block}" if block else "full"
     tensors = stored_tensors(plan.folder)
+    check_sizes(plan, tensors)
     model = build_on_meta(plan)
     result = fit(tensors, model)
     share = result.matched / max(result.expected, 1)
@@ -218,6 +222,16 @@ def _examine_checkpoint(
     _examine_memory(report, model, memory_of(tensors, _width(settings, place)), settings, place)
     chat = plan.tokenizer.has_chat_template
     report.facts["chat template"] = "yes" if chat else "none: prompts are taken as they are"
+    if chat:
+        try:
+            plan.tokenizer.check_template()
+        except DllmDecodeError as error:
+            report.findings.append(
+                Finding(
+                    str(error),
+                    "use apply_chat_template=False (task.chat=false), or mend the template",
+                )
+            )
 
 
 def _width(settings: Mapping[str, Any], place: torch.device) -> int:
@@ -227,18 +241,20 @@ def _width(settings: Mapping[str, Any], place: torch.device) -> int:
 
 def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -> None:
     published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
+    size = plan.settings["vocab_size"]
     asked = {name: settings.get(name) for name in ("mask_id", "eot_ids", "pad_id")}
     turn = [tokenizer.id_of(word) for word in spec.turn_end]
     told = {
-        "mask_id": (tokenizer.id_of(spec.mask_token or ""), published.get("mask_token_id")),
+        "mask_id": (tokenizer.id_of(spec.mask_token or ""), published.token("mask_token_id", size)),
         "eot_ids": (
             [token for token in (tokenizer.end_id, *turn) if token is not None] or None,
-            published.get("eos_token_id"),
+            published.tokens("eos_token_id", size),
         ),
-        "pad_id": (tokenizer.pad_id, published.get("pad_token_id")),
+        "pad_id": (tokenizer.pad_id, published.token("pad_token_id", size)),
     }
     try:
         vocab = special_ids(plan, asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        _examine_vocabulary(report, plan, vocab)
         used: Mapping[str, Any] = {
             "mask_id": vocab.mask_id,
             "eot_ids": vocab.eot_ids,
@@ -258,6 +274,24 @@ def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -
                 f"tokenizer, config.json and configuration name different mask ids: "
                 f"{sorted(known)}",
                 "set model.mask_id to the one the model was trained with",
+            )
+        )
+
+
+def _examine_vocabulary(report: Report, plan: Blueprint, vocab: Vocab) -> None:
+    rows, known = plan.settings["vocab_size"], plan.tokenizer.ids
+    named = f"{rows} in the model, " + (
+        "no tokenizer" if known is None else f"{len(known)} in the tokenizer"
+    )
+    gap = rows - vocab.size + len(vocab.banned_ids)
+    report.facts["token ids"] = named + (f"; {gap} are never generated" if gap else "")
+    edits = [key for key in EDIT_TOKENS if plan.published.token(key, rows) is not None]
+    if edits:
+        report.findings.append(
+            Finding(
+                f"the checkpoint edits its own text ({', '.join(edits)}), which is not done here",
+                "nothing to do: it is decoded without inserting and deleting",
+                problem=False,
             )
         )
 

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from dllm_decode.errors import CheckpointError
-from dllm_decode.models.locate import missing_files, read_json
+from dllm_decode.models.locate import SINGLE, missing_files, weight_map
+from dllm_decode.storage import parse_json
 
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header, little endian
+_LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
+# Bits of one number, by the format's names.
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16,
+    "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "I64": 64, "U64": 64, "F64": 64,
+}  # fmt: skip
+FLOATS = ("F64", "F32", "BF16", "F16")  # the weights that can be loaded
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a checkpoint. file: the shard it is in; dtype: as safetensors names it."""
+    """One tensor of a checkpoint.
+
+    Attributes:
+        file: the shard it is in.
+        shape: its sides.
+        dtype: as safetensors names it.
+        begin: its first byte in the file.
+        bytes: their number.
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    begin: int
     bytes: int
 
 
@@ -34,16 +51,14 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     missing = missing_files(folder)
     if missing:
         raise CheckpointError(f"{folder} has no {', '.join(missing)}")
-    single = folder / "model.safetensors"
+    single = folder / SINGLE
     if single.is_file():
-        return _read_header(single)
-    weight_map = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    if not isinstance(weight_map, Mapping) or not weight_map:
-        raise CheckpointError(f"{folder / 'model.safetensors.index.json'} has no 'weight_map'")
+        return read_header(single)
+    shards = weight_map(folder)
     tensors: dict[str, StoredTensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        tensors |= _read_header(folder / shard)
-    lost = sorted(name for name in weight_map if name not in tensors)
+    for shard in sorted(set(shards.values())):
+        tensors |= read_header(folder / shard)
+    lost = sorted(name for name in shards if name not in tensors)
     if lost:
         raise CheckpointError(
             f"{folder}: the index names tensors that no shard holds: {some_of(lost)}"
@@ -57,34 +72,94 @@ def some_of(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-            raise CheckpointError(
-                f"{path} is truncated or not a safetensors file ({size} bytes); copy it again"
-            )
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-        except ValueError:
-            raise CheckpointError(f"{path} is not a safetensors file; copy it again") from None
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, by name; nothing of the weights is read.
+
+    Raises `CheckpointError` for a file that is truncated, or whose header does not describe it.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _LONGEST_HEADER):
+                raise CheckpointError(
+                    f"{path} is truncated or not a safetensors file ({size} bytes); copy it again"
+                )
+            header = _header_of(path, file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     header.pop("__metadata__", None)
-    body = size - _LENGTH_BYTES - length
-    wanted = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if body < wanted:
+    start = _LENGTH_BYTES + length
+    tensors = {name: _stored(path, name, entry, start) for name, entry in header.items()}
+    _check_layout(path, tensors, start, size)
+    return tensors
+
+
+def _header_of(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        header = parse_json(content)
+    except ValueError as error:
         raise CheckpointError(
-            f"{path} is truncated: {body} of {wanted} bytes of weights are there; copy it again"
+            f"{path} is damaged or not a safetensors file ({error}); copy it again"
+        ) from None
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            f"{path} is not a safetensors file (its header is no JSON object); copy it again"
         )
-    return {
-        name: StoredTensor(
-            file=path,
-            shape=tuple(entry["shape"]),
-            dtype=str(entry["dtype"]),
-            bytes=entry["data_offsets"][1] - entry["data_offsets"][0],
+    return header
+
+
+def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
+    """One entry of a header whose tensors begin at byte `start`; refuses what cannot be true."""
+
+    def wrong(what: str) -> CheckpointError:
+        return CheckpointError(
+            f"the header of {path} is damaged: tensor {name[:80]!r} {what}; copy the file again"
         )
-        for name, entry in header.items()
-    }
+
+    if not isinstance(entry, dict):
+        raise wrong("is described by no object")
+    kind, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(kind, str) or kind not in _BITS:
+        raise wrong(f"has a 'dtype' that the format does not know: {str(kind)[:40]!r}")
+    if not _are_counts(shape):
+        raise wrong("has no 'shape', a list of whole numbers >= 0")
+    if not _are_counts(span) or len(span) != 2:
+        raise wrong("has no 'data_offsets', two whole numbers >= 0")
+    begin, end = span
+    if (end - begin) * 8 != math.prod(shape) * _BITS[kind]:
+        raise wrong(f"has 'data_offsets' of {end - begin} bytes, which its shape does not take")
+    return StoredTensor(path, tuple(shape), kind, start + begin, end - begin)
+
+
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    """Whether JSON values are a list of sizes; their product cannot become huge to compute."""
+    return (
+        isinstance(values, list)
+        and len(values) <= 16
+        and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    )
+
+
+def _check_layout(path: Path, tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
+    """Refuse tensors that overlap, leave gaps, or end elsewhere than the file."""
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].bytes))
+    wanted = max((tensor.begin + tensor.bytes for tensor in tensors.values()), default=start)
+    if size < wanted:
+        raise CheckpointError(
+            f"{path} is truncated: {size - start} of {wanted - start} bytes of weights are there; "
+            "copy it again"
+        )
+    place = start
+    for name, tensor in ordered:
+        if tensor.begin != place:
+            raise CheckpointError(
+                f"the header of {path} is damaged: tensor {name[:80]!r} begins at byte "
+                f"{tensor.begin - start}, the one in front of it ends at {place - start}"
+            )
+        place += tensor.bytes
+    if place != size:
+        raise CheckpointError(f"{path} has {size - place} bytes behind its last tensor")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 from dllm_decode.errors import CheckpointError
+from dllm_decode.models.files import StoredTensor, read_header
+from dllm_decode.storage import read_json
 
 _SAMPLE = 4096
 
@@ -18,35 +20,35 @@ def fingerprint(folder: Path) -> str:
     dtype, shape and first and last 4096 bytes. How the tensors are spread over files does not
     matter, nor do the folder and the tokenizer. Reading samples keeps the cost at milliseconds for
     billions of parameters; training touches every tensor, so that a change does not hide.
-    folder: holds config.json and safetensors files. Raises `CheckpointError` for damaged files.
+
+    Args:
+        folder: holds config.json and safetensors files.
+
+    Raises:
+        CheckpointError: For damaged files.
     """
     state = hashlib.sha256()
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json", CheckpointError)
         state.update(json.dumps(config, sort_keys=True).encode())
-        samples = [part for file in folder.glob("*.safetensors") for part in _samples(file)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        samples = [
+            _sample(name, tensor)
+            for file in folder.glob("*.safetensors")
+            for name, tensor in read_header(file).items()
+        ]
+    except (OSError, CheckpointError) as error:
         raise CheckpointError(f"{folder} cannot be read for its fingerprint: {error}") from None
     for sample in sorted(samples):
         state.update(b"\0".join(sample))
     return state.hexdigest()[:16]
 
 
-def _samples(file: Path) -> list[tuple[bytes, bytes, bytes]]:
-    """Name, kind and sampled bytes of each tensor in one safetensors file."""
-    found = []
-    with file.open("rb") as content:
-        size = int.from_bytes(content.read(8), "little")
-        if size > file.stat().st_size:
-            raise ValueError(f"{file.name} has no safetensors header")
-        header = json.loads(content.read(size))
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            content.seek(8 + size + begin)
-            head = content.read(min(_SAMPLE, end - begin))
-            content.seek(8 + size + max(begin, end - _SAMPLE))
-            tail = content.read(min(_SAMPLE, end - begin))
-            kind = f"{entry['dtype']} {entry['shape']}"
-            found.append((name.encode(), kind.encode(), head + tail))
-    return found
+def _sample(name: str, tensor: StoredTensor) -> tuple[bytes, bytes, bytes]:
+    """Name, kind, and first and last bytes of a tensor."""
+    size = min(_SAMPLE, tensor.bytes)
+    with tensor.file.open("rb") as content:
+        content.seek(tensor.begin)
+        head = content.read(size)
+        content.seek(tensor.begin + tensor.bytes - size)
+        tail = content.read(size)
+    return name.encode(), f"{tensor.dtype} {list(tensor.shape)}".encode(), head + tail

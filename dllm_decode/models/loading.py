@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +14,31 @@ from typing import Any
 import torch
 
 from dllm_decode.decoding.types import Vocab
-from dllm_decode.errors import CheckpointError, ConfigError, require, require_choice, require_count
+from dllm_decode.errors import (
+    CheckpointError,
+    ConfigError,
+    require,
+    require_choice,
+    require_count,
+)
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.models.checks import require_sound
 from dllm_decode.models.compiled import MODES, CompiledBody
-from dllm_decode.models.files import fit, stored_tensors
+from dllm_decode.models.files import FLOATS, StoredTensor, fit, some_of, stored_tensors
 from dllm_decode.models.fingerprint import fingerprint
 from dllm_decode.models.loaded import Description, LoadedModel
-from dllm_decode.models.locate import licence_of, locate, read_json
+from dllm_decode.models.locate import ADAPTER, licence_of, locate
 from dllm_decode.models.quiet import transformers_output
-from dllm_decode.models.spec import ModelSpec, Published, Settings, spec_of
-from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer
+from dllm_decode.models.spec import (
+    EDIT_TOKENS,
+    ModelSpec,
+    Published,
+    Settings,
+    refuse_quantised,
+    spec_of,
+)
+from dllm_decode.models.text import CheckpointTokenizer, control_ids, load_tokenizer, vocabulary
+from dllm_decode.storage import read_json
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -63,6 +78,8 @@ def load_model(
     licence: str | None = None,
     ignore_settings: Sequence[str] = (),
     compile: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    parse_control_tokens: bool = False,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -77,7 +94,10 @@ def load_model(
     [tokens], None for the published one; licence: of the weights, None for what the model card
     says; ignore_settings: keys of config.json that are known to be harmless; compile: mode of
     torch.compile for the forward pass (`default`, `reduce-overhead`, which uses CUDA graphs,
-    `max-autotune`), None to run it as it is; what cannot be compiled runs as it is, with a warning.
+    `max-autotune`), None to run it as it is; what cannot be compiled runs as it is, with a warning;
+    chat_template_kwargs: what the chat template is given beside the messages (`enable_thinking`);
+    parse_control_tokens: whether control tokens in prompts become what they stand for, instead of
+    being text.
 
     Raises `ConfigError` for settings that cannot work and `CheckpointError` for checkpoints that
     are missing, damaged, do not fit, or fail the self-check.
@@ -103,7 +123,13 @@ def load_model(
         block_length=block,
         fingerprint=fingerprint(found.folder),
     )
-    require_sound(denoiser, plan.tokenizer, plan.folder)
+    tokenizer = replace(
+        plan.tokenizer,
+        special=control_ids(vocab),
+        parse_control=parse_control_tokens,
+        arguments=dict(chat_template_kwargs or {}),
+    )
+    require_sound(denoiser, tokenizer, plan.folder)
     if compile is not None:
         denoiser = compiled(denoiser, compile, device_map is not None or bool(tensor_parallel))
     description = Description(
@@ -116,7 +142,7 @@ def load_model(
         licence=licence or licence_of(found.folder),
         passed_over=found.passed_over,
     )
-    return LoadedModel(denoiser, plan.tokenizer, description, plan.published.values)
+    return LoadedModel(denoiser, tokenizer, description, plan.published.values)
 
 
 def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> TransformersDenoiser:
@@ -132,18 +158,73 @@ def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> Transfo
 
 def blueprint(folder: Path, ignore_settings: Sequence[str] = ()) -> Blueprint:
     """Read config.json and the tokenizer of a checkpoint; refuses what is not handled."""
-    values = read_json(folder / "config.json")
-    published = Published(values, frozenset(ignore_settings))
-    spec = spec_of(values)
+    file = folder / "config.json"
+    values = read_json(file, CheckpointError)
+    spec = spec_of(values, file)
+    refuse_quantised(values, file)
+    refuse_adapter(folder)
+    published = Published(values, frozenset(ignore_settings), file)
     settings = spec.translate(published)
     published.finish()
     return Blueprint(folder, spec, published, settings, load_tokenizer(folder, spec.reply_header))
 
 
 def build_on_meta(plan: Blueprint) -> Any:
-    """The model without memory for its weights."""
-    with torch.device("meta"):
-        return import_class(plan.spec.model_class)(make_config(plan.spec, plan.settings))
+    """The model without memory for its weights.
+
+    Raises `CheckpointError` where config.json describes none; `check_sizes` goes first.
+    """
+    try:
+        with torch.device("meta"):
+            return import_class(plan.spec.model_class)(make_config(plan.spec, plan.settings))
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{plan.published.where} describes no model that can be built: {first_line(error)}"
+        ) from error
+
+
+def check_sizes(plan: Blueprint, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse sizes that the weight files cannot hold, before a model of that size is built.
+
+    Every layer has tensors of its own, and every side of a matrix has numbers.
+    """
+    numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    settings = plan.settings
+    layers = settings["num_hidden_layers"]
+    if layers > len(tensors):
+        raise CheckpointError(
+            f"{plan.published.where} asks for {layers} layers, but the weight files hold only "
+            f"{len(tensors)} tensors"
+        )
+    width = settings["hidden_size"]
+    for name in ("vocab_size", "intermediate_size", "moe_intermediate_size"):
+        if settings.get(name, 1) * width > numbers:
+            raise CheckpointError(
+                f"{plan.published.where} asks for {name}={settings[name]} and a width of {width}, "
+                f"but the weight files hold only {numbers} numbers"
+            )
+    for name in ("num_attention_heads", "head_dim", "num_experts", "n_routed_experts"):
+        if settings.get(name, 1) > numbers:
+            raise CheckpointError(
+                f"{plan.published.where} asks for {name}={settings[name]}, but the weight files "
+                f"hold only {numbers} numbers"
+            )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise `CheckpointError` for a LoRA adapter beside the weights, as either may be meant."""
+    if (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder} holds an adapter ({ADAPTER}) beside its weights; adapters are not applied "
+            "here, so merge it into the weights (peft: merge_and_unload), or move its files away "
+            "to decode with the base weights alone"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def import_class(where: str) -> Any:
@@ -194,8 +275,9 @@ def special_ids(
 ) -> Vocab:
     """Special ids: what was asked for, else config.json, else the tokenizer's words."""
     published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
+    size = plan.settings["vocab_size"]
     if mask_id is None:
-        mask_id = published.get("mask_token_id")
+        mask_id = published.token("mask_token_id", size)
     if mask_id is None and spec.mask_token is not None:
         mask_id = tokenizer.id_of(spec.mask_token)
     if mask_id is None:
@@ -206,16 +288,16 @@ def special_ids(
     if eot_ids is None:
         eot_ids = end_ids(plan)
     if pad_id is None:
-        pad_id = published.get("pad_token_id")
-    return Vocab(plan.settings["vocab_size"], mask_id, tuple(eot_ids), pad_id)
+        pad_id = published.token("pad_token_id", size)
+    edits = (published.token(key, size) for key in EDIT_TOKENS)
+    banned = tuple(token for token in edits if token is not None)
+    return vocabulary(size, mask_id, tuple(eot_ids), pad_id, tokenizer, banned)
 
 
 def end_ids(plan: Blueprint) -> tuple[int, ...]:
     """Ids that end a text: config.json's, else the tokenizer's, and those that end a turn."""
-    end = plan.published.get("eos_token_id")
-    if end is None:
-        end = plan.tokenizer.end_id
-    found = list(end) if isinstance(end, list | tuple) else [end]
+    end = plan.published.tokens("eos_token_id", plan.settings["vocab_size"])
+    found: list[int | None] = [plan.tokenizer.end_id] if end is None else list(end)
     found += [plan.tokenizer.id_of(word) for word in plan.spec.turn_end]
     return tuple(dict.fromkeys(token for token in found if token is not None))
 
@@ -279,8 +361,16 @@ def _longest(plan: Blueprint, asked: int | None) -> int:
 
 def _check_tensors(plan: Blueprint) -> int:
     """Compare the files with the model, name by name; returns the number of parameters."""
+    tensors = stored_tensors(plan.folder)
+    check_sizes(plan, tensors)
+    odd = sorted(name for name, tensor in tensors.items() if tensor.dtype not in FLOATS)
+    if odd:
+        raise CheckpointError(
+            f"{tensors[odd[0]].file}: weights must be stored as {', '.join(FLOATS)}; stored as "
+            f"{tensors[odd[0]].dtype} is {some_of(odd)}"
+        )
     model = build_on_meta(plan)
-    result = fit(stored_tensors(plan.folder), model)
+    result = fit(tensors, model)
     if not result.complete:
         raise CheckpointError(f"the tensors in {plan.folder} do not fit its config.json: {result}")
     return sum(parameter.numel() for parameter in model.parameters())
@@ -316,7 +406,9 @@ def _load_weights(
                 trust_remote_code=False,
                 **_distributed(tensor_parallel),
             )
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # readers in native code raise classes of their own
         raise CheckpointError(f"{plan.folder} cannot be loaded: {error}") from error
     problems = [f"{kind.replace('_', ' ')}: {names}" for kind, names in report.items() if names]
     if problems:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
 
 from dllm_decode.errors import CheckpointError, ConfigError
+from dllm_decode.storage import read_json
 
 BUNDLED = "bundled:"
 ASSETS = Path(__file__).parent / "assets"
+ADAPTER = "adapter_config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a checkpoint needs; never code, and never formats that can carry code.
 WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "README.md"]
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
@@ -80,32 +81,68 @@ def _complete(folder: Path, absent: str) -> tuple[Path | None, str]:
         return None, absent
     missing = missing_files(folder)
     if missing:
-        return None, f"{folder} has no {', '.join(missing)}"
+        return None, f"{folder} has no {', '.join(missing)}{_instead(folder)}"
     return folder, ""
+
+
+def _instead(folder: Path) -> str:
+    """What an incomplete folder holds that a person may have taken for a checkpoint."""
+    if (folder / ADAPTER).is_file():
+        base = read_json(folder / ADAPTER, CheckpointError).get("base_model_name_or_path")
+        return (
+            f"; it holds an adapter ({ADAPTER}) for the model {base!r}, which has to be merged "
+            "into its weights first (peft: merge_and_unload)"
+        )
+    others = sorted(
+        file.name for kind in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in folder.glob(kind)
+    )
+    if others:
+        return (
+            f"; {', '.join(others[:3])} cannot be read here (pickle can run code): only "
+            "safetensors files are, which save_pretrained of transformers writes"
+        )
+    return ""
 
 
 def missing_files(folder: Path) -> list[str]:
     """Files a checkpoint folder needs and does not have."""
     if not (folder / "config.json").is_file():
         return ["config.json"]
-    if (folder / "model.safetensors").is_file():
+    if (folder / SINGLE).is_file():
         return []
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return ["model.safetensors or model.safetensors.index.json"]
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    if not (folder / INDEX).is_file():
+        return [f"{SINGLE} or {INDEX}"]
+    shards = sorted(set(weight_map(folder).values()))
     return [shard for shard in shards if not (folder / shard).is_file()]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises `CheckpointError` naming the file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold one JSON object")
-    return values
+def weight_map(folder: Path) -> dict[str, str]:
+    """The shard of every tensor, as the index of a checkpoint names it.
+
+    Raises `CheckpointError` for an index that is no such mapping or names files outside of its
+    folder. Links are followed: the Hub cache is made of them, and an index cannot make one.
+    """
+    index = folder / INDEX
+    shards = read_json(index, CheckpointError).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"{index} has no 'weight_map', an object from tensors to files")
+    for name, shard in shards.items():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index}: 'weight_map' must name a .safetensors file for every tensor, got "
+                f"{str(shard)[:80]!r} for {name[:80]!r}"
+            )
+        if not _is_inside(shard):
+            raise CheckpointError(
+                f"{index}: 'weight_map' names a file outside of the folder: {shard[:200]!r}"
+            )
+    return shards
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a relative path stays below where it starts, on any system."""
+    parts = PureWindowsPath(name)
+    return not (parts.drive or parts.root or ".." in parts.parts or "\0" in name)
 
 
 def licence_of(folder: Path) -> str | None:
@@ -160,6 +197,7 @@ def _download(name: str, reason: str) -> Path:
     if missing:
         raise CheckpointError(
             f"checkpoint {name} was downloaded to {folder} but has no {', '.join(missing)}"
+            f"{_instead(folder)}"
         )
     return folder
 

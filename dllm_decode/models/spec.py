@@ -6,8 +6,11 @@ A row says how a published checkpoint becomes a stock transformers model. The ta
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dllm_decode.errors import CheckpointError
@@ -25,19 +28,25 @@ INERT = frozenset(
         "attention_dropout",
         "auto_map",
         "bos_token_id",
+        "chunk_size_feed_forward",
         "decoder_start_token_id",
         "dtype",
         "eos_token_id",
+        "finetuning_task",
         "gradient_checkpointing",
+        "id2label",
         "initializer_range",
+        "label2id",
         "license",
         "mask_token_id",
         "model_type",
         "output_attentions",
         "output_hidden_states",
         "pad_token_id",
+        "problem_type",
         "return_dict",
         "sep_token_id",
+        "task_specific_params",
         "tokenizer_class",
         "torch_dtype",
         "transformers_version",
@@ -48,39 +57,113 @@ INERT = frozenset(
 
 
 class Published:
-    """A config.json that knows which of its keys were read, so that no switch is ignored."""
+    """A config.json that knows which of its keys were read, so that no switch is ignored.
 
-    def __init__(self, values: Mapping[str, Any], ignored: frozenset[str] = frozenset()) -> None:
+    Args:
+        values: the JSON object.
+        ignored: keys that are known to be harmless.
+        file: what to name in messages.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        ignored: frozenset[str] = frozenset(),
+        file: Path | str = "config.json",
+    ) -> None:
         self.values = values
-        self.architecture = architecture_of(values)
+        self.architecture = architecture_of(values, file)
+        self.where = f"{file} ({self.architecture})"
         self._seen = set(INERT | ignored)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key; `default` where it is absent or null."""
+        """The value of a key as it is; `default` where it is absent or null."""
         self._seen.add(key)
         value = self.values.get(key)
         return default if value is None else value
 
     def need(self, key: str) -> Any:
-        """The value of a key; raises `CheckpointError` where there is none."""
+        """The value of a key as it is; raises `CheckpointError` where there is none."""
         value = self.get(key)
         if value is None:
-            raise CheckpointError(f"config.json ({self.architecture}) has no {key!r}")
+            raise CheckpointError(f"{self.where} has no {key!r}")
         return value
+
+    def count(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
+        """A whole number of at least `minimum`; without a default the key has to be there."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise self.refused(key, value, f"a whole number >= {minimum}")
+        if value >= 2**63:
+            raise self.refused(key, value, "a size that a tensor can have")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0; without a default the key has to be there."""
+        value = self.need(key) if default is None else self.get(key, default)
+        return self.positive(key, value)
+
+    def positive(self, key: str, value: Any) -> float:
+        """The value as a float; raises `CheckpointError` unless it is finite and above 0."""
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+        if not real or not 0 < value <= sys.float_info.max:
+            raise self.refused(key, value, "a finite number above 0")
+        return float(value)
+
+    def switch(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.refused(key, value, "true or false")
+        return value
+
+    def layers(self, key: str, default: list[int], *, most: int) -> list[int]:
+        """A list of whole numbers from 0 to `most`."""
+        value = self.get(key, default)
+        whole = isinstance(value, list) and all(type(entry) is int for entry in value)
+        if not whole or not all(0 <= entry <= most for entry in value):
+            raise self.refused(key, value, f"a list of whole numbers from 0 to {most}")
+        return list(value)
+
+    def token(self, key: str, vocabulary: int) -> int | None:
+        """A token id, None where there is none; -1 says so in checkpoints of the Llama family."""
+        value = self.get(key)
+        if value is None or (value == -1 and type(value) is int):
+            return None
+        if type(value) is not int or not 0 <= value < vocabulary:
+            raise self.refused(key, value, f"a token id, 0 to {vocabulary - 1}")
+        return value
+
+    def tokens(self, key: str, vocabulary: int) -> tuple[int, ...] | None:
+        """One token id or a list of them, None where there is none."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            one = self.token(key, vocabulary)
+            return None if one is None else (one,)
+        if not all(type(entry) is int and 0 <= entry < vocabulary for entry in value):
+            raise self.refused(key, value, f"token ids, 0 to {vocabulary - 1}")
+        return tuple(value) or None
 
     def expect(self, key: str, *allowed: Any) -> None:
         """Refuse any value but the allowed ones; absent and null count as the first of them."""
         value = self.get(key, allowed[0])
         if value not in allowed:
-            words = " or ".join(map(repr, allowed))
-            raise CheckpointError(
-                f"config.json ({self.architecture}) sets {key!r} to {value!r}, which is not "
-                f"supported; supported is {words}"
-            )
+            raise self.unsupported(key, value, *allowed)
 
     def skip(self, *keys: str) -> None:
         """Note keys that have no effect on a forward pass of this family."""
         self._seen.update(keys)
+
+    def unsupported(self, key: str, value: Any, *allowed: Any) -> CheckpointError:
+        """The error for a value that means something which is not implemented."""
+        return CheckpointError(
+            f"{self.where} sets {key!r} to {_shown(value)}, which is not supported; supported is "
+            f"{' or '.join(map(repr, allowed))}"
+        )
+
+    def refused(self, key: str, value: Any, allowed: str) -> CheckpointError:
+        """The error for a value that cannot be used."""
+        return CheckpointError(f"{self.where}: {key!r} must be {allowed}, got {_shown(value)}")
 
     def finish(self) -> None:
         """Refuse what nobody read and is set to something."""
@@ -90,23 +173,50 @@ class Published:
             if key not in self._seen and value is not None and value is not False
         )
         if unread:
-            listing = ", ".join(f"{key}={self.values[key]!r}" for key in unread)
+            listing = ", ".join(f"{key}={_shown(self.values[key])}" for key in unread)
             raise CheckpointError(
-                f"config.json ({self.architecture}) has settings that are not handled: {listing}; "
+                f"{self.where} has settings that are not handled: {listing}; "
                 "if they do not change what the model computes, name them in "
                 f"model.ignore_settings=[{','.join(unread)}]"
             )
 
 
-def architecture_of(values: Mapping[str, Any]) -> str:
+def _shown(value: Any) -> str:
+    """A value in a message: long ones cut off."""
+    try:
+        text = json.dumps(value) if isinstance(value, dict | list) else repr(value)
+    except (RecursionError, ValueError):
+        return "a value too deep or too long to be shown"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def architecture_of(values: Mapping[str, Any], file: Path | str = "config.json") -> str:
     """`architectures[0]`; raises `CheckpointError` where config.json names none."""
     names = values.get("architectures")
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(
-            "config.json names no architecture (key 'architectures'), so the model family is "
-            "unknown"
+            f"{file} names no architecture (key 'architectures', a list of names), so the model "
+            "family is unknown"
         )
-    return str(names[0])
+    return names[0]
+
+
+# Keys under which weights of fewer bits are announced, with the key inside that names the method.
+_QUANTISED = ("quantization_config", "compression_config", "quantization")
+
+
+def refuse_quantised(values: Mapping[str, Any], file: Path | str = "config.json") -> None:
+    """Raise `CheckpointError` for weights that are stored in fewer bits than a float."""
+    for key in _QUANTISED:
+        settings = values.get(key)
+        if not settings:
+            continue
+        about = settings if isinstance(settings, dict) else {}
+        method = about.get("quant_method") or about.get("format") or "unnamed method"
+        raise CheckpointError(
+            f"{file}: the weights are quantised ({key!r}: {_shown(method)}); quantised weights "
+            "cannot be loaded here, so use the checkpoint they were made from"
+        )
 
 
 @dataclass(frozen=True)
@@ -136,52 +246,123 @@ class ModelSpec:
         if self.block is None:
             return None
         key, usual = self.block
-        return int(published.get(key, usual)) if key else usual
+        return published.count(key, usual) if key else usual
 
 
-def _rope(theta: float, share: float = 1.0) -> Settings:
-    """Rotary positions; share: part of each head that is rotated, in (0, 1]."""
+_ROPE = ("rope_theta", "partial_rotary_factor")
+
+
+def _rope(config: Published, usual_theta: float | None = None, *, partly: bool = False) -> Settings:
+    """Rotary positions, from keys of their own or, as transformers 5 writes them, from one object.
+
+    Position scaling is refused; the published models have none.
+
+    Args:
+        config: as read.
+        usual_theta: the base where none is given; None if it has to be there.
+        partly: the family may rotate a part of each head only.
+    """
+    kept = {name: config.get(name) for name in _ROPE}
+    for key in ("rope_parameters", "rope_scaling"):
+        given = config.get(key, {})
+        if isinstance(given, dict) and set(given) == {"full_attention"}:  # one entry per layer type
+            given = given["full_attention"]
+        if not isinstance(given, dict):
+            raise config.refused(key, given, "an object")
+        plain = {"rope_type": "default", "type": "default", "factor": 1.0}
+        for name, value in given.items():
+            place = f"{key}.{name}"
+            if name in kept and value is not None:
+                if kept[name] not in (None, value):
+                    raise config.refused(place, value, f"{kept[name]!r}, as {name!r} says")
+                kept[name] = value
+            elif name not in kept and value is not None and value != plain.get(name):
+                raise config.unsupported(place, value, plain.get(name))
+    theta = usual_theta if kept["rope_theta"] is None else kept["rope_theta"]
+    if theta is None:
+        raise CheckpointError(f"{config.where} has no 'rope_theta', nor is it in 'rope_parameters'")
+    share = kept["partial_rotary_factor"]
+    share = config.positive("partial_rotary_factor", 1 if share is None else share)
+    if share > 1 or (share < 1 and not partly):
+        allowed = "a number above 0, at most 1" if partly else "1"
+        raise config.refused("partial_rotary_factor", share, allowed)
     return {
         "rope_type": "default",
-        "rope_theta": float(theta),
-        "partial_rotary_factor": float(share),
+        "rope_theta": config.positive("rope_theta", theta),
+        "partial_rotary_factor": share,
     }
 
 
-def _unscaled(config: Published) -> None:
-    """Refuse position scaling; the published models have none."""
-    scaling = config.get("rope_scaling")
-    if isinstance(scaling, dict):
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind == "default" and scaling.get("factor", 1.0) == 1.0:
-            return
-    config.expect("rope_scaling", None)
+def _same_attention(config: Published, layers: int) -> None:
+    """Refuse layers that do not attend to everything."""
+    kinds = config.get("layer_types")
+    full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+    if kinds is not None and (not full or len(kinds) != layers):
+        raise config.refused("layer_types", kinds, f"'full_attention' for each of {layers} layers")
 
 
-def _sizes(config: Published) -> Settings:
+def _heads(config: Published, names: tuple[str, str, str]) -> tuple[int, int, int]:
+    """Hidden width, heads and key/value heads that divide each other; names: their keys."""
+    width, heads = config.count(names[0]), config.count(names[1])
+    shared = config.count(names[2], heads)
+    if heads % shared:
+        raise config.refused(names[2], shared, f"a divisor of {names[1]}={heads}")
+    return width, heads, shared
+
+
+def _sizes(config: Published, *, partly_rotated: bool = False) -> Settings:
     """What every family but LLaDA-8B writes under the names transformers uses."""
     config.expect("hidden_act", "silu")
     config.expect("use_sliding_window", False)
-    config.skip("sliding_window", "max_window_layers", "layer_types")
-    _unscaled(config)
-    heads = config.need("num_attention_heads")
+    config.skip("sliding_window", "max_window_layers")
+    width, heads, shared = _heads(
+        config, ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    )
+    layers = config.count("num_hidden_layers")
+    _same_attention(config, layers)
     return {
-        "vocab_size": config.need("vocab_size"),
-        "hidden_size": config.need("hidden_size"),
-        "num_hidden_layers": config.need("num_hidden_layers"),
+        "vocab_size": config.count("vocab_size"),
+        "hidden_size": width,
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": config.get("num_key_value_heads", heads),
-        "max_position_embeddings": config.need("max_position_embeddings"),
-        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
-        "rope_parameters": _rope(config.need("rope_theta"), config.get("partial_rotary_factor", 1)),
-        "tie_word_embeddings": config.get("tie_word_embeddings", False),
+        "num_key_value_heads": shared,
+        "max_position_embeddings": config.count("max_position_embeddings"),
+        "rms_norm_eps": config.number("rms_norm_eps", 1e-6),
+        "rope_parameters": _rope(config, partly=partly_rotated),
+        "tie_word_embeddings": config.switch("tie_word_embeddings", False),
     }
 
 
 def _head_size(config: Published) -> int:
-    """Width of one attention head."""
-    width = config.need("hidden_size") // config.need("num_attention_heads")
-    return int(config.get("head_dim", width))
+    """Width of one attention head, an even number."""
+    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    if config.get("head_dim") is None and width % heads:
+        raise config.refused("num_attention_heads", heads, f"a divisor of the width {width}")
+    size = config.count("head_dim", width // heads or 1)
+    if size % 2:
+        raise config.refused("head_dim", size, "an even number")
+    return size
+
+
+def _plain_head_size(config: Published, width: int, heads: int) -> None:
+    """Refuse heads of another width than the model's divided by their number."""
+    if width % heads or width // heads % 2:
+        raise config.refused("num_attention_heads", heads, f"a divisor of {width} with even share")
+    config.expect("head_dim", width // heads)
+
+
+def _experts(config: Published) -> Settings:
+    """Number of experts and how many a token uses; transformers 5 has another word for the first.
+
+    Returns the settings with the word of Qwen3-MoE.
+    """
+    number = config.get("num_local_experts")
+    total = config.count("num_experts") if number is None else config.count("num_local_experts")
+    config.expect("num_experts", total)
+    used = config.count("num_experts_per_tok")
+    if used > total:
+        raise config.refused("num_experts_per_tok", used, f"at most the {total} experts")
+    return {"num_experts": total, "num_experts_per_tok": used}
 
 
 def _llada(config: Published) -> Settings:
@@ -215,20 +396,28 @@ def _llada(config: Published) -> Settings:
         "precision",
         "residual_dropout",
     )
-    width = config.need("d_model")
-    heads = config.need("n_heads")
+    width, heads, shared = _heads(config, ("d_model", "n_heads", "n_kv_heads"))
+    if width % heads or width // heads % 2:
+        raise config.refused("n_heads", heads, f"a divisor of d_model={width} with an even share")
+    layers = config.count("n_layers")
+    _same_attention(config, layers)
+    tied = config.switch("tie_word_embeddings", False)
+    known = config.count("vocab_size")
+    rows = config.count("embedding_size", known)  # as many as the ids, or more for speed
+    if known > rows:
+        raise config.refused("vocab_size", known, f"at most embedding_size={rows}")
     return {
-        "vocab_size": config.get("embedding_size", config.need("vocab_size")),
+        "vocab_size": rows,
         "hidden_size": width,
-        "intermediate_size": config.get("mlp_hidden_size", config.get("mlp_ratio", 4) * width),
-        "num_hidden_layers": config.need("n_layers"),
+        "intermediate_size": config.count("mlp_hidden_size", config.count("mlp_ratio", 4) * width),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": config.get("n_kv_heads", heads),
-        "max_position_embeddings": config.need("max_sequence_length"),
-        "rms_norm_eps": config.get("rms_norm_eps", 1e-5),
-        "rope_parameters": _rope(config.get("rope_theta", 10000.0)),
-        "rope_full_precision": config.get("rope_full_precision", True),
-        "tie_word_embeddings": config.get("weight_tying", False),
+        "num_key_value_heads": shared,
+        "max_position_embeddings": config.count("max_sequence_length"),
+        "rms_norm_eps": config.number("rms_norm_eps", 1e-5),
+        "rope_parameters": _rope(config, 10000.0),
+        "rope_full_precision": config.switch("rope_full_precision", True),
+        "tie_word_embeddings": config.switch("weight_tying", tied),
     }
 
 
@@ -241,7 +430,7 @@ def _illada(config: Published) -> Settings:
     return {
         **_sizes(config),
         "head_dim": _head_size(config),
-        "intermediate_size": config.need("intermediate_size"),
+        "intermediate_size": config.count("intermediate_size"),
     }
 
 
@@ -252,22 +441,24 @@ def _llada_moe(config: Published) -> Settings:
     config.expect("moe_router_enable_expert_bias", False)
     config.expect("moe_router_score_function", "softmax")
     config.expect("norm_topk_prob", False)
-    config.expect("partial_rotary_factor", 1)
     config.expect("qk_layernorm", True)
     config.expect("routed_scaling_factor", 1)
     config.expect("router_num_group", None)
     config.expect("router_topk_group", None)
     config.expect("shared_expert_intermediate_size", None)
     config.skip("output_router_logits", "router_aux_loss_coef")
-    experts_in = config.get("moe_layer_freq", [1] * config.need("num_hidden_layers"))
-    width = config.need("expert_intermediate_size")
+    sizes = _sizes(config)
+    experts_in = config.layers("moe_layer_freq", [], most=1)
+    if experts_in and len(experts_in) != sizes["num_hidden_layers"]:
+        allowed = f"one entry for each of {sizes['num_hidden_layers']} layers"
+        raise config.refused("moe_layer_freq", experts_in, allowed)
+    width = config.count("expert_intermediate_size")
     return {
-        **_sizes(config),
+        **sizes,
         "head_dim": _head_size(config),
-        "intermediate_size": config.get("dense_intermediate_size", width),
+        "intermediate_size": config.count("dense_intermediate_size", width),
         "moe_intermediate_size": width,
-        "num_experts": config.need("num_experts"),
-        "num_experts_per_tok": config.need("num_experts_per_tok"),
+        **_experts(config),
         "norm_topk_prob": False,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [layer for layer, used in enumerate(experts_in) if not used],
@@ -285,23 +476,35 @@ def _llada2(config: Published) -> Settings:
     config.expect("use_qk_norm", True)
     config.expect("use_rmsnorm", True)
     config.skip("embedding_dropout", "output_dropout", "output_router_logits")
-    size, share = _head_size(config), config.get("partial_rotary_factor", 1.0)
-    config.expect("rotary_dim", int(size * share))
-    width, shared = config.need("moe_intermediate_size"), config.get("num_shared_experts", 0)
+    config.skip(*EDIT_TOKENS)
+    sizes, size = _sizes(config, partly_rotated=True), _head_size(config)
+    experts = _experts(config)
+    config.expect("rotary_dim", int(size * sizes["rope_parameters"]["partial_rotary_factor"]))
+    width = config.count("moe_intermediate_size")
+    shared = config.count("num_shared_experts", 0, minimum=0)
     config.expect("moe_shared_expert_intermediate_size", width * shared)
+    total, groups = experts["num_experts"], config.count("n_group", 1)
+    chosen = config.count("topk_group", 1)
+    if total % groups or total // groups < 2:  # the router scores a group by its best two
+        raise config.refused("n_group", groups, f"a divisor of {total} experts, two to a group")
+    if chosen > groups:
+        raise config.refused("topk_group", chosen, f"at most the {groups} groups")
+    if experts["num_experts_per_tok"] > chosen * (total // groups):
+        most = f"at most the {chosen * (total // groups)} experts of topk_group={chosen} groups"
+        raise config.refused("num_experts_per_tok", experts["num_experts_per_tok"], most)
     return {
-        **_sizes(config),
+        **sizes,
         "head_dim": size,
-        "intermediate_size": config.need("intermediate_size"),
+        "intermediate_size": config.count("intermediate_size"),
         "moe_intermediate_size": width,
-        "n_routed_experts": config.need("num_experts"),
+        "n_routed_experts": total,
         "n_shared_experts": shared,
-        "num_experts_per_tok": config.need("num_experts_per_tok"),
-        "n_group": config.get("n_group", 1),
-        "topk_group": config.get("topk_group", 1),
-        "norm_topk_prob": config.get("norm_topk_prob", True),
-        "routed_scaling_factor": float(config.get("routed_scaling_factor", 1.0)),
-        "first_k_dense_replace": config.get("first_k_dense_replace", 0),
+        "num_experts_per_tok": experts["num_experts_per_tok"],
+        "n_group": groups,
+        "topk_group": chosen,
+        "norm_topk_prob": config.switch("norm_topk_prob", True),
+        "routed_scaling_factor": config.number("routed_scaling_factor", 1.0),
+        "first_k_dense_replace": config.count("first_k_dense_replace", 0, minimum=0),
         "use_qk_norm": True,
         "num_mtp_layers": 0,
     }
@@ -310,7 +513,9 @@ def _llada2(config: Published) -> Settings:
 def _qwen2(config: Published) -> Settings:
     """Dream: Qwen2.5."""
     config.expect("use_mrope", False)
-    return {**_sizes(config), "intermediate_size": config.need("intermediate_size")}
+    sizes = _sizes(config)
+    _plain_head_size(config, sizes["hidden_size"], sizes["num_attention_heads"])
+    return {**sizes, "intermediate_size": config.count("intermediate_size")}
 
 
 def _fast_dllm(config: Published) -> Settings:
@@ -326,23 +531,29 @@ def _qwen3(config: Published) -> Settings:
     return {
         **_sizes(config),
         "head_dim": _head_size(config),
-        "intermediate_size": config.need("intermediate_size"),
+        "intermediate_size": config.count("intermediate_size"),
     }
 
 
 def _qwen3_moe(config: Published) -> Settings:
     """SDAR-30B-A3B: Qwen3-MoE."""
     config.skip("output_router_logits", "router_aux_loss_coef")
+    config.need("norm_topk_prob")
+    sizes = _qwen3(config)
     return {
-        **_qwen3(config),
-        "moe_intermediate_size": config.need("moe_intermediate_size"),
-        "num_experts": config.need("num_experts"),
-        "num_experts_per_tok": config.need("num_experts_per_tok"),
-        "norm_topk_prob": config.need("norm_topk_prob"),
-        "decoder_sparse_step": config.get("decoder_sparse_step", 1),
-        "mlp_only_layers": config.get("mlp_only_layers", []),
+        **sizes,
+        "moe_intermediate_size": config.count("moe_intermediate_size"),
+        **_experts(config),
+        "norm_topk_prob": config.switch("norm_topk_prob", True),
+        "decoder_sparse_step": config.count("decoder_sparse_step", 1),
+        "mlp_only_layers": config.layers(
+            "mlp_only_layers", [], most=sizes["num_hidden_layers"] - 1
+        ),
     }
 
+
+# Ids with which LLaDA2.2 edits its own text; that needs positions to move, which no loop here does.
+EDIT_TOKENS = ("delete_token_id", "split_token_id")
 
 LLADA_HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
@@ -429,15 +640,16 @@ REFUSED = {
 }
 
 
-def spec_of(values: Mapping[str, Any]) -> ModelSpec:
+def spec_of(values: Mapping[str, Any], file: Path | str = "config.json") -> ModelSpec:
     """The row of a config.json; raises `CheckpointError` for architectures not in the table."""
-    architecture = architecture_of(values)
+    architecture = architecture_of(values, file)
     if architecture in REFUSED:
         raise CheckpointError(
-            f"architecture {architecture!r} is not supported: {REFUSED[architecture]}"
+            f"{file}: architecture {architecture!r} is not supported: {REFUSED[architecture]}"
         )
     if architecture not in SPECS:
         raise CheckpointError(
-            f"architecture {architecture!r} is not known; known are {', '.join(sorted(SPECS))}"
+            f"{file}: architecture {_shown(architecture)} is not known; known are "
+            f"{', '.join(sorted(SPECS))}"
         )
     return SPECS[architecture]

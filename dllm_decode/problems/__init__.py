@@ -34,12 +34,16 @@ from dllm_decode.problems.lists import (
 )
 from dllm_decode.problems.numbers import Add, Count, Story, Tally
 from dllm_decode.problems.puzzles import Countdown, Sudoku
+from dllm_decode.problems.steps import Chain, Track
+from dllm_decode.problems.sudoku import SudokuSix
+from dllm_decode.problems.tales import Tale
 from dllm_decode.problems.texts import LatinSquare, Records
 from dllm_decode.problems.variant import Variant
 
 __all__ = [
     "FAMILIES",
     "GAP",
+    "HARD",
     "HELD_OUT_SHARE",
     "SPLITS",
     "TRAINED",
@@ -70,17 +74,29 @@ _ALL: tuple[Family, ...] = (
     Swap("swap", "Exchange the names at two positions."),
     Sort("sort", "Put a list of names into alphabetical order.", longest=7),
     Who("who", "Find the name at a position."),
-    Where("where", "Find the position of a name."),
     Records("records", "Turn sentences about people into fields.", canvas=64),
     Count("count", "Count up or down in steps of 1 to 3.", canvas=128),
-    Tally("tally", "Count a name with a running total.", canvas=64),
     Add("add", "Add two numbers digit by digit with carries.", canvas=64),
     Story("story", "Solve a word problem in two or three steps."),
     LatinSquare("latin", "Fill a 4 x 4 Latin square.", determined=False),
     Shuffle("shuffle", "Put a list of names into any other order.", determined=False, longest=5),
     ReplaceOne("replace-one", "Replace any one name of a list.", determined=False, longest=5),
-    Pick("pick", "Take any one or two entries of a list.", determined=False, longest=5, most=2),
-    # The bundled model is not trained on these.
+    Chain("chain", "Work out 6 to 20 steps of arithmetic.", canvas=160),
+    Track("track", "Follow four things through 7 to 18 exchanges.", canvas=128),
+    SudokuSix("sudoku6", "Fill the empty cells of a 6 x 6 sudoku.", canvas=48),
+    SudokuSix("sudoku6-read", "Write a 6 x 6 sudoku with its solution.", canvas=64, read=True),
+    Tale("tale", "Tell a story whose people and numbers agree.", determined=False, canvas=160),
+    # The next bundled model is not trained on these.
+    Where("where", "Find the position of a name.", trained=False),
+    Tally("tally", "Count a name with a running total.", trained=False, canvas=64),
+    Pick(
+        "pick",
+        "Take any one or two entries of a list.",
+        determined=False,
+        trained=False,
+        longest=5,
+        most=2,
+    ),
     InsertOne(
         "insert-one",
         "Insert a name into a list at any position.",
@@ -93,8 +109,11 @@ _ALL: tuple[Family, ...] = (
     Countdown("countdown", "Reach a number from others.", determined=False, trained=False),
 )
 
-# What the bundled model did not learn, see its card; everything else it is trained on is shown.
-_WEAK = ("where", "tally", "pick")
+# Where decoding is hard: answers are long, found in order or by search, or one of many.
+HARD = ("chain", "track", "sudoku6", "sudoku6-read", "tale")
+
+# What the bundled model cannot do, see its card; everything else it is trained on is shown.
+_WEAK = HARD
 
 FAMILIES: dict[str, Family] = {
     family.name: replace(family, shown=family.trained and family.name not in _WEAK)

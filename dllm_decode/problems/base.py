@@ -22,13 +22,20 @@ class Problem:
     """One question with one right answer.
 
     family: key of `FAMILIES`; prompt, answer: plain text without special tokens;
-    facts: what a grader needs beyond the answer, e.g. the list that was shown.
+    facts: what a grader needs beyond the answer, e.g. the list that was shown; form: for infilling,
+    the answer with `GAP` for every token to be found, "" where everything is to be found.
     """
 
     family: str
     prompt: str
     answer: str
     facts: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    form: str = ""
+
+    @property
+    def shown(self) -> str:
+        """All that a model is given: the prompt, and behind it what stands on the canvas."""
+        return f"{self.prompt}{self.form}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Family(ABC):
 
     def form(self, problem: Problem) -> str | None:
         """The answer with `GAP` for every word to be filled in; None if the family has no form."""
-        return None
+        return problem.form or None
 
 
 def words_of(text: str) -> list[str]:
@@ -66,9 +73,9 @@ def words_of(text: str) -> list[str]:
     return text.split()
 
 
-def held_out(prompt: str) -> bool:
-    """Whether a prompt is kept from training: a fixed hash of its text decides, for every seed."""
-    return zlib.crc32(prompt.encode("utf-8")) % HELD_OUT_SHARE == 0
+def held_out(shown: str) -> bool:
+    """Whether what is shown is kept from training: a fixed hash of it decides, for every seed."""
+    return zlib.crc32(shown.encode("utf-8")) % HELD_OUT_SHARE == 0
 
 
 def draw(family: Family, split: str, rng: random.Random) -> Problem:
@@ -76,7 +83,7 @@ def draw(family: Family, split: str, rng: random.Random) -> Problem:
     wanted = split == "held_out"
     while True:
         problem = family.generate(rng)
-        if held_out(problem.prompt) == wanted:
+        if held_out(problem.shown) == wanted:
             return problem
 
 
@@ -89,8 +96,8 @@ def distinct_problems(family: Family, split: str, count: int, seed: int) -> list
     in_vain = 0
     while in_vain < _IN_VAIN:
         problem = draw(family, split, rng)
-        in_vain = in_vain + 1 if problem.prompt in found else 0
-        found.setdefault(problem.prompt, problem)
+        in_vain = in_vain + 1 if problem.shown in found else 0
+        found.setdefault(problem.shown, problem)
         if len(found) == count:
             return list(found.values())
     raise ConfigError(

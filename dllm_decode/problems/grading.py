@@ -1,4 +1,4 @@
-"""Graders: does a text answer the question? Pure functions; code is only put together here."""
+"""Graders: does a text answer the question? Pure functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
-_FENCE = re.compile(r"```(?:[\w+-]*)[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+_LONGEST_NUMBER = 1000  # characters
 
 
 def last_number(text: str) -> Fraction | None:
@@ -21,7 +21,8 @@ def last_number(text: str) -> Fraction | None:
             text = f"\n{text}".rsplit(mark, 1)[1]
             break
     found = _NUMBER.findall(text)
-    if not found:
+    # Python reads no number of thousands of digits, and no answer has one
+    if not found or len(found[-1]) > _LONGEST_NUMBER:
         return None
     return Fraction(found[-1].replace(",", "").replace("$", ""))
 
@@ -96,7 +97,7 @@ def is_countdown(text: str, numbers: Sequence[int], target: int) -> bool:
     left = Counter(numbers)
     result: int | None = None
     for step in steps:
-        found = re.fullmatch(r"(\d+)([-+*/])(\d+)=(-?\d+)", step)
+        found = re.fullmatch(r"(\d{1,18})([-+*/])(\d{1,18})=(-?\d{1,18})", step)
         if found is None:
             return False
         a, sign, b, result = int(found[1]), found[2], int(found[3]), int(found[4])
@@ -182,40 +183,3 @@ def _count_fillings(grid: list[list[int]], box: int, limit: int) -> int:
         if found >= limit:
             break
     return found
-
-
-def code_of(text: str) -> str:
-    """The Python code of an answer: the first fenced block if there is one, else the text."""
-    block = _FENCE.search(text)
-    return block[1] if block else text
-
-
-def humaneval_program(prompt: str, text: str, test: str, entry_point: str) -> str:
-    """A program that fails unless the answer passes the test.
-
-    An answer that defines the function itself replaces the prompt's stub (the prompt's imports
-    stay); any other answer is the continuation of the prompt.
-    """
-    code = code_of(text)
-    if re.search(rf"^def {re.escape(entry_point)}\b", code, re.MULTILINE):
-        body = f"{prompt}    pass\n\n{code}"
-    else:
-        body = prompt + _first_function(code)
-    return f"{body}\n{test}\ncheck({entry_point})\n"
-
-
-def _first_function(code: str) -> str:
-    """A continuation up to where it leaves the function: the next line without indent."""
-    kept: list[str] = []
-    for line in code.splitlines():
-        outside = line.strip() and not line.startswith((" ", "\t", "#"))
-        # helpers behind the function are part of it
-        if kept and outside and not line.startswith(("def ", "import ", "from ", "@")):
-            break
-        kept.append(line)
-    return "\n".join(kept)
-
-
-def mbpp_program(text: str, setup: str, tests: Sequence[str]) -> str:
-    """A program that fails unless the answer passes the tests: code, then setup, then tests."""
-    return "\n".join([code_of(text), setup, *tests, ""])

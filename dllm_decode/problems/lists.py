@@ -28,10 +28,11 @@ def read_labelled(text: str) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Labelled(Family):
-    """A labelled list is shown. shortest, longest: its length [names]."""
+    """A labelled list is shown. shortest, longest: its length [names]; pool: names to draw from."""
 
     shortest: int = 3
     longest: int = 9
+    pool: tuple[str, ...] = NAMES
 
     def form(self, problem: Problem) -> str | None:
         """The labels of the answer; every name is a gap, with the blank in front of it."""
@@ -45,7 +46,7 @@ class ListFamily(Labelled):
     def generate(self, rng: random.Random) -> Problem:
         """Draw names without repetition and apply the operation."""
         count = rng.randint(self.shortest, self.longest)
-        *names, spare = rng.sample(NAMES, count + 1)
+        *names, spare = rng.sample(self.pool, count + 1)
         order, result = self.apply(names, spare, rng)
         return Problem(
             self.name,
@@ -204,7 +205,7 @@ class Who(Labelled):
 
     def generate(self, rng: random.Random) -> Problem:
         """Ask for one of the positions 1 to n."""
-        names = rng.sample(NAMES, rng.randint(self.shortest, self.longest))
+        names = rng.sample(self.pool, rng.randint(self.shortest, self.longest))
         place = rng.randint(1, len(names))
         prompt = f"Who is {place}: {labelled(names)}"
         return Problem(self.name, prompt, f"{place} {names[place - 1]}")
@@ -216,7 +217,7 @@ class Where(Labelled):
 
     def generate(self, rng: random.Random) -> Problem:
         """Ask for one of the names shown."""
-        names = rng.sample(NAMES, rng.randint(self.shortest, self.longest))
+        names = rng.sample(self.pool, rng.randint(self.shortest, self.longest))
         place = rng.randrange(len(names))
         prompt = f"Where is {names[place]}: {labelled(names)}"
         return Problem(self.name, prompt, f"{place + 1} {names[place]}")
@@ -233,7 +234,7 @@ class Pick(Labelled):
 
     def generate(self, rng: random.Random) -> Problem:
         """Ask for 1 to `most` names; the answer shown is one of many."""
-        names = rng.sample(NAMES, rng.randint(self.shortest, self.longest))
+        names = rng.sample(self.pool, rng.randint(self.shortest, self.longest))
         count = rng.randint(1, self.most)
         places = sorted(rng.sample(range(len(names)), count))
         answer = " ".join(f"{place + 1} {names[place]}" for place in places)

@@ -75,11 +75,16 @@ class Add(Family):
 
 @dataclass(frozen=True)
 class Story(Family):
-    """A short story with two or three changes of a number, one line of arithmetic for each."""
+    """A short story with two or three changes of a number, one line of arithmetic for each.
+
+    pool: names to draw from.
+    """
+
+    pool: tuple[str, ...] = NAMES
 
     def generate(self, rng: random.Random) -> Problem:
         """Numbers stay between 0 and 40, changes between 1 and 9."""
-        name, thing = rng.choice(NAMES), rng.choice(THINGS)
+        name, thing = rng.choice(self.pool), rng.choice(THINGS)
         amount = rng.randint(2, 20)
         told, steps = [f"{name} has {amount} {thing}"], []
         for _ in range(rng.randint(2, 3)):

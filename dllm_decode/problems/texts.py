@@ -19,15 +19,19 @@ _SENTENCES = (
 
 @dataclass(frozen=True)
 class Records(Family):
-    """Sentences about people become lines of fields. most: people in one text."""
+    """Sentences about people become lines of fields.
+
+    most: people in one text; pool: names to draw from.
+    """
 
     most: int = 3
+    pool: tuple[str, ...] = NAMES
 
     def generate(self, rng: random.Random) -> Problem:
         """Draw different people and cities; every sentence has its own form."""
         count = rng.randint(1, self.most)
         told, lines = [], []
-        people = zip(rng.sample(NAMES, count), rng.sample(CITIES, count), strict=True)
+        people = zip(rng.sample(self.pool, count), rng.sample(CITIES, count), strict=True)
         for name, city in people:
             age = rng.randint(18, 90)
             told.append(rng.choice(_SENTENCES).format(name=name, age=age, city=city))

@@ -9,6 +9,12 @@ NAMES: tuple[str, ...] = (
     "Seth", "Tara", "Tess", "Ulf", "Uma", "Vera", "Vito", "Wanda", "Will", "Xena", "Yara", "Zoe",
 )  # fmt: skip
 
+# Of these "he" is said, of the other names "she".
+MEN: tuple[str, ...] = (
+    "Abel", "Ben", "Carl", "Dan", "Ezra", "Finn", "Gus", "Hugo", "Ivan", "Jack", "Kai", "Leo",
+    "Max", "Nils", "Otis", "Paul", "Quin", "Sam", "Seth", "Ulf", "Vito", "Will",
+)  # fmt: skip
+
 CITIES: tuple[str, ...] = (
     "Athens", "Bergen", "Cairo", "Delhi", "Geneva", "Hanoi", "Kyoto", "Lagos", "Lima", "Lisbon",
     "Madrid", "Nairobi", "Oslo", "Paris", "Quito", "Riga", "Rome", "Seoul", "Sofia", "Tunis",
@@ -21,6 +27,19 @@ THINGS: tuple[str, ...] = (
     "stamps", "stones",
 )  # fmt: skip
 
+# Where people of a tale go within their city.
+PLACES: tuple[str, ...] = (
+    "bridge", "garden", "harbour", "library", "market", "museum", "park", "river", "school",
+    "station", "theatre", "tower",
+)  # fmt: skip
+
+MOODS: tuple[str, ...] = (
+    "angry", "bored", "brave", "calm", "glad", "hungry", "lonely", "proud", "sad", "shy", "tired",
+    "worried",
+)  # fmt: skip
+
+TIMES: tuple[str, ...] = ("morning", "afternoon", "evening", "day", "summer", "winter")
+
 # Everything else that occurs in a prompt or an answer.
 PHRASES: tuple[str, ...] = (
     "Copy", "Reverse", "Sort", "Insert", "Remove", "Replace", "Swap", "Shuffle", "Count", "Tally",
@@ -30,8 +49,15 @@ PHRASES: tuple[str, ...] = (
     "aged", "name", "age", "city", "has", "finds", "buys", "gets", "loses", "sells", "gives",
     "away", "more", "then", "How", "many", "are", "left", "total", "carry", "so", "write", "it",
     "a", "I", "for", "who",
+    "Chain", "Track", "Sudoku", "Fill", "sudoku", "Tell", "tale", "he", "He", "she", "She", "his",
+    "His", "her", "Her", "boy", "girl",
 )  # fmt: skip
 
-PUNCTUATION: tuple[str, ...] = ("=", "+", "-", "*", "/", "|")  # used with a space in front
+PUNCTUATION: tuple[str, ...] = ("=", "+", "-", "*", "/", "|", ".")  # used with a space in front
 
 NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(100))
+
+
+def is_man(name: str) -> bool:
+    """Whether "he" is said of a name; of one that is not known, by its last letter."""
+    return name in MEN if name in NAMES else not name.endswith(("a", "e", "i"))

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from dllm_decode.console.display import Display
     from dllm_decode.console.runfolder import RunFolder
     from dllm_decode.console.trace_files import TraceFormat
-    from dllm_decode.decoding.types import Request, Result
+    from dllm_decode.decoding.outcome import Result
+    from dllm_decode.decoding.types import Request
     from dllm_decode.models.loaded import LoadedModel
 
 

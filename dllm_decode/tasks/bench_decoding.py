@@ -177,10 +177,11 @@ class DecodingBench(Task):
             PrefixCache,
             VicinityCache,
         )
+        from dllm_decode.decoding.denoiser import Capabilities
         from dllm_decode.decoding.engine import Engine
 
         decoder = self._plain(context)
-        grid = getattr(decoder.denoiser, "block_length", None)
+        grid = Capabilities.of(decoder.denoiser).block_length
         exact = [BlockExact(grid)] if grid else []
         policies = [
             NoCache(), PrefixCache(), DualCache(), VicinityCache(), PeriodicCache(),

@@ -14,12 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.errors import (
-    ConfigError,
-    require_choice,
-    require_count,
-    require_in_range,
-)
+from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
 from dllm_decode.tasks import Context, Task, strategy_name
 
@@ -56,9 +51,7 @@ class Eval(Task):
     before every question.
 
     Running. batch_size: problems decoded together, max_tokens_in_flight and batching: see `Engine`,
-    all of which change speed and nothing else; run_code:
-    allow graders that execute answers, see `dllm_decode.evaluation.sandbox`; code_seconds: time
-    limit of one execution.
+    all of which change speed and nothing else.
 
     Results. runs: the folder of all jobs; a job is named by a hash of everything that matters to
     its figures, so that a rerun skips finished jobs and goes on with unfinished ones; resume: false
@@ -80,8 +73,6 @@ class Eval(Task):
     batch_size: int = 16
     max_tokens_in_flight: int | None = None
     batching: str = "continuous"
-    run_code: bool = False
-    code_seconds: float = 30.0
     runs: str = "runs/eval"
     resume: bool = True
     timing: int = 0
@@ -99,14 +90,15 @@ class Eval(Task):
             require_count("max_new_tokens", self.max_new_tokens)
         require_choice("task.split", self.split, ("held_out", "train"))
         require_choice("task.template", self.template, ("auto", "chat", "plain"))
-        require_in_range(
-            "task.code_seconds", self.code_seconds, 0, 3600, open_low=True, unit="seconds"
-        )
         if (self.shots is None) != (self.shot_count == 0):
             raise ConfigError(
                 "task.shots (a file) and task.shot_count (how many) belong together, got "
                 f"{self.shots!r} and {self.shot_count}"
             )
+        if self.format is not None:
+            from dllm_decode.evaluation.data import format_named
+
+            format_named(self.format)
         if self.data is None and (self.format is not None or self.shots is not None):
             raise ConfigError("task.format and task.shots need task.data, a file of problems")
         if self.data is not None and self.problems != Variant():
@@ -127,31 +119,20 @@ class Eval(Task):
 
         order: place of the job in reports; None: the one it has, 0 for a new one.
         """
-        from dllm_decode.api import build
-        from dllm_decode.evaluation.evaluate import check_questions
-        from dllm_decode.evaluation.store import (
-            RESULTS,
-            JobFolder,
-            job_key,
-            read_json,
-            write_json,
-        )
+        from dllm_decode.evaluation.store import RESULTS, JobFolder, read_json, write_json
 
-        decoder = build(context.cfg, model=lambda: shared_model(context))
-        questions = self.questions(decoder.model)
-        check_questions(questions)
         name = job_name(context.cfg_choice("strategy"), context.overrides)
-        description = self.description(context, decoder, questions)
-        path = Path(self.runs) / f"{_slug(name)}-{job_key(description)}"
+        with self._failures_noted(context, name, order is not None):
+            decoder, questions, description, path = self._prepared(context, name)
         if self.resume and (path / RESULTS).exists():
             context.display.say(f"{name}: done already, {path}")
         else:
-            if not self.resume:
-                _forget(path)
-            with JobFolder(path, {"name": name, **description}) as folder:
+            job = {"name": name, **description}
+            with JobFolder(path, job, fresh=not self.resume) as folder:
                 self._decode(context, decoder, questions, folder, name)
                 results = self._results(context, decoder, questions, folder)
                 folder.finish({"name": name, "order": order or 0, **results})
+                tell_errors(context, name, folder)
         _FINISHED[path] = None
         results = read_json(path / RESULTS)
         if order is not None and results.get("order") != order:  # its place in the present list
@@ -159,6 +140,36 @@ class Eval(Task):
             write_json(path / RESULTS, results)
         context.folder.write_json("results.json", {"job": str(path), **results})
         return int(results["errors"] > 0)
+
+    def _prepared(
+        self, context: Context, name: str
+    ) -> tuple[TextDecoder, list[Question], dict[str, Any], Path]:
+        """What is decoded with, what is asked, what the job is and where it goes."""
+        from dllm_decode.api import build
+        from dllm_decode.evaluation.evaluate import check_questions
+        from dllm_decode.evaluation.store import job_key
+
+        decoder = build(context.cfg, model=lambda: shared_model(context))
+        questions = self.questions(decoder.model)
+        check_questions(questions)
+        description = self.description(context, decoder, questions)
+        path = Path(self.runs) / f"{_slug(name)}-{job_key(description)}"
+        return decoder, questions, description, path
+
+    @contextmanager
+    def _failures_noted(self, context: Context, name: str, among_others: bool) -> Iterator[None]:
+        """Note among the other jobs of a sweep or list, for reports, that one could not begin."""
+        from dllm_decode.evaluation.store import forget_failure, job_key, note_failure
+
+        wanted = {"model": model_settings(context.cfg), "settings": settings_of(context.cfg)}
+        place = Path(self.runs) / f"{_slug(name)}-failed-{job_key(wanted)}"
+        try:
+            yield
+        except DllmDecodeError as error:
+            if among_others:
+                note_failure(place, f"{name}: {error}")
+            raise
+        forget_failure(place)
 
     # What is asked.
 
@@ -205,19 +216,11 @@ class Eval(Task):
 
     def _from_file(self, path: str) -> list[Question]:
         from dllm_decode.evaluation import data
-        from dllm_decode.evaluation.sandbox import Limits
 
         shots: list[tuple[str, str]] = []
         if self.shots is not None:
             shots = data.shots_from_file(self.shots, self.shot_count, self.format)
-        return data.from_file(
-            path,
-            self.format,
-            count=self.count,
-            run_code=self.run_code,
-            shots=shots,
-            limits=Limits(seconds=self.code_seconds),
-        )
+        return data.from_file(path, self.format, count=self.count, shots=shots)
 
     # What the job is.
 
@@ -230,12 +233,11 @@ class Eval(Task):
     def _description(
         self, settings: dict[str, Any], decoder: TextDecoder, questions: Sequence[Question]
     ) -> dict[str, Any]:
-        from dllm_decode.decoding.strategy import parts_of
         from dllm_decode.evaluation.data import digest
         from dllm_decode.evaluation.store import code_version
 
         loop = decoder.decoder
-        parts = [part for _, part in parts_of(loop.strategy)]
+        parts = [part for _, part in loop.strategy.parts()]
         return {
             "settings": settings,
             "model": model_facts(decoder),
@@ -275,10 +277,6 @@ class Eval(Task):
         left = [question for question in questions if question.key not in done]
         if not left:
             return
-        if self.run_code:
-            from dllm_decode.evaluation.sandbox import isolation
-
-            context.display.say(f"answers are executed ({isolation()})")
         with context.display.working(f"{name}: warming up"):
             evaluation.warm_up(left)
         with progress(context, name, len(questions)) as tell:
@@ -339,16 +337,14 @@ class Eval(Task):
             "template": template_of(decoder.model.tokenizer, self.template),
             "shots": {"file": self.shots, "count": self.shot_count},
             "errors": sum(bool(sample.error) for sample in folder.samples),
-            "figures": plain({"all": metrics.summary(folder.samples), **by_task}),
+            "figures": {"all": metrics.summary(folder.samples), **by_task},
             "environment": environment(),
         }
 
 
 def shared_model(context: Context) -> LoadedModel:
     """The model of this configuration, kept for further jobs of this process."""
-    from omegaconf import OmegaConf
-
-    key = json.dumps(OmegaConf.to_container(context.cfg.model, resolve=True), sort_keys=True)
+    key = json.dumps(model_settings(context.cfg), sort_keys=True)
     if key not in _MODELS:
         _MODELS.clear()  # one at a time: a large model leaves no room for a second
         _MODELS[key] = context.model
@@ -391,10 +387,19 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     return {name: OmegaConf.to_container(cfg[name], resolve=True) for name in GROUPS}
 
 
+def model_settings(cfg: DictConfig) -> Any:
+    """The resolved group `model`."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(cfg.model, resolve=True)
+
+
 def model_facts(decoder: TextDecoder) -> dict[str, Any]:
     """What was decoded with: the checkpoint, its fingerprint, precision and device."""
+    from dllm_decode.decoding.denoiser import Capabilities
+
     about = decoder.model.description
-    mark = getattr(decoder.model.denoiser, "fingerprint", None)
+    mark = Capabilities.of(decoder.model.denoiser).fingerprint
     facts: dict[str, Any] = {
         "description": str(about),
         "fingerprint": mark,
@@ -463,24 +468,18 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-")[:60]
 
 
-def _forget(path: Path) -> None:
-    """Remove what an earlier run of the same job left."""
-    from dllm_decode.evaluation.store import FAILURE, RESULTS, SAMPLES
-
-    for name in (RESULTS, SAMPLES, FAILURE):
-        (path / name).unlink(missing_ok=True)
-
-
-def plain(value: Any) -> Any:
-    """The value with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, float) and value != value:
-        return None
-    return value
-
-
 # What people see.
+
+
+def tell_errors(context: Context, name: str, folder: JobFolder) -> None:
+    """How many problems could not be decoded, and the first of them with file and line."""
+    failed = [sample.error for sample in folder.samples if sample.error]
+    if failed:
+        context.display.say(
+            f"{name}: {len(failed)} of {len(folder.samples)} problems could not be decoded and "
+            f"count as wrong; the first: {failed[0]}",
+            "bold",
+        )
 
 
 @contextmanager

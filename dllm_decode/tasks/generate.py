@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dllm_decode.api import TextDecoder
-    from dllm_decode.decoding.types import Request, Result
+    from dllm_decode.decoding.outcome import Result
+    from dllm_decode.decoding.types import Request
     from dllm_decode.evaluation.metrics import Sample
 
 INTERRUPTED = 130
@@ -24,11 +25,16 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt to decode. columns: to generate; grade: whether a text is right, or None."""
+    """One prompt to decode.
+
+    columns: to generate; grade: whether a text is right, or None; form: for infilling, the answer
+    with a gap for every token to be found, "" where all are.
+    """
 
     asked: Asked
     columns: int
     grade: Callable[[str], bool] | None = None
+    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Generate(Task):
         first = next(iter(runs.values()))
         if self.compare and not first.interrupted and not is_sequential(decoder):
             runs["sequential"] = self._baseline(context, decoder, request)
-        samples = {name: samples_of(decoder, jobs, run) for name, run in runs.items()}
+        samples = {name: samples_of(jobs, run) for name, run in runs.items()}
         self._show(context, jobs, runs, samples)
         write(context, decoder, jobs, request, runs, samples)
         if any(run.interrupted for run in runs.values()):
@@ -141,6 +147,7 @@ class Generate(Task):
                 Asked(problem.prompt, f"{problem.family} {n}"),
                 self.max_new_tokens or FAMILIES[problem.family].canvas,
                 partial(FAMILIES[problem.family].grade, problem),
+                problem.form,
             )
             for n, problem in enumerate(turns)
         ]
@@ -151,16 +158,28 @@ class Generate(Task):
         ids = []
         for row, job in enumerate(jobs):
             try:
-                ids.append(decoder.encode(job.asked.content, row, self.chat))
+                ids.append(
+                    decoder.encode(
+                        job.asked.content,
+                        row,
+                        self.chat,
+                        continue_final=job.asked.continue_final_message,
+                        arguments=job.asked.chat_template_kwargs,
+                    )
+                )
             except ConfigError as error:
                 raise ConfigError(f"{job.asked.source}: {error}") from None
+        forms = [job.form or None for job in jobs]
+        columns = [job.columns for job in jobs]
+        lengths, fixed = decoder.infilling(forms if any(forms) else None, columns, len(jobs))
         request = Request(
             prompts=tuple(ids),
-            max_new_tokens=tuple(job.columns for job in jobs),
+            max_new_tokens=lengths,
             seeds=tuple(
                 self.seed + row if job.asked.seed is None else job.asked.seed
                 for row, job in enumerate(jobs)
             ),
+            fixed=fixed,
             parameters=tuple(job.asked.parameters for job in jobs),
         )
         decoder.check(request, [job.asked.source for job in jobs])
@@ -189,7 +208,7 @@ class Generate(Task):
         with context.display.progress("strategy=sequential", columns) as report:
             return self._timed(
                 decoder.sequential,
-                replace(request, parameters=None),  # knobs of the other strategy
+                replace(request, parameters=None),  # parameters of the other strategy
                 (ProgressObserver(columns, report),),
                 False,
             )
@@ -197,7 +216,7 @@ class Generate(Task):
     def _timed(
         self, decoder: TextDecoder, request: Request, observers: Sequence[Any], record: bool
     ) -> Decoded:
-        from dllm_decode.decoding.loop import Interrupted
+        from dllm_decode.decoding.observer import Interrupted
 
         begin = time.perf_counter()
         try:
@@ -262,26 +281,24 @@ def is_sequential(decoder: TextDecoder) -> bool:
     return decoder.decoder == decoder.sequential.decoder
 
 
-def samples_of(decoder: TextDecoder, jobs: Sequence[Job], run: Decoded) -> list[Sample]:
+def samples_of(jobs: Sequence[Job], run: Decoded) -> list[Sample]:
     """What is measured of each row; the wall time is shared evenly."""
-    from dllm_decode.evaluation.metrics import outcomes_of, sample_of
+    from dllm_decode.evaluation.metrics import sample_of
 
-    result = run.result
-    rows = zip(jobs, outcomes_of(result), result.texts, result.reference_forwards, strict=True)
+    rows = zip(jobs, run.result.rows, strict=True)
     return [
         sample_of(
             outcome,
             problem=f"{number} {job.asked.source}",
             task="generate",
             prompt=job.asked.title,
-            text=text,
-            correct=job.grade is not None and job.grade(text),
+            text=outcome.text,
+            correct=job.grade is not None and job.grade(outcome.text),
             slots=job.columns,
-            eot_ids=decoder.model.denoiser.vocab.eot_ids,
             seconds=run.seconds / len(jobs),
-            reference_forwards=reference,
+            reference_forwards=outcome.reference_forwards,
         )
-        for number, (job, outcome, text, reference) in enumerate(rows)
+        for number, (job, outcome) in enumerate(rows)
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,14 @@ from dllm_decode.errors import (
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
+    from dllm_decode.evaluation.history import Redundancy
+    from dllm_decode.evaluation.reporting.dynamics import Dynamics
     from dllm_decode.evaluation.reporting.model_card import Measured
-    from dllm_decode.evaluation.store import Run
+    from dllm_decode.evaluation.store import EvalRun
     from dllm_decode.tasks.ablation import Ablation
+
+ORDERS = ("random", "confidence", "margin")  # of the cells of a puzzle, compared with each other
+PUZZLE = "sudoku6"
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,16 @@ class ModelCard(Task):
     count: held-out problems per family that is shown, one token per step; compared_count: the same
     for everything else (the first of them); weak_count: of the families that are not shown, which
     are decoded one token per step only (0: leave them out); tokens_per_step, thresholds: what is
-    compared with one token per step; batch_size, runs, resume: see `Eval`; card: a Markdown page
-    whose part between the marks of `reporting.model_card` is replaced, with the pictures
-    beside it, None: `card.md` in the run folder.
+    compared with one token per step; hard_count: problems of each family on which decoding is hard,
+    for how it behaves there (0: leave it out); batch_size, runs, resume: see `Eval`; card: a
+    Markdown page whose part between the marks of `reporting.model_card` is replaced, with the
+    pictures beside it, None: `card.md` in the run folder.
     """
 
     count: int = 500
     compared_count: int = 100
     weak_count: int = 100
+    hard_count: int = 100
     tokens_per_step: list[int] = field(default_factory=lambda: [2, 4, 8])
     thresholds: list[float] = field(default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
     batch_size: int = 16
@@ -51,6 +58,7 @@ class ModelCard(Task):
         require_count("task.count", self.count)
         require_count("task.compared_count", self.compared_count)
         require_count("task.weak_count", self.weak_count, minimum=0)
+        require_count("task.hard_count", self.hard_count, minimum=0)
         require_count("batch_size", self.batch_size)
         for value in self.tokens_per_step:
             require_count("task.tokens_per_step", value, minimum=2)
@@ -65,16 +73,20 @@ class ModelCard(Task):
 
     def run(self, context: Context) -> int:
         """Measure what is not measured yet and write the card; returns 0."""
+        from dllm_decode.evaluation.reporting import dynamics
         from dllm_decode.evaluation.reporting import model_card as card
         from dllm_decode.problems import FAMILIES
 
         if self.ablation().evaluate(context):
             raise DllmDecodeError("a job of the model card failed, see above; no card was written")
-        found = self.measured(context)
+        runs = {name: _run(context, n) for n, name in enumerate(self.jobs())}
+        found = self.measured(runs)
         answers = right_answers(context, found)
         determined = {name: family.determined for name, family in FAMILIES.items()}
         page = Path(self.card) if self.card else context.folder.path / "card.md"
         text = card.text(found, determined, answers)
+        if self.hard_count:
+            text = f"{text}\n\n{dynamics.text(self.dynamics(context, runs))}"
         if self.card:
             card.insert(page, text)
         else:
@@ -84,23 +96,44 @@ class ModelCard(Task):
         context.display.say(f"model card: {page}")
         return 0
 
-    def ablation(self) -> Ablation:
-        """The jobs, in the order in which `measured` reads them."""
-        from dllm_decode.problems import FAMILIES
-        from dllm_decode.tasks.ablation import Ablation
+    def jobs(self) -> dict[str, str]:
+        """What is evaluated, by a name of its own."""
+        from dllm_decode.problems import FAMILIES, HARD
 
-        compared = [
-            *(f"strategy=topk strategy.select.tokens_per_step={k}" for k in self.tokens_per_step),
-            *(f"strategy=threshold strategy.select.threshold={x}" for x in self.thresholds),
-        ]
+        several = {
+            f"top {k}": f"strategy=topk strategy.select.tokens_per_step={k}"
+            for k in self.tokens_per_step
+        }
+        levels = {
+            f"threshold {x}": f"strategy=threshold strategy.select.threshold={x}"
+            for x in self.thresholds
+        }
         few = min(self.compared_count, self.count)
-        jobs = ["strategy=sequential", *(f"{job} task.count={few}" for job in compared)]
+        jobs = {"sequential": "strategy=sequential"}
+        jobs |= {name: f"{job} task.count={few}" for name, job in (several | levels).items()}
         weak = [f.name for f in FAMILIES.values() if f.trained and not f.shown]
         if weak and self.weak_count:
             names = ",".join(weak)
-            jobs.append(f"strategy=sequential task.families=[{names}] task.count={self.weak_count}")
+            jobs["weak"] = (
+                f"strategy=sequential task.families=[{names}] task.count={self.weak_count}"
+            )
+        if self.hard_count:
+            asked = f"task.count={self.hard_count} task.families"
+            hard = {"sequential": "strategy=sequential", **levels, "oracle": "strategy=oracle"}
+            one = "strategy=topk strategy.select.tokens_per_step=1 schedule=whole"
+            for order in ORDERS:
+                job = f"{one} strategy.select.order={order} {asked}=[{PUZZLE}]"
+                jobs[f"order {order}"] = job
+            for name, job in hard.items():  # the oracle last, as ablations do
+                jobs[f"hard {name}"] = f"{job} {asked}=[{','.join(HARD)}]"
+        return jobs
+
+    def ablation(self) -> Ablation:
+        """The jobs as one task."""
+        from dllm_decode.tasks.ablation import Ablation
+
         return Ablation(
-            jobs=jobs,
+            jobs=list(self.jobs().values()),
             families="shown",
             count=self.count,
             batch_size=self.batch_size,
@@ -108,25 +141,51 @@ class ModelCard(Task):
             resume=self.resume,
         )
 
-    def measured(self, context: Context) -> Measured:
-        """The finished jobs of this run."""
+    def measured(self, runs: Mapping[str, EvalRun]) -> Measured:
+        """The finished jobs that the first half of the card is made of."""
         from dllm_decode.evaluation.reporting.model_card import Measured
 
-        runs = [_run(context, number) for number in range(len(self.ablation().jobs))]
-        several = len(self.tokens_per_step)
-        levels = len(self.thresholds)
-        weak = runs[1 + several + levels :]
         return Measured(
-            sequential=runs[0],
-            weak=weak[0] if weak else None,
-            parallel=tuple(zip(self.tokens_per_step, runs[1 : 1 + several], strict=True)),
-            thresholds=tuple(
-                zip(self.thresholds, runs[1 + several : 1 + several + levels], strict=True)
-            ),
+            sequential=runs["sequential"],
+            weak=runs.get("weak"),
+            parallel=tuple((k, runs[f"top {k}"]) for k in self.tokens_per_step),
+            thresholds=tuple((x, runs[f"threshold {x}"]) for x in self.thresholds),
         )
 
+    def dynamics(self, context: Context, runs: Mapping[str, EvalRun]) -> Dynamics:
+        """The finished jobs on the hard families, and what the age of proposals says there."""
+        from dllm_decode.evaluation.reporting.dynamics import Dynamics
+        from dllm_decode.problems import HARD
 
-def _run(context: Context, number: int) -> Run:
+        return Dynamics(
+            sequential=runs["hard sequential"],
+            thresholds=tuple((x, runs[f"hard threshold {x}"]) for x in self.thresholds),
+            oracle=runs["hard oracle"],
+            orders=tuple((order, runs[f"order {order}"]) for order in ORDERS),
+            history={name: self._history(context, name) for name in HARD},
+        )
+
+    def _history(self, context: Context, family: str) -> Redundancy | None:
+        """What age says below a threshold of 0.9, on the first problems of a family."""
+        from dllm_decode.api import build
+        from dllm_decode.config.compose import compose_checked
+        from dllm_decode.evaluation import data, history
+        from dllm_decode.evaluation.evaluate import Evaluation
+        from dllm_decode.tasks.eval import shared_model
+
+        line = "strategy=threshold strategy.select.threshold=0.9"
+        cfg = compose_checked(self.ablation().overrides(context, line))
+        decoder = build(cfg, model=lambda: shared_model(replace(context, cfg=cfg)))
+        questions = data.bundled(family, self.hard_count)
+        evaluation = Evaluation(decoder.decoder, decoder.model.tokenizer)
+        request = evaluation.request(list(enumerate(questions)))
+        watch = history.Watch(request.rows, max(request.lengths))
+        result = decoder.decode(request, observers=[watch])
+        seen = watch.sightings(result.sequences, decoder.model.denoiser.vocab.eot_ids)
+        return history.redundancy(seen.below(0.9))
+
+
+def _run(context: Context, number: int) -> EvalRun:
     from dllm_decode.evaluation.store import read_json, read_run
 
     place = context.folder.path / "jobs" / f"{number:02d}" / "results.json"

@@ -75,13 +75,14 @@ class TrainFilter(Task):
 
     def run(self, context: Context) -> int:
         """Decode, learn, measure, write; returns 0."""
+        from dllm_decode.decoding.denoiser import Capabilities
         from dllm_decode.training.filter import fit, split
 
-        asked, lengths = self._prompts()
+        asked, lengths, forms = self._prompts()
         decoder = context.decoder_with("strategy=sequential")
         if decoder.decoder.schedule.block_length is None:
             raise ConfigError("task=train_filter needs a block grid; use schedule=blocks")
-        request = self._request(decoder, asked, lengths)
+        request = self._request(decoder, asked, lengths, forms)
         records = self._records(context, decoder, request)
         learned, kept = split(records, self.held_out, self.seed)
         with context.display.progress("training the filter", self.steps) as report:
@@ -91,7 +92,7 @@ class TrainFilter(Task):
                 rate=self.rate,
                 weight_decay=self.weight_decay,
                 seed=self.seed,
-                fingerprint=getattr(decoder.model.denoiser, "fingerprint", None),
+                fingerprint=Capabilities.of(decoder.model.denoiser).fingerprint,
                 report=report,
             )
         figures = self._figures(decoder, network, learned, kept)
@@ -107,34 +108,42 @@ class TrainFilter(Task):
 
     # Prompts.
 
-    def _prompts(self) -> tuple[list[Asked], list[int]]:
-        """What to decode, and columns for each."""
+    def _prompts(self) -> tuple[list[Asked], list[int], list[str | None]]:
+        """What to decode, columns for each, and for infilling its form."""
         from dllm_decode.api import DEFAULT_NEW_TOKENS
         from dllm_decode.problems import FAMILIES, problems
 
         if self.prompts is not None:
             asked = read_prompts(self.prompts)
             lengths = [self.max_new_tokens or DEFAULT_NEW_TOKENS] * len(asked)
+            forms: list[str | None] = [None] * len(asked)
         else:
             shown = [name for name, family in FAMILIES.items() if family.shown]
             names = self.families or shown or list(FAMILIES)
             drawn = [p for name in names for p in problems(name, "train", self.problems, self.seed)]
             asked = [Asked(p.prompt, f"{p.family} {n}") for n, p in enumerate(drawn)]
             lengths = [self.max_new_tokens or FAMILIES[p.family].canvas for p in drawn]
+            forms = [p.form or None for p in drawn]
         if len(asked) < 2:
             raise ConfigError(
                 "task=train_filter needs two prompts or more, one to learn from and one to measure "
                 f"with, got {len(asked)}"
             )
-        return asked, lengths
+        return asked, lengths, forms
 
     def _request(
-        self, decoder: TextDecoder, asked: Sequence[Asked], lengths: Sequence[int]
+        self,
+        decoder: TextDecoder,
+        asked: Sequence[Asked],
+        lengths: Sequence[int],
+        forms: Sequence[str | None],
     ) -> Request:
         from dllm_decode.decoding.types import Request
 
         ids = tuple(decoder.encode(prompt.content, row) for row, prompt in enumerate(asked))
-        request = Request(ids, tuple(lengths), tuple(self.seed + row for row in range(len(ids))))
+        seeds = tuple(self.seed + row for row in range(len(ids)))
+        columns, fixed = decoder.infilling(forms if any(forms) else None, lengths, len(ids))
+        request = Request(ids, columns, seeds, fixed)
         decoder.check(request, [prompt.source for prompt in asked])
         return request
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dllm_decode.decoding.loop import Observer
-from dllm_decode.decoding.types import Board, Change
+from dllm_decode.decoding.observer import Observer
+from dllm_decode.decoding.types import Change, Snapshot
 from dllm_decode.models.acceptance import AcceptanceFilter
 
 
@@ -68,7 +68,7 @@ class Recorder(Observer):
 
     parts: list[Records] = field(default_factory=list)
 
-    def step(self, change: Change, board: Board) -> None:
+    def step(self, change: Change, snapshot: Snapshot) -> None:
         """One record per row."""
         exists = change.index >= 0
         confidence = torch.where(exists, change.notes["confidence"].float(), 0.0)

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 from collections import defaultdict
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 
 import dllm_decode.conf
 from dllm_decode.config.compose import check, compose, groups
-from dllm_decode.config.instantiate import PARTS, build_node, fits
+from dllm_decode.config.instantiate import build_node, fits
 from dllm_decode.config.signatures import parameters_of
 from dllm_decode.decoding.strategy import Part, Pipeline
 from dllm_decode.errors import ConfigError
@@ -57,13 +58,33 @@ NODES = [
 ]
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_and_builds(group: str, option: str) -> None:
+def lines() -> list[tuple[tuple[str, str], ...]]:
+    """Every option but experiments on as few command lines as hold them, since composing is slow.
+
+    Parts of a strategy have lines of their own, behind the default strategy. Experiments are
+    composed and built in tests/unit/test_eval.py.
+    """
+    by_group: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for group, option in OPTIONS:
+        by_group[group].append((group, option))
+    del by_group["experiment"]
     # the options of `bench` are the tasks that task=bench chooses from
-    first = {"bench": ["task=bench"], "experiment": []}.get(group, ["model=toy_copy"])
-    cfg = composed(*first, override(group, option))
-    changed = "task" if group == "bench" else group.split("/")[0]
-    for node in PARTS if changed == "experiment" else (changed,):
+    benches = by_group.pop("bench")
+    parts = [by_group.pop(group) for group in list(by_group) if "/" in group]
+    together = [*zip_longest(*by_group.values()), *zip_longest(*parts)]
+    full = [tuple(pair for pair in line if pair) for line in together]
+    return full + [(("task", "bench"), pair) for pair in benches]
+
+
+LINES = lines()
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(map("=".join, line)))
+def test_every_option_composes_and_builds(line: tuple[tuple[str, str], ...]) -> None:
+    model = () if "model" in dict(line) else ("model=toy_copy",)
+    cfg = composed(*model, *(override(group, option) for group, option in line))
+    for group, option in line:
+        node = "task" if group == "bench" else group.split("/")[0]
         if node == "task":
             try:
                 assert isinstance(build_task(cfg), Task)
@@ -73,6 +94,11 @@ def test_every_option_composes_and_builds(group: str, option: str) -> None:
             assert isinstance(build_node(cfg, node), Pipeline)
         elif node != "model" or option.startswith("toy_"):
             assert build_node(cfg, node) is not None
+
+
+def test_no_option_is_left_out() -> None:
+    seen = {pair for line in LINES for pair in line}
+    assert {pair for pair in OPTIONS if pair[0] != "experiment"} <= seen
 
 
 @pytest.mark.parametrize("place", sorted({place for place, _ in NODES}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +14,14 @@ from dllm_decode.decoding.sampling import Categorical, Sampler
 from dllm_decode.decoding.strategy import Progress, Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.kernels.noise import Noise
+
+# A short run, one of several blocks and one of a long block of every case; the rest is slow.
+IN_EVERY_SUITE = (0, 1, 4)
+
+
+def marks_of(number: int) -> tuple[pytest.MarkDecorator, ...]:
+    """The marks of a case's run, by its number."""
+    return () if number in IN_EVERY_SUITE else (pytest.mark.slow,)
 
 
 @dataclass(frozen=True)

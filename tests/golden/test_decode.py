@@ -18,16 +18,17 @@ from typing import Any
 
 import pytest
 import torch
-from recordings import Replayed, ReplayedSampler, by_step
+from recordings import Replayed, ReplayedSampler, by_step, marks_of
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dllm_decode.decoding.cache import CachePolicy, DualCache, NoCache, PrefixCache
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, StopRule, Strategy
-from dllm_decode.decoding.types import Board, Change, Decision, Request, Result, StepView
+from dllm_decode.decoding.types import Change, Decision, Request, Snapshot, StepView
 from dllm_decode.models import load_model
 from dllm_decode.strategies.ccd import ReleasedCCD
 from dllm_decode.strategies.credit import TraceCredit
@@ -303,12 +304,12 @@ class EotInFinishedBlock(StopRule):
 
     eot: int
 
-    def horizon(self, board: Board, view: StepView, change: Change, memory: None) -> Tensor:
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         inside = view.index >= 0
-        unfinished = (view.gather(board.undecided) & inside).any(1)
-        found = (view.gather(board.tokens == self.eot) & inside).any(1)
+        unfinished = (view.gather(snapshot.undecided) & inside).any(1)
+        found = (view.gather(snapshot.tokens == self.eot) & inside).any(1)
         end = view.index.amax(1) + 1
-        return torch.where(found & ~unfinished, end, board.horizon)
+        return torch.where(found & ~unfinished, end, snapshot.horizon)
 
 
 @remember
@@ -419,7 +420,9 @@ def close(ours: list[float], our_order: list[int], stored: Tensor, order: list[i
     torch.testing.assert_close(got, stored.double()[order], atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("run", RUNS, ids=str)
+@pytest.mark.parametrize(
+    "run", [pytest.param(run, id=str(run), marks=marks_of(run.number)) for run in RUNS]
+)
 def test_a_published_decode_is_reproduced_forward_by_forward(run: Run) -> None:
     compare(run, recipe_of(run))
 
@@ -466,15 +469,15 @@ class FillBehindEot(Strategy):
     eot: int
 
     def decide(self, view: StepView, memory: None) -> Decision:
-        masked = torch.where(view.open, view.index, view.board.tokens.shape[1])
-        block = (masked.amin(1) - view.board.start) // self.block_length
-        inside = (view.index - view.board.start) // self.block_length == block[:, None]
+        masked = torch.where(view.open, view.index, view.snapshot.tokens.shape[1])
+        block = (masked.amin(1) - view.snapshot.start) // self.block_length
+        inside = (view.index - view.snapshot.start) // self.block_length == block[:, None]
         chosen = ConfidenceThreshold(self.threshold).decide(
             replace(view, open=view.open & inside), None
         )
         tokens = torch.where(view.open, view.pred.token, view.tokens)
         ends = (tokens == self.eot) & (chosen.commit | view.settled)
-        end = torch.where(ends, view.index, view.board.tokens.shape[1]).amin(1, keepdim=True)
+        end = torch.where(ends, view.index, view.snapshot.tokens.shape[1]).amin(1, keepdim=True)
         behind = view.open & (view.index > end)
         return Decision(chosen.commit | behind, torch.where(behind, self.eot, tokens))
 

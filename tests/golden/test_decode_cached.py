@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recordings import marks_of
 from safetensors.torch import load_file
 
 from dllm_decode.decoding.cache import DualCache, PrefixCache
@@ -53,7 +54,9 @@ def runs():
     for case in CASES:
         meta = json.loads((FOLDER / "decode" / f"{case}.json").read_text())
         for number, run in enumerate(meta["runs"]):
-            entries.append(pytest.param(case, number, run, id=f"{case}-{run['name']}"))
+            entries.append(
+                pytest.param(case, number, run, id=f"{case}-{run['name']}", marks=marks_of(number))
+            )
     return entries
 
 

@@ -54,7 +54,7 @@ def test_sparse_fusion_gives_the_stored_dense_result(name, alpha):
     case, meta = load(name)
     bonus = float(alpha) * case["credits"].double().log1p()
     for promise in (False, True):
-        raised = Prediction.of(case["logits"][None]).raised(
+        raised = Prediction.of(case["logits"][None]).with_logit_bias(
             case["ids"].long()[None], bonus[None], never_negative=promise
         )
         assert torch.equal(raised.token[0], case[f"fused_argmax_a{alpha}"].long())

@@ -16,7 +16,7 @@ from dllm_decode.config.compose import compose_checked
 from dllm_decode.console.display import make_display
 from dllm_decode.console.runfolder import RunFolder
 from dllm_decode.decoding.loop import Decoder
-from dllm_decode.decoding.prediction import HeadPrediction, Prediction, Unprojected
+from dllm_decode.decoding.prediction import HeadPrediction, HiddenStates, Prediction
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.selection import reaching
 from dllm_decode.decoding.strategy import Pipeline
@@ -145,7 +145,7 @@ def pass_with_logits():
 
 def pass_without():
     hidden = torch.randn(4, 32, 256, device=GPU, dtype=torch.bfloat16)
-    return Unprojected(hidden, torch.randn(5000, 256, device=GPU, dtype=torch.bfloat16))
+    return HiddenStates(hidden, torch.randn(5000, 256, device=GPU, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("forward", [pass_with_logits, pass_without])
@@ -196,7 +196,7 @@ def test_a_pass_without_logits_takes_less_memory_than_they_would():
     banned = torch.tensor([7], device=GPU)
 
     def ask() -> Prediction:
-        pred = Prediction.of(Unprojected(hidden, weight), banned)
+        pred = Prediction.of(HiddenStates(hidden, weight), banned)
         _ = pred.confidence, pred.entropy, pred.prob_of(ids), pred.healthy
         return pred
 

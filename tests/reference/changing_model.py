@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.types import Board, Change, Request, StepView, Vocab
+from dllm_decode.decoding.types import Change, Request, Snapshot, StepView, Vocab
 from dllm_decode.kernels.noise import Noise, fold, unit_interval
 from dllm_decode.models.toy import row_state
 
@@ -58,13 +58,13 @@ def board_of(
     start: int = 0,
     vocab: Vocab | None = None,
     horizon: int | None = None,
-) -> Board:
-    """A board of given tokens (B, L) and decided columns (B, L); all rows reach to the end."""
+) -> Snapshot:
+    """A snapshot of given tokens (B, L) and decided columns (B, L); all rows reach to the end."""
     rows, width = tokens.shape
     columns = torch.arange(width)
     if editable is None:
         editable = (columns >= start).expand(rows, width)
-    return Board(
+    return Snapshot(
         tokens=tokens,
         editable=editable,
         decided=decided,
@@ -73,6 +73,7 @@ def board_of(
         end=torch.full((rows,), width),
         horizon=torch.full((rows,), width if horizon is None else horizon),
         vocab=vocab or VOCAB,
+        rows=torch.arange(rows),
     )
 
 
@@ -82,7 +83,7 @@ def view_of(
     *,
     fresh: bool = False,
     banned: tuple[int, ...] = (),
-    board: Board | None = None,
+    snapshot: Snapshot | None = None,
 ) -> StepView:
     """One step on a canvas that is one window: logits (B, W, V), open_slots (B, W) bool."""
     rows, width, size = logits.shape
@@ -104,7 +105,7 @@ def view_of(
         window_step=zero,
         window_open=counts,
         steps_left=counts,
-        board=board or board_of(tokens, ~open_slots, vocab=vocab),
+        snapshot=snapshot or board_of(tokens, ~open_slots, vocab=vocab),
         noise=Noise(zero, zero, index),
     )
 
@@ -115,7 +116,7 @@ def change_of(view: StepView, commit: Tensor, tokens: Tensor, **notes: Tensor) -
     return Change(
         rows=torch.arange(commit.shape[0]),
         step=view.step,
-        index=view.index - view.board.start,
+        index=view.index - view.snapshot.start,
         commit=commit,
         remask=blank,
         tokens=tokens,
@@ -123,7 +124,7 @@ def change_of(view: StepView, commit: Tensor, tokens: Tensor, **notes: Tensor) -
         probability=view.pred.confidence,
         scores=view.pred.confidence,
         forced=blank.any(1),
-        horizon=view.board.horizon - view.board.start,
+        horizon=view.snapshot.horizon - view.snapshot.start,
         probes=0,
         notes=notes,
     )

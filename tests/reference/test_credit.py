@@ -12,24 +12,26 @@ from typing import Any
 import pytest
 import torch
 from changing_model import ChangingModel, a_request, board_of, view_of
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas, Window
 from dllm_decode.decoding.strategy import Pipeline, Strategy, Transform
-from dllm_decode.decoding.types import Board, Decision, Memory, Request, Result, StepView
+from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import ConfigError
 from dllm_decode.strategies.credit import AdaptiveCredit, CreditMemory, TraceCredit
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
-few = settings(max_examples=10, deadline=None)
-decodes = settings(max_examples=5, deadline=None)
+few = examples(10)
+decodes = examples(4)
 GOLDEN = Path(__file__).parents[1] / "golden" / "pure"
 
 
@@ -46,9 +48,9 @@ class DenseCredit(Transform):
     beta: float = 0.70
     gamma: float = 0.20
 
-    def begin(self, request: Request, board: Any) -> DenseMemory:
-        rows, width = board.tokens.shape
-        return DenseMemory(torch.zeros(rows, width, board.vocab.size, dtype=torch.float64))
+    def begin(self, request: Request, snapshot: Any) -> DenseMemory:
+        rows, width = snapshot.tokens.shape
+        return DenseMemory(torch.zeros(rows, width, snapshot.vocab.size, dtype=torch.float64))
 
     def adjust(self, view: StepView, memory: DenseMemory) -> Prediction:
         logits = view.pred.logits.double()
@@ -129,7 +131,7 @@ def drive(transform: Any, sequence: Sequence, banned: tuple[int, ...] = ()) -> l
     ):
         view = view_of(logits, open_slots, fresh=step == 0, banned=banned)
         if memory is None:
-            memory = transform.begin(Request(((),) * logits.shape[0]), view.board)
+            memory = transform.begin(Request(((),) * logits.shape[0]), view.snapshot)
         pred = transform.adjust(view, memory)
         moments.append(Moment(view, pred, memory.__class__(*vars(memory).values())))
     return moments
@@ -194,7 +196,7 @@ def test_a_step_without_open_positions_leaves_the_prediction_as_it_is() -> None:
     logits = torch.randn(2, 3, 5)
     view = view_of(logits, torch.zeros(2, 3, dtype=torch.bool))
     transform = TraceCredit()
-    memory = transform.begin(Request(((), ())), view.board)
+    memory = transform.begin(Request(((), ())), view.snapshot)
     pred = transform.adjust(view, memory)
     assert torch.equal(pred.top_token, view.pred.top_token)
     assert torch.allclose(pred.confidence, view.pred.confidence, atol=1e-7)
@@ -416,7 +418,7 @@ def test_without_strength_credit_is_absent(seed: int, select: Strategy) -> None:
 def test_without_strength_the_prediction_is_handed_on_as_it_is() -> None:
     view = view_of(torch.randn(1, 3, 5), torch.ones(1, 3, dtype=torch.bool))
     transform = TraceCredit(alpha=0.0)
-    assert transform.adjust(view, transform.begin(Request(((),)), view.board)) is view.pred
+    assert transform.adjust(view, transform.begin(Request(((),)), view.snapshot)) is view.pred
 
 
 @decodes
@@ -480,8 +482,8 @@ def test_a_new_block_starts_without_credit_and_a_request_scope_does_not(seed: in
 class EveryStepNew(Schedule):
     """The whole canvas, as a window that counts as new in every step."""
 
-    def window(self, board: Board) -> Window:
-        return Window(WholeCanvas().window(board).index, board.undecided.sum(1))
+    def window(self, snapshot: Snapshot) -> Window:
+        return Window(WholeCanvas().window(snapshot).index, snapshot.undecided.sum(1))
 
 
 @decodes
@@ -529,7 +531,7 @@ def test_the_adaptive_form_starts_as_plain_decoding_and_gains_strength() -> None
     transform = AdaptiveCredit()
     opened = torch.ones(1, 4, dtype=torch.bool)
     first = view_of(logits, opened, fresh=True)
-    memory = transform.begin(Request(((),)), first.board)
+    memory = transform.begin(Request(((),)), first.snapshot)
     plain = transform.adjust(first, memory).confidence
     assert torch.allclose(plain, first.pred.confidence, atol=1e-7)
     half = view_of(logits, torch.tensor([[True, False, True, False]]))
@@ -545,7 +547,7 @@ def test_the_adaptive_form_counts_the_block_or_the_canvas() -> None:
     opened = torch.tensor([[True, False]])
     tokens = torch.full((1, 8), 11)
     decided = torch.tensor([[False, True] + [False] * 6])
-    view = view_of(torch.randn(1, 2, 5), opened, board=board_of(tokens, decided))
+    view = view_of(torch.randn(1, 2, 5), opened, snapshot=board_of(tokens, decided))
     by_block, by_canvas = (AdaptiveCredit(ratio_over=over) for over in ("block", "canvas"))
     assert [float(strength) for strength in by_block.strengths(view)] == [0.5, 0.5, 1.0]
     assert [float(strength) for strength in by_canvas.strengths(view)] == [0.125, 0.125, 1.0]
@@ -578,7 +580,7 @@ def test_the_stored_fusions_are_reproduced(case: str) -> None:
     base = Prediction.of(stored["logits"][None].double())
     ids, credit = stored["ids"][None].long(), stored["credits"][None].double()
     for alpha in (0.65, 0.7, 1.0):
-        pred = base.raised(ids, alpha * credit.clamp(min=0).log1p())
+        pred = base.with_logit_bias(ids, alpha * credit.clamp(min=0).log1p())
         assert torch.equal(pred.top_token[0].int(), stored[f"fused_argmax_a{alpha}"].int())
         error = pred.confidence[0] - stored[f"fused_confidence_a{alpha}"]
         assert error.abs().max() <= 1e-9

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 from changing_model import VOCAB, ChangingModel, a_request, board_of, change_of, view_of
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
 from dllm_decode.decoding.strategy import NeverStop, Pipeline, Strategy
-from dllm_decode.decoding.types import Decision, Request, Result, StepView
+from dllm_decode.decoding.types import Decision, Request, StepView
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.strategies.eot import AcceptedEot, CommittedEot, PredictedEot
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
-decodes = settings(max_examples=5, deadline=None)
+decodes = examples(4)
 EOT, MASK = 10, 11
 SEEDS = st.integers(0, 500)
 
@@ -44,11 +48,11 @@ def cut(tokens: list[int], fixed: tuple[int, ...] = (), start: int = 2, **option
     editable = torch.arange(len(tokens))[None] >= start
     for column in fixed:
         editable[0, column] = False
-    board = board_of(canvas, canvas != MASK, editable=editable, start=start)
+    snapshot = board_of(canvas, canvas != MASK, editable=editable, start=start)
     rule = CommittedEot(**options)
-    assert rule.begin(a_request(1), board) is None
+    assert rule.begin(a_request(1), snapshot) is None
     nothing: Any = None
-    return int(rule.horizon(board, nothing, nothing, None))
+    return int(rule.horizon(snapshot, nothing, nothing, None))
 
 
 # Committed.
@@ -119,12 +123,11 @@ def test_the_text_up_to_its_end_is_that_of_a_full_decode(
 
 def test_what_lies_behind_the_end_costs_no_forward() -> None:
     """Left to right with blocks of one column: as many forwards as tokens up to the end."""
-    for seed in range(20):
-        result = decode(eager(seed), CommittedEot(), a_request(1, 40), schedule=Blocks(1))
-        assert result.forwards[0] == len(result.sequences[0])
-        if result.finish_reasons[0] == "eot":
-            return
-    raise AssertionError("no text ended early")
+    model = ChangingModel(vocab=replace(VOCAB, eot_ids=tuple(range(5, 11))))  # half of all tokens
+    result = decode(model, CommittedEot(), a_request(4, 40), schedule=Blocks(1))
+    for row in range(4):
+        assert result.finish_reasons[row] == "eot" and len(result.sequences[row]) < 40
+        assert result.forwards[row] == len(result.sequences[row])
 
 
 # Accepted.
@@ -136,12 +139,12 @@ def accepted_at(columns: list[int]) -> int:
     logits[0, :, 4] = 1.0
     logits[0, [2, 4], EOT] = 5.0
     opened = torch.ones(1, 6, dtype=torch.bool)
-    board = board_of(torch.full((1, 6), MASK), ~opened)
-    view = view_of(logits, opened, board=board)
+    snapshot = board_of(torch.full((1, 6), MASK), ~opened)
+    view = view_of(logits, opened, snapshot=snapshot)
     accepted = torch.zeros(1, 6, dtype=torch.bool)
     accepted[0, columns] = True
     change = change_of(view, accepted, view.pred.token, accepted=accepted)
-    return int(AcceptedEot().horizon(board, view, change, None))
+    return int(AcceptedEot().horizon(snapshot, view, change, None))
 
 
 def test_a_row_is_cut_behind_the_leftmost_accepted_end_of_text() -> None:
@@ -150,15 +153,31 @@ def test_a_row_is_cut_behind_the_leftmost_accepted_end_of_text() -> None:
     assert accepted_at([1]) == 6
 
 
+@pytest.mark.parametrize(("proposed", "committed", "horizon"), [(EOT, 4, 4), (4, EOT, 2)])
+def test_what_was_committed_counts_not_what_the_model_proposed(
+    proposed: int, committed: int, horizon: int
+) -> None:
+    """A transform (credit, a ban) may have put another token there."""
+    logits = torch.zeros(1, 4, 12)
+    logits[0, :, 4] = 1.0
+    logits[0, 1, proposed] = 5.0
+    opened = torch.ones(1, 4, dtype=torch.bool)
+    snapshot = board_of(torch.full((1, 4), MASK), ~opened)
+    view = view_of(logits, opened, snapshot=snapshot)
+    tokens = torch.tensor([[4, committed, 4, 4]])
+    change = change_of(view, opened, tokens, accepted=opened)
+    assert int(AcceptedEot().horizon(snapshot, view, change, None)) == horizon
+
+
 def test_a_vetoed_end_of_text_does_not_cut() -> None:
     logits = torch.zeros(1, 4, 12)
     logits[0, :, EOT] = 5.0
     opened = torch.ones(1, 4, dtype=torch.bool)
-    board = board_of(torch.full((1, 4), MASK), ~opened)
-    view = view_of(logits, opened, board=board)
+    snapshot = board_of(torch.full((1, 4), MASK), ~opened)
+    view = view_of(logits, opened, snapshot=snapshot)
     only_the_last = torch.tensor([[False, False, False, True]])
     change = change_of(view, only_the_last, view.pred.token, accepted=opened)
-    assert int(AcceptedEot().horizon(board, view, change, None)) == 4
+    assert int(AcceptedEot().horizon(snapshot, view, change, None)) == 4
 
 
 def test_a_selection_that_accepts_nothing_by_name_is_refused() -> None:
@@ -178,14 +197,14 @@ def predicted(where: dict[int, float], window: range = range(4), **options: Any)
     for column, confidence in where.items():
         probs[0, column, EOT], probs[0, column, 4] = confidence, 1 - confidence
     masked = torch.ones(1, 8, dtype=torch.bool)
-    board = board_of(torch.full((1, 8), MASK), ~masked)
+    snapshot = board_of(torch.full((1, 8), MASK), ~masked)
     active = torch.zeros(1, 8, dtype=torch.bool)
     active[0, list(window)] = True
-    view = replace(view_of(probs.log(), masked, board=board), active=active, open=active)
+    view = replace(view_of(probs.log(), masked, snapshot=snapshot), active=active, open=active)
     nothing = torch.zeros(1, 8, dtype=torch.bool)
     notes = {"accepted": nothing} if "accepted" not in options else {}
     change = change_of(view, nothing, view.pred.token, **notes)
-    return int(PredictedEot(**options).horizon(board, view, change, None))
+    return int(PredictedEot(**options).horizon(snapshot, view, change, None))
 
 
 def test_the_trigger_is_the_first_or_the_surest_prediction() -> None:
@@ -219,21 +238,41 @@ def test_an_accepted_end_of_text_goes_before_predictions_where_asked() -> None:
     probs[0, :, 4] = 1.0
     probs[0, [1, 4], EOT] = 9.0
     opened = torch.ones(1, 6, dtype=torch.bool)
-    board = board_of(torch.full((1, 6), MASK), ~opened)
-    view = view_of(probs.log(), opened, board=board)
+    snapshot = board_of(torch.full((1, 6), MASK), ~opened)
+    view = view_of(probs.log(), opened, snapshot=snapshot)
     accepted = torch.tensor([[False] * 4 + [True, False]])
     change = change_of(view, accepted, view.pred.token, accepted=accepted)
     first = PredictedEot(accepted_first=True)
-    assert int(first.horizon(board, view, change, None)) == 5
-    assert int(PredictedEot().horizon(board, view, change, None)) == 2
+    assert int(first.horizon(snapshot, view, change, None)) == 5
+    assert int(PredictedEot().horizon(snapshot, view, change, None)) == 2
     none_accepted = change_of(view, accepted & False, view.pred.token, accepted=accepted & False)
-    assert int(first.horizon(board, view, none_accepted, None)) == 2
+    assert int(first.horizon(snapshot, view, none_accepted, None)) == 2
 
 
-def test_the_canvas_is_predicted_only_where_it_is_looked_at() -> None:
-    assert PredictedEot(scope="canvas").sees_canvas
-    assert not PredictedEot(scope="block").sees_canvas
-    assert not CommittedEot().sees_canvas
+@dataclass(frozen=True)
+class Asked(ChangingModel):
+    """Keeps how many columns of its row were wanted in each pass."""
+
+    columns: list[int] = field(default_factory=list)
+
+    def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        self.columns.append(int((index >= 0).sum()))
+        return super().__call__(tokens, live, index, plan)
+
+
+@pytest.mark.parametrize(
+    ("stop", "columns"),
+    [
+        # threshold 1.0: nothing is ever cut
+        (PredictedEot(scope="canvas", threshold=1.0), 12),
+        (PredictedEot(scope="block", threshold=1.0), 4),
+        (CommittedEot(), 4),
+    ],
+)
+def test_the_canvas_is_predicted_only_where_it_is_looked_at(stop: Any, columns: int) -> None:
+    model = Asked()
+    decode(model, stop, a_request(1), schedule=Blocks(4))
+    assert model.columns[0] == columns
 
 
 RELEASED = PredictedEot(scope="canvas", trigger="most_confident", threshold=0.0)

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from changing_model import ChangingModel, a_request
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, Strategy
-from dllm_decode.decoding.types import Result
 from dllm_decode.errors import CapabilityError, CheckpointError, ConfigError
 from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.strategies.credit import TraceCredit
@@ -24,7 +25,7 @@ from dllm_decode.strategies.eot import AcceptedEot, PredictedEot
 from dllm_decode.strategies.fixed import FixedSchedule, TopK
 from dllm_decode.strategies.learn2pd import Learn2PD
 
-decodes = settings(max_examples=5, deadline=None)
+decodes = examples(4)
 SEEDS = st.integers(0, 500)
 WIDTH = 6
 

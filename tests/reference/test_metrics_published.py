@@ -23,7 +23,7 @@ CURVES = {
 }  # fmt: skip
 
 
-# PB80, PB75 and PB70 of the site's board at that time.
+# PB80, PB75 and PB70 of the site's snapshot at that time.
 BOARD = {
     "LLaDA-1.5 threshold": (4.0874, 4.8240, 5.4176),
     "LLaDA-1.5 factor": (4.0519, 4.9698, 5.6552),
@@ -33,7 +33,7 @@ BOARD = {
         None,
         6.4845,
         7.3758,
-    ),  # of its first version; the board's 5.1706 is of a later
+    ),  # of its first version; the snapshot's 5.1706 is of a later
 }
 
 
@@ -51,7 +51,7 @@ def test_pbx_of_adaptive_rules(curve, share, published):
 
 
 # Dream on the site as it is later, where the averages stand in the files with four digits, and the
-# board with two; 0 stands for a share that no point reaches.
+# snapshot with two; 0 stands for a share that no point reaches.
 LATER = {
     "threshold": [
         (2.8249, 81.6558), (9.3061, 79.8954), (11.253, 73.7364), (12.8173, 65.9455),

@@ -8,19 +8,21 @@ from typing import Any
 import pytest
 import torch
 from changing_model import ChangingModel, a_request
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, Strategy
-from dllm_decode.decoding.types import Request, Result
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.oracle import Oracle
 
-decodes = settings(max_examples=8, deadline=None)
+decodes = examples(5)
 SEEDS = st.integers(0, 500)
 STOP = {"eot": CommittedEot()}
 

@@ -19,6 +19,14 @@ def test_a_banned_token_leaves_the_rest_renormalised(seed: int) -> None:
     assert torch.tensor(banned.confidence_of).allclose(torch.tensor(expected.confidence_of))
 
 
+def test_the_models_own_probability_is_recorded_with_what_is_banned_in_it() -> None:
+    table = torch.tensor([[[2.0, 1.0, 0.0]]])
+    result = decode(table, TopK(1), transforms={"ban_eot": BanTokens([0])})
+    own, without = table[0, 0].softmax(0)[1], table[0, 0, 1:].softmax(0)[0]
+    assert result.trace[0].probability.item() == pytest.approx(float(own))
+    assert result.trace[0].confidence.item() == pytest.approx(float(without))
+
+
 @given(cases())
 def test_a_deferred_token_is_committed_only_when_nothing_else_is_left(case: Case) -> None:
     plain = decode(case.table, TopK(1))

@@ -387,12 +387,12 @@ class InOrder(Strategy):
 
     order: tuple[int, ...]
 
-    def begin(self, request, board):
+    def begin(self, request, snapshot):
         return Given(torch.tensor(request.reference))
 
     def decide(self, view, memory):
         column = torch.tensor(self.order)[view.step]
-        return Decision(view.index == column[:, None] + view.board.start, tokens=memory.tokens)
+        return Decision(view.index == column[:, None] + view.snapshot.start, tokens=memory.tokens)
 
 
 @pytest.mark.filterwarnings("ignore:.*confidence exactly 1:RuntimeWarning")

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.cache import (
@@ -103,7 +103,6 @@ def test_columns_and_masks_are_two_ways_to_say_the_same(rows):
     assert torch.equal(mask_of(columns, 5), mask)
 
 
-@settings(max_examples=20)
 @given(st.data(), st.sampled_from([1, 2, 4]))
 def test_with_unchanged_tokens_any_columns_give_the_logits_of_the_full_pass(data, kv_heads):
     net = denoiser(kv_heads=kv_heads)
@@ -175,10 +174,10 @@ class Wavering(Bold):
     revocable: ClassVar[bool] = True
 
     def decide(self, view: StepView, memory: None) -> Decision:
-        wish = super().decide(view, memory)
+        decision = super().decide(view, memory)
         first = view.settled & (view.settled.cumsum(1) == 1)
-        remask = first & (wish.commit.sum(1, keepdim=True) >= 2)
-        return Decision(wish.commit, remask=remask)
+        remask = first & (decision.commit.sum(1, keepdim=True) >= 2)
+        return Decision(decision.commit, remask=remask)
 
 
 @pytest.mark.parametrize("cache", [*EVERY_STEP_ALL, DelayedCache(every=99)], ids=name)
@@ -262,8 +261,10 @@ def test_certainty_commits_only_where_logits_are_fresh():
 def test_the_dropped_tail_is_neither_computed_nor_attended_to():
     @dataclass(frozen=True)
     class Short(CommittedEot):
-        def horizon(self, board, view, change, memory):
-            return torch.minimum(board.horizon, torch.full_like(board.horizon, board.start + 6))
+        def horizon(self, snapshot, view, change, memory):
+            return torch.minimum(
+                snapshot.horizon, torch.full_like(snapshot.horizon, snapshot.start + 6)
+            )
 
     watch = Watch()
     pipeline = Pipeline(Bold(1.0), stop={"short": Short()})
@@ -293,7 +294,7 @@ def test_the_store_holds_exactly_the_bytes_of_all_columns():
     run.admit([0, 1, 2])
     run.step()
     layers, heads, size, columns = 2, 2, 8, 5 + 12
-    assert run.store.bytes == layers * 2 * 3 * columns * heads * size * 8
+    assert run.batch.store.bytes == layers * 2 * 3 * columns * heads * size * 8
 
 
 def test_nothing_is_kept_after_a_run():
@@ -301,8 +302,9 @@ def test_nothing_is_kept_after_a_run():
     run.admit(range(REQUEST.rows))
     while run.live:
         run.step()
-    run.abandon()
-    assert run.memory is None and run.store is None and run.cache_memory is None
+    run.batch.abandon()
+    assert run.memory is None
+    assert run.batch.store is None and run.batch.cache_memory is None
 
 
 class Storeless:

@@ -66,11 +66,11 @@ def test_slots_without_a_column_write_nowhere():
 
 def test_a_board_does_not_change_when_the_canvas_does():
     canvas = Canvas.of(REQUEST, VOCAB)
-    board = canvas.board()
+    snapshot = canvas.snapshot()
     canvas.apply(change_of([[0], [0]], [[True], [True]], [[1], [1]]))
     canvas.narrow(torch.tensor([3, 3]))
-    assert board.tokens[0, 2] == 8 and not board.decided[0, 2]
-    assert board.horizon.tolist() == [4, 6]
+    assert snapshot.tokens[0, 2] == 8 and not snapshot.decided[0, 2]
+    assert snapshot.horizon.tolist() == [4, 6]
 
 
 @pytest.mark.parametrize(("asked", "got"), [(99, 4), (3, 3), (0, 2), (-5, 2)])

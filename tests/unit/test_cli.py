@@ -89,7 +89,7 @@ def test_the_baseline_is_not_compared_with_itself(cli: Cli) -> None:
     assert set(cli.json("results.json")["runs"]) == {"sequential"}
 
 
-def test_a_prompt_may_hold_any_characters(cli: Cli) -> None:
+def test_the_answer_to_a_prompt_is_shown(cli: Cli) -> None:
     assert cli("model=toy_copy", "prompt=cab", "display=plain", "compare=false") == 0
     assert "  cab" in cli.out
 

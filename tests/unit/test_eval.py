@@ -7,10 +7,13 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from drawing import examples, number
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -24,6 +27,8 @@ from dllm_decode.evaluation import metrics, store
 from dllm_decode.evaluation.data import Question, bundled
 from dllm_decode.evaluation.evaluate import Evaluation, check_questions, encode, infilling
 from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.reporting import controls
+from dllm_decode.models.toy import Shuffle
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
 from dllm_decode.tasks import build_task
 from dllm_decode.tasks import eval as task_module
@@ -123,7 +128,7 @@ def bundled_decoder():
 def test_in_the_infilling_form_labels_stand_and_names_are_decoded():
     decoder = bundled_decoder()
     run = Evaluation(decoder.decoder, decoder.model.tokenizer)
-    for question in bundled("copy", 3, variant=Variant(infill=True)):
+    for question in bundled("copy", number(1, 3), variant=Variant(infill=True)):
         (found,) = run.samples([question])
         labels = question.label.split()[0::2]
         assert found.text.split()[0::2] == labels
@@ -194,7 +199,7 @@ def test_the_code_version_follows_the_plugins():
     assert version != store.code_version([other.strategy.select])
 
 
-@settings(max_examples=40)
+@examples(10)
 @given(st.integers(0, 400))
 def test_a_killed_job_loses_at_most_the_line_in_flight(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("job")
@@ -367,6 +372,47 @@ def test_a_file_of_problems_is_evaluated(tmp_path):
     assert found["template"] == "plain" and found["shots"] == {"file": None, "count": 0}
 
 
+def test_broken_and_overlong_problems_cost_themselves_only(tmp_path, capsys, monkeypatch):
+    lines = ["abc", "abcdefabcdef", "ab?", "cab"]
+    records = [json.dumps({"question": text, "answer": "#### 2"}) for text in lines]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join([*records[:3], "{", records[3]]), encoding="utf-8")
+    monkeypatch.setattr(Shuffle, "max_length", 10)
+    assert command(tmp_path, *SEQUENTIAL, f"task.data={data}", "max_new_tokens=3") == 1
+    (found,) = results_in(tmp_path / "runs").values()
+    assert (found["problems"], found["errors"]) == (5, 3)
+    (file,) = (tmp_path / "runs").rglob("samples.jsonl")
+    samples = {s.problem: s for s in store.parse_samples(file)[0]}
+    assert [bool(samples[f"gsm8k/{n}"].error) for n in range(1, 6)] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    for line, message in ((2, "has 13 tokens"), (3, "contains '?'"), (4, "is not JSON")):
+        assert f"data.jsonl, line {line}" in samples[f"gsm8k/{line}"].error
+        assert message in samples[f"gsm8k/{line}"].error
+    # the others are decoded as if they were alone with their seeds
+    alone = tmp_path / "alone"
+    data.write_text(
+        "\n".join([records[0], *['{"question": "abc", "answer": "#### 1"}'] * 3, records[3]])
+    )
+    assert command(alone, *SEQUENTIAL, f"task.data={data}", "max_new_tokens=3") == 0
+    (file,) = (alone / "runs").rglob("samples.jsonl")
+    others = {s.problem: s for s in store.parse_samples(file)[0]}
+    for key in ("gsm8k/1", "gsm8k/5"):
+        assert others[key].tokens == samples[key].tokens
+
+
+def test_problems_of_which_none_can_be_decoded_are_refused(tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"question": "abc", "answer": "#### 2"}) + "\n", encoding="utf-8")
+    words = (*SEQUENTIAL, f"task.data={data}", "task.template=chat")
+    assert command(tmp_path, *words) == 2
+    assert "data.jsonl, line 1: a toy world has no chat template" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -381,9 +427,15 @@ def test_a_file_of_problems_is_evaluated(tmp_path):
         (("task.data=a.jsonl", "task.problems.infill=true"), "task.data is a file"),
         (("task.split=test",), "task.split must be one of held_out, train"),
         (("task.template=alpaca",), "task.template must be one of"),
-        (("task.code_seconds=0",), "task.code_seconds must lie in"),
+        (
+            ("task.run_code=true",),
+            "task.run_code is gone; generated code is run",
+        ),
+        (("task.code_seconds=9",), "task.code_seconds is gone; generated code"),
         (("task.shots=a.jsonl",), "belong together"),
         (("task.format=gsm8k",), "need task.data"),
+        (("task.format=humaneval",), "task.format=humaneval: such problems are graded by running"),
+        (("task.format=gsm9k", "task.data=a.jsonl"), "task.format must be one of gsm8k"),
         (("runs=''",), "task.runs must name a folder"),
         (("task.timing=-1",), "task.timing must be a whole number"),
         (("batch_size=0",), "batch_size must be a whole number"),
@@ -449,7 +501,16 @@ def test_every_experiment_composes_and_builds(name):
     for node in ("strategy", "schedule", "cache", "sampler"):
         assert build_node(cfg, node) is not None
     for job in [*getattr(task, "jobs", []), *getattr(task, "parts", [])]:
-        build_node(compose_checked(job.split()), "strategy")
+        of_strategy = [word for word in job.split() if word.startswith("strategy")]
+        others = [word for word in job.split() if word not in of_strategy]
+        assert all(parts_of(*of_strategy)) and all(parts_of(*others))
+
+
+@cache
+def parts_of(*words):
+    """Composing is slow, and most jobs share their strategy or all the rest with others."""
+    cfg = compose_checked(words)
+    return [build_node(cfg, node) is not None for node in ("strategy", "schedule", "cache")]
 
 
 def test_the_grid_is_a_sweep_whose_every_value_composes_and_builds():
@@ -539,3 +600,54 @@ def test_an_interrupted_evaluation_keeps_its_samples_and_says_so(tmp_path, monke
     (file,) = (tmp_path / "runs").rglob("samples.jsonl")
     assert len(file.read_text().splitlines()) == 5
     assert not (file.parent / "failure.json").exists()
+
+
+def test_a_grader_that_stumbles_costs_the_answer_it_stumbles_over():
+    run, questions = evaluation(*SEQUENTIAL)
+
+    def stumbling(text):
+        raise RecursionError("too deep")
+
+    asked = [questions[0], replace(questions[1], grade=stumbling, source="a.jsonl, line 2")]
+    good, bad = sorted(run.samples(asked), key=lambda s: bool(s.error))
+    assert good.correct and not bad.correct
+    assert bad.error == "a.jsonl, line 2: the answer cannot be graded: RecursionError: too deep"
+
+
+def test_a_job_of_a_sweep_that_cannot_begin_is_listed_by_the_report(tmp_path, capsys):
+    words = ("model=toy_shuffle", "strategy=topk,learn2pd")  # the filter is for blocks
+    assert command(tmp_path, *words, sweep=True) == 2
+    found = store.collect(tmp_path / "runs")
+    assert [r.name for r in found.runs] == ["topk schedule=whole"]
+    assert "learn2pd schedule=whole: " in found.failed[0]
+    assert found.counts == "1 of 2 jobs done, 1 failed"
+    place = [f"runs={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'report'}"]
+    assert main(["task=report", "task.figures=false", "display=plain", *place]) == 1
+    assert "1 of 2 jobs done, 1 failed" in capsys.readouterr().out
+    assert "1 of 2 jobs done" in (tmp_path / "report" / "report" / "report.md").read_text()
+
+
+def test_a_job_that_begins_after_all_is_no_longer_listed_as_failed(tmp_path, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise ConfigError("no luck today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task_module, "shared_model", broken)
+        assert command(tmp_path, "strategy=topk", sweep=True) == 2
+    assert "no luck today" in store.collect(tmp_path / "runs").failed[0]
+    assert command(tmp_path, "strategy=topk", sweep=True) == 0
+    assert store.collect(tmp_path / "runs").failed == ()
+    assert command(tmp_path / "alone", "strategy=learn2pd") == 2  # one run says so on the screen
+    assert not (tmp_path / "alone" / "runs").exists()
+
+
+def test_problems_that_could_not_be_decoded_are_counted_for_people(tmp_path, capsys):
+    lines = [json.dumps({"question": text, "answer": "#### 2"}) for text in ("abc", "ab?")]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(lines), encoding="utf-8")
+    assert command(tmp_path, *SEQUENTIAL, f"task.data={data}", "max_new_tokens=3") == 1
+    said = capsys.readouterr().out
+    assert "1 of 2 problems could not be decoded and count as wrong" in said
+    assert "data.jsonl, line 2" in said
+    notes = controls.notes(store.collect(tmp_path / "runs").runs)
+    assert notes[0].kind == "not decoded" and "data.jsonl, line 2" in notes[0].text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from dllm_decode.config.signatures import parameters_of
 from dllm_decode.console.prompts import PromptsError, one_prompt, read_prompts
 from dllm_decode.console.runfolder import OutputError, RunFolder
 from dllm_decode.tasks.generate import Generate
+
+BUNDLED = ["model.checkpoint=bundled:llada-tiny"]
 
 
 def test_a_chat_in_a_file_is_a_chat(tmp_path: Path) -> None:
@@ -89,3 +92,21 @@ def test_parameter_names_come_from_functions_classes_and_their_bases() -> None:
 )
 def test_what_the_source_does_not_tell_may_be_anything(target: str) -> None:
     assert parameters_of(target) is None
+
+
+def test_a_sample_problem_with_givens_is_decoded_around_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from dllm_decode import problems
+    from dllm_decode.api import load
+
+    shown = replace(problems.FAMILIES["sudoku6"], shown=True)
+    monkeypatch.setattr(problems, "FAMILIES", {"sudoku6": shown})
+    task, decoder = Generate(samples=2), load(model="llada", overrides=BUNDLED)
+    request = task._request(decoder, task._sample_problems())
+    asked = problems.problems("sudoku6", "held_out", 2, 0)
+    assert request.lengths == (41, 41) and request.fixed is not None
+    for problem, fixed in zip(asked, request.fixed, strict=True):
+        assert fixed is not None and len(fixed) == 41 - problem.form.count(problems.GAP)
+        right = decoder.model.tokenizer.encode(f" {problem.answer}")
+        assert all(right[place] == token for place, token in fixed.items())

@@ -13,7 +13,12 @@ from torch import nn
 
 from dllm_decode.decoding.cache import DualCache, NoCache, PrefixCache
 from dllm_decode.decoding.loop import Decoder
-from dllm_decode.decoding.prediction import DensePrediction, HeadPrediction, Prediction, Unprojected
+from dllm_decode.decoding.prediction import (
+    DensePrediction,
+    HeadPrediction,
+    HiddenStates,
+    Prediction,
+)
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline, Strategy
@@ -103,7 +108,7 @@ def test_caches_work_in_front_of_the_head(denoisers, family, cache, monkeypatch)
 def test_greedy_credit_decoding_never_makes_logits(denoisers, before_head, monkeypatch):
     decoder = Decoder(denoisers["llada"], CREDIT, Blocks(8))
     asked = []
-    monkeypatch.setattr(Unprojected, "logits", property(lambda self: asked.append(self)))
+    monkeypatch.setattr(HiddenStates, "logits", property(lambda self: asked.append(self)))
     outcome(decoder)
     assert not asked
 
@@ -118,9 +123,9 @@ class Curious(Strategy):
         probs = pred.probs
         assert torch.equal(pred.logits.softmax(-1), probs)
         assert torch.equal(pred.probs, probs)
-        assert bool((probs[..., view.board.vocab.mask_id] == 0).all())
+        assert bool((probs[..., view.snapshot.vocab.mask_id] == 0).all())
         torch.testing.assert_close(probs.amax(-1), pred.confidence)
-        assert torch.equal(pred.without(torch.tensor([3])).probs[..., 3], probs[..., 3] * 0)
+        assert torch.equal(pred.suppress(torch.tensor([3])).probs[..., 3], probs[..., 3] * 0)
         return Decision(view.open)
 
 
@@ -171,17 +176,17 @@ def test_all_that_a_prediction_offers_is_the_same_from_hidden_states(dtype, befo
     added = torch.tensor([0.0, 2.0, 1.0, 3.0]).expand(2, 3, 4)
 
     def offered(pred):
-        raised = pred.raised(ids, added)
+        raised = pred.with_logit_bias(ids, added)
         yield from (pred.token, pred.top_token, pred.healthy, pred.topk(1)[1])
         for one in (pred, raised):
             yield from (one.confidence, one.entropy, one.maximum, one.logsumexp)
             yield from (one.logit_of(ids), one.prob_of(ids), one.token)
         # from here on dense logits exist
-        for one in (pred, raised, pred.without(torch.tensor([1]))):
-            yield from (one.topk(5)[0], one.topk(5)[1], one.margin, one.logit_gap)
+        for one in (pred, raised, pred.suppress(torch.tensor([1]))):
+            yield from (one.topk(5)[0], one.topk(5)[1], one.margin)
             yield from (one.logits, one.probs, one.token, one.confidence, one.logit_of(ids))
 
-    head = Prediction.of(Unprojected(hidden, weight), banned)
+    head = Prediction.of(HiddenStates(hidden, weight), banned)
     dense = Prediction.of(hidden.float() @ weight.float().T, banned)
     for ours, theirs in zip(offered(head), offered(dense), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -190,7 +195,7 @@ def test_all_that_a_prediction_offers_is_the_same_from_hidden_states(dtype, befo
 def test_an_id_that_nearly_ties_is_never_above_the_maximum(before_head):
     # products of the same numbers, summed in another order
     hidden = torch.randn(1, 5, 3000, generator=torch.Generator().manual_seed(0))
-    pred = Prediction.of(Unprojected(hidden, hidden[0, :1].expand(9, -1).contiguous()))
+    pred = Prediction.of(HiddenStates(hidden, hidden[0, :1].expand(9, -1).contiguous()))
     assert bool((pred.prob_of(torch.arange(9).expand(1, 5, 9)) <= pred.confidence[..., None]).all())
 
 

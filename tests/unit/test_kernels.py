@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawing import profile
 
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.errors import ConfigError
@@ -22,7 +23,7 @@ def test_the_kernels_do_what_the_definition_says_under_the_interpreter():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "kernels_interpreted.py"],
         cwd=HERE,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "HYPOTHESIS_PROFILE": profile()},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -103,22 +104,27 @@ def sizes_of_one(fused):
     fused.credit_update(empty(1, 1), *slots(1, 1))
 
 
+def rarely(name, calls):
+    """Other sizes of the same programs: compiling takes a second or two for each."""
+    return pytest.param(calls, id=name, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "calls",
     [
         pytest.param(lambda fused: a_greedy_step(fused, 1), id="greedy, 1 row"),
-        pytest.param(lambda fused: a_greedy_step(fused, 2048), id="greedy, 2048 rows"),
+        rarely("greedy, 2048 rows", lambda fused: a_greedy_step(fused, 2048)),
         pytest.param(
             lambda fused: fused.gumbel_statistics(empty(64, LLADA), ids(64), 0.8, ids(2), 2),
             id="draw, 64 rows",
         ),
-        pytest.param(lambda fused: a_step_before_the_head(fused, 4), id="head, 4 rows"),
+        rarely("head, 4 rows", lambda fused: a_step_before_the_head(fused, 4)),
         pytest.param(lambda fused: a_step_before_the_head(fused, 64), id="head, 64 rows"),
-        pytest.param(lambda fused: a_step_before_the_head(fused, 2048), id="head, 2048 rows"),
+        rarely("head, 2048 rows", lambda fused: a_step_before_the_head(fused, 2048)),
         what_follows_a_raised_prediction,
         selections,
-        other_dtypes,
-        sizes_of_one,
+        rarely("other dtypes", other_dtypes),
+        rarely("sizes of one", sizes_of_one),
     ],
 )
 def test_what_is_launched_at_real_sizes_compiles_for_sm_90_without_a_gpu(calls, monkeypatch):

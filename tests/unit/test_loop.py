@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_decode.decoding.cache import BlockExact, CertaintyCache, DualCache
-from dllm_decode.decoding.loop import Decoder, Interrupted, Observer
+from dllm_decode.decoding.cache import BlockExact, CertaintyCache, DualCache, Plan
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Interrupted, Observer
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.selection import best
@@ -53,8 +54,8 @@ class CutAt(StopRule):
 
     columns: int
 
-    def horizon(self, board, view, change, memory):
-        return torch.full_like(board.horizon, board.start + self.columns)
+    def horizon(self, snapshot, view, change, memory):
+        return torch.full_like(snapshot.horizon, snapshot.start + self.columns)
 
 
 @dataclass
@@ -182,8 +183,8 @@ def test_a_strategy_that_needs_a_reference_says_so():
 
 
 def test_a_check_interval_must_be_a_count():
-    with pytest.raises(ConfigError, match="check_every must be a whole number >= 1, got 0"):
-        decode(check_every=0)
+    with pytest.raises(ConfigError, match="sync_every must be a whole number >= 1, got 0"):
+        decode(sync_every=0)
 
 
 # What a decode delivers.
@@ -306,9 +307,9 @@ def test_a_probe_is_one_more_pass_with_other_tokens_in_the_open_slots_only():
     result = decode(Probing(), Request(((1,),), 3), model)
     assert result.forwards == (6,) and model.rows_per_pass == [1] * 6
     view, second = probes[1]
-    canvas = view.board.tokens.clone()
+    canvas = view.snapshot.tokens.clone()
     canvas[:, 1:] = torch.where(view.open, 5, canvas[:, 1:])
-    again = HashDenoiser(added=QUIET)(canvas, view.board.live, view.index, None)
+    again = HashDenoiser(added=QUIET)(canvas, view.snapshot.live, view.index, Plan())
     assert torch.equal(second.logits.isfinite(), again.isfinite() & second.logits.isfinite())
     allowed = second.logits.isfinite()
     assert torch.equal(second.logits[allowed], again[allowed])
@@ -322,12 +323,12 @@ def test_a_probe_is_one_more_pass_with_other_tokens_in_the_open_slots_only():
 class Watcher(Observer):
     events: list = field(default_factory=list)
 
-    def start(self, request, board):
+    def start(self, request, snapshot):
         self.events.append(("start", request.rows))
 
-    def step(self, change, board):
+    def step(self, change, snapshot):
         self.events.append(("step", change.rows.tolist()))
-        assert board.tokens.shape[0] == change.rows.numel()
+        assert snapshot.tokens.shape[0] == change.rows.numel()
 
     def finish(self, result):
         self.events.append(("finish", result.finish_reasons))
@@ -346,7 +347,7 @@ def test_observers_hear_of_every_step_once():
 
 def test_an_observer_that_raises_ends_the_decode():
     class Angry(Observer):
-        def step(self, change, board):
+        def step(self, change, snapshot):
             raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="the disk is full"):
@@ -421,9 +422,9 @@ def test_looking_less_often_changes_nothing_but_surplus_passes(
 ):
     request = Request(((1,),) * len(lengths), tuple(lengths))
 
-    def run(check_every):
+    def run(sync_every):
         model = HashDenoiser(seed=seed, added=QUIET)
-        result = decode(strategy, request, model, sampler=sampler, check_every=check_every)
+        result = decode(strategy, request, model, sampler=sampler, sync_every=sync_every)
         return result, sum(model.rows_per_pass)
 
     often, _ = run(1)

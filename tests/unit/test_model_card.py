@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ import dllm_decode.models
 from dllm_decode.api import load
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics
+from dllm_decode.evaluation.history import Redundancy
 from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.reporting import dynamics
 from dllm_decode.evaluation.reporting import model_card as card
+from dllm_decode.evaluation.reporting.dynamics import Dynamics
 from dllm_decode.evaluation.statistics import wilson
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 from dllm_decode.problems import FAMILIES, problems
 from dllm_decode.tasks.model_card import ModelCard
 
@@ -37,8 +41,8 @@ def sample(task: str, number: int, tokens: list[int], *, correct: bool, forwards
     return Sample(**values | more)
 
 
-def run(*samples: Sample) -> Run:
-    return Run(Path(), {"task_names": list(dict.fromkeys(s.task for s in samples))}, samples)
+def run(*samples: Sample) -> EvalRun:
+    return EvalRun(Path(), {"task_names": list(dict.fromkeys(s.task for s in samples))}, samples)
 
 
 @pytest.fixture
@@ -103,6 +107,54 @@ def test_the_card_shows_how_long_tokens_were_proposed_before_they_were_committed
     assert row in card.text(found, DETERMINED, ANSWERS)
 
 
+@pytest.fixture
+def hard() -> Dynamics:
+    def of(share: int, passes: int, delay: int = 0) -> EvalRun:
+        return run(
+            *(
+                sample(
+                    task, n, [5, 6, 7, 8], correct=n < share, forwards=passes,
+                    ready=tuple(max(0, step - delay) for step in range(4)),
+                )
+                for task in ("chain", "tale")
+                for n in range(10)
+            )
+        )  # fmt: skip
+
+    orders = tuple((order, of(share, 20)) for order, share in (("random", 4), ("margin", 10)))
+    return Dynamics(
+        sequential=of(10, 40),
+        thresholds=((0.5, of(3, 4)), (0.9, of(9, 12, delay=2)), (0.95, of(10, 16))),
+        oracle=of(10, 8),
+        orders=orders,
+        history={"chain": Redundancy(500, 0.6, 0.7, 0.725), "tale": None},
+    )
+
+
+def test_the_hard_families_show_accuracy_at_passes_for_every_threshold(hard: Dynamics) -> None:
+    text = dynamics.text(hard)
+    row = "| 4.0 | 100.0 @ 40.0 | 30.0 @ 4.0 | 90.0 @ 12.0 | 100.0 @ 16.0 | 100.0 @ 8.0 | 50.0 |"
+    assert f"| chain {row}" in text and f"| all {row}" in text
+    assert (
+        "From threshold 0.5 to 0.95 accuracy moves by +70.0 points and passes by a factor of 4.00"
+        in text
+    )
+    assert "as the oracle to within a point, 0.95, takes 2.00 times its passes." in text
+
+
+def test_the_card_tells_where_no_threshold_reaches_the_oracle(hard: Dynamics) -> None:
+    poor = replace(hard, thresholds=hard.thresholds[:2])
+    assert "No threshold is as accurate as the oracle to within a point." in dynamics.text(poor)
+
+
+def test_the_card_shows_the_order_of_cells_and_what_age_says(hard: Dynamics) -> None:
+    text = dynamics.text(hard)
+    assert "| random | 40.0 [21.9, 61.3] | 20.0 |" in text
+    assert "| margin | 100.0 [83.9, 100.0] | 20.0 |" in text
+    assert "| chain | 500 | 60.0 | 0.700 | 0.725 | +0.025 |" in text
+    assert "| tale | too few |" in text
+
+
 def test_the_pictures_are_drawn(found, tmp_path):
     drawn = card.draw(found, DETERMINED, ANSWERS, tmp_path)
     assert [path.name for path in drawn] == ["dynamics.png", "calibration.png"]
@@ -134,6 +186,7 @@ def test_a_page_without_marks_or_that_is_not_there_is_refused(tmp_path):
         ({"thresholds": []}, "must hold at least one value each"),
         ({"card": "page.txt"}, "task.card must end with .md, got 'page.txt'"),
         ({"weak_count": -1}, "task.weak_count must be"),
+        ({"hard_count": -1}, "task.hard_count must be"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
@@ -156,19 +209,22 @@ def test_the_card_has_a_row_for_every_family_that_is_shown():
     assert set(shown_in_card()) == {name for name, family in FAMILIES.items() if family.shown}
 
 
-@pytest.mark.parametrize("name", ["insert", "swap", "shuffle"])
-def test_fifty_problems_agree_with_the_card(name):
-    low, high = shown_in_card()[name]
-    asked = problems(name, "held_out", 50, seed=1)
-    decoder = load(
-        model="llada",
-        strategy="sequential",
-        overrides=["model.checkpoint=bundled:llada-tiny", "model.dtype=bfloat16"],
-    )
-    texts = decoder.generate([problem.prompt for problem in asked], max_new_tokens=32).texts
-    right = sum(FAMILIES[name].grade(p, text) for p, text in zip(asked, texts, strict=True))
-    sampled = wilson(right, 50)
-    assert 100 * sampled.low <= high and 100 * sampled.high >= low, f"{right} of 50 right"
+@pytest.mark.parametrize(
+    ("dtype", "count"),
+    [("float32", 8), pytest.param("bfloat16", 50, marks=pytest.mark.slow)],
+)
+def test_new_problems_agree_with_the_card(dtype, count):
+    checkpoint = ["model.checkpoint=bundled:llada-tiny", f"model.dtype={dtype}"]
+    decoder = load(model="llada", strategy="sequential", overrides=checkpoint)
+    asked = {
+        name: problems(name, "held_out", count, seed=1) for name in ("insert", "shuffle", "swap")
+    }
+    prompts = [problem.prompt for family in asked.values() for problem in family]
+    texts = iter(decoder.generate(prompts, max_new_tokens=32).texts)
+    for name, family in asked.items():
+        right = sum(FAMILIES[name].grade(problem, next(texts)) for problem in family)
+        sampled, (low, high) = wilson(right, count), shown_in_card()[name]
+        assert 100 * sampled.low <= high and 100 * sampled.high >= low, f"{name}: {right} right"
 
 
 def test_the_bundled_folder_has_the_keys_and_tensor_names_of_published_checkpoints():
@@ -185,15 +241,21 @@ def test_the_bundled_folder_has_the_keys_and_tensor_names_of_published_checkpoin
 @pytest.mark.slow
 def test_the_whole_card_is_measured_by_one_command(tmp_path, monkeypatch):
     from dllm_decode.cli import main
+    from dllm_decode.tasks.pretrain import Pretrain
+    from dllm_decode.training.llada_tiny.export import export
+    from dllm_decode.training.llada_tiny.network import Network
 
+    shape = Pretrain(width=16, layers=1, heads=2, hidden=24).shape()
+    export(Network(shape).state_dict(), shape, tmp_path / "model", 256)
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "card.md"
     page.write_text(f"{card.BEGIN}\n{card.END}\n")
-    words = ["task=model_card", "model.checkpoint=bundled:llada-tiny", "display=none"]
+    words = ["task=model_card", f"model.checkpoint='{tmp_path / 'model'}'", "display=none"]
     words += ["task.count=2", "task.weak_count=1", "task.thresholds=[0.5]"]
-    words += ["task.tokens_per_step=[8]", f"task.card='{page}'", "runs=runs"]
+    words += ["task.tokens_per_step=[8]", "task.hard_count=2", f"task.card='{page}'", "runs=runs"]
     assert main(words) == 0
     text = page.read_text()
     for name, family in FAMILIES.items():
         assert (f"| {name} |" in text) == family.trained
+    assert all(f"| {order} |" in text for order in ("random", "confidence", "margin"))
     assert (tmp_path / "calibration.png").exists()

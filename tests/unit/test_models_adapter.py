@@ -178,9 +178,9 @@ def test_the_end_of_the_prompt_lies_in_the_first_block_of_a_block_causal_model(d
     seen = []
 
     class Watch(Blocks):
-        def window(self, board):
-            window = super().window(board)
-            seen.append((window.index - board.first[:, None])[window.index >= 0].tolist())
+        def window(self, snapshot):
+            window = super().window(snapshot)
+            seen.append((window.index - snapshot.first[:, None])[window.index >= 0].tolist())
             return window
 
         def on_grid(self, block_length):

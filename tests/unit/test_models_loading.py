@@ -135,6 +135,49 @@ def test_a_llada_checkpoint_in_the_stock_layout_gives_the_same_logits(copy):
     assert torch.equal(logits(load(folder), TOKENS), expected)
 
 
+def as_transformers_5_writes_it(values):
+    """A config.json after `save_pretrained` of transformers 5."""
+    values = dict(values)
+    layers = values.get("n_layers", values.get("num_hidden_layers"))
+    rope = {"rope_type": "default", "rope_theta": float(values.pop("rope_theta"))}
+    if "partial_rotary_factor" in values:
+        rope["partial_rotary_factor"] = values.pop("partial_rotary_factor")
+    for older in ("rope_scaling", "torch_dtype", "layer_types"):
+        values.pop(older, None)
+    if "num_experts" in values:
+        values["num_local_experts"] = values.pop("num_experts")
+    return values | {
+        "rope_parameters": rope,
+        "layer_types": ["full_attention"] * layers,
+        "dtype": "bfloat16",
+        "pad_token_id": -1,
+        "transformers_version": "5.23.0",
+    }
+
+
+@pytest.mark.parametrize("family", [*OPTIONS, *sizes.TINY])
+def test_a_config_as_transformers_5_writes_it_gives_the_same_logits(family, copy, tiny):
+    folder = copy.of(family) if family in OPTIONS else tiny(family)
+    options = OPTIONS.get(family, {})
+    before = load(folder, **options)
+    file = folder / "config.json"
+    file.write_text(json.dumps(as_transformers_5_writes_it(json.loads(file.read_text()))))
+    after = load(folder, **options)
+    assert torch.equal(logits(before, TOKENS), logits(after, TOKENS))
+    assert after.denoiser.vocab.pad_id is None
+    assert (
+        after.denoiser.model.config.rope_parameters == before.denoiser.model.config.rope_parameters
+    )
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_positions_may_stand_per_layer_type_or_under_the_older_word(key, copy):
+    folder = copy.of("dream")
+    rope = {"rope_theta": 1e6, "rope_type": "default"}
+    copy.config(rope_theta=None, **{key: {"full_attention": rope}})
+    assert torch.equal(logits(load(folder), TOKENS), logits(golden("dream"), TOKENS))
+
+
 # Damage.
 
 

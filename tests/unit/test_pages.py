@@ -9,12 +9,12 @@ import pytest
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting import documents as pages
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 
 STRATEGIES = Path(__file__).parents[2] / "docs" / "strategies"
 
 
-def run(name: str, right: int, forwards: int, select: dict | None = None) -> Run:
+def run(name: str, right: int, forwards: int, select: dict | None = None) -> EvalRun:
     found = tuple(
         Sample(
             problem=f"{task}/{n}", task=task, prompt="", text="", correct=n < right, slots=8,
@@ -24,7 +24,7 @@ def run(name: str, right: int, forwards: int, select: dict | None = None) -> Run
     )  # fmt: skip
     settings = {"strategy": {"select": select or {"_target_": "x.Y"}, "transforms": {}}}
     results = {"name": name, "task_names": ["copy", "shuffle"], "batch_size": 2}
-    return Run(Path(), {**results, "settings": settings}, found)
+    return EvalRun(Path(), {**results, "settings": settings}, found)
 
 
 RUNS = [

@@ -1,4 +1,4 @@
-"""Knobs that a row of a request sets for itself."""
+"""Parameters that a row of a request sets for itself."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from dllm_decode import load
 from dllm_decode.console.prompts import PromptsError, read_prompts
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
-from dllm_decode.decoding.parameters import knobs_of
+from dllm_decode.decoding.parameters import parameters_of_strategy
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.decoding.types import Decision, Request
@@ -50,7 +50,7 @@ VALUES = (0.05, 0.2, 0.4, 0.75, 0.95)
     default=st.sampled_from(VALUES),
     max_batch=st.integers(1, 3),
 )
-def test_a_row_with_its_own_knob_decodes_as_with_a_strategy_of_that_setting(
+def test_a_row_with_its_own_parameter_decodes_as_with_a_strategy_of_that_setting(
     key, values, default, max_batch
 ):
     own = tuple(None if v is None else {key: SCALE.get(key, 1) * v} for v in values)
@@ -71,9 +71,9 @@ def test_entropy_thresholds_are_set_in_nats_and_compared_in_the_prediction_s_pre
     assert decoder(one).decode(request).forwards == (6, 2)
 
 
-def test_several_knobs_of_several_parts_at_once():
-    knobs = {"strategy.select.threshold": 0.3, "strategy.transforms.credit.alpha": 0.0}
-    request = Request(((1,), (1,)), 6, (0, 0), parameters=(knobs, None))
+def test_several_given_of_several_parts_at_once():
+    given = {"strategy.select.threshold": 0.3, "strategy.transforms.credit.alpha": 0.0}
+    request = Request(((1,), (1,)), 6, (0, 0), parameters=(given, None))
     result = decoder(with_credit()).decode(request)
     plain = decoder(Pipeline(ConfidenceThreshold(0.3))).decode(Request(((1,),), 6))
     assert row_of(result, 0) == row_of(plain, 0)
@@ -93,7 +93,7 @@ def test_unknown_names_are_refused_with_the_one_that_was_meant():
     assert "may set strategy.transforms.credit.alpha, strategy.transforms.credit.beta" in message
 
 
-def test_a_setting_of_the_whole_run_is_no_knob_of_a_row():
+def test_a_setting_of_the_whole_run_is_no_parameter_of_a_row():
     assert "unknown name 'strategy.select.at_least'" in refused({"strategy.select.at_least": 2})
 
 
@@ -109,8 +109,8 @@ def test_parameters_need_one_entry_per_prompt():
         Request(((1,), (2,)), 4, parameters=({},))
 
 
-def test_only_numbers_of_a_part_are_knobs():
-    for part, name in knobs_of(with_credit()).values():
+def test_only_numbers_of_a_part_are_given():
+    for part, name in parameters_of_strategy(with_credit()).values():
         assert isinstance(getattr(part, name), float)
 
 
@@ -157,7 +157,9 @@ def test_a_view_without_parameters_gives_the_default_and_no_tensor():
 
     class Asks(Strategy):
         def decide(self, view, memory):
-            seen.append((view.knob("x", 0.5, view.pred.confidence), view.for_part("y") is view))
+            seen.append(
+                (view.parameter("x", 0.5, view.pred.confidence), view.for_part("y") is view)
+            )
             return Decision(torch.zeros_like(view.open))
 
     decoder(Asks()).decode(Request(((1,),), 4))

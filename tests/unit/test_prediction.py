@@ -3,7 +3,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dllm_decode.decoding.prediction import Prediction, RaisedPrediction
+from dllm_decode.decoding.prediction import BiasedPrediction, Prediction
 
 INF = float("inf")
 
@@ -13,7 +13,6 @@ def dense(logits, banned):
     row = [-INF if token in banned else float(value) for token, value in enumerate(logits)]
     probs = torch.tensor(row, dtype=torch.float64).softmax(0)
     order = sorted(range(len(row)), key=lambda token: (-row[token], token))
-    second = row[order[1]] if len(row) > 1 else -INF
     surprise = [-(p * p.log()).item() if p > 0 else 0.0 for p in probs]
     return {
         "logits": row,
@@ -22,7 +21,6 @@ def dense(logits, banned):
         "logsumexp": torch.tensor(row, dtype=torch.float64).logsumexp(0).item(),
         "entropy": sum(surprise),
         "margin": (probs[order[0]] - (probs[order[1]] if len(row) > 1 else 0)).item(),
-        "gap": row[order[0]] - second,
     }
 
 
@@ -37,7 +35,6 @@ def check(pred, row, expected, exact=1e-12):
     assert pred.logsumexp[0, row] == pytest.approx(expected["logsumexp"], **close)
     assert pred.entropy[0, row] == pytest.approx(expected["entropy"], rel=1e-9, abs=1e-9)
     assert pred.margin[0, row] == pytest.approx(expected["margin"], **close)
-    assert pred.logit_gap[0, row] == pytest.approx(expected["gap"], **close)
     assert pred.probs[0, row].tolist() == pytest.approx(expected["probs"], **close)
     assert pred.logits[0, row].tolist() == pytest.approx(expected["logits"], **close)
     ids = torch.arange(-1, size).expand(*pred.shape[:2], -1)
@@ -99,7 +96,9 @@ def test_raised_equals_the_dense_computation(case, data):
             for token, delta in pairs:
                 if token >= 0:
                     row[token] += delta
-        pred = pred.raised(torch.tensor([ids]), torch.tensor([additions], dtype=torch.float64))
+        pred = pred.with_logit_bias(
+            torch.tensor([ids]), torch.tensor([additions], dtype=torch.float64)
+        )
     for row in expected:
         assume(any(v > -INF and token not in banned for token, v in enumerate(row)))
     for row, logits in enumerate(expected):
@@ -113,14 +112,22 @@ def test_banning_later_equals_banning_at_once(case, data):
     for row in rows:
         allowed = set(range(len(row))) - banned - more
         assume(any(row[token] > -INF for token in allowed))
-    pred = predicted(rows, banned).without(torch.tensor(sorted(more), dtype=torch.long))
+    pred = predicted(rows, banned).suppress(torch.tensor(sorted(more), dtype=torch.long))
     for row, logits in enumerate(rows):
         check(pred, row, dense(logits, banned | more))
 
 
+def test_among_removed_tokens_an_empty_slot_is_never_a_result():
+    pred = Prediction.of(torch.tensor([[[1.0, 2.0, 3.0, 0.0]]]), torch.tensor([0, 2]))
+    biased = pred.with_logit_bias(torch.tensor([[[-1, 3, -1]]]), torch.tensor([[[0.0, 5.0, 0.0]]]))
+    values, ids = biased.topk(4)
+    assert values[0, 0].tolist() == [5.0, 2.0, -INF, -INF]
+    assert ids[0, 0].tolist() == [3, 1, 0, 2]
+
+
 def test_a_raise_of_nothing_changes_nothing():
     pred = predicted([[0.0, 1.0, -1.0]], set())
-    same = pred.raised(torch.tensor([[[-1, 2]]]), torch.tensor([[[5.0, 0.0]]]))
+    same = pred.with_logit_bias(torch.tensor([[[-1, 2]]]), torch.tensor([[[5.0, 0.0]]]))
     for name in ("token", "confidence", "entropy", "margin", "logsumexp"):
         assert torch.equal(getattr(same, name), getattr(pred, name))
 
@@ -128,7 +135,11 @@ def test_a_raise_of_nothing_changes_nothing():
 def test_the_logits_of_a_model_are_never_written_to():
     logits = torch.zeros(1, 1, 3)
     pred = Prediction.of(logits, torch.tensor([0]))
-    _ = pred.raised(torch.tensor([[[1]]]), torch.tensor([[[2.0]]])).probs, pred.probs, pred.entropy
+    _ = (
+        pred.with_logit_bias(torch.tensor([[[1]]]), torch.tensor([[[2.0]]])).probs,
+        pred.probs,
+        pred.entropy,
+    )
     assert not logits.any()
 
 
@@ -150,7 +161,7 @@ def test_a_row_in_which_everything_is_banned_is_unhealthy():
 
 
 def test_where_transforms_remove_every_token_all_probabilities_are_zero():
-    pred = predicted([[1.0, -INF]], set()).raised(
+    pred = predicted([[1.0, -INF]], set()).with_logit_bias(
         torch.tensor([[[0]]]), torch.tensor([[[-INF]]], dtype=torch.float64)
     )
     assert pred.prob_of(torch.tensor([[[0, 1]]])).tolist() == [[[0.0, 0.0]]]
@@ -162,6 +173,6 @@ def test_a_proposal_that_is_drawn_has_its_own_confidence_and_survives_a_raise():
     )
     assert drawn.token.item() == 1 and drawn.top_token.item() == 0
     assert drawn.confidence.item() == pytest.approx(1 / (1 + torch.e**2))
-    raised = drawn.raised(torch.tensor([[[1]]]), torch.tensor([[[2.0]]]))
-    assert isinstance(raised, RaisedPrediction) and raised.token.item() == 1
+    raised = drawn.with_logit_bias(torch.tensor([[[1]]]), torch.tensor([[[2.0]]]))
+    assert isinstance(raised, BiasedPrediction) and raised.token.item() == 1
     assert raised.confidence.item() == pytest.approx(0.5)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
+from drawing import number
 
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import data
@@ -21,13 +23,14 @@ from dllm_decode.problems import (
 )
 from dllm_decode.problems.grading import is_countdown, read_grid, sudoku_solutions
 from dllm_decode.problems.lists import Labelled, read_labelled
+from dllm_decode.problems.sudoku import SudokuSix, solutions
 
 EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
 
 @EVERY
 def test_own_answer_is_right(family: Family) -> None:
-    for problem in problems(family.name, "train", 200, seed=3):
+    for problem in problems(family.name, "train", number(50, 200), seed=3):
         assert problem.family == family.name
         assert family.grade(problem, problem.answer)
         assert family.grade(problem, f"  {problem.answer.replace(' ', '  ')} \n")
@@ -36,7 +39,7 @@ def test_own_answer_is_right(family: Family) -> None:
 @EVERY
 def test_corrupted_answer_is_wrong(family: Family) -> None:
     rng = random.Random(1)
-    for problem in problems(family.name, "train", 100, seed=4):
+    for problem in problems(family.name, "train", number(40, 100), seed=4):
         words = problem.answer.split()
         place = rng.randrange(len(words))
         without = words[:place] + words[place + 1 :]
@@ -49,16 +52,18 @@ def test_corrupted_answer_is_wrong(family: Family) -> None:
 
 @EVERY
 def test_same_seed_same_problems(family: Family) -> None:
-    first = problems(family.name, "held_out", 30, seed=5)
-    assert first == problems(family.name, "held_out", 30, seed=5)
-    assert first != problems(family.name, "held_out", 30, seed=6)
+    first = problems(family.name, "held_out", 6, seed=5)
+    assert first == problems(family.name, "held_out", 6, seed=5)
+    assert first != problems(family.name, "held_out", 6, seed=6)
 
 
 @EVERY
 def test_splits_are_disjoint_and_prompts_distinct(family: Family) -> None:
-    kept = {problem.prompt for problem in problems(family.name, "held_out", 500, seed=0)}
-    seen = {problem.prompt for problem in problems(family.name, "train", 500, seed=0)}
-    assert len(kept) == len(seen) == 500
+    # the large sudokus take long to make
+    count = number(30, 60) if isinstance(family, SudokuSix) else number(200, 500)
+    kept = {problem.shown for problem in problems(family.name, "held_out", count, seed=0)}
+    seen = {problem.shown for problem in problems(family.name, "train", count, seed=0)}
+    assert len(kept) == len(seen) == count
     assert all(map(held_out, kept))
     assert not any(map(held_out, seen))
 
@@ -66,7 +71,7 @@ def test_splits_are_disjoint_and_prompts_distinct(family: Family) -> None:
 def test_prompts_name_their_family() -> None:
     """No prompt may belong to two families, or one could be trained on in the other."""
     drawn = [
-        {problem.prompt for problem in problems(name, "train", 300, seed=1)}
+        {problem.shown for problem in problems(name, "train", number(100, 300), seed=1)}
         for name in FAMILIES
         if not name.endswith("-long")
     ]
@@ -134,10 +139,125 @@ def test_arithmetic_is_right() -> None:
             assert int(first) + int(sign + second) == int(right) >= 0
 
 
+def test_every_step_of_a_chain_takes_the_result_before() -> None:
+    lengths = set()
+    for problem in problems("chain", "train", 300):
+        start, asked = problem.prompt.removeprefix("Chain from ").split(": ")
+        value, steps = int(start), problem.answer.split(", ")
+        wanted = re.findall(r"([A-Z]) ([-+*/]) (\d+)", asked)
+        lengths.add(len(steps))
+        for step, (label, sign, operand) in zip(steps, wanted, strict=True):
+            name, left, _, right, _, result = step.split()
+            assert (name, left, right) == (label, str(value), operand) and f" {sign} " in step
+            value = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}[
+                sign
+            ](value, int(operand))
+            assert int(result) == value and 0 <= value <= 99
+    assert lengths == set(range(6, 21))
+
+
+def test_every_row_of_a_track_is_one_exchange_away_from_the_row_before() -> None:
+    lengths = set()
+    for problem in problems("track", "train", 300):
+        shown, moves = problem.prompt.removeprefix("Track ").split(": ")
+        row, rows = read_labelled(shown), problem.answer.split(" / ")
+        assert row is not None
+        wanted = re.findall(r"([A-Z]) (\d) (\d)", moves)
+        lengths.add(len(rows))
+        for text, (label, one, two) in zip(rows, wanted, strict=True):
+            i, j = int(one) - 1, int(two) - 1
+            row[i], row[j] = row[j], row[i]
+            assert text.split() == [label, *row] and i < j
+    assert lengths == set(range(7, 19))
+
+
+def _grid(text: str) -> list[int]:
+    return [int(w) if w.isdigit() else 0 for w in text.replace("/", " ").split()]
+
+
+@pytest.mark.parametrize("name", ["sudoku6", "sudoku6-read"])
+def test_every_large_sudoku_has_one_solution_that_keeps_its_givens(name: str) -> None:
+    for problem in problems(name, "train", 40, seed=2):
+        puzzle = problem.form.replace(GAP, " .") or problem.prompt.removeprefix("Sudoku: ")
+        given, solved = _grid(puzzle), _grid(problem.answer)
+        assert len(given) == len(solved) == 36
+        assert 10 <= sum(digit > 0 for digit in given) <= 20
+        assert all(g in (0, s) for g, s in zip(given, solved, strict=True))
+        assert solutions(given) == 1
+        lines = [solved[i : i + 6] for i in range(0, 36, 6)]
+        boxes = [
+            [lines[r + i][c + j] for i in range(2) for j in range(3)]
+            for r in (0, 2, 4)
+            for c in (0, 3)
+        ]
+        groups = [*lines, *map(list, zip(*lines, strict=True)), *boxes]
+        assert all(sorted(group) == [1, 2, 3, 4, 5, 6] for group in groups)
+        swapped = problem.answer.translate(str.maketrans("12", "21"))
+        assert not FAMILIES[name].grade(problem, swapped)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [([0] * 36, 2), ([1, 2, 3, 4, 5, 6] + [0] * 30, 2), ([*range(1, 7), 4, 5, 6] + [0] * 27, 2)],
+)
+def test_puzzles_with_several_solutions_are_told(given: list[int], count: int) -> None:
+    assert solutions(given) == count
+
+
+def test_an_infilling_is_asked_with_its_form() -> None:
+    (question,) = data.bundled("sudoku6", 1)
+    (other,) = data.bundled("sudoku6-read", 1)
+    assert _grid(question.form.replace(GAP, " .")) != _grid(question.label)
+    assert len(_grid(question.form.replace(GAP, " ."))) == 36
+    assert other.form == ""
+
+
+_TALE = (
+    "Ada was a girl from Oslo. She had 9 pens. At the park she met Ben, who had 4 pens. "
+    "Ada gave Ben 3 pens and kept 6. Near the park she found 2 more, so Ada had 8 pens. "
+    "A thief took 5 pens from Ben, and he was sad. In the end Ada had 8 pens and Ben had 2."
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "right"),
+    [
+        ("", "", True),
+        ("Ada was a girl from Oslo.", "In Oslo lived a girl called Ada.", True),
+        ("was sad", "was glad", True),  # any mood
+        ("At the park she met", "At the tower she met", False),  # "near the park" no longer fits
+        ("Ada was a girl", "Ada was a boy", False),
+        ("from Oslo", "from Rome", False),
+        ("She had 9", "He had 9", False),
+        ("kept 6", "kept 7", False),
+        ("Ben had 2", "Ben had 3", False),
+        ("took 5 pens from Ben", "took 5 pens from Ada", False),
+        ("took 5 pens from Ben", "took 5 pens from Carl", False),
+        ("met Ben", "met Ada", False),
+        ("gave Ben 3 pens", "gave Ben 3 keys", False),
+        ("In the end Ada had 8 pens and Ben had 2.", "", False),  # no end
+        ("A thief took 5 pens from Ben, and he was sad.", "", False),  # too short
+        ("was sad", "was green", False),
+        (" took 5 ", " took 9 ", False),  # Ben has not got so many
+    ],
+)
+def test_a_tale_is_right_as_long_as_it_agrees_with_itself(old: str, new: str, right: bool) -> None:
+    facts = {"names": ("Ada", "Ben"), "things": "pens", "city": "Oslo"}
+    problem = Problem("tale", "", "", facts)
+    assert old in _TALE
+    assert FAMILIES["tale"].grade(problem, _TALE.replace(old, new, 1)) is right
+
+
+def test_a_tale_has_many_right_answers_and_two_never_read_alike() -> None:
+    told = [problem.answer for problem in problems("tale", "train", 200)]
+    assert len(set(told)) == 200
+    assert 60 <= sum(len(re.findall(r"\w+|[.,]", text)) for text in told) / 200 <= 130
+
+
 def test_answers_span_short_and_long() -> None:
     lengths = {
         name: max(len(problem.answer.split()) for problem in problems(name, "train", 300))
-        for name in FAMILIES
+        for name in ("who", "copy-long", "reverse-long", "count")
     }
     assert lengths["who"] == 2
     assert min(lengths["copy-long"], lengths["reverse-long"]) >= 40
@@ -146,11 +266,13 @@ def test_answers_span_short_and_long() -> None:
 
 def test_the_mixture_of_a_training_run_is_fixed() -> None:
     assert " ".join(TRAINED) == (
-        "copy copy-long reverse reverse-long insert remove replace swap sort who where records "
-        "count tally add story latin shuffle replace-one pick"
+        "copy copy-long reverse reverse-long insert remove replace swap sort who records count "
+        "add story latin shuffle replace-one chain track sudoku6 sudoku6-read tale"
     )
     untrained = set(FAMILIES) - set(TRAINED)
-    assert untrained == {"insert-one", "remove-one", "sudoku", "countdown"}
+    assert untrained == {
+        "where", "tally", "pick", "insert-one", "remove-one", "sudoku", "countdown"
+    }  # fmt: skip
     assert not any(FAMILIES[name].shown for name in untrained)
 
 

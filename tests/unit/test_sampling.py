@@ -98,6 +98,11 @@ def test_top_p_keeps_the_smallest_sufficient_set(row, top_p):
     assert kept_by(Categorical(top_p=top_p), row) == naive_top_p(row, top_p)
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.25, 1), (0.5, 2), (0.75, 3), (1.0, 4)])
+def test_top_p_stops_where_the_mass_is_reached_exactly(top_p, kept):
+    assert kept_by(Categorical(top_p=top_p), [0.0] * 4) == set(range(kept))
+
+
 @given(row=rows, min_p=st.sampled_from([0.011, 0.2, 0.73, 0.999]))
 def test_min_p_keeps_what_is_near_the_top(row, min_p):
     assert kept_by(Categorical(min_p=min_p), row) == naive_min_p(row, min_p)

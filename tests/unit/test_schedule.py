@@ -15,11 +15,11 @@ def board_of(prompts, lengths, decided=(), horizon=None):
         canvas.decided[row, canvas.start + column] = True
     if horizon is not None:
         canvas.narrow(canvas.start + torch.tensor(horizon))
-    return canvas.board()
+    return canvas.snapshot()
 
 
-def columns(window, board):
-    return torch.where(window.index >= 0, window.index - board.start, -1).tolist()
+def columns(window, snapshot):
+    return torch.where(window.index >= 0, window.index - snapshot.start, -1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -45,21 +45,21 @@ def test_a_block_longer_than_every_row_is_refused_with_what_to_do():
 
 def test_each_row_is_in_its_own_block_and_the_last_one_is_shorter():
     done = [(0, 0), (0, 1), (0, 2), (1, 0)]
-    board = board_of(((1, 1), (3,)), (5, 4), decided=done)
-    window = Blocks(3).window(board)
-    assert columns(window, board) == [[3, 4, -1], [0, 1, 2]]
+    snapshot = board_of(((1, 1), (3,)), (5, 4), decided=done)
+    window = Blocks(3).window(snapshot)
+    assert columns(window, snapshot) == [[3, 4, -1], [0, 1, 2]]
     assert window.key.tolist() == [1, 0]
 
 
 def test_blocks_end_at_the_horizon():
-    board = board_of(((),), 6, decided=[(0, 0), (0, 1), (0, 2)], horizon=[5])
-    assert columns(Blocks(3).window(board), board) == [[3, 4, -1]]
+    snapshot = board_of(((),), 6, decided=[(0, 0), (0, 1), (0, 2)], horizon=[5])
+    assert columns(Blocks(3).window(snapshot), snapshot) == [[3, 4, -1]]
 
 
 def test_an_absolute_grid_counts_from_the_beginning_of_the_row():
-    board = board_of(((1, 1, 1), (1,)), 4)
-    window = Blocks(4, "absolute").window(board)
-    assert columns(window, board) == [[0, -1, -1, -1], [0, 1, 2, -1]]
+    snapshot = board_of(((1, 1, 1), (1,)), 4)
+    window = Blocks(4, "absolute").window(snapshot)
+    assert columns(window, snapshot) == [[0, -1, -1, -1], [0, 1, 2, -1]]
 
 
 def test_block_causal_models_impose_their_grid():
@@ -74,16 +74,16 @@ def test_block_causal_models_impose_their_grid():
 
 
 def test_the_whole_canvas_is_every_column_up_to_the_horizon():
-    board = board_of(((1,), ()), (3, 2), decided=[(0, 1)])
-    window = WholeCanvas().window(board)
-    assert columns(window, board) == [[0, 1, 2], [0, 1, -1]]
+    snapshot = board_of(((1,), ()), (3, 2), decided=[(0, 1)])
+    window = WholeCanvas().window(snapshot)
+    assert columns(window, snapshot) == [[0, 1, 2], [0, 1, -1]]
     assert WholeCanvas().block_length is None and Blocks(4).block_length == 4
 
 
 def test_a_sliding_window_starts_at_the_first_undecided_column_and_is_never_new():
-    board = board_of(((),), 5, decided=[(0, 0), (0, 2)])
-    window = SlidingWindow(3).window(board)
-    assert columns(window, board) == [[1, 2, 3]]
+    snapshot = board_of(((),), 5, decided=[(0, 0), (0, 2)])
+    window = SlidingWindow(3).window(snapshot)
+    assert columns(window, snapshot) == [[1, 2, 3]]
     later = board_of(((),), 5, decided=[(0, 0), (0, 1), (0, 2)])
     assert columns(SlidingWindow(3).window(later), later) == [[3, 4, -1]]
     assert torch.equal(window.key, SlidingWindow(3).window(later).key)

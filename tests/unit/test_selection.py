@@ -37,8 +37,8 @@ def test_order_and_ranks_are_those_of_a_plain_sort_of_each_row(case):
 def test_the_best_are_the_first_candidates_of_that_order(case, count):
     scores, among = case
     chosen = best(scores, among, count)
-    per_row = best(scores, among, torch.full((scores.shape[0],), count))
-    assert torch.equal(chosen, per_row)
+    request_parameters = best(scores, among, torch.full((scores.shape[0],), count))
+    assert torch.equal(chosen, request_parameters)
     for row in range(scores.shape[0]):
         order = naive_order(scores[row].tolist(), among[row].tolist())
         expected = {slot for slot in order[:count] if among[row, slot]}

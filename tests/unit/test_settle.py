@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from views import view_of
 
 from dllm_decode.decoding.settle import settle
-from dllm_decode.decoding.strategy import Budget, EveryStep
+from dllm_decode.decoding.strategy import Budget, EveryStep, Strategy
 from dllm_decode.decoding.types import Decision
 from dllm_decode.errors import DecisionError
 
@@ -20,12 +20,19 @@ def a_view():
     return replace(view_of(logits), open=OPEN, settled=SETTLED, step=torch.tensor([7, 7]))
 
 
-def settled(wish, *, view=None, revocable=False, progress=EveryStep()):  # noqa: B008
+class Mine(Strategy):
+    def decide(self, view, memory):
+        raise NotImplementedError
+
+
+def settled(decision, *, view=None, revocable=False, progress=EveryStep()):  # noqa: B008
     view = a_view() if view is None else view
-    rows = torch.tensor([4, 9])
-    return settle(
-        view, wish, rows=rows, plugin="Mine", revocable=revocable, progress=progress, probes=0
-    )
+    view = replace(view, snapshot=replace(view.snapshot, rows=torch.tensor([4, 9])))
+    kind = type("Mine", (Mine,), {"revocable": revocable, "progress": progress})
+    change, faults = settle(view, decision, kind())
+    if faults.count:
+        raise faults.error()
+    return change
 
 
 def flags(*slots):
@@ -39,51 +46,54 @@ NOTHING = flags()
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("decision", "message"),
     [
         (
             Decision(torch.zeros(2, 2, dtype=torch.bool)),
-            r"Mine returned commit of shape \(2, 2\); it must be a tensor of shape \(2, 3\)",
+            r"returned commit of shape \(2, 2\); it must be a tensor of shape \(2, 3\)",
         ),
-        (Decision([1]), "Mine returned commit of shape list; it must be a tensor"),
-        (Decision(OPEN.int()), "Mine returned commit of type torch.int32; it must be bool"),
+        (Decision([1]), "returned commit, a list; it must be a tensor of shape"),
+        (
+            Decision(OPEN.int()),
+            "returned commit of type torch.int32; it must be bool",
+        ),
         (
             Decision(OPEN, remask=NOTHING.float()),
-            "Mine returned remask of type torch.float32; it must be bool",
+            "returned remask of type torch.float32; it must be bool",
         ),
         (
             Decision(OPEN, tokens=torch.zeros(2, 3)),
-            "Mine returned tokens of type torch.float32; they must be integers",
+            "returned tokens of type torch.float32; they must be integers",
         ),
         (
             Decision(flags((1, 2))),
-            "Mine committed a position that is not open: row 9, generated column 2, step 7",
+            "committed a position that is not open: row 9, generated column 2, step 7",
         ),
         (
             Decision(OPEN, tokens=torch.full((2, 3), 4)),
-            "Mine committed token 4, which lies outside the vocabulary of 4: row 4",
+            "committed token 4, which lies outside the vocabulary of 4: row 4",
         ),
         (
             Decision(OPEN, tokens=torch.full((2, 3), -1)),
-            "Mine committed token -1, which lies outside",
+            "committed token -1, which lies outside",
         ),
         (
             Decision(OPEN, tokens=torch.full((2, 3), 3)),
-            "Mine committed token 3, a mask or control token that is never generated: row 4",
+            "committed token 3, a mask or control token that is never generated: row 4",
         ),
         (
             Decision(OPEN, remask=flags((1, 1))),
-            "Mine re-masked a position, but does not declare revocable = True: row 9",
+            "re-masked a position, but does not declare revocable = True: row 9",
         ),
         (
             Decision(OPEN, scores=torch.full((2, 3), float("nan"))),
-            "Mine gave a score that is NaN: row 4, generated column 0, step 7",
+            "gave a score that is NaN: row 4, generated column 0, step 7",
         ),
     ],
 )
-def test_an_illegal_wish_is_refused_by_name_row_column_and_step(wish, message):
-    with pytest.raises(DecisionError, match=message):
-        settled(wish)
+def test_an_illegal_decision_is_refused_by_name_row_column_and_step(decision, message):
+    with pytest.raises(DecisionError, match=rf"strategy \(Mine\) {message}"):
+        settled(decision)
 
 
 def test_a_revocable_strategy_may_only_open_what_it_settled():
@@ -127,10 +137,10 @@ def test_a_forced_commit_writes_the_token_that_the_strategy_named():
 
 
 def test_re_masking_may_not_undo_the_gain_of_a_step():
-    wish = Decision(flags((0, 0), (1, 0)), remask=SETTLED)
-    change = settled(wish, revocable=True)
+    decision = Decision(flags((0, 0), (1, 0)), remask=SETTLED)
+    change = settled(decision, revocable=True)
     assert not change.remask.any(), "one commit and one re-mask per row is no gain"
-    assert change.commit.tolist() == wish.commit.tolist() and not change.forced.any()
+    assert change.commit.tolist() == decision.commit.tolist() and not change.forced.any()
 
 
 def test_a_budget_lets_steps_pass_and_closes_in_the_last_one():
@@ -164,8 +174,8 @@ def test_whatever_is_wished_for_each_live_row_gains_and_nothing_closed_is_touche
     closed = plane()
     settled_slots = plane() & closed
     view = replace(a_view(), open=~closed, settled=settled_slots)
-    wish = Decision(plane() & view.open, remask=plane() & settled_slots)
-    change = settled(wish, view=view, revocable=True)
+    decision = Decision(plane() & view.open, remask=plane() & settled_slots)
+    change = settled(decision, view=view, revocable=True)
     gain = change.commit.sum(1) - change.remask.sum(1)
     assert (gain >= view.open.any(1).long()).all()
     assert not (change.commit & closed).any() and not (change.remask & ~settled_slots).any()

@@ -17,8 +17,6 @@ from dllm_decode.decoding.strategy import (
     Strategy,
     Transform,
     complete,
-    is_revocable,
-    parts_of,
 )
 from dllm_decode.decoding.types import Decision, Memory
 from dllm_decode.errors import ConfigError
@@ -38,8 +36,8 @@ class Revoking(All):
     def progress(self):
         return Budget(5)
 
-    def horizon(self, board, view, change, memory):
-        return board.horizon - 1
+    def horizon(self, snapshot, view, change, memory):
+        return snapshot.horizon - 1
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,9 @@ class Push(Transform):
     def adjust(self, view, memory):
         memory.count += 1
         ids = torch.full((*view.open.shape, 1), self.token)
-        return view.pred.raised(ids, torch.full(ids.shape, self.amount))
+        return view.pred.with_logit_bias(ids, torch.full(ids.shape, self.amount))
 
-    def begin(self, request, board):
+    def begin(self, request, snapshot):
         return Counter()
 
 
@@ -65,8 +63,8 @@ class Counter(Memory):
 class Veto(Filter):
     slot: int
 
-    def keep(self, view, wish, memory):
-        assert wish.tokens is not None, "filters see a complete wish"
+    def keep(self, view, decision, memory):
+        assert decision.tokens is not None, "filters see a complete decision"
         return torch.arange(view.open.shape[1]).expand(view.open.shape) != self.slot
 
 
@@ -74,8 +72,8 @@ class Veto(Filter):
 class CutTo(StopRule):
     column: int
 
-    def horizon(self, board, view, change, memory):
-        return torch.full_like(board.horizon, self.column)
+    def horizon(self, snapshot, view, change, memory):
+        return torch.full_like(snapshot.horizon, self.column)
 
 
 def logits():
@@ -111,18 +109,20 @@ def test_parts_are_listed_with_their_keys_in_the_order_they_act():
     pipeline = Pipeline(
         All(), {"a": Push(0, 1.0), "b": Push(1, 1.0)}, {"veto": Veto(0)}, {"never": NeverStop()}
     )
-    keys = [key for key, _ in parts_of(pipeline)]
+    keys = [key for key, _ in pipeline.parts()]
     assert keys == ["transforms.a", "transforms.b", "select", "filters.veto", "stop.never"]
-    assert list(parts_of(All())) == [("", All())]
+    assert list(All().parts()) == [("", All())]
+    outer = Pipeline(pipeline, {"c": Push(2, 1.0)})
+    assert [key for key, _ in outer.parts()] == ["transforms.c", *(f"select.{key}" for key in keys)]
 
 
 def test_transforms_act_in_order_then_the_selection_then_the_filters():
     pipeline = Pipeline(All(), {"a": Push(0, 5.0), "b": Push(1, 6.0)}, {"veto": Veto(1)})
     view = view_of(logits())
-    memory = pipeline.begin(None, view.board)
-    wish = pipeline.decide(view, memory)
-    assert wish.tokens.tolist() == [[0, 1, 1]]
-    assert wish.commit.tolist() == [[True, False, True]]
+    memory = pipeline.begin(None, view.snapshot)
+    decision = pipeline.decide(view, memory)
+    assert decision.tokens.tolist() == [[0, 1, 1]]
+    assert decision.commit.tolist() == [[True, False, True]]
     assert [memory.parts[f"transforms.{name}"].count for name in "ab"] == [1, 1]
 
 
@@ -130,15 +130,17 @@ def test_the_nearest_horizon_of_selection_and_stop_rules_counts():
     view = view_of(logits())
     for stop, expected in (({}, 2), ({"cut": CutTo(1)}, 1), ({"never": NeverStop()}, 2)):
         pipeline = Pipeline(Revoking(), stop=stop)
-        memory = pipeline.begin(None, view.board)
-        assert pipeline.horizon(view.board, view, None, memory).tolist() == [expected]
-    assert Pipeline(All()).horizon(view.board, view, None, Pipeline(All()).begin(None, None)) == 3
+        memory = pipeline.begin(None, view.snapshot)
+        assert pipeline.horizon(view.snapshot, view, None, memory).tolist() == [expected]
+    assert (
+        Pipeline(All()).horizon(view.snapshot, view, None, Pipeline(All()).begin(None, None)) == 3
+    )
 
 
 def test_progress_and_revocability_are_those_of_the_selection():
-    assert Pipeline(All()).progress == EveryStep() and not is_revocable(Pipeline(All()))
-    assert Pipeline(Revoking()).progress == Budget(5) and is_revocable(Pipeline(Revoking()))
-    assert is_revocable(Revoking()) and not is_revocable(All())
+    assert Pipeline(All()).progress == EveryStep() and not Pipeline(All()).revocable
+    assert Pipeline(Revoking()).progress == Budget(5) and Pipeline(Revoking()).revocable
+    assert Revoking().revocable and not All().revocable
 
 
 def test_a_wish_is_completed_from_the_prediction():
@@ -164,8 +166,8 @@ def test_the_defaults_of_a_part_need_nothing():
     assert not part.sees_canvas and not part.needs_reference and not part.needs_window
     assert part.window_width is None and part.model_fingerprint is None
     assert part.begin(None, None) is None
-    board = view_of(logits()).board
-    assert torch.equal(part.horizon(board, None, None, None), board.horizon)
+    snapshot = view_of(logits()).snapshot
+    assert torch.equal(part.horizon(snapshot, None, None, None), snapshot.horizon)
     assert replace(part) == part
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from dllm_decode import load
 from dllm_decode.console.trace_files import player
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.trace import Trace, TraceError, first_difference, read_trace
-from dllm_decode.decoding.types import Request, Result
+from dllm_decode.decoding.types import Request
 
 WORLD = load("toy_shuffle", "credit", overrides=["schedule.length=4"])
 

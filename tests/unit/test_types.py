@@ -85,11 +85,11 @@ def test_memories_follow_the_rows_also_in_nested_memories_and_mappings():
 
 def test_a_board_knows_what_is_live_and_undecided():
     view = view_of(torch.zeros(2, 3, 6), prompts=((4,), ()), lengths=(2, 3), eot=4)
-    board = view.board
-    assert board.live.tolist() == [[True, True, True, False], [False, True, True, True]]
-    assert board.undecided.sum(1).tolist() == [2, 3]
-    assert board.mask_ratio.tolist() == [1.0, 1.0]
-    assert board.never_generated.tolist() == [5]
+    snapshot = view.snapshot
+    assert snapshot.live.tolist() == [[True, True, True, False], [False, True, True, True]]
+    assert snapshot.undecided.sum(1).tolist() == [2, 3]
+    assert snapshot.mask_ratio.tolist() == [1.0, 1.0]
+    assert snapshot.never_generated.tolist() == [5]
 
 
 def test_planes_are_gathered_at_the_slots_and_absent_slots_read_column_zero():
@@ -109,5 +109,5 @@ def test_a_view_with_another_prediction_is_otherwise_the_same():
     view = view_of(torch.zeros(1, 2, 6))
     pred = Prediction.of(torch.ones(1, 2, 6))
     other = view.with_prediction(pred)
-    assert other.pred is pred and other.board is view.board
+    assert other.pred is pred and other.snapshot is view.snapshot
     assert view.mask_ratio.tolist() == [1.0]

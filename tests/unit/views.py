@@ -14,17 +14,17 @@ def view_of(logits, *, prompts=None, lengths=None, fixed=None, eot=None, step=0)
     vocab = Vocab(size, size - 1, () if eot is None else (eot,))
     prompts = ((),) * rows if prompts is None else prompts
     lengths = (width,) * rows if lengths is None else lengths
-    board = Canvas.of(Request(prompts, lengths, fixed=fixed), vocab).board()
-    index = board.columns[board.start :].expand(rows, -1)
-    index = torch.where(index < board.horizon[:, None], index, -1)
+    snapshot = Canvas.of(Request(prompts, lengths, fixed=fixed), vocab).snapshot()
+    index = snapshot.columns[snapshot.start :].expand(rows, -1)
+    index = torch.where(index < snapshot.horizon[:, None], index, -1)
     real = index >= 0
     steps = torch.full((rows,), step)
-    masked = board.undecided[:, board.start :] & real
+    masked = snapshot.undecided[:, snapshot.start :] & real
     return StepView(
         step=steps,
         index=index,
-        pred=Prediction.of(logits, board.never_generated),
-        tokens=board.tokens[:, board.start :],
+        pred=Prediction.of(logits, snapshot.never_generated),
+        tokens=snapshot.tokens[:, snapshot.start :],
         active=real,
         open=masked,
         masked=masked,
@@ -33,6 +33,6 @@ def view_of(logits, *, prompts=None, lengths=None, fixed=None, eot=None, step=0)
         window_step=steps,
         window_open=masked.sum(1),
         steps_left=masked.sum(1),
-        board=board,
-        noise=Noise(torch.arange(rows), steps, index - board.start),
+        snapshot=snapshot,
+        noise=Noise(torch.arange(rows), steps, index - snapshot.start),
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import Point, pbx
 from dllm_decode.evaluation.reporting.tables import (
-    Timing,
+    WallTime,
     is_plain,
     is_sequential,
     sequential_of,
@@ -21,50 +21,66 @@ from dllm_decode.evaluation.reporting.tables import (
     with_padding_last,
 )
 from dllm_decode.evaluation.statistics import Interval, paired_bootstrap
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun, one_line
 
 _PADDING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Note:
-    """One finding. kind: `credit`, `end of text` or `padding`; text: one or two sentences."""
+    """One finding.
+
+    Attributes:
+        kind: `not decoded`, `credit`, `end of text` or `padding`.
+        text: One or two sentences.
+    """
 
     kind: str
     text: str
 
 
 def notes(
-    runs: Sequence[Run], parts: Sequence[Run] = (), times: Sequence[Timing] = ()
+    runs: Sequence[EvalRun], parts: Sequence[EvalRun] = (), times: Sequence[WallTime] = ()
 ) -> list[Note]:
     """All controls that apply to a set of comparable runs.
 
     parts: runs on some of the same problems at the same batch size, which can serve as controls;
     times: wall times that go before those of the runs.
     """
-    found = [_credit(run, runs) for run in runs if _has_credit(run)]
+    found = [_not_decoded(run) for run in (*runs, *parts) if any(s.error for s in run.samples)]
+    found += [_credit(run, runs) for run in runs if _has_credit(run)]
     found += _end_of_text(runs, parts, times)
     found += _padding(runs)
     found += _padding_last(runs, parts)
     return found
 
 
-def _has_credit(run: Run) -> bool:
+def _not_decoded(run: EvalRun) -> Note:
+    """Problems that count as wrong because something else went wrong."""
+    errors = [sample.error for sample in run.samples if sample.error]
+    return Note(
+        "not decoded",
+        f"{len(errors)} of {len(run.samples):,} problems of {run.name} could not be decoded and "
+        f"count as wrong; the first: {one_line(errors[0])}",
+    )
+
+
+def _has_credit(run: EvalRun) -> bool:
     parts = run.settings["strategy"].get("transforms") or {}
     return any("Credit" in str(part.get("_target_", "")) for part in parts.values())
 
 
-def _but_threshold(run: Run) -> dict[str, object]:
+def _but_threshold(run: EvalRun) -> dict[str, object]:
     """The selection rule of a run without its threshold."""
     select = run.settings["strategy"].get("select") or {}
     return {key: value for key, value in select.items() if key != "threshold"}
 
 
-def _point(run: Run) -> Point:
+def _point(run: EvalRun) -> Point:
     return metrics.tokens_per_forward(run.samples).value, metrics.accuracy(run.samples).value
 
 
-def _credit(run: Run, runs: Sequence[Run]) -> Note:
+def _credit(run: EvalRun, runs: Sequence[EvalRun]) -> Note:
     """Credit acts as a lower, history-dependent threshold; compare with the plain one tuned."""
     select = run.settings["strategy"].get("select") or {}
     curve = [
@@ -124,7 +140,7 @@ def _verdict(gain: Interval) -> str:
 
 
 def _gain_over_thresholds(
-    run: Run, curve: Sequence[Run], *, draws: int = 1000, seed: int = 0
+    run: EvalRun, curve: Sequence[EvalRun], *, draws: int = 1000, seed: int = 0
 ) -> Interval:
     """Tokens per forward of a run over those of the threshold that is as accurate, minus 1.
 
@@ -145,7 +161,7 @@ def _gain_over_thresholds(
     return Interval(gains[0], float(low), float(high))
 
 
-def _numbers(run: Run, problems: Sequence[str]) -> NDArray[np.float64]:
+def _numbers(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
     """(problems, 3): right answers, delivered tokens, forwards."""
     found = {sample.problem: sample for sample in run.samples}
     rows = [found[problem] for problem in problems]
@@ -164,7 +180,7 @@ def _gain(sums: NDArray[np.float64]) -> float:
     return float(speeds[0]) / pbx(points, float(share[0])) - 1
 
 
-def _accuracy_gap(run: Run, other: Run) -> str:
+def _accuracy_gap(run: EvalRun, other: EvalRun) -> str:
     theirs = {s.problem: float(s.correct) for s in other.samples}
     ours = [float(s.correct) for s in run.samples]
     result = paired_bootstrap(ours, [theirs[s.problem] for s in run.samples])
@@ -175,7 +191,9 @@ def _accuracy_gap(run: Run, other: Run) -> str:
     )
 
 
-def _end_of_text(runs: Sequence[Run], parts: Sequence[Run], times: Sequence[Timing]) -> list[Note]:
+def _end_of_text(
+    runs: Sequence[EvalRun], parts: Sequence[EvalRun], times: Sequence[WallTime]
+) -> list[Note]:
     """What stopping at the end of text alone gives, apart from any selection rule."""
     found = []
     stopping = [run for run in runs if is_sequential(run) and stops(run)]
@@ -233,7 +251,7 @@ def _end_of_text(runs: Sequence[Run], parts: Sequence[Run], times: Sequence[Timi
     return found
 
 
-def _time_ratio(run: Run, other: Run, times: Sequence[Timing]) -> float | None:
+def _time_ratio(run: EvalRun, other: EvalRun, times: Sequence[WallTime]) -> float | None:
     """Wall time of one run over that of another at their batch size, None where not measured."""
     found = {t.strategy: t.seconds_per_problem for t in times if t.batch_size == run.batch_size}
     if run.name not in found or other.name not in found:
@@ -241,21 +259,21 @@ def _time_ratio(run: Run, other: Run, times: Sequence[Timing]) -> float | None:
     return found[run.name].value / found[other.name].value
 
 
-def _same_problems(run: Run, other: Run) -> Run:
+def _same_problems(run: EvalRun, other: EvalRun) -> EvalRun:
     """A run on the problems of another one."""
     return run.on({sample.problem for sample in other.samples})
 
 
-def _wasted_share(run: Run) -> float:
+def _wasted_share(run: EvalRun) -> float:
     """Share of the passes that decide nothing delivered."""
     return metrics.wasted_forwards(run.samples) / _forwards(run)
 
 
-def _forwards(run: Run) -> float:
+def _forwards(run: EvalRun) -> float:
     return metrics.forwards_per_problem(run.samples).value
 
 
-def _padding_last(runs: Sequence[Run], parts: Sequence[Run]) -> list[Note]:
+def _padding_last(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> list[Note]:
     """The baseline against one that decides padding last: what remains of all speedups."""
     found = []
     for run in (*runs, *parts):
@@ -278,7 +296,7 @@ def _padding_last(runs: Sequence[Run], parts: Sequence[Run]) -> list[Note]:
     return found
 
 
-def _padding(runs: Sequence[Run]) -> list[Note]:
+def _padding(runs: Sequence[EvalRun]) -> list[Note]:
     """Notes where passes were saved that decided nothing anybody gets, or less was delivered."""
     found: list[Note] = []
     shares: list[tuple[float, str]] = []

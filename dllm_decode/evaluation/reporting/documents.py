@@ -17,7 +17,7 @@ from pathlib import Path
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.reporting.tables import is_sequential, markdown_table, percent
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 from dllm_decode.problems import FAMILIES
 
 END = "<!-- runs: end -->"
@@ -25,7 +25,7 @@ _PLACE = re.compile(r"<!-- runs: (?!end -->)(.*?) -->\n(.*?)" + re.escape(END), 
 _MARK = re.compile(r"<!-- runs: (?!end -->)")
 
 
-def refresh(folder: str | Path, runs: Sequence[Run]) -> list[Path]:
+def refresh(folder: str | Path, runs: Sequence[EvalRun]) -> list[Path]:
     """Fill every marked place of the Markdown pages below a folder; returns the pages changed.
 
     Nothing is written before all pages are known to be good. Raises `ConfigError` for a folder
@@ -47,7 +47,7 @@ def refresh(folder: str | Path, runs: Sequence[Run]) -> list[Path]:
     return list(changed)
 
 
-def _filled(found: re.Match[str], page: Path, runs: Sequence[Run]) -> str:
+def _filled(found: re.Match[str], page: Path, runs: Sequence[EvalRun]) -> str:
     """One marked place with its table."""
     by_name = {run.name: run for run in reversed(runs)}  # of one name the first
     names = [name.strip() for name in found[1].split(";")]
@@ -62,7 +62,7 @@ def _filled(found: re.Match[str], page: Path, runs: Sequence[Run]) -> str:
     return f"<!-- runs: {found[1]} -->\n{table}\n{END}"
 
 
-def section(chosen: Sequence[Run], runs: Sequence[Run]) -> str:
+def section(chosen: Sequence[EvalRun], runs: Sequence[EvalRun]) -> str:
     """What was measured with the chosen runs; runs: all, for the baseline."""
     first = chosen[0]
     loose = [task for task in first.tasks if task in FAMILIES and not FAMILIES[task].determined]
@@ -80,7 +80,7 @@ def section(chosen: Sequence[Run], runs: Sequence[Run]) -> str:
     return f"{text}\n\n{markdown_table(heads, [_row(run, loose) for run in chosen])}"
 
 
-def _row(run: Run, loose: Sequence[str]) -> list[str]:
+def _row(run: EvalRun, loose: Sequence[str]) -> list[str]:
     cells = [
         run.name,
         percent(metrics.accuracy(run.samples)),
@@ -93,7 +93,7 @@ def _row(run: Run, loose: Sequence[str]) -> list[str]:
     return cells
 
 
-def _forwards(run: Run, tasks: Sequence[str]) -> float:
+def _forwards(run: EvalRun, tasks: Sequence[str]) -> float:
     return metrics.forwards_per_problem([s for s in run.samples if s.task in tasks]).value
 
 

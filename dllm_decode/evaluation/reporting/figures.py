@@ -11,7 +11,7 @@ from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import pareto_front
 from dllm_decode.evaluation.reporting.tables import Row, is_oracle, rows_of
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def style(number: int) -> tuple[str, str, str]:
     )
 
 
-def draw_all(runs: Sequence[Run], folder: Path) -> list[Path]:
+def draw_all(runs: Sequence[EvalRun], folder: Path) -> list[Path]:
     """All figures as SVG and PNG; returns the SVG files.
 
     Raises `ConfigError` where matplotlib is not installed.
@@ -40,7 +40,7 @@ def draw_all(runs: Sequence[Run], folder: Path) -> list[Path]:
     plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[Path] = []
-    makers: dict[str, Callable[[Sequence[Run]], Figure]] = {
+    makers: dict[str, Callable[[Sequence[EvalRun]], Figure]] = {
         "accuracy_speed": accuracy_against_speed,
         "tasks": per_task,
         "steps": commits_over_steps,
@@ -87,12 +87,13 @@ def pyplot() -> Any:
             "grid.linewidth": 0.6,
             "axes.axisbelow": True,
             "svg.fonttype": "none",
+            "text.parse_math": False,  # names of runs may hold dollar signs
         }
     )
     return plt
 
 
-def accuracy_against_speed(runs: Sequence[Run]) -> Figure:
+def accuracy_against_speed(runs: Sequence[EvalRun]) -> Figure:
     """Accuracy against tokens per forward over all problems, with intervals and Pareto front."""
     rows = rows_of(runs, None)
     figure, axes = canvas(8.4, max(4.8, 0.18 * len(rows) + 0.3))  # the legend has to fit
@@ -134,9 +135,14 @@ def _cross(axes: Axes, row: Row, number: int) -> None:
         markeredgewidth=0.6,
         elinewidth=0.9,
         linestyle="none",
-        label=row.strategy,
+        label=_label(row.strategy),
         zorder=3,
     )
+
+
+def _label(name: str) -> str:
+    """A name for a legend, which leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _legend_beside(figure: Figure, axes: Axes) -> None:
@@ -144,7 +150,7 @@ def _legend_beside(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
 
 
-def per_task(runs: Sequence[Run]) -> Figure:
+def per_task(runs: Sequence[EvalRun]) -> Figure:
     """One panel per task: a bar of tokens per forward for each run, its accuracy written beside."""
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     columns = min(3, len(tasks))
@@ -187,7 +193,7 @@ def _bars(axes: Axes, rows: Sequence[Row], task: str) -> None:
     axes.set_title(f"{task} (accuracy at the bar's end)", fontsize=8)
 
 
-def commits_over_steps(runs: Sequence[Run]) -> Figure:
+def commits_over_steps(runs: Sequence[EvalRun]) -> Figure:
     """Tokens committed in each step, averaged over the problems still running then.
 
     A panel for every seven runs, as many as there are colours.
@@ -223,7 +229,7 @@ def commits_over_steps(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _commits(axes: Axes, run: Run, number: int) -> None:
+def _commits(axes: Axes, run: EvalRun, number: int) -> None:
     colour, _, _ = style(number)
     commits = metrics.commits_per_step(run.samples)
     running = [sum(s.forwards > step for s in run.samples) for step in range(len(commits))]
@@ -237,11 +243,11 @@ def _commits(axes: Axes, run: Run, number: int) -> None:
         linewidth=1.4,
         marker=".",
         markersize=4,
-        label=run.name,
+        label=_label(run.name),
     )
 
 
-def ablation_grid(runs: Sequence[Run]) -> Figure:
+def ablation_grid(runs: Sequence[EvalRun]) -> Figure:
     """Accuracy (shade and number) of every run on every task, tokens per forward beneath."""
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     figure, axes = canvas(max(5.0, 2.4 + 0.62 * len(tasks)), 0.9 + 0.34 * len(runs))

@@ -15,7 +15,7 @@ from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting import figures
 from dllm_decode.evaluation.reporting.tables import markdown_table, percent
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,10 +35,10 @@ class Measured:
     None where there are none; parallel: (tokens per step, run); thresholds: (threshold, run).
     """
 
-    sequential: Run
-    weak: Run | None
-    parallel: tuple[tuple[int, Run], ...]
-    thresholds: tuple[tuple[float, Run], ...]
+    sequential: EvalRun
+    weak: EvalRun | None
+    parallel: tuple[tuple[int, EvalRun], ...]
+    thresholds: tuple[tuple[float, EvalRun], ...]
 
 
 def text(found: Measured, determined: Determined, answers: Mapping[str, Sequence[int]]) -> str:
@@ -181,7 +181,7 @@ def calibrated(
 
 
 def right_tokens(
-    run: Run, determined: Determined, answers: Mapping[str, Sequence[int]]
+    run: EvalRun, determined: Determined, answers: Mapping[str, Sequence[int]]
 ) -> list[tuple[float, bool]]:
     """(confidence, right) of every delivered token that has one right value."""
     pairs: list[tuple[float, bool]] = []
@@ -196,7 +196,7 @@ def _right(sample: Sample, answer: Sequence[int]) -> list[bool]:
     return [place < len(answer) and token == answer[place] for place, token in enumerate(delivered)]
 
 
-def _calibration_runs(found: Measured) -> list[tuple[str, Run]]:
+def _calibration_runs(found: Measured) -> list[tuple[str, EvalRun]]:
     runs = [("one token per step", found.sequential)]
     return runs + [(f"{count} tokens per step", run) for count, run in found.parallel]
 

@@ -14,10 +14,10 @@ from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation.reporting import figures, tables
 from dllm_decode.evaluation.reporting import render as page
 from dllm_decode.evaluation.reporting.controls import notes
-from dllm_decode.evaluation.store import Found, Run, collect, read_run, whole_and_parts
+from dllm_decode.evaluation.store import EvalRun, RunCollection, collect, read_run, whole_and_parts
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[EvalRun]:
     """Finished jobs, in the order given."""
     return [read_run(path) for path in paths]
 
@@ -64,7 +64,7 @@ def terminal_table(
     return table
 
 
-def terminal_wall_times(times: Sequence[tables.Timing]) -> Table:
+def terminal_wall_times(times: Sequence[tables.WallTime]) -> Table:
     """Wall times for the terminal, a line per strategy; medians without their ranges."""
     _, lines = tables.wall_time_cells(times)
     table = Table(title="wall time", title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
@@ -83,8 +83,8 @@ def terminal_wall_times(times: Sequence[tables.Timing]) -> Table:
 class Written:
     """What a report consists of. report: its content; files: what was written."""
 
-    report: page.Report
-    collection: Found
+    report: page.ReportPage
+    collection: RunCollection
     files: tuple[Path, ...]
 
 
@@ -95,23 +95,23 @@ class Chosen:
     whole: on the same problems; parts: on some of these; timed: for their wall time only.
     """
 
-    whole: Sequence[Run]
-    parts: Sequence[Run]
-    timed: Sequence[Run]
+    whole: Sequence[EvalRun]
+    parts: Sequence[EvalRun]
+    timed: Sequence[EvalRun]
 
     @property
-    def beside(self) -> list[Run]:
+    def beside(self) -> list[EvalRun]:
         """Runs on part of the problems, at the batch size of the others."""
         return [run for run in self.parts if run.batch_size == self.whole[0].batch_size]
 
     @property
-    def clocked(self) -> list[Run]:
+    def clocked(self) -> list[EvalRun]:
         """What wall times are read from: runs that are for that, or else all there are."""
         others = [run for run in self.parts if run.batch_size != self.whole[0].batch_size]
         return list(self.timed) or [*self.whole, *others]
 
 
-def chosen_runs(collection: Found, only: str | None) -> Chosen:
+def chosen_runs(collection: RunCollection, only: str | None) -> Chosen:
     """The runs whose name or folder contains a text.
 
     Of runs on part of the problems those are left out that are there on all of them. Raises
@@ -123,7 +123,7 @@ def chosen_runs(collection: Found, only: str | None) -> Chosen:
         if only is None or only in run.name or only in run.path.as_posix()
     ]
     if not runs:
-        failed = "; ".join((*collection.broken, *collection.failed, *collection.unfinished))
+        failed = "; ".join(collection.left_out)
         which = f"contain {only!r}" if only else "are finished"
         raise ConfigError(f"task.runs: no runs {which}" + (f" ({failed})" if failed else ""))
     runs.sort(key=_place)
@@ -138,9 +138,11 @@ def chosen_runs(collection: Found, only: str | None) -> Chosen:
     )
 
 
-def distinct(runs: Sequence[Run], key: Callable[[Run], tuple[object, ...]]) -> list[Run]:
+def distinct(
+    runs: Sequence[EvalRun], key: Callable[[EvalRun], tuple[object, ...]]
+) -> list[EvalRun]:
     """Of runs with the same key (the code differs) the newest."""
-    newest: dict[tuple[object, ...], Run] = {}
+    newest: dict[tuple[object, ...], EvalRun] = {}
     for run in runs:
         other = newest.get(key(run))
         if other is None or _time(run) >= _time(other):
@@ -148,18 +150,18 @@ def distinct(runs: Sequence[Run], key: Callable[[Run], tuple[object, ...]]) -> l
     return [run for run in runs if newest[key(run)] is run]
 
 
-def _time(run: Run) -> str:
+def _time(run: EvalRun) -> str:
     return str(run.results.get("environment", {}).get("time", ""))
 
 
-def _place(run: Run) -> tuple[bool, bool, int, str]:
+def _place(run: EvalRun) -> tuple[bool, bool, int, str]:
     """The baseline first, the oracle last, the others in the order of their sweep."""
     first = not tables.is_sequential(run)
-    return tables.is_oracle(run), first, int(run.results["order"]), run.name
+    return tables.is_oracle(run), first, run.order, run.name
 
 
 def write_report(
-    collection: Found,
+    collection: RunCollection,
     folder: Path,
     *,
     only: str | None = None,
@@ -167,7 +169,7 @@ def write_report(
     preface: str = "",
     draw: bool = True,
 ) -> Written:
-    """Write CSV, Markdown, LaTeX, HTML and figures into a folder.
+    """Write CSV, Markdown, HTML and figures into a folder.
 
     only: keep runs whose name or folder contains this text; preface: Markdown before the tables.
     Raises `ConfigError` for runs that no table should mix, saying which differ and how.
@@ -179,7 +181,7 @@ def write_report(
     by_task = {
         task: tables.rows_of([run for run in runs if task in run.tasks], task) for task in tasks
     }
-    report = page.Report(
+    report = page.ReportPage(
         title=title,
         facts=facts_of(runs),
         overall=tables.rows_of(runs, None),
@@ -188,7 +190,8 @@ def write_report(
         times=times,
         timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
         notes=notes(runs, smaller, times if chosen.timed else ()),
-        warnings=(*collection.broken, *collection.failed, *collection.unfinished),
+        warnings=collection.left_out,
+        counts=collection.counts,
         preface=preface,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +200,6 @@ def write_report(
     texts = {
         "table.csv": tables.csv_text(every),
         "report.md": page.to_markdown(report, [f"figures/{path.name}" for path in drawn]),
-        "table.tex": tables.latex(report.overall, report.columns(page.OVERALL)),
         "report.html": page.to_html(
             report, {path.stem: path.read_text(encoding="utf-8") for path in drawn}
         ),
@@ -209,7 +211,7 @@ def write_report(
     return Written(report, collection, (*(folder / name for name in texts), *drawn))
 
 
-def beside(runs: Sequence[Run], parts: Sequence[Run]) -> list[Run]:
+def beside(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> list[EvalRun]:
     """Runs on part of the problems, with the baseline and the oracle on the same ones.
 
     Of parts that hold different problems the most frequent choice is kept.
@@ -222,7 +224,7 @@ def beside(runs: Sequence[Run], parts: Sequence[Run]) -> list[Run]:
     return [*baselines, *chosen, *oracles]
 
 
-def facts_of(runs: Sequence[Run]) -> dict[str, str]:
+def facts_of(runs: Sequence[EvalRun]) -> dict[str, str]:
     """Model, problems, machine and settings that all runs share."""
     first = runs[0].results
     model = first["model"]
@@ -242,7 +244,7 @@ def facts_of(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-def machine_of(run: Run) -> str:
+def machine_of(run: EvalRun) -> str:
     """What a run was made on."""
     machine = run.results.get("environment", {})
     device = machine.get("gpu") or f"{machine.get('cores')} cores of {machine.get('processor')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
@@ -12,7 +13,7 @@ from statistics import median
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.metrics import Sample, Speedup
 from dllm_decode.evaluation.statistics import Interval
-from dllm_decode.evaluation.store import Run
+from dllm_decode.evaluation.store import EvalRun
 
 ALL = "all tasks"
 
@@ -66,13 +67,13 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def rows_of(runs: Sequence[Run], task: str | None) -> list[Row]:
+def rows_of(runs: Sequence[EvalRun], task: str | None) -> list[Row]:
     """One row per run, in the order of the runs; task: None for all problems together."""
     oracle = next((run for run in runs if is_oracle(run)), None)
     return [_row(run, task, sequential_of(run, runs), oracle) for run in runs]
 
 
-def _row(run: Run, task: str | None, sequential: Run | None, oracle: Run | None) -> Row:
+def _row(run: EvalRun, task: str | None, sequential: EvalRun | None, oracle: EvalRun | None) -> Row:
     samples = run.of(task)
     base = sequential.of(task) if sequential is not None else None
     best = oracle.of(task) if oracle is not None else None
@@ -101,31 +102,32 @@ def _same(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
 # What a run is, told from its settings.
 
 
-def selection(run: Run) -> str:
+def selection(run: EvalRun) -> str:
     """The class of the selection rule, e.g. `Threshold`."""
-    select = run.settings["strategy"].get("select", run.settings["strategy"])
+    strategy = run.settings["strategy"]
+    select = strategy.get("select") or strategy
     return str(select.get("_target_", "")).rpartition(".")[2]
 
 
-def is_oracle(run: Run) -> bool:
+def is_oracle(run: EvalRun) -> bool:
     """Whether a run imitates a reference decode."""
     return selection(run) == "Oracle"
 
 
-def is_plain(run: Run) -> bool:
+def is_plain(run: EvalRun) -> bool:
     """Whether nothing but selection and stop rules acts."""
     strategy = run.settings["strategy"]
     return not strategy.get("transforms") and not strategy.get("filters")
 
 
-def is_sequential(run: Run) -> bool:
+def is_sequential(run: EvalRun) -> bool:
     """Whether a run decodes one token per step, the most confident one."""
-    select = run.settings["strategy"].get("select", {})
+    select = run.settings["strategy"].get("select") or {}
     one = select.get("tokens_per_step") == 1 and select.get("order") == "confidence"
     return is_plain(run) and selection(run) == "TopK" and one
 
 
-def with_padding_last(run: Run) -> Run | None:
+def with_padding_last(run: EvalRun) -> EvalRun | None:
     """The run without its `DeferTokens`, None unless that leaves a sequential run."""
     strategy = run.settings["strategy"]
     names = [str(part.get("_target_")) for part in (strategy.get("transforms") or {}).values()]
@@ -136,12 +138,12 @@ def with_padding_last(run: Run) -> Run | None:
     return plain if is_sequential(plain) else None
 
 
-def surroundings(run: Run) -> tuple[object, ...]:
+def surroundings(run: EvalRun) -> tuple[object, ...]:
     """Everything but strategy: schedule, cache, sampler."""
     return tuple(run.settings.get(name) for name in ("schedule", "cache", "sampler"))
 
 
-def stops(run: Run) -> object:
+def stops(run: EvalRun) -> object:
     """The stop rules of a run; rules that never stop are none."""
     rules = run.settings["strategy"].get("stop") or {}
     return {
@@ -151,7 +153,7 @@ def stops(run: Run) -> object:
     }
 
 
-def sequential_of(run: Run, runs: Sequence[Run]) -> Run | None:
+def sequential_of(run: EvalRun, runs: Sequence[EvalRun]) -> EvalRun | None:
     """The sequential run with the same schedule, cache, sampler and stop rules."""
     same = [
         other
@@ -164,7 +166,7 @@ def sequential_of(run: Run, runs: Sequence[Run]) -> Run | None:
 
 
 @dataclass(frozen=True)
-class Timing:
+class WallTime:
     """Wall time of one strategy at one batch size: medians over repetitions.
 
     seconds_per_problem: median, smallest and largest; speedup: over the sequential run of the same
@@ -180,7 +182,7 @@ class Timing:
     speedup: float | None
 
 
-def wall_times(runs: Sequence[Run]) -> list[Timing]:
+def wall_times(runs: Sequence[EvalRun]) -> list[WallTime]:
     """One entry per strategy and batch size, by rising size.
 
     Empty if all have the same size and none of them was made for its wall time.
@@ -196,11 +198,11 @@ def wall_times(runs: Sequence[Run]) -> list[Timing]:
     return found
 
 
-def _timing(repetitions: Sequence[Run], runs: Sequence[Run]) -> Timing:
+def _timing(repetitions: Sequence[EvalRun], runs: Sequence[EvalRun]) -> WallTime:
     first = repetitions[0]
     seconds = [metrics.seconds_per_problem(run.samples) for run in repetitions]
     gains = [gain for run in repetitions if (gain := _gain_in_time(run, runs)) is not None]
-    return Timing(
+    return WallTime(
         first.name,
         first.batch_size,
         len(first.samples),
@@ -211,7 +213,7 @@ def _timing(repetitions: Sequence[Run], runs: Sequence[Run]) -> Timing:
     )
 
 
-def _gain_in_time(run: Run, runs: Sequence[Run]) -> float | None:
+def _gain_in_time(run: EvalRun, runs: Sequence[EvalRun]) -> float | None:
     base = sequential_of(run, [other for other in runs if other.timing == run.timing])
     if base is None or not _same(run.samples, base.samples):
         return None
@@ -286,13 +288,19 @@ def csv_text(rows: Sequence[Row]) -> str:
             else [_csv(getattr(speed, entry.name)) for entry in fields(Speedup)]
         )
         writer.writerow(
-            [row.strategy, row.task, row.problems]
+            [_cell(row.strategy), _cell(row.task), row.problems]
             + [repr(x) for span in spans for x in (span.value, span.low, span.high)]
             + [_csv(getattr(row, name)) for name in plain]
             + gains
             + ["" if row.headroom is None else repr(row.headroom)]
         )
     return buffer.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A text in one line that no spreadsheet takes for a formula."""
+    line = " ".join(text.split())
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 def _csv(value: float) -> str:
@@ -312,12 +320,20 @@ def markdown_table(
     """A Markdown table. numeric: columns set to the right, none of them: all but the first."""
     right = numeric or [False] + [True] * (len(heads) - 1)
     lines = [heads, ["---:" if number else "---" for number in right], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
 
 
-def wall_time_cells(times: Sequence[Timing]) -> tuple[list[str], list[list[str]]]:
+# What begins something else than text: marks inside of words do not, nor do lone brackets.
+_MARKS = re.compile(r"([\\`*|~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:]))")
+
+
+def escaped(text: str) -> str:
+    """A text for the middle of a Markdown line that shows as it is and brings no HTML along."""
+    line = " ".join(text.split())
+    return _MARKS.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def wall_time_cells(times: Sequence[WallTime]) -> tuple[list[str], list[list[str]]]:
     """Heads and lines of a table: a line per strategy, three columns per batch size."""
     sizes = sorted({timing.batch_size for timing in times})
     by_key = {(timing.strategy, timing.batch_size): timing for timing in times}
@@ -339,7 +355,7 @@ def wall_time_cells(times: Sequence[Timing]) -> tuple[list[str], list[list[str]]
     return heads, lines
 
 
-def _wall_time(timing: Timing) -> list[str]:
+def _wall_time(timing: WallTime) -> list[str]:
     seconds = timing.seconds_per_problem
     return [
         f"{1000 * seconds.value:.1f}" if timing.repetitions == 1 else _span(seconds, 1000, 1),
@@ -348,7 +364,7 @@ def _wall_time(timing: Timing) -> list[str]:
     ]
 
 
-def wall_time_csv(times: Sequence[Timing]) -> str:
+def wall_time_csv(times: Sequence[WallTime]) -> str:
     """All wall times in full precision."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -360,28 +376,7 @@ def wall_time_csv(times: Sequence[Timing]) -> str:
     for timing in times:
         seconds = timing.seconds_per_problem
         span = [seconds.value, seconds.low, seconds.high]
-        values = [*(getattr(timing, n) for n in names), *span, *(getattr(timing, n) for n in ends)]
+        facts = [_cell(timing.strategy), *(getattr(timing, n) for n in names[1:])]
+        values = [*facts, *span, *(getattr(timing, n) for n in ends)]
         writer.writerow("" if value is None else value for value in values)
     return buffer.getvalue()
-
-
-def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """A LaTeX table for the package booktabs."""
-    form = "".join("r" if COLUMNS[name].numeric else "l" for name in columns)
-    lines = [f"\\begin{{tabular}}{{{form}}}", "\\toprule"]
-    lines.append(" & ".join(_tex(head(name)) for name in columns) + " \\\\")
-    lines.append("\\midrule")
-    for row in rows:
-        filled = cells(row)
-        lines.append(" & ".join(_tex(filled[name]) for name in columns) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
-
-
-def _tex(text: str) -> str:
-    for letter in "\\&%$#_{}":
-        text = text.replace(letter, "\\textbackslash{}" if letter == "\\" else f"\\{letter}")
-        if letter == "\\":
-            # the braces just written are no text
-            text = text.replace("\\textbackslash{}", "\0")
-    text = text.replace("\0", "\\textbackslash{}")
-    return text

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm_decode.problems import TRAINED, Problem, draw
+from dllm_decode.problems import GAP, TRAINED, Family, Problem, draw
+from dllm_decode.problems.lists import Labelled
+from dllm_decode.problems.numbers import Story
+from dllm_decode.problems.tales import Tale
+from dllm_decode.problems.texts import Records
+from dllm_decode.problems.words import NAMES
 from dllm_decode.training.llada_tiny.tokenizer import (
     EOT,
     HEADER_END,
@@ -21,7 +26,8 @@ from dllm_decode.training.llada_tiny.tokenizer import (
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-STRUCTURE, CONTENT, PADDING, PROMPT = 0, 1, 2, 3  # kinds of slots; masked at rates of their own
+# Kinds of slots, masked at rates of their own; given ones never.
+STRUCTURE, CONTENT, PADDING, GIVEN = 0, 1, 2, 3
 BLOCK = 32  # slots; the block length that semi-autoregressive decoding commonly uses
 
 
@@ -37,11 +43,13 @@ class Mixture:
     short: exponent of the bonus per token for answers shorter than 16 tokens (0: none; 1: every
     answer counts the same), without which two-token answers hardly count; balance: 1 draws
     examples of all lengths as often as the families make them, 0 gives short and long ones the same
-    number of steps, so that there are many more short ones to learn an operation from.
+    number of steps, so that there are many more short ones to learn an operation from; strange:
+    share of examples with short lists or with names made up on the spot, so that what people try
+    first is not new to the model.
     """
 
-    buckets: tuple[int, ...] = (36, 56, 80, 112, 192)
-    batch_tokens: int = 3072
+    buckets: tuple[int, ...] = (40, 56, 96, 144, 192, 256)
+    batch_tokens: int = 4096
     padding_weight: float = 0.15
     wide: float = 0.06
     widest: float = 0.02
@@ -51,16 +59,22 @@ class Mixture:
     predicted: float = 0.55
     short: float = 0.5
     balance: float = 0.3
+    strange: float = 0.08
 
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded problem: prompt and answer ids, and slots of end-of-text behind the answer."""
+    """One encoded problem.
+
+    prompt, answer: ids; padding: slots of end-of-text behind the answer; given: for infilling, for
+    every slot of the answer whether it stands on the canvas in advance, () for other problems.
+    """
 
     family: int
     prompt: list[int]
     answer: list[int]
     padding: int
+    given: tuple[bool, ...] = ()
 
     @property
     def length(self) -> int:
@@ -105,6 +119,13 @@ class Encoder:
     def answer(self, text: str) -> list[int]:
         """Ids of the answer without the end of text."""
         return self.text(" " + text)
+
+    def given(self, form: str) -> tuple[bool, ...]:
+        """For every slot of a form whether it is given; () without a form."""
+        slots: list[bool] = []
+        for number, piece in enumerate(form.split(GAP) if form else ()):
+            slots += [False] * (number > 0) + [True] * len(self.text(piece))
+        return tuple(slots)
 
     def kinds(self, answer: list[int]) -> list[int]:
         """STRUCTURE or CONTENT for each id of an answer."""
@@ -154,7 +175,10 @@ class Batches:
 
     def _example(self, rng: random.Random, shares: list[float]) -> Example:
         index = rng.choices(range(len(shares)), shares)[0]
-        problem: Problem = draw(self._families[index], "train", rng)
+        family = self._families[index]
+        if rng.random() < self.mixture.strange:
+            family = strange(family, rng)
+        problem: Problem = draw(family, "train", rng)
         prompt, answer = self.encoder.prompt(problem.prompt), self.encoder.answer(problem.answer)
         kind = rng.random()
         padding = rng.randint(0, 4)
@@ -162,7 +186,7 @@ class Batches:
             padding = rng.randint(64, 128) - len(answer) - 1
         elif kind < self.mixture.widest + self.mixture.wide:
             padding = rng.randint(32, 64) - len(answer) - 1
-        return Example(index, prompt, answer, max(0, padding))
+        return Example(index, prompt, answer, max(0, padding), self.encoder.given(problem.form))
 
     def _masked(self, examples: list[Example], length: int, rng: np.random.Generator) -> Batch:
         rows, encoder, mixture = len(examples), self.encoder, self.mixture
@@ -173,16 +197,19 @@ class Batches:
         for number, example in enumerate(examples):
             begin, end = len(example.prompt), len(example.prompt) + len(example.answer)
             clean[number, :end] = example.prompt + example.answer
-            kind[number, :begin] = PROMPT
+            kind[number, :begin] = GIVEN
             kind[number, begin:end] = encoder.kinds(example.answer)
-            first_eot[number, end] = True
+            if example.given:  # all behind the form is given, too
+                kind[number, begin:end][np.array(example.given)] = GIVEN
+                kind[number, end:] = GIVEN
+            first_eot[number, end] = not example.given
         place = np.arange(length) - start[:, None]  # slot on the canvas
         loose = [not self._families[example.family].determined for example in examples]
         rate = self._rates(kind, place, np.array(loose), rng)
-        masked = (rng.random((rows, length)) < rate) & (kind != PROMPT)
+        masked = (rng.random((rows, length)) < rate) & (kind != GIVEN)
         weight = np.where((kind == PADDING) & ~first_eot, mixture.padding_weight, 1.0)
         weight = weight / np.maximum(rate, mixture.least_rate)
-        answers = np.array([len(example.answer) for example in examples])
+        answers = np.maximum(1, (kind < PADDING).sum(1))
         weight = weight * (16 / answers[:, None]) ** mixture.short
         wanted = self._chosen(
             masked, first_eot | (kind < PADDING), int(rows * length * mixture.predicted), rng
@@ -190,7 +217,7 @@ class Batches:
         family = np.array([example.family for example in examples])
         hidden = (masked & (kind < PADDING)).sum(1) / np.maximum(1, (kind < PADDING).sum(1))
         flat = masked.reshape(-1)[wanted]
-        total = max(1.0, float(np.where(kind == PROMPT, 0, weight * rate).sum()))
+        total = max(1.0, float(np.where(kind == GIVEN, 0, weight * rate).sum()))
         return Batch(
             tokens=np.where(masked, encoder.mask, clean),
             wanted=wanted,
@@ -240,3 +267,26 @@ class Batches:
         order = rng.random(masked.size) + 2.0 * (masked * (1.0 + counts)).reshape(-1)
         picked: Ints = np.sort(np.argpartition(-order, count)[:count])
         return picked
+
+
+def strange(family: Family, rng: random.Random) -> Family:
+    """A family with short lists and with a few made-up names; others as they are."""
+    if isinstance(family, Labelled) and family.longest <= 9:
+        made_up = tuple(_made_up(rng) for _ in range(4))
+        pool = made_up + tuple(rng.sample(NAMES, 8)) if rng.random() < 0.6 else NAMES
+        return replace(family, shortest=2, longest=5, pool=pool)
+    if isinstance(family, Records | Story | Tale):
+        return replace(family, pool=(_made_up(rng), *rng.sample(NAMES, 3)))
+    return family
+
+
+def _made_up(rng: random.Random) -> str:
+    """A word that looks like a name, such as "Tobira"; two to eight letters."""
+    while True:
+        syllables = (
+            rng.choice("bcdfghjklmnprstvwyz") + rng.choice("aeiou") + rng.choice(["", "n", "r", ""])
+            for _ in range(rng.randint(1, 3))
+        )
+        name = "".join(syllables)[: rng.randint(2, 8)].capitalize()
+        if name not in NAMES:
+            return name

@@ -42,13 +42,17 @@ class Course:
         tries = self.tries.get(name, 0.0)
         return 1 - self.hits[name] / tries if tries > 20 else 1.0
 
-    def weights(self, emphasis: Mapping[str, float]) -> dict[str, float]:
+    def weights(
+        self, emphasis: Mapping[str, float], curriculum: Mapping[str, float]
+    ) -> dict[str, float]:
         """How often each family is drawn: a floor for all, more where the errors are.
 
-        emphasis: factor for families by name, 1 where absent.
+        emphasis: factor for families by name, 1 where absent; curriculum: families that are drawn
+        only after so many million tokens, by name.
         """
         weights = {}
         for family in TRAINED.values():
             need = min(1.0, self.error(family.name) / _ERROR) if family.determined else _OPEN
-            weights[family.name] = (_FLOOR + need) * emphasis.get(family.name, 1.0)
+            begun = self.tokens >= 1e6 * curriculum.get(family.name, 0.0)
+            weights[family.name] = begun * (_FLOOR + need) * emphasis.get(family.name, 1.0)
         return weights

@@ -30,7 +30,9 @@ def exact_match(
     for name in names:
         family, asked = FAMILIES[name], problems(name, "held_out", count, seed)
         prompts = [problem.prompt for problem in asked]
-        texts = decoder.generate(prompts, max_new_tokens=family.canvas).texts
+        forms = [problem.form or None for problem in asked]
+        canvas = family.canvas
+        texts = decoder.generate(prompts, max_new_tokens=canvas, infill=forms).texts
         right = [family.grade(p, text) for p, text in zip(asked, texts, strict=True)]
         shares[name] = sum(right) / count
     return shares

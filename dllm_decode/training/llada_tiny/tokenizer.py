@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from dllm_decode.problems import words
+from dllm_decode.problems import tales, words
 
 BOS, EOT, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"
 HEADER_START, HEADER_END, TURN_END = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
@@ -40,7 +40,8 @@ def vocabulary() -> dict[str, int]:
     """Token -> id: special tokens, then bytes, then words with the blank in front."""
     blank = byte_letters()[32]
     known = (*words.NUMBERS, *words.NAMES, *words.CITIES, *words.SYMBOLS, *words.THINGS)
-    pieces = [blank + word for word in (*known, *words.PHRASES, *words.PUNCTUATION)]
+    told = (*words.PLACES, *words.MOODS, *words.TIMES, *tales.WORDS)
+    pieces = [blank + word for word in (*known, *words.PHRASES, *words.PUNCTUATION, *told)]
     tokens = dict.fromkeys([*SPECIALS, *byte_letters(), *pieces])  # a word may be in two lists
     return {token: number for number, token in enumerate(tokens)}
 

@@ -29,7 +29,7 @@ from dllm_decode.training.llada_tiny.network import Network
 from dllm_decode.training.llada_tiny.report import Reporter
 
 if TYPE_CHECKING:
-    from dllm_decode.tasks.pretrain import Pretrain
+    from dllm_decode.training.llada_tiny.recipe import Recipe
 
 
 class Worker:
@@ -43,7 +43,7 @@ class Worker:
     """
 
     def __init__(
-        self, settings: Pretrain, rank: int, report: Reporter, stop: Callable[[], bool]
+        self, settings: Recipe, rank: int, report: Reporter, stop: Callable[[], bool]
     ) -> None:
         self.settings, self.rank, self.report = settings, rank, report
         self.stop, self.stopped = stop, False
@@ -65,11 +65,14 @@ class Worker:
         begun, earlier, saved = time.monotonic(), course.seconds, course.seconds
         losses: list[float] = []
         try:
-            while (progress := settings.progress(course.step, course.seconds)) < 1:
+            while (progress := settings.progress(course)) < 1:
                 if 0 < settings.halt <= course.step:
                     break
-                batch = loader.batch(course.step, course.weights(settings.emphasis))
+                batch = loader.batch(course.step, self._weights())
+                before = course.tokens
                 losses.append(self._step(batch, progress, earlier + time.monotonic() - begun))
+                if before < 1e6 * settings.early <= course.tokens:
+                    self._export(self.folder / "early")
                 if self.stopped:
                     break
                 if course.step % settings.log_every == 0:
@@ -87,9 +90,13 @@ class Worker:
         if not self.stopped:
             self._measure()
 
+    def _weights(self) -> dict[str, float]:
+        """How often each family is drawn now."""
+        return self.course.weights(self.settings.emphasis, self.settings.curriculum)
+
     def _due(self) -> bool:
         """Whether exact match is to be measured now, before the end."""
-        progress = self.settings.progress(self.course.step, self.course.seconds)
+        progress = self.settings.progress(self.course)
         number = int(progress * self.settings.measurements)
         due = self.course.measured < number and progress < 1
         self.course.measured = max(number, self.course.measured)
@@ -165,7 +172,7 @@ class Worker:
                 f"the loss became {loss} before step {course.step}; lower muon_rate "
                 f"({settings.muon_rate}) or adam_rate ({settings.adam_rate})"
             )
-        progress = settings.progress(course.step, course.seconds)
+        progress = settings.progress(course)
         self._write(
             self._place()
             | {
@@ -173,28 +180,38 @@ class Worker:
                 "tokens_per_second": round(course.tokens / max(course.seconds, 1e-9)),
                 "loss": round(loss, 4),
                 "rate": round(settings.rate(course.step, progress), 4),
-                "token_accuracy": {name: round(1 - course.error(name), 4) for name in TRAINED},
+                "token_accuracy": {
+                    name: round(1 - course.error(name), 4)
+                    for name, tries in course.tries.items()
+                    if tries > 0
+                },
             }
         )
 
     def _measure(self) -> None:
         """Export the averaged weights; exact match with them, families divided among workers."""
         settings, folder = self.settings, self.folder / "model"
-        if self.rank == 0:
-            export(self.average, settings.shape(), folder, settings.mixture().buckets[-1])
+        self._export(folder)
         if settings.measured_problems:
             if settings.workers > 1:
                 distributed.barrier()  # the folder must be there
-            mine = list(TRAINED)[self.rank :: settings.workers]
+            begun = [name for name, weight in self._weights().items() if weight]
+            mine = begun[self.rank :: settings.workers]
             shares = exact_match(
                 folder, mine, settings.measured_problems, settings.seed, settings.device
             )
-            found = torch.tensor([shares.get(name, 0.0) for name in TRAINED])
+            found = torch.tensor([shares.get(name, 0.0) for name in begun])
             self._share(found)
-            exact = dict(zip(TRAINED, (round(x, 4) for x in found.tolist()), strict=True))
+            exact = dict(zip(begun, (round(x, 4) for x in found.tolist()), strict=True))
             self._write(self._place() | {"exact_match": exact})
         if self.rank == 0 and (self.folder / "curves.jsonl").exists():
             curves.picture(curves.read(self.folder / "curves.jsonl"), self.folder / "curves.png")
+
+    def _export(self, folder: Path) -> None:
+        """Write the averaged weights as a model."""
+        if self.rank == 0:
+            settings = self.settings
+            export(self.average, settings.shape(), folder, settings.mixture().buckets[-1])
 
     def _place(self) -> dict[str, object]:
         """Where the run stands, as every line of the log begins."""
@@ -232,7 +249,7 @@ class Worker:
                 curves.cut(self.folder / "curves.jsonl", self.course.step)
 
 
-def work(rank: int, settings: Pretrain, store: str, stop: Callable[[], bool]) -> None:
+def work(rank: int, settings: Recipe, store: str, stop: Callable[[], bool]) -> None:
     """Body of a training process.
 
     Args:

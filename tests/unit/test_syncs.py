@@ -105,7 +105,7 @@ def test_a_step_looks_at_the_device_once_and_fetches_rows_that_leave_in_one_go(
 def test_looking_every_few_steps_leaves_the_steps_between_without_any():
     request = Request(((1, 2, 3), (4,)), (20, 9))
     own = decoder("llada", NoCache(), CREDIT, Greedy())
-    run = Run(Decoder(own.denoiser, own.strategy, own.schedule, check_every=3), request)
+    run = Run(Decoder(own.denoiser, own.strategy, own.schedule, sync_every=3), request)
     run.admit(range(2))
     for _ in range(3):
         run.step()

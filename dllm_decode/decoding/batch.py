@@ -1,0 +1,380 @@
+"""The rows that are decoded together: how they join, what their next step is, how they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dllm_decode.decoding import calls
+from dllm_decode.decoding.cache import Plan, Refresh, Store, StoreMemory, columns_of, mask_of
+from dllm_decode.decoding.canvas import Canvas
+from dllm_decode.decoding.composition import Composition
+from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
+from dllm_decode.decoding.parameters import columns_of_parameters
+from dllm_decode.decoding.returned import blamed, check_plane, named
+from dllm_decode.decoding.schedule import Window
+from dllm_decode.decoding.strategy import Budget
+from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, StepView, gather_columns
+from dllm_decode.errors import PluginError
+from dllm_decode.kernels.noise import Noise
+
+
+@dataclass
+class Counters(Memory):
+    """What is counted per row.
+
+    Attributes:
+        seeds: (B,) seeds of the rows' random numbers.
+        step: (B,) steps the row has done.
+        forwards: (B,) passes it took part in, probes included.
+        window_key: (B,) key of the window it is in.
+        window_step: (B,) steps done in this window.
+        window_open: (B,) open slots when it was entered.
+        surplus: (B,) passes after it was done.
+        over_budget: (B,) bool, closing commits were forced.
+        parameters: what rows set for themselves, each (B, 1).
+    """
+
+    seeds: Tensor
+    step: Tensor
+    forwards: Tensor
+    window_key: Tensor
+    window_step: Tensor
+    window_open: Tensor
+    surplus: Tensor
+    over_budget: Tensor
+    parameters: Mapping[str, Tensor]
+
+    @staticmethod
+    def of(seeds: Tensor, parameters: Mapping[str, Tensor]) -> Counters:
+        """Nothing has happened yet."""
+        zero = torch.zeros_like(seeds)
+        return Counters(seeds, zero, zero, zero - 1, zero, zero, zero, zero.bool(), parameters)
+
+    def enter(self, key: Tensor, opened: Tensor) -> Tensor:
+        """Note the window each row is in; returns the rows that have just entered it."""
+        fresh = key != self.window_key
+        self.window_key = key
+        self.window_step = torch.where(fresh, 0, self.window_step)
+        self.window_open = torch.where(fresh, opened.sum(1), self.window_open)
+        return fresh
+
+
+@dataclass
+class NextStep(Memory):
+    """The next step of each row, so far as it is known before the host has seen the last one.
+
+    Attributes:
+        index: (B, W) columns whose logits are wanted, -1 for none.
+        masked: (B, W) the undecided ones.
+        active: (B, W) those in the row's window.
+        open: (B, W) both: those that may be committed.
+        fresh: (B,) the row has just entered this window.
+        refresh: (B, L) columns to recompute, None without a store.
+        valid: (B, L) columns that may be attended to, None without a store.
+    """
+
+    index: Tensor
+    masked: Tensor
+    active: Tensor
+    open: Tensor
+    fresh: Tensor
+    refresh: Tensor | None
+    valid: Tensor | None
+
+    def join(self, other: Memory) -> None:
+        """Append rows whose windows may have another number of slots."""
+        assert isinstance(other, NextStep)
+        slots = max(self.index.shape[1], other.index.shape[1])
+        for part in (self, other):
+            missing = (0, slots - part.index.shape[1])
+            part.index = pad(part.index, missing, value=-1)
+            part.masked = pad(part.masked, missing, value=False)
+            part.active = pad(part.active, missing, value=False)
+            part.open = pad(part.open, missing, value=False)
+        super().join(other)
+
+
+class Batch:
+    """The rows of a request that are decoded together at the moment, and all that is kept of them.
+
+    Attributes:
+        rows: which rows of the request, in the order of the batch.
+        canvas, counters, next: what stands there, what was counted, what comes next.
+        memory, cache_memory, store: what strategy, cache policy and model remember.
+        snapshot: the canvas as plugins see it.
+        noise: the random numbers of the step.
+        trace: every change, where recording was asked for.
+    """
+
+    canvas: Canvas
+    counters: Counters
+    next: NextStep
+    snapshot: Snapshot
+    noise: Noise
+
+    def __init__(self, parts: Composition, request: Request, capacity: int | None = None) -> None:
+        """An empty batch.
+
+        Args:
+            parts: the model and the plugins.
+            request: every row that may ever join, which sets the width of the canvas.
+            capacity: rows that are in the batch at once, for the store; None for all.
+        """
+        self.parts = parts
+        self.request = request
+        self.device = parts.denoiser.device
+        self.capacity = request.rows if capacity is None else capacity
+        self.rows: tuple[int, ...] = ()
+        self.memory: Memory | None = None
+        self.cache_memory: Memory | None = None
+        self.store: Store | None = None
+        self.trace: list[Change] = []
+        self._sources = Capabilities.of(parts.denoiser).sources
+        self._sees_canvas = any(part.sees_canvas for _, part in parts.strategy.parts())
+        self._probes = 0
+        self._unseen = 0  # steps since the host last measured the batch
+        self._first = 0  # the first column of the longest prompt in the batch
+        self._reach = 0  # columns up to the furthest horizon
+        self._widest = 0  # columns that the next pass recomputes in the row that needs most
+        self._complete = False  # whether every column of every row may be attended to
+
+    # Rows join and leave.
+
+    def admit(self, rows: Sequence[int]) -> None:
+        """Let rows of the request join; nothing has changed if a plugin raises in `begin`."""
+        parts, request = self.parts, self.request.take(rows)
+        canvas = Canvas.of(self.request, parts.denoiser.vocab, self.device, rows)
+        snapshot = canvas.snapshot()
+        counters = Counters.of(
+            torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
+            columns_of_parameters(parts.strategy, self.request, rows, self.device),
+        )
+        memory = calls.begin(parts.strategy, "strategy", request, snapshot)
+        cache_memory = parts.cache.begin(request, snapshot)
+        upcoming = self._look_ahead(snapshot, counters, cache_memory)
+        if self.rows:
+            self.canvas.join(canvas)
+            self.counters.join(counters)
+            self.next.join(upcoming)
+            for own, new in ((self.memory, memory), (self.cache_memory, cache_memory)):
+                if own is not None and new is not None:
+                    own.join(new)
+        else:
+            self.canvas, self.counters, self.next = canvas, counters, upcoming
+            self.memory, self.cache_memory = memory, cache_memory
+        self.rows = (*self.rows, *rows)
+        self._store_rows(len(rows))
+        self.snapshot = self.canvas.snapshot()
+        for observer in parts.observers:
+            with blamed(observer):
+                observer.start(request, snapshot)
+
+    def _store_rows(self, joining: int) -> None:
+        if not self.parts.cache.stores:
+            return
+        if self.store is None:
+            denoiser = self.parts.denoiser
+            assert isinstance(denoiser, StoringDenoiser)  # checked when the decoder was composed
+            self.store = denoiser.allocate(self.capacity, self.canvas.tokens.shape[1])
+        self.store.join(joining)
+
+    def remove(self, positions: Sequence[int]) -> None:
+        """Take rows out; the last ones close the gaps, so that few stored values have to move."""
+        stay = [position for position in range(len(self.rows)) if position not in positions]
+        spare = [position for position in stay if position >= len(stay)]
+        order = [spare.pop() if place in positions else place for place in range(len(stay))]
+        self.rows = tuple(self.rows[position] for position in order)
+        if self.store is not None:
+            self.store.take(order)
+        keep = torch.tensor(order, dtype=torch.long).to(self.device, non_blocking=True)
+        for part in (self.canvas, self.counters, self.next, self.memory, self.cache_memory):
+            if part is not None:
+                part.take(keep)
+        self.snapshot = self.canvas.snapshot()
+
+    def abandon(self) -> None:
+        """Drop all rows and everything that plugins remember of them."""
+        self.rows = ()
+        self.memory = self.cache_memory = self.store = None
+
+    # The next step.
+
+    def plan(self) -> Plan:
+        """What the next pass recomputes; its window and its random numbers are in the batch."""
+        index = self.next.index
+        self.noise = Noise(self.counters.seeds, self.counters.step, index - self.snapshot.start)
+        # horizons may have moved since the host last saw them
+        complete = self._complete and not self._unseen
+        if self.next.refresh is None:
+            return Plan(complete=complete)
+        columns = columns_of(self.next.refresh, self._widest)
+        return Plan(columns, self.next.valid, self.store, complete)
+
+    @property
+    def tokens(self) -> Tensor:
+        """What stands on the canvas, (B, L)."""
+        return self.snapshot.tokens
+
+    @property
+    def span(self) -> slice:
+        """Canvas columns that a pass has to look at: no padding that all rows share."""
+        return slice(self._first, self._reach)
+
+    def _look_ahead(
+        self, snapshot: Snapshot, counters: Counters, cache_memory: Memory | None
+    ) -> NextStep:
+        """Window and plan of the next step, made before the sync so that it can tell their size."""
+        window = self._window(snapshot)
+        index, active = self._seen(snapshot, window)
+        masked = gather_columns(snapshot.undecided, index) & (index >= 0)
+        opened = masked & active
+        fresh = counters.enter(window.key, opened)
+        refresh = self._refresh(snapshot, index, fresh, cache_memory)
+        if refresh is None:
+            return NextStep(index, masked, active, opened, fresh, None, None)
+        columns = refresh.columns
+        # a column that the plan leaves out has no fresh logits
+        computed = gather_columns(columns, index)
+        index, masked = torch.where(computed, index, -1), masked & computed
+        opened = opened & computed
+        if self._sources is not None:
+            sources = self._sources(index, snapshot.live)
+            columns = columns | mask_of(sources, snapshot.tokens.shape[1])
+        return NextStep(index, masked, active, opened, fresh, columns, refresh.valid | columns)
+
+    def _window(self, snapshot: Snapshot) -> Window:
+        """The schedule's window, of the right shape, and no column in it beyond the canvas."""
+        schedule = self.parts.schedule
+        who = f"{named('schedule', schedule)}: what window returned"
+        window = schedule.window(snapshot)
+        if not isinstance(window, Window):
+            raise PluginError(f"{who} is {type(window).__name__}; it must be a Window")
+        rows, device = snapshot.rows.numel(), snapshot.rows.device
+        check_plane(f"{who} as index", window.index, (rows, "W"), (torch.long,), device)
+        check_plane(f"{who} as key", window.key, (rows,), (torch.long,), device)
+        inside = window.index < snapshot.tokens.shape[1]
+        return Window(torch.where(inside, window.index, -1), window.key)
+
+    def _refresh(
+        self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Memory | None
+    ) -> Refresh | None:
+        """The cache policy's plan, of the right shape."""
+        cache = self.parts.cache
+        refresh = cache.plan(snapshot, index, fresh, memory)
+        if refresh is None:
+            return None
+        who = f"{named('cache', cache)}: what plan returned"
+        if not isinstance(refresh, Refresh):
+            raise PluginError(f"{who} is {type(refresh).__name__}; it must be a Refresh or None")
+        for name, plane in (("columns", refresh.columns), ("valid", refresh.valid)):
+            shape, device = snapshot.tokens.shape, snapshot.tokens.device
+            check_plane(f"{who} as {name}", plane, shape, (torch.bool,), device)
+        return refresh
+
+    def _seen(self, snapshot: Snapshot, window: Window) -> tuple[Tensor, Tensor]:
+        """Columns whose logits are wanted, and which of them lie in the row's window."""
+        if not self._sees_canvas:
+            return window.index, window.index >= 0
+        begin = snapshot.start
+        columns = snapshot.columns[begin:].expand(snapshot.tokens.shape[0], -1)
+        index = torch.where(columns < snapshot.horizon[:, None], columns, -1)
+        inside = (index[:, :, None] == window.index[:, None, :]).any(-1)
+        return index, inside & (index >= 0)
+
+    # What a step changed.
+
+    def count_probe(self) -> None:
+        """One more pass over other tokens; what it stored must not be taken for the canvas's."""
+        self._probes += 1
+        if isinstance(self.cache_memory, StoreMemory) and self.next.refresh is not None:
+            self.cache_memory.distrust(self.next.refresh)
+
+    def note(self, change: Change, view: StepView) -> None:
+        """Take in what a step changed: counters, cache, trace, observers, and the next step."""
+        self.snapshot = snapshot = self.canvas.snapshot()
+        change = replace(change, horizon=snapshot.horizon - snapshot.start, probes=self._probes)
+        self._probes = 0
+        self._unseen += 1
+        self._count(change, view.open.any(1))
+        self.parts.cache.note(change, self.cache_memory)
+        if self.parts.record:
+            self.trace.append(change)
+        for observer in self.parts.observers:
+            with blamed(observer):
+                observer.step(change, snapshot)
+        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory)
+
+    def _count(self, change: Change, took_part: Tensor) -> None:
+        counters = self.counters
+        counters.forwards = counters.forwards + took_part * (1 + change.probes)
+        counters.surplus = counters.surplus + ~took_part
+        counters.step = counters.step + took_part
+        counters.window_step = counters.window_step + took_part
+        if isinstance(self.parts.strategy.progress, Budget):
+            counters.over_budget = counters.over_budget | change.forced
+
+    # What the host wants to know.
+
+    def sizes(self) -> dict[str, Tensor]:
+        """What every sync fetches of each row, (B,): columns left, horizon, size of a pass."""
+        upcoming, snapshot = self.next, self.snapshot
+        facts = {
+            "undecided": snapshot.undecided.sum(1),
+            "open": upcoming.open.sum(1),
+            "horizon": snapshot.horizon,
+        }
+        if upcoming.refresh is not None and upcoming.valid is not None:
+            facts |= {"refresh": upcoming.refresh.sum(1), "valid": upcoming.valid.sum(1)}
+        return facts
+
+    def measure(self, facts: Mapping[str, Sequence[int]]) -> None:
+        """Learn from the host how wide the next pass is; facts: see `sizes`, of the rows left."""
+        self._unseen = 0
+        horizons = facts["horizon"]
+        self._reach = max(horizons, default=0)
+        if "refresh" in facts:
+            self._widest = max(facts["refresh"], default=0)
+            self._complete = min(facts["valid"], default=0) == self._reach
+            return
+        # without a store nothing is tied to a column: padding that all rows share is left out
+        lengths = [len(self.request.prompts[row]) for row in self.rows]
+        longest = max(lengths, default=0)
+        self._first = self.canvas.start - longest
+        even = min(lengths, default=0) == longest and min(horizons, default=0) == self._reach
+        self._complete = even
+
+    def stuck(self, position: int) -> PluginError:
+        """Why a row that has undecided columns cannot decide any of them in its next step."""
+        snapshot, schedule, cache = self.snapshot, self.parts.schedule, self.parts.cache
+        window = self._window(snapshot).index
+        opened = gather_columns(snapshot.undecided, window) & (window >= 0)
+        left = snapshot.undecided[position].nonzero()[:, 0] - snapshot.start
+        row, step = self.rows[position], int(self.counters.step[position])
+        what = f"undecided column of row {row}, step {step}"
+        columns = f"{left.numel()} are left, the first is generated column {int(left[0])}"
+        if bool(opened[position].any()):
+            who = named("cache", cache)
+            return PluginError(f"{who} recomputes no {what}, that its window opens: {columns}")
+        return PluginError(f"{named('schedule', schedule)} opens no {what}: {columns}")
+
+    def account(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        """What the outcomes of some rows are made of, their rows in dimension 0."""
+        canvas, counters = self.canvas, self.counters
+        at = torch.tensor(list(positions)).to(self.device, non_blocking=True)
+        columns = slice(canvas.start, None)
+        planes = {
+            "tokens": canvas.tokens[:, columns],
+            "step_of": canvas.step_of[:, columns],
+            "confidence_of": canvas.confidence_of[:, columns],
+            "undecided": (canvas.editable & ~canvas.decided)[:, columns],
+            "length": canvas.horizon - canvas.start,
+            "forwards": counters.forwards,
+            "surplus": counters.surplus,
+            "over_budget": counters.over_budget,
+        }
+        return {name: plane[at] for name, plane in planes.items()}

@@ -1,0 +1,113 @@
+"""What is refused before anything is decoded: parts that do not fit together, and requests."""
+
+from __future__ import annotations
+
+from dllm_decode.decoding.cache import CachePolicy
+from dllm_decode.decoding.calls import name_of
+from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoiser
+from dllm_decode.decoding.parameters import check_parameters
+from dllm_decode.decoding.schedule import Schedule
+from dllm_decode.decoding.strategy import Part, Strategy
+from dllm_decode.decoding.types import Request
+from dllm_decode.errors import CapabilityError, ConfigError
+
+
+def place_of(key: str, part: Part) -> str:
+    """How messages name a part of the strategy: its config key and its class."""
+    return name_of(part, f"strategy.{key}" if key else "strategy")
+
+
+def check_composition(
+    denoiser: Denoiser, strategy: Strategy, schedule: Schedule, cache: CachePolicy
+) -> None:
+    """Refuse parts that are valid alone but cannot work together; raises `CapabilityError`."""
+    _check_cache(denoiser, cache)
+    for key, part in strategy.parts():
+        _check_part(place_of(key, part), part, denoiser, schedule, cache)
+
+
+def _check_cache(denoiser: Denoiser, cache: CachePolicy) -> None:
+    kind = type(cache).__name__
+    if cache.stores and not isinstance(denoiser, StoringDenoiser):
+        raise CapabilityError(
+            f"cache ({kind}) needs keys and values to store, but model "
+            f"({type(denoiser).__name__}) has none; use cache=none"
+        )
+    if cache.attention == "block_causal" and Capabilities.of(denoiser).block_length is None:
+        raise CapabilityError(
+            f"cache ({kind}) is exact for block-causal models only, but model "
+            f"({type(denoiser).__name__}) attends to the whole canvas; use "
+            "cache=none, prefix or dual"
+        )
+
+
+def _check_part(
+    name: str, part: Part, denoiser: Denoiser, schedule: Schedule, cache: CachePolicy
+) -> None:
+    width, kind = part.window_width, type(cache).__name__
+    if width is not None and width != schedule.block_length:
+        raise CapabilityError(
+            f"{name} was made for blocks of {width} columns, but schedule has "
+            f"{schedule.block_length or 'no block grid'}; use schedule=blocks "
+            f"schedule.length={width}"
+        )
+    made_for, own = part.model_fingerprint, Capabilities.of(denoiser).fingerprint
+    if made_for is not None and made_for != own:
+        raise CapabilityError(
+            f"{name} was trained for the model with fingerprint {made_for}, but model has "
+            f"{own or 'none'}; use that checkpoint, or train for this one "
+            "(task=train_filter)"
+        )
+    if part.sees_canvas and cache.logits != "canvas":
+        raise CapabilityError(
+            f"{name} reads predictions outside the current window, where cache ({kind}) "
+            "computes none; use cache=none or cache=prefix, or limit its scope to the block"
+        )
+    if part.needs_window and cache.logits == "part":
+        raise CapabilityError(
+            f"{name} reads the prediction at every column of the window, but cache ({kind}) "
+            "computes only some; use cache=none, prefix or dual"
+        )
+
+
+def check_request(
+    denoiser: Denoiser, strategy: Strategy, schedule: Schedule, request: Request
+) -> None:
+    """Raise `ConfigError` where model, schedule or strategy cannot serve a request."""
+    schedule.check(request)
+    check_parameters(strategy, request)
+    _check_length(denoiser, request)
+    _check_ids(denoiser, request)
+    for key, part in strategy.parts():
+        if part.needs_reference and request.reference is None:
+            raise CapabilityError(
+                f"{place_of(key, part)} needs the tokens of a reference decode; give "
+                "Request.reference, or call generate(), which makes one"
+            )
+
+
+def _check_length(denoiser: Denoiser, request: Request) -> None:
+    longest = max(map(len, request.prompts)) + max(request.lengths)
+    limit = denoiser.max_length
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"prompt and max_new_tokens together need {longest} positions, the model has "
+            f"{limit}; shorten the prompt or lower max_new_tokens"
+        )
+
+
+def _check_ids(denoiser: Denoiser, request: Request) -> None:
+    size = denoiser.vocab.size
+    for row, prompt in enumerate(request.prompts):
+        wrong = [token for token in prompt if not 0 <= token < size]
+        if wrong:
+            raise ConfigError(
+                f"prompt {row} contains token id {wrong[0]}; the model knows 0 to {size - 1}"
+            )
+    for row, fixed in enumerate(request.fixed or ()):
+        for token in (fixed or {}).values():
+            if not 0 <= token < size or token == denoiser.vocab.mask_id:
+                raise ConfigError(
+                    f"fixed token of row {row} must be a token id in [0, {size - 1}] and not "
+                    f"the mask, got {token}"
+                )

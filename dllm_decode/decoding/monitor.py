@@ -1,0 +1,225 @@
+"""The one place where the host waits for the device: faults, and rows that are done."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm_decode.decoding.batch import Batch
+from dllm_decode.decoding.outcome import Outcome
+from dllm_decode.decoding.prediction import DensePrediction
+from dllm_decode.decoding.returned import named
+from dllm_decode.decoding.sampling import Categorical, Greedy
+from dllm_decode.decoding.settle import Faults, where
+from dllm_decode.decoding.types import StepView
+from dllm_decode.errors import DeviceError, DllmDecodeError, ModelOutputError, PluginError
+
+
+def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
+    """Tensors as (nested) lists of Python numbers, all of them in one transfer.
+
+    Whole numbers come back as int, exact up to 2**53 where floating-point ones stand beside them.
+    """
+    values = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
+    numbers = iter(torch.cat([value.reshape(-1) for value in values.values()]).tolist())
+    return {
+        name: _nested(numbers, value.shape, float if value.is_floating_point() else int)
+        for name, value in values.items()
+    }
+
+
+def _nested(numbers: Iterator[Any], shape: Sequence[int], kind: type) -> list[Any]:
+    if len(shape) == 1:
+        return list(map(kind, islice(numbers, shape[0])))
+    return [_nested(numbers, shape[1:], kind) for _ in range(shape[0])]
+
+
+_DEVICE = re.compile("CUDA error|CUBLAS_STATUS|cuDNN error|HIP error|device-side assert")
+
+
+@contextmanager
+def device_faults_end_it() -> Iterator[None]:
+    """Raise `DeviceError` for errors after which a device computes nothing more.
+
+    Memory that does not suffice is no such error: fewer rows may fit.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if "out of memory" in text or "ALLOC_FAILED" in text:
+            raise torch.OutOfMemoryError(text) from error
+        if not isinstance(error, torch.AcceleratorError) and not _DEVICE.search(text):
+            raise
+        raise DeviceError(
+            f"the device failed and computes nothing more in this process ({text.splitlines()[0]})"
+            "; start again, with kernels=reference head=apart if it was one of our kernels; "
+            "CUDA_LAUNCH_BLOCKING=1 in the environment shows where it happens"
+        ) from error
+
+
+@dataclass(frozen=True)
+class PendingCheck:
+    """A step that the host has not seen yet.
+
+    Attributes:
+        view: the step.
+        faults: of the strategy's decision.
+        counts: (5,) how many slots are illegal, have unusable logits, have a score of exactly 1,
+            were committed among those, are open.
+    """
+
+    view: StepView
+    faults: Faults
+    counts: Tensor
+
+    @staticmethod
+    def of(view: StepView, faults: Faults) -> PendingCheck:
+        """Count on the device what the host will want to know."""
+        illegal, pred, scores = faults.count, view.pred, faults.decision.scores
+        assert scores is not None
+        unusable = torch.zeros_like(illegal)
+        if isinstance(pred, DensePrediction):
+            unusable = (view.masked & ~pred.healthy).sum()
+        ties = view.open & (scores == 1)
+        chosen = ties & faults.change.commit
+        counts = torch.stack([illegal, unusable, ties.sum(), chosen.sum(), view.open.sum()])
+        return PendingCheck(view, faults, counts)
+
+
+class Monitor:
+    """Watches a batch from the host: raises for faults, and takes finished rows out.
+
+    Every sync fetches everything the host wants to know in one transfer; `sync_every` steps pass
+    between two of them. With a key/value store each step ends with one, because the width of the
+    next pass comes with it.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.outcomes: dict[int, Outcome] = {}
+        self._every = 1 if batch.parts.cache.stores else batch.parts.sync_every
+        self._longest = 1
+        self._pending: list[PendingCheck] = []
+        self._warned = False
+
+    def check(self, view: StepView, faults: Faults) -> None:
+        """Note a step; every `sync_every` steps, `sync`."""
+        self._pending.append(PendingCheck.of(view, faults))
+        # no row needs more steps than it had undecided columns
+        if len(self._pending) >= min(self._every, self._longest):
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait for the device: raise for faults, record and remove rows that are done."""
+        pending, self._pending = self._pending, []
+        checks = {f"check {n}": check.counts for n, check in enumerate(pending)}
+        facts = fetch(**self.batch.sizes(), **checks)
+        for name, check in zip(checks, pending, strict=True):
+            self._judge(check, *facts.pop(name))
+        for at, (left, opened) in enumerate(zip(facts["undecided"], facts["open"], strict=True)):
+            if left and not opened:
+                raise self.batch.stuck(at)
+        self._longest = max([1, *facts["undecided"]])
+        done = [at for at, left in enumerate(facts["undecided"]) if not left]
+        if done:
+            self.record(done)
+            self.batch.remove(done)
+        stay = [at for at, left in enumerate(facts["undecided"]) if left]
+        self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
+
+    def _judge(
+        self,
+        check: PendingCheck,
+        illegal: int,
+        unusable: int,
+        ties: int,
+        chosen: int,
+        candidates: int,
+    ) -> None:
+        """Refuse illegal decisions and unusable logits; warn where scores rank nothing."""
+        if unusable:
+            raise self._unusable(check.view)
+        if illegal:
+            raise self._illegal(check)
+        # who commits all of them, or none, does not care for their order
+        if 0 < chosen < ties and 2 * ties > candidates and not self._warned:
+            self._warned = True
+            advice = (
+                "sampler.confidence_from=untempered tells them apart"
+                if self.batch.parts.sampler.reshapes
+                else "a rule with a threshold, such as strategy=threshold, commits all of them"
+            )
+            warnings.warn(
+                f"{ties} of {candidates} candidate positions have confidence exactly 1, so "
+                f"that the column alone decides which of them are committed; {advice}",
+                RuntimeWarning,
+                stacklevel=8,
+            )
+
+    def _illegal(self, check: PendingCheck) -> PluginError:
+        """Whose fault an illegal decision is: what a sampler may not propose is not the rule's."""
+        faults, sampler = check.faults, self.batch.parts.sampler
+        _, row, slot = faults.first
+        token = faults.token(row, slot)
+        if faults.names_token and token == int(check.view.pred.token[row, slot]):
+            return PluginError(
+                f"{named('sampler', sampler)} proposed token {token}, which must be removed "
+                f"before anything is proposed: {where(check.view, row, slot)}"
+            )
+        return faults.error()
+
+    def _unusable(self, view: StepView) -> DllmDecodeError:
+        """Who made a prediction that no rule can use, and where."""
+        assert isinstance(view.pred, DensePrediction)
+        row, slot = (int(number) for number in (view.masked & ~view.pred.healthy).nonzero()[0])
+        fault = "cannot be used (NaN, infinite, or every allowed token at -inf)"
+        sampler = self.batch.parts.sampler
+        if isinstance(sampler, Greedy | Categorical):
+            return ModelOutputError(
+                f"the model returned logits that {fault}: {where(view, row, slot)}"
+            )
+        return PluginError(
+            f"{named('sampler', sampler)}, or the model, made a prediction that {fault}: "
+            f"{where(view, row, slot)}"
+        )
+
+    def record(self, positions: Sequence[int], reason: str | None = None) -> None:
+        """Fetch the outcomes of some rows of the batch, all in one go.
+
+        Args:
+            positions: where they stand in the batch.
+            reason: the finish reason, None for what follows from the decode.
+        """
+        facts = fetch(**self.batch.account(positions))
+        for at, position in enumerate(positions):
+            row = self.batch.rows[position]
+            own = {name: values[at] for name, values in facts.items()}
+            self.outcomes[row] = self._outcome(row, own, reason)
+
+    def _outcome(self, row: int, facts: dict[str, Any], reason: str | None) -> Outcome:
+        batch, length = self.batch, facts["length"]
+        if reason is None:
+            cut = length < batch.request.lengths[row]
+            reason = "budget" if facts["over_budget"] else "eot" if cut else "length"
+        return Outcome(
+            tokens=tuple(facts["tokens"][:length]),
+            forwards=facts["forwards"],
+            finish_reason=reason,
+            step_of=tuple(facts["step_of"][:length]),
+            confidence_of=tuple(facts["confidence_of"][:length]),
+            undecided=sum(facts["undecided"][:length]),
+            surplus_forwards=facts["surplus"],
+            eot_ids=batch.canvas.vocab.eot_ids,
+            last_fixed=batch.request.last_fixed[row],
+        )

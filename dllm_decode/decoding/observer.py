@@ -1,0 +1,27 @@
+"""Watching a decode, and what is raised when it is interrupted."""
+
+from __future__ import annotations
+
+from dllm_decode.decoding.outcome import Result
+from dllm_decode.decoding.types import Change, Request, Snapshot
+
+
+class Observer:
+    """Watches a decode; override what you need. Raising from an observer ends the decode."""
+
+    def start(self, request: Request, snapshot: Snapshot) -> None:
+        """Called when rows join: once before the first pass, more often under an engine."""
+
+    def step(self, change: Change, snapshot: Snapshot) -> None:
+        """Called after each step; `snapshot` has the rows `change.rows` after the step."""
+
+    def finish(self, result: Result) -> None:
+        """Called once with the result, also when the decode was interrupted."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a decode; `result` holds what was decided, finish reason `interrupted`."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("decoding was interrupted")
+        self.result = result

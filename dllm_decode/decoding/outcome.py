@@ -1,0 +1,143 @@
+"""What a decode delivers: one `Outcome` per row, and the `Result` that holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dllm_decode.decoding.types import Change
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one row of a request.
+
+    Attributes:
+        tokens: generated ids up to the end of text (inclusive) or the requested length; an
+            interrupted row has mask ids where nothing was decided.
+        forwards: forward passes the row took part in, probes included.
+        finish_reason: `eot` (a stop rule ended the row), `length`, `budget` (closing commits were
+            forced), `interrupted`, or `error` (only from an engine; `error` says what happened).
+        step_of: step at which each token was committed, counted from 0; -1 for fixed tokens.
+        confidence_of: probability with which each token was committed; NaN for fixed ones.
+        undecided: tokens left open, 0 unless the row was interrupted.
+        surplus_forwards: passes run after the row was done, because `sync_every` looks only now
+            and then; not part of `forwards`.
+        error: what happened to a row with finish reason `error`, else empty.
+        eot_ids: ids that end a text.
+        last_fixed: the last generated column whose token the request gave in advance, or -1.
+        text: the delivered tokens as a string, empty without a tokenizer.
+        reference_forwards: forwards of the reference decode that `strategy=oracle` needs, else 0.
+
+    Examples:
+        >>> Outcome(tokens=(7, 8, 2, 2), eot_ids=(2,)).delivered
+        (7, 8)
+    """
+
+    tokens: tuple[int, ...] = ()
+    forwards: int = 0
+    finish_reason: str = "length"
+    step_of: tuple[int, ...] = ()
+    confidence_of: tuple[float, ...] = ()
+    undecided: int = 0
+    surplus_forwards: int = 0
+    error: str = ""
+    eot_ids: tuple[int, ...] = ()
+    last_fixed: int = -1
+    text: str = ""
+    reference_forwards: int = 0
+
+    @cached_property
+    def end(self) -> int:
+        """Place of the end of text, or the number of tokens where there is none.
+
+        In front of a token that the caller fixed (infilling) an end of text ends nothing: it says
+        that the gap needs no more tokens.
+        """
+        places = range(max(0, self.last_fixed), len(self.tokens))
+        return next((at for at in places if self.tokens[at] in self.eot_ids), len(self.tokens))
+
+    @cached_property
+    def delivered_places(self) -> tuple[int, ...]:
+        """Where the delivered tokens stand: before the end of text, and no end of text itself."""
+        return tuple(at for at in range(self.end) if self.tokens[at] not in self.eot_ids)
+
+    @property
+    def delivered(self) -> tuple[int, ...]:
+        """The tokens that a reader gets, and that are counted."""
+        return tuple(self.tokens[at] for at in self.delivered_places)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a decode delivered.
+
+    Attributes:
+        rows: one outcome per row of the request, in its order.
+        trace: every change, where recording was asked for.
+
+    Each field of the outcomes is also here as a column, one entry per row: `sequences` (their
+    tokens), `texts`, `forwards`, `finish_reasons`, `step_of`, `confidence_of`, `undecided`,
+    `surplus_forwards`, `reference_forwards`, `errors`.
+
+    Examples:
+        >>> Result((Outcome((7, 2), 1), Outcome((8,), 3))).forwards
+        (1, 3)
+    """
+
+    rows: tuple[Outcome, ...]
+    trace: tuple[Change, ...] = ()
+
+    def _column(self, name: str) -> tuple[Any, ...]:
+        return tuple(getattr(row, name) for row in self.rows)
+
+    @property
+    def sequences(self) -> tuple[tuple[int, ...], ...]:
+        """`Outcome.tokens` of each row."""
+        return self._column("tokens")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """`Outcome.text` of each row."""
+        return self._column("text")
+
+    @property
+    def forwards(self) -> tuple[int, ...]:
+        """`Outcome.forwards` of each row."""
+        return self._column("forwards")
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """`Outcome.finish_reason` of each row."""
+        return self._column("finish_reason")
+
+    @property
+    def step_of(self) -> tuple[tuple[int, ...], ...]:
+        """`Outcome.step_of` of each row."""
+        return self._column("step_of")
+
+    @property
+    def confidence_of(self) -> tuple[tuple[float, ...], ...]:
+        """`Outcome.confidence_of` of each row."""
+        return self._column("confidence_of")
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """`Outcome.undecided` of each row."""
+        return self._column("undecided")
+
+    @property
+    def surplus_forwards(self) -> tuple[int, ...]:
+        """`Outcome.surplus_forwards` of each row."""
+        return self._column("surplus_forwards")
+
+    @property
+    def reference_forwards(self) -> tuple[int, ...]:
+        """`Outcome.reference_forwards` of each row."""
+        return self._column("reference_forwards")
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """`Outcome.error` of each row."""
+        return self._column("error")
