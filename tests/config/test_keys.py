@@ -91,7 +91,8 @@ def test_a_part_of_somebody_else_is_named_by_its_place(
     words = PLACES[place].format(value)
     words = [words] if "{" in words else words.split()
     if place == "strategy.select":  # whose own settings are not those of the new rule
-        own = compose_checked(["model=toy_copy"]).strategy.select
+        own = compose_checked(["strategy=entropy_bound"]).strategy.select
+        words += ["strategy=entropy_bound"]
         words += [f"~strategy.select.{name}" for name in own if name != "_target_"]
     cfg = compose_checked(["model=toy_copy", *words])
     with pytest.raises(ConfigError) as error:
