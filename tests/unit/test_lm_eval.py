@@ -236,7 +236,7 @@ def test_a_length_goes_by_every_name_it_has_in_the_harness(name, value):
 
 
 @pytest.mark.parametrize("name", STOPS)
-@pytest.mark.parametrize("value", ["c", ["zz", "c"], ("c",), ["", "c"]])
+@pytest.mark.parametrize("value", ["c", ["zz", "c"], ("c",), ["", "d", "c"], ["c", "d"]])
 def test_an_answer_ends_at_the_first_stop_text_by_every_name(copying, name, value):
     (answer,) = copying.generate_until([asked("abcd>", max_gen_toks=4, **{name: value})])
     assert (answer, answer.stats["tokens"], answer.stats["slots"]) == ("ab", 2, 4)
@@ -350,7 +350,10 @@ def test_a_row_that_fails_while_decoding_costs_itself_only(limited, monkeypatch,
         return torch.where(bad[:, None, None], torch.nan, logits)
 
     monkeypatch.setattr(Shuffle, "__call__", fails)
+    stored: dict = {}
+    limited.set_cache_hook(Hook(stored))
     found = limited.generate_until([asked("abf>", max_gen_toks=3), GOOD, GOOD])
+    assert [key for key in stored if "abf" in str(key)] == [] and "abc" in str(stored)
     assert "error" in found[0].stats and found[0] == ""
     assert [sorted(answer) for answer in found[1:]] == [list("abc")] * 2
 
