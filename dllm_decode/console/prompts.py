@@ -23,14 +23,19 @@ class Asked:
     """One prompt.
 
     content: a text or a chat; source: where it came from, for messages; max_new_tokens, seed,
-    parameters: what its line asks for, None where it does not; see `Request`.
+    parameters: what its line asks for, None where it does not; see `Request`;
+    chat_template_kwargs: what the chat template is given beside the messages;
+    continue_final_message: whether the last message of a chat is continued, None: if it is the
+    assistant's.
     """
 
-    content: str | list[dict[str, str]]
+    content: str | list[dict[str, Any]]
     source: str
     max_new_tokens: int | None = None
     seed: int | None = None
     parameters: dict[str, float] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
 
     @property
     def title(self) -> str:
@@ -43,7 +48,8 @@ def read_prompts(name: str) -> list[Asked]:
     """All prompts of a file.
 
     name: a `.jsonl` file (one object per line with `prompt`, a text, or `messages`, a chat, and if
-    wanted `max_new_tokens`, `seed` and `parameters`, an object of numbers), any other file (one
+    wanted `max_new_tokens`, `seed`, `parameters`, an object of numbers, `chat_template_kwargs`, an
+    object, and `continue_final_message`, true or false), any other file (one
     prompt per line, blank lines do not count), or `-` for standard input (JSON lines where the
     first line starts with a brace). Raises `PromptsError` naming file and line.
     """
@@ -89,6 +95,8 @@ def _from_json(line: str, source: str) -> Asked:
         _count(record, "max_new_tokens", 1, source),
         _count(record, "seed", 0, source),
         _parameters(record.get("parameters"), source),
+        _of_type(record, "chat_template_kwargs", dict, "an object", source),
+        _of_type(record, "continue_final_message", bool, "true or false", source),
     )
 
 
@@ -96,6 +104,13 @@ def _count(record: dict[str, Any], name: str, minimum: int, source: str) -> int 
     value = record.get(name)
     if value is not None and (type(value) is not int or value < minimum):
         raise PromptsError(f"{source}: {name} must be a whole number >= {minimum}, got {value!r}")
+    return value
+
+
+def _of_type(record: dict[str, Any], name: str, kind: type, words: str, source: str) -> Any:
+    value = record.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise PromptsError(f"{source}: {name} must be {words}, got {value!r}")
     return value
 
 
@@ -115,18 +130,13 @@ def _text(value: Any, source: str) -> str:
     return value
 
 
-def _chat(value: Any, source: str) -> list[dict[str, str]]:
-    whole = isinstance(value, list) and value
-    if not whole or not all(
-        isinstance(part, dict)
-        and set(part) == {"role", "content"}
-        and all(isinstance(text, str) for text in part.values())
-        for part in value
-    ):
-        raise PromptsError(
-            f"{source}: messages must be a list of objects with the texts role and content"
-        )
-    return list(value)
+def _chat(value: Any, source: str) -> list[dict[str, Any]]:
+    from dllm_decode.models.chat import plain_messages
+
+    try:
+        return plain_messages(value)
+    except ConfigError as error:
+        raise PromptsError(f"{source}: messages: {error}") from None
 
 
 def one_prompt(text: str) -> list[Asked]:

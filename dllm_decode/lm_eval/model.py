@@ -431,7 +431,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _split(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """Token ids of a text: what the tokenizer puts in front, the text's own, what it adds."""
-        ids, bare = self.text.model.tokenizer.encode(text), self._bare(text)
+        ids, bare = self.text.model.tokenizer.encode(text, control=True), self._bare(text)
         places = range(len(ids) - len(bare) + 1)
         at = next((n for n in places if ids[n : n + len(bare)] == bare), None)
         if at is None:  # the tokenizer sees the text otherwise
@@ -440,10 +440,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _bare(self, text: str) -> list[int]:
         """Token ids of a text with nothing put around it."""
-        tokenizer = self.text.model.tokenizer
-        if isinstance(tokenizer, CheckpointTokenizer) and tokenizer.backend is not None:
-            return list(tokenizer.backend(text, add_special_tokens=False)["input_ids"])
-        return tokenizer.encode(text)
+        return self.text.model.tokenizer.encode(text, control=True, framed=False)
 
     def _look_for_template(self, ids: Sequence[int]) -> None:
         """Say once that a chat model is asked without its template."""

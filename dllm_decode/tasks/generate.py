@@ -157,7 +157,15 @@ class Generate(Task):
         ids = []
         for row, job in enumerate(jobs):
             try:
-                ids.append(decoder.encode(job.asked.content, row, self.chat))
+                ids.append(
+                    decoder.encode(
+                        job.asked.content,
+                        row,
+                        self.chat,
+                        continue_final=job.asked.continue_final_message,
+                        arguments=job.asked.chat_template_kwargs,
+                    )
+                )
             except ConfigError as error:
                 raise ConfigError(f"{job.asked.source}: {error}") from None
         forms = [job.form or None for job in jobs]

@@ -57,9 +57,7 @@ def test_a_string_becomes_a_message_where_there_is_a_chat_template(bundled: Text
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("", "prompt 0 is empty"),
         ([], "at least one prompt"),
-        ([""], "prompt 0 is empty"),
         ([3.5], "prompt 0 must be a text, a chat or token ids, got float"),
         ([[1, "x"]], "prompt 0 must hold token ids, got 'x'"),
         ([{"role": "user"}], "has the keys role and content"),

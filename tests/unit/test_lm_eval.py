@@ -589,7 +589,7 @@ def test_a_machine_without_a_gpu_is_enough(caplog):
         ([], False),
     ],
 )
-def test_the_harnesss_default_device_is_nobodys_wish(words, added, tmp_path, monkeypatch):
+def test_the_harnesss_default_device_is_nobodys_choice(words, added, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "device.yaml").write_text("device: cpu\n")
     (tmp_path / "plain.yaml").write_text("model: dllm_decode\n")
