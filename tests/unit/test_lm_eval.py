@@ -664,10 +664,11 @@ def with_tokenizer(
 
     backend = PreTrainedTokenizerFast.from_pretrained(BUNDLED)
     begin = backend.all_special_tokens[0]
+    end = backend.all_special_tokens[1]
     if tokenizer_writes:
         backend.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{begin} $A" + ends * f" {begin}",
-            special_tokens=[(begin, backend.convert_tokens_to_ids(begin))],
+            single=f"{begin} $A" + ends * f" {end}",
+            special_tokens=[(word, backend.convert_tokens_to_ids(word)) for word in (begin, end)],
         )
     if template_writes:
         backend.chat_template = begin + backend.chat_template
@@ -704,12 +705,27 @@ def test_a_plain_text_gets_what_the_tokenizer_puts_around_it(bundled):
     assert len(model.encode("Ada")) == 1 + len(bundled.encode("Ada"))
 
 
-def test_a_reply_that_has_begun_is_continued(bundled):
-    chat = [CHATS["one"][0], {"role": "assistant", "content": " 1 Ada"}]
-    ids = bundled.encode(bundled.apply_chat_template(chat, add_generation_prompt=False))
-    tokenizer = bundled.text.model.tokenizer
-    opened = tokenizer.encode_chat(chat[:1])
-    assert ids == (*opened, *tokenizer.encode(" 1 Ada"))
+def test_a_reply_that_has_begun_is_continued_as_in_generate(bundled, asked_ids):
+    chat = [CHATS["one"][0], {"role": "assistant", "content": "1 Ada"}]
+    bundled.text.generate([chat], max_new_tokens=32)
+    text = bundled.apply_chat_template(chat, add_generation_prompt=False)
+    assert bundled.encode(text) == asked_ids[0]
+    assert text.endswith("1 Ada")
+
+
+@pytest.mark.parametrize(
+    "given", [{"enable_thinking": False}, {"chat_template_args": {"enable_thinking": False}}]
+)
+def test_a_chat_template_gets_its_arguments(given):
+    made = HarnessModel("bundled:llada-tiny", **given)
+    backend = copy.deepcopy(made.text.model.tokenizer.backend)
+    backend.chat_template = (
+        "{% if enable_thinking == false %} no{% endif %}" + backend.chat_template
+    )
+    tokenizer = CheckpointTokenizer(backend, BUNDLED)
+    made.text = replace(made.text, model=replace(made.text.model, tokenizer=tokenizer))
+    assert made.apply_chat_template(CHATS["one"]).startswith(" no")
+    assert made.settings != HarnessModel("bundled:llada-tiny").settings
 
 
 def test_chats_are_decoded_and_named(bundled):
