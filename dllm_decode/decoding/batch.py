@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dllm_decode.decoding import calls
 from dllm_decode.decoding.cache import Plan, Refresh, Store, StoreMemory, columns_of, mask_of
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
@@ -153,7 +154,7 @@ class Batch:
             torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
             columns_of_parameters(parts.strategy, self.request, rows, self.device),
         )
-        memory = parts.strategy.begin(request, snapshot)
+        memory = calls.begin(parts.strategy, "strategy", request, snapshot)
         cache_memory = parts.cache.begin(request, snapshot)
         upcoming = self._look_ahead(snapshot, counters, cache_memory)
         if self.rows:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding import calls
 from dllm_decode.decoding.batch import Batch
 from dllm_decode.decoding.cache import Plan, spread
 from dllm_decode.decoding.canvas import Canvas
@@ -130,10 +131,11 @@ class Run:
         plan = self.batch.plan()
         prediction = self.predict(self.batch.tokens, plan)
         view = self.view(prediction, plan)
-        decision = self.strategy.decide(view, self.memory)
+        decision = calls.decide(self.strategy, view, self.memory)
         change, faults = settle(view, decision, self.strategy)
         self.canvas.apply(change, revocable=self._revocable)
-        self.canvas.narrow(self.strategy.horizon(self.canvas.snapshot(), view, change, self.memory))
+        after = self.canvas.snapshot()
+        self.canvas.narrow(calls.horizon(self.strategy, after, view, change, self.memory))
         self.batch.note(change, view)
         self.monitor.check(view, faults)
 
