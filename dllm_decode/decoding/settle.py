@@ -8,6 +8,7 @@ strategies that declared it, and each live row makes progress.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
         decision = calls.check_decision(decision, view, calls.name_of(strategy, view.part))
     decision = complete(decision, view)
     planes = faults_of(view, decision, strategy.revocable)
-    return legal_change(view, decision, strategy.progress), Faults(view, decision, strategy, planes)
+    change = legal_change(view, decision, strategy.progress)
+    return change, Faults(view, decision, strategy, change, planes)
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class Faults:
         view: the step.
         decision: the complete decision.
         strategy: who made it.
+        change: the legal change that was made of it.
         planes: (5, B, W) bool, one plane per kind; see `faults_of`.
     """
 
     view: StepView
     decision: Decision
     strategy: Strategy
+    change: Change
     planes: Tensor
 
     @property
@@ -64,12 +68,27 @@ class Faults:
         """How many there are, a number on the device."""
         return self.planes.sum()
 
+    @cached_property
+    def first(self) -> tuple[int, int, int]:
+        """Kind, row and slot of the first one; asks the device."""
+        kind, row, slot = self.planes.nonzero()[0].tolist()
+        return kind, row, slot
+
+    @property
+    def names_token(self) -> bool:
+        """Whether the first one is about the token that was committed."""
+        return self.first[0] in (1, 2)
+
+    def token(self, row: int, slot: int) -> int:
+        """The token that the decision names for a slot; asks the device."""
+        assert self.decision.tokens is not None
+        return int(self.decision.tokens[row, slot])
+
     def error(self) -> DecisionError:
         """The first fault in words, with plugin, row, column and step; asks the device."""
-        view, tokens = self.view, self.decision.tokens
-        assert tokens is not None
-        kind, row, slot = (int(number) for number in self.planes.nonzero()[0])
-        token = int(tokens[row, slot])
+        view = self.view
+        kind, row, slot = self.first
+        token = self.token(row, slot)
         reason = (
             "committed a position that is not open",
             f"committed token {token}, which lies outside the vocabulary of "
