@@ -186,8 +186,8 @@ def build(
     dispatch.choose(cfg.kernels, cfg.head)
     given = parts or {}
     built = {name: given.get(name) or build_node(cfg, name) for name in PARTS}
-    settings = OmegaConf.to_container(cfg.model, resolve=True)
-    if isinstance(settings, dict) and "checkpoint" in settings:
+    settings: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    if "checkpoint" in settings:
         foresee.check_before_loading(settings, built["schedule"], built["cache"])
     loaded = build_model(cfg) if model is None else model()
     return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))

@@ -232,7 +232,7 @@ def _note_failure(
 
     reason = f"{type(error).__name__}: {error}"
     folder.write_json("failure.json", {"reason": reason, "overrides": list(overrides)})
-    note_failed_evaluation(overrides, reason, since)
+    note_failed_evaluation(overrides, str(error), since)
 
 
 @dataclass
