@@ -551,7 +551,7 @@ def caught(suite: Mutant) -> set[str]:
     return {
         name
         for name in suite.properties
-        if fails(suite, name, large_first() if name in suite.caught_by else drawn()[:3])
+        if fails(suite, name, large_first() if name in suite.caught_by else drawn()[1:3])
     }
 
 
@@ -576,7 +576,7 @@ def test_the_example_of_the_documentation_passes():
     suite = names["TestMyRule"]()
     collected = [name for name in PROPERTIES if getattr(suite, name) is not None]
     assert len(collected) == len(PROPERTIES) - 3
-    assert not any(fails(suite, name, drawn()[:3]) for name in collected)
+    assert not any(fails(suite, name, drawn()[1:3]) for name in collected)
 
 
 def test_every_property_catches_some_defect():
