@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dllm_decode.problems import GAP, TRAINED, Family, Problem, draw
 from dllm_decode.problems.lists import Labelled
 from dllm_decode.problems.numbers import Story
+from dllm_decode.problems.steps import Chain, Track
 from dllm_decode.problems.tales import Tale
 from dllm_decode.problems.texts import Records
 from dllm_decode.problems.words import NAMES
@@ -45,7 +46,8 @@ class Mixture:
     examples of all lengths as often as the families make them, 0 gives short and long ones the same
     number of steps, so that there are many more short ones to learn an operation from; strange:
     share of examples with short lists or with names made up on the spot, so that what people try
-    first is not new to the model.
+    first is not new to the model; brief: share of problems worked out step by step that have few
+    steps, because finding a step by its label is learned where there are few to choose from.
     """
 
     buckets: tuple[int, ...] = (40, 56, 96, 144, 192, 256)
@@ -60,6 +62,7 @@ class Mixture:
     short: float = 0.5
     balance: float = 0.3
     strange: float = 0.08
+    brief: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,8 @@ class Batches:
         family = self._families[index]
         if rng.random() < self.mixture.strange:
             family = strange(family, rng)
+        if isinstance(family, Chain | Track) and rng.random() < self.mixture.brief:
+            family = replace(family, shortest=1, longest=6)
         problem: Problem = draw(family, "train", rng)
         prompt, answer = self.encoder.prompt(problem.prompt), self.encoder.answer(problem.answer)
         kind = rng.random()
