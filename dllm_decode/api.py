@@ -291,9 +291,10 @@ class TextDecoder:
         `dllm_decode.decoding.sampling.Categorical`; given ones replace those of the sampler;
         seed: prompt i is decoded with seed + i, from 0 to 2^63 - 1 (None: 0); batch_size: rows
         decoded together, None for all (a batch never changes what a row gets; with a batch size a
-        failing row is reported in `Result.errors`, without it an exception is raised); max_tokens_in_flight, batching: see
-        `Engine`; parameters: {full key: value} of the strategy for these prompts alone, e.g.
-        {"strategy.select.threshold": 0.8}; one mapping, or one per prompt;
+        failing row is reported in `Result.errors`, without it an exception is raised);
+        max_tokens_in_flight, batching: see `Engine`; parameters: {full key: value} of the strategy
+        for these prompts alone, e.g. {"strategy.select.threshold": 0.8}; one mapping, or one per
+        prompt;
         streamer: for a single prompt, see `Streamer`;
         infill: tokens given in advance, per prompt a text with `[MASK]` for each open position, a
         list of ids with the mask id for open ones, or {offset: id};

@@ -452,11 +452,10 @@ class HarnessModel(LM):  # type: ignore[misc]
                 `gen_prefix`) and is continued.
         """
         tokenizer = self.text.model.tokenizer
-        if not add_generation_prompt and chat_history[-1]["role"] == "assistant":
-            ids = tokenizer.encode_chat(chat_history[:-1], open_reply=True)
-            ids += self._bare(chat_history[-1]["content"])
-        else:
-            ids = tokenizer.encode_chat(chat_history, open_reply=add_generation_prompt)
+        begun = not add_generation_prompt and chat_history[-1]["role"] == "assistant"
+        ids = tokenizer.encode_chat(
+            chat_history, open_reply=add_generation_prompt, continue_final=begun
+        )
         text = tokenizer.decode(ids, keep_special=True)
         self._chats[text] = array("l", ids)
         return text
