@@ -180,7 +180,7 @@ def build_on_meta(plan: Blueprint) -> Any:
     Raises `CheckpointError` where config.json describes none; `check_sizes` goes first.
     """
     try:
-        with torch.device("meta"):
+        with transformers_output(progress=False), torch.device("meta"):
             return import_class(plan.spec.model_class)(make_config(plan.spec, plan.settings))
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -257,11 +257,15 @@ def pick_device(device: str) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        reason = reason if len(reason) <= 80 else "torch on this machine cannot use it"
+    else:
+        reason = "it holds no numbers" if place.type == "meta" else ""
+    if reason:
         raise ConfigError(
             f"model.device must be auto, cpu or a device of this machine, got {device!r} ({reason})"
-        ) from None
+        )
     return place
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path, PureWindowsPath
 
 from dllm_decode.errors import CheckpointError, ConfigError, read_json
 
+log = logging.getLogger(__name__)
 BUNDLED = "bundled:"
 ASSETS = Path(__file__).parent / "assets"
 ADAPTER = "adapter_config.json"
@@ -64,14 +66,20 @@ def look_for(name: str) -> tuple[Path | None, str]:
     if name.startswith(BUNDLED):
         return _complete(ASSETS / name.removeprefix(BUNDLED), "not in this installation")
     local = Path(name).expanduser()
+    found, reason = None, f"folder {local.absolute()} does not exist"
     if local.exists():
-        return _complete(local, "is a file, not a folder")
-    if not _HUB_NAME.match(name):
-        return None, f"folder {local.absolute()} does not exist"
+        found, reason = _complete(local, "is a file, not a folder")
+    if found is not None or not _HUB_NAME.match(name):
+        return found, reason
     cached = _cached(name)
     if cached is None:
+        if local.exists():
+            return None, f"{reason}, and it is not in the Hub cache {_hub_cache()} either"
         return None, f"neither a folder here nor in the Hub cache {_hub_cache()}"
-    return _complete(cached, "not in the Hub cache")
+    found, absent = _complete(cached, "not in the Hub cache")
+    if found is not None and local.exists():
+        log.warning("%s; the copy in the Hub cache is taken: %s", reason, found)
+    return found, absent
 
 
 def _complete(folder: Path, absent: str) -> tuple[Path | None, str]:
