@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -154,6 +155,18 @@ _MOVED = {
 }
 
 
+# Names that have left a module since.
+_MOVED_NAMES = {
+    "loop": {
+        "Interrupted": "observer",
+        "Observer": "observer",
+        "Outcome": "outcome",
+        "check_composition": "checks",
+    },
+    "types": {"Result": "outcome"},
+}
+
+
 class _MovedModules(MetaPathFinder, Loader):
     """Answers `import dllm_decode.selection` with `dllm_decode.decoding.selection` and says so."""
 
@@ -162,9 +175,15 @@ class _MovedModules(MetaPathFinder, Loader):
         return ModuleSpec(name, self) if package == "dllm_decode" and module in _MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        home = f"dllm_decode.{_MOVED[spec.name.rpartition('.')[2]]}"
+        module = spec.name.rpartition(".")[2]
+        home = f"dllm_decode.{_MOVED[module]}"
         warnings.warn(f"{spec.name} is now {home}", DeprecationWarning, stacklevel=2)
-        return _Alias(spec.name, import_module(home))
+        moved = _MOVED_NAMES.get(module, {})
+        others = {
+            name: getattr(import_module(f"dllm_decode.decoding.{where}"), name)
+            for name, where in moved.items()
+        }
+        return _Alias(spec.name, import_module(home), others)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing is left to do: names are looked up in the module's new place."""
@@ -173,9 +192,10 @@ class _MovedModules(MetaPathFinder, Loader):
 class _Alias(ModuleType):
     """The old name of a module; everything is looked up under the new one."""
 
-    def __init__(self, name: str, home: ModuleType) -> None:
+    def __init__(self, name: str, home: ModuleType, others: Mapping[str, Any]) -> None:
         super().__init__(name, f"Now {home.__name__}.")
-        self.__dict__["__all__"] = [n for n in vars(home) if not n.startswith("_")]
+        self.__dict__.update(others)
+        self.__dict__["__all__"] = [n for n in {**vars(home), **others} if not n.startswith("_")]
         self.__dict__["_home"] = home
 
     def __getattr__(self, name: str) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from dllm_decode.config import compose as composing
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_model, build_node
+from dllm_decode.config.shorthand import answer_in_python, quote
 from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Run
@@ -31,6 +33,7 @@ from dllm_decode.kernels import dispatch
 from dllm_decode.models.adopt import adopt
 from dllm_decode.models.chat import plain_messages
 from dllm_decode.models.loaded import LoadedModel
+from dllm_decode.models.stop_texts import cut, stop_texts
 
 DEFAULT_NEW_TOKENS = 64
 MASK_WORD = "[MASK]"
@@ -41,21 +44,6 @@ Prompt = str | Chat | Sequence[int]
 Overrides = Sequence[str] | Mapping[str, Any]
 Infill = str | Sequence[int] | Mapping[int, int]
 Parameters = Mapping[str, float]
-
-# What other projects call our options, or do elsewhere.
-_ELSEWHERE = {
-    "do_sample": "give temperature=..., or load(..., sampler='categorical')",
-    "gen_length": "it is called max_new_tokens",
-    "gen_len": "it is called max_new_tokens",
-    "max_length": "it is called max_new_tokens and does not count the prompt",
-    "block_length": "it is a setting of the schedule: load(..., overrides=['schedule.length=32'])",
-    "steps": "it is a setting of some strategies, e.g. strategy.select.steps_per_block",
-    "remasking": "it is the strategy: load(..., strategy='low_confidence')",
-    "threshold": "it is a setting of the strategy: strategy.select.threshold",
-    "input_ids": "give the token ids as the first argument",
-    "eos_token_id": "it is a setting of the model: model.eot_ids",
-    "mask_id": "it is a setting of the model: model.mask_id",
-}
 
 
 class Streamer(Protocol):
@@ -81,7 +69,7 @@ def load(
     cache: str | CachePolicy | None = None,
     sampler: str | Sampler | None = None,
     overrides: Overrides = (),
-    **groups: str,
+    **groups: Any,
 ) -> TextDecoder:
     """A decoder from names, as on the command line, or from objects.
 
@@ -100,7 +88,8 @@ def load(
         sampler: The name of an option or a `Sampler`; None for the default.
         overrides: As on the command line, e.g. `["strategy.select.threshold=0.8"]`, or a mapping
             `{"strategy.select.threshold": 0.8}`.
-        **groups: Options of further groups by name.
+        **groups: Options of further groups by name (`trace="html"`), and settings whose name is
+            enough (`threshold=0.8`).
 
     Raises:
         ConfigError: The configuration does not know a name, or an object is of the wrong kind.
@@ -148,14 +137,8 @@ def _shortly(thing: Any) -> str:
 
 
 def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options of groups as overrides; raises `ConfigError` for values that are no names."""
-    for group, option in options.items():
-        require(
-            isinstance(option, str),
-            f"{group} must be the name of an option, got {_shortly(option)}; give single settings "
-            f"as overrides=['{group}.key=value']",
-        )
-    return [f"{group}={option}" for group, option in options.items()]
+    """Options of groups, and settings without their place, as on the command line."""
+    return [_override(name, value) for name, value in options.items()]
 
 
 def _lines(overrides: Overrides) -> tuple[str, ...]:
@@ -204,6 +187,22 @@ def build(
     built = {name: given.get(name) or build_node(cfg, name) for name in PARTS}
     loaded = build_model(cfg) if model is None else model()
     return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))
+
+
+def _override(name: str, value: Any) -> str:
+    """A group's option, or a setting without its place, as on the command line."""
+    group = name in composing.groups()
+    if group and not isinstance(value, str):
+        raise ConfigError(
+            f"{name} must be the name of an option, got {_shortly(value)}; give single settings as "
+            f"overrides=['{name}.key=value']"
+        )
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[\w./:-]+", value) is not None
+        return f"{name}={value if plain else quote(value)}"
+    if isinstance(value, bool | int | float | None):
+        return f"{name}={'null' if value is None else str(value).lower()}"
+    raise ConfigError(f"{name} must be a text, a number, true, false or None, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -273,6 +272,7 @@ class TextDecoder:
         max_tokens_in_flight: int | None = None,
         batching: str = "continuous",
         parameters: Parameters | Sequence[Parameters | None] | None = None,
+        stop: str | Sequence[str] = (),
         streamer: Streamer | None = None,
         infill: Infill | Sequence[Infill | None] | None = None,
         apply_chat_template: bool = True,
@@ -284,33 +284,58 @@ class TextDecoder:
     ) -> Result:
         """Decode one prompt or many.
 
-        prompts: a string, a chat (list of `{"role", "content"}`), token ids, or a list of those; an
-        empty string or list is no prompt at all, so that the model writes from nothing;
-        max_new_tokens: columns per row [tokens], one number or one per prompt;
-        temperature, top_p, top_k, min_p: sampling of proposed tokens, see
-        `dllm_decode.decoding.sampling.Categorical`; given ones replace those of the sampler;
-        seed: prompt i is decoded with seed + i, from 0 to 2^63 - 1 (None: 0); batch_size: rows
-        decoded together, None for all (a batch never changes what a row gets; with a batch size a
-        failing row is reported in `Result.errors`, without it an exception is raised);
-        max_tokens_in_flight, batching: see `Engine`; parameters: {full key: value} of the strategy
-        for these prompts alone, e.g. {"strategy.select.threshold": 0.8}; one mapping, or one per
-        prompt;
-        streamer: for a single prompt, see `Streamer`;
-        infill: tokens given in advance, per prompt a text with `[MASK]` for each open position, a
-        list of ids with the mask id for open ones, or {offset: id};
-        apply_chat_template: whether a string becomes a user's message where the model has a chat
-        template; chat_template_kwargs: what the template is given beside the messages, e.g.
-        {"enable_thinking": False}; continue_final_message: whether the last message of a chat is
-        continued, None: if it is the assistant's; observers: watch the steps; record: keep all
-        steps in `Result.trace`.
+        Args:
+            prompts: A string, a chat (a list of `{"role", "content"}`), token ids, or a list of
+                those. An empty one is no prompt at all: the model writes from nothing.
+            max_new_tokens: Columns of each row in tokens, one number or one per prompt.
+            temperature: Of the sampling of proposed tokens, in place of the sampler's own; see
+                `dllm_decode.decoding.sampling.Categorical`, also for the next three.
+            top_p: Share of the probability that may be drawn from, in (0, 1].
+            top_k: Number of tokens that may be drawn from.
+            min_p: Smallest probability that may be drawn, as a share of the largest.
+            seed: Prompt i is decoded with seed + i, from 0 to 2^63 - 1; None is 0.
+            batch_size: Rows decoded together, None for all. A batch never changes what a row gets.
+                With a batch size a failing row is reported in `Result.errors`; without it an
+                exception is raised.
+            max_tokens_in_flight: See `Engine`.
+            batching: See `Engine`.
+            parameters: `{full key: value}` of the strategy for these prompts alone, e.g.
+                `{"strategy.select.threshold": 0.8}`; one mapping, or one per prompt.
+            stop: Texts that end an answer: `Outcome.text` is cut in front of the first of them.
+                Tokens and forwards stay as decoded, because a canvas is not written left to right.
+            streamer: For a single prompt, see `Streamer`.
+            infill: Tokens given in advance: per prompt a text with `[MASK]` for each open position,
+                a list of ids with the mask id for open ones, or `{offset: id}`.
+            apply_chat_template: Whether a string becomes a user's message where the model has a
+                chat template.
+            chat_template_kwargs: What the template is given beside the messages, e.g.
+                `{"enable_thinking": False}`.
+            continue_final_message: Whether the last message of a chat is continued; None: if it is
+                the assistant's.
+            observers: Watch the steps.
+            record: Keep all steps in `Result.trace`.
+            **unknown: Refused by name, with what was probably meant.
 
-        Returns the result with `texts`, one per prompt. Raises `ConfigError` for unknown keywords
-        and requests that do not fit, and `Interrupted` with the partial result on Ctrl-C.
+        Returns:
+            The result, with the text of each row.
+
+        Raises:
+            ConfigError: A keyword is not known or a request does not fit.
+            Interrupted: On Ctrl-C; it holds the partial result.
         """
         _refuse_unknown(unknown, self.generate)
         many = _as_list(prompts)
-        about = {"continue_final": continue_final_message, "arguments": chat_template_kwargs}
-        ids = tuple(self.encode(p, row, apply_chat_template, **about) for row, p in enumerate(many))
+        stops = stop_texts("stop", stop)
+        ids = tuple(
+            self.encode(
+                prompt,
+                row,
+                apply_chat_template,
+                continue_final=continue_final_message,
+                arguments=chat_template_kwargs,
+            )
+            for row, prompt in enumerate(many)
+        )
         length, fixed = self.infilling(infill, max_new_tokens, len(ids))
         request = Request(
             prompts=ids,
@@ -324,15 +349,19 @@ class TextDecoder:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
             drafts = not self.decoder.strategy.revocable
             observers = (*observers, _Streaming(streamer, ids[0], drafts))
-        return self.decode(
-            request,
-            sampler=self._sampler(temperature, top_p, top_k, min_p),
-            batch_size=batch_size,
-            max_tokens_in_flight=max_tokens_in_flight,
-            batching=batching,
-            observers=observers,
-            record=record,
-        )
+        try:
+            result = self.decode(
+                request,
+                sampler=self._sampler(temperature, top_p, top_k, min_p),
+                batch_size=batch_size,
+                max_tokens_in_flight=max_tokens_in_flight,
+                batching=batching,
+                observers=observers,
+                record=record,
+            )
+        except Interrupted as stopped:
+            raise Interrupted(_cut(stopped.result, stops)) from None
+        return _cut(result, stops)
 
     def decode(
         self,
@@ -386,9 +415,14 @@ class TextDecoder:
         return replace(self, decoder=decoder)
 
     def check(self, request: Request, sources: Sequence[str] = ()) -> None:
-        """Raise `ConfigError` for a request that does not fit, naming the source of its prompt.
+        """Refuse a request that does not fit, naming the source of its prompt.
 
-        sources: where each prompt came from.
+        Args:
+            request: What is to be decoded.
+            sources: Where each prompt came from, for messages.
+
+        Raises:
+            ConfigError: Model, schedule or strategy cannot serve it.
         """
         limit = self.model.denoiser.max_length
         for row, source in enumerate(sources):
@@ -485,8 +519,13 @@ class TextDecoder:
     ) -> tuple[int | tuple[int, ...], tuple[Mapping[int, int] | None, ...] | None]:
         """`max_new_tokens` and fixed tokens of a request; a template sets the length of its row.
 
-        infill, max_new_tokens: see `generate`; rows: of the request. Raises `ConfigError` where
-        they do not fit.
+        Args:
+            infill: See `generate`.
+            max_new_tokens: See `generate`.
+            rows: Number of rows of the request.
+
+        Raises:
+            ConfigError: They do not fit.
         """
         length = _lengths(max_new_tokens)
         if infill is None:
@@ -551,6 +590,14 @@ def _per_row(
     return (parameters,) * rows
 
 
+def _cut(result: Result, stops: Sequence[str]) -> Result:
+    """The result with each text up to the first stop text in it."""
+    if not stops:
+        return result
+    rows = (replace(row, text=cut(row.text, stops)) for row in result.rows)
+    return replace(result, rows=tuple(rows))
+
+
 def _full_length(result: Result, request: Request, decoder: Decoder) -> tuple[tuple[int, ...], ...]:
     """The tokens of a reference decode, with end of text where it had stopped."""
     filler = decoder.denoiser.vocab.filler
@@ -568,7 +615,7 @@ def _as_list(prompts: Any) -> list[Prompt]:
     """One prompt as a list of one; tensors and arrays, also inside of it, as lists."""
     prompts = _listed(prompts)
     if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
-        return [prompts]
+        return [prompts]  # type: ignore[list-item]  # what is no prompt is refused by `encode`
     if prompts and isinstance(prompts[0], Integral | Mapping):
         return [prompts]
     return [_listed(prompt) for prompt in prompts]
@@ -608,10 +655,10 @@ def _seeds(seed: Any, rows: int) -> tuple[int, ...]:
 def _refuse_unknown(unknown: Mapping[str, Any], method: Any) -> None:
     names = [n for n in method.__annotations__ if n not in ("prompts", "unknown", "return")]
     for name in unknown:
-        close = difflib.get_close_matches(name, names, 1, 0.6)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else hint
-        raise ConfigError(f"generate() has no option {name!r}{hint}; it takes {', '.join(names)}")
+        raise ConfigError(
+            f"generate() has no option {name!r}{answer_in_python(name, names)}; it takes "
+            f"{', '.join(names)}"
+        )
 
 
 class _Streaming(Observer):

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from dllm_decode.decoding.prediction import BiasedPrediction, Prediction
+from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.strategy import Transform
 from dllm_decode.decoding.types import Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import require
@@ -85,8 +84,4 @@ class DeferTokens(_Suppress):
 
     def adjust(self, view: StepView, memory: None) -> Prediction:
         """The same proposals with the confidence of the reduced distribution."""
-        proposal = view.pred.token
-        ids = self.chosen(view)
-        ids = ids.expand(*view.open.shape, len(ids))
-        removal = torch.full_like(ids, float("-inf"), dtype=torch.float32)
-        return BiasedPrediction(view.pred, ids, removal, lambda _: proposal)
+        return view.pred.deferring(self.chosen(view))

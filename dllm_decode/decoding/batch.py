@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dllm_decode.decoding.cache import Plan, Store, StoreMemory, columns_of, mask_of
+from dllm_decode.decoding import calls
+from dllm_decode.decoding.cache import Plan, Refresh, Store, StoreMemory, columns_of, mask_of
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
+from dllm_decode.decoding.returned import blamed, check_plane, named
 from dllm_decode.decoding.schedule import Window
 from dllm_decode.decoding.strategy import Budget
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, StepView, gather_columns
+from dllm_decode.errors import PluginError
 from dllm_decode.kernels.noise import Noise
 
 
@@ -69,6 +72,7 @@ class NextStep(Memory):
         index: (B, W) columns whose logits are wanted, -1 for none.
         masked: (B, W) the undecided ones.
         active: (B, W) those in the row's window.
+        open: (B, W) both: those that may be committed.
         fresh: (B,) the row has just entered this window.
         refresh: (B, L) columns to recompute, None without a store.
         valid: (B, L) columns that may be attended to, None without a store.
@@ -77,6 +81,7 @@ class NextStep(Memory):
     index: Tensor
     masked: Tensor
     active: Tensor
+    open: Tensor
     fresh: Tensor
     refresh: Tensor | None
     valid: Tensor | None
@@ -90,6 +95,7 @@ class NextStep(Memory):
             part.index = pad(part.index, missing, value=-1)
             part.masked = pad(part.masked, missing, value=False)
             part.active = pad(part.active, missing, value=False)
+            part.open = pad(part.open, missing, value=False)
         super().join(other)
 
 
@@ -148,7 +154,7 @@ class Batch:
             torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
             columns_of_parameters(parts.strategy, self.request, rows, self.device),
         )
-        memory = parts.strategy.begin(request, snapshot)
+        memory = calls.begin(parts.strategy, "strategy", request, snapshot)
         cache_memory = parts.cache.begin(request, snapshot)
         upcoming = self._look_ahead(snapshot, counters, cache_memory)
         if self.rows:
@@ -165,7 +171,8 @@ class Batch:
         self._store_rows(len(rows))
         self.snapshot = self.canvas.snapshot()
         for observer in parts.observers:
-            observer.start(request, snapshot)
+            with blamed(observer):
+                observer.start(request, snapshot)
 
     def _store_rows(self, joining: int) -> None:
         if not self.parts.cache.stores:
@@ -222,22 +229,52 @@ class Batch:
         self, snapshot: Snapshot, counters: Counters, cache_memory: Memory | None
     ) -> NextStep:
         """Window and plan of the next step, made before the sync so that it can tell their size."""
-        parts = self.parts
-        window = parts.schedule.window(snapshot)
+        window = self._window(snapshot)
         index, active = self._seen(snapshot, window)
         masked = gather_columns(snapshot.undecided, index) & (index >= 0)
-        fresh = counters.enter(window.key, masked & active)
-        refresh = parts.cache.plan(snapshot, index, fresh, cache_memory)
+        opened = masked & active
+        fresh = counters.enter(window.key, opened)
+        refresh = self._refresh(snapshot, index, fresh, cache_memory)
         if refresh is None:
-            return NextStep(index, masked, active, fresh, None, None)
+            return NextStep(index, masked, active, opened, fresh, None, None)
         columns = refresh.columns
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
         index, masked = torch.where(computed, index, -1), masked & computed
+        opened = opened & computed
         if self._sources is not None:
             sources = self._sources(index, snapshot.live)
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
-        return NextStep(index, masked, active, fresh, columns, refresh.valid | columns)
+        return NextStep(index, masked, active, opened, fresh, columns, refresh.valid | columns)
+
+    def _window(self, snapshot: Snapshot) -> Window:
+        """The schedule's window, of the right shape, and no column in it beyond the canvas."""
+        schedule = self.parts.schedule
+        who = f"{named('schedule', schedule)}: what window returned"
+        window = schedule.window(snapshot)
+        if not isinstance(window, Window):
+            raise PluginError(f"{who} is {type(window).__name__}; it must be a Window")
+        rows, device = snapshot.rows.numel(), snapshot.rows.device
+        check_plane(f"{who} as index", window.index, (rows, "W"), (torch.long,), device)
+        check_plane(f"{who} as key", window.key, (rows,), (torch.long,), device)
+        inside = window.index < snapshot.tokens.shape[1]
+        return Window(torch.where(inside, window.index, -1), window.key)
+
+    def _refresh(
+        self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Memory | None
+    ) -> Refresh | None:
+        """The cache policy's plan, of the right shape."""
+        cache = self.parts.cache
+        refresh = cache.plan(snapshot, index, fresh, memory)
+        if refresh is None:
+            return None
+        who = f"{named('cache', cache)}: what plan returned"
+        if not isinstance(refresh, Refresh):
+            raise PluginError(f"{who} is {type(refresh).__name__}; it must be a Refresh or None")
+        for name, plane in (("columns", refresh.columns), ("valid", refresh.valid)):
+            shape, device = snapshot.tokens.shape, snapshot.tokens.device
+            check_plane(f"{who} as {name}", plane, shape, (torch.bool,), device)
+        return refresh
 
     def _seen(self, snapshot: Snapshot, window: Window) -> tuple[Tensor, Tensor]:
         """Columns whose logits are wanted, and which of them lie in the row's window."""
@@ -268,7 +305,8 @@ class Batch:
         if self.parts.record:
             self.trace.append(change)
         for observer in self.parts.observers:
-            observer.step(change, snapshot)
+            with blamed(observer):
+                observer.step(change, snapshot)
         self.next = self._look_ahead(snapshot, self.counters, self.cache_memory)
 
     def _count(self, change: Change, took_part: Tensor) -> None:
@@ -283,9 +321,13 @@ class Batch:
     # What the host wants to know.
 
     def sizes(self) -> dict[str, Tensor]:
-        """What every sync fetches of each row, (B,): undecided columns, horizon, size of a pass."""
+        """What every sync fetches of each row, (B,): columns left, horizon, size of a pass."""
         upcoming, snapshot = self.next, self.snapshot
-        facts = {"undecided": snapshot.undecided.sum(1), "horizon": snapshot.horizon}
+        facts = {
+            "undecided": snapshot.undecided.sum(1),
+            "open": upcoming.open.sum(1),
+            "horizon": snapshot.horizon,
+        }
         if upcoming.refresh is not None and upcoming.valid is not None:
             facts |= {"refresh": upcoming.refresh.sum(1), "valid": upcoming.valid.sum(1)}
         return facts
@@ -305,6 +347,20 @@ class Batch:
         self._first = self.canvas.start - longest
         even = min(lengths, default=0) == longest and min(horizons, default=0) == self._reach
         self._complete = even
+
+    def stuck(self, position: int) -> PluginError:
+        """Why a row that has undecided columns cannot decide any of them in its next step."""
+        snapshot, schedule, cache = self.snapshot, self.parts.schedule, self.parts.cache
+        window = self._window(snapshot).index
+        opened = gather_columns(snapshot.undecided, window) & (window >= 0)
+        left = snapshot.undecided[position].nonzero()[:, 0] - snapshot.start
+        row, step = self.rows[position], int(self.counters.step[position])
+        what = f"undecided column of row {row}, step {step}"
+        columns = f"{left.numel()} are left, the first is generated column {int(left[0])}"
+        if bool(opened[position].any()):
+            who = named("cache", cache)
+            return PluginError(f"{who} recomputes no {what}, that its window opens: {columns}")
+        return PluginError(f"{named('schedule', schedule)} opens no {what}: {columns}")
 
     def account(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """What the outcomes of some rows are made of, their rows in dimension 0."""

@@ -11,15 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.returned import check_plane, named
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
-from dllm_decode.errors import require_count, require_in_range
+from dllm_decode.errors import PluginError, require_count, require_in_range
 
 
+@runtime_checkable
 class Store(Protocol):
     """Keys and values of every canvas column, allocated by `Denoiser.allocate`."""
 
@@ -164,11 +166,21 @@ class CachePolicy(ABC):
         Asked as soon as the step before is done, so rows that have nothing left to decide may be
         among those of the snapshot. None: all live columns, without a store.
         """
+        if not isinstance(memory, StoreMemory):
+            raise PluginError(
+                f"{named('cache', self)}: what begin returned is {type(memory).__name__}; plan "
+                "needs a StoreMemory, or one of its own"
+            )
         window = mask_of(index, snapshot.tokens.shape[1])
         memory.passes = torch.where(fresh, 0, memory.passes)
         step = Step(snapshot, window, fresh, memory)
         # whatever a policy leaves out, a column whose token changed is never attended to as it was
-        mask = (self.recompute(step) | (memory.stale & memory.valid)) & snapshot.live
+        wanted = self.recompute(step)
+        check_plane(
+            f"{named('cache', self)}: what recompute returned",
+            wanted, snapshot.live.shape, (torch.bool,), snapshot.live.device,
+        )  # fmt: skip
+        mask = (wanted | (memory.stale & memory.valid)) & snapshot.live
         memory.age = torch.where((mask | ~snapshot.live).all(1), 0, memory.age + 1)
         memory.passes = memory.passes + 1
         memory.valid = memory.valid | mask

@@ -32,6 +32,7 @@ class Composition:
             are counted apart, and faults are reported up to so many steps later. Tokens are the
             same. Policies with a key/value store sync in every step, because the width of the next
             pass comes with it.
+        debug: name whoever writes in place to what it was handed; see `guard` for the cost.
 
     Raises:
         CapabilityError: where the parts cannot work together.
@@ -45,6 +46,7 @@ class Composition:
     observers: tuple[Observer, ...] = ()
     record: bool = False
     sync_every: int = 1
+    debug: bool = False
     check_every: InitVar[int | None] = None  # what `sync_every` was called
 
     def __post_init__(self, check_every: int | None) -> None:

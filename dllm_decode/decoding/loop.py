@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding import calls
 from dllm_decode.decoding.batch import Batch
 from dllm_decode.decoding.cache import Plan, spread
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.checks import check_request
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import Capabilities
-from dllm_decode.decoding.monitor import Monitor
+from dllm_decode.decoding.guard import guarded, read_only
+from dllm_decode.decoding.monitor import Monitor, device_faults_end_it
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
+from dllm_decode.decoding.returned import blamed, check_logits, check_prediction, named
 from dllm_decode.decoding.settle import settle
 from dllm_decode.decoding.strategy import Budget
 from dllm_decode.decoding.types import Memory, Request, StepView, gather_columns
@@ -82,12 +85,15 @@ class Run:
             request: every row that may ever join, which sets the width of the canvas.
             capacity: rows that are decoded at once, for the key/value store; None for all.
         """
+        decoder = guarded(decoder) if decoder.debug else decoder
         self.decoder = decoder
         self.strategy = decoder.strategy
         self.request = request
         self.batch = Batch(decoder, request, capacity)
         self.monitor = Monitor(self.batch)
         self._forward = _forward_of(decoder)
+        if decoder.debug:
+            self._forward = read_only(self._forward, named("model", decoder.denoiser))
         self._banned = torch.tensor(_banned_ids(decoder), device=decoder.denoiser.device)
         self._revocable = decoder.strategy.revocable
 
@@ -111,20 +117,25 @@ class Run:
         """What became of the rows that are done."""
         return self.monitor.outcomes
 
+    @torch.no_grad()
+    @device_faults_end_it()
     def admit(self, rows: Sequence[int]) -> None:
         """Let rows of the request join."""
         self.batch.admit(rows)
         self.monitor.sync()
 
+    @torch.no_grad()
+    @device_faults_end_it()
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
         plan = self.batch.plan()
         prediction = self.predict(self.batch.tokens, plan)
         view = self.view(prediction, plan)
-        decision = self.strategy.decide(view, self.memory)
+        decision = calls.decide(self.strategy, view, self.memory)
         change, faults = settle(view, decision, self.strategy)
         self.canvas.apply(change, revocable=self._revocable)
-        self.canvas.narrow(self.strategy.horizon(self.canvas.snapshot(), view, change, self.memory))
+        after = self.canvas.snapshot()
+        self.canvas.narrow(calls.horizon(self.strategy, after, view, change, self.memory))
         self.batch.note(change, view)
         self.monitor.check(view, faults)
 
@@ -134,8 +145,12 @@ class Run:
         index = batch.next.index
         if span.start:
             index = torch.where(index >= 0, index - span.start, -1)
+        model, sampler = self.decoder.denoiser, self.decoder.sampler
         logits = self._forward(tokens[:, span], batch.snapshot.live[:, span], index, plan)
-        return self.decoder.sampler.predict(logits, self._banned, batch.noise)
+        check_logits(model, logits, index, model.vocab.size)
+        prediction = sampler.predict(logits, self._banned, batch.noise)
+        check_prediction(sampler, prediction, index, logits)
+        return prediction
 
     def view(self, prediction: Prediction, plan: Plan) -> StepView:
         """Everything the strategy may know about this step."""
@@ -154,7 +169,7 @@ class Run:
             pred=prediction,
             tokens=gather_columns(snapshot.tokens, index),
             active=active,
-            open=masked & active,
+            open=upcoming.open,
             masked=masked,
             settled=settled & (index >= 0) & active,
             fresh=upcoming.fresh,
@@ -196,7 +211,8 @@ class Run:
         )
         result = Result(rows, tuple(self.batch.trace))
         for observer in self.decoder.observers:
-            observer.finish(result)
+            with blamed(observer):
+                observer.finish(result)
         return result
 
 

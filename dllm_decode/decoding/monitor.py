@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,9 +16,11 @@ from torch import Tensor
 from dllm_decode.decoding.batch import Batch
 from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.decoding.prediction import DensePrediction
+from dllm_decode.decoding.returned import named
+from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.settle import Faults, where
 from dllm_decode.decoding.types import StepView
-from dllm_decode.errors import ModelOutputError
+from dllm_decode.errors import DeviceError, DllmDecodeError, ModelOutputError, PluginError
 
 
 def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
@@ -38,6 +42,32 @@ def _nested(numbers: Iterator[Any], shape: Sequence[int], kind: type) -> list[An
     return [_nested(numbers, shape[1:], kind) for _ in range(shape[0])]
 
 
+_DEVICE = re.compile("CUDA error|CUBLAS_STATUS|cuDNN error|HIP error|device-side assert")
+
+
+@contextmanager
+def device_faults_end_it() -> Iterator[None]:
+    """Raise `DeviceError` for errors after which a device computes nothing more.
+
+    Memory that does not suffice is no such error: fewer rows may fit.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if "out of memory" in text or "ALLOC_FAILED" in text:
+            raise torch.OutOfMemoryError(text) from error
+        if not isinstance(error, torch.AcceleratorError) and not _DEVICE.search(text):
+            raise
+        raise DeviceError(
+            f"the device failed and computes nothing more in this process ({text.splitlines()[0]})"
+            "; start again, with kernels=reference head=apart if it was one of our kernels; "
+            "CUDA_LAUNCH_BLOCKING=1 in the environment shows where it happens"
+        ) from error
+
+
 @dataclass(frozen=True)
 class PendingCheck:
     """A step that the host has not seen yet.
@@ -45,7 +75,8 @@ class PendingCheck:
     Attributes:
         view: the step.
         faults: of the strategy's decision.
-        counts: (4,) how many illegal slots, unusable logits, ties at confidence 1, open slots.
+        counts: (5,) how many slots are illegal, have unusable logits, have a score of exactly 1,
+            were committed among those, are open.
     """
 
     view: StepView
@@ -55,13 +86,14 @@ class PendingCheck:
     @staticmethod
     def of(view: StepView, faults: Faults) -> PendingCheck:
         """Count on the device what the host will want to know."""
-        illegal, pred = faults.count, view.pred
-        if not isinstance(pred, DensePrediction):
-            nothing = torch.zeros_like(illegal)
-            return PendingCheck(view, faults, torch.stack([illegal, nothing, nothing, nothing]))
-        unusable = (view.masked & ~pred.healthy).sum()
-        ties = ((pred.top_confidence >= 1.0) & view.open).sum()
-        counts = torch.stack([illegal, unusable, ties, view.open.sum()])
+        illegal, pred, scores = faults.count, view.pred, faults.decision.scores
+        assert scores is not None
+        unusable = torch.zeros_like(illegal)
+        if isinstance(pred, DensePrediction):
+            unusable = (view.masked & ~pred.healthy).sum()
+        ties = view.open & (scores == 1)
+        chosen = ties & faults.change.commit
+        counts = torch.stack([illegal, unusable, ties.sum(), chosen.sum(), view.open.sum()])
         return PendingCheck(view, faults, counts)
 
 
@@ -77,13 +109,15 @@ class Monitor:
         self.batch = batch
         self.outcomes: dict[int, Outcome] = {}
         self._every = 1 if batch.parts.cache.stores else batch.parts.sync_every
+        self._longest = 1
         self._pending: list[PendingCheck] = []
         self._warned = False
 
     def check(self, view: StepView, faults: Faults) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
         self._pending.append(PendingCheck.of(view, faults))
-        if len(self._pending) >= self._every:
+        # no row needs more steps than it had undecided columns
+        if len(self._pending) >= min(self._every, self._longest):
             self.sync()
 
     def sync(self) -> None:
@@ -93,6 +127,10 @@ class Monitor:
         facts = fetch(**self.batch.sizes(), **checks)
         for name, check in zip(checks, pending, strict=True):
             self._judge(check, *facts.pop(name))
+        for at, (left, opened) in enumerate(zip(facts["undecided"], facts["open"], strict=True)):
+            if left and not opened:
+                raise self.batch.stuck(at)
+        self._longest = max([1, *facts["undecided"]])
         done = [at for at, left in enumerate(facts["undecided"]) if not left]
         if done:
             self.record(done)
@@ -101,22 +139,60 @@ class Monitor:
         self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
 
     def _judge(
-        self, check: PendingCheck, illegal: int, unusable: int, ties: int, candidates: int
+        self,
+        check: PendingCheck,
+        illegal: int,
+        unusable: int,
+        ties: int,
+        chosen: int,
+        candidates: int,
     ) -> None:
-        """Refuse illegal decisions and unusable logits; warn where confidences rank nothing."""
+        """Refuse illegal decisions and unusable logits; warn where scores rank nothing."""
         if unusable:
-            raise _unusable_logits(check.view)
+            raise self._unusable(check.view)
         if illegal:
-            raise check.faults.error()
-        if ties > 1 and 2 * ties > candidates and not self._warned:
+            raise self._illegal(check)
+        # who commits all of them, or none, does not care for their order
+        if 0 < chosen < ties and 2 * ties > candidates and not self._warned:
             self._warned = True
+            advice = (
+                "sampler.confidence_from=untempered tells them apart"
+                if self.batch.parts.sampler.reshapes
+                else "a rule with a threshold, such as strategy=threshold, commits all of them"
+            )
             warnings.warn(
                 f"{ties} of {candidates} candidate positions have confidence exactly 1, so "
-                "their order is decided by the column alone; a low temperature with "
-                "sampler.confidence_from=sampled or low-precision logits do this",
+                f"that the column alone decides which of them are committed; {advice}",
                 RuntimeWarning,
-                stacklevel=6,
+                stacklevel=8,
             )
+
+    def _illegal(self, check: PendingCheck) -> PluginError:
+        """Whose fault an illegal decision is: what a sampler may not propose is not the rule's."""
+        faults, sampler = check.faults, self.batch.parts.sampler
+        _, row, slot = faults.first
+        token = faults.token(row, slot)
+        if faults.names_token and token == int(check.view.pred.token[row, slot]):
+            return PluginError(
+                f"{named('sampler', sampler)} proposed token {token}, which must be removed "
+                f"before anything is proposed: {where(check.view, row, slot)}"
+            )
+        return faults.error()
+
+    def _unusable(self, view: StepView) -> DllmDecodeError:
+        """Who made a prediction that no rule can use, and where."""
+        assert isinstance(view.pred, DensePrediction)
+        row, slot = (int(number) for number in (view.masked & ~view.pred.healthy).nonzero()[0])
+        fault = "cannot be used (NaN, infinite, or every allowed token at -inf)"
+        sampler = self.batch.parts.sampler
+        if isinstance(sampler, Greedy | Categorical):
+            return ModelOutputError(
+                f"the model returned logits that {fault}: {where(view, row, slot)}"
+            )
+        return PluginError(
+            f"{named('sampler', sampler)}, or the model, made a prediction that {fault}: "
+            f"{where(view, row, slot)}"
+        )
 
     def record(self, positions: Sequence[int], reason: str | None = None) -> None:
         """Fetch the outcomes of some rows of the batch, all in one go.
@@ -147,12 +223,3 @@ class Monitor:
             eot_ids=batch.canvas.vocab.eot_ids,
             last_fixed=batch.request.last_fixed[row],
         )
-
-
-def _unusable_logits(view: StepView) -> ModelOutputError:
-    assert isinstance(view.pred, DensePrediction)
-    row, slot = (int(number) for number in (view.masked & ~view.pred.healthy).nonzero()[0])
-    return ModelOutputError(
-        "the model returned logits that cannot be used (NaN, infinite, or every allowed token "
-        f"at -inf): {where(view, row, slot)}"
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.noise import Noise, gumbel
 from dllm_decode.kernels.reference import RowStatistics
+
+
+class PredictionError(DecisionError):
+    """A prediction was made of, or asked about, something that it cannot have."""
+
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_INTEGERS = (torch.int64, torch.int32)
 
 
 class Draw(Protocol):
@@ -35,8 +45,21 @@ class GumbelDraw:
     temperature: float
 
     def __call__(self, prediction: Prediction) -> Tensor:
-        """Token ids (B, W)."""
-        return prediction.gumbel_max(self)
+        """Token ids (B, W), -1 where every token has been removed."""
+        return prediction.gumbel_max(self).masked_fill(prediction._emptied, -1)
+
+
+class _ProposalBelow:
+    """Proposes what the prediction proposed before `deferring` took ids out of it."""
+
+    def __call__(self, prediction: Prediction) -> Tensor:
+        # what later transforms put on top hands this draw on; the lowest holder is what deferred
+        while True:
+            assert isinstance(prediction, BiasedPrediction)
+            below = prediction._base
+            if below._draw is not self:
+                return below.token
+            prediction = below
 
 
 @dataclass(frozen=True)
@@ -67,6 +90,11 @@ class Prediction(ABC):
     `token` is the proposal (the argmax, or a sample where a sampler draws), `confidence` its
     probability. The other statistics describe the whole row. All are float32 or better, and all
     come from the untempered, unfiltered distribution in which banned ids have probability 0.
+
+    Where every token has been removed there is no distribution: all probabilities are 0, the
+    entropy is the largest there is, log V, and the most likely token is -1, which cannot be
+    committed. So such a slot ranks last in every rule, and a proposal made before the removal
+    (`DeferTokens`) can still be committed when nothing else is left.
     """
 
     _draw: Draw | None = None
@@ -102,8 +130,8 @@ class Prediction(ABC):
         """What `logit_of` returns, before it is rounded to the public precision."""
 
     @abstractmethod
-    def suppress(self, ids: Tensor) -> Prediction:
-        """This prediction with ids (M,) banned at every slot: probability 0, never proposed."""
+    def _suppressed(self, ids: Tensor) -> Prediction:
+        """What `suppress` returns."""
 
     # What follows from those.
 
@@ -120,16 +148,31 @@ class Prediction(ABC):
         """
         if isinstance(logits, HiddenStates):
             return HeadPrediction(logits, banned, draw)
+        _check("logits", logits, None, floating=True)
         return DensePrediction(logits, banned, draw)
 
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest logits and their ids, (B, W, k) each; lower id first on ties."""
-        values, ids = self._top(k)
+        """The k largest logits and their ids, (B, W, k) each; lower id first on ties.
+
+        k: 1 or more; at most V are returned.
+        """
+        if not isinstance(k, int) or k < 1:
+            raise PredictionError(f"topk needs a whole number >= 1, got {k!r}")
+        values, ids = self._top(min(k, self.shape[-1]))
         return values.to(self._dtype), ids
 
     def logit_of(self, ids: Tensor) -> Tensor:
         """Logits at ids (B, W, K); -inf for banned ids and for empty slots (-1)."""
-        return self._at(ids).to(self._dtype)
+        return self._of_ids(ids).to(self._dtype)
+
+    def _of_ids(self, ids: Tensor) -> Tensor:
+        """`_at` for ids (B, W, K) that somebody gave."""
+        _check("ids", ids, self.shape[:2], floating=False)
+        try:
+            return self._at(ids.long())
+        except (IndexError, RuntimeError):
+            _refuse_outside(ids, self.shape[-1], -1)
+            raise
 
     def _shaped(self, values: Tensor) -> Tensor:
         values = values.to(self._dtype) if values.dtype.is_floating_point else values
@@ -143,17 +186,22 @@ class Prediction(ABC):
         maximum = self._statistics.maximum.reshape(*self.shape[:2], 1)
         total = self._statistics.total.reshape(*self.shape[:2], 1)
         share = (logits - maximum).exp() / total
-        return share.masked_fill(maximum == float("-inf"), 0.0).to(self._dtype)
+        return share.masked_fill(self._emptied[..., None], 0.0).to(self._dtype)
+
+    @cached_property
+    def _emptied(self) -> Tensor:
+        """Slots where every token has been removed, (B, W) bool."""
+        return self._shaped(self._statistics.maximum == float("-inf"))
 
     @cached_property
     def top_token(self) -> Tensor:
-        """The most likely token, lowest id on ties, (B, W) int64."""
-        return self._shaped(self._statistics.token)
+        """The most likely token, lowest id on ties, -1 where all are removed, (B, W) int64."""
+        return self._shaped(self._statistics.token).masked_fill(self._emptied, -1)
 
     @cached_property
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        return self._shaped(self._statistics.confidence)
+        return self._shaped(self._statistics.confidence).masked_fill(self._emptied, 0.0)
 
     @cached_property
     def maximum(self) -> Tensor:
@@ -163,12 +211,13 @@ class Prediction(ABC):
     @cached_property
     def logsumexp(self) -> Tensor:
         """Natural logarithm of the partition sum, (B, W)."""
-        return self._shaped(self._statistics.logsumexp)
+        return self._shaped(self._statistics.logsumexp).masked_fill(self._emptied, float("-inf"))
 
     @cached_property
     def entropy(self) -> Tensor:
         """Entropy in nats, (B, W)."""
-        return self._shaped(self._statistics.entropy)
+        largest = math.log(self.shape[-1])
+        return self._shaped(self._statistics.entropy).masked_fill(self._emptied, largest)
 
     @cached_property
     def healthy(self) -> Tensor:
@@ -178,14 +227,28 @@ class Prediction(ABC):
     @cached_property
     def token(self) -> Tensor:
         """The proposal at each slot, (B, W) int64."""
-        return self.top_token if self._draw is None else self._draw(self)
+        if self._draw is None:
+            return self.top_token
+        drawn = self._draw(self)
+        if (
+            not isinstance(drawn, Tensor)
+            or tuple(drawn.shape) != self.shape[:2]
+            or drawn.dtype not in _INTEGERS
+        ):
+            got = f"{tuple(drawn.shape)} {drawn.dtype}" if isinstance(drawn, Tensor) else drawn
+            raise PredictionError(
+                f"the draw must return token ids of shape {self.shape[:2]}, got {got}"
+            )
+        return drawn.long()
 
     @cached_property
     def confidence(self) -> Tensor:
         """Probability of `token`, (B, W)."""
         if self._draw is None:
             return self.top_confidence
-        return self.prob_of(self.token[..., None])[..., 0]
+        # ids outside the vocabulary are refused later, by the name of who drew them
+        known = self.token.clamp(max=self.shape[-1] - 1)
+        return self._share(self._at(known[..., None]))[..., 0]
 
     @cached_property
     def _top_two(self) -> Tensor:
@@ -200,22 +263,26 @@ class Prediction(ABC):
         top = self._share(self._top_two)
         return top[..., 0] - top[..., 1]
 
-    @cached_property
-    def logit_gap(self) -> Tensor:
-        """Largest logit minus the second largest, (B, W)."""
-        return (self._top_two[..., 0] - self._top_two[..., 1]).to(self._dtype)
-
     def prob_of(self, ids: Tensor) -> Tensor:
         """Probabilities of ids (B, W, K); 0 for banned ids and empty slots (-1).
 
         Where transforms have removed every token, all of them are 0.
         """
-        return self._share(self._at(ids))
+        return self._share(self._of_ids(ids))
 
     @cached_property
     def probs(self) -> Tensor:
         """Dense probabilities (B, W, V) for plugins that need them; nothing here does."""
-        return self.logits.softmax(-1)
+        return self.logits.softmax(-1).masked_fill(self._emptied[..., None], 0.0)
+
+    def suppress(self, ids: Tensor) -> Prediction:
+        """This prediction with ids (M,) banned at every slot: probability 0, never proposed."""
+        if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype not in _INTEGERS:
+            got = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
+            raise PredictionError(f"suppress needs token ids of shape (M,), got {got}")
+        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+            _refuse_outside(ids, self.shape[-1], 0)
+        return self._suppressed(ids.long())
 
     def gumbel_max(self, draw: GumbelDraw) -> Tensor:
         """A draw from the tempered distribution, (B, W) int64."""
@@ -234,7 +301,21 @@ class Prediction(ABC):
         never_negative: the caller's word that all additions are >= 0, which saves a look at them
         (on a GPU the host would have to wait for it).
         """
+        _check("ids", ids, self.shape[:2], floating=False)
+        _check("delta", delta, ids.shape, floating=True)
+        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+            _refuse_outside(ids, self.shape[-1], None)
+        ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
+
+    def deferring(self, ids: Tensor) -> Prediction:
+        """The same proposals, with the statistics of the distribution without ids (M,).
+
+        Ids that a later transform suppresses are not proposed any more, deferred or not.
+        """
+        removed = ids.expand(*self.shape[:2], -1)
+        removal = torch.full_like(removed, float("-inf"), dtype=torch.float32)
+        return BiasedPrediction(self, removed, removal, _ProposalBelow())
 
     def credited(
         self,
@@ -252,6 +333,7 @@ class Prediction(ABC):
         earn, all others come back empty.
         """
         _, slots, _ = self.shape
+        open = open & ~self._emptied  # nothing wins there, so nothing earns
         update = self._credit_update(
             ids.flatten(0, 1),
             credit.flatten(0, 1),
@@ -288,6 +370,36 @@ class Credited:
     prediction: Prediction
     ids: Tensor
     credit: Tensor
+
+
+def _check(name: str, value: Tensor, shape: tuple[int, ...] | None, *, floating: bool) -> None:
+    """Refuse what is no tensor of three dimensions, of the given leading ones, of a usable type."""
+    kinds = _FLOATS if floating else _INTEGERS
+    wanted = "(B, W, V)" if shape is None else f"({', '.join(map(str, shape))}, ...)"
+    if not isinstance(value, Tensor):
+        raise PredictionError(
+            f"{name} must be a tensor of shape {wanted}, got {type(value).__name__}"
+        )
+    front = () if shape is None else tuple(shape)
+    if value.dim() != 3 or tuple(value.shape[: len(front)]) != front:
+        raise PredictionError(f"{name} must have shape {wanted}, got {tuple(value.shape)}")
+    if value.dtype not in kinds or value.layout != torch.strided:
+        words = "floating-point numbers" if floating else "int64 or int32"
+        raise PredictionError(f"{name} must be {words}, got {value.dtype} ({value.layout})")
+
+
+def _refuse_outside(ids: Tensor, vocabulary: int, least: int | None) -> None:
+    """Refuse ids beyond the vocabulary, or below `least`; asks the device."""
+    wrong = ids >= vocabulary
+    if least is not None:
+        wrong = wrong | (ids < least)
+    found = ids[wrong]
+    if found.numel():
+        low = -1 if least is None else least
+        hint = "; -1 is an empty slot" if low < 0 else ""
+        raise PredictionError(
+            f"ids must lie in [{low}, {vocabulary - 1}], got {int(found[0])}{hint}"
+        )
 
 
 def _drawn(rows: Tensor, draw: GumbelDraw, banned: Tensor | None) -> Tensor:
@@ -350,7 +462,7 @@ class DensePrediction(Prediction):
     def _at(self, ids: Tensor) -> Tensor:
         return self._shaped(reference.logits_at(self._rows, ids.flatten(0, 1), self._banned))
 
-    def suppress(self, ids: Tensor) -> Prediction:
+    def _suppressed(self, ids: Tensor) -> Prediction:
         return DensePrediction(self._raw, self._more_banned(ids), self._draw)
 
     def _more_banned(self, ids: Tensor) -> Tensor:
@@ -427,7 +539,7 @@ class HeadPrediction(DensePrediction):
         at = torch.minimum(at, self._statistics.maximum[:, None].to(at.dtype))
         return self._shaped(at)
 
-    def suppress(self, ids: Tensor) -> Prediction:
+    def _suppressed(self, ids: Tensor) -> Prediction:
         """Two predictions of one pass: the logits once are cheaper than the head twice."""
         return DensePrediction(self._source.logits, self._more_banned(ids), self._draw)
 
@@ -521,9 +633,9 @@ class BiasedPrediction(Prediction):
         zero = torch.zeros((), dtype=delta.dtype, device=ids.device)
         return self._base._at(ids) + torch.where(same, delta[..., None, :], zero).sum(-1)
 
-    def suppress(self, ids: Tensor) -> Prediction:
+    def _suppressed(self, ids: Tensor) -> Prediction:
         return BiasedPrediction(
-            self._base.suppress(ids),
+            self._base._suppressed(ids),
             self._ids,
             self._delta,
             self._draw,
@@ -543,7 +655,7 @@ class BiasedPrediction(Prediction):
         below = self._base.gumbel_max(draw)[..., None]
         ids = torch.cat([below, self._additions[0]], -1)
         states = draw.noise.states()[..., None]
-        noisy = (self.logit_of(ids) / draw.temperature).double() + gumbel(states, ids)
+        noisy = (self._at(ids).to(self._dtype) / draw.temperature).double() + gumbel(states, ids)
         best = noisy.amax(-1, keepdim=True)
         beyond = self.shape[-1]
         winner = ids.masked_fill((noisy < best) | (ids < 0), beyond).amin(-1)

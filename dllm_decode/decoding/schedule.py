@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.selection import first_column
 from dllm_decode.decoding.types import Request, Snapshot
-from dllm_decode.errors import CapabilityError, ConfigError, require_choice, require_count
+from dllm_decode.errors import CapabilityError, require_choice, require_count
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,15 @@ def _slots(snapshot: Snapshot, begin: Tensor, width: int, limit: Tensor) -> Tens
 class Blocks(Schedule):
     """Semi-autoregressive blocks: the first block of a row that still has undecided columns.
 
-    length: columns per block, 1 or more, the last block of a row may be shorter; origin: where the
-    grid starts: behind the `prompt`; at the beginning of the row (`absolute`), so that the end of
-    the prompt lies in the first block; or `auto`, `absolute` for models whose attention is
-    block-causal and `prompt` for all others. Sources: LLaDA, arXiv 2502.09992, appendix B.4; the
-    absolute grid is that of the released samplers of LLaDA2, SDAR and Fast-dLLM v2.
+    Attributes:
+        length: columns per block, 1 or more. The last block of a row may be shorter, also where it
+            is the only one.
+        origin: where the grid starts: behind the `prompt`; at the beginning of the row
+            (`absolute`), so that the end of the prompt lies in the first block; or `auto`,
+            `absolute` for models whose attention is block-causal and `prompt` for all others.
+
+    Sources: LLaDA, arXiv 2502.09992, appendix B.4; the absolute grid is that of the released
+    samplers of LLaDA2, SDAR and Fast-dLLM v2.
     """
 
     length: int = 32
@@ -83,15 +87,6 @@ class Blocks(Schedule):
     def block_length(self) -> int:
         """`length`."""
         return self.length
-
-    def check(self, request: Request) -> None:
-        """A block longer than every row's canvas is refused, unless prompts fill part of it."""
-        if self.origin != "absolute" and self.length > max(request.lengths):
-            raise ConfigError(
-                f"schedule.length is {self.length}, longer than the canvas of "
-                f"{max(request.lengths)} columns (max_new_tokens); use "
-                f"schedule.length={max(request.lengths)} or schedule=whole"
-            )
 
     def on_grid(self, block_length: int | None) -> Blocks:
         """The absolute grid for block-causal models, whose block length must be this one's."""

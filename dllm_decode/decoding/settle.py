@@ -8,19 +8,14 @@ strategies that declared it, and each live row makes progress.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.checks import place_of
+from dllm_decode.decoding import calls
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import (
-    Budget,
-    Pipeline,
-    Progress,
-    Strategy,
-    complete,
-)
+from dllm_decode.decoding.strategy import Budget, Progress, Strategy, complete
 from dllm_decode.decoding.types import Change, Decision, StepView
 from dllm_decode.errors import DecisionError
 
@@ -42,10 +37,12 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     Raises:
         DecisionError: for planes of a wrong shape or type, which can be seen without the device.
     """
-    _check_shapes(view, decision, _author(strategy))
+    if not decision.author:  # made by hand, not by a call of `calls.decide`
+        decision = calls.check_decision(decision, view, calls.name_of(strategy, view.part))
     decision = complete(decision, view)
     planes = faults_of(view, decision, strategy.revocable)
-    return legal_change(view, decision, strategy.progress), Faults(view, decision, strategy, planes)
+    change = legal_change(view, decision, strategy.progress)
+    return change, Faults(view, decision, strategy, change, planes)
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,14 @@ class Faults:
         view: the step.
         decision: the complete decision.
         strategy: who made it.
+        change: the legal change that was made of it.
         planes: (5, B, W) bool, one plane per kind; see `faults_of`.
     """
 
     view: StepView
     decision: Decision
     strategy: Strategy
+    change: Change
     planes: Tensor
 
     @property
@@ -69,23 +68,42 @@ class Faults:
         """How many there are, a number on the device."""
         return self.planes.sum()
 
+    @cached_property
+    def first(self) -> tuple[int, int, int]:
+        """Kind, row and slot of the first one; asks the device."""
+        kind, row, slot = self.planes.nonzero()[0].tolist()
+        return kind, row, slot
+
+    @property
+    def names_token(self) -> bool:
+        """Whether the first one is about the token that was committed."""
+        return self.first[0] in (1, 2)
+
+    def token(self, row: int, slot: int) -> int:
+        """The token that the decision names for a slot; asks the device."""
+        assert self.decision.tokens is not None
+        return int(self.decision.tokens[row, slot])
+
     def error(self) -> DecisionError:
         """The first fault in words, with plugin, row, column and step; asks the device."""
-        view, tokens = self.view, self.decision.tokens
-        assert tokens is not None
-        kind, row, slot = (int(number) for number in self.planes.nonzero()[0])
-        token = int(tokens[row, slot])
+        view = self.view
+        kind, row, slot = self.first
+        token = self.token(row, slot)
         reason = (
             "committed a position that is not open",
             f"committed token {token}, which lies outside the vocabulary of "
-            f"{view.snapshot.vocab.size}",
+            f"{view.snapshot.vocab.size}"
+            + ("; -1 says that every token has been removed" if token == -1 else ""),
             f"committed token {token}, a mask or control token that is never generated",
             "re-masked a position that is not settled"
             if self.strategy.revocable
             else "re-masked a position, but does not declare revocable = True",
             "gave a score that is NaN",
         )[kind]
-        return DecisionError(f"{_author(self.strategy)} {reason}: {where(view, row, slot)}")
+        who = self.decision.author
+        if kind in (1, 2, 4):  # a token or a score that somebody else may have proposed
+            who = calls.author(view, self.decision, row, slot, None if kind == 4 else token)
+        return DecisionError(f"{who} {reason}: {where(view, row, slot)}")
 
 
 def where(view: StepView, row: int, slot: int) -> str:
@@ -93,13 +111,6 @@ def where(view: StepView, row: int, slot: int) -> str:
     column = int(view.index[row, slot])
     place = "no column" if column < 0 else f"generated column {column - view.snapshot.start}"
     return f"row {int(view.snapshot.rows[row])}, {place}, step {int(view.step[row])}"
-
-
-def _author(strategy: Strategy) -> str:
-    """The part whose decision it was: filters only veto, so it is never theirs."""
-    if isinstance(strategy, Pipeline):
-        return place_of("select", strategy.select)
-    return place_of("", strategy)
 
 
 def legal_change(view: StepView, decision: Decision, progress: Progress) -> Change:
@@ -154,25 +165,6 @@ def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
             view.open & decision.scores.isnan(),
         ]
     )
-
-
-def _check_shapes(view: StepView, decision: Decision, plugin: str) -> None:
-    expected = tuple(view.open.shape)
-    for name in ("commit", "remask", "tokens", "scores", "confidence"):
-        value = getattr(decision, name)
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise DecisionError(
-                f"{plugin} returned {name} of shape {got}; it must be a tensor of shape {expected}"
-            )
-        if name in ("commit", "remask") and value.dtype != torch.bool:
-            raise DecisionError(f"{plugin} returned {name} of type {value.dtype}; it must be bool")
-    if decision.tokens is not None and decision.tokens.dtype.is_floating_point:
-        raise DecisionError(
-            f"{plugin} returned tokens of type {decision.tokens.dtype}; they must be integers"
-        )
 
 
 def _with_progress(

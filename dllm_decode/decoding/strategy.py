@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding import calls
+from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import ConfigError, require_count
 
@@ -207,21 +209,28 @@ class Pipeline(Strategy):
 
     def begin(self, request: Request, snapshot: Snapshot) -> PipelineMemory:
         """One memory per part."""
-        return PipelineMemory({key: part.begin(request, snapshot) for key, part in self._slots()})
+        return PipelineMemory(
+            {
+                key: calls.begin(part, f"strategy.{key}", request, snapshot)
+                for key, part in self._slots()
+            }
+        )
 
     def decide(self, view: StepView, memory: PipelineMemory) -> Decision:
         """The selection's decision on the transformed prediction, less what the filters veto."""
+        made: list[tuple[str, Prediction]] = []
         for name, transform in self.transforms.items():
             place = f"transforms.{name}"
-            pred = transform.adjust(view.for_part(place), memory.parts[place])
+            own = view.for_part(place)
+            pred = calls.adjust(transform, own, memory.parts[place])
+            made.append((calls.name_of(transform, own.part), pred))
             view = view.with_prediction(pred)
-        decision = complete(
-            self.select.decide(view.for_part("select"), memory.parts["select"]), view
-        )
+        decision = calls.decide(self.select, view.for_part("select"), memory.parts["select"])
+        decision = replace(complete(decision, view), predictions=(*made, *decision.predictions))
         for name, part in self.filters.items():
             place = f"filters.{name}"
-            keep = part.keep(view.for_part(place), decision, memory.parts[place])
-            decision = replace(decision, commit=decision.commit & keep)
+            kept = calls.keep(part, view.for_part(place), decision, memory.parts[place])
+            decision = replace(decision, commit=decision.commit & kept)
         return decision
 
     def horizon(
@@ -229,10 +238,11 @@ class Pipeline(Strategy):
     ) -> Tensor:
         """The nearest horizon of the selection and all stop rules."""
         own = view.for_part("select")
-        nearest = self.select.horizon(snapshot, own, change, memory.parts["select"])
+        nearest = calls.horizon(self.select, snapshot, own, change, memory.parts["select"])
         for name, rule in self.stop.items():
             place = f"stop.{name}"
-            asked = rule.horizon(snapshot, view.for_part(place), change, memory.parts[place])
+            own = view.for_part(place)
+            asked = calls.horizon(rule, snapshot, own, change, memory.parts[place])
             nearest = torch.minimum(nearest, asked)
         return nearest
 

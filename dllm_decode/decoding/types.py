@@ -306,8 +306,8 @@ class StepView:
         return default if own is None else own.to(like.dtype)
 
     def for_part(self, place: str) -> StepView:
-        """The step as a part of a pipeline sees it. place: its key below `strategy`."""
-        return replace(self, part=f"strategy.{place}") if self.parameters else self
+        """The step as a part of a pipeline sees it. place: its key below the pipeline's own."""
+        return replace(self, part=f"{self.part}.{place}")
 
     def with_prediction(self, pred: Prediction) -> StepView:
         """The same step with another prediction, as transforms produce it."""
@@ -338,7 +338,8 @@ class Decision:
     remask (B, W) bool: settled slots to open again (revocable strategies only); scores (B, W):
     which open slot is taken when progress must be forced, largest first (None: the confidence);
     confidence (B, W): what is recorded beside each token (None: the prediction's); notes: tensors
-    (B, ...) for traces and stop rules.
+    (B, ...) for traces and stop rules; predictions, author: for messages, what each transform made
+    of the prediction and which part decided; the loop fills them in.
     """
 
     commit: Tensor
@@ -347,6 +348,8 @@ class Decision:
     scores: Tensor | None = None
     confidence: Tensor | None = None
     notes: Mapping[str, Tensor] = field(default_factory=dict)
+    predictions: tuple[tuple[str, Prediction], ...] = field(default=(), repr=False, compare=False)
+    author: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)

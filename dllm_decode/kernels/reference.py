@@ -142,7 +142,9 @@ def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tens
 
     logits: (N, V); ids: (N, K) in [-1, V). Returns (N, K) in working precision.
     """
-    values = logits.gather(-1, ids.clamp(min=0)).to(working_dtype(logits.dtype))
+    # on a GPU an id out of range would end the process, where the host gets an error
+    largest = None if ids.device.type == "cpu" else logits.shape[-1] - 1
+    values = logits.gather(-1, ids.clamp(0, largest)).to(working_dtype(logits.dtype))
     dead = ids < 0
     if banned is not None and banned.numel():
         dead = dead | (ids[..., None] == banned).any(-1)
@@ -211,7 +213,11 @@ def raised_statistics(
     small addition would be lost beside a large maximum. Negative additions are outside the reach of
     this identity: they can cancel nearly all of the mass.
     """
-    below = values.double() - base.maximum.double()[:, None]
+    # in a row that is -inf everywhere, 0 stands for the maximum: -inf - (-inf) would be NaN
+    below = (
+        values.double()
+        - base.maximum.double().masked_fill(base.maximum == float("-inf"), 0.0)[:, None]
+    )
     above = (below + delta).masked_fill(ids < 0, float("-inf"))
     # the base's argmax still stands at 0, or in a slot of its own at 0 or more
     candidates = torch.cat([torch.zeros_like(above[:, :1]), above], 1)

@@ -17,7 +17,6 @@ from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import (
     CheckpointError,
     ConfigError,
-    read_json,
     require,
     require_choice,
     require_count,
@@ -38,12 +37,8 @@ from dllm_decode.models.spec import (
     refuse_quantised,
     spec_of,
 )
-from dllm_decode.models.text import (
-    CheckpointTokenizer,
-    control_ids,
-    load_tokenizer,
-    vocabulary,
-)
+from dllm_decode.models.text import CheckpointTokenizer, control_ids, load_tokenizer, vocabulary
+from dllm_decode.storage import read_json
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

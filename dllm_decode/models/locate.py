@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
-from dllm_decode.errors import CheckpointError, ConfigError, read_json
+from dllm_decode.errors import CheckpointError, ConfigError
+from dllm_decode.storage import read_json
 
 log = logging.getLogger(__name__)
 BUNDLED = "bundled:"

@@ -165,7 +165,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(owner, str | list | tuple) or name.startswith("format"):
             _check_arguments(name, (owner, *args, *kwargs.values()))
-        result = super().call(__context, __obj, *args, **kwargs)  # type: ignore[misc]
+        result = super().call(__context, __obj, *args, **kwargs)
         return _work.get().tick(result)
 
     def wrap_str_format(self, value: Any) -> Any:

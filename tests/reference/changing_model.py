@@ -73,6 +73,7 @@ def board_of(
         end=torch.full((rows,), width),
         horizon=torch.full((rows,), width if horizon is None else horizon),
         vocab=vocab or VOCAB,
+        rows=torch.arange(rows),
     )
 
 

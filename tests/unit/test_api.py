@@ -255,3 +255,20 @@ def test_one_number_of_columns_per_prompt_is_possible(copying: TextDecoder) -> N
     assert result.texts == ("abc", "abcdef")
     with pytest.raises(ConfigError, match="one per prompt"):
         copying.generate(["abc"], max_new_tokens=[32, 40])
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [("2", " 1 Ada "), ([" 3", " 2"], " 1 Ada"), ([], " 1 Ada 2 Ben 3 Cleo"), ("never", None)],
+)
+def test_a_stop_text_ends_the_text_and_not_the_tokens(bundled, stop, text) -> None:
+    prompt = "Copy: 1 Ada 2 Ben 3 Cleo"
+    plain = bundled.generate(prompt, max_new_tokens=32)
+    cut = bundled.generate(prompt, max_new_tokens=32, stop=stop)
+    assert cut.texts == (plain.texts[0] if text is None else text,)
+    assert cut.sequences == plain.sequences
+
+
+def test_a_stop_text_that_is_none_is_refused(copying: TextDecoder) -> None:
+    with pytest.raises(ConfigError, match="stop must be a text or a list of texts, got 3"):
+        copying.generate("cab", stop=3)

@@ -183,7 +183,7 @@ def test_all_that_a_prediction_offers_is_the_same_from_hidden_states(dtype, befo
             yield from (one.logit_of(ids), one.prob_of(ids), one.token)
         # from here on dense logits exist
         for one in (pred, raised, pred.suppress(torch.tensor([1]))):
-            yield from (one.topk(5)[0], one.topk(5)[1], one.margin, one.logit_gap)
+            yield from (one.topk(5)[0], one.topk(5)[1], one.margin)
             yield from (one.logits, one.probs, one.token, one.confidence, one.logit_of(ids))
 
     head = Prediction.of(HiddenStates(hidden, weight), banned)

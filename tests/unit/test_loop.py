@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_decode.decoding.cache import BlockExact, CertaintyCache, DualCache
+from dllm_decode.decoding.cache import BlockExact, CertaintyCache, DualCache, Plan
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Interrupted, Observer
 from dllm_decode.decoding.sampling import Categorical, Greedy
@@ -309,7 +309,7 @@ def test_a_probe_is_one_more_pass_with_other_tokens_in_the_open_slots_only():
     view, second = probes[1]
     canvas = view.snapshot.tokens.clone()
     canvas[:, 1:] = torch.where(view.open, 5, canvas[:, 1:])
-    again = HashDenoiser(added=QUIET)(canvas, view.snapshot.live, view.index, None)
+    again = HashDenoiser(added=QUIET)(canvas, view.snapshot.live, view.index, Plan())
     assert torch.equal(second.logits.isfinite(), again.isfinite() & second.logits.isfinite())
     allowed = second.logits.isfinite()
     assert torch.equal(second.logits[allowed], again[allowed])

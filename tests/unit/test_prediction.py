@@ -13,7 +13,6 @@ def dense(logits, banned):
     row = [-INF if token in banned else float(value) for token, value in enumerate(logits)]
     probs = torch.tensor(row, dtype=torch.float64).softmax(0)
     order = sorted(range(len(row)), key=lambda token: (-row[token], token))
-    second = row[order[1]] if len(row) > 1 else -INF
     surprise = [-(p * p.log()).item() if p > 0 else 0.0 for p in probs]
     return {
         "logits": row,
@@ -22,7 +21,6 @@ def dense(logits, banned):
         "logsumexp": torch.tensor(row, dtype=torch.float64).logsumexp(0).item(),
         "entropy": sum(surprise),
         "margin": (probs[order[0]] - (probs[order[1]] if len(row) > 1 else 0)).item(),
-        "gap": row[order[0]] - second,
     }
 
 
@@ -37,7 +35,6 @@ def check(pred, row, expected, exact=1e-12):
     assert pred.logsumexp[0, row] == pytest.approx(expected["logsumexp"], **close)
     assert pred.entropy[0, row] == pytest.approx(expected["entropy"], rel=1e-9, abs=1e-9)
     assert pred.margin[0, row] == pytest.approx(expected["margin"], **close)
-    assert pred.logit_gap[0, row] == pytest.approx(expected["gap"], **close)
     assert pred.probs[0, row].tolist() == pytest.approx(expected["probs"], **close)
     assert pred.logits[0, row].tolist() == pytest.approx(expected["logits"], **close)
     ids = torch.arange(-1, size).expand(*pred.shape[:2], -1)

@@ -52,7 +52,7 @@ NOTHING = flags()
             Decision(torch.zeros(2, 2, dtype=torch.bool)),
             r"returned commit of shape \(2, 2\); it must be a tensor of shape \(2, 3\)",
         ),
-        (Decision([1]), "returned commit of shape list; it must be a tensor"),
+        (Decision([1]), "returned commit, a list; it must be a tensor of shape"),
         (
             Decision(OPEN.int()),
             "returned commit of type torch.int32; it must be bool",

@@ -1,0 +1,217 @@
+"""Calls of plugin methods, each with a check of what came back.
+
+A wrong answer is refused here, in the name of the part that gave it: further on it would be a
+torch error, or silently broadcast. Only what the host knows is checked (types, shapes, devices);
+values are the business of `settle`, because looking at them would make the host wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm_decode.decoding.prediction import Prediction, PredictionError
+from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
+from dllm_decode.errors import DecisionError
+
+# Parts are untyped here: their classes stand in `strategy`, which calls them through this module.
+
+# What a plane may hold, and how a message says so.
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_INTEGERS = (torch.int64, torch.int32)
+_KINDS: Mapping[str, tuple[Sequence[torch.dtype], str]] = {
+    "commit": ((torch.bool,), "it must be bool"),
+    "remask": ((torch.bool,), "it must be bool"),
+    "keep": ((torch.bool,), "it must be bool"),
+    "tokens": (_INTEGERS, "they must be integers (int64 or int32)"),
+    "horizon": (_INTEGERS, "it must be integers (int64 or int32)"),
+    "scores": ((*_FLOATS, *_INTEGERS), "they must be numbers (floating point, int64 or int32)"),
+    "confidence": (_FLOATS, "it must be floating point"),
+}
+_PLANES = ("commit", "remask", "tokens", "scores", "confidence")
+
+
+def name_of(part: Any, place: str) -> str:
+    """How messages name a part: its place in the composition and its class."""
+    return f"{place} ({type(part).__name__})"
+
+
+def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory | None:
+    """The part's memory of a request; raises `DecisionError` for one that cannot follow rows."""
+    memory = part.begin(request, snapshot)
+    who = name_of(part, place)
+    if memory is not None and not isinstance(memory, Memory):
+        raise DecisionError(
+            f"{who}: begin returned {_kind(memory)}; it must return None or a Memory"
+        )
+    if memory is not None:
+        _check_memory(memory, snapshot.horizon.shape[0], f"{who}: the memory's")
+    return memory
+
+
+def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
+    """The strategy's decision, planes of the right shapes and types in it."""
+    with _named(strategy, view) as who:
+        decision = strategy.decide(view, memory)
+    return check_decision(decision, view, who)
+
+
+def author(view: StepView, decision: Decision, row: int, slot: int, token: int | None) -> str:
+    """Which part is to blame for a token, or for a score that is NaN (token None), of a slot.
+
+    view: as the loop made it, so that its prediction is the sampler's; decision: as `decide`
+    returned it. The first part whose prediction already has the fault, else the selection.
+    """
+    for name, pred in (("sampler", view.pred), *decision.predictions):
+        if token is None:
+            wrong = bool((pred.confidence[row, slot] + pred.entropy[row, slot]).isnan())
+        else:
+            wrong = int(pred.token[row, slot]) == token
+        if wrong:
+            return name
+    return decision.author
+
+
+def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
+    """The transform's prediction, of the shape of the one it was given."""
+    with _named(transform, view) as who:
+        pred = transform.adjust(view, memory)
+    if not isinstance(pred, Prediction):
+        raise DecisionError(
+            f"{who}: adjust returned {_kind(pred)}; it must return a Prediction, such as "
+            f"view.pred.with_logit_bias(ids, delta){_when(view)}"
+        )
+    if pred.shape != view.pred.shape:
+        raise DecisionError(
+            f"{who}: adjust returned a prediction of shape {pred.shape}; it must have the shape "
+            f"of view.pred, {view.pred.shape}{_when(view)}"
+        )
+    return pred
+
+
+def keep(part: Any, view: StepView, decision: Decision, memory: Any) -> Tensor:
+    """The slots whose commit a filter does not veto, (B, W) bool."""
+    with _named(part, view) as who:
+        kept = part.keep(view, decision, memory)
+    return _checked("keep", kept, view.open, who, view)
+
+
+def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
+    """The horizon that a part asks for, (B,) int64."""
+    with _named(part, view) as who:
+        asked = part.horizon(snapshot, view, change, memory)
+    return _checked("horizon", asked, snapshot.horizon, who, view).long()
+
+
+def check_decision(decision: Any, view: StepView, who: str) -> Decision:
+    """A decision in which all has its shape and type; raises `DecisionError` in the name of `who`.
+
+    Tokens come back as int64, and `author` says who decided.
+    """
+    if not isinstance(decision, Decision):
+        raise DecisionError(
+            f"{who}: decide returned {_kind(decision)}; it must return a Decision{_when(view)}"
+        )
+    for name in _PLANES:
+        value = getattr(decision, name)
+        if value is not None or name == "commit":
+            _checked(name, value, view.open, who, view)
+    _check_notes(decision.notes, view, who)
+    tokens = None if decision.tokens is None else decision.tokens.long()
+    return replace(decision, tokens=tokens, author=decision.author or who)
+
+
+def _check_notes(notes: Any, view: StepView, who: str) -> None:
+    if not isinstance(notes, Mapping):
+        raise DecisionError(
+            f"{who} returned notes, {_kind(notes)}; they must be a mapping from names to tensors"
+            f"{_when(view)}"
+        )
+    rows = view.open.shape[0]
+    for name, note in notes.items():
+        if not isinstance(note, Tensor) or note.dim() == 0 or note.shape[0] != rows:
+            raise DecisionError(
+                f"{who} returned the note {name!r}, {_kind(note)}; it must be a tensor with the "
+                f"{rows} rows of the batch in front{_when(view)}"
+            )
+
+
+def _checked(name: str, value: Any, like: Tensor, who: str, view: StepView) -> Tensor:
+    """One plane of an answer, of the shape and on the device of another."""
+    shape, when = tuple(like.shape), _when
+    if not isinstance(value, Tensor):
+        raise DecisionError(
+            f"{who} returned {name}, {_kind(value)}; it must be a tensor of shape {shape}"
+            f"{when(view)}"
+        )
+    if tuple(value.shape) != shape:
+        raise DecisionError(
+            f"{who} returned {name} of shape {tuple(value.shape)}; it must be a tensor of shape "
+            f"{shape}{when(view)}"
+        )
+    allowed, words = _KINDS[name]
+    if value.dtype not in allowed:
+        raise DecisionError(f"{who} returned {name} of type {value.dtype}; {words}{when(view)}")
+    if value.device != like.device or value.layout != torch.strided:
+        raise DecisionError(
+            f"{who} returned {name} on {value.device} ({value.layout}); it must be an ordinary "
+            f"tensor on {like.device}, as the view's are{when(view)}"
+        )
+    return value
+
+
+def _check_memory(memory: Memory, rows: int, whose: str) -> None:
+    known = {entry.name for entry in fields(memory)}
+    loose = sorted(set(vars(memory)) - known)
+    if loose:
+        raise DecisionError(
+            f"{whose} class {type(memory).__name__} must be a dataclass, or rows that leave the "
+            f"batch stay in {', '.join(loose)}"
+        )
+    for name in known:
+        _check_entry(getattr(memory, name), rows, f"{whose} {name}")
+
+
+def _check_entry(value: Any, rows: int, whose: str) -> None:
+    if isinstance(value, Memory):
+        _check_memory(value, rows, f"{whose}:")
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            _check_entry(entry, rows, f"{whose}[{key!r}]")
+    elif isinstance(value, Tensor):
+        if value.dim() == 0 or value.shape[0] != rows:
+            raise DecisionError(
+                f"{whose} has shape {tuple(value.shape)}; the {rows} rows of the batch must stand "
+                "in its first dimension"
+            )
+    elif isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
+        raise DecisionError(
+            f"{whose} is a {type(value).__name__} of tensors, whose rows cannot follow the batch; "
+            "use one tensor, or a dict"
+        )
+
+
+@contextmanager
+def _named(part: Any, view: StepView) -> Iterator[str]:
+    """The part's name for messages; also for what predictions refuse while it is at work."""
+    who = name_of(part, view.part)
+    try:
+        yield who
+    except PredictionError as error:
+        raise DecisionError(f"{who}: {error}{_when(view)}") from error
+
+
+def _when(view: StepView) -> str:
+    """The step, as messages say it; only asked when something is refused."""
+    return f" (step {int(view.step.max())})" if view.step.numel() else ""
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,111 @@
+"""What plugins and models return, checked as soon as they do.
+
+A wrong shape or type is refused here in the name of the part that returned it, because further on
+it would be an error of torch, or nothing at all. Only what the host knows is looked at: values are
+on the device, and asking for them would make the host wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dllm_decode.decoding.prediction import HiddenStates, Prediction
+from dllm_decode.decoding.sampling import Categorical, Greedy
+from dllm_decode.errors import ModelOutputError, PluginError
+
+LOGITS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def named(place: str, part: object) -> str:
+    """How messages name a part: its config key and its class."""
+    return f"{place} ({type(part).__name__})"
+
+
+@contextmanager
+def blamed(observer: object) -> Iterator[None]:
+    """Say in an exception which observer raised it; the exception stays what it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"raised by {named('observer', observer)}")
+        raise
+
+
+def plane_fault(
+    value: Any, shape: Sequence[int | str], dtypes: Sequence[torch.dtype], device: torch.device
+) -> str:
+    """What is wrong with a tensor that a part returned, empty if nothing is.
+
+    Args:
+        value: what came back.
+        shape: the shape it must have; a letter stands for any number of 1 or more.
+        dtypes: the types it may have.
+        device: where it must be.
+    """
+    wanted = f"a tensor of shape ({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+    if not isinstance(value, Tensor):
+        return f"{type(value).__name__}; it must be {wanted}"
+    sizes = zip(value.shape, shape, strict=False)
+    fits = all(have >= 1 if isinstance(want, str) else have == want for have, want in sizes)
+    if value.dim() != len(shape) or not fits:
+        return f"a tensor of shape {tuple(value.shape)}; it must be {wanted}"
+    if value.dtype not in dtypes:
+        return f"{value.dtype} numbers; they must be {' or '.join(map(str, dtypes))}"
+    if value.device != device or value.layout != torch.strided:
+        return f"a {value.layout} tensor on {value.device}; it must be a dense one on {device}"
+    return ""
+
+
+def check_plane(
+    what: str,
+    value: Any,
+    shape: Sequence[int | str],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raise `PluginError` for a tensor that is not what it must be; what: who returned what."""
+    if fault := plane_fault(value, shape, dtypes, device):
+        raise PluginError(f"{what} is {fault}")
+
+
+def check_logits(model: object, logits: Any, index: Tensor, vocabulary: int) -> None:
+    """Raise `ModelOutputError` unless these are logits (B, W, V) for the columns index (B, W)."""
+    if isinstance(logits, HiddenStates):
+        return
+    fault = plane_fault(logits, (*index.shape, vocabulary), LOGITS, index.device)
+    if fault:
+        raise ModelOutputError(
+            f"{named('model', model)} returned logits that cannot be used, {fault}: one row per "
+            "row of the batch, one slot per wanted column, one logit per id of its vocabulary"
+        )
+
+
+def check_prediction(
+    sampler: object, prediction: Any, index: Tensor, logits: Tensor | HiddenStates
+) -> None:
+    """Raise `PluginError` unless this is a prediction for the columns index (B, W)."""
+    who = f"{named('sampler', sampler)}: what predict returned"
+    if not isinstance(prediction, Prediction):
+        raise PluginError(f"{who} is {type(prediction).__name__}; it must be a Prediction")
+    size = logits.weight.shape[0] if isinstance(logits, HiddenStates) else logits.shape[-1]
+    if tuple(prediction.shape) != (*index.shape, size):
+        raise PluginError(
+            f"{who} has shape {tuple(prediction.shape)}; it must have that of the logits, "
+            f"{(*index.shape, size)}"
+        )
+    if isinstance(sampler, Greedy | Categorical):
+        return  # what they propose is looked at when somebody asks for it
+    token = prediction.token
+    check_plane(f"{who} as token", token, index.shape, (torch.long,), index.device)
+    # elsewhere asking would make the host wait; there the monitor finds what is committed of it
+    if token.device.type == "cpu" and bool(((token < 0) | (token >= size)).any()):
+        wrong = int(token[(token < 0) | (token >= size)][0])
+        raise PluginError(
+            f"{named('sampler', sampler)} proposed token {wrong}, which lies outside the "
+            f"vocabulary of {size}"
+        )

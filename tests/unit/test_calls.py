@@ -1,0 +1,389 @@
+"""What a plugin returns is checked where it is returned, in the name of the very part."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.sampling import Greedy, Sampler
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Filter, Pipeline, StopRule, Strategy, Transform
+from dllm_decode.decoding.types import Decision, Memory, Request
+from dllm_decode.errors import DecisionError
+from dllm_decode.testing import HashDenoiser
+
+REQUEST = Request(((1, 2, 3), (4,), (5, 6)), (9, 6, 8))
+PLANE = r"\(3, 4\)"
+
+
+@dataclass(frozen=True)
+class MyRule(Strategy):
+    """Answers what a test says."""
+
+    answer: object = None
+    cut: object = None
+    remember: object = None
+    revocable = True
+
+    def decide(self, view, memory):
+        return self.answer(view) if self.answer else Decision(view.open)
+
+    def horizon(self, snapshot, view, change, memory):
+        return self.cut(snapshot.horizon) if self.cut else snapshot.horizon
+
+    def begin(self, request, snapshot):
+        return self.remember(request.rows) if self.remember else None
+
+
+@dataclass(frozen=True)
+class MyTransform(Transform):
+    answer: object = None
+    remember: object = None
+
+    def adjust(self, view, memory):
+        return self.answer(view) if self.answer else view.pred
+
+    def begin(self, request, snapshot):
+        return self.remember(request.rows) if self.remember else None
+
+
+@dataclass(frozen=True)
+class MyFilter(Filter):
+    answer: object
+
+    def keep(self, view, decision, memory):
+        return self.answer(view)
+
+
+@dataclass(frozen=True)
+class MyStop(StopRule):
+    answer: object
+
+    def horizon(self, snapshot, view, change, memory):
+        return self.answer(snapshot.horizon)
+
+
+def refused(strategy, message, *, sampler=None):
+    with pytest.raises(DecisionError, match=message) as caught:
+        Decoder(HashDenoiser(), strategy, Blocks(4), sampler=sampler or Greedy()).decode(REQUEST)
+    assert "Pipeline" not in str(caught.value)
+
+
+# Wrong planes, whatever they are for; W = 4 slots, B = 3 rows.
+SHAPES = {
+    "None": (lambda plane: None, "None"),
+    "list": (lambda plane: plane.tolist(), "a list"),
+    "numpy": (lambda plane: plane.numpy(), "a ndarray"),
+    "one row": (lambda plane: plane[:1], r"of shape \(1, 4\)"),
+    "one column": (lambda plane: plane[:, :1], r"of shape \(3, 1\)"),
+    "rows only": (lambda plane: plane[:, 0], r"of shape \(3,\)"),
+    "turned": (lambda plane: plane.T, r"of shape \(4, 3\)"),
+    "empty": (lambda plane: plane[:0], r"of shape \(0, 4\)"),
+    "scalar": (lambda plane: plane[0, 0], r"of shape \(\)"),
+    "elsewhere": (lambda plane: plane.to("meta"), "on meta"),
+    "complex": (lambda plane: plane.to(torch.complex64), "of type torch.complex64"),
+    "sparse": (lambda plane: plane.to_sparse(), "torch.sparse_coo"),
+}
+PLANES = {
+    "commit": lambda view: view.open,
+    "remask": lambda view: view.settled,
+    "tokens": lambda view: view.pred.token,
+    "scores": lambda view: view.pred.confidence,
+    "confidence": lambda view: view.pred.confidence,
+}
+TYPES = {
+    "commit": ("int64", "float32", "uint8", "int8"),
+    "remask": ("int64", "float32", "uint8"),
+    "tokens": ("float32", "bool", "uint8", "int16", "int8"),
+    "scores": ("bool", "uint8", "float8_e4m3fn"),
+    "confidence": ("bool", "int64", "float8_e4m3fn"),
+}
+
+
+def with_plane(name, make):
+    def answer(view):
+        planes = {"commit": view.open, name: make(PLANES[name](view))}
+        return Decision(**planes)
+
+    return answer
+
+
+def everywhere(part):
+    """A selection bare, in a pipeline, and in a pipeline inside one; with its place."""
+    return (
+        (part, r"strategy"),
+        (Pipeline(part), r"strategy\.select"),
+        (Pipeline(Pipeline(part)), r"strategy\.select\.select"),
+    )
+
+
+WRONG = [
+    (name, make, message)
+    for name in PLANES
+    for kind, (make, message) in SHAPES.items()
+    if (name, kind) == ("commit", "None") or kind != "None"
+] + [
+    (name, lambda plane, dtype=dtype: plane.to(getattr(torch, dtype)), f"of type torch.{dtype}")
+    for name, dtypes in TYPES.items()
+    for dtype in dtypes
+]
+
+
+@pytest.mark.parametrize(("name", "make", "message"), WRONG)
+def test_a_wrong_plane_of_a_decision_is_refused_with_the_place_of_the_strategy(name, make, message):
+    for strategy, place in everywhere(MyRule(with_plane(name, make))):
+        refused(strategy, rf"^{place} \(MyRule\) returned {name},? .*{message}.*\(step 0\)$")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda view: None, "decide returned None; it must return a Decision"),
+        (lambda view: view.open, f"decide returned a tensor of shape {PLANE}; it must return"),
+        (lambda view: (view.open,), "decide returned a tuple"),
+        (lambda view: Decision(view.open, notes=None), "returned notes, None; they must be a map"),
+        (lambda view: Decision(view.open, notes={"x": "y"}), "the note 'x', a str; it must be"),
+        (
+            lambda view: Decision(view.open, notes={"x": torch.zeros(2)}),
+            r"the note 'x', a tensor of shape \(2,\); it must be a tensor with the 3 rows",
+        ),
+    ],
+)
+def test_what_is_no_decision_is_refused_with_the_place_of_the_strategy(answer, message):
+    for strategy, place in everywhere(MyRule(answer)):
+        refused(strategy, rf"^{place} \(MyRule\):? .*{message}")
+
+
+HORIZONS = {
+    "None": (lambda horizon: None, "horizon, None"),
+    "number": (lambda horizon: 5, "horizon, a int"),
+    "list": (lambda horizon: horizon.tolist(), "horizon, a list"),
+    "one for all rows": (lambda horizon: horizon[:1], r"horizon of shape \(1,\)"),
+    "scalar": (lambda horizon: horizon.min(), r"horizon of shape \(\)"),
+    "column": (lambda horizon: horizon[:, None], r"horizon of shape \(3, 1\)"),
+    "too many rows": (lambda horizon: torch.cat([horizon] * 2), r"horizon of shape \(6,\)"),
+    "fractions": (lambda horizon: horizon - 0.5, "horizon of type torch.float32"),
+    "NaN": (lambda horizon: horizon * float("nan"), "horizon of type torch.float32"),
+    "bool": (lambda horizon: horizon > 0, "horizon of type torch.bool"),
+    "elsewhere": (lambda horizon: horizon.to("meta"), "horizon on meta"),
+}
+
+
+@pytest.mark.parametrize("kind", HORIZONS)
+def test_a_wrong_horizon_is_refused_with_the_place_of_who_gave_it(kind):
+    make, message = HORIZONS[kind]
+    for strategy, place in everywhere(MyRule(cut=make)):
+        refused(strategy, rf"^{place} \(MyRule\) returned {message}.*\(step 0\)")
+    stopping = Pipeline(MyRule(), stop={"mine": MyStop(make)})
+    refused(stopping, rf"^strategy\.stop\.mine \(MyStop\) returned {message}")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SHAPES if kind != "None"] + ["int64", "float32"])
+def test_a_wrong_veto_is_refused_with_the_place_of_the_filter(kind):
+    make, message = SHAPES.get(
+        kind, (lambda plane: plane.to(getattr(torch, kind)), f"of type torch.{kind}")
+    )
+    pipeline = Pipeline(MyRule(), filters={"mine": MyFilter(lambda view: make(view.open))})
+    refused(pipeline, rf"^strategy\.filters\.mine \(MyFilter\) returned keep,? .*{message}")
+
+
+def ids_of(view, token):
+    return torch.full((*view.open.shape, 1), token)
+
+
+def ones(view):
+    return torch.ones(*view.open.shape, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda view: None, "adjust returned None; it must return a Prediction"),
+        (lambda view: view.pred.logits, "adjust returned a tensor of shape"),
+        (
+            lambda view: Prediction.of(view.pred.logits[:, :1]),
+            r"adjust returned a prediction of shape \(3, 1, 12\); it must have .*\(3, 4, 12\)",
+        ),
+        (lambda view: Prediction.of(view.pred.logits[..., :5]), r"of shape \(3, 4, 5\)"),
+        (lambda view: Prediction.of(view.pred.logits[0]), r"logits must have shape \(B, W, V\)"),
+        (lambda view: Prediction.of(view.open), r"logits must have shape"),
+        (lambda view: Prediction.of(view.pred.logits.long()), "logits must be floating-point"),
+        (lambda view: Prediction.of(None), "logits must be a tensor .* got NoneType"),
+        (lambda view: view.pred.suppress([1]), r"suppress needs token ids of shape \(M,\)"),
+        (lambda view: view.pred.suppress(torch.tensor([12])), r"must lie in \[0, 11\], got 12"),
+        (lambda view: view.pred.topk(0), "topk needs a whole number >= 1, got 0"),
+        (
+            lambda view: view.pred.prob_of(ids_of(view, 12)),
+            r"ids must lie in \[-1, 11\], got 12; -1 is an empty slot",
+        ),
+        (lambda view: view.pred.logit_of(ids_of(view, 99)), r"ids must lie in \[-1, 11\], got 99"),
+        (lambda view: view.pred.prob_of(view.index), r"ids must have shape \(3, 4, ...\)"),
+        (
+            lambda view: view.pred.with_logit_bias(ids_of(view, 500), ones(view)),
+            r"ids must lie in \[-1, 11\], got 500",
+        ),
+        (
+            lambda view: view.pred.with_logit_bias(ids_of(view, 1.0), ones(view)),
+            "ids must be int64 or int32, got torch.float32",
+        ),
+        (
+            lambda view: view.pred.with_logit_bias(ids_of(view, 1), ones(view)[:1]),
+            r"delta must have shape \(3, 4, 1, ...\), got \(1, 4, 1\)",
+        ),
+        (
+            lambda view: view.pred.with_logit_bias(ids_of(view, 1), ids_of(view, 1)),
+            "delta must be floating-point numbers, got torch.int64",
+        ),
+    ],
+)
+def test_a_wrong_prediction_is_refused_with_the_place_of_the_transform(answer, message):
+    pipeline = Pipeline(MyRule(), {"mine": MyTransform(answer)})
+    refused(pipeline, rf"^strategy\.transforms\.mine \(MyTransform\): .*{message}.*\(step 0\)")
+
+
+@dataclass
+class Remembers(Memory):
+    value: object
+
+
+@dataclass
+class Nested(Memory):
+    inner: Memory
+
+
+class NoDataclass(Memory):
+    def __init__(self, rows):
+        self.counts = torch.zeros(rows)
+
+
+MEMORIES = {
+    "too few rows": (lambda rows: Remembers(torch.zeros(1)), r"value has shape \(1,\); the 3 rows"),
+    "scalar": (lambda rows: Remembers(torch.zeros(())), r"value has shape \(\)"),
+    "in a memory": (lambda rows: Nested(Remembers(torch.zeros(9))), r"inner: value has shape"),
+    "in a dict": (lambda rows: Remembers({"x": torch.zeros(2)}), r"value\['x'\] has shape"),
+    "list": (lambda rows: Remembers([torch.zeros(rows)]), "value is a list of tensors"),
+    "dict": (lambda rows: {"x": torch.zeros(rows)}, "begin returned a dict; it must return"),
+    "text": (lambda rows: "memory", "begin returned a str"),
+    "no dataclass": (NoDataclass, "class NoDataclass must be a dataclass.*stay in counts"),
+}
+
+
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_a_memory_whose_rows_cannot_follow_the_batch_is_refused(kind):
+    make, message = MEMORIES[kind]
+    refused(MyRule(remember=make), rf"^strategy \(MyRule\): .*{message}")
+    refused(Pipeline(MyRule(remember=make)), rf"^strategy\.select \(MyRule\): .*{message}")
+    transforms = {"mine": MyTransform(remember=make)}
+    refused(
+        Pipeline(MyRule(), transforms), rf"^strategy\.transforms\.mine \(MyTransform\): .*{message}"
+    )
+
+
+def test_a_memory_may_hold_anything_that_has_no_rows():
+    memory = Remembers({"a": [1, 2], "b": "text", "c": torch.zeros(3, 2), "d": None})
+    Decoder(HashDenoiser(), MyRule(remember=lambda rows: memory), Blocks(4)).decode(REQUEST)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_smaller_integers_do_as_tokens_and_horizons(dtype):
+    rule = MyRule(
+        lambda view: Decision(view.open, tokens=view.pred.token.to(dtype)),
+        lambda horizon: horizon.to(dtype),
+    )
+    plain = Decoder(HashDenoiser(), MyRule(), Blocks(4)).decode(REQUEST)
+    for strategy, _ in everywhere(rule):
+        assert Decoder(HashDenoiser(), strategy, Blocks(4)).decode(REQUEST) == plain
+
+
+# Faults of values, which are known only when the host looks at the device.
+
+
+def removes(view, ids):
+    return view.pred.suppress(torch.tensor(ids))
+
+
+@dataclass(frozen=True)
+class Draws(Sampler):
+    token: int
+
+    def predict(self, logits, banned, noise):
+        return Prediction.of(logits, banned, lambda p: torch.full(p.shape[:2], self.token))
+
+
+NAN = float("nan")
+KEEPS = {"keeps": MyTransform()}
+VALUES = {
+    "score of the selection": (
+        {},
+        lambda view: Decision(view.open, scores=view.pred.confidence * NAN),
+        r"strategy\.select \(MyRule\) gave a score that is NaN",
+    ),
+    "token of the selection": (
+        {},
+        lambda view: Decision(view.open, tokens=torch.full_like(view.tokens, 12)),
+        r"strategy\.select \(MyRule\) committed token 12, which lies outside the vocabulary of 12",
+    ),
+    "mask of the selection": (
+        {},
+        lambda view: Decision(view.open, tokens=torch.full_like(view.tokens, 11)),
+        r"strategy\.select \(MyRule\) committed token 11, a mask or control token",
+    ),
+    "logits of a transform": (
+        {"mine": MyTransform(lambda view: Prediction.of(view.pred.logits * NAN))},
+        None,
+        r"strategy\.transforms\.mine \(MyTransform\) gave a score that is NaN",
+    ),
+    "bias of a transform": (
+        {
+            "mine": MyTransform(
+                lambda view: view.pred.with_logit_bias(ids_of(view, 1), ones(view) * NAN)
+            )
+        },
+        None,
+        r"strategy\.transforms\.mine \(MyTransform\) gave a score that is NaN",
+    ),
+    "infinite bias": (
+        {
+            "mine": MyTransform(
+                lambda view: view.pred.with_logit_bias(ids_of(view, 1), ones(view) * float("inf"))
+            )
+        },
+        None,
+        r"strategy\.transforms\.mine \(MyTransform\) gave a score that is NaN",
+    ),
+    "everything removed": (
+        {"mine": MyTransform(lambda view: removes(view, list(range(12))))},
+        None,
+        r"strategy\.transforms\.mine \(MyTransform\) committed token -1, .*every token has been "
+        "removed",
+    ),
+    "the mask unbanned": (
+        {
+            "mine": MyTransform(
+                lambda view: Prediction.of(view.pred.logits.index_fill(-1, torch.tensor([11]), 9e9))
+            )
+        },
+        None,
+        r"strategy\.transforms\.mine \(MyTransform\) committed token 11, a mask or control token",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", VALUES)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_wrong_value_is_laid_on_the_part_it_comes_from(fault, inside):
+    transforms, answer, message = VALUES[fault]
+    where = r": row 0, generated column 0, step 0$"
+    pipeline = Pipeline(MyRule(answer), {**KEEPS, **transforms, "also keeps": MyTransform()})
+    if inside:
+        pipeline = Pipeline(pipeline, KEEPS)
+        message = message.replace(r"strategy\.", r"strategy\.select\.")
+    refused(pipeline, f"^{message}.*{where}")
+
+
+@pytest.mark.parametrize("token", [12, -1, 11])
+def test_a_wrong_token_of_the_sampler_is_laid_on_the_sampler(token):
+    for strategy in (MyRule(), Pipeline(MyRule(), KEEPS)):
+        refused(strategy, f"^sampler committed token {token}, .*step 0$", sampler=Draws(token))
