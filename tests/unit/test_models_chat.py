@@ -246,6 +246,16 @@ def test_a_text_without_control_tokens_has_the_ids_it_always_had(plain):
         assert plain.encode(text) == plain.backend(text)["input_ids"]
 
 
+def test_half_a_character_is_refused_with_its_place(plain):
+    for action in (
+        lambda: plain.encode("ab\ud800"),
+        lambda: plain.encode("<|eot_id|>\udfff"),
+        lambda: plain.encode_chat([{"role": "user", "content": "ab\ud800"}]),
+    ):
+        with pytest.raises(ConfigError, match=r"is half a surrogate pair \(U\+D[8F]"):
+            action()
+
+
 def test_words_that_only_join_when_a_template_cuts_stay_text(plain):
     tokenizer = with_template(plain, "{{ messages[0].content.replace('#', '') }}")
     number = tokenizer.id_of("<|eot_id|>")
