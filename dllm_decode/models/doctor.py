@@ -15,18 +15,17 @@ import torch
 
 from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import DllmDecodeError
-from dllm_decode.models.files import fit, memory_of, stored_tensors
-from dllm_decode.models.loading import (
+from dllm_decode.models.blueprint import (
     Blueprint,
     blueprint,
     build_on_meta,
     check_sizes,
     end_ids,
-    pick_device,
-    pick_dtype,
     special_ids,
 )
+from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.locate import look_for
+from dllm_decode.models.placement import pick_device, pick_dtype
 from dllm_decode.models.spec import EDIT_TOKENS
 
 PACKAGES = (

@@ -19,15 +19,15 @@ from safetensors.torch import load_file, save_file
 from dllm_decode.errors import CheckpointError, ConfigError, DllmDecodeError
 from dllm_decode.models import doctor, load_model
 from dllm_decode.models.acceptance import AcceptanceFilter
-from dllm_decode.models.files import stored_tensors
-from dllm_decode.models.fingerprint import fingerprint
-from dllm_decode.models.loading import (
+from dllm_decode.models.blueprint import (
     Blueprint,
     blueprint,
     build_on_meta,
     check_sizes,
     special_ids,
 )
+from dllm_decode.models.files import stored_tensors
+from dllm_decode.models.fingerprint import fingerprint
 from dllm_decode.models.spec import Published, refuse_quantised, spec_of
 from dllm_decode.models.text import load_tokenizer, vocabulary
 

@@ -16,8 +16,8 @@ from transformers.utils import logging
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models import checks, load_model
+from dllm_decode.models.blueprint import import_class, make_config
 from dllm_decode.models.files import published_state, stored_tensors
-from dllm_decode.models.loading import import_class, make_config
 from dllm_decode.models.spec import Published, spec_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
