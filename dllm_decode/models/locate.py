@@ -25,7 +25,13 @@ _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint that is there. passed_over: names tried before it, with the reason."""
+    """A checkpoint that is there.
+
+    Attributes:
+        name: The name it was asked for by.
+        folder: Where it is.
+        passed_over: Names tried before it, with the reason.
+    """
 
     name: str
     folder: Path
@@ -35,10 +41,14 @@ class Located:
 def locate(checkpoint: str | Sequence[str] | None) -> Located:
     """The folder of a checkpoint.
 
-    checkpoint: one name, which must be there or be fetched from the Hub, or several in order of
-    preference, of which the first one available is taken and none is fetched. A name is
-    `bundled:NAME`, a folder, or a Hub id. Raises `CheckpointError` that says what was looked for
-    where, and `ConfigError` for names that can be none of the three.
+    Args:
+        checkpoint: One name, which must be there or be fetched from the Hub, or several in order of
+            preference, of which the first one available is taken and none is fetched. A name is
+            `bundled:NAME`, a folder, or a Hub id.
+
+    Raises:
+        CheckpointError: None is available; the message says what was looked for where.
+        ConfigError: A name can be none of the three.
     """
     if checkpoint is None:
         raise ConfigError("model.checkpoint is not set; give a folder or a Hub id")
