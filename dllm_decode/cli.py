@@ -36,6 +36,7 @@ from dllm_decode.config.compose import (
 )
 from dllm_decode.config.hydra_application import Application, Sweep, argument_parser
 from dllm_decode.config.shorthand import quote
+from dllm_decode.console.output import tolerant_output
 from dllm_decode.console.processes import (
     INTERRUPTED,
     TERMINATED,
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 for Ctrl-C, 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with termination_as_interrupt() as signals:
+    with tolerant_output(), termination_as_interrupt() as signals:
         try:
             code = _run([quoted(word) for word in words])
             return TERMINATED if code == INTERRUPTED and signals else code

@@ -73,6 +73,9 @@ class HarnessModel(LM):  # type: ignore[misc]
         max_new_tokens: Columns of a request that asks for no length.
         seed: Document i is decoded with seed + i, whatever stands beside it.
         mc_num: Draws per log-likelihood, see `log_likelihood`.
+        chat_template_args: What the chat template is given beside the messages, in addition to
+            `model.chat_template_kwargs`.
+        enable_thinking: One of these, by itself.
         overrides: Options of further groups (`schedule="whole"`), and settings with their full key
             (`strategy.select.threshold=0.8`).
 
@@ -94,6 +97,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         max_new_tokens: int = 256,
         seed: int = 0,
         mc_num: int = 128,
+        chat_template_args: Mapping[str, Any] | None = None,
+        enable_thinking: bool | None = None,
         **overrides: Any,
     ) -> None:
         super().__init__()
@@ -101,6 +106,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         require_count("mc_num", mc_num)
         self.batch_size = batch_size_of(batch_size, max_batch_size)
         self.max_new_tokens, self.seed, self.mc_num = max_new_tokens, seed, mc_num
+        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self.template_arguments = {**(chat_template_args or {}), **thinking}
         words = [f"model={model}", f"strategy={strategy}"]
         words += [as_override(key, value) for key, value in overrides.items()]
         if pretrained is not None:
@@ -465,11 +472,12 @@ class HarnessModel(LM):  # type: ignore[misc]
                 `gen_prefix`) and is continued.
         """
         tokenizer = self.text.model.tokenizer
-        if not add_generation_prompt and chat_history[-1]["role"] == "assistant":
-            ids = tokenizer.encode_chat(chat_history[:-1], open_reply=True)
-            ids += self._bare(chat_history[-1]["content"])
-        else:
-            ids = tokenizer.encode_chat(chat_history, open_reply=add_generation_prompt)
+        ids = tokenizer.encode_chat(
+            chat_history,
+            open_reply=add_generation_prompt,
+            continue_final=not add_generation_prompt and chat_history[-1]["role"] == "assistant",
+            arguments=self.template_arguments,
+        )
         text = tokenizer.decode(ids, keep_special=True)
         self._chats[text] = array("l", ids)
         return text
@@ -483,7 +491,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         """The checkpoint's template, for the harness's records."""
         tokenizer = self.text.model.tokenizer
         if isinstance(tokenizer, CheckpointTokenizer) and tokenizer.has_chat_template:
-            return str(tokenizer.backend.chat_template)
+            return tokenizer.template(chat_template if isinstance(chat_template, str) else None)
         return ""
 
     # What the harness asks for besides.
@@ -503,7 +511,8 @@ class HarnessModel(LM):  # type: ignore[misc]
     def settings(self) -> str:
         """A hash of everything that decides answers, for answer caches."""
         mark = Capabilities.of(self.text.model.denoiser).fingerprint
-        parts = (*self.words, str(mark), str(self.max_new_tokens), str(self.seed), str(self.mc_num))
+        numbers = (self.max_new_tokens, self.seed, self.mc_num)
+        parts = (*self.words, str(mark), str(numbers), str(self.template_arguments))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def set_cache_hook(self, cache_hook: Any) -> None:

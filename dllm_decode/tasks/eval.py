@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
-from dllm_decode.tasks import Context, Task
+from dllm_decode.tasks import Context, Task, strategy_name
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -444,11 +444,11 @@ def job_name(strategy: str, overrides: Sequence[str]) -> str:
     strategy: the option of the group; overrides: of the command line or sweep, e.g.
     `strategy.select.threshold=0.8`.
     """
-    words = [strategy]
+    words = [strategy_name(strategy, overrides)]
     for text in overrides:
         key, sign, value = text.lstrip("+").partition("=")
         path = re.split(r"[./]", key)
-        if sign and path[0] in GROUPS and key != "strategy":
+        if sign and path[0] in GROUPS and key != "strategy" and "strategy/" not in key:
             # "threshold 0.8" rather than "threshold threshold=0.8"
             words.append(value if path[-1] == strategy else f"{path[-1]}={value}")
     return " ".join(words)

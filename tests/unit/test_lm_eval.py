@@ -236,7 +236,7 @@ def test_a_length_goes_by_every_name_it_has_in_the_harness(name, value):
 
 
 @pytest.mark.parametrize("name", STOPS)
-@pytest.mark.parametrize("value", ["c", ["zz", "c"], ("c",), ["", "c"]])
+@pytest.mark.parametrize("value", ["c", ["zz", "c"], ("c",), ["", "d", "c"], ["c", "d"]])
 def test_an_answer_ends_at_the_first_stop_text_by_every_name(copying, name, value):
     (answer,) = copying.generate_until([asked("abcd>", max_gen_toks=4, **{name: value})])
     assert (answer, answer.stats["tokens"], answer.stats["slots"]) == ("ab", 2, 4)
@@ -350,7 +350,10 @@ def test_a_row_that_fails_while_decoding_costs_itself_only(limited, monkeypatch,
         return torch.where(bad[:, None, None], torch.nan, logits)
 
     monkeypatch.setattr(Shuffle, "__call__", fails)
+    stored: dict = {}
+    limited.set_cache_hook(Hook(stored))
     found = limited.generate_until([asked("abf>", max_gen_toks=3), GOOD, GOOD])
+    assert [key for key in stored if "abf" in str(key)] == [] and "abc" in str(stored)
     assert "error" in found[0].stats and found[0] == ""
     assert [sorted(answer) for answer in found[1:]] == [list("abc")] * 2
 
@@ -661,10 +664,11 @@ def with_tokenizer(
 
     backend = PreTrainedTokenizerFast.from_pretrained(BUNDLED)
     begin = backend.all_special_tokens[0]
+    end = backend.all_special_tokens[1]
     if tokenizer_writes:
         backend.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{begin} $A" + ends * f" {begin}",
-            special_tokens=[(begin, backend.convert_tokens_to_ids(begin))],
+            single=f"{begin} $A" + ends * f" {end}",
+            special_tokens=[(word, backend.convert_tokens_to_ids(word)) for word in (begin, end)],
         )
     if template_writes:
         backend.chat_template = begin + backend.chat_template
@@ -701,12 +705,27 @@ def test_a_plain_text_gets_what_the_tokenizer_puts_around_it(bundled):
     assert len(model.encode("Ada")) == 1 + len(bundled.encode("Ada"))
 
 
-def test_a_reply_that_has_begun_is_continued(bundled):
-    chat = [CHATS["one"][0], {"role": "assistant", "content": " 1 Ada"}]
-    ids = bundled.encode(bundled.apply_chat_template(chat, add_generation_prompt=False))
-    tokenizer = bundled.text.model.tokenizer
-    opened = tokenizer.encode_chat(chat[:1])
-    assert ids == (*opened, *tokenizer.encode(" 1 Ada"))
+def test_a_reply_that_has_begun_is_continued_as_in_generate(bundled, asked_ids):
+    chat = [CHATS["one"][0], {"role": "assistant", "content": "1 Ada"}]
+    bundled.text.generate([chat], max_new_tokens=32)
+    text = bundled.apply_chat_template(chat, add_generation_prompt=False)
+    assert bundled.encode(text) == asked_ids[0]
+    assert text.endswith("1 Ada")
+
+
+@pytest.mark.parametrize(
+    "given", [{"enable_thinking": False}, {"chat_template_args": {"enable_thinking": False}}]
+)
+def test_a_chat_template_gets_its_arguments(given):
+    made = HarnessModel("bundled:llada-tiny", **given)
+    backend = copy.deepcopy(made.text.model.tokenizer.backend)
+    backend.chat_template = (
+        "{% if enable_thinking == false %} no{% endif %}" + backend.chat_template
+    )
+    tokenizer = CheckpointTokenizer(backend, BUNDLED)
+    made.text = replace(made.text, model=replace(made.text.model, tokenizer=tokenizer))
+    assert made.apply_chat_template(CHATS["one"]).startswith(" no")
+    assert made.settings != HarnessModel("bundled:llada-tiny").settings
 
 
 def test_chats_are_decoded_and_named(bundled):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from dllm_decode.console.output import tolerant_output
 from dllm_decode.console.processes import leave_signals_to_parent
 from dllm_decode.errors import ModelOutputError
 from dllm_decode.problems import TRAINED
@@ -265,6 +266,7 @@ def work(rank: int, settings: Recipe, store: str, stop: Callable[[], bool]) -> N
     torch._dynamo.config.recompile_limit = 32
     several = settings.workers > 1
     with contextlib.ExitStack() as stack:
+        stack.enter_context(tolerant_output())
         report = stack.enter_context(Reporter(settings.display if rank == 0 else "none"))
         if several:
             place, number = f"file://{store}", settings.workers
