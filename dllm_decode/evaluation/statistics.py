@@ -165,14 +165,14 @@ def resampled(values: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.
         (figures, draws).
     """
     counts = _counts(values.shape[1], draws, seed)
-    sums = np.empty((len(values), draws))
+    sums = np.empty((draws, len(values)))
     for begin in range(0, draws, _ROWS):
         part = slice(begin, begin + _ROWS)
-        sums[:, part] = values @ counts[part].T.astype(np.float64)
-    return sums
+        sums[part] = counts[part].astype(np.float64) @ values.T
+    return sums.T
 
 
-_ROWS = 256  # resamples that are drawn or summed at once
+_ROWS = 32  # resamples that are drawn or summed at once, which fit into a core's cache
 
 
 @lru_cache(maxsize=8)
