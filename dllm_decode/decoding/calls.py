@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction, PredictionError
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
-from dllm_decode.errors import DecisionError
+from dllm_decode.errors import ConfigError, DecisionError
 
 # Parts are untyped here: their classes stand in `strategy`, which calls them through this module.
 
@@ -43,8 +43,9 @@ def name_of(part: Any, place: str) -> str:
 
 def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory | None:
     """The part's memory of a request; raises `DecisionError` for one that cannot follow rows."""
-    memory = part.begin(request, snapshot)
     who = name_of(part, place)
+    with _placed(who):
+        memory = part.begin(request, snapshot)
     if memory is not None and not isinstance(memory, Memory):
         raise DecisionError(
             f"{who}: begin returned {_kind(memory)}; it must return None or a Memory"
@@ -201,9 +202,21 @@ def _named(part: Any, view: StepView) -> Iterator[str]:
     """The part's name for messages; also for what predictions refuse while it is at work."""
     who = name_of(part, view.part)
     try:
-        yield who
+        with _placed(who):
+            yield who
     except PredictionError as error:
         raise DecisionError(f"{who}: {error}{_when(view)}") from error
+
+
+@contextmanager
+def _placed(who: str) -> Iterator[None]:
+    """What a part itself refuses, with the part's place; a part inside it may have said its own."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith("strategy"):
+            raise
+        raise type(error)(f"{who}: {error}") from error
 
 
 def _when(view: StepView) -> str:

@@ -41,7 +41,8 @@ def check_parameters(strategy: Strategy, request: Request, sources: Sequence[str
             try:
                 replace(part, **{name: value})  # the part's own check of the field
             except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from None
+                place = key.removesuffix(name)
+                raise ConfigError(f"{where}: {place}{error}") from None
 
 
 def columns_of_parameters(

@@ -350,7 +350,7 @@ def test_rows_are_cut_one_by_one(seed: int) -> None:
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        (CommittedEot, {"ids": ()}, r"strategy\.stop ids must be null .* got \(\)"),
+        (CommittedEot, {"ids": ()}, r"ids must be null .* got \(\)"),
         (CommittedEot, {"ids": "10"}, r"list of token ids, got '10'"),
         (AcceptedEot, {"ids": [True]}, r"list of token ids, got \[True\]"),
         (CommittedEot, {"whole_prefix": 1}, "whole_prefix must be true or false, got 1"),
@@ -368,5 +368,5 @@ def test_values_that_cannot_work_are_refused(
 
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"strategy\.stop ids must lie in \[0, 11\], got 12"):
+    with pytest.raises(ConfigError, match=r"ids must lie in \[0, 11\], got 12"):
         decode(eager(), CommittedEot(ids=(12,)), a_request())
