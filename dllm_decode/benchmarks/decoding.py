@@ -36,7 +36,7 @@ PARTS = ("forward", "statistics", "strategy", "settle", "cache", "loop", "engine
 
 
 @dataclass(frozen=True)
-class Variant:
+class Contender:
     """One thing to time: a name within its group, and an engine with a request to decode.
 
     tokens: those that count, None for all that are delivered.
@@ -71,7 +71,7 @@ class Timing:
 
 def compare(
     group: str,
-    variants: Sequence[Variant],
+    variants: Sequence[Contender],
     rounds: int,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Timing]:

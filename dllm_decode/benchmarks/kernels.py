@@ -19,7 +19,7 @@ SWEEPS = 16
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One size: `rows` rows of `vocabulary` logits of a dtype; K `slots`; hidden `width`."""
 
     rows: int
@@ -100,7 +100,7 @@ class Inputs:
     weight: Tensor
 
     @staticmethod
-    def of(case: Case, device: torch.device) -> Inputs:
+    def of(case: KernelCase, device: torch.device) -> Inputs:
         """Inputs with half of the slots in use; the same numbers each time."""
         generator = torch.Generator(device).manual_seed(0)
 
@@ -129,7 +129,7 @@ class Inputs:
         )
 
 
-def paths(case: Case, given: Inputs, kernels: str) -> dict[str, Action]:
+def paths(case: KernelCase, given: Inputs, kernels: str) -> dict[str, Action]:
     """What is timed with one implementation, by name.
 
     kernels: `triton` or `reference`; set with `dispatch.using` around the calls.
@@ -184,7 +184,7 @@ def kernels_start(device: torch.device) -> bool:
         return dispatch.uses_triton(torch.empty(0, device=device))
 
 
-def measure(case: Case, watch: Stopwatch, device: torch.device) -> dict[str, float]:
+def measure(case: KernelCase, watch: Stopwatch, device: torch.device) -> dict[str, float]:
     """Seconds of each path of a case, by name; Triton's only where its kernels start."""
     given = Inputs.of(case, device)
     found: dict[str, float] = {}

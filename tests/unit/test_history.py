@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from card_history import Sightings, Watch, auc, redundancy
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm_decode.api import load
-from dllm_decode.evaluation.history import Sightings, Watch, auc, redundancy
 
 
 @given(
