@@ -142,6 +142,7 @@ class _Work:
             return
         for row in rows:
             what = str(error) if isinstance(error, DllmDecodeError) else repr(error)
+            what = "; ".join([what, *getattr(error, "__notes__", ())])
             log.warning("row %d failed: %s", row, what)
             self.run.outcomes[row] = Outcome(finish_reason="error", error=what)
 
