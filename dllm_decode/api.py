@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from numbers import Integral
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from dllm_decode.config import compose as composing
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_model, build_node
+from dllm_decode.config.shorthand import answer_in_python, quote
 from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Run
@@ -27,32 +31,19 @@ from dllm_decode.decoding.types import Change, Request, Snapshot
 from dllm_decode.errors import ConfigError, require
 from dllm_decode.kernels import dispatch
 from dllm_decode.models.adopt import adopt
+from dllm_decode.models.chat import plain_messages
 from dllm_decode.models.loaded import LoadedModel
+from dllm_decode.models.stop_texts import cut, stop_texts
 
 DEFAULT_NEW_TOKENS = 64
 MASK_WORD = "[MASK]"
 END_SIGN = "∎"
 
-Chat = Sequence[Mapping[str, str]]
+Chat = Sequence[Mapping[str, Any]]
 Prompt = str | Chat | Sequence[int]
 Overrides = Sequence[str] | Mapping[str, Any]
 Infill = str | Sequence[int] | Mapping[int, int]
 Parameters = Mapping[str, float]
-
-# What other projects call our options, or do elsewhere.
-_ELSEWHERE = {
-    "do_sample": "give temperature=..., or load(..., sampler='categorical')",
-    "gen_length": "it is called max_new_tokens",
-    "gen_len": "it is called max_new_tokens",
-    "max_length": "it is called max_new_tokens and does not count the prompt",
-    "block_length": "it is a setting of the schedule: load(..., overrides=['schedule.length=32'])",
-    "steps": "it is a setting of some strategies, e.g. strategy.select.steps_per_block",
-    "remasking": "it is the strategy: load(..., strategy='low_confidence')",
-    "threshold": "it is a setting of the strategy: strategy.select.threshold",
-    "input_ids": "give the token ids as the first argument",
-    "eos_token_id": "it is a setting of the model: model.eot_ids",
-    "mask_id": "it is a setting of the model: model.mask_id",
-}
 
 
 class Streamer(Protocol):
@@ -78,7 +69,7 @@ def load(
     cache: str | CachePolicy | None = None,
     sampler: str | Sampler | None = None,
     overrides: Overrides = (),
-    **groups: str,
+    **groups: Any,
 ) -> TextDecoder:
     """A decoder from names, as on the command line, or from objects.
 
@@ -97,7 +88,8 @@ def load(
         sampler: The name of an option or a `Sampler`; None for the default.
         overrides: As on the command line, e.g. `["strategy.select.threshold=0.8"]`, or a mapping
             `{"strategy.select.threshold": 0.8}`.
-        **groups: Options of further groups by name.
+        **groups: Options of further groups by name (`trace="html"`), and settings whose name is
+            enough (`threshold=0.8`).
 
     Raises:
         ConfigError: The configuration does not know a name, or an object is of the wrong kind.
@@ -145,14 +137,8 @@ def _shortly(thing: Any) -> str:
 
 
 def _words(options: Mapping[str, Any]) -> list[str]:
-    """Options of groups as overrides; raises `ConfigError` for values that are no names."""
-    for group, option in options.items():
-        require(
-            isinstance(option, str),
-            f"{group} must be the name of an option, got {_shortly(option)}; give single settings "
-            f"as overrides=['{group}.key=value']",
-        )
-    return [f"{group}={option}" for group, option in options.items()]
+    """Options of groups, and settings without their place, as on the command line."""
+    return [_override(name, value) for name, value in options.items()]
 
 
 def _lines(overrides: Overrides) -> tuple[str, ...]:
@@ -201,6 +187,22 @@ def build(
     built = {name: given.get(name) or build_node(cfg, name) for name in PARTS}
     loaded = build_model(cfg) if model is None else model()
     return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))
+
+
+def _override(name: str, value: Any) -> str:
+    """A group's option, or a setting without its place, as on the command line."""
+    group = name in composing.groups()
+    if group and not isinstance(value, str):
+        raise ConfigError(
+            f"{name} must be the name of an option, got {_shortly(value)}; give single settings as "
+            f"overrides=['{name}.key=value']"
+        )
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[\w./:-]+", value) is not None
+        return f"{name}={value if plain else quote(value)}"
+    if isinstance(value, bool | int | float | None):
+        return f"{name}={'null' if value is None else str(value).lower()}"
+    raise ConfigError(f"{name} must be a text, a number, true, false or None, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -265,46 +267,80 @@ class TextDecoder:
         top_p: float | None = None,
         top_k: int | None = None,
         min_p: float | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         batch_size: int | None = None,
         max_tokens_in_flight: int | None = None,
         batching: str = "continuous",
         parameters: Parameters | Sequence[Parameters | None] | None = None,
+        stop: str | Sequence[str] = (),
         streamer: Streamer | None = None,
         infill: Infill | Sequence[Infill | None] | None = None,
         apply_chat_template: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        continue_final_message: bool | None = None,
         observers: Sequence[Observer] = (),
         record: bool = False,
         **unknown: Any,
     ) -> Result:
         """Decode one prompt or many.
 
-        prompts: a string, a chat (list of `{"role", "content"}`), token ids, or a list of those;
-        max_new_tokens: columns per row [tokens], one number or one per prompt;
-        temperature, top_p, top_k, min_p: sampling of proposed tokens, see
-        `dllm_decode.decoding.sampling.Categorical`; given ones replace those of the sampler;
-        seed: prompt i is decoded with seed + i; batch_size: rows decoded together, None for all (a
-        batch never changes what a row gets; with a batch size a failing row is reported in
-        `Result.errors`, without it an exception is raised); max_tokens_in_flight, batching: see
-        `Engine`; parameters: {full key: value} of the strategy for these prompts alone, e.g.
-        {"strategy.select.threshold": 0.8}; one mapping, or one per prompt;
-        streamer: for a single prompt, see `Streamer`;
-        infill: tokens given in advance, per prompt a text with `[MASK]` for each open position, a
-        list of ids with the mask id for open ones, or {offset: id};
-        apply_chat_template: whether a string becomes a user's message where the model has a chat
-        template; observers: watch the steps; record: keep all steps in `Result.trace`.
+        Args:
+            prompts: A string, a chat (a list of `{"role", "content"}`), token ids, or a list of
+                those. An empty one is no prompt at all: the model writes from nothing.
+            max_new_tokens: Columns of each row in tokens, one number or one per prompt.
+            temperature: Of the sampling of proposed tokens, in place of the sampler's own; see
+                `dllm_decode.decoding.sampling.Categorical`, also for the next three.
+            top_p: Share of the probability that may be drawn from, in (0, 1].
+            top_k: Number of tokens that may be drawn from.
+            min_p: Smallest probability that may be drawn, as a share of the largest.
+            seed: Prompt i is decoded with seed + i, from 0 to 2^63 - 1; None is 0.
+            batch_size: Rows decoded together, None for all. A batch never changes what a row gets.
+                With a batch size a failing row is reported in `Result.errors`; without it an
+                exception is raised.
+            max_tokens_in_flight: See `Engine`.
+            batching: See `Engine`.
+            parameters: `{full key: value}` of the strategy for these prompts alone, e.g.
+                `{"strategy.select.threshold": 0.8}`; one mapping, or one per prompt.
+            stop: Texts that end an answer: `Outcome.text` is cut in front of the first of them.
+                Tokens and forwards stay as decoded, because a canvas is not written left to right.
+            streamer: For a single prompt, see `Streamer`.
+            infill: Tokens given in advance: per prompt a text with `[MASK]` for each open position,
+                a list of ids with the mask id for open ones, or `{offset: id}`.
+            apply_chat_template: Whether a string becomes a user's message where the model has a
+                chat template.
+            chat_template_kwargs: What the template is given beside the messages, e.g.
+                `{"enable_thinking": False}`.
+            continue_final_message: Whether the last message of a chat is continued; None: if it is
+                the assistant's.
+            observers: Watch the steps.
+            record: Keep all steps in `Result.trace`.
+            **unknown: Refused by name, with what was probably meant.
 
-        Returns the result with `texts`, one per prompt. Raises `ConfigError` for unknown keywords
-        and requests that do not fit, and `Interrupted` with the partial result on Ctrl-C.
+        Returns:
+            The result, with the text of each row.
+
+        Raises:
+            ConfigError: A keyword is not known or a request does not fit.
+            Interrupted: On Ctrl-C; it holds the partial result.
         """
         _refuse_unknown(unknown, self.generate)
         many = _as_list(prompts)
-        ids = tuple(self.encode(p, row, apply_chat_template) for row, p in enumerate(many))
+        stops = stop_texts("stop", stop)
+        ids = tuple(
+            self.encode(
+                prompt,
+                row,
+                apply_chat_template,
+                continue_final=continue_final_message,
+                arguments=chat_template_kwargs,
+            )
+            for row, prompt in enumerate(many)
+        )
         length, fixed = self.infilling(infill, max_new_tokens, len(ids))
         request = Request(
             prompts=ids,
             max_new_tokens=length,
-            seeds=tuple(seed + row for row in range(len(ids))),
+            seeds=_seeds(seed, len(ids)),
             fixed=fixed,
             parameters=_per_row(parameters, len(ids)),
         )
@@ -313,15 +349,19 @@ class TextDecoder:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
             drafts = not self.decoder.strategy.revocable
             observers = (*observers, _Streaming(streamer, ids[0], drafts))
-        return self.decode(
-            request,
-            sampler=self._sampler(temperature, top_p, top_k, min_p),
-            batch_size=batch_size,
-            max_tokens_in_flight=max_tokens_in_flight,
-            batching=batching,
-            observers=observers,
-            record=record,
-        )
+        try:
+            result = self.decode(
+                request,
+                sampler=self._sampler(temperature, top_p, top_k, min_p),
+                batch_size=batch_size,
+                max_tokens_in_flight=max_tokens_in_flight,
+                batching=batching,
+                observers=observers,
+                record=record,
+            )
+        except Interrupted as stopped:
+            raise Interrupted(_cut(stopped.result, stops)) from None
+        return _cut(result, stops)
 
     def decode(
         self,
@@ -375,9 +415,14 @@ class TextDecoder:
         return replace(self, decoder=decoder)
 
     def check(self, request: Request, sources: Sequence[str] = ()) -> None:
-        """Raise `ConfigError` for a request that does not fit, naming the source of its prompt.
+        """Refuse a request that does not fit, naming the source of its prompt.
 
-        sources: where each prompt came from.
+        Args:
+            request: What is to be decoded.
+            sources: Where each prompt came from, for messages.
+
+        Raises:
+            ConfigError: Model, schedule or strategy cannot serve it.
         """
         limit = self.model.denoiser.max_length
         for row, source in enumerate(sources):
@@ -405,27 +450,52 @@ class TextDecoder:
         """The text of one token for a picture of the canvas; end of text is a small square."""
         if token in self.model.denoiser.vocab.eot_ids:
             return END_SIGN
+        if not self.model.tokenizer.reads_text:
+            return f" {token}"
         return self.model.tokenizer.decode([token], keep_special=True)
 
-    def encode(self, prompt: Prompt, row: int = 0, chat: bool = True) -> tuple[int, ...]:
-        """Token ids of a string, a chat or token ids; raises `ConfigError` for empty ones."""
+    def encode(
+        self,
+        prompt: Prompt,
+        row: int = 0,
+        chat: bool = True,
+        *,
+        continue_final: bool | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """Token ids of a prompt, the same wherever it is given.
+
+        Args:
+            prompt: A string, a chat or token ids; an empty one is no prompt at all.
+            row: Its number, for messages.
+            chat: Whether a string becomes a user's message where there is a chat template.
+            continue_final: Whether the last message of a chat is continued; None: if it is the
+                assistant's.
+            arguments: What the chat template is given beside the messages.
+
+        Raises:
+            ConfigError: The prompt is none of these, or the chat template does not take it.
+            CheckpointError: The tokenizer or the chat template is missing or damaged.
+        """
         tokenizer = self.model.tokenizer
-        if not isinstance(prompt, str | Sequence):
+        if isinstance(prompt, str):
+            if not (chat and prompt and tokenizer.has_chat_template):
+                return tuple(tokenizer.encode(prompt))
+            prompt = [{"role": "user", "content": prompt}]
+        if not isinstance(prompt, Sequence):
             raise ConfigError(
                 f"prompt {row} must be a text, a chat or token ids, got {type(prompt).__name__}"
             )
-        if len(prompt) == 0 or (isinstance(prompt, str) and not prompt.strip()):
-            raise ConfigError(f"prompt {row} is empty; give a text, a chat or token ids")
-        if isinstance(prompt, str):
-            if chat and tokenizer.has_chat_template:
-                return tuple(tokenizer.encode_chat([{"role": "user", "content": prompt}]))
-            return tuple(tokenizer.encode(prompt))
-        if isinstance(prompt[0], Mapping):
-            return tuple(tokenizer.encode_chat([_message(part, row) for part in prompt]))
-        for token in prompt:
-            if not isinstance(token, int) or isinstance(token, bool):
-                raise ConfigError(f"prompt {row} must hold token ids, got {token!r}")
-        return tuple(token for token in prompt if isinstance(token, int))
+        if not prompt or not isinstance(prompt[0], Mapping):
+            return tuple(_whole(f"prompt {row} must hold token ids", token) for token in prompt)
+        try:
+            messages = plain_messages(prompt)
+            ids = tokenizer.encode_chat(
+                messages, continue_final=continue_final, arguments=arguments
+            )
+        except ConfigError as error:
+            raise ConfigError(f"prompt {row}: {error}") from None
+        return tuple(ids)
 
     def _sampler(self, *given: float | int | None) -> Sampler:
         names = ("temperature", "top_p", "top_k", "min_p")
@@ -449,10 +519,15 @@ class TextDecoder:
     ) -> tuple[int | tuple[int, ...], tuple[Mapping[int, int] | None, ...] | None]:
         """`max_new_tokens` and fixed tokens of a request; a template sets the length of its row.
 
-        infill, max_new_tokens: see `generate`; rows: of the request. Raises `ConfigError` where
-        they do not fit.
+        Args:
+            infill: See `generate`.
+            max_new_tokens: See `generate`.
+            rows: Number of rows of the request.
+
+        Raises:
+            ConfigError: They do not fit.
         """
-        length = max_new_tokens if isinstance(max_new_tokens, int) else tuple(max_new_tokens)
+        length = _lengths(max_new_tokens)
         if infill is None:
             return length, None
         single = isinstance(infill, str | Mapping) or _is_ids(infill)
@@ -479,7 +554,7 @@ class TextDecoder:
         ids: list[int] = []
         for number, piece in enumerate(text.split(MASK_WORD)):
             ids += [mask] if number else []
-            own = tokenizer.encode(piece) if piece else []
+            own = tokenizer.encode(piece, framed=False) if piece else []
             if tokenizer.decode(own, keep_special=True) != piece:
                 raise ConfigError(
                     f"infill: {piece!r} has no exact token ids in this model; give ids instead"
@@ -495,7 +570,9 @@ class TextDecoder:
         return replace(result, rows=tuple(rows))
 
     def text(self, row: Outcome) -> str:
-        """The delivered tokens of a row as text, without special tokens."""
+        """The delivered tokens of a row as text without special tokens; "" without a tokenizer."""
+        if not self.model.tokenizer.reads_text:
+            return ""
         return self.model.tokenizer.decode(list(row.delivered))
 
 
@@ -513,6 +590,14 @@ def _per_row(
     return (parameters,) * rows
 
 
+def _cut(result: Result, stops: Sequence[str]) -> Result:
+    """The result with each text up to the first stop text in it."""
+    if not stops:
+        return result
+    rows = (replace(row, text=cut(row.text, stops)) for row in result.rows)
+    return replace(result, rows=tuple(rows))
+
+
 def _full_length(result: Result, request: Request, decoder: Decoder) -> tuple[tuple[int, ...], ...]:
     """The tokens of a reference decode, with end of text where it had stopped."""
     filler = decoder.denoiser.vocab.filler
@@ -523,35 +608,57 @@ def _full_length(result: Result, request: Request, decoder: Decoder) -> tuple[tu
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], int)
+    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], Integral)
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
-    """One prompt as a list of one."""
-    if isinstance(prompts, torch.Tensor):
-        prompts = prompts.tolist()
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+    """One prompt as a list of one; tensors and arrays, also inside of it, as lists."""
+    prompts = _listed(prompts)
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
+        return [prompts]  # type: ignore[list-item]  # what is no prompt is refused by `encode`
+    if prompts and isinstance(prompts[0], Integral | Mapping):
         return [prompts]
-    if prompts and isinstance(prompts[0], int | Mapping):
-        return [prompts]
-    return list(prompts)
+    return [_listed(prompt) for prompt in prompts]
 
 
-def _message(part: Any, row: int) -> dict[str, str]:
-    if not isinstance(part, Mapping) or set(part) != {"role", "content"}:
-        raise ConfigError(
-            f"prompt {row}: a chat message has the keys role and content, got {part!r}"
-        )
-    return {"role": str(part["role"]), "content": str(part["content"])}
+def _listed(value: Any) -> Any:
+    """The values of a tensor or array; anything else as it is."""
+    return value.tolist() if isinstance(value, torch.Tensor | np.ndarray) else value
+
+
+def _whole(what: str, value: Any) -> int:
+    """A whole number of Python's, numpy's or torch's; raises `ConfigError` for anything else."""
+    number = value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
+    if isinstance(number, bool | np.bool_) or not isinstance(number, Integral):
+        raise ConfigError(f"{what}, got {value!r}")
+    return int(number)
+
+
+def _lengths(given: Any) -> int | tuple[int, ...]:
+    """`max_new_tokens` as whole numbers."""
+    what = "max_new_tokens must be a whole number >= 1, or one for each prompt"
+    values = _listed(given)
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        return tuple(_whole(what, value) for value in values)
+    return _whole(what, values)
+
+
+def _seeds(seed: Any, rows: int) -> tuple[int, ...]:
+    """The seed of each row."""
+    what = f"seed must be a whole number from 0 to {2**63 - max(rows, 1)}"
+    first = 0 if seed is None else _whole(what, seed)
+    if not 0 <= first <= 2**63 - max(rows, 1):
+        raise ConfigError(f"{what}, got {seed!r}")
+    return tuple(range(first, first + rows))
 
 
 def _refuse_unknown(unknown: Mapping[str, Any], method: Any) -> None:
     names = [n for n in method.__annotations__ if n not in ("prompts", "unknown", "return")]
     for name in unknown:
-        close = difflib.get_close_matches(name, names, 1, 0.6)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        hint = f"; {_ELSEWHERE[name]}" if name in _ELSEWHERE else hint
-        raise ConfigError(f"generate() has no option {name!r}{hint}; it takes {', '.join(names)}")
+        raise ConfigError(
+            f"generate() has no option {name!r}{answer_in_python(name, names)}; it takes "
+            f"{', '.join(names)}"
+        )
 
 
 class _Streaming(Observer):
@@ -561,7 +668,7 @@ class _Streaming(Observer):
         self.streamer = streamer
         self.early = early
         self.told = 0
-        streamer.put(torch.tensor(prompt))
+        streamer.put(torch.tensor(prompt, dtype=torch.long))
 
     def step(self, change: Change, snapshot: Snapshot) -> None:
         """One draft; then what is decided without a gap, where it cannot be taken back."""

@@ -2,155 +2,306 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-import re
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from argparse import ArgumentError, Namespace
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import run_job
 from hydra.errors import HydraException
-from hydra.types import HydraContext, RunMode
-from hydra.version import setbase
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dllm_decode.config.compose import CONF, check, explain, register_search_path
-from dllm_decode.console.runfolder import RunFolder, unwritable
-from dllm_decode.errors import ConfigError, DllmDecodeError
+from dllm_decode import __version__
+from dllm_decode.config.compose import (
+    CONF,
+    check,
+    compose_with_hydra,
+    explain,
+    hydra_application,
+    register_search_path,
+    written_out,
+)
+from dllm_decode.config.hydra_application import Application, Sweep, argument_parser
+from dllm_decode.config.shorthand import quote
+from dllm_decode.console.output import tolerant_output
+from dllm_decode.console.processes import (
+    INTERRUPTED,
+    TERMINATED,
+    Terminated,
+    end_children,
+    termination_as_interrupt,
+)
+from dllm_decode.console.runfolder import CONFIG, RunFolder, claim, unwritable
+from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
 
-INTERRUPTED = 130
 _FREE_TEXT = ("prompt", "prompts")
 _PACKAGES = ("dllm_decode", "torch", "transformers", "hydra-core", "omegaconf", "safetensors")
+# What Hydra's parser takes and this module handles; everything else is Hydra's own business.
+_OURS = {"overrides", "run", "multirun", "config_dir", "config_name"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code.
+    """Run one command line.
 
-    argv: arguments without the program's name, None for the process's own. 0: done; 1: a fault
-    while running; 2: a setting that cannot be; 130: Ctrl-C. Errors are one message on standard
-    error, with a traceback only under `debug=true` or `hydra.verbose=true`.
+    Errors are one message on standard error, with a traceback only under `debug=true` or
+    `hydra.verbose=true`.
+
+    Args:
+        argv: Arguments without the program's name, None for the process's own.
+
+    Returns:
+        The exit code: 0 for done, 1 for a fault while running, 2 for a setting that cannot be,
+        130 for Ctrl-C, 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _run([quoted(word) for word in words])
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except SystemExit as stop:  # argparse and Hydra's own commands end this way
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except Exception as error:
-        return _report(error, words)
+    with tolerant_output(), termination_as_interrupt() as signals:
+        try:
+            code = _run([quoted(word) for word in words])
+            return TERMINATED if code == INTERRUPTED and signals else code
+        except KeyboardInterrupt as stop:
+            end_children()
+            print("interrupted", file=sys.stderr)
+            return TERMINATED if signals or isinstance(stop, Terminated) else INTERRUPTED
+        except SystemExit as stop:  # argparse and Hydra's own commands end this way
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except Exception as error:
+            return _report(error, words)
 
 
 def _run(words: list[str]) -> int:
-    arguments = get_args_parser().parse_args(words)
-    search: list[str] = []
-    if arguments.config_dir is not None:
-        search.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]")
-    codes: list[int] = []
-
-    def job(cfg: DictConfig) -> None:
-        # an exception that reached Hydra would end a sweep, and Hydra would print it as well
-        try:
-            codes.append(_job(cfg, search))
-        except Exception as error:
-            codes.append(_report(error, words))
-
-    plain = {name for name, value in vars(arguments).items() if value} <= {"overrides", "run"}
-    with _hydra_set_up(words):
-        if not (plain and _run_once(arguments.overrides, job)):
-            hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(job)()
-    return max(codes, default=0)
-
-
-def _run_once(overrides: list[str], job: Callable[[DictConfig], None]) -> bool:
-    """What Hydra does for a single run, but checked before a folder for the run is made.
-
-    Returns False, and nothing is done, where the configuration itself asks for a sweep.
-    """
-    setbase("1.3")
-    search_path = create_config_search_path(f"pkg://{CONF}")
-    application = Hydra.create_main_hydra2("dllm_decode", search_path)
-    try:
-        cfg = application.compose_config("config", overrides, RunMode.RUN, from_shell=True)
-        if cfg.hydra.mode == RunMode.MULTIRUN:
-            return False
+    """One command line, as a run, a sweep, or one of Hydra's own commands."""
+    if words == ["--version"]:
+        print(f"dllm_decode {__version__}")
+        return 0
+    arguments = _parsed(words)
+    overrides = [*_searched(arguments.config_dir), *arguments.overrides]
+    name = arguments.config_name or "config"
+    if {key for key, value in vars(arguments).items() if value} <= _OURS:
+        place = arguments.config_dir if arguments.config_name else None
+        app = hydra_application(Path(place).absolute() if place else None)
+        if arguments.multirun:
+            return _sweep(app, name, overrides, words)
+        overrides = written_out(app, overrides)
+        cfg = compose_with_hydra(app, overrides, name)
+        if cfg.hydra.mode == RunMode.MULTIRUN:  # the configuration itself asks for it
+            return _sweep(app, name, overrides, words)
         check(cfg, overrides)
-        context = HydraContext(application.config_loader, Callbacks(cfg))
-        run_job(job, cfg, "hydra.run.dir", None, context)
-        return True
-    finally:
-        GlobalHydra.instance().clear()
+        with claim(_place(cfg, "run"), fresh=_fresh("run", overrides)) as held:
+            code, _ = app.run(cfg, _Job(words), held.path)
+            if code:
+                held.undo()
+            return int(code)
+    return _hydra_command(arguments, words)
 
 
-@contextmanager
-def _hydra_set_up(words: list[str]) -> Iterator[None]:
-    """Hydra reads `sys.argv`, and hands on exceptions when it is told to show them in full."""
-    register_search_path()
-    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["dllm_decode", *words]
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+def _parsed(words: list[str]) -> Namespace:
+    """What Hydra's parser makes of the words; raises `ConfigError` for what it does not know."""
+    parser = argument_parser()
+    parser.exit_on_error = False
     try:
-        yield
+        arguments, unknown = parser.parse_known_args(words)
+    except ArgumentError as error:
+        raise ConfigError(f"{error}; --help shows what there is") from None
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    for word in [*unknown, *arguments.overrides]:
+        sign = "=" in word
+        if word.startswith("-") and sign:
+            raise ConfigError(
+                f"settings and options have no dashes; write {word.lstrip('-')} instead of {word}"
+            )
+        if word.startswith("-"):
+            hint = did_you_mean(word, flags)
+            raise ConfigError(f"there is no flag {word}{hint}; there are {', '.join(flags)}")
+        if not sign and not word.startswith("~"):
+            hint = f"; did you mean --{word}?" if f"--{word}" in flags else ""
+            raise ConfigError(
+                f"cannot read {word!r}{hint}; write key=value or group=option, --help shows them"
+            )
+    return arguments
+
+
+def _searched(config_dir: str | None) -> list[str]:
+    """`--config-dir` as an override, so that whatever composes again finds the options, too."""
+    if config_dir is None:
+        return []
+    folder = Path(config_dir).absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir must be a folder of options, got {config_dir}")
+    return [f"hydra.searchpath=[{quote(f'file://{folder}')}]"]
+
+
+def _place(cfg: DictConfig, kind: str) -> Path:
+    """The folder of a run or of a sweep."""
+    HydraConfig.instance().set_config(cfg)
+    place = Path(str(OmegaConf.select(cfg, f"hydra.{kind}.dir"))).absolute()
+    rank = int(os.environ.get("RANK", "0"))  # set by torchrun; the first rank speaks for all
+    return place / f"rank-{rank}" if rank and kind == "run" else place
+
+
+def _fresh(kind: str, overrides: Sequence[str]) -> bool:
+    """Whether the folder must be a new one: not where the user named it, or ranks share it."""
+    named = any(text.lstrip("+").startswith(f"hydra.{kind}.dir=") for text in overrides)
+    return not named and os.environ.get("WORLD_SIZE", "1") == "1"
+
+
+def _hydra_command(arguments: Namespace, words: list[str]) -> int:
+    """`--help`, `--cfg`, `--info` and so on, which Hydra answers from `sys.argv`."""
+    written = written_out(hydra_application(), arguments.overrides, sweep=True)
+    flags = [word for word in words if word not in arguments.overrides]
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["dllm_decode", *flags, *written]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions are handed on
+    register_search_path()
+    try:
+        hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(
+            _Job(words)
+        )()
     finally:
         sys.argv = before
         if full is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full
+    return 0
 
 
-def _job(cfg: DictConfig, search: Sequence[str]) -> int:
-    """One run: of the command line, or of a sweep. search: overrides of the search path."""
+# Sweeps.
+
+
+def _sweep(app: Application, name: str, overrides: list[str], words: list[str]) -> int:
+    """All jobs of a sweep, and a summary; a job that cannot run leaves its reason."""
+    overrides = written_out(app, overrides, sweep=True)
+    cfg = compose_with_hydra(app, overrides, name, sweep=True)
+    with claim(_place(cfg, "sweep"), fresh=_fresh("sweep", overrides)) as held:
+        place = f"hydra.sweep.dir={quote(str(held.path))}"
+        cfg = compose_with_hydra(app, [*overrides, place], name, sweep=True)
+        job = _Job(words, sweep=True)
+        done = app.sweep(cfg, job, each=lambda words: written_out(app, words), begin=job.expect)
+        if done.total and len(done.refused) == done.total:
+            held.undo()  # a mistake of the command line, not of a job
+            job_words, error = done.refused[0]
+            raise explain(error, job_words)
+        return _summary(done, RunFolder(held.path))
+
+
+def _summary(done: Sweep, folder: RunFolder) -> int:
+    """Say how a sweep went; returns its exit code, the worst of its jobs'."""
+    failed: list[tuple[int, int, str]] = [
+        (number, code, why) for number, (code, why) in enumerate(done.results) if code
+    ]
+    for number, (words, error) in enumerate(done.refused, start=len(done.results)):
+        reason = explain(error, words)
+        _note_failure(RunFolder(folder.path / str(number)), words, reason)
+        failed.append((number, reason.exit_code, str(reason)))
+    if not failed:
+        return 0
+    numbers: dict[str, list[str]] = {}
+    for number, _, why in failed:
+        numbers.setdefault(_short(why), []).append(str(number))
+    reasons = "; ".join(f"folder {', '.join(jobs)}: {why}" for why, jobs in numbers.items())
+    print(
+        f"{done.total - len(failed)} of {done.total} jobs done, {len(failed)} failed: {reasons} "
+        f"(failure.json in {folder.path}/...)",
+        file=sys.stderr,
+    )
+    return max(code for _, code, _ in failed)
+
+
+def _short(text: str, most: int = 160) -> str:
+    return text if len(text) <= most else f"{text[:most].rstrip()} ..."
+
+
+def _note_failure(
+    folder: RunFolder, overrides: Sequence[str], error: Exception, since: float = math.inf
+) -> None:
+    """What a job that could not run leaves: `failure.json`, also where reports look for it."""
+    from dllm_decode.tasks.failed import note_failed_evaluation
+
+    reason = f"{type(error).__name__}: {error}"
+    folder.write_json("failure.json", {"reason": reason, "overrides": list(overrides)})
+    note_failed_evaluation(overrides, reason, since)
+
+
+@dataclass
+class _Job:
+    """What Hydra calls with a composed configuration; returns exit code and reason.
+
+    An exception that reached Hydra would end a sweep, and Hydra would print it as well.
+
+    Attributes:
+        words: The command line.
+        sweep: Whether this is one of several jobs.
+        total: How many there are.
+    """
+
+    words: list[str]
+    sweep: bool = False
+    total: int = 0
+
+    def expect(self, total: int) -> None:
+        """Note the number of jobs."""
+        self.total = total
+
+    def __call__(self, cfg: DictConfig) -> tuple[int, str]:
+        from dllm_decode.tasks.failed import forget_failed_evaluation
+
+        state = HydraConfig.get()
+        folder = RunFolder(Path(state.runtime.output_dir))
+        overrides = [
+            *(word for word in state.overrides.hydra if word.startswith("hydra.searchpath")),
+            *state.overrides.task,
+        ]
+        begin = time.time()
+        try:
+            code = _task(cfg, overrides, folder, self._title(state))
+        except Exception as error:
+            if self.sweep:
+                _note_failure(folder, overrides, error, begin)
+            return _report(error, self.words), str(error)
+        if self.sweep and code == 0:
+            forget_failed_evaluation(overrides)
+        if self.sweep and code in (INTERRUPTED, TERMINATED):
+            raise KeyboardInterrupt  # the whole sweep was meant
+        return code, "some rows failed" if code else ""
+
+    def _title(self, state: Any) -> str:
+        if not self.sweep or not self.total:
+            return ""
+        return f"job {state.job.num + 1} of {self.total}: {' '.join(state.overrides.task)}"
+
+
+def _task(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, title: str) -> int:
+    """One run: of the command line, or of a sweep."""
     from dllm_decode.console.allocator import keep_freed_memory
     from dllm_decode.console.display import make_display
     from dllm_decode.tasks import Context, build_task
 
     keep_freed_memory()
-    state = HydraConfig.get()
-    paths = [word for word in state.overrides.hydra if word.startswith("hydra.searchpath")]
-    overrides = [*search, *paths, *state.overrides.task]
-    rank = int(os.environ.get("RANK", "0"))  # set by torchrun; the first rank speaks for all
-    place = Path(state.runtime.output_dir)
-    folder = RunFolder(place / f"rank-{rank}" if rank else place)
-    try:
-        check(cfg, overrides)
-        display = make_display("none" if rank else cfg.display)
-        with _warnings_as_words():
-            task = build_task(cfg)
-            context = Context(cfg, tuple(overrides), dict(state.runtime.choices), folder, display)
-            folder.write_text("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            code = task.run(context)
-            folder.write_json("env.json", environment(overrides, context))
-            return code
-    except BaseException:
-        _remove_traces_of_failure(folder.path)
-        raise
-
-
-def _remove_traces_of_failure(folder: Path) -> None:
-    """A failed run leaves nothing half-written: without results there is no folder."""
-    if any((folder / name).exists() for name in ("results.json", "samples.jsonl", "env.json")):
-        return
-    try:
-        (folder / "config.yaml").unlink(missing_ok=True)
-        folder.rmdir()
-        folder.parent.rmdir()
-    except OSError:  # other files are there, or other runs of the same day
-        return
+    check(cfg, overrides)
+    display = make_display("none" if os.environ.get("RANK", "0") != "0" else cfg.display)
+    if title:
+        display.say(title, "bold")
+    with _warnings_as_words():
+        task = build_task(cfg)
+        choices = dict(HydraConfig.get().runtime.choices)
+        context = Context(cfg, tuple(overrides), choices, folder, display)
+        folder.write_text(CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+        code = task.run(context)
+        folder.write_json("env.json", environment(overrides, context))
+        return code
 
 
 def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
@@ -199,8 +350,11 @@ def _warnings_as_words() -> Iterator[None]:
 def quoted(word: str) -> str:
     """Prompts are free text: quote them for Hydra's grammar where people did not.
 
-    word: one argument, e.g. `prompt=What is 2 + 2, please?`. Raises `ConfigError` for `${`, which
-    is an interpolation wherever it stands in a configuration.
+    Args:
+        word: One argument, e.g. `prompt=What is 2 + 2, please?`.
+
+    Raises:
+        ConfigError: The text holds `${`, an interpolation wherever it stands in a configuration.
     """
     key, sign, value = word.partition("=")
     whole = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
@@ -210,9 +364,7 @@ def quoted(word: str) -> str:
         raise ConfigError(
             f"{key} cannot hold ${{ on the command line; put it into a file, prompts=FILE"
         )
-    # in Hydra's grammar a backslash is special only before a quote
-    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), value)
-    return f"{key}='{escaped}'"
+    return f"{key}={quote(value)}"
 
 
 def _report(error: Exception, words: Sequence[str]) -> int:
@@ -222,15 +374,18 @@ def _report(error: Exception, words: Sequence[str]) -> int:
         traceback.print_exception(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         error = explain(error, [word for word in words if "=" in word])
+    if isinstance(error, OSError) and not isinstance(error, DllmDecodeError):
+        error = _of_the_machine(error)
     if isinstance(error, DllmDecodeError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if isinstance(error, OSError) and error.filename is not None:
-        error = unwritable(Path(str(error.filename)), error)
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     print(
         f"error: {type(error).__name__}: {error} (a fault of the program; debug=true shows where)",
         file=sys.stderr,
     )
     return 1
+
+
+def _of_the_machine(error: OSError) -> DllmDecodeError:
+    """A file or a disk that does not do what was asked; a full disk names no file."""
+    return unwritable(Path(str(error.filename)) if error.filename else Path.cwd(), error)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 
 class DllmDecodeError(Exception):
@@ -88,65 +86,19 @@ def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
-LARGEST_JSON = 2**27  # bytes; the largest index of a published checkpoint has 3 MB
-
-
-def parse_json(
-    content: bytes | str, where: object, error: type[DllmDecodeError] = ConfigError
-) -> Any:
-    """The value of one JSON document from outside.
+def did_you_mean(
+    name: str, names: Iterable[str] | Mapping[str, str], prefix: str = "", likeness: float = 0.6
+) -> str:
+    """A suggestion for a misspelt or shortened name: "; did you mean PREFIXname?", or nothing.
 
     Args:
-        content: the document; bytes must be UTF-8, with or without a byte order mark.
-        where: what to name in messages: a file, perhaps with a line.
-        error: class of the error.
-
-    Raises:
-        DllmDecodeError: `error`, for what is no JSON, has a key twice, or is nested too deeply.
+        name: What was given.
+        names: What is there; a mapping says how each is shown.
+        prefix: Put before the suggestion, e.g. the group that it belongs to.
+        likeness: How much a name has to resemble `name`, from 0 to 1.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-            raise ValueError(f"the key {twice!r} is there twice in one object")
-        return values
-
-    try:
-        text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=once)
-    except UnicodeDecodeError as fault:
-        raise error(f"{where} cannot be read: it is not UTF-8 text (byte {fault.start})") from None
-    except RecursionError:
-        raise error(f"{where} cannot be read: it is nested too deeply") from None
-    except ValueError as fault:
-        raise error(f"{where} cannot be read: {fault}") from None
-
-
-def read_json(path: Path, error: type[DllmDecodeError] = ConfigError) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Args:
-        path: the file, at most `LARGEST_JSON` bytes.
-        error: class of the error, whose message names the file.
-
-    Raises:
-        DllmDecodeError: `error`, for a file that cannot be read or holds no JSON object.
-    """
-    try:
-        size = path.stat().st_size
-        if size > LARGEST_JSON:
-            raise error(f"{path} is too large for a JSON file: {size} bytes")
-        content = path.read_bytes()
-    except OSError as fault:
-        raise error(f"{path} cannot be read: {fault.strerror or fault}") from None
-    values = parse_json(content, path, error)
-    if not isinstance(values, dict):
-        raise error(f"{path} must hold one JSON object, got {_kind(values)}")
-    return values
-
-
-def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
-    words = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return words.get(type(value), "a number")
+    shown = names if isinstance(names, Mapping) else {other: other for other in names}
+    begun = [other for other in shown if len(name) > 3 and other.startswith(name)][:3]
+    close = begun or get_close_matches(name, list(shown), 1, likeness)
+    words = " or ".join(prefix + shown[other] for other in close)
+    return f"; did you mean {words}?" if close else ""

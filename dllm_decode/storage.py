@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dllm_decode.errors import DllmDecodeError
+
+LARGEST_JSON = 2**27  # bytes; the largest index of a published checkpoint has 3 MB
 
 
 @contextmanager
@@ -51,16 +54,28 @@ def plain(value: Any) -> Any:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of a JSON document.
+    """The value of a JSON document from outside.
 
     Args:
         data: Text, or bytes in UTF-8 with or without a byte order mark.
 
     Raises:
-        ValueError: For everything that is no such document, also for one nested too deep.
+        ValueError: For everything that is no such document, also for one that is nested too deep
+            or has a key twice in one object.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            raise ValueError(f"the key {twice!r} is there twice in one object")
+        return values
+
     try:
-        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
+        return json.loads(text, object_pairs_hook=once)
+    except UnicodeDecodeError as fault:
+        raise ValueError(f"it is not UTF-8 text (byte {fault.start})") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -69,14 +84,19 @@ def read_json(path: Path, error: type[DllmDecodeError] = DllmDecodeError) -> dic
     """The JSON object of a file.
 
     Args:
-        path: The file.
+        path: The file, at most `LARGEST_JSON` bytes.
         error: What is raised, naming the file, where it cannot be read or holds something else.
     """
     try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            raise error(f"{path} is too large for a JSON file: {size} bytes")
         values = parse_json(path.read_bytes())
     except OSError as fault:
         raise error(f"{path} cannot be read: {fault.strerror or fault}") from None
     except ValueError as fault:
+        if isinstance(fault, DllmDecodeError):
+            raise
         raise error(f"{path} cannot be read: {fault}") from None
     if not isinstance(values, dict):
         raise error(f"{path} must hold one JSON object, got {type(values).__name__}")

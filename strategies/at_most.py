@@ -22,7 +22,7 @@ class AtMost(Filter):
     tokens: int = 8
 
     def __post_init__(self) -> None:
-        require_count("strategy.filters.at_most.tokens", self.tokens)
+        require_count("tokens", self.tokens)
 
     def keep(self, view: StepView, decision: Decision, memory: None) -> Tensor:
         """The `tokens` best of the wished commits."""

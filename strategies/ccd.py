@@ -55,12 +55,8 @@ class ReleasedCCD(Strategy):
     needs_window = True
 
     def __post_init__(self) -> None:
-        require_in_range("strategy.select.expand_ratio", self.expand_ratio, 0.0, 1e6)
-        require_count("strategy.select.warm_up_steps", self.warm_up_steps)
-        require(
-            isinstance(self.seek, bool),
-            f"strategy.select.seek must be true or false, got {self.seek!r}",
-        )
+        require_in_range("expand_ratio", self.expand_ratio, 0.0, 1e6)
+        require_count("warm_up_steps", self.warm_up_steps)
 
     def begin(self, request: Request, snapshot: Snapshot) -> CandidateMemory:
         """Width 1, no runners-up."""

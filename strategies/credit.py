@@ -42,12 +42,8 @@ class _Credit(Transform):
     needs_window = True
 
     def __post_init__(self) -> None:
-        require_count("strategy.transforms.credit.slots", self.slots)
-        require_choice("strategy.transforms.credit.scope", self.scope, ("block", "request"))
-        require(
-            isinstance(self.identity, bool),
-            f"strategy.transforms.credit.identity must be true or false, got {self.identity!r}",
-        )
+        require_count("slots", self.slots)
+        require_choice("scope", self.scope, ("block", "request"))
 
     @property
     def sees_canvas(self) -> bool:  # type: ignore[override]
@@ -120,9 +116,9 @@ class TraceCredit(_Credit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_in_range("strategy.transforms.credit.alpha", self.alpha, 0.0, 100.0)
-        require_in_range("strategy.transforms.credit.beta", self.beta, 0.0, 1.0)
-        require_in_range("strategy.transforms.credit.gamma", self.gamma, 0.0, 10.0)
+        require_in_range("alpha", self.alpha, 0.0, 100.0)
+        require_in_range("beta", self.beta, 0.0, 1.0)
+        require_in_range("gamma", self.gamma, 0.0, 10.0)
 
     def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
         """The raised prediction; with alpha 0 the very prediction that came in."""
@@ -156,7 +152,7 @@ class AdaptiveCredit(_Credit):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice(
-            "strategy.transforms.credit.ratio_over", self.ratio_over, ("block", "canvas")
+            "ratio_over", self.ratio_over, ("block", "canvas")
         )
 
     def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:

@@ -36,8 +36,8 @@ class _TimeGrid(Strategy):
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        require_count("strategy.select.steps", self.steps)
-        require_in_range("strategy.select.eps", self.eps, 0.0, 1.0, open_low=True, open_high=True)
+        require_count("steps", self.steps)
+        require_in_range("eps", self.eps, 0.0, 1.0, open_low=True, open_high=True)
 
     @property
     def progress(self) -> Budget:
@@ -72,9 +72,9 @@ class DreamSchedule(_TimeGrid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("strategy.select.order", self.order, ("confidence", "margin", "entropy"))
+        require_choice("order", self.order, ("confidence", "margin", "entropy"))
         require_in_range(
-            "strategy.select.position_temperature", self.position_temperature, 0.0, 1e6
+            "position_temperature", self.position_temperature, 0.0, 1e6
         )
 
     def decide(self, view: StepView, memory: None) -> Decision:

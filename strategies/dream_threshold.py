@@ -30,8 +30,8 @@ class ScheduledThreshold(Strategy):
     tokens_per_step: int = 4
 
     def __post_init__(self) -> None:
-        require_in_range("strategy.select.threshold", self.threshold, 0.0, 1.0)
-        require_count("strategy.select.tokens_per_step", self.tokens_per_step)
+        require_in_range("threshold", self.threshold, 0.0, 1.0)
+        require_count("tokens_per_step", self.tokens_per_step)
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The sure ones among the best count(s), and the best one."""

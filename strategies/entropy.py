@@ -29,11 +29,7 @@ class EntropyThreshold(Strategy):
     request_parameters: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def __post_init__(self) -> None:
-        require_in_range("strategy.select.threshold", self.threshold, 0.0, 1e6, unit="nats")
-        require(
-            isinstance(self.strict, bool),
-            f"strategy.select.strict must be true or false, got {self.strict!r}",
-        )
+        require_in_range("threshold", self.threshold, 0.0, 1e6, unit="nats")
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything below the threshold and the lowest entropy."""

@@ -34,9 +34,9 @@ class EntropyBound(Strategy):
     request_parameters: ClassVar[tuple[str, ...]] = ("bound",)
 
     def __post_init__(self) -> None:
-        require_choice("strategy.select.unit", self.unit, ("nats", "bits"))
-        require_in_range("strategy.select.bound", self.bound, 0.0, 1e6, unit=self.unit)
-        require_choice("strategy.select.order", self.order, ("entropy", "confidence"))
+        require_choice("unit", self.unit, ("nats", "bits"))
+        require_in_range("bound", self.bound, 0.0, 1e6, unit=self.unit)
+        require_choice("order", self.order, ("entropy", "confidence"))
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The longest prefix within the bound."""

@@ -41,7 +41,7 @@ class _EotRule(StopRule):
         whole = [isinstance(token, int) and not isinstance(token, bool) for token in self.ids]
         if not whole or not all(whole):
             raise ConfigError(
-                "strategy.stop ids must be null (the model's own) or a list of token ids, "
+                "ids must be null (the model's own) or a list of token ids, "
                 f"got {self.ids!r}"
             )
 
@@ -50,7 +50,7 @@ class _EotRule(StopRule):
         for token in self.ids or ():
             if not 0 <= token < snapshot.vocab.size:
                 raise ConfigError(
-                    f"strategy.stop ids must lie in [0, {snapshot.vocab.size - 1}], got {token}"
+                    f"ids must lie in [0, {snapshot.vocab.size - 1}], got {token}"
                 )
 
     def _is_end(self, tokens: Tensor, snapshot: Snapshot) -> Tensor:
@@ -89,13 +89,6 @@ class CommittedEot(_EotRule):
 
     whole_prefix: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            isinstance(self.whole_prefix, bool),
-            f"strategy.stop whole_prefix must be true or false, got {self.whole_prefix!r}",
-        )
-
     def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         """One past the first end of text that counts, (B,)."""
         ends = snapshot.decided & self._is_end(snapshot.tokens, snapshot) & self._may_end(snapshot)
@@ -122,9 +115,8 @@ class AcceptedEot(_EotRule):
         """Column of the leftmost accepted end of text, (B,); beyond the canvas where none is."""
         if "accepted" not in change.notes:
             raise CapabilityError(
-                f"strategy.stop ({type(self).__name__}) needs to know which positions a learned "
-                "filter accepted, and strategy.select does not say; use strategy/select=learn2pd, "
-                "or strategy/stop=eot"
+                "needs to know which positions a learned filter accepted, and the selection does "
+                "not say; use strategy/select=learn2pd, or strategy/stop=eot"
             )
         ends = change.commit & change.notes["accepted"] & self._is_end(change.tokens, snapshot)
         return first_column(self._on_canvas(ends, view) & self._may_end(snapshot))
@@ -157,13 +149,9 @@ class PredictedEot(AcceptedEot):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("strategy.stop scope", self.scope, ("block", "canvas"))
-        require_choice("strategy.stop trigger", self.trigger, ("first", "most_confident"))
-        require_in_range("strategy.stop threshold", self.threshold, 0.0, 1.0)
-        require(
-            isinstance(self.accepted_first, bool),
-            f"strategy.stop accepted_first must be true or false, got {self.accepted_first!r}",
-        )
+        require_choice("scope", self.scope, ("block", "canvas"))
+        require_choice("trigger", self.trigger, ("first", "most_confident"))
+        require_in_range("threshold", self.threshold, 0.0, 1.0)
 
     @property
     def sees_canvas(self) -> bool:  # type: ignore[override]

@@ -37,8 +37,8 @@ class Factor(Strategy):
     request_parameters: ClassVar[tuple[str, ...]] = ("factor",)
 
     def __post_init__(self) -> None:
-        require_in_range("strategy.select.factor", self.factor, 0.0, 1e6)
-        require_choice("strategy.select.variant", self.variant, VARIANTS)
+        require_in_range("factor", self.factor, 0.0, 1e6)
+        require_choice("variant", self.variant, VARIANTS)
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The n most confident positions."""

@@ -60,8 +60,8 @@ class FixedSchedule(Strategy):
     order: str = "confidence"
 
     def __post_init__(self) -> None:
-        require_count("strategy.select.steps_per_block", self.steps_per_block)
-        require_choice("strategy.select.order", self.order, ORDERS)
+        require_count("steps_per_block", self.steps_per_block)
+        require_choice("order", self.order, ORDERS)
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The best n(s) open positions."""
@@ -83,8 +83,8 @@ class TopK(Strategy):
     order: str = "confidence"
 
     def __post_init__(self) -> None:
-        require_count("strategy.select.tokens_per_step", self.tokens_per_step)
-        require_choice("strategy.select.order", self.order, ORDERS)
+        require_count("tokens_per_step", self.tokens_per_step)
+        require_choice("order", self.order, ORDERS)
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The k best open positions."""

@@ -35,8 +35,8 @@ class Hierarchical(Strategy):
     low_threshold: float = 0.4
 
     def __post_init__(self) -> None:
-        require_in_range("strategy.select.threshold", self.threshold, 0.0, 1.0)
-        require_in_range("strategy.select.low_threshold", self.low_threshold, 0.0, 1.0)
+        require_in_range("threshold", self.threshold, 0.0, 1.0)
+        require_in_range("low_threshold", self.low_threshold, 0.0, 1.0)
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """Sure positions or the best one, and the peaks of the gaps."""

@@ -53,16 +53,12 @@ class Learn2PD(Strategy):
     needs_window = True
 
     def __post_init__(self) -> None:
-        require_in_range("strategy.select.tau", self.tau, 0.0, 1.0)
+        require_in_range("tau", self.tau, 0.0, 1.0)
         if self.steps_per_block is not None:
-            require_count("strategy.select.steps_per_block", self.steps_per_block)
-        require(
-            isinstance(self.match_model, bool),
-            f"strategy.select.match_model must be true or false, got {self.match_model!r}",
-        )
+            require_count("steps_per_block", self.steps_per_block)
         if not isinstance(self.weights, str) or not self.weights:
             raise ConfigError(
-                "strategy.select.weights must be a safetensors file or bundled:NAME, "
+                "weights must be a safetensors file or bundled:NAME, "
                 f"got {self.weights!r}"
             )
         _ = self.network

@@ -75,7 +75,7 @@ class Oracle(Strategy):
     needs_reference = True
 
     def __post_init__(self) -> None:
-        require_choice("strategy.select.stuck", self.stuck, ("one", "block"))
+        require_choice("stuck", self.stuck, ("one", "block"))
 
     def begin(self, request: Request, snapshot: Snapshot) -> ReferenceMemory:
         """The reference on the canvas."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,7 +17,6 @@ from dllm_decode.errors import require
 class _Suppress(Transform):
     """What both share: the token ids and their checks."""
 
-    name: ClassVar[str]
     ids: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -26,22 +24,21 @@ class _Suppress(Transform):
         whole = all(isinstance(token, int) and not isinstance(token, bool) for token in given)
         require(
             self.ids is None or (len(given) > 0 and whole),
-            f"strategy.transforms.{self.name}.ids must be null (the model's end-of-text ids) or a "
-            f"list of token ids, got {self.ids!r}",
+            "ids must be null (the model's end-of-text ids) or a list of token ids, "
+            f"got {self.ids!r}",
         )
 
     def begin(self, request: Request, snapshot: Snapshot) -> None:
         """No memory; refuses ids outside the vocabulary, and removing all that can be said."""
         vocab = snapshot.vocab
-        key = f"strategy.transforms.{self.name}.ids"
         ids = vocab.eot_ids if self.ids is None else tuple(self.ids)
-        require(len(ids) > 0, f"{key} is null, but the model has no end-of-text id; give the ids")
+        require(len(ids) > 0, "ids is null, but the model has no end-of-text id; give the ids")
         for token in ids:
             require(
-                0 <= token < vocab.size, f"{key} must lie in [0, {vocab.size - 1}], got {token}"
+                0 <= token < vocab.size, f"ids must lie in [0, {vocab.size - 1}], got {token}"
             )
         left = vocab.size - len({*ids, *vocab.never_generated})
-        require(left > 0, f"{key} removes every token of the vocabulary of {vocab.size}")
+        require(left > 0, f"ids removes every token of the vocabulary of {vocab.size}")
 
     def chosen(self, view: StepView) -> Tensor:
         """The token ids, (K,) int64."""
@@ -56,8 +53,6 @@ class BanTokens(_Suppress):
     ids: token ids, or None for the model's end-of-text ids. Raises `ConfigError` for ids that are
     not in the vocabulary. Source: LLaDA's `logits_eos_inf`.
     """
-
-    name: ClassVar[str] = "ban_eot"
 
     def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
         """The ids, for samplers that truncate the distribution before a transform sees it."""
@@ -79,8 +74,6 @@ class DeferTokens(_Suppress):
     not in the vocabulary. Source: LLaDA's `confidence_eos_eot_inf`. Deviation: it also holds for
     sampled proposals, where the released code has no effect on one of its two ids.
     """
-
-    name: ClassVar[str] = "defer_eot"
 
     def adjust(self, view: StepView, memory: None) -> Prediction:
         """The same proposals with the confidence of the reduced distribution."""

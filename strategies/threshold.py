@@ -43,16 +43,12 @@ class ConfidenceThreshold(Strategy):
     request_parameters: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def __post_init__(self) -> None:
-        require_in_range("strategy.select.threshold", self.threshold, 0.0, 1.0)
-        require(
-            isinstance(self.strict, bool),
-            f"strategy.select.strict must be true or false, got {self.strict!r}",
-        )
-        require_count("strategy.select.at_least", self.at_least)
+        require_in_range("threshold", self.threshold, 0.0, 1.0)
+        require_count("at_least", self.at_least)
         if self.steps_per_block is not None:
-            require_count("strategy.select.steps_per_block", self.steps_per_block)
+            require_count("steps_per_block", self.steps_per_block)
         if self.tie_slack is not None:
-            require_in_range("strategy.select.tie_slack", self.tie_slack, 0.0, 1.0)
+            require_in_range("tie_slack", self.tie_slack, 0.0, 1.0)
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything above the threshold, the best n, and what ties with the best."""

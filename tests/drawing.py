@@ -19,6 +19,11 @@ def profile() -> str:
     return "thorough" if settings().max_examples == THOROUGH else "default"
 
 
+def number(default: int, thorough: int) -> int:
+    """How many of something a test goes through, where Hypothesis does not draw it."""
+    return thorough if profile() == "thorough" else default
+
+
 def examples(count: int) -> settings:
     """Draw `count` examples by default and as many times more as a thorough run draws elsewhere."""
     return settings(max_examples=count * settings().max_examples // DEFAULT)

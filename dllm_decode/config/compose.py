@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import entry_points
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import (
@@ -21,11 +19,13 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from dllm_decode.config.hydra_application import Application, application
+from dllm_decode.config.shorthand import Composition, expand
 from dllm_decode.config.signatures import parameters_of
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import ConfigError, did_you_mean
 
 CONF = "dllm_decode.conf"
 _RESERVED = ("_target_", "_args_", "_convert_", "_recursive_", "_partial_")
@@ -34,6 +34,7 @@ _RUNNING_CODE = (
     "docs/evaluate.md"
 )
 _GONE = {"task.run_code": _RUNNING_CODE, "task.code_seconds": _RUNNING_CODE}
+_LISTS = ("strategy/transforms", "strategy/filters")
 _SLOTS = ("strategy.transforms", "strategy.filters", "strategy.stop")
 
 
@@ -56,35 +57,102 @@ def register_search_path() -> None:
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration of a command line, without Hydra's own node.
+    """The configuration of a command line, without Hydra's own node; may be called in any thread.
 
-    overrides: as on the command line. Raises `ConfigError` for anything Hydra refuses.
+    Args:
+        overrides: As on the command line, shorthands included.
+
+    Raises:
+        ConfigError: For anything Hydra refuses.
+    """
+    return _composed(overrides)[0]
+
+
+def _composed(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration, and its overrides without shorthands."""
+    app = hydra_application()
+    words = written_out(app, overrides)
+    cfg = compose_with_hydra(app, words)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg, words
+
+
+def compose_with_hydra(
+    app: Application, overrides: Sequence[str], name: str = "config", sweep: bool = False
+) -> DictConfig:
+    """The configuration with Hydra's own node.
+
+    Args:
+        app: Hydra with the package's configuration.
+        overrides: Without shorthands.
+        name: Of the primary configuration.
+        sweep: Whether some of the overrides have several values.
+
+    Raises:
+        ConfigError: For anything Hydra refuses.
     """
     try:
-        return _compose(overrides)
+        return app.compose(name, overrides, sweep)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
 
 
-def _compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+def hydra_application(folder: Path | None = None) -> Application:
+    """Hydra with the configuration of this package and of those that installed ones announce.
+
+    Args:
+        folder: One more place for a primary configuration.
+    """
     register_search_path()
-    state = GlobalHydra.instance()
-    outer = state.hydra  # a running Hydra application, ours or a user's
-    state.clear()
-    try:
-        with hydra.initialize_config_module(CONF, version_base="1.3"):
-            cfg: DictConfig = hydra.compose(
-                "config", list(overrides), return_hydra_config=with_hydra
-            )
-            return cfg
-    finally:
-        state.hydra = outer
+    if not (files(__package__.rpartition(".")[0]) / "conf").is_dir():
+        raise ConfigError(
+            "dllm_decode/conf is not a folder: this copy of the project was made without symbolic "
+            "links; clone it again with `git clone -c core.symlinks=true` (on Windows in developer "
+            "mode), or install a wheel"
+        )
+    return application(CONF, folder)
+
+
+def written_out(app: Application, overrides: Sequence[str], sweep: bool = False) -> list[str]:
+    """The overrides without shorthands, see `config.shorthand`.
+
+    Args:
+        app: Hydra with the package's configuration.
+        overrides: As on the command line.
+        sweep: Leave those with several values as they are; each job writes out its own.
+
+    Raises:
+        ConfigError: A word has no meaning.
+    """
+    search = _searched(overrides)
+    several = _swept(overrides) if sweep else []
+
+    def keys(words: list[str]) -> list[str]:
+        cfg = compose_with_hydra(app, _first_of_sweeps([*words, *several]))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return [key for key, _ in _leaves(OmegaConf.to_container(cfg, resolve=False), "")]
+
+    known = Composition(
+        top=[*_top(), "hydra"],
+        options=lambda group: app.options(group, search),
+        keys=keys,
+    )
+    return [*several, *expand((text for text in overrides if text not in several), known)]
+
+
+def _top() -> list[str]:
+    """What may stand at the top of the configuration, groups included."""
+    own = OmegaConf.load(str(files(CONF) / "config.yaml"))
+    names = [str(name) for name in own if name not in ("defaults", "hydra")]
+    return list(dict.fromkeys([*names, *groups()]))
 
 
 def compose_checked(overrides: Sequence[str] = ()) -> DictConfig:
     """Like `compose`, and nothing unknown is in it; raises `ConfigError`."""
-    cfg = compose(overrides)
-    check(cfg, overrides)
+    cfg, words = _composed(overrides)
+    check(cfg, words)
     return cfg
 
 
@@ -93,11 +161,11 @@ def compose_checked(overrides: Sequence[str] = ()) -> DictConfig:
 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Refuse unknown keys, also those added with `+`; raises `ConfigError` with a suggestion."""
-    known = [*OmegaConf.load(str(files(CONF) / "config.yaml")), *groups(), "hydra"]
+    known = [*_top(), "hydra"]
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         first = override.key_or_group.split(".")[0]
         if "/" not in first and first not in known and not override.is_delete():
-            raise unknown_key(first, [name for name in known if name != "defaults"], "")
+            raise unknown_key(first, known, "")
     raw = OmegaConf.to_container(cfg, resolve=False)
     keys = [key for key, _ in _leaves(raw, "")]
     for key, node in _nodes(raw, ""):
@@ -142,8 +210,9 @@ def _check_slot(raw: Any, slot: str) -> None:
     for name, part in parts.items() if isinstance(parts, dict) else ():
         if not isinstance(part, dict) or "_target_" not in part:
             there = [other for other in parts if other != name]
+            hint = did_you_mean(name, there, f"{slot}.")
             raise ConfigError(
-                f"{slot}.{name} is not a part of this strategy{_suggest(name, there, slot + '.')}; "
+                f"{slot}.{name} is not a part of this strategy{hint}; "
                 f"{slot} holds {', '.join(there) or 'nothing'}; add a part with "
                 f"{slot.replace('.', '/')}=[<option>] or +{slot}.{name}={{_target_: ...}}"
             )
@@ -161,15 +230,14 @@ def unknown_key(
         return ConfigError(f"{key} is gone; {_GONE[key]}")
     parent, _, name = key.rpartition(".")
     prefix = f"{parent}." if parent else ""
-    hint = _suggest(name, list(allowed), prefix) or _elsewhere(key, everywhere)
+    hint = (
+        did_you_mean(name, list(allowed), prefix)
+        or _elsewhere(key, everywhere)
+        or _options_with(key)
+    )
     place = parent or "the configuration"
     what = f"{place} ({owner})" if owner else place
     return ConfigError(f"unknown key {key}{hint}; {what} takes {', '.join(allowed) or 'nothing'}")
-
-
-def _suggest(name: str, names: Sequence[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(name, names, 1, 0.6)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _elsewhere(key: str, everywhere: Sequence[str]) -> str:
@@ -180,18 +248,39 @@ def _elsewhere(key: str, everywhere: Sequence[str]) -> str:
         for full in everywhere
         if full.split(".")[0] == group and full != key
     }
-    close = difflib.get_close_matches(key.rpartition(".")[2], list(last), 1, 0.75)
-    return f"; did you mean {last[close[0]]}?" if close else ""
+    return did_you_mean(key.rpartition(".")[2], last, likeness=0.75)
+
+
+def _options_with(key: str) -> str:
+    """Other options of the group that have a setting: sampler=categorical for its temperature."""
+    parent, _, name = key.rpartition(".")
+    group = parent.replace(".", "/")
+    folder = files(CONF) / group
+    having = []
+    for file in sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else ():
+        if file.name.endswith(".yaml"):
+            node = OmegaConf.load(str(file))
+            target = OmegaConf.select(node, "_target_")
+            if target is not None and name in (parameters_of(target) or ()):
+                having.append(f"{group}={file.name.removesuffix('.yaml')}")
+    return f"; {', '.join(having)} {'has' if len(having) == 1 else 'have'} it" if having else ""
 
 
 # What Hydra refuses, in one line each.
 
 
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """A `ConfigError` that says in one line what Hydra refused."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        return _unknown_option(error)
+    """A `ConfigError` that says in one line what Hydra refused.
+
+    Args:
+        error: Of Hydra or OmegaConf.
+        overrides: Those that were composed.
+    """
+    if isinstance(error, ConfigError):
+        return error
     text = str(error)
+    if isinstance(error, MissingConfigException):
+        return _unknown_option(error, overrides)
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"cannot read the override {error.override!r}; write key=value or group=option, and "
@@ -214,15 +303,27 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     )
 
 
-def _unknown_option(error: MissingConfigException) -> ConfigError:
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or ())
+def _unknown_option(error: MissingConfigException, overrides: Sequence[str]) -> ConfigError:
+    found = re.search(
+        r"(?:Could not (?:find|load)|Cannot find primary config) '([^']+)'", str(error)
+    )
+    group, _, option = (error.missing_cfg_file or (found[1] if found else "")).rpartition("/")
+    option = option.removesuffix(".yaml")
+    options = error.options or hydra_application().options(group, _searched(overrides))
     if not group:
-        return ConfigError(f"there is no configuration {option!r}")
+        hint = did_you_mean(option, [name for name in options if name != option])
+        return ConfigError(f"there is no configuration {option!r}{hint}; use config, as is default")
+    form = "{}=[{}]" if group in _LISTS else "{}={}"
+    shown = {name: form.format(group, name) for name in options}
     return ConfigError(
-        f"unknown option {group}={option}{_suggest(option, options, group + '=')}; "
+        f"unknown option {form.format(group, option)}{did_you_mean(option, shown)}; "
         f"{group} has {', '.join(options)}"
     )
+
+
+def _searched(overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that add places where options are looked for."""
+    return [text for text in overrides if text.lstrip("+").startswith("hydra.searchpath")]
 
 
 def _unknown_override(key: str, overrides: Sequence[str]) -> ConfigError:
@@ -230,14 +331,17 @@ def _unknown_override(key: str, overrides: Sequence[str]) -> ConfigError:
     if "/" in key:
         names = _all_groups()
         return ConfigError(
-            f"unknown group {key}{_suggest(key, names)}; there are {', '.join(names)}"
+            f"unknown group {key}{did_you_mean(key, names)}; there are {', '.join(names)}"
         )
     if key.startswith("hydra."):
         return _unknown_hydra_key(key, overrides)
     single = _first_of_sweeps(overrides)
     forced = [f"++{text}" if text.split("=")[0] == key else text for text in single]
     try:
-        check(_compose(forced), forced)
+        cfg = hydra_application().compose("config", forced)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        check(cfg, forced)
     except ConfigError as error:
         return error
     except (HydraException, OmegaConfBaseException) as error:
@@ -250,12 +354,19 @@ def _unknown_hydra_key(key: str, overrides: Sequence[str]) -> ConfigError:
     own = [text for text in overrides if text.startswith("hydra/")]
     parent, _, _ = key.rpartition(".")
     try:
-        node = OmegaConf.select(_compose(own, with_hydra=True), parent)
+        node = OmegaConf.select(hydra_application().compose("config", own), parent)
     except (HydraException, OmegaConfBaseException) as error:
         return explain(error, own)
     names = [str(name) for name in node] if isinstance(node, DictConfig) else []
     chosen = ", ".join(own)
     return unknown_key(key, [name for name in names if name not in _RESERVED], chosen)
+
+
+def _swept(overrides: Sequence[str]) -> list[str]:
+    """The overrides with several values."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    pairs = zip(parsed, overrides, strict=True)
+    return [text for override, text in pairs if override.is_sweep_override()]
 
 
 def _first_of_sweeps(overrides: Sequence[str]) -> list[str]:

@@ -35,18 +35,24 @@ def build_node(cfg: DictConfig, key: str) -> Any:
         check_types(OmegaConf.to_container(node, resolve=True), key)
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
-        raise _located(error, key) from error
+        raise _located(error, key, cfg) from error
     except OmegaConfBaseException as error:
         where = error.full_key or key
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from error
 
 
-def _located(error: InstantiationException, key: str) -> DllmDecodeError:
-    """The error of our own that stopped an object, else what Hydra says, with the full key."""
+def _located(error: InstantiationException, key: str, cfg: DictConfig) -> DllmDecodeError:
+    """The error of our own that stopped an object, else what Hydra says, with the full key.
+
+    Objects know the names of their fields; where they stand is known here.
+    """
     text = str(error)
     key = text.rpartition("full_key: ")[2].strip() if "full_key: " in text else key
     cause = error.__cause__
     if isinstance(cause, DllmDecodeError):
+        field = str(cause).split(maxsplit=1)[0]
+        if field in (OmegaConf.select(cfg, key) or {}):
+            return type(cause)(f"{key}.{cause}")
         return cause if key.split(".")[0] in str(cause) else type(cause)(f"{cause} (in {key})")
     if isinstance(cause, Exception) and not isinstance(cause, InstantiationException):
         text = str(cause)

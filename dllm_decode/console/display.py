@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -53,6 +54,17 @@ class Display:
         """One line, or several, as they are."""
         if not self.silent:
             self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def paragraph(self, text: str) -> None:
+        """One long line, wrapped between words and indented from the second line on."""
+        lines = textwrap.wrap(
+            text,
+            self.console.width,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        self.say("\n".join(lines))
 
     def show(self, thing: RenderableType) -> None:
         """A table or anything else rich can draw."""

@@ -98,5 +98,6 @@ def player(trace: Trace) -> str:
     """A page that plays a trace; everything it needs is inside."""
     page = files("dllm_decode.console").joinpath("player.html").read_text(encoding="utf-8")
     data = "[" + ",".join(trace.lines()) + "]"
-    # inside a script element only "</" could end the data early
-    return page.replace("/*TRACE*/[]", data.replace("</", "<\\/"))
+    # inside a script element "</" ends the data and "<!--" changes what ends it; in JSON a "<" only
+    # stands in texts, where it may be written like this
+    return page.replace("/*TRACE*/[]", data.replace("<", "\\u003c"))

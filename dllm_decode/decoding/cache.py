@@ -269,9 +269,9 @@ class VicinityCache(CachePolicy):
     warmup: int = 4
 
     def __post_init__(self) -> None:
-        require_count("cache.before", self.before, minimum=0)
-        require_count("cache.after", self.after, minimum=0)
-        require_count("cache.warmup", self.warmup)
+        require_count("before", self.before, minimum=0)
+        require_count("after", self.after, minimum=0)
+        require_count("warmup", self.warmup)
 
     def recompute(self, step: Step) -> Tensor:
         """All columns while warming up, else the window widened on both sides."""
@@ -293,7 +293,7 @@ class PeriodicCache(CachePolicy):
     every: int = 8
 
     def __post_init__(self) -> None:
-        require_count("cache.every", self.every)
+        require_count("every", self.every)
 
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else the window."""
@@ -314,7 +314,7 @@ class DelayedCache(CachePolicy):
     logits: ClassVar[str] = "canvas"
 
     def __post_init__(self) -> None:
-        require_count("cache.every", self.every)
+        require_count("every", self.every)
 
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else undecided ones; just committed ones are stale."""
@@ -343,9 +343,9 @@ class CertaintyCache(CachePolicy):
     logits: ClassVar[str] = "part"
 
     def __post_init__(self) -> None:
-        require_count("cache.top", self.top)
-        require_in_range("cache.sigma", self.sigma, 0.0, float("inf"), open_low=True)
-        require_count("cache.every", self.every)
+        require_count("top", self.top)
+        require_in_range("sigma", self.sigma, 0.0, float("inf"), open_low=True)
+        require_count("every", self.every)
 
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else the window's best by certainty."""
@@ -379,7 +379,7 @@ class BlockExact(CachePolicy):
     attention: ClassVar[str] = "block_causal"
 
     def __post_init__(self) -> None:
-        require_count("cache.length", self.length)
+        require_count("length", self.length)
 
     def recompute(self, step: Step) -> Tensor:
         """The window's block, earlier columns never computed, and earlier blocks that changed."""

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction, PredictionError
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
-from dllm_decode.errors import DecisionError
+from dllm_decode.errors import ConfigError, DecisionError
 
-if TYPE_CHECKING:
-    from dllm_decode.decoding.strategy import Filter, Part, StopRule, Strategy, Transform
+# Parts are untyped here: their classes stand in `strategy`, which calls them through this module.
 
 # What a plane may hold, and how a message says so.
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -37,15 +36,16 @@ _KINDS: Mapping[str, tuple[Sequence[torch.dtype], str]] = {
 _PLANES = ("commit", "remask", "tokens", "scores", "confidence")
 
 
-def place_of(part: Part, place: str) -> str:
+def name_of(part: Any, place: str) -> str:
     """How messages name a part: its place in the composition and its class."""
     return f"{place} ({type(part).__name__})"
 
 
-def begin(part: Part, place: str, request: Request, snapshot: Snapshot) -> Memory | None:
+def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory | None:
     """The part's memory of a request; raises `DecisionError` for one that cannot follow rows."""
-    memory = part.begin(request, snapshot)
-    who = place_of(part, place)
+    who = name_of(part, place)
+    with _placed(who):
+        memory = part.begin(request, snapshot)
     if memory is not None and not isinstance(memory, Memory):
         raise DecisionError(
             f"{who}: begin returned {_kind(memory)}; it must return None or a Memory"
@@ -55,12 +55,11 @@ def begin(part: Part, place: str, request: Request, snapshot: Snapshot) -> Memor
     return memory
 
 
-def decide(strategy: Strategy, view: StepView, memory: Any) -> Decision:
+def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
     """The strategy's decision, planes of the right shapes and types in it."""
     with _named(strategy, view) as who:
         decision = strategy.decide(view, memory)
-    decision = check_decision(decision, view, who)
-    return decision if decision.author else replace(decision, author=who)
+    return check_decision(decision, view, who)
 
 
 def author(view: StepView, decision: Decision, row: int, slot: int, token: int | None) -> str:
@@ -79,7 +78,7 @@ def author(view: StepView, decision: Decision, row: int, slot: int, token: int |
     return decision.author
 
 
-def adjust(transform: Transform, view: StepView, memory: Any) -> Prediction:
+def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
     """The transform's prediction, of the shape of the one it was given."""
     with _named(transform, view) as who:
         pred = transform.adjust(view, memory)
@@ -96,16 +95,14 @@ def adjust(transform: Transform, view: StepView, memory: Any) -> Prediction:
     return pred
 
 
-def keep(part: Filter, view: StepView, decision: Decision, memory: Any) -> Tensor:
+def keep(part: Any, view: StepView, decision: Decision, memory: Any) -> Tensor:
     """The slots whose commit a filter does not veto, (B, W) bool."""
     with _named(part, view) as who:
         kept = part.keep(view, decision, memory)
     return _checked("keep", kept, view.open, who, view)
 
 
-def horizon(
-    part: Strategy | StopRule, snapshot: Snapshot, view: StepView, change: Change, memory: Any
-) -> Tensor:
+def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
     """The horizon that a part asks for, (B,) int64."""
     with _named(part, view) as who:
         asked = part.horizon(snapshot, view, change, memory)
@@ -113,7 +110,10 @@ def horizon(
 
 
 def check_decision(decision: Any, view: StepView, who: str) -> Decision:
-    """A decision as it came, tokens as int64; raises `DecisionError` in the name of `who`."""
+    """A decision in which all has its shape and type; raises `DecisionError` in the name of `who`.
+
+    Tokens come back as int64, and `author` says who decided.
+    """
     if not isinstance(decision, Decision):
         raise DecisionError(
             f"{who}: decide returned {_kind(decision)}; it must return a Decision{_when(view)}"
@@ -123,10 +123,8 @@ def check_decision(decision: Any, view: StepView, who: str) -> Decision:
         if value is not None or name == "commit":
             _checked(name, value, view.open, who, view)
     _check_notes(decision.notes, view, who)
-    tokens = decision.tokens
-    if tokens is None or tokens.dtype == torch.int64:
-        return decision
-    return replace(decision, tokens=tokens.long())
+    tokens = None if decision.tokens is None else decision.tokens.long()
+    return replace(decision, tokens=tokens, author=decision.author or who)
 
 
 def _check_notes(notes: Any, view: StepView, who: str) -> None:
@@ -200,13 +198,25 @@ def _check_entry(value: Any, rows: int, whose: str) -> None:
 
 
 @contextmanager
-def _named(part: Part, view: StepView) -> Iterator[str]:
+def _named(part: Any, view: StepView) -> Iterator[str]:
     """The part's name for messages; also for what predictions refuse while it is at work."""
-    who = place_of(part, view.part)
+    who = name_of(part, view.part)
     try:
-        yield who
+        with _placed(who):
+            yield who
     except PredictionError as error:
         raise DecisionError(f"{who}: {error}{_when(view)}") from error
+
+
+@contextmanager
+def _placed(who: str) -> Iterator[None]:
+    """What a part itself refuses, with the part's place; a part inside it may have said its own."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith("strategy"):
+            raise
+        raise type(error)(f"{who}: {error}") from error
 
 
 def _when(view: StepView) -> str:

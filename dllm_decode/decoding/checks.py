@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dllm_decode.decoding.cache import CachePolicy
+from dllm_decode.decoding.calls import name_of
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoiser
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.schedule import Schedule
@@ -13,7 +14,7 @@ from dllm_decode.errors import CapabilityError, ConfigError
 
 def place_of(key: str, part: Part) -> str:
     """How messages name a part of the strategy: its config key and its class."""
-    return f"strategy{'.' + key if key else ''} ({type(part).__name__})"
+    return name_of(part, f"strategy.{key}" if key else "strategy")
 
 
 def check_composition(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Request
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import ConfigError, did_you_mean
 
 
 def parameters_of_strategy(strategy: Strategy) -> dict[str, tuple[Any, str]]:
@@ -34,17 +33,16 @@ def check_parameters(strategy: Strategy, request: Request, sources: Sequence[str
         for key, value in (own or {}).items():
             where = f"parameters of {sources[row] if sources else f'row {row}'}"
             if key not in known:
-                close = get_close_matches(key, known, 1, 0.6)
-                hint = f"; did you mean {close[0]}?" if close else ""
                 raise ConfigError(
-                    f"{where}: unknown name {key!r}{hint}; rows of this strategy may set "
-                    f"{', '.join(known) or 'nothing'}"
+                    f"{where}: unknown name {key!r}{did_you_mean(key, known)}; rows of this "
+                    f"strategy may set {', '.join(known) or 'nothing'}"
                 )
             part, name = known[key]
             try:
                 replace(part, **{name: value})  # the part's own check of the field
             except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from None
+                place = key.removesuffix(name)
+                raise ConfigError(f"{where}: {place}{error}") from None
 
 
 def columns_of_parameters(

@@ -77,12 +77,12 @@ class Categorical(Sampler):
     confidence_from: str = "untempered"
 
     def __post_init__(self) -> None:
-        require_in_range("sampler.temperature", self.temperature, 0.0, 1e6)
-        require_count("sampler.top_k", self.top_k, minimum=0)
-        require_in_range("sampler.top_p", self.top_p, 0.0, 1.0, open_low=True)
-        require_in_range("sampler.min_p", self.min_p, 0.0, 1.0, open_high=True)
-        require_in_range("sampler.top_h", self.top_h, 0.0, 1.0, open_low=True)
-        require_choice("sampler.confidence_from", self.confidence_from, ("untempered", "sampled"))
+        require_in_range("temperature", self.temperature, 0.0, 1e6)
+        require_count("top_k", self.top_k, minimum=0)
+        require_in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        require_in_range("min_p", self.min_p, 0.0, 1.0, open_high=True)
+        require_in_range("top_h", self.top_h, 0.0, 1.0, open_low=True)
+        require_choice("confidence_from", self.confidence_from, ("untempered", "sampled"))
 
     def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
         """A prediction whose `token` is drawn when it is first asked for."""

@@ -80,8 +80,8 @@ class Blocks(Schedule):
     origin: str = "auto"
 
     def __post_init__(self) -> None:
-        require_count("schedule.length", self.length)
-        require_choice("schedule.origin", self.origin, ("auto", "prompt", "absolute"))
+        require_count("length", self.length)
+        require_choice("origin", self.origin, ("auto", "prompt", "absolute"))
 
     @property
     def block_length(self) -> int:
@@ -132,7 +132,7 @@ class SlidingWindow(Schedule):
     width: int = 32
 
     def __post_init__(self) -> None:
-        require_count("schedule.width", self.width)
+        require_count("width", self.width)
 
     def window(self, snapshot: Snapshot) -> Window:
         """`width` columns from the first undecided one."""

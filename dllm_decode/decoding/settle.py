@@ -14,12 +14,7 @@ from torch import Tensor
 
 from dllm_decode.decoding import calls
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import (
-    Budget,
-    Progress,
-    Strategy,
-    complete,
-)
+from dllm_decode.decoding.strategy import Budget, Progress, Strategy, complete
 from dllm_decode.decoding.types import Change, Decision, StepView
 from dllm_decode.errors import DecisionError
 
@@ -41,9 +36,8 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     Raises:
         DecisionError: for planes of a wrong shape or type, which can be seen without the device.
     """
-    if not decision.author:  # nobody has looked at it yet
-        author = calls.place_of(strategy, "strategy")
-        decision = replace(calls.check_decision(decision, view, author), author=author)
+    if not decision.author:  # made by hand, not by a call of `calls.decide`
+        decision = calls.check_decision(decision, view, calls.name_of(strategy, view.part))
     decision = complete(decision, view)
     planes = faults_of(view, decision, strategy.revocable)
     change = legal_change(view, decision, strategy.progress)
@@ -94,11 +88,11 @@ class Faults:
             else "re-masked a position, but does not declare revocable = True",
             "gave a score that is NaN",
         )[kind]
-        author = self.decision.author
-        if kind in (1, 2, 4):
-            author = calls.author(view, self.decision, row, slot, None if kind == 4 else token)
-            author = sampler if author == "sampler" else author
-        return DecisionError(f"{author} {reason}: {where(view, row, slot)}")
+        who = self.decision.author
+        if kind in (1, 2, 4):  # a token or a score that somebody else may have proposed
+            who = calls.author(view, self.decision, row, slot, None if kind == 4 else token)
+            who = sampler if who == "sampler" else who
+        return DecisionError(f"{who} {reason}: {where(view, row, slot)}")
 
 
 def where(view: StepView, row: int, slot: int) -> str:

@@ -223,7 +223,7 @@ class Pipeline(Strategy):
             place = f"transforms.{name}"
             own = view.for_part(place)
             pred = calls.adjust(transform, own, memory.parts[place])
-            made.append((calls.place_of(transform, own.part), pred))
+            made.append((calls.name_of(transform, own.part), pred))
             view = view.with_prediction(pred)
         decision = calls.decide(self.select, view.for_part("select"), memory.parts["select"])
         decision = replace(complete(decision, view), predictions=(*made, *decision.predictions))

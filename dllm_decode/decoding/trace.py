@@ -7,7 +7,7 @@ Replaying it gives the result, which makes it a complete account of a decode.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,19 +92,6 @@ class Step:
             **asdict(self),
             "commits": [list(asdict(commit).values()) for commit in self.commits],
         }
-
-    @staticmethod
-    def from_record(record: Mapping[str, Any]) -> Step:
-        """The step of a JSON object."""
-        return Step(
-            rows=tuple(record["rows"]),
-            steps=tuple(record["steps"]),
-            horizon=tuple(record["horizon"]),
-            forced=tuple(record["forced"]),
-            probes=record["probes"],
-            commits=tuple(Commit(*commit) for commit in record["commits"]),
-            remasks=tuple((row, column) for row, column in record["remasks"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -198,51 +185,183 @@ class Trace:
         }
         end = {"finish_reasons": self.finish_reasons}
         records = [header, *(step.record() for step in self.steps), end]
-        return [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+        # ASCII, so that no character of a prompt or token is the end of a line to any reader
+        return [json.dumps(record, allow_nan=False) for record in records]
 
 
 def read_trace(path: str | Path) -> Trace:
-    """Read a trace file; raises `TraceError` naming the line for anything that is not one."""
+    """Read a trace file.
+
+    Args:
+        path: A file that holds the lines of `Trace.lines`.
+
+    Raises:
+        TraceError: It cannot be read, or is not a trace; names the file, the line and the key.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except OSError as error:
         raise TraceError(f"cannot read the trace {path}: {error.strerror}") from None
-    records = [_json(line, path, number) for number, line in enumerate(lines, start=1)]
-    header = records[0] if records else {}
-    if header.get("format") != FORMAT or header.get("version") != VERSION:
+    except UnicodeDecodeError as error:
+        raise TraceError(f"the trace {path} is not UTF-8 text: {error.reason}") from None
+    if lines == [""]:
+        raise TraceError(f"{path} is not a trace of version {VERSION}: it is empty")
+    records = [_Record.of(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1)]
+    header, *steps, end = records if len(records) > 1 else (records[0], _Record({}, ""))
+    if header.values.get("format") != FORMAT or header.values.get("version") != VERSION:
         raise TraceError(f"{path} is not a trace of version {VERSION} (line 1 says what it is)")
-    if len(records) < 2 or "finish_reasons" not in records[-1]:
+    if "finish_reasons" not in end.values:
         raise TraceError(f"{path} is incomplete: the line with the finish reasons is missing")
-    steps = []
-    for number, record in enumerate(records[1:-1], start=2):
-        try:
-            steps.append(Step.from_record(record))
-        except (KeyError, TypeError, ValueError) as error:
-            raise TraceError(f"{path}, line {number}: not a step ({error!r})") from None
+    prompts = header.get("prompts", _is_list_of(_is_ints), "a list of lists of token ids")
+    rows = len(prompts)
+    lengths = header.get("lengths", _is_counts, "a list of whole numbers >= 0", rows)
+    finish_reasons = end.get("finish_reasons", _is_list_of(_is_text), "a list of texts", rows)
     return Trace(
-        titles=tuple(header["titles"]),
-        prompts=tuple(tuple(prompt) for prompt in header["prompts"]),
-        lengths=tuple(header["lengths"]),
-        fixed=tuple(_ints(given) for given in header["fixed"]),
-        mask_id=header["mask_id"],
-        eot_ids=tuple(header["eot_ids"]),
-        pieces=_ints(header["pieces"]),
-        steps=tuple(steps),
-        finish_reasons=tuple(records[-1]["finish_reasons"]),
+        titles=tuple(header.get("titles", _is_list_of(_is_text), "a list of texts", rows)),
+        prompts=tuple(tuple(prompt) for prompt in prompts),
+        lengths=tuple(lengths),
+        fixed=tuple(
+            _by_number(given)
+            for given in header.get("fixed", _is_fixed(lengths), "columns and their ids", rows)
+        ),
+        mask_id=header.get("mask_id", _is_int, "a token id"),
+        eot_ids=tuple(header.get("eot_ids", _is_ints, "a list of token ids")),
+        pieces=_by_number(header.get("pieces", _is_pieces, "token ids and their texts")),
+        steps=tuple(step.step(lengths) for step in steps),
+        finish_reasons=tuple(finish_reasons),
     )
 
 
-def _json(line: str, path: str | Path, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise TraceError(f"{path}, line {number}: not a JSON document ({error})") from None
-    if not isinstance(record, dict):
-        raise TraceError(f"{path}, line {number}: needs a JSON object")
-    return record
+@dataclass(frozen=True)
+class _Record:
+    """One line of a trace. values: its JSON object; place: file and line, for messages."""
+
+    values: Mapping[str, Any]
+    place: str
+
+    @staticmethod
+    def of(line: str, place: str) -> _Record:
+        """The record of a line; raises `TraceError` where it is no JSON object."""
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TraceError(f"{place}: not a JSON document ({error})") from None
+        if not isinstance(values, dict):
+            raise TraceError(f"{place}: needs a JSON object")
+        return _Record(values, place)
+
+    def get(
+        self, key: str, fits: Callable[[Any], bool], kind: str, count: int | None = None
+    ) -> Any:
+        """A value; raises `TraceError` where it is missing or not of its kind.
+
+        Args:
+            key: Its name.
+            fits: Whether a value is of the kind.
+            kind: What it has to be, in words.
+            count: How many entries it has to have, None where any number will do.
+        """
+        if key not in self.values:
+            raise TraceError(f"{self.place}: {key} is missing")
+        value = self.values[key]
+        if not fits(value):
+            raise TraceError(f"{self.place}: {key} must be {kind}, got {_shown(value)}")
+        if count is not None and len(value) != count:
+            raise TraceError(f"{self.place}: {key} must have {count} entries, has {len(value)}")
+        return value
+
+    def step(self, lengths: Sequence[int]) -> Step:
+        """The step of a line; raises `TraceError` where it does not fit rows of these lengths."""
+
+        def is_cell(entry: Any, size: int) -> bool:
+            numbers = isinstance(entry, list) and len(entry) == size and all(map(_is_number, entry))
+            return numbers and _is_ints(entry[: min(size, 3)]) and _inside(entry[0], entry[1], lengths)
+
+        def is_row(value: Any) -> bool:
+            return _is_int(value) and 0 <= value < len(lengths)
+
+        rows = self.get("rows", _is_list_of(is_row), f"a list of rows below {len(lengths)}")
+        ends = self.get("horizon", _is_counts, "a list of whole numbers >= 0", len(rows))
+        if any(end > lengths[row] for row, end in zip(rows, ends, strict=True)):
+            raise TraceError(
+                f"{self.place}: horizon is beyond the end of a row, got {_shown(ends)}"
+            )
+        commits = self.get(
+            "commits",
+            _is_list_of(lambda entry: is_cell(entry, 5) and entry[0] in rows),
+            "a list of [row, column, token, confidence, probability] in this step's rows",
+        )
+        remasks = self.get(
+            "remasks", _is_list_of(lambda entry: is_cell(entry, 2)), "a list of [row, column]"
+        )
+        return Step(
+            rows=tuple(rows),
+            steps=tuple(self.get("steps", _is_counts, "a list of whole numbers >= 0", len(rows))),
+            horizon=tuple(ends),
+            forced=tuple(self.get("forced", _is_list_of(_is_bool), "a list of flags", len(rows))),
+            probes=self.get("probes", lambda n: _is_int(n) and n >= 0, "a whole number >= 0"),
+            commits=tuple(Commit(*commit) for commit in commits),
+            remasks=tuple((row, column) for row, column in remasks),
+        )
 
 
-def _ints(mapping: Mapping[str, Any]) -> dict[int, Any]:
+def _shown(value: Any, most: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+_is_ints = _is_list_of(_is_int)
+_is_counts = _is_list_of(lambda value: _is_int(value) and value >= 0)
+
+
+def _inside(row: int, column: int, lengths: Sequence[int]) -> bool:
+    return 0 <= row < len(lengths) and 0 <= column < lengths[row]
+
+
+def _is_pieces(value: Any) -> bool:
+    """Whether a value is an object from numbers to texts."""
+    return isinstance(value, dict) and all(_is_id(k) and _is_text(v) for k, v in value.items())
+
+
+def _is_id(key: str) -> bool:
+    return key.isdecimal() and len(key) < 20
+
+
+def _is_fixed(lengths: Sequence[int]) -> Callable[[Any], bool]:
+    """Whether a value is a list of objects from columns of its row to token ids."""
+
+    def fits(value: Any) -> bool:
+        objects = _is_list_of(lambda given: isinstance(given, dict))(value)
+        return objects and all(
+            _is_id(column) and _is_int(token) and _inside(row, int(column), lengths)
+            for row, given in enumerate(value)
+            for column, token in given.items()
+        )
+
+    return fits
+
+
+def _by_number(mapping: Mapping[str, Any]) -> dict[int, Any]:
     return {int(key): value for key, value in mapping.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -169,18 +170,17 @@ class Evaluation:
         """Why a question cannot be decoded, with its source; "" where it can."""
         if question.refused:
             return question.refused
-        source = question.source or question.key
-        columns, _ = infilling(self.tokenizer, self.decoder.denoiser.vocab, question)
         try:
-            prompt = len(encode(self.tokenizer, question, self.template))
+            request = self.request([(0, question)])
         except ConfigError as error:
-            return f"{source}: {error}"
+            return _with_source(question, str(error))
+        prompt, columns = len(request.prompts[0]), request.lengths[0]
         limit = self.decoder.denoiser.max_length
         if limit is None or prompt + columns <= limit:
             return ""
         return (
-            f"{source} has {prompt} tokens; with max_new_tokens={columns} that is more than the "
-            f"{limit} positions of the model"
+            f"{question.source or question.key} has {prompt} tokens; with "
+            f"max_new_tokens={columns} that is more than the {limit} positions of the model"
         )
 
     def _refused(self, question: Question, fault: str) -> Sample:
@@ -264,15 +264,23 @@ class Evaluation:
         slots: int,
         reference_forwards: int,
     ) -> Sample:
-        text = self.tokenizer.decode(list(outcome.delivered))
-        text = question.cut(text) if not outcome.error else ""
+        text, correct = "", False
+        if outcome.error:
+            outcome = replace(outcome, error=_with_source(question, outcome.error))
+        else:
+            text = question.cut(self.tokenizer.decode(list(outcome.delivered)))
+            try:
+                correct = question.grade(text)
+            except Exception as error:  # a grader that stumbles over one text costs that one only
+                fault = f"the answer cannot be graded: {type(error).__name__}: {error}"
+                outcome = replace(outcome, error=_with_source(question, fault))
         return sample_of(
             outcome,
             problem=question.key,
             task=question.task,
             prompt=question.prompt,
             text=text,
-            correct=not outcome.error and question.grade(text),
+            correct=correct,
             slots=slots,
             ready=ready,
             seconds=seconds,
@@ -280,13 +288,14 @@ class Evaluation:
         )
 
 
+def _with_source(question: Question, fault: str) -> str:
+    return f"{question.source or question.key}: {fault}"
+
+
 def check_questions(questions: Sequence[Question]) -> None:
     """Refuse an evaluation of nothing, or of problems that cannot be told apart."""
     if not questions:
         raise ConfigError("an evaluation needs at least one problem, got none")
-    keys = [question.key for question in questions]
-    twice = (
-        sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
-    )
+    twice = [key for key, times in Counter(q.key for q in questions).items() if times > 1]
     if twice:
         raise ConfigError(f"two problems have the key {twice[0]!r}; keys must be unique")

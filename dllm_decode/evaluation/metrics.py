@@ -71,11 +71,11 @@ class Sample:
             ConfigError: Naming the key, for missing and unknown ones and for values that no
                 evaluation writes.
         """
-        if _KEYS.symmetric_difference(record):
-            missing, unknown = sorted(_KEYS - set(record)), sorted(set(record) - _KEYS)
-            words = [f"has no {', '.join(map(repr, missing))}"] if missing else []
-            words += [f"has the unknown {', '.join(map(shown, unknown))}"] if unknown else []
-            raise ConfigError(f"a sample {' and '.join(words)}")
+        wrong = sorted(_KEYS.symmetric_difference(record))
+        if wrong:
+            raise ConfigError(
+                f"a sample has the keys {', '.join(sorted(_KEYS))}; check {shown(wrong)}"
+            )
         fault = fault_in(record, _CHECKS) or _mismatch(record)
         if fault:
             raise ConfigError(fault)
@@ -88,7 +88,7 @@ class Sample:
 _KEYS = frozenset(entry.name for entry in fields(Sample))
 _CHECKS: Mapping[str, validation.Check] = {
     "problem": validation.name,
-    "task": validation.name,
+    "task": validation.label,
     "prompt": validation.text,
     "text": validation.text,
     "correct": validation.flag,

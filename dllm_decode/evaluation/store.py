@@ -128,10 +128,12 @@ class JobFolder:
         path: The folder, made where it is not there.
         description: What `job.json` says.
         samples: Those that are done, in the order in which they finished.
+        fresh: Whether what an earlier run left is dropped instead of continued.
     """
 
     path: Path
     description: Mapping[str, Any]
+    fresh: bool = False
     samples: list[Sample] = field(default_factory=list)
     _file: TextIO | None = None
     _lock: FileLock | None = None
@@ -147,6 +149,9 @@ class JobFolder:
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             raise ConfigError(f"task.runs must be a writable folder: {error}") from None
         try:
+            if self.fresh:
+                for name in (RESULTS, SAMPLES, FAILURE):
+                    (self.path / name).unlink(missing_ok=True)
             self._resume()
             write_json(self.path / JOB, self.description)
         except BaseException:
@@ -222,8 +227,18 @@ def note_failure(folder: Path, reason: str) -> None:
         folder: Of the job; made where it is not there.
         reason: What was wrong.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"task.runs must be a writable folder: {error}") from None
     write_json(folder / FAILURE, {"reason": reason})
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove what `note_failure` wrote, now that the job has begun."""
+    with suppress(OSError):  # it was not there, or holds something else by now
+        (folder / FAILURE).unlink()
+        folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -275,18 +290,17 @@ class EvalRun:
         return tuple(asked)
 
 
-def _one_line(text: str) -> str:
-    """A text without line breaks and control characters."""
-    return re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text).strip()
+def one_line(text: str, most: int = LONGEST_REASON) -> str:
+    """A text without line breaks and control characters, cut where it is very long."""
+    line = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text[: 2 * most]).strip()
+    return line if len(line) <= most else f"{line[:most]}..."
 
 
 def _short(name: str) -> str:
-    """A name without line breaks and control characters, cut where it is very long."""
-    line = _one_line(name[: 10 * LONGEST_NAME])
-    if len(line) <= LONGEST_NAME and len(name) <= 10 * LONGEST_NAME:
-        return line
-    # two long names that begin alike stay two
-    return f"{line[:LONGEST_NAME]}... ({hashlib.sha256(name.encode()).hexdigest()[:6]})"
+    """A name as tables and figures can show it; two that begin alike stay two."""
+    line = one_line(name, LONGEST_NAME)
+    cut = line.endswith("...") or len(name) > 2 * LONGEST_NAME
+    return f"{line} ({hashlib.sha256(name.encode()).hexdigest()[:6]})" if cut else line
 
 
 @dataclass(frozen=True)
@@ -304,6 +318,21 @@ class RunCollection:
     broken: tuple[str, ...]
     failed: tuple[str, ...]
     unfinished: tuple[str, ...]
+
+    @property
+    def counts(self) -> str:
+        """How many of how many jobs can be shown, "" where all can."""
+        parts = [
+            f"{len(found)} {word}"
+            for found, word in (
+                (self.failed, "failed"),
+                (self.broken, "damaged"),
+                (self.unfinished, "unfinished"),
+            )
+            if found
+        ]
+        total = len(self.runs) + len(self.left_out)
+        return f"{len(self.runs)} of {total} jobs done, {', '.join(parts)}" if parts else ""
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -345,10 +374,7 @@ def _reason(path: Path) -> str:
         reason = read_json(path).get("reason", "failed")
     except StoreError as error:
         return str(error)
-    if validation.text(reason):
-        return "failed"
-    line = _one_line(reason)
-    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}..."
+    return "failed" if validation.text(reason) else one_line(reason)
 
 
 _PARTS = validation.optional(validation.mapping_of(validation.mapping({})))
@@ -366,7 +392,7 @@ _SETTINGS = validation.mapping(
     "strategy",
 )
 _MODEL = validation.mapping(
-    {"description": validation.name, "fingerprint": validation.optional(validation.text)},
+    {"description": validation.label, "fingerprint": validation.optional(validation.label)},
     "description",
 )
 _JOB_CHECKS: Mapping[str, validation.Check] = {

@@ -11,6 +11,7 @@ from typing import Any
 # them would fill the memory or add up to infinity.
 MOST = 10**6
 LONGEST = 10**5  # entries of a list
+LONGEST_LABEL = 200  # characters of a task's name, or of a fact about the machine
 DEEPEST = 64  # levels of nested values
 _LATEST = 1e9  # seconds
 
@@ -54,6 +55,15 @@ def text(value: Any) -> str:
 def name(value: Any) -> str:
     """A text that is not empty."""
     return text(value) or ("" if value.strip() else "must not be empty")
+
+
+def label(value: Any) -> str:
+    """A short text in one line, as pages and figures show it."""
+    fault = name(value)
+    if fault:
+        return fault
+    short = len(value) <= LONGEST_LABEL and value.isprintable()
+    return "" if short else f"must be one line of at most {LONGEST_LABEL} letters"
 
 
 def flag(value: Any) -> str:
@@ -107,8 +117,9 @@ def names(values: Any) -> str:
     """A list of one or more different texts."""
     if not isinstance(values, list) or not values:
         return "must be a list of at least one text"
-    if any(name(value) for value in values):
-        return "must hold texts that are not empty"
+    fault = next((fault for value in values if (fault := label(value))), "")
+    if fault:
+        return f"holds a value that {fault}"
     return "" if len(set(values)) == len(values) else "must not hold a text twice"
 
 
@@ -152,7 +163,7 @@ def optional(check: Check) -> Check:
 def scalar(value: Any) -> str:
     """A text, number, true, false or null."""
     if isinstance(value, str):
-        return text(value)
+        return label(value) if value else ""
     simple = value is None or isinstance(value, bool | int | float)
     return "" if simple else "must be a text or a number"
 

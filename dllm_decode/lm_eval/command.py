@@ -15,6 +15,7 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 
 from dllm_decode.errors import DllmDecodeError
 
+MODEL = "dllm_decode"  # what --model calls it
 INTERRUPTED = 130
 _simple_evaluate = lm_eval.simple_evaluate  # the harness's own
 
@@ -115,17 +116,16 @@ def _report(error: Exception) -> int:
 
 
 def with_device(words: Sequence[str]) -> list[str]:
-    """The arguments of an evaluation with `--device auto`, where they name no device."""
-    flags = [word.partition("=")[0] for word in words]
-    evaluates = {"--model", "-M", "--config", "-C"} & set(flags)
-    if not evaluates or any(flag.startswith("--dev") for flag in flags):
+    """The arguments of an evaluation of this model with `--device auto`, where they name none."""
+    said = {}
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        flag, sign, value = word.partition("=")
+        said[flag] = value if sign else following
+    file = said.get("--config", said.get("-C"))
+    try:
+        configured = EvaluatorConfig.load_yaml_config(file) if file is not None else {}
+    except (OSError, ValueError, TypeError):  # the harness says what is wrong
         return list(words)
-    for flag, word, following in zip(flags, words, [*words[1:], ""], strict=True):
-        if flag in ("--config", "-C"):
-            path = word.partition("=")[2] or following
-            try:
-                if "device" in EvaluatorConfig.load_yaml_config(path):
-                    return list(words)
-            except (OSError, ValueError, TypeError):  # the harness says what is wrong
-                return list(words)
-    return [*words, "--device", "auto"]
+    model = said.get("--model", said.get("-M", configured.get("model")))
+    named = "device" in configured or any(flag.startswith("--dev") for flag in said)
+    return [*words] if named or model != MODEL else [*words, "--device", "auto"]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dllm_decode.api import TextDecoder, build
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.decoding.denoiser import Capabilities
-from dllm_decode.decoding.outcome import Result
+from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.decoding.sampling import Sampler
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import (
@@ -73,6 +73,9 @@ class HarnessModel(LM):  # type: ignore[misc]
         max_new_tokens: Columns of a request that asks for no length.
         seed: Document i is decoded with seed + i, whatever stands beside it.
         mc_num: Draws per log-likelihood, see `log_likelihood`.
+        chat_template_args: What the chat template is given beside the messages, in addition to
+            `model.chat_template_kwargs`.
+        enable_thinking: One of these, by itself.
         overrides: Options of further groups (`schedule="whole"`), and settings with their full key
             (`strategy.select.threshold=0.8`).
 
@@ -94,6 +97,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         max_new_tokens: int = 256,
         seed: int = 0,
         mc_num: int = 128,
+        chat_template_args: Mapping[str, Any] | None = None,
+        enable_thinking: bool | None = None,
         **overrides: Any,
     ) -> None:
         super().__init__()
@@ -101,6 +106,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         require_count("mc_num", mc_num)
         self.batch_size = batch_size_of(batch_size, max_batch_size)
         self.max_new_tokens, self.seed, self.mc_num = max_new_tokens, seed, mc_num
+        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self.template_arguments = {**(chat_template_args or {}), **thinking}
         words = [f"model={model}", f"strategy={strategy}"]
         words += [as_override(key, value) for key, value in overrides.items()]
         if pretrained is not None:
@@ -175,10 +182,9 @@ class HarnessModel(LM):  # type: ignore[misc]
                 size = 8 * self.batch_size
                 for start in range(0, len(jobs), size):
                     part = jobs[start : start + size]
-                    for job, (result, row) in zip(
-                        part, self._decoded(overrides, sampler, part), strict=True
-                    ):
-                        answer = self._answer(job, result, row, options[job.place])
+                    outcomes = self._decoded(overrides, sampler, part)
+                    for job, outcome in zip(part, outcomes, strict=True):
+                        answer = self._answer(job, outcome, options[job.place])
                         answers[job.place] = answer
                         if "error" not in answer.stats:
                             request = requests[job.place]
@@ -214,8 +220,8 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _decoded(
         self, overrides: tuple[str, ...], sampler: Sampler, jobs: Sequence[_Job]
-    ) -> list[tuple[Result | str, int]]:
-        """(result, row) of each job; a text instead of the result says why there is none."""
+    ) -> list[Outcome]:
+        """What became of each job; one that does not fit has an error."""
         request = Request(
             prompts=tuple(job.prompt for job in jobs),
             max_new_tokens=tuple(job.length for job in jobs),
@@ -229,24 +235,23 @@ class HarnessModel(LM):  # type: ignore[misc]
             raise
         except ConfigError as error:
             if len(jobs) == 1:
-                return [(str(error), 0)]
+                return [Outcome(finish_reason="error", error=str(error))]
             # one of them does not fit: the others must not notice
-            return [found for job in jobs for found in self._decoded(overrides, sampler, [job])]
-        return [(result.errors[row] or result, row) for row in range(len(jobs))]
+            return [row for job in jobs for row in self._decoded(overrides, sampler, [job])]
+        return list(result.rows)
 
-    def _answer(self, job: _Job, result: Result | str, row: int, options: Options) -> Answer:
-        if isinstance(result, str):
-            return _failed(result, job.length)
-        ids = result.rows[row].delivered
-        text = cut(result.texts[row], options.stops)
-        held = len(ids)
-        if len(text) < len(result.texts[row]):
-            held = tokens_before(text, ids, self.text.model.tokenizer.decode)
+    def _answer(self, job: _Job, outcome: Outcome, options: Options) -> Answer:
+        if outcome.error:
+            return _failed(outcome.error, job.length)
+        text = cut(outcome.text, options.stops)
+        held = len(outcome.delivered)
+        if len(text) < len(outcome.text):
+            held = tokens_before(text, outcome.delivered, self.text.model.tokenizer.decode)
         stats: dict[str, Any] = {
-            "forwards": result.forwards[row],
+            "forwards": outcome.forwards,
             "tokens": held,
             "slots": job.length,
-            "finish_reason": result.finish_reasons[row],
+            "finish_reason": outcome.finish_reason,
         }
         if job.dropped:
             stats["context_cut"] = job.dropped
@@ -305,10 +310,11 @@ class HarnessModel(LM):  # type: ignore[misc]
         A text that is longer than the model is scored in parts, see `windows`; one that cannot be
         scored counts as impossible (-inf), which is said.
         """
-        texts = [self._tried(self.encode, *request.args) for request in requests]
+        texts = [self._tried(self._pair, "", *request.args) for request in requests]
 
         def judge(request: Any, place: int) -> float:
-            return self._score((), texts[place], place, request)
+            prompt, answer = texts[place]
+            return self._score(prompt, answer, place, request)
 
         return self._scored(requests, texts, judge, -math.inf, disable_tqdm)
 
@@ -368,16 +374,18 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Token ids of a context and of what continues it."""
-        prompt = self.encode(context)
+        _check_text("continuation", continuation)
+        _check_text("context", context)
         if context in self._chats:  # a reply begins a turn of its own
-            return prompt, tuple(self._bare(continuation))
-        together = self.encode(context + continuation)
+            return self.encode(context), tuple(self._bare(continuation))
         if not context:
-            return (), together
+            front, bare, _ = self._split(continuation)
+            return tuple(front), tuple(bare)
+        prompt, together = self._begun(context), self._begun(context + continuation)
         # a tokenizer may join the last word of the context with the continuation
         differ = (at for at, (a, b) in enumerate(zip(prompt, together, strict=False)) if a != b)
         shared = next(differ, min(len(prompt), len(together)))
-        return together[:shared], together[shared:]
+        return tuple(together[:shared]), tuple(together[shared:])
 
     def _written(
         self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -394,16 +402,16 @@ class HarnessModel(LM):  # type: ignore[misc]
             return {}
         greedy = Options(1, do_sample=False).sampler(self.text.decoder.sampler)
         decoded = self._decoded((), greedy, list(jobs.values()))
-        faults = [result for result, _ in decoded if isinstance(result, str)]
+        faults = [outcome.error for outcome in decoded if outcome.error]
         if faults:
             log.warning(
                 "%d of %d decodes for is_greedy failed and count as different; the first: %s",
                 len(faults), len(decoded), faults[0],
             )  # fmt: skip
         return {
-            key: tuple(result.sequences[row])
-            for key, (result, row) in zip(jobs, decoded, strict=True)
-            if not isinstance(result, str)
+            key: outcome.tokens
+            for key, outcome in zip(jobs, decoded, strict=True)
+            if not outcome.error
         }
 
     # Texts and chats.
@@ -415,22 +423,31 @@ class HarnessModel(LM):  # type: ignore[misc]
         one that comes from a cache of requests, whose text begins as the tokenizer would begin it.
         Any other text gets what the tokenizer puts around texts.
         """
+        _check_text("context", context)
         if context in self._chats:
             return tuple(self._chats[context])
-        ids = self.text.model.tokenizer.encode(context)
-        bare = self._bare(context)
+        front, bare, back = self._split(context)
         self._look_for_template(bare)
-        front = next(
-            (ids[:n] for n in range(len(ids)) if ids[n : n + len(bare)] == bare), []
-        )  # what was put in front
-        return tuple(bare if front and bare[: len(front)] == front else ids)
+        begun = bool(front) and bare[: len(front)] == front
+        return tuple(bare if begun else [*front, *bare, *back])
+
+    def _begun(self, text: str) -> list[int]:
+        """Token ids of a text that something follows."""
+        front, bare, _ = self._split(text)
+        return bare if bare[: len(front)] == front else [*front, *bare]
+
+    def _split(self, text: str) -> tuple[list[int], list[int], list[int]]:
+        """Token ids of a text: what the tokenizer puts in front, the text's own, what it adds."""
+        ids, bare = self.text.model.tokenizer.encode(text, control=True), self._bare(text)
+        places = range(len(ids) - len(bare) + 1)
+        at = next((n for n in places if ids[n : n + len(bare)] == bare), None)
+        if at is None:  # the tokenizer sees the text otherwise
+            return [], ids, []
+        return ids[:at], bare, ids[at + len(bare) :]
 
     def _bare(self, text: str) -> list[int]:
         """Token ids of a text with nothing put around it."""
-        tokenizer = self.text.model.tokenizer
-        if isinstance(tokenizer, CheckpointTokenizer) and tokenizer.backend is not None:
-            return list(tokenizer.backend(text, add_special_tokens=False)["input_ids"])
-        return tokenizer.encode(text)
+        return self.text.model.tokenizer.encode(text, control=True, framed=False)
 
     def _look_for_template(self, ids: Sequence[int]) -> None:
         """Say once that a chat model is asked without its template."""
@@ -455,11 +472,12 @@ class HarnessModel(LM):  # type: ignore[misc]
                 `gen_prefix`) and is continued.
         """
         tokenizer = self.text.model.tokenizer
-        if not add_generation_prompt and chat_history[-1]["role"] == "assistant":
-            ids = tokenizer.encode_chat(chat_history[:-1], open_reply=True)
-            ids += self._bare(chat_history[-1]["content"])
-        else:
-            ids = tokenizer.encode_chat(chat_history, open_reply=add_generation_prompt)
+        ids = tokenizer.encode_chat(
+            chat_history,
+            open_reply=add_generation_prompt,
+            continue_final=not add_generation_prompt and chat_history[-1]["role"] == "assistant",
+            arguments=self.template_arguments,
+        )
         text = tokenizer.decode(ids, keep_special=True)
         self._chats[text] = array("l", ids)
         return text
@@ -473,7 +491,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         """The checkpoint's template, for the harness's records."""
         tokenizer = self.text.model.tokenizer
         if isinstance(tokenizer, CheckpointTokenizer) and tokenizer.has_chat_template:
-            return str(tokenizer.backend.chat_template)
+            return tokenizer.template(chat_template if isinstance(chat_template, str) else None)
         return ""
 
     # What the harness asks for besides.
@@ -493,7 +511,8 @@ class HarnessModel(LM):  # type: ignore[misc]
     def settings(self) -> str:
         """A hash of everything that decides answers, for answer caches."""
         mark = Capabilities.of(self.text.model.denoiser).fingerprint
-        parts = (*self.words, str(mark), str(self.max_new_tokens), str(self.seed), str(self.mc_num))
+        numbers = (self.max_new_tokens, self.seed, self.mc_num)
+        parts = (*self.words, str(mark), str(numbers), str(self.template_arguments))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def set_cache_hook(self, cache_hook: Any) -> None:
@@ -576,6 +595,11 @@ def wanted_device(device: str | None) -> str | None:
         log.warning("there is no cuda:0 (the harness's default device); going on without --device")
         return None
     return str(device)
+
+
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise ConfigError(f"the {name} must be a text, got {text!r}")
 
 
 def _reason(error: Exception) -> str:

@@ -56,7 +56,7 @@ class TransformersDenoiser:
     @torch.no_grad()
     def before_head(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> HiddenStates:
         """The same logits, not computed yet; where `head_obstacle` is empty."""
-        weight = self.model.get_output_embeddings().weight.detach()
+        weight = self.model.get_output_embeddings().weight.detach()[: self.vocab.size]
         return HiddenStates(self._wanted(tokens, live, index, plan), weight)
 
     @property
@@ -140,6 +140,6 @@ class TransformersDenoiser:
         return hidden.to(tokens.device)
 
     def _head(self, hidden: Tensor) -> Tensor:
-        """Logits (B, W, V) of hidden states (B, W, D)."""
+        """Logits (B, W, V) of hidden states (B, W, D), without those of rows that pad the head."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits.to(hidden.device)
+        return logits[..., : self.vocab.size].to(hidden.device)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import ConfigError
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.models.checks import require_sound
 from dllm_decode.models.loaded import Description, LoadedModel
-from dllm_decode.models.text import CheckpointTokenizer
+from dllm_decode.models.text import CheckpointTokenizer, control_ids, vocabulary
 
 
 def adopt(
@@ -66,7 +66,10 @@ def adopt(
     if pad_id is None:
         pad_id = _first(config, None, "pad_token_id")
     ends = tuple(int(token) for token in eot_ids if token is not None)
-    vocab = Vocab(int(config.vocab_size), int(mask_id), ends, pad_id)
+    name = str(getattr(config, "name_or_path", "") or type(model).__name__)
+    text = CheckpointTokenizer(tokenizer, Path(name))
+    vocab = vocabulary(int(config.vocab_size), int(mask_id), ends, pad_id, text)
+    text = replace(text, special=control_ids(vocab))
     denoiser = TransformersDenoiser(
         model=model.eval(),
         vocab=vocab,
@@ -74,8 +77,6 @@ def adopt(
         shifted=shifted,
         block_length=block_length,
     )
-    name = str(getattr(config, "name_or_path", "") or type(model).__name__)
-    text = CheckpointTokenizer(tokenizer, Path(name))
     require_sound(denoiser, text, name)
     description = Description(
         family=type(model).__name__,

@@ -47,7 +47,7 @@ def require_sound(
 
 def check_vocabulary(denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer) -> str:
     """Embedding and head have one row per id, and the tokenizer knows no further ids."""
-    size = denoiser.vocab.size
+    size = denoiser.model.config.vocab_size
     for name in ("input", "output"):
         rows = getattr(denoiser.model, f"get_{name}_embeddings")().weight.shape[0]
         if rows != size:

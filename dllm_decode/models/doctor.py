@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import DllmDecodeError
 from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.loading import (
@@ -26,6 +27,7 @@ from dllm_decode.models.loading import (
     special_ids,
 )
 from dllm_decode.models.locate import look_for
+from dllm_decode.models.spec import EDIT_TOKENS
 
 PACKAGES = (
     "dllm_decode",
@@ -220,6 +222,16 @@ def _examine_checkpoint(
     _examine_memory(report, model, memory_of(tensors, _width(settings, place)), settings, place)
     chat = plan.tokenizer.has_chat_template
     report.facts["chat template"] = "yes" if chat else "none: prompts are taken as they are"
+    if chat:
+        try:
+            plan.tokenizer.check_template()
+        except DllmDecodeError as error:
+            report.findings.append(
+                Finding(
+                    str(error),
+                    "use apply_chat_template=False (task.chat=false), or mend the template",
+                )
+            )
 
 
 def _width(settings: Mapping[str, Any], place: torch.device) -> int:
@@ -242,6 +254,7 @@ def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -
     }
     try:
         vocab = special_ids(plan, asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        _examine_vocabulary(report, plan, vocab)
         used: Mapping[str, Any] = {
             "mask_id": vocab.mask_id,
             "eot_ids": vocab.eot_ids,
@@ -261,6 +274,24 @@ def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -
                 f"tokenizer, config.json and configuration name different mask ids: "
                 f"{sorted(known)}",
                 "set model.mask_id to the one the model was trained with",
+            )
+        )
+
+
+def _examine_vocabulary(report: Report, plan: Blueprint, vocab: Vocab) -> None:
+    rows, known = plan.settings["vocab_size"], plan.tokenizer.ids
+    named = f"{rows} in the model, " + (
+        "no tokenizer" if known is None else f"{len(known)} in the tokenizer"
+    )
+    gap = rows - vocab.size + len(vocab.banned_ids)
+    report.facts["token ids"] = named + (f"; {gap} are never generated" if gap else "")
+    edits = [key for key in EDIT_TOKENS if plan.published.token(key, rows) is not None]
+    if edits:
+        report.findings.append(
+            Finding(
+                f"the checkpoint edits its own text ({', '.join(edits)}), which is not done here",
+                "nothing to do: it is decoded without inserting and deleting",
+                problem=False,
             )
         )
 

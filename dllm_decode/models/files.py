@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from dllm_decode.errors import CheckpointError, parse_json
+from dllm_decode.errors import CheckpointError
 from dllm_decode.models.locate import SINGLE, missing_files, weight_map
+from dllm_decode.storage import parse_json
 
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header, little endian
 _LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
@@ -96,8 +97,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _header_of(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        header = parse_json(content, "its header", CheckpointError)
-    except CheckpointError as error:
+        header = parse_json(content)
+    except ValueError as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); copy it again"
         ) from None

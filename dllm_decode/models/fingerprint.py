@@ -6,8 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from dllm_decode.errors import CheckpointError, read_json
+from dllm_decode.errors import CheckpointError
 from dllm_decode.models.files import StoredTensor, read_header
+from dllm_decode.storage import read_json
 
 _SAMPLE = 4096
 

@@ -26,7 +26,7 @@ def head_obstacle(model: Any, vocabulary: int) -> str:
         return "it has a bias"
     if head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
         return "it has hooks, as tensor parallelism and device maps need them"
-    if type(weight) is not nn.Parameter or weight.shape[0] != vocabulary:
+    if type(weight) is not nn.Parameter or weight.shape[0] < vocabulary:
         return f"this process holds {tuple(weight.shape)} of it as {type(weight).__name__}"
     if weight.device != model.get_input_embeddings().weight.device:
         return f"it is on {weight.device}, the tokens are elsewhere"

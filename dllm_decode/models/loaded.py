@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +19,39 @@ class Tokenizer(Protocol):
     """Text to token ids and back; never asks on stdin and never runs code from a checkpoint."""
 
     @property
+    def reads_text(self) -> bool:
+        """Whether there is one; without it prompts are token ids and results have no texts."""
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `encode_chat` works."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text as it is."""
+    def encode(self, text: str, *, control: bool | None = None, framed: bool = True) -> list[int]:
+        """Token ids of a text.
 
-    def encode_chat(self, messages: list[dict[str, str]], *, open_reply: bool = True) -> list[int]:
-        """Token ids of a conversation, up to where the assistant's reply begins."""
+        Args:
+            text: Any text.
+            control: Whether control tokens in it become what they stand for; None: as configured.
+            framed: With what the tokenizer itself puts around a text.
+        """
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        open_reply: bool = True,
+        continue_final: bool | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation.
+
+        Args:
+            messages: Mappings with `role` and `content`.
+            open_reply: Up to where the assistant's reply begins.
+            continue_final: Up to the end of the last message, which is continued; None: if it is
+                the assistant's and a reply is wanted.
+            arguments: What the chat template is given beside the messages.
+        """
 
     def decode(self, ids: list[int], *, keep_special: bool = False) -> str:
         """The text of token ids, without special tokens unless asked for."""

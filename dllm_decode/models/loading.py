@@ -17,7 +17,6 @@ from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import (
     CheckpointError,
     ConfigError,
-    read_json,
     require,
     require_choice,
     require_count,
@@ -30,8 +29,16 @@ from dllm_decode.models.fingerprint import fingerprint
 from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.locate import ADAPTER, licence_of, locate
 from dllm_decode.models.quiet import transformers_output
-from dllm_decode.models.spec import ModelSpec, Published, Settings, refuse_quantised, spec_of
-from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer
+from dllm_decode.models.spec import (
+    EDIT_TOKENS,
+    ModelSpec,
+    Published,
+    Settings,
+    refuse_quantised,
+    spec_of,
+)
+from dllm_decode.models.text import CheckpointTokenizer, control_ids, load_tokenizer, vocabulary
+from dllm_decode.storage import read_json
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -71,6 +78,8 @@ def load_model(
     licence: str | None = None,
     ignore_settings: Sequence[str] = (),
     compile: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    parse_control_tokens: bool = False,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -85,7 +94,10 @@ def load_model(
     [tokens], None for the published one; licence: of the weights, None for what the model card
     says; ignore_settings: keys of config.json that are known to be harmless; compile: mode of
     torch.compile for the forward pass (`default`, `reduce-overhead`, which uses CUDA graphs,
-    `max-autotune`), None to run it as it is; what cannot be compiled runs as it is, with a warning.
+    `max-autotune`), None to run it as it is; what cannot be compiled runs as it is, with a warning;
+    chat_template_kwargs: what the chat template is given beside the messages (`enable_thinking`);
+    parse_control_tokens: whether control tokens in prompts become what they stand for, instead of
+    being text.
 
     Raises `ConfigError` for settings that cannot work and `CheckpointError` for checkpoints that
     are missing, damaged, do not fit, or fail the self-check.
@@ -111,7 +123,13 @@ def load_model(
         block_length=block,
         fingerprint=fingerprint(found.folder),
     )
-    require_sound(denoiser, plan.tokenizer, plan.folder)
+    tokenizer = replace(
+        plan.tokenizer,
+        special=control_ids(vocab),
+        parse_control=parse_control_tokens,
+        arguments=dict(chat_template_kwargs or {}),
+    )
+    require_sound(denoiser, tokenizer, plan.folder)
     if compile is not None:
         denoiser = compiled(denoiser, compile, device_map is not None or bool(tensor_parallel))
     description = Description(
@@ -124,7 +142,7 @@ def load_model(
         licence=licence or licence_of(found.folder),
         passed_over=found.passed_over,
     )
-    return LoadedModel(denoiser, plan.tokenizer, description, plan.published.values)
+    return LoadedModel(denoiser, tokenizer, description, plan.published.values)
 
 
 def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> TransformersDenoiser:
@@ -271,7 +289,9 @@ def special_ids(
         eot_ids = end_ids(plan)
     if pad_id is None:
         pad_id = published.token("pad_token_id", size)
-    return Vocab(size, mask_id, tuple(eot_ids), pad_id)
+    edits = (published.token(key, size) for key in EDIT_TOKENS)
+    banned = tuple(token for token in edits if token is not None)
+    return vocabulary(size, mask_id, tuple(eot_ids), pad_id, tokenizer, banned)
 
 
 def end_ids(plan: Blueprint) -> tuple[int, ...]:

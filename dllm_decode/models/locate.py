@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
-from dllm_decode.errors import CheckpointError, ConfigError, read_json
+from dllm_decode.errors import CheckpointError, ConfigError
+from dllm_decode.storage import read_json
 
 BUNDLED = "bundled:"
 ASSETS = Path(__file__).parent / "assets"

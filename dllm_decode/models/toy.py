@@ -53,12 +53,23 @@ class SymbolTokenizer:
     symbols: str
 
     @property
+    def reads_text(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def has_chat_template(self) -> bool:
         """Never: a prompt is the items of an instance."""
         return False
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt; raises `ConfigError` for symbols that the world does not have."""
+    def encode(self, text: str, *, control: bool | None = None, framed: bool = True) -> list[int]:
+        """Token ids of a prompt; raises `ConfigError` for symbols that the world does not have.
+
+        Args:
+            text: Symbols, with or without the separator behind them.
+            control: Without effect: no symbol stands for anything else.
+            framed: Without effect: the separator is always there.
+        """
         known = self.symbols + _SEPARATOR
         for symbol in text:
             if symbol not in known:
@@ -71,7 +82,7 @@ class SymbolTokenizer:
         separator = len(self.symbols) + 1
         return [separator if s == _SEPARATOR else self.symbols.index(s) for s in text]
 
-    def encode_chat(self, messages: list[dict[str, str]], *, open_reply: bool = True) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: object) -> list[int]:
         """Always refused: a toy world holds no conversation."""
         raise ConfigError("a toy world has no chat template; give the prompt as text, e.g. abc>")
 

@@ -85,6 +85,11 @@ class Context:
         """The option chosen for a group, for titles."""
         return self.choices.get(group, group)
 
+    @property
+    def strategy_name(self) -> str:
+        """What tables call the strategy: what runs, not merely what it was derived from."""
+        return strategy_name(self.cfg_choice("strategy"), self.overrides)
+
     @cached_property
     def trace(self) -> TraceFormat:
         """How steps are recorded: the group `trace`."""
@@ -96,6 +101,23 @@ class Context:
     def write_trace(self, request: Request, result: Result, titles: Sequence[str]) -> None:
         """Write the recorded steps of a result, in the format of the group `trace`."""
         self.trace.write(self.folder, request, result, titles, self.model)
+
+
+def strategy_name(option: str, overrides: Sequence[str]) -> str:
+    """The name of a strategy with the parts that were exchanged.
+
+    Args:
+        option: The option of the group `strategy`.
+        overrides: Of the command line. `strategy=pipeline strategy/select=factor` is "factor",
+            `strategy=credit strategy/select=factor` is "credit select=factor".
+    """
+    pairs = [text.lstrip("+").partition("=") for text in overrides]
+    parts = {
+        key.removeprefix("strategy/"): value for key, _, value in pairs if "strategy/" in key[:9]
+    }
+    if option == "pipeline":
+        option = parts.pop("select", option)
+    return " ".join([option, *(f"{slot}={value}" for slot, value in parts.items())])
 
 
 class Task(ABC):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
+from dllm_decode.console.processes import end_children
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_count
 from dllm_decode.tasks import Context, Task
 from dllm_decode.tasks.report import Report
@@ -139,6 +140,9 @@ class Ablation(Task):
                 failed += error is not None
                 words = f"{done} of {len(lines)} done: {lines[jobs[job]]}"
                 context.display.say(words + (f"; failed: {error}" if error else ""))
+        except KeyboardInterrupt:  # what is decoded is on disk, and the same command goes on
+            end_children()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
         return failed
@@ -207,7 +211,9 @@ def _share_cores(workers: int) -> None:
     import torch
 
     from dllm_decode.console.allocator import keep_freed_memory
+    from dllm_decode.console.processes import leave_signals_to_parent
 
+    leave_signals_to_parent()
     keep_freed_memory()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 

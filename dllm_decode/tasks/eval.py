@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.errors import ConfigError, require_choice, require_count
+from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
-from dllm_decode.tasks import Context, Task
+from dllm_decode.tasks import Context, Task, strategy_name
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -119,31 +119,20 @@ class Eval(Task):
 
         order: place of the job in reports; None: the one it has, 0 for a new one.
         """
-        from dllm_decode.api import build
-        from dllm_decode.evaluation.evaluate import check_questions
-        from dllm_decode.evaluation.store import (
-            RESULTS,
-            JobFolder,
-            job_key,
-            read_json,
-            write_json,
-        )
+        from dllm_decode.evaluation.store import RESULTS, JobFolder, read_json, write_json
 
-        decoder = build(context.cfg, model=lambda: shared_model(context))
-        questions = self.questions(decoder.model)
-        check_questions(questions)
         name = job_name(context.cfg_choice("strategy"), context.overrides)
-        description = self.description(context, decoder, questions)
-        path = Path(self.runs) / f"{_slug(name)}-{job_key(description)}"
+        with self._failures_noted(context, name, order is not None):
+            decoder, questions, description, path = self._prepared(context, name)
         if self.resume and (path / RESULTS).exists():
             context.display.say(f"{name}: done already, {path}")
         else:
-            if not self.resume:
-                _forget(path)
-            with JobFolder(path, {"name": name, **description}) as folder:
+            job = {"name": name, **description}
+            with JobFolder(path, job, fresh=not self.resume) as folder:
                 self._decode(context, decoder, questions, folder, name)
                 results = self._results(context, decoder, questions, folder)
                 folder.finish({"name": name, "order": order or 0, **results})
+                tell_errors(context, name, folder)
         _FINISHED[path] = None
         results = read_json(path / RESULTS)
         if order is not None and results.get("order") != order:  # its place in the present list
@@ -151,6 +140,36 @@ class Eval(Task):
             write_json(path / RESULTS, results)
         context.folder.write_json("results.json", {"job": str(path), **results})
         return int(results["errors"] > 0)
+
+    def _prepared(
+        self, context: Context, name: str
+    ) -> tuple[TextDecoder, list[Question], dict[str, Any], Path]:
+        """What is decoded with, what is asked, what the job is and where it goes."""
+        from dllm_decode.api import build
+        from dllm_decode.evaluation.evaluate import check_questions
+        from dllm_decode.evaluation.store import job_key
+
+        decoder = build(context.cfg, model=lambda: shared_model(context))
+        questions = self.questions(decoder.model)
+        check_questions(questions)
+        description = self.description(context, decoder, questions)
+        path = Path(self.runs) / f"{_slug(name)}-{job_key(description)}"
+        return decoder, questions, description, path
+
+    @contextmanager
+    def _failures_noted(self, context: Context, name: str, among_others: bool) -> Iterator[None]:
+        """Note among the other jobs of a sweep or list, for reports, that one could not begin."""
+        from dllm_decode.evaluation.store import forget_failure, job_key, note_failure
+
+        wanted = {"model": model_settings(context.cfg), "settings": settings_of(context.cfg)}
+        place = Path(self.runs) / f"{_slug(name)}-failed-{job_key(wanted)}"
+        try:
+            yield
+        except DllmDecodeError as error:
+            if among_others:
+                note_failure(place, f"{name}: {error}")
+            raise
+        forget_failure(place)
 
     # What is asked.
 
@@ -325,9 +344,7 @@ class Eval(Task):
 
 def shared_model(context: Context) -> LoadedModel:
     """The model of this configuration, kept for further jobs of this process."""
-    from omegaconf import OmegaConf
-
-    key = json.dumps(OmegaConf.to_container(context.cfg.model, resolve=True), sort_keys=True)
+    key = json.dumps(model_settings(context.cfg), sort_keys=True)
     if key not in _MODELS:
         _MODELS.clear()  # one at a time: a large model leaves no room for a second
         _MODELS[key] = context.model
@@ -368,6 +385,13 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     return {name: OmegaConf.to_container(cfg[name], resolve=True) for name in GROUPS}
+
+
+def model_settings(cfg: DictConfig) -> Any:
+    """The resolved group `model`."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(cfg.model, resolve=True)
 
 
 def model_facts(decoder: TextDecoder) -> dict[str, Any]:
@@ -420,11 +444,11 @@ def job_name(strategy: str, overrides: Sequence[str]) -> str:
     strategy: the option of the group; overrides: of the command line or sweep, e.g.
     `strategy.select.threshold=0.8`.
     """
-    words = [strategy]
+    words = [strategy_name(strategy, overrides)]
     for text in overrides:
         key, sign, value = text.lstrip("+").partition("=")
         path = re.split(r"[./]", key)
-        if sign and path[0] in GROUPS and key != "strategy":
+        if sign and path[0] in GROUPS and key != "strategy" and "strategy/" not in key:
             # "threshold 0.8" rather than "threshold threshold=0.8"
             words.append(value if path[-1] == strategy else f"{path[-1]}={value}")
     return " ".join(words)
@@ -444,15 +468,18 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=]+", "-", name).strip("-")[:60]
 
 
-def _forget(path: Path) -> None:
-    """Remove what an earlier run of the same job left."""
-    from dllm_decode.evaluation.store import FAILURE, RESULTS, SAMPLES
-
-    for name in (RESULTS, SAMPLES, FAILURE):
-        (path / name).unlink(missing_ok=True)
-
-
 # What people see.
+
+
+def tell_errors(context: Context, name: str, folder: JobFolder) -> None:
+    """How many problems could not be decoded, and the first of them with file and line."""
+    failed = [sample.error for sample in folder.samples if sample.error]
+    if failed:
+        context.display.say(
+            f"{name}: {len(failed)} of {len(folder.samples)} problems could not be decoded and "
+            f"count as wrong; the first: {failed[0]}",
+            "bold",
+        )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dllm_decode.console.prompts import Asked, one_prompt, read_prompts
-from dllm_decode.errors import ConfigError, require_choice, require_count
+from dllm_decode.errors import ConfigError, require, require_choice, require_count
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Generate(Task):
         if self.max_new_tokens is not None:
             require_count("max_new_tokens", self.max_new_tokens)
         require_count("seed", self.seed, minimum=0)
+        require(self.seed < 2**63, f"seed must be less than 2**63, got {self.seed}")
         require_count("batch_size", self.batch_size)
         if self.max_tokens_in_flight is not None:
             require_count("max_tokens_in_flight", self.max_tokens_in_flight)
@@ -92,10 +93,10 @@ class Generate(Task):
         """Decode, show, compare, write; returns 0, 1 if a row failed, 130 after Ctrl-C."""
         asked = self._asked()
         decoder = context.decoder
-        context.display.say(first_line(decoder))
+        context.display.paragraph(first_line(decoder))
         jobs = self._jobs(context, asked)
         request = self._request(decoder, jobs)
-        runs = {context.cfg_choice("strategy"): self._decode(context, decoder, request, jobs)}
+        runs = {context.strategy_name: self._decode(context, decoder, request, jobs)}
         first = next(iter(runs.values()))
         if self.compare and not first.interrupted and not is_sequential(decoder):
             runs["sequential"] = self._baseline(context, decoder, request)
@@ -157,7 +158,15 @@ class Generate(Task):
         ids = []
         for row, job in enumerate(jobs):
             try:
-                ids.append(decoder.encode(job.asked.content, row, self.chat))
+                ids.append(
+                    decoder.encode(
+                        job.asked.content,
+                        row,
+                        self.chat,
+                        continue_final=job.asked.continue_final_message,
+                        arguments=job.asked.chat_template_kwargs,
+                    )
+                )
             except ConfigError as error:
                 raise ConfigError(f"{job.asked.source}: {error}") from None
         forms = [job.form or None for job in jobs]

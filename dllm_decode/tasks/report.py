@@ -11,14 +11,18 @@ from dllm_decode.tasks import Context, Task
 
 @dataclass(frozen=True)
 class Report(Task):
-    """Shows finished runs in a terminal table and writes CSV, Markdown, LaTeX, HTML and figures.
+    """Shows finished runs in a terminal table and writes CSV, Markdown, HTML and figures.
 
-    runs: folder that `task=eval` wrote, or one above several; only: keep runs whose name or folder
-    contains this text; output: folder of the report, None: `report` in the run folder; title: of
-    the pages; preface: a Markdown file put before the tables; figures: draw them (needs
-    matplotlib); define: print the definition of every metric as well; markdown: also write the
-    Markdown page to this file, with its figures beside it in a folder of the same name; pages: a
-    folder of Markdown pages whose marked places are filled, see `reporting.documents`.
+    Args:
+        runs: Folder that `task=eval` wrote, or one above several.
+        only: Keep runs whose name or folder contains this text.
+        output: Folder of the report; None: `report` in the run folder.
+        title: Of the pages.
+        preface: A Markdown file put before the tables.
+        figures: Draw them, which needs matplotlib.
+        define: Print the definition of every metric as well.
+        markdown: Also write the Markdown page to this file, with its figures beside it in a folder
+            of the same name.
     """
 
     runs: str = "runs/eval"
@@ -78,6 +82,8 @@ class Report(Task):
                 context.display.say(f"{name} [{unit}]: {text}")
         for text in report.warnings:
             context.display.say(f"left out: {text}", "bold")
+        if collection.counts:
+            context.display.say(collection.counts, "bold")
         if self.markdown is not None:
             self._publish(folder, Path(self.markdown))
         if self.pages is not None:

@@ -31,5 +31,5 @@ def test_the_cap_ranks_by_the_scores_of_the_selection(case: Case) -> None:
 
 
 def test_a_cap_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"strategy\.filters\.at_most\.tokens .* got 0"):
+    with pytest.raises(ConfigError, match=r"tokens .* got 0"):
         AtMost(0)

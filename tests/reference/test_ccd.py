@@ -90,9 +90,9 @@ def test_rows_do_not_see_each_other(case: Case) -> None:
 @pytest.mark.parametrize(
     ("options", "key", "got"),
     [
-        ({"expand_ratio": -1.0}, "strategy.select.expand_ratio", "-1.0"),
-        ({"warm_up_steps": 0}, "strategy.select.warm_up_steps", "0"),
-        ({"seek": "no"}, "strategy.select.seek", "'no'"),
+        ({"expand_ratio": -1.0}, "expand_ratio", "-1.0"),
+        ({"warm_up_steps": 0}, "warm_up_steps", "0"),
+        ({"seek": "no"}, "seek", "'no'"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(options: dict, key: str, got: str) -> None:

@@ -592,10 +592,10 @@ def test_the_stored_fusions_are_reproduced(case: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": -0.1}, r"strategy\.transforms\.credit\.alpha must lie in \[0.0, 100.0\], got"),
-        ({"beta": 1.1}, r"strategy\.transforms\.credit\.beta must lie in \[0.0, 1.0\], got 1.1"),
-        ({"gamma": float("nan")}, r"strategy\.transforms\.credit\.gamma must lie in .* got nan"),
-        ({"slots": 0}, r"strategy\.transforms\.credit\.slots must be a whole number >= 1, got 0"),
+        ({"alpha": -0.1}, r"alpha must lie in \[0.0, 100.0\], got"),
+        ({"beta": 1.1}, r"beta must lie in \[0.0, 1.0\], got 1.1"),
+        ({"gamma": float("nan")}, r"gamma must lie in .* got nan"),
+        ({"slots": 0}, r"slots must be a whole number >= 1, got 0"),
         ({"identity": "no"}, r"credit\.identity must be true or false, got 'no'"),
         ({"scope": "canvas"}, r"credit\.scope must be one of block, request; got 'canvas'"),
     ],

@@ -86,16 +86,16 @@ def test_the_shares_end_with_everything() -> None:
 @pytest.mark.parametrize(
     ("make", "key", "got"),
     [
-        (lambda: DreamSchedule(steps=0), "strategy.select.steps", "0"),
-        (lambda: DreamSchedule(eps=1.0), "strategy.select.eps", "1.0"),
-        (lambda: DreamSchedule(order="origin"), "strategy.select.order", "origin"),
+        (lambda: DreamSchedule(steps=0), "steps", "0"),
+        (lambda: DreamSchedule(eps=1.0), "eps", "1.0"),
+        (lambda: DreamSchedule(order="origin"), "order", "origin"),
         (
             lambda: DreamSchedule(position_temperature=-1.0),
-            "strategy.select.position_temperature",
+            "position_temperature",
             "-1.0",
         ),
-        (lambda: DreamOrigin(steps=True), "strategy.select.steps", "True"),
-        (lambda: DreamOrigin(eps=0.0), "strategy.select.eps", "0.0"),
+        (lambda: DreamOrigin(steps=True), "steps", "True"),
+        (lambda: DreamOrigin(eps=0.0), "eps", "0.0"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(make, key: str, got: str) -> None:

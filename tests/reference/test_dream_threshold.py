@@ -42,8 +42,8 @@ def test_no_step_is_ahead_of_the_schedule(case: Case, threshold: float, per_step
 @pytest.mark.parametrize(
     ("options", "key", "got"),
     [
-        ({"threshold": 2.0}, "strategy.select.threshold", "2.0"),
-        ({"tokens_per_step": 0}, "strategy.select.tokens_per_step", "0"),
+        ({"threshold": 2.0}, "threshold", "2.0"),
+        ({"tokens_per_step": 0}, "tokens_per_step", "0"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(options: dict, key: str, got: str) -> None:

@@ -58,10 +58,10 @@ def test_the_order_of_the_rows_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "key", "got"),
     [
-        ({"bound": -1.0}, "strategy.select.bound must lie in .* nats", "-1.0"),
-        ({"bound": -1.0, "unit": "bits"}, "strategy.select.bound must lie in .* bits", "-1.0"),
-        ({"unit": "hartleys"}, "strategy.select.unit", "hartleys"),
-        ({"order": "margin"}, "strategy.select.order", "margin"),
+        ({"bound": -1.0}, "bound must lie in .* nats", "-1.0"),
+        ({"bound": -1.0, "unit": "bits"}, "bound must lie in .* bits", "-1.0"),
+        ({"unit": "hartleys"}, "unit", "hartleys"),
+        ({"order": "margin"}, "order", "margin"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(options: dict, key: str, got: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,9 @@ from changing_model import VOCAB, ChangingModel, a_request, board_of, change_of,
 from drawing import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
@@ -121,12 +123,11 @@ def test_the_text_up_to_its_end_is_that_of_a_full_decode(
 
 def test_what_lies_behind_the_end_costs_no_forward() -> None:
     """Left to right with blocks of one column: as many forwards as tokens up to the end."""
-    for seed in range(20):
-        result = decode(eager(seed), CommittedEot(), a_request(1, 40), schedule=Blocks(1))
-        assert result.forwards[0] == len(result.sequences[0])
-        if result.finish_reasons[0] == "eot":
-            return
-    raise AssertionError("no text ended early")
+    model = ChangingModel(vocab=replace(VOCAB, eot_ids=tuple(range(5, 11))))  # half of all tokens
+    result = decode(model, CommittedEot(), a_request(4, 40), schedule=Blocks(1))
+    for row in range(4):
+        assert result.finish_reasons[row] == "eot" and len(result.sequences[row]) < 40
+        assert result.forwards[row] == len(result.sequences[row])
 
 
 # Accepted.
@@ -248,10 +249,30 @@ def test_an_accepted_end_of_text_goes_before_predictions_where_asked() -> None:
     assert int(first.horizon(snapshot, view, none_accepted, None)) == 2
 
 
-def test_the_canvas_is_predicted_only_where_it_is_looked_at() -> None:
-    assert PredictedEot(scope="canvas").sees_canvas
-    assert not PredictedEot(scope="block").sees_canvas
-    assert not CommittedEot().sees_canvas
+@dataclass(frozen=True)
+class Asked(ChangingModel):
+    """Keeps how many columns of its row were wanted in each pass."""
+
+    columns: list[int] = field(default_factory=list)
+
+    def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        self.columns.append(int((index >= 0).sum()))
+        return super().__call__(tokens, live, index, plan)
+
+
+@pytest.mark.parametrize(
+    ("stop", "columns"),
+    [
+        # threshold 1.0: nothing is ever cut
+        (PredictedEot(scope="canvas", threshold=1.0), 12),
+        (PredictedEot(scope="block", threshold=1.0), 4),
+        (CommittedEot(), 4),
+    ],
+)
+def test_the_canvas_is_predicted_only_where_it_is_looked_at(stop: Any, columns: int) -> None:
+    model = Asked()
+    decode(model, stop, a_request(1), schedule=Blocks(4))
+    assert model.columns[0] == columns
 
 
 RELEASED = PredictedEot(scope="canvas", trigger="most_confident", threshold=0.0)
@@ -329,7 +350,7 @@ def test_rows_are_cut_one_by_one(seed: int) -> None:
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        (CommittedEot, {"ids": ()}, r"strategy\.stop ids must be null .* got \(\)"),
+        (CommittedEot, {"ids": ()}, r"ids must be null .* got \(\)"),
         (CommittedEot, {"ids": "10"}, r"list of token ids, got '10'"),
         (AcceptedEot, {"ids": [True]}, r"list of token ids, got \[True\]"),
         (CommittedEot, {"whole_prefix": 1}, "whole_prefix must be true or false, got 1"),
@@ -347,5 +368,5 @@ def test_values_that_cannot_work_are_refused(
 
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"strategy\.stop ids must lie in \[0, 11\], got 12"):
+    with pytest.raises(ConfigError, match=r"ids must lie in \[0, 11\], got 12"):
         decode(eager(), CommittedEot(ids=(12,)), a_request())

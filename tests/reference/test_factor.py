@@ -70,8 +70,8 @@ def test_only_the_copied_code_accepts_equality(variant: str, forwards: int) -> N
 @pytest.mark.parametrize(
     ("options", "key", "got"),
     [
-        ({"factor": -1.0}, "strategy.select.factor", "-1.0"),
-        ({"variant": "fastdllm"}, "strategy.select.variant", "fastdllm"),
+        ({"factor": -1.0}, "factor", "-1.0"),
+        ({"variant": "fastdllm"}, "variant", "fastdllm"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(options: dict, key: str, got: str) -> None:

@@ -65,10 +65,10 @@ def test_random_order_does_not_depend_on_the_model() -> None:
 @pytest.mark.parametrize(
     ("make", "key", "got"),
     [
-        (lambda: FixedSchedule(steps_per_block=0), "strategy.select.steps_per_block", "0"),
-        (lambda: FixedSchedule(order="best"), "strategy.select.order", "best"),
-        (lambda: TopK(tokens_per_step=1.5), "strategy.select.tokens_per_step", "1.5"),
-        (lambda: TopK(order="left"), "strategy.select.order", "left"),
+        (lambda: FixedSchedule(steps_per_block=0), "steps_per_block", "0"),
+        (lambda: FixedSchedule(order="best"), "order", "best"),
+        (lambda: TopK(tokens_per_step=1.5), "tokens_per_step", "1.5"),
+        (lambda: TopK(order="left"), "order", "left"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(make, key: str, got: str) -> None:

@@ -248,10 +248,10 @@ def test_the_filter_of_another_model_is_refused_by_name(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tau": 1.2}, r"strategy\.select\.tau must lie in \[0.0, 1.0\], got 1.2"),
-        ({"steps_per_block": 0}, r"strategy\.select\.steps_per_block must be .* got 0"),
-        ({"match_model": "no"}, r"strategy\.select\.match_model must be true or false, got 'no'"),
-        ({"weights": ""}, r"strategy\.select\.weights must be a safetensors file .* got ''"),
+        ({"tau": 1.2}, r"tau must lie in \[0.0, 1.0\], got 1.2"),
+        ({"steps_per_block": 0}, r"steps_per_block must be .* got 0"),
+        ({"match_model": "no"}, r"match_model must be true or false, got 'no'"),
+        ({"weights": ""}, r"weights must be a safetensors file .* got ''"),
     ],
 )
 def test_values_that_cannot_work_are_refused(

@@ -80,13 +80,13 @@ def test_a_schedule_bounds_the_steps_of_a_block(drawn: tuple[Case, float], steps
 @pytest.mark.parametrize(
     ("options", "key", "got"),
     [
-        ({"threshold": 1.1}, "strategy.select.threshold", "1.1"),
-        ({"threshold": float("nan")}, "strategy.select.threshold", "nan"),
-        ({"threshold": "0.9"}, "strategy.select.threshold", "'0.9'"),
-        ({"strict": "yes"}, "strategy.select.strict", "'yes'"),
-        ({"at_least": 0}, "strategy.select.at_least", "0"),
-        ({"steps_per_block": 0}, "strategy.select.steps_per_block", "0"),
-        ({"tie_slack": -0.1}, "strategy.select.tie_slack", "-0.1"),
+        ({"threshold": 1.1}, "threshold", "1.1"),
+        ({"threshold": float("nan")}, "threshold", "nan"),
+        ({"threshold": "0.9"}, "threshold", "'0.9'"),
+        ({"strict": "yes"}, "strict", "'yes'"),
+        ({"at_least": 0}, "at_least", "0"),
+        ({"steps_per_block": 0}, "steps_per_block", "0"),
+        ({"tie_slack": -0.1}, "tie_slack", "-0.1"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(options: dict, key: str, got: str) -> None:

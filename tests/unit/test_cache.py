@@ -343,14 +343,14 @@ def test_a_rule_that_needs_the_whole_window_refuses_a_cache_that_leaves_parts_ou
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VicinityCache(before=-1), "cache.before must be a whole number >= 0, got -1"),
-        (lambda: VicinityCache(after=-1), "cache.after must be"),
-        (lambda: VicinityCache(warmup=0), "cache.warmup must be a whole number >= 1"),
-        (lambda: PeriodicCache(every=0), "cache.every must be"),
-        (lambda: DelayedCache(every=0), "cache.every must be"),
-        (lambda: CertaintyCache(top=0), "cache.top must be"),
-        (lambda: CertaintyCache(sigma=0.0), r"cache.sigma must lie in \(0.0, inf\]"),
-        (lambda: BlockExact(0), "cache.length must be"),
+        (lambda: VicinityCache(before=-1), "before must be a whole number >= 0, got -1"),
+        (lambda: VicinityCache(after=-1), "after must be"),
+        (lambda: VicinityCache(warmup=0), "warmup must be a whole number >= 1"),
+        (lambda: PeriodicCache(every=0), "every must be"),
+        (lambda: DelayedCache(every=0), "every must be"),
+        (lambda: CertaintyCache(top=0), "top must be"),
+        (lambda: CertaintyCache(sigma=0.0), r"sigma must lie in \(0.0, inf\]"),
+        (lambda: BlockExact(0), "length must be"),
     ],
 )
 def test_wrong_settings_are_refused(make, message):

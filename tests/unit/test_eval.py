@@ -7,11 +7,12 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
-from drawing import examples
+from drawing import examples, number
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -26,6 +27,7 @@ from dllm_decode.evaluation import metrics, store
 from dllm_decode.evaluation.data import Question, bundled
 from dllm_decode.evaluation.evaluate import Evaluation, check_questions, encode, infilling
 from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.reporting import controls
 from dllm_decode.models.toy import Shuffle
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
 from dllm_decode.tasks import build_task
@@ -126,7 +128,7 @@ def bundled_decoder():
 def test_in_the_infilling_form_labels_stand_and_names_are_decoded():
     decoder = bundled_decoder()
     run = Evaluation(decoder.decoder, decoder.model.tokenizer)
-    for question in bundled("copy", 3, variant=Variant(infill=True)):
+    for question in bundled("copy", number(1, 3), variant=Variant(infill=True)):
         (found,) = run.samples([question])
         labels = question.label.split()[0::2]
         assert found.text.split()[0::2] == labels
@@ -462,7 +464,7 @@ def test_names_say_what_was_set():
     assert job_name("credit", ["task=eval", "strategy=credit"]) == "credit"
     assert job_name("threshold", ["strategy.select.threshold=0.8"]) == "threshold 0.8"
     words = ["strategy=topk", "cache=prefix", "schedule.length=8", "strategy/stop=never"]
-    assert job_name("topk", words) == "topk cache=prefix length=8 stop=never"
+    assert job_name("topk", words) == "topk stop=never cache=prefix length=8"
 
 
 def test_all_families_can_be_asked_for():
@@ -598,3 +600,54 @@ def test_an_interrupted_evaluation_keeps_its_samples_and_says_so(tmp_path, monke
     (file,) = (tmp_path / "runs").rglob("samples.jsonl")
     assert len(file.read_text().splitlines()) == 5
     assert not (file.parent / "failure.json").exists()
+
+
+def test_a_grader_that_stumbles_costs_the_answer_it_stumbles_over():
+    run, questions = evaluation(*SEQUENTIAL)
+
+    def stumbling(text):
+        raise RecursionError("too deep")
+
+    asked = [questions[0], replace(questions[1], grade=stumbling, source="a.jsonl, line 2")]
+    good, bad = sorted(run.samples(asked), key=lambda s: bool(s.error))
+    assert good.correct and not bad.correct
+    assert bad.error == "a.jsonl, line 2: the answer cannot be graded: RecursionError: too deep"
+
+
+def test_a_job_of_a_sweep_that_cannot_begin_is_listed_by_the_report(tmp_path, capsys):
+    words = ("model=toy_shuffle", "strategy=topk,learn2pd")  # the filter is for blocks
+    assert command(tmp_path, *words, sweep=True) == 2
+    found = store.collect(tmp_path / "runs")
+    assert [r.name for r in found.runs] == ["topk schedule=whole"]
+    assert "learn2pd schedule=whole: " in found.failed[0]
+    assert found.counts == "1 of 2 jobs done, 1 failed"
+    place = [f"runs={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'report'}"]
+    assert main(["task=report", "task.figures=false", "display=plain", *place]) == 1
+    assert "1 of 2 jobs done, 1 failed" in capsys.readouterr().out
+    assert "1 of 2 jobs done" in (tmp_path / "report" / "report" / "report.md").read_text()
+
+
+def test_a_job_that_begins_after_all_is_no_longer_listed_as_failed(tmp_path, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise ConfigError("no luck today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task_module, "shared_model", broken)
+        assert command(tmp_path, "strategy=topk", sweep=True) == 2
+    assert "no luck today" in store.collect(tmp_path / "runs").failed[0]
+    assert command(tmp_path, "strategy=topk", sweep=True) == 0
+    assert store.collect(tmp_path / "runs").failed == ()
+    assert command(tmp_path / "alone", "strategy=learn2pd") == 2  # one run says so on the screen
+    assert not (tmp_path / "alone" / "runs").exists()
+
+
+def test_problems_that_could_not_be_decoded_are_counted_for_people(tmp_path, capsys):
+    lines = [json.dumps({"question": text, "answer": "#### 2"}) for text in ("abc", "ab?")]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(lines), encoding="utf-8")
+    assert command(tmp_path, *SEQUENTIAL, f"task.data={data}", "max_new_tokens=3") == 1
+    said = capsys.readouterr().out
+    assert "1 of 2 problems could not be decoded and count as wrong" in said
+    assert "data.jsonl, line 2" in said
+    notes = controls.notes(store.collect(tmp_path / "runs").runs)
+    assert notes[0].kind == "not decoded" and "data.jsonl, line 2" in notes[0].text

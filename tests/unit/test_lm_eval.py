@@ -236,7 +236,7 @@ def test_a_length_goes_by_every_name_it_has_in_the_harness(name, value):
 
 
 @pytest.mark.parametrize("name", STOPS)
-@pytest.mark.parametrize("value", ["c", ["zz", "c"], ("c",), ["", "c"]])
+@pytest.mark.parametrize("value", ["c", ["zz", "c"], ("c",), ["", "d", "c"], ["c", "d"]])
 def test_an_answer_ends_at_the_first_stop_text_by_every_name(copying, name, value):
     (answer,) = copying.generate_until([asked("abcd>", max_gen_toks=4, **{name: value})])
     assert (answer, answer.stats["tokens"], answer.stats["slots"]) == ("ab", 2, 4)
@@ -320,7 +320,9 @@ GOOD = asked("abc>", max_gen_toks=3)
     ("bad", "message"),
     [
         (asked("a?c>", max_gen_toks=3), "contains '?'"),
-        (asked(None, max_gen_toks=3), "TypeError"),
+        (asked(None, max_gen_toks=3), "the context must be a text, got None"),
+        (asked(["abc>"], max_gen_toks=3), "must be a text"),
+        (asked("\ud83d", max_gen_toks=3), "contains"),
         (asked("abc>", max_gen_toks=10), "leave no room for the context"),
         (asked("abc>", max_gen_toks=11), "leave no room for the context"),
     ],
@@ -348,7 +350,10 @@ def test_a_row_that_fails_while_decoding_costs_itself_only(limited, monkeypatch,
         return torch.where(bad[:, None, None], torch.nan, logits)
 
     monkeypatch.setattr(Shuffle, "__call__", fails)
+    stored: dict = {}
+    limited.set_cache_hook(Hook(stored))
     found = limited.generate_until([asked("abf>", max_gen_toks=3), GOOD, GOOD])
+    assert [key for key in stored if "abf" in str(key)] == [] and "abc" in str(stored)
     assert "error" in found[0].stats and found[0] == ""
     assert [sorted(answer) for answer in found[1:]] == [list("abc")] * 2
 
@@ -511,6 +516,18 @@ def test_the_last_word_of_a_context_may_join_the_continuation(bundled):
     assert bundled._pair("", "1 Ada") == ((), bundled.encode("1 Ada"))
 
 
+@pytest.mark.parametrize("context", ["", "1 Ada"])
+def test_what_a_tokenizer_puts_around_texts_is_never_scored(bundled, context):
+    model = with_tokenizer(bundled, template_writes=False, tokenizer_writes=True, ends=True)
+    around = model.text.model.tokenizer.encode("")
+    prompt, answer = model._pair(context, " 2 Ben")
+    assert len(around) == 2 and prompt == (around[0], *bundled.encode(context))
+    assert answer == bundled.encode(" 2 Ben")
+    bare = bundled.loglikelihood_rolling([scored(" 2 Ben")])
+    assert model.loglikelihood_rolling([scored(" 2 Ben")]) != bare  # given the beginning of text
+    assert model.loglikelihood_rolling([scored("")]) == [0.0]
+
+
 # Arguments.
 
 
@@ -560,8 +577,10 @@ def test_a_machine_without_a_gpu_is_enough(caplog):
     [
         (["run", "--model", "dllm_decode"], True),
         (["--model=dllm_decode"], True),
-        (["run", "--model", "x", "--device", "cuda:0"], False),
-        (["run", "--model", "x", "--device=cpu"], False),
+        (["run", "--model", "dllm_decode", "--device", "cuda:0"], False),
+        (["run", "--model", "dllm_decode", "--device=cpu"], False),
+        (["run", "--model", "hf"], False),
+        (["run", "-M", "dllm_decode", "-C", "device.yaml"], False),
         (["run", "-C", "device.yaml"], False),
         (["run", "--config=plain.yaml"], True),
         (["run", "--config", "missing.yaml"], False),
@@ -570,7 +589,7 @@ def test_a_machine_without_a_gpu_is_enough(caplog):
         ([], False),
     ],
 )
-def test_the_harnesss_default_device_is_nobodys_wish(words, added, tmp_path, monkeypatch):
+def test_the_harnesss_default_device_is_nobodys_choice(words, added, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "device.yaml").write_text("device: cpu\n")
     (tmp_path / "plain.yaml").write_text("model: dllm_decode\n")
@@ -636,16 +655,20 @@ CHATS = {
 }
 
 
-def with_tokenizer(model: HarnessModel, *, template_writes: bool, tokenizer_writes: bool):
+def with_tokenizer(
+    model: HarnessModel, *, template_writes: bool, tokenizer_writes: bool, ends=False
+):
     """The model with a tokenizer whose template or post-processor writes a beginning of text."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     backend = PreTrainedTokenizerFast.from_pretrained(BUNDLED)
     begin = backend.all_special_tokens[0]
+    end = backend.all_special_tokens[1]
     if tokenizer_writes:
         backend.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{begin} $A", special_tokens=[(begin, backend.convert_tokens_to_ids(begin))]
+            single=f"{begin} $A" + ends * f" {end}",
+            special_tokens=[(word, backend.convert_tokens_to_ids(word)) for word in (begin, end)],
         )
     if template_writes:
         backend.chat_template = begin + backend.chat_template
@@ -670,7 +693,7 @@ def test_a_conversation_has_the_ids_of_generate(
     model.generate_until([asked(text, max_gen_toks=32)])
     assert asked_ids[0] == asked_ids[1] == tuple(model.text.model.tokenizer.encode_chat(chat))
     prompt, answer = model._pair(text, " 1 Ada")
-    assert prompt == asked_ids[0] and model.text.text(answer) == " 1 Ada"
+    assert prompt == asked_ids[0] and model.text.model.tokenizer.decode(list(answer)) == " 1 Ada"
     if template_writes:  # the text alone says so, where it comes from a cache of requests
         model._chats.clear()
         assert model.encode(text) == asked_ids[0]
@@ -682,12 +705,27 @@ def test_a_plain_text_gets_what_the_tokenizer_puts_around_it(bundled):
     assert len(model.encode("Ada")) == 1 + len(bundled.encode("Ada"))
 
 
-def test_a_reply_that_has_begun_is_continued(bundled):
-    chat = [CHATS["one"][0], {"role": "assistant", "content": " 1 Ada"}]
-    ids = bundled.encode(bundled.apply_chat_template(chat, add_generation_prompt=False))
-    tokenizer = bundled.text.model.tokenizer
-    opened = tokenizer.encode_chat(chat[:1])
-    assert ids == (*opened, *tokenizer.encode(" 1 Ada"))
+def test_a_reply_that_has_begun_is_continued_as_in_generate(bundled, asked_ids):
+    chat = [CHATS["one"][0], {"role": "assistant", "content": "1 Ada"}]
+    bundled.text.generate([chat], max_new_tokens=32)
+    text = bundled.apply_chat_template(chat, add_generation_prompt=False)
+    assert bundled.encode(text) == asked_ids[0]
+    assert text.endswith("1 Ada")
+
+
+@pytest.mark.parametrize(
+    "given", [{"enable_thinking": False}, {"chat_template_args": {"enable_thinking": False}}]
+)
+def test_a_chat_template_gets_its_arguments(given):
+    made = HarnessModel("bundled:llada-tiny", **given)
+    backend = copy.deepcopy(made.text.model.tokenizer.backend)
+    backend.chat_template = (
+        "{% if enable_thinking == false %} no{% endif %}" + backend.chat_template
+    )
+    tokenizer = CheckpointTokenizer(backend, BUNDLED)
+    made.text = replace(made.text, model=replace(made.text.model, tokenizer=tokenizer))
+    assert made.apply_chat_template(CHATS["one"]).startswith(" no")
+    assert made.settings != HarnessModel("bundled:llada-tiny").settings
 
 
 def test_chats_are_decoded_and_named(bundled):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -43,6 +48,12 @@ def made(sequence, step_of, forwards=5, slots=6, **more) -> Sample:
 def test_tokens_at_and_behind_the_first_end_of_text_are_not_delivered():
     found = made([3, 4, EOT, 5], [0, 2, 1, 3])
     assert (found.delivered, found.steps, found.end_step, found.spent) == (2, (0, 2), 1, 1)
+
+
+def test_commits_behind_the_end_of_text_are_spent_from_the_first_step_on():
+    assert made([3, EOT, 5, 6], [1, 2, 0, 3]).spent == 2
+    assert made([3, EOT, 5, 6], [1, 2, -1, -1]).spent == 0  # given in advance
+    assert made([3, 5], [0, 1]).spent == 0
 
 
 def test_tokens_given_in_advance_are_not_delivered():
@@ -100,6 +111,15 @@ def test_speedup_keeps_forwards_and_wall_time_apart():
     # five of the six saved passes had decided nothing in the sequential run
     assert gain.padding == pytest.approx(5 / 6)
     assert gain.useful == pytest.approx(3 / 2)
+
+
+def test_passes_saved_are_no_padding_where_the_faster_run_idles_more():
+    before = [sample((0, 1, 2, 3), forwards=8, end_step=4)]  # three idle passes
+    after = [sample((0, 0, 0, 0), forwards=7)]  # six
+    gain = metrics.speedup(after, before)
+    assert gain.padding == 0.0 and gain.useful == 5.0
+    # and a run that saves nothing saved no padding
+    assert metrics.speedup(before, after).padding == 0.0
 
 
 def test_runs_on_different_problems_have_no_speedup_and_no_headroom():
@@ -252,6 +272,11 @@ def test_pbx_without_interpolation_is_the_best_measured_point():
     assert math.isnan(pbx(points, 95.0))
 
 
+def test_pbx_takes_the_fastest_point_that_is_accurate_enough():
+    # the curve falls below 80 between 1 and 2 and comes back at 3
+    assert pbx([(1.0, 90.0), (2.0, 70.0), (3.0, 85.0)], 80.0, interpolate=False) == 3.0
+
+
 def test_pbx_takes_the_better_of_equal_speeds():
     assert pbx([(2.0, 60.0), (2.0, 90.0)], 80.0) == 2.0
     with pytest.raises(ConfigError, match="accuracy must lie in"):
@@ -315,3 +340,135 @@ def test_laws_must_be_laws_and_steps_a_partition():
 
 def test_an_empirical_law_counts_outcomes():
     assert laws.empirical_law([[1], [1], [2], [1]]) == {(1,): 0.75, (2,): 0.25}
+
+
+# Which test stands for which line: each defect is caught by the tests that are for it, and by no
+# other.
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A line of a module replaced by a wrong one, and the tests that must fail."""
+
+    module: str
+    right: str
+    wrong: str
+    caught_by: set[Callable[[], None]]
+
+
+MUTANTS = {
+    "commits of step 0 are not spent": Mutant(
+        "metrics", "spent=sum(step >= 0 for", "spent=sum(step > 0 for",
+        {test_commits_behind_the_end_of_text_are_spent_from_the_first_step_on},
+    ),
+    "padding may be negative": Mutant(
+        "metrics", "max(0.0, wasted / (before - after))", "wasted / (before - after)",
+        {test_passes_saved_are_no_padding_where_the_faster_run_idles_more},
+    ),
+    "tokens given in advance are delivered": Mutant(
+        "metrics", "if outcome.step_of[place] >= 0]", "]",
+        {test_tokens_given_in_advance_are_not_delivered},
+    ),
+    "the end of text is spent": Mutant(
+        "metrics", "outcome.step_of[end + 1 :]", "outcome.step_of[end:]",
+        {test_tokens_at_and_behind_the_first_end_of_text_are_not_delivered,
+         test_commits_behind_the_end_of_text_are_spent_from_the_first_step_on},
+    ),
+    "the pass that ends the text is wasted": Mutant(
+        "metrics", "{*sample.steps, *([sample.end_step] if sample.end_step >= 0 else [])}",
+        "{*sample.steps}",
+        {test_a_forward_is_wasted_if_it_decides_neither_a_delivered_token_nor_its_end,
+         test_speedup_keeps_forwards_and_wall_time_apart,
+         test_passes_saved_are_no_padding_where_the_faster_run_idles_more},
+    ),
+    "speedups upside down": Mutant(
+        "metrics", "forwards=_ratio(before, after)", "forwards=_ratio(after, before)",
+        {test_speedup_keeps_forwards_and_wall_time_apart},
+    ),
+    "useful speedup without the idle passes of the faster run": Mutant(
+        "metrics", "useful=_ratio(before - idle_before, after - idle_after)",
+        "useful=_ratio(before - idle_before, after)",
+        {test_passes_saved_are_no_padding_where_the_faster_run_idles_more},
+    ),
+    "headroom upside down": Mutant(
+        "metrics", "_speed(samples) / _speed(oracle)", "_speed(oracle) / _speed(samples)",
+        {test_headroom_is_the_share_of_the_oracles_tokens_per_forward},
+    ),
+    "a proposal of the same step counts as redundant": Mutant(
+        "metrics", "float(gap >= steps)", "float(gap >= steps - 1)",
+        {test_temporal_redundancy_counts_tokens_proposed_before_their_commit},
+    ),
+    "tokens per second of columns": Mutant(
+        "metrics", "_ratio(sum(s.delivered for s in samples), sum(s.seconds",
+        "_ratio(sum(s.slots for s in samples), sum(s.seconds",
+        {test_rates_and_ratios},
+    ),
+    "commits averaged over all problems": Mutant(
+        "metrics", "[_ratio(count, rows) for count, rows in zip(commits, running, strict=True)]",
+        "[_ratio(count, len(samples)) for count in commits]",
+        {test_commits_per_step_average_over_the_problems_still_running},
+    ),
+    "ties count in the order": Mutant(
+        "statistics", "float((signs_a != 0).sum()) * float((signs_b != 0).sum())",
+        "float(len(signs_a)) * float(len(signs_b))",
+        {test_decoding_order_is_one_from_left_to_right_and_minus_one_the_other_way,
+         test_kendall_tau_with_ties_by_hand},
+    ),
+    "intervals of 90 %": Mutant(
+        "statistics", "NormalDist().inv_cdf(0.5 + level / 2)", "NormalDist().inv_cdf(level)",
+        {test_wilson_reproduces_published_values},
+    ),
+    "a p-value of one side": Mutant(
+        "statistics", "min(1.0, 2 * float(tail))", "float(tail) / 2",
+        {test_paired_bootstrap_of_equal_runs_is_zero},
+    ),
+    "the first accurate point instead of the fastest": Mutant(
+        "curves", "last = reached[-1]", "last = reached[0]",
+        {test_pbx_takes_the_fastest_point_that_is_accurate_enough},
+    ),
+    "points that fell count": Mutant(
+        "curves", "point[1] >= curve[0][1] - 5", "point[1] >= 0",
+        {test_aup_leaves_out_points_that_fell_by_more_than_five},
+    ),
+    "equal points are both on the front": Mutant(
+        "curves", "points[index][1] > best", "points[index][1] >= best",
+        {test_the_pareto_front_leaves_out_what_is_beaten},
+    ),
+}  # fmt: skip
+
+
+def caught(monkeypatch, mutant: Mutant) -> set[Callable[[], None]]:
+    """The tests of this file, those without parameters, that fail with a mutant."""
+    module = importlib.import_module(f"dllm_decode.evaluation.{mutant.module}")
+    source = inspect.getsource(module)
+    assert source.count(mutant.right) == 1, "the line to replace is gone"
+    broken = ModuleType(module.__name__)
+    exec(compile(source.replace(mutant.right, mutant.wrong), "mutant", "exec"), vars(broken))
+    here = globals()
+    for user in (here, vars(metrics)):
+        for name, value in vars(broken).items():
+            if user.get(name) is not value and user.get(name) is getattr(module, name, broken):
+                monkeypatch.setitem(user, name, value)
+    if mutant.module == "metrics":
+        monkeypatch.setitem(here, "metrics", broken)
+    tests = [
+        value
+        for name, value in list(here.items())
+        if name.startswith("test_")
+        and not hasattr(value, "hypothesis")
+        and not inspect.signature(value).parameters
+    ]
+    failed = set()
+    for test in tests:
+        try:
+            test()
+        except AssertionError:
+            failed.add(test)
+    return failed
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_defect_is_caught_by_the_tests_that_are_for_it(name, monkeypatch):
+    with monkeypatch.context() as patch:
+        failed = caught(patch, MUTANTS[name])
+    assert {test.__name__ for test in failed} == {t.__name__ for t in MUTANTS[name].caught_by}

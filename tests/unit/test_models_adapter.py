@@ -271,7 +271,7 @@ def test_full_attention_models_keep_the_grid_behind_the_prompt(denoisers):
 
 
 def test_an_unknown_origin_of_the_grid_is_refused():
-    with pytest.raises(ConfigError, match=r"schedule.origin must be one of auto, prompt, absolute"):
+    with pytest.raises(ConfigError, match=r"origin must be one of auto, prompt, absolute"):
         Blocks(8, origin="middle")
 
 

@@ -50,7 +50,7 @@ VALUES = (0.05, 0.2, 0.4, 0.75, 0.95)
     default=st.sampled_from(VALUES),
     max_batch=st.integers(1, 3),
 )
-def test_a_row_with_its_own_knob_decodes_as_with_a_strategy_of_that_setting(
+def test_a_row_with_its_own_parameter_decodes_as_with_a_strategy_of_that_setting(
     key, values, default, max_batch
 ):
     own = tuple(None if v is None else {key: SCALE.get(key, 1) * v} for v in values)
@@ -93,7 +93,7 @@ def test_unknown_names_are_refused_with_the_one_that_was_meant():
     assert "may set strategy.transforms.credit.alpha, strategy.transforms.credit.beta" in message
 
 
-def test_a_setting_of_the_whole_run_is_no_knob_of_a_row():
+def test_a_setting_of_the_whole_run_is_no_parameter_of_a_row():
     assert "unknown name 'strategy.select.at_least'" in refused({"strategy.select.at_least": 2})
 
 

@@ -108,10 +108,17 @@ def test_credit_is_compared_with_the_threshold_of_equal_accuracy(runs):
     assert "paired bootstrap" in text
 
 
-def test_credit_that_is_no_better_than_a_threshold_is_called_so(runs):
+def test_credit_is_compared_with_the_nearest_of_all_thresholds_of_equal_accuracy(runs):
     run(runs, "threshold 0.7", samples(37, 4), select={**THRESHOLD, "threshold": 0.7})
     (text,) = texts(read(runs), "credit")
-    assert "told apart" in text
+    # now 92.5 % at 2 and 75 % at 8/3 surround it: 90 % at 2 + (2.5 / 17.5) * (8/3 - 2)
+    assert "reaches 2.10 (linear interpolation between 3 thresholds): -4.5 % tokens" in text
+    assert "so that the two cannot be told apart" in text
+    # the new one is as fast as credit
+    assert (
+        "against threshold 0.7 (2.00 tokens per forward), the difference in accuracy is -2.5"
+        in text
+    )
 
 
 def others_right(found: list[Sample]) -> list[Sample]:
@@ -257,7 +264,6 @@ def test_pages_show_those_wall_times_instead_of_the_runs_own(tmp_path, capsys):
         assert "20.0 [10.0, 500.0]" in after
         assert "on 4 at batch 4; medians of 3 repetitions in which all runs took turns" in after
         assert "2.00x fewer forwards, 3.00x less wall time" in after
-    assert "wall time" not in (tmp_path / "out" / "table.tex").read_text()
     said = capsys.readouterr().out
     table, clock = said.split("all tasks", 1)[1].split("wall time", 1)
     assert "time" not in table and "20.0 " in clock and "500.0" not in clock
@@ -397,11 +403,11 @@ class Balance(HTMLParser):
                 raise AssertionError(f"{tag} closes something else")
 
 
-def test_a_report_writes_every_form(runs, tmp_path):
+def test_a_report_writes_every_form_and_the_same_figures_twice(runs, tmp_path):
     pytest.importorskip("matplotlib")
     written = report.write_report(store.collect(runs), tmp_path / "out", preface="Read *this*.")
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {"table.csv", "report.md", "table.tex", "report.html"} <= names
+    assert {"table.csv", "report.md", "report.html"} <= names
     for figure in ("accuracy_speed", "tasks", "steps", "grid"):
         assert {f"{figure}.svg", f"{figure}.png"} <= names
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -419,7 +425,10 @@ def test_a_report_writes_every_form(runs, tmp_path):
     assert html.count("<svg") == 4 and "credit" in html
     markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "Read *this*." in markdown and "| credit | 40 | 90.0 [" in markdown
-    assert len(written.files) == 8
+    assert len(written.files) == 7
+    report.write_report(store.collect(runs), tmp_path / "again")
+    for path in (tmp_path / "out" / "figures").glob("*.svg"):
+        assert path.read_bytes() == (tmp_path / "again" / "figures" / path.name).read_bytes()
 
 
 @pytest.mark.slow
@@ -443,14 +452,6 @@ def test_more_runs_than_colours_get_further_panels(runs):
     assert [name for names in shown for name in names] == [r.name for r in many]
 
 
-def test_figures_are_the_same_twice(runs, tmp_path):
-    pytest.importorskip("matplotlib")
-    for name in ("one", "two"):
-        report.write_report(store.collect(runs), tmp_path / name)
-    for path in (tmp_path / "one" / "figures").glob("*.svg"):
-        assert path.read_bytes() == (tmp_path / "two" / "figures" / path.name).read_bytes()
-
-
 def test_csv_holds_full_figures(runs):
     rows = tables.rows_of(read(runs), None)
     found = list(csv.DictReader(io.StringIO(tables.csv_text(rows))))
@@ -459,11 +460,104 @@ def test_csv_holds_full_figures(runs):
     assert found[0]["share_of_oracle"] == ""
 
 
-def test_latex_is_escaped(runs):
-    rows = tables.rows_of(read(runs), None)
-    text = tables.latex(rows, ("strategy", "accuracy", "speedup_forwards"))
-    assert "\\toprule" in text and "4.00x" in text and "\\% [95 \\%]" in text
-    assert tables._tex("a_b\\c{}") == "a\\_b\\textbackslash{}c\\{\\}"
+HOSTILE = [
+    "$\\frac{$", "<script>alert(1)</script>", "=1+1", "+cmd", "-2", "@x", "a|b", "[x](data:x)",
+    "![x](http://example.org/x.png)", "_x_", "**x**", "`x`", "<!-- x", "&lt;b&gt;", "\\", "~~x~~",
+    "[credit]", "# x", "- x", "https://example.org",
+]  # fmt: skip
+
+
+class Words(HTMLParser):
+    """Cells of the tables of a page as they are read, and its tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.tags: set[str] = set()
+        self.inside = False
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.inside = tag == "td"
+        if self.inside:
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "td"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells[-1] += data
+
+
+def test_names_that_mean_something_elsewhere_do_no_harm_in_any_form(tmp_path):
+    pytest.importorskip("matplotlib")
+    for number, name in enumerate(HOSTILE):
+        run(tmp_path / "runs" / str(number), name.replace("/", "\u2215"), samples(38, 6))
+    written = report.write_report(
+        store.collect(tmp_path / "runs"), tmp_path / "out", title="<script>x</script>"
+    )
+    names = [name.replace("/", "\u2215") for name in HOSTILE]
+    page = Words()
+    page.feed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert set(names) <= set(page.cells)
+    assert not page.tags & {"script", "img", "b", "del"} and "em" not in page.tags
+    assert "<script" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    rows = list(csv.reader((tmp_path / "out" / "table.csv").open(encoding="utf-8")))
+    assert not [row[0] for row in rows if row[0].startswith(tuple("=+-@\t"))]
+    assert {row[0].removeprefix("'") for row in rows[1:]} == set(names)
+    assert len(written.files) == 7
+
+
+@pytest.mark.parametrize("name", ["=1", "+1", "-1", "@1", "\t=1", "\r=1", "\n@1"])
+def test_no_cell_of_a_spreadsheet_begins_a_formula(runs, name):
+    (row, *_) = tables.rows_of(read(runs), None)
+    row = replace(row, strategy=name, task=name)
+    (found,) = csv.DictReader(io.StringIO(tables.csv_text([row]), newline=""))
+    assert found["strategy"] == found["task"] == f"'{name.strip()}"
+    timing = tables.WallTime(name, 1, 1, 1, row.accuracy, 1.0, None)
+    assert tables.wall_time_csv([timing]).splitlines()[1].lstrip('"').startswith("'")
+
+
+def test_facts_about_the_machine_and_names_of_tasks_are_text_as_well(tmp_path):
+    facts = {"time": "2026", "cores": 2, "processor": "<script>x</script>"}
+    found = [replace(s, task="<b>copy</b>") for s in samples(3, 4, count=4)]
+    run(
+        tmp_path / "runs", "a", found, task_names=["<b>copy</b>"], environment=facts,
+        model={"description": "<img src=x>"},
+    )  # fmt: skip
+    report.write_report(store.collect(tmp_path / "runs"), tmp_path / "out", draw=False)
+    page = Words()
+    page.feed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert not page.tags & {"script", "img", "b"}
+    assert not re.search(r"<(script|b|img)", (tmp_path / "out" / "report.md").read_text())
+
+
+def test_the_page_is_the_markdown_and_its_figures(runs, tmp_path):
+    written = report.write_report(
+        store.collect(runs),
+        tmp_path / "out",
+        preface="Read *this*: ![x](http://a/b.png)",
+        draw=False,
+    )
+    html = page.to_html(written.report, {"grid": "<?xml?><svg><g id='a'/></svg>"})
+    assert "<em>this</em>" in html and "<img" not in html and "<?xml" not in html
+    assert '<svg role="img" aria-label="Accuracy of every run' in html
+    assert html.count("<table>") == html.count('<div class="wide"><table>') == 4
+
+
+@pytest.mark.parametrize("form", ["$", "$a$ $", "$\\frac{$", "$\\undefined$", "_hidden"])
+def test_figures_show_names_as_they_are(runs, form):
+    pytest.importorskip("matplotlib")
+    found = [replace(r, results={**r.results, "name": f"{form}{r.name}"}) for r in read(runs)]
+    for make in (figures.accuracy_against_speed, figures.per_task, figures.commits_over_steps,
+                 figures.ablation_grid):  # fmt: skip
+        drawn = make(found)
+        drawn.canvas.draw()
+        for legend in drawn.legends:
+            shown = {text.get_text().strip() for text in legend.get_texts()}
+            assert {r.name for r in found} <= shown
+        figures.pyplot().close(drawn)
 
 
 def test_definitions_are_printed_on_request(runs, tmp_path, capsys):

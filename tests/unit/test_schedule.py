@@ -28,10 +28,10 @@ def columns(window, snapshot):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Blocks(0), "schedule.length must be a whole number >= 1, got 0"),
-        (lambda: Blocks(2.5), r"schedule.length must be a whole number >= 1, got 2\.5"),
-        (lambda: Blocks(4, "row"), "schedule.origin must be one of auto, prompt, absolute"),
-        (lambda: SlidingWindow(0), "schedule.width must be a whole number >= 1, got 0"),
+        (lambda: Blocks(0), "length must be a whole number >= 1, got 0"),
+        (lambda: Blocks(2.5), r"length must be a whole number >= 1, got 2\.5"),
+        (lambda: Blocks(4, "row"), "origin must be one of auto, prompt, absolute"),
+        (lambda: SlidingWindow(0), "width must be a whole number >= 1, got 0"),
     ],
 )
 def test_values_out_of_range_are_refused(make, message):

@@ -134,7 +134,7 @@ def test_numbers_that_would_fill_the_memory_are_damage(runs):
     [({"steps": [0, 3]}, "must be below 'forwards', 3"), ({"end_step": 3}, "must be below"),
      ({"ready": [0]}, "'ready' must have as many entries as 'steps', 2"),
      ({"confidence": [0.5] * 3}, "'confidence' must have as many"),
-     ({"more": 1}, "has the unknown 'more'"), ({"confidence": [0.5, 1.5]}, "from 0 to 1")],
+     ({"more": 1}, "check ['more']"), ({"confidence": [0.5, 1.5]}, "from 0 to 1")],
 )  # fmt: skip
 def test_samples_whose_values_do_not_fit_each_other_are_left_out(runs, change, message):
     for key, value in change.items():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +81,7 @@ def test_traces_of_different_prompts_are_not_compared() -> None:
         (lambda lines: lines[:-1], "incomplete"),
         (lambda lines: [lines[0], "{", *lines[2:]], "line 2: not a JSON document"),
         (lambda lines: [lines[0], "[]", *lines[2:]], "line 2: needs a JSON object"),
-        (lambda lines: [lines[0], "{}", *lines[2:]], "line 2: not a step"),
+        (lambda lines: [lines[0], "{}", *lines[2:]], "line 2: rows is missing"),
     ],
 )
 def test_a_damaged_trace_is_refused_with_its_line(tmp_path: Path, change, message: str) -> None:
@@ -97,4 +99,45 @@ def test_an_absent_trace_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_player_cannot_be_ended_by_what_a_model_wrote() -> None:
     trace, _ = decode(["ab"])
     page = player(Trace(**{**vars(trace), "titles": ("</script><b>",)}))
-    assert "</script><b>" not in page and "<\\/script><b>" in page
+    assert "</script><b>" not in page and "\\u003c/script>\\u003cb>" in page
+
+
+WRONG = [None, True, -1, 10**30, 0.5, float("nan"), "x", [], [[]], [None], [[1]], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+def test_a_wrong_value_of_any_key_is_refused_or_replays(tmp_path: Path, value: object) -> None:
+    trace, _ = decode(["ab"])
+    records = [json.loads(line) for line in trace.lines()]
+    for number, record in enumerate(records):
+        for key in record:
+            changed = [*records[:number], {**record, key: value}, *records[number + 1 :]]
+            (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, changed)))
+            try:
+                read_trace(tmp_path / "t.jsonl").replay()
+            except TraceError as error:
+                assert "t.jsonl" in str(error) and len(str(error)) < 400
+                assert key in str(error) or key in ("format", "version", "lengths", "prompts")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\xfe", b"[" * 100_000, b'{"format": ' + b"9" * 5000 + b"}", b"\x00", b"{}", b"[]"],
+    ids=["bytes", "deep", "huge number", "zero", "object", "list"],
+)
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "t.jsonl").write_bytes(data)
+    with pytest.raises(TraceError, match=r"t\.jsonl"):
+        read_trace(tmp_path / "t.jsonl")
+
+
+TEXTS = ["\u2028", "\x85", "\n", "\r", "\ud800", "<!--<script>", "\x00", "'"]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=ascii)
+def test_any_text_comes_back_from_a_trace(tmp_path: Path, text: str) -> None:
+    trace, _ = decode(["ab"])
+    pieces = {token: f"{text}{piece}" for token, piece in trace.pieces.items()}
+    odd = replace(trace, titles=(text,), pieces=pieces or {1: text})
+    (tmp_path / "t.jsonl").write_text("\n".join(odd.lines()) + "\n", encoding="utf-8")
+    assert read_trace(tmp_path / "t.jsonl") == odd

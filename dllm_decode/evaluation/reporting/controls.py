@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import Point, pbx
 from dllm_decode.evaluation.reporting.tables import (
-    Timing,
+    WallTime,
     is_plain,
     is_sequential,
     sequential_of,
@@ -21,32 +21,48 @@ from dllm_decode.evaluation.reporting.tables import (
     with_padding_last,
 )
 from dllm_decode.evaluation.statistics import Interval, paired_bootstrap
-from dllm_decode.evaluation.store import EvalRun
+from dllm_decode.evaluation.store import EvalRun, one_line
 
 _PADDING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Note:
-    """One finding. kind: `credit`, `end of text` or `padding`; text: one or two sentences."""
+    """One finding.
+
+    Attributes:
+        kind: `not decoded`, `credit`, `end of text` or `padding`.
+        text: One or two sentences.
+    """
 
     kind: str
     text: str
 
 
 def notes(
-    runs: Sequence[EvalRun], parts: Sequence[EvalRun] = (), times: Sequence[Timing] = ()
+    runs: Sequence[EvalRun], parts: Sequence[EvalRun] = (), times: Sequence[WallTime] = ()
 ) -> list[Note]:
     """All controls that apply to a set of comparable runs.
 
     parts: runs on some of the same problems at the same batch size, which can serve as controls;
     times: wall times that go before those of the runs.
     """
-    found = [_credit(run, runs) for run in runs if _has_credit(run)]
+    found = [_not_decoded(run) for run in (*runs, *parts) if any(s.error for s in run.samples)]
+    found += [_credit(run, runs) for run in runs if _has_credit(run)]
     found += _end_of_text(runs, parts, times)
     found += _padding(runs)
     found += _padding_last(runs, parts)
     return found
+
+
+def _not_decoded(run: EvalRun) -> Note:
+    """Problems that count as wrong because something else went wrong."""
+    errors = [sample.error for sample in run.samples if sample.error]
+    return Note(
+        "not decoded",
+        f"{len(errors)} of {len(run.samples):,} problems of {run.name} could not be decoded and "
+        f"count as wrong; the first: {one_line(errors[0])}",
+    )
 
 
 def _has_credit(run: EvalRun) -> bool:
@@ -176,7 +192,7 @@ def _accuracy_gap(run: EvalRun, other: EvalRun) -> str:
 
 
 def _end_of_text(
-    runs: Sequence[EvalRun], parts: Sequence[EvalRun], times: Sequence[Timing]
+    runs: Sequence[EvalRun], parts: Sequence[EvalRun], times: Sequence[WallTime]
 ) -> list[Note]:
     """What stopping at the end of text alone gives, apart from any selection rule."""
     found = []
@@ -235,7 +251,7 @@ def _end_of_text(
     return found
 
 
-def _time_ratio(run: EvalRun, other: EvalRun, times: Sequence[Timing]) -> float | None:
+def _time_ratio(run: EvalRun, other: EvalRun, times: Sequence[WallTime]) -> float | None:
     """Wall time of one run over that of another at their batch size, None where not measured."""
     found = {t.strategy: t.seconds_per_problem for t in times if t.batch_size == run.batch_size}
     if run.name not in found or other.name not in found:

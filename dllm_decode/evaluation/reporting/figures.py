@@ -87,6 +87,7 @@ def pyplot() -> Any:
             "grid.linewidth": 0.6,
             "axes.axisbelow": True,
             "svg.fonttype": "none",
+            "text.parse_math": False,  # names of runs may hold dollar signs
         }
     )
     return plt
@@ -134,9 +135,14 @@ def _cross(axes: Axes, row: Row, number: int) -> None:
         markeredgewidth=0.6,
         elinewidth=0.9,
         linestyle="none",
-        label=row.strategy,
+        label=_label(row.strategy),
         zorder=3,
     )
+
+
+def _label(name: str) -> str:
+    """A name for a legend, which leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _legend_beside(figure: Figure, axes: Axes) -> None:
@@ -237,7 +243,7 @@ def _commits(axes: Axes, run: EvalRun, number: int) -> None:
         linewidth=1.4,
         marker=".",
         markersize=4,
-        label=run.name,
+        label=_label(run.name),
     )
 
 

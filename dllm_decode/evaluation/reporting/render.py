@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else, and as Markdown."""
+"""The report as Markdown, and the same as one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+
 from dllm_decode.evaluation.metrics import definitions
 from dllm_decode.evaluation.reporting.controls import Note
 from dllm_decode.evaluation.reporting.tables import (
-    COLUMNS,
     Row,
-    Timing,
-    cells,
+    WallTime,
+    escaped,
     markdown,
     markdown_table,
     wall_time_cells,
@@ -36,14 +39,22 @@ _CAPTIONS = {
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a report says: title, facts about model, machine and settings, tables and notes.
+class ReportPage:
+    """What a report says.
 
-    facts: name to text; overall: a row per run; tasks: task name to its rows; notes: the controls;
-    parts: a row per run on part of the problems, with the baseline on the same ones; times: wall
-    times by batch size; timed_on: the machine of runs made for their wall time, "" where the times
-    are those of the rows (which then have columns for them); warnings: what was left out and why;
-    preface: Markdown put before the tables.
+    Attributes:
+        title: Its heading.
+        facts: Name to text, about model, machine and settings.
+        overall: A row per run.
+        tasks: The same for each task, by its name.
+        notes: The controls.
+        parts: A row per run on part of the problems, with the baseline on the same ones.
+        times: Wall times by batch size.
+        timed_on: The machine of runs made for their wall time; "" where the times are those of the
+            rows, which then have columns for them.
+        warnings: What was left out and why.
+        counts: How many of how many jobs are here, "" where all are.
+        preface: Markdown put before the tables.
     """
 
     title: str
@@ -52,9 +63,10 @@ class Report:
     tasks: Mapping[str, Sequence[Row]]
     notes: Sequence[Note]
     parts: Sequence[Row] = ()
-    times: Sequence[Timing] = ()
+    times: Sequence[WallTime] = ()
     timed_on: str = ""
     warnings: Sequence[str] = ()
+    counts: str = ""
     preface: str = ""
 
     def columns(self, names: Sequence[str]) -> list[str]:
@@ -75,13 +87,14 @@ class Report:
         )
 
 
-def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
+def to_markdown(report: ReportPage, figures: Sequence[str] = ()) -> str:
     """The whole report as Markdown; figures: paths that are linked."""
-    parts = [f"# {report.title}\n"]
+    parts = [f"# {escaped(report.title)}\n"]
     if report.preface:
         parts.append(report.preface.strip() + "\n")
-    parts.append("".join(f"- {name}: {text}\n" for name, text in report.facts.items()))
-    parts += [f"> Left out: {text}\n" for text in report.warnings]
+    parts.append("".join(f"- {name}: {escaped(text)}\n" for name, text in report.facts.items()))
+    parts += [f"> {escaped(report.counts)}.\n"] if report.counts else []
+    parts += [f"> Left out: {escaped(text)}\n" for text in report.warnings]
     overall, behaviour = report.columns(OVERALL), report.columns(BEHAVIOUR)
     parts += ["## All tasks together\n", markdown(report.overall, overall)]
     parts += ["## How they decode\n", markdown(report.overall, behaviour)]
@@ -90,14 +103,16 @@ def to_markdown(report: Report, figures: Sequence[str] = ()) -> str:
         parts.append(f"![{caption}]({path})\n")
     if report.times:
         heads, lines = wall_time_cells(report.times)
-        parts += [f"## Wall time\n\n{report.about_times}\n", markdown_table(heads, lines) + "\n"]
+        parts += ["## Wall time\n", escaped(report.about_times) + "\n"]
+        parts.append(markdown_table(heads, lines) + "\n")
     if report.parts:
         parts += [f"## {_PARTS} ({report.parts[0].problems:,})\n", markdown(report.parts, overall)]
     if report.notes:
-        parts += ["## Controls\n", "".join(f"- **{n.kind}.** {n.text}\n" for n in report.notes)]
+        lines_of_notes = [f"- **{note.kind}.** {escaped(note.text)}\n" for note in report.notes]
+        parts += ["## Controls\n", "".join(lines_of_notes)]
     parts.append("## Task by task\n")
     for task, rows in report.tasks.items():
-        parts += [f"### {task}\n", markdown(rows, PER_TASK)]
+        parts += [f"### {escaped(task)}\n", markdown(rows, PER_TASK)]
     parts += ["## Definitions\n", definitions_markdown()]
     return "\n".join(parts)
 
@@ -131,97 +146,53 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 .wide { overflow-x: auto; }
 th { text-align: left; border-bottom: 2px solid #111; padding: 0.3rem 0.7rem;
      vertical-align: bottom; }
-th small { font-weight: normal; color: #555; display: block; }
 td { border-bottom: 1px solid #ddd; padding: 0.25rem 0.7rem; }
-td.number, th.number { text-align: right; white-space: nowrap; }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
-figcaption { color: #444; font-size: 0.85rem; }
-dt { font-weight: 600; } dd { margin: 0 0 0.4rem 1.2rem; }
-.warning { border-left: 4px solid #D55E00; padding: 0.2rem 0.8rem; background: #fdf3ec; }
+td[style] { white-space: nowrap; }
+.figure { display: block; margin: 1.5rem 0; } .figure svg { max-width: 100%; height: auto; }
+.caption { display: block; color: #444; font-size: 0.85rem; }
+blockquote { border-left: 4px solid #D55E00; padding: 0.2rem 0.8rem; margin: 0.5rem 0;
+             background: #fdf3ec; }
 @media print { body { margin: 0; max-width: none; font-size: 11px; } h2 { break-after: avoid; } }
 """
 
 
-def to_html(report: Report, figures: Mapping[str, str]) -> str:
-    """One page with everything in it. figures: name to SVG text."""
-    body = [f"<h1>{escape(report.title)}</h1>"]
-    body.append(_list(report.facts))
-    body += [f'<p class="warning">Left out: {escape(text)}</p>' for text in report.warnings]
-    overall, behaviour = report.columns(OVERALL), report.columns(BEHAVIOUR)
-    body += ["<h2>All tasks together</h2>", _table(report.overall, overall)]
-    body += ["<h2>How they decode</h2>", _table(report.overall, behaviour)]
-    for name, svg in figures.items():
-        caption = escape(_CAPTIONS.get(name, ""))
-        body.append(f"<figure>{_inline(svg, name)}<figcaption>{caption}</figcaption></figure>")
-    if report.times:
-        body += ["<h2>Wall time</h2>", f"<p>{escape(report.about_times)}</p>"]
-        body.append(_grid(*wall_time_cells(report.times)))
-    if report.parts:
-        body += [f"<h2>{_PARTS} ({report.parts[0].problems:,})</h2>"]
-        body.append(_table(report.parts, overall))
-    if report.notes:
-        items = "".join(
-            f"<li><strong>{escape(n.kind)}.</strong> {escape(n.text)}</li>" for n in report.notes
-        )
-        body += ["<h2>Controls</h2>", f"<ul>{items}</ul>"]
-    body.append("<h2>Task by task</h2>")
-    for task, rows in report.tasks.items():
-        body += [f"<h3>{escape(task)}</h3>", _table(rows, PER_TASK)]
-    body += ["<h2>Definitions</h2>", _list({f"{n} [{u}]": f"{t}." for n, u, t in definitions()})]
+def to_html(report: ReportPage, figures: Mapping[str, str]) -> str:
+    """The report as one page that needs no other file.
+
+    Args:
+        report: What it says.
+        figures: SVG text by name, put where the Markdown page links `NAME.svg`.
+    """
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+    def image(_: RendererHTML, tokens: Sequence[Token], place: int, *__: object) -> str:
+        return _figure(figures, tokens[place])
+
+    reader.add_render_rule("image", image)
+    reader.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
+    reader.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    body = reader.render(to_markdown(report, [f"{name}.svg" for name in figures]))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
+        f"{body}</body></html>\n"
     )
 
 
-def _list(facts: Mapping[str, str]) -> str:
-    items = "".join(f"<dt>{escape(n)}</dt><dd>{escape(t)}</dd>" for n, t in facts.items())
-    return f"<dl>{items}</dl>"
+def _figure(figures: Mapping[str, str], token: Token) -> str:
+    """A drawn figure with its caption; of pictures from elsewhere, which no page fetches, words."""
+    name, caption = Path(str(token.attrs["src"])).stem, escape(token.content)
+    if name not in figures:
+        return f"<em>{caption}</em>"
+    svg = _inline(figures[name], name, caption)
+    # a paragraph cannot hold a figure element
+    return f'<span class="figure">{svg}<span class="caption">{caption}</span></span>'
 
 
-def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    def cell(kind: str, name: str, inside: str) -> str:
-        mark = ' class="number"' if COLUMNS[name].numeric else ""
-        return f"<{kind}{mark}>{inside}</{kind}>"
-
-    heads = "".join(
-        cell("th", c, f"{escape(COLUMNS[c].head)}<small>{escape(COLUMNS[c].unit)}</small>")
-        for c in columns
-    )
-    lines = [
-        "<tr>" + "".join(cell("td", c, escape(cells(row)[c])) for c in columns) + "</tr>"
-        for row in rows
-    ]
-    return (
-        f'<div class="wide"><table><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _grid(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of texts; all columns but the first are numbers."""
-
-    def row(kind: str, insides: Sequence[str]) -> str:
-        marks = ["", *[' class="number"'] * (len(insides) - 1)]
-        pairs = zip(marks, insides, strict=True)
-        return "".join(f"<{kind}{mark}>{inside}</{kind}>" for mark, inside in pairs)
-
-    body = "".join(f"<tr>{row('td', [escape(text) for text in line])}</tr>" for line in lines)
-    # "time (ms)": the unit in small letters below
-    units = [re.sub(r" \((.*)\)$", r"<small>\1</small>", escape(head)) for head in heads]
-    return (
-        f'<div class="wide"><table><thead><tr>{row("th", units)}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _inline(svg: str, name: str) -> str:
+def _inline(svg: str, name: str, label: str) -> str:
     """An SVG for the middle of a page: no XML prologue, identifiers of its own."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    label = escape(_CAPTIONS.get(name, name))
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -64,7 +64,7 @@ def terminal_table(
     return table
 
 
-def terminal_wall_times(times: Sequence[tables.Timing]) -> Table:
+def terminal_wall_times(times: Sequence[tables.WallTime]) -> Table:
     """Wall times for the terminal, a line per strategy; medians without their ranges."""
     _, lines = tables.wall_time_cells(times)
     table = Table(title="wall time", title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
@@ -83,7 +83,7 @@ def terminal_wall_times(times: Sequence[tables.Timing]) -> Table:
 class Written:
     """What a report consists of. report: its content; files: what was written."""
 
-    report: page.Report
+    report: page.ReportPage
     collection: RunCollection
     files: tuple[Path, ...]
 
@@ -169,7 +169,7 @@ def write_report(
     preface: str = "",
     draw: bool = True,
 ) -> Written:
-    """Write CSV, Markdown, LaTeX, HTML and figures into a folder.
+    """Write CSV, Markdown, HTML and figures into a folder.
 
     only: keep runs whose name or folder contains this text; preface: Markdown before the tables.
     Raises `ConfigError` for runs that no table should mix, saying which differ and how.
@@ -181,7 +181,7 @@ def write_report(
     by_task = {
         task: tables.rows_of([run for run in runs if task in run.tasks], task) for task in tasks
     }
-    report = page.Report(
+    report = page.ReportPage(
         title=title,
         facts=facts_of(runs),
         overall=tables.rows_of(runs, None),
@@ -191,6 +191,7 @@ def write_report(
         timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
         notes=notes(runs, smaller, times if chosen.timed else ()),
         warnings=collection.left_out,
+        counts=collection.counts,
         preface=preface,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +200,6 @@ def write_report(
     texts = {
         "table.csv": tables.csv_text(every),
         "report.md": page.to_markdown(report, [f"figures/{path.name}" for path in drawn]),
-        "table.tex": tables.latex(report.overall, report.columns(page.OVERALL)),
         "report.html": page.to_html(
             report, {path.stem: path.read_text(encoding="utf-8") for path in drawn}
         ),

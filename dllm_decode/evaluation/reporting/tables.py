@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
@@ -165,7 +166,7 @@ def sequential_of(run: EvalRun, runs: Sequence[EvalRun]) -> EvalRun | None:
 
 
 @dataclass(frozen=True)
-class Timing:
+class WallTime:
     """Wall time of one strategy at one batch size: medians over repetitions.
 
     seconds_per_problem: median, smallest and largest; speedup: over the sequential run of the same
@@ -181,7 +182,7 @@ class Timing:
     speedup: float | None
 
 
-def wall_times(runs: Sequence[EvalRun]) -> list[Timing]:
+def wall_times(runs: Sequence[EvalRun]) -> list[WallTime]:
     """One entry per strategy and batch size, by rising size.
 
     Empty if all have the same size and none of them was made for its wall time.
@@ -197,11 +198,11 @@ def wall_times(runs: Sequence[EvalRun]) -> list[Timing]:
     return found
 
 
-def _timing(repetitions: Sequence[EvalRun], runs: Sequence[EvalRun]) -> Timing:
+def _timing(repetitions: Sequence[EvalRun], runs: Sequence[EvalRun]) -> WallTime:
     first = repetitions[0]
     seconds = [metrics.seconds_per_problem(run.samples) for run in repetitions]
     gains = [gain for run in repetitions if (gain := _gain_in_time(run, runs)) is not None]
-    return Timing(
+    return WallTime(
         first.name,
         first.batch_size,
         len(first.samples),
@@ -287,13 +288,19 @@ def csv_text(rows: Sequence[Row]) -> str:
             else [_csv(getattr(speed, entry.name)) for entry in fields(Speedup)]
         )
         writer.writerow(
-            [row.strategy, row.task, row.problems]
+            [_cell(row.strategy), _cell(row.task), row.problems]
             + [repr(x) for span in spans for x in (span.value, span.low, span.high)]
             + [_csv(getattr(row, name)) for name in plain]
             + gains
             + ["" if row.headroom is None else repr(row.headroom)]
         )
     return buffer.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A text in one line that no spreadsheet takes for a formula."""
+    line = " ".join(text.split())
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 def _csv(value: float) -> str:
@@ -313,12 +320,20 @@ def markdown_table(
     """A Markdown table. numeric: columns set to the right, none of them: all but the first."""
     right = numeric or [False] + [True] * (len(heads) - 1)
     lines = [heads, ["---:" if number else "---" for number in right], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
 
 
-def wall_time_cells(times: Sequence[Timing]) -> tuple[list[str], list[list[str]]]:
+# What begins something else than text: marks inside of words do not, nor do lone brackets.
+_MARKS = re.compile(r"([\\`*|~]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:]))")
+
+
+def escaped(text: str) -> str:
+    """A text for the middle of a Markdown line that shows as it is and brings no HTML along."""
+    line = " ".join(text.split())
+    return _MARKS.sub(r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def wall_time_cells(times: Sequence[WallTime]) -> tuple[list[str], list[list[str]]]:
     """Heads and lines of a table: a line per strategy, three columns per batch size."""
     sizes = sorted({timing.batch_size for timing in times})
     by_key = {(timing.strategy, timing.batch_size): timing for timing in times}
@@ -340,7 +355,7 @@ def wall_time_cells(times: Sequence[Timing]) -> tuple[list[str], list[list[str]]
     return heads, lines
 
 
-def _wall_time(timing: Timing) -> list[str]:
+def _wall_time(timing: WallTime) -> list[str]:
     seconds = timing.seconds_per_problem
     return [
         f"{1000 * seconds.value:.1f}" if timing.repetitions == 1 else _span(seconds, 1000, 1),
@@ -349,7 +364,7 @@ def _wall_time(timing: Timing) -> list[str]:
     ]
 
 
-def wall_time_csv(times: Sequence[Timing]) -> str:
+def wall_time_csv(times: Sequence[WallTime]) -> str:
     """All wall times in full precision."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -361,28 +376,7 @@ def wall_time_csv(times: Sequence[Timing]) -> str:
     for timing in times:
         seconds = timing.seconds_per_problem
         span = [seconds.value, seconds.low, seconds.high]
-        values = [*(getattr(timing, n) for n in names), *span, *(getattr(timing, n) for n in ends)]
+        facts = [_cell(timing.strategy), *(getattr(timing, n) for n in names[1:])]
+        values = [*facts, *span, *(getattr(timing, n) for n in ends)]
         writer.writerow("" if value is None else value for value in values)
     return buffer.getvalue()
-
-
-def latex(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """A LaTeX table for the package booktabs."""
-    form = "".join("r" if COLUMNS[name].numeric else "l" for name in columns)
-    lines = [f"\\begin{{tabular}}{{{form}}}", "\\toprule"]
-    lines.append(" & ".join(_tex(head(name)) for name in columns) + " \\\\")
-    lines.append("\\midrule")
-    for row in rows:
-        filled = cells(row)
-        lines.append(" & ".join(_tex(filled[name]) for name in columns) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
-
-
-def _tex(text: str) -> str:
-    for letter in "\\&%$#_{}":
-        text = text.replace(letter, "\\textbackslash{}" if letter == "\\" else f"\\{letter}")
-        if letter == "\\":
-            # the braces just written are no text
-            text = text.replace("\\textbackslash{}", "\0")
-    text = text.replace("\0", "\\textbackslash{}")
-    return text

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 
+from dllm_decode.console.processes import leave_signals_to_parent
 from dllm_decode.training.llada_tiny.batches import Batch, Batches, Mixture
 
 _made: Batches | None = None  # of this loader process
@@ -14,6 +15,7 @@ _made: Batches | None = None  # of this loader process
 
 def _prepare(mixture: Mixture, seed: int, rank: int) -> None:
     global _made
+    leave_signals_to_parent()
     _made = Batches(mixture, seed, rank)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from dllm_decode.console.output import tolerant_output
+from dllm_decode.console.processes import leave_signals_to_parent
 from dllm_decode.errors import ModelOutputError
 from dllm_decode.problems import TRAINED
 from dllm_decode.training.llada_tiny import checkpoint, curves
@@ -30,10 +33,20 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Everything one process holds. rank: 0 also writes files and reports."""
+    """Everything one process holds.
 
-    def __init__(self, settings: Recipe, rank: int, report: Reporter) -> None:
+    Args:
+        settings: Of the training.
+        rank: Number of the process; 0 also writes files and reports.
+        report: Shows the log.
+        stop: Says after each step whether to stop there; one worker that says so is enough.
+    """
+
+    def __init__(
+        self, settings: Recipe, rank: int, report: Reporter, stop: Callable[[], bool]
+    ) -> None:
         self.settings, self.rank, self.report = settings, rank, report
+        self.stop, self.stopped = stop, False
         self.folder, self.device = Path(settings.output), torch.device(settings.device)
         torch.manual_seed(settings.seed)  # the same weights in all workers
         self.network = Network(settings.shape()).to(self.device)
@@ -46,7 +59,7 @@ class Worker:
         self._continue()
 
     def run(self) -> None:
-        """Train to the end of the budget, then measure and export."""
+        """Train to the end of the budget, then measure and export; when stopped, only save."""
         settings, course = self.settings, self.course
         loader = Loader(settings.mixture(), settings.seed, self.rank, settings.loaders)
         begun, earlier, saved = time.monotonic(), course.seconds, course.seconds
@@ -60,6 +73,8 @@ class Worker:
                 losses.append(self._step(batch, progress, earlier + time.monotonic() - begun))
                 if before < 1e6 * settings.early <= course.tokens:
                     self._export(self.folder / "early")
+                if self.stopped:
+                    break
                 if course.step % settings.log_every == 0:
                     self._log(sum(losses) / len(losses))
                     losses = []
@@ -72,7 +87,8 @@ class Worker:
         finally:
             loader.close()
         self._save()
-        self._measure()
+        if not self.stopped:
+            self._measure()
 
     def _weights(self) -> dict[str, float]:
         """How often each family is drawn now."""
@@ -98,7 +114,8 @@ class Worker:
         """One update; returns the loss.
 
         Gradients and facts of all workers travel in one vector; their mean of `seconds` decides
-        about the schedule, so that all workers agree on it.
+        about the schedule and the sum of their wishes to stop about the end, so that all workers
+        agree on both.
         """
         settings, course, count = self.settings, self.course, len(TRAINED)
         arrays = (batch.tokens, batch.wanted, batch.target, batch.weight)
@@ -110,14 +127,16 @@ class Worker:
         hard, family = torch.from_numpy(batch.hard), torch.from_numpy(batch.family)
         tries = torch.bincount(family[hard], minlength=count).tolist()
         hits = torch.bincount(family[hard & right.cpu()], minlength=count).tolist()
-        facts = [float(loss.detach()), seconds, float(batch.tokens.size), *tries, *hits]
+        stop = float(self.stop())
+        facts = [float(loss.detach()), seconds, stop, float(batch.tokens.size), *tries, *hits]
         gradients = [weight.grad.flatten() for _, weight in self.named if weight.grad is not None]
         flat = torch.cat([*gradients, torch.tensor(facts, device=self.device)])
         self._share(flat)
         facts = flat[-len(facts) :].tolist()
         self._apply(flat[: -len(facts)] / settings.workers, progress)
         course.seconds = facts[1] / settings.workers
-        course.note(int(facts[2]), facts[3 : 3 + count], facts[3 + count :])
+        self.stopped = facts[2] > 0
+        course.note(int(facts[3]), facts[4 : 4 + count], facts[4 + count :])
         return float(facts[0]) / settings.workers
 
     def _apply(self, gradient: Tensor, progress: float) -> None:
@@ -230,17 +249,27 @@ class Worker:
                 curves.cut(self.folder / "curves.jsonl", self.course.step)
 
 
-def work(rank: int, settings: Recipe, store: str) -> None:
-    """Body of a training process. rank: its number; store: file where the processes meet."""
+def work(rank: int, settings: Recipe, store: str, stop: Callable[[], bool]) -> None:
+    """Body of a training process.
+
+    Args:
+        rank: Its number.
+        settings: Of the training.
+        store: File where the processes meet, if there are several.
+        stop: Whether to stop after the step that is being done, with a checkpoint.
+    """
+    if settings.workers > 1:
+        leave_signals_to_parent()
     if settings.device == "cpu":
         torch.set_num_threads(settings.threads)
     # One compiled version per length of the batches, and one more for each continuation.
     torch._dynamo.config.recompile_limit = 32
     several = settings.workers > 1
     with contextlib.ExitStack() as stack:
+        stack.enter_context(tolerant_output())
         report = stack.enter_context(Reporter(settings.display if rank == 0 else "none"))
         if several:
             place, number = f"file://{store}", settings.workers
             distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=number)
             stack.callback(distributed.destroy_process_group)
-        Worker(settings, rank, report).run()
+        Worker(settings, rank, report, stop).run()

@@ -1,0 +1,122 @@
+"""Odd terminals, and Windows by simulation: no `fcntl`, `resource`, `fork`, and cp1252 output."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import dllm_decode
+from dllm_decode.console.display import make_display
+from dllm_decode.console.output import tolerant_output
+from dllm_decode.console.trace_files import player
+from dllm_decode.decoding.trace import Trace
+
+CORE = Path(dllm_decode.__file__).parent
+WINDOWS = """
+import os, signal, sys, warnings
+warnings.filterwarnings("ignore", "only soft file lock")  # on Windows filelock has its own
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("fork", "forkpty", "getuid", "killpg", "setsid"):
+    delattr(os, name)
+for name in ("SIGALRM", "SIGKILL", "SIGHUP", "setitimer", "alarm"):
+    delattr(signal, name)
+from dllm_decode.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run(encoding: str, script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(["-c", script] if script else ["-m", "dllm_decode"]), *words]
+    return subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
+def test_signs_that_the_output_does_not_have_fail_no_row(encoding: str, tmp_path: Path) -> None:
+    words = ("model=toy_copy", "task.samples=2", "compare=false", "hydra.run.dir=run")
+    done = run(encoding, "", *words, cwd=tmp_path)
+    text = done.stdout.decode(encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "#" in text and "ok" in text and (tmp_path / "run" / "results.json").exists()
+
+
+def test_output_that_is_half_a_character_is_written_all_the_same(capsys) -> None:
+    with tolerant_output():
+        print("a\ud800b")
+    assert sys.stdout.errors != "dllm_decode.simplified"
+
+
+@pytest.mark.parametrize("task", ["generate", "eval", "report"])
+def test_a_simulated_windows_runs_generate_eval_and_report(task: str, tmp_path: Path) -> None:
+    words = ["model=toy_copy", "schedule=whole", "compare=false"]
+    if task == "report":
+        before = ["task=eval", "task.count=1", *words]
+        assert run("cp1252", WINDOWS, *before, cwd=tmp_path).returncode == 0
+        words = ["task.figures=false"]
+    done = run("cp1252", WINDOWS, f"task={task}", *words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+UNIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "pty"}
+
+
+def test_no_module_imports_what_windows_lacks() -> None:
+    for file in CORE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not UNIX_ONLY & {alias.name for alias in node.names}, file
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in UNIX_ONLY, file
+
+
+@pytest.mark.parametrize("width", [20, 40, 110])
+def test_the_header_is_wrapped_between_words(width: int, capsys) -> None:
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width)
+    make_display("plain", console).paragraph("trace credit (alpha 0.65, beta 0.7) -> threshold 0.9")
+    text = console.file.getvalue()
+    assert {"0.65,", "0.7)", "->"} <= set(text.split())
+    assert max(map(len, text.splitlines())) <= width
+
+
+class Scripts(HTMLParser):
+    """Script elements as a browser sees them, the double-escaped state included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.count += tag == "script"
+
+
+@pytest.mark.parametrize("text", ["<!--<script>", "</script>", "<!--", "<script", "]]>", "&lt;"])
+def test_no_prompt_ends_the_data_of_the_player(text: str) -> None:
+    trace = Trace(
+        titles=(text,),
+        prompts=((1,),),
+        lengths=(1,),
+        fixed=({},),
+        mask_id=0,
+        eot_ids=(2,),
+        pieces={1: text},
+        steps=(),
+        finish_reasons=("length",),
+    )
+    page = player(trace)
+    parser = Scripts()
+    parser.feed(page)
+    data = page.partition('id="trace">')[2].partition("</script>")[0]
+    assert parser.count == 2 and "<" not in data
+    assert json.loads(data)[0]["titles"] == [text]
