@@ -10,7 +10,7 @@ from torch import Tensor
 from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
-from dllm_decode.errors import require, require_count, require_in_range
+from dllm_decode.errors import require_count, require_in_range
 
 
 @dataclass

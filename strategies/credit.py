@@ -15,7 +15,7 @@ from torch import Tensor
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.strategy import Transform
 from dllm_decode.decoding.types import Memory, Request, Snapshot, StepView
-from dllm_decode.errors import require, require_choice, require_count, require_in_range
+from dllm_decode.errors import require_choice, require_count, require_in_range
 
 
 @dataclass
@@ -151,9 +151,7 @@ class AdaptiveCredit(_Credit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(
-            "ratio_over", self.ratio_over, ("block", "canvas")
-        )
+        require_choice("ratio_over", self.ratio_over, ("block", "canvas"))
 
     def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
         """1 - eta twice, and 1."""

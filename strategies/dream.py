@@ -73,9 +73,7 @@ class DreamSchedule(_TimeGrid):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("order", self.order, ("confidence", "margin", "entropy"))
-        require_in_range(
-            "position_temperature", self.position_temperature, 0.0, 1e6
-        )
+        require_in_range("position_temperature", self.position_temperature, 0.0, 1e6)
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The best or drawn positions of this step."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 from dllm_decode.decoding.selection import reaching
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
-from dllm_decode.errors import require, require_in_range
+from dllm_decode.errors import require_in_range
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from dllm_decode.decoding.types import Change, Request, Snapshot, StepView
 from dllm_decode.errors import (
     CapabilityError,
     ConfigError,
-    require,
     require_choice,
     require_in_range,
 )
@@ -41,17 +40,14 @@ class _EotRule(StopRule):
         whole = [isinstance(token, int) and not isinstance(token, bool) for token in self.ids]
         if not whole or not all(whole):
             raise ConfigError(
-                "ids must be null (the model's own) or a list of token ids, "
-                f"got {self.ids!r}"
+                f"ids must be null (the model's own) or a list of token ids, got {self.ids!r}"
             )
 
     def begin(self, request: Request, snapshot: Snapshot) -> None:
         """No memory; refuses ids that the vocabulary does not have."""
         for token in self.ids or ():
             if not 0 <= token < snapshot.vocab.size:
-                raise ConfigError(
-                    f"ids must lie in [0, {snapshot.vocab.size - 1}], got {token}"
-                )
+                raise ConfigError(f"ids must lie in [0, {snapshot.vocab.size - 1}], got {token}")
 
     def _is_end(self, tokens: Tensor, snapshot: Snapshot) -> Tensor:
         """Where tokens end a text, same shape."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
-from dllm_decode.errors import ConfigError, require, require_count, require_in_range
+from dllm_decode.errors import ConfigError, require_count, require_in_range
 from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.strategies.fixed import scheduled
 
@@ -58,8 +58,7 @@ class Learn2PD(Strategy):
             require_count("steps_per_block", self.steps_per_block)
         if not isinstance(self.weights, str) or not self.weights:
             raise ConfigError(
-                "weights must be a safetensors file or bundled:NAME, "
-                f"got {self.weights!r}"
+                f"weights must be a safetensors file or bundled:NAME, got {self.weights!r}"
             )
         _ = self.network
 

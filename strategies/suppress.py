@@ -34,9 +34,7 @@ class _Suppress(Transform):
         ids = vocab.eot_ids if self.ids is None else tuple(self.ids)
         require(len(ids) > 0, "ids is null, but the model has no end-of-text id; give the ids")
         for token in ids:
-            require(
-                0 <= token < vocab.size, f"ids must lie in [0, {vocab.size - 1}], got {token}"
-            )
+            require(0 <= token < vocab.size, f"ids must lie in [0, {vocab.size - 1}], got {token}")
         left = vocab.size - len({*ids, *vocab.never_generated})
         require(left > 0, f"ids removes every token of the vocabulary of {vocab.size}")
 
