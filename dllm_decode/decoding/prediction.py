@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.noise import Noise, gumbel
@@ -307,6 +308,16 @@ class Prediction(ABC):
             _refuse_outside(ids, self.shape[-1], None)
         ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
+
+    def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
+        """The old name of `with_logit_bias`; warns."""
+        say_renamed("Prediction.raised", "Prediction.with_logit_bias")
+        return self.with_logit_bias(ids, delta, never_negative=never_negative)
+
+    def without(self, ids: Tensor) -> Prediction:
+        """The old name of `suppress`; warns."""
+        say_renamed("Prediction.without", "Prediction.suppress")
+        return self.suppress(ids)
 
     def deferring(self, ids: Tensor) -> Prediction:
         """The same proposals, with the statistics of the distribution without ids (M,).
@@ -660,3 +671,10 @@ class BiasedPrediction(Prediction):
         beyond = self.shape[-1]
         winner = ids.masked_fill((noisy < best) | (ids < 0), beyond).amin(-1)
         return torch.where(winner < beyond, winner, below[..., 0])
+
+
+__getattr__ = renamed_names(
+    __name__,
+    {"RaisedPrediction": "BiasedPrediction", "Unprojected": "HiddenStates"},
+    globals(),
+)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dllm_decode.decoding import calls
 from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import ConfigError, require_count
 
@@ -57,6 +58,13 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     needs_reference: ClassVar[bool] = False
     needs_window: ClassVar[bool] = False
     request_parameters: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take over `per_row`, the old name of `request_parameters`; warns."""
+        super().__init_subclass__(**options)
+        if "per_row" in vars(cls):
+            say_renamed(f"{cls.__name__}.per_row", "request_parameters")
+            cls.request_parameters = vars(cls)["per_row"]
 
     @property
     def window_width(self) -> int | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels.noise import Noise
 
@@ -305,6 +306,17 @@ class StepView:
         own = self.parameters.get(f"{self.part}.{name}")
         return default if own is None else own.to(like.dtype)
 
+    @property
+    def board(self) -> Snapshot:
+        """The old name of `snapshot`; warns."""
+        say_renamed("StepView.board", "StepView.snapshot")
+        return self.snapshot
+
+    def knob(self, name: str, default: float, like: Tensor) -> Tensor | float:
+        """The old name of `parameter`; warns."""
+        say_renamed("StepView.knob", "StepView.parameter")
+        return self.parameter(name, default, like)
+
     def for_part(self, place: str) -> StepView:
         """The step as a part of a pipeline sees it. place: its key below the pipeline's own."""
         return replace(self, part=f"{self.part}.{place}")
@@ -386,3 +398,6 @@ class Change:
         }
         notes = {name: note[rows] for name, note in self.notes.items()}
         return Change(**values, notes=notes)
+
+
+__getattr__ = renamed_names(__name__, {"Board": "Snapshot"}, globals())

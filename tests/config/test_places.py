@@ -1,4 +1,4 @@
-"""Parts name their fields; where a part stands, and under which name, is the configuration's word."""
+"""Parts name their fields; where a part stands, under which name, the configuration says."""
 
 import ast
 from pathlib import Path

@@ -70,7 +70,7 @@ def test_ids_that_are_no_ids_are_refused(part, message: str) -> None:
     [
         (
             BanTokens(),
-            r"^strategy\.transforms\.mine \(BanTokens\): ids is null, but the model has no end-of-text id",
+            r"^strategy\.transforms\.mine \(BanTokens\): ids is null, but the model has no end",
         ),
         (DeferTokens([9]), r"ids must lie in \[0, 3\], got 9"),
         (BanTokens([0, 1, 2]), r"ids removes every token of the vocabulary of 4"),
