@@ -151,7 +151,7 @@ class Monitor:
         if unusable:
             raise self._unusable(check.view)
         if illegal:
-            raise self._illegal(check)
+            raise check.faults.error(named("sampler", self.batch.parts.sampler))
         # who commits all of them, or none, does not care for their order
         if 0 < chosen < ties and 2 * ties > candidates and not self._warned:
             self._warned = True
@@ -166,18 +166,6 @@ class Monitor:
                 RuntimeWarning,
                 stacklevel=8,
             )
-
-    def _illegal(self, check: PendingCheck) -> PluginError:
-        """Whose fault an illegal decision is: what a sampler may not propose is not the rule's."""
-        faults, sampler = check.faults, self.batch.parts.sampler
-        _, row, slot = faults.first
-        token = faults.token(row, slot)
-        if faults.names_token and token == int(check.view.pred.token[row, slot]):
-            return PluginError(
-                f"{named('sampler', sampler)} proposed token {token}, which must be removed "
-                f"before anything is proposed: {where(check.view, row, slot)}"
-            )
-        return faults.error()
 
     def _unusable(self, view: StepView) -> DllmDecodeError:
         """Who made a prediction that no rule can use, and where."""

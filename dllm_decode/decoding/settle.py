@@ -8,7 +8,6 @@ strategies that declared it, and each live row makes progress.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -68,27 +67,16 @@ class Faults:
         """How many there are, a number on the device."""
         return self.planes.sum()
 
-    @cached_property
-    def first(self) -> tuple[int, int, int]:
-        """Kind, row and slot of the first one; asks the device."""
+    def error(self, sampler: str = "sampler") -> DecisionError:
+        """The first fault in words, with plugin, row, column and step; asks the device.
+
+        Args:
+            sampler: what to call the sampler, if it is its fault.
+        """
+        view, tokens = self.view, self.decision.tokens
+        assert tokens is not None
         kind, row, slot = self.planes.nonzero()[0].tolist()
-        return kind, row, slot
-
-    @property
-    def names_token(self) -> bool:
-        """Whether the first one is about the token that was committed."""
-        return self.first[0] in (1, 2)
-
-    def token(self, row: int, slot: int) -> int:
-        """The token that the decision names for a slot; asks the device."""
-        assert self.decision.tokens is not None
-        return int(self.decision.tokens[row, slot])
-
-    def error(self) -> DecisionError:
-        """The first fault in words, with plugin, row, column and step; asks the device."""
-        view = self.view
-        kind, row, slot = self.first
-        token = self.token(row, slot)
+        token = int(tokens[row, slot])
         reason = (
             "committed a position that is not open",
             f"committed token {token}, which lies outside the vocabulary of "
@@ -103,6 +91,7 @@ class Faults:
         who = self.decision.author
         if kind in (1, 2, 4):  # a token or a score that somebody else may have proposed
             who = calls.author(view, self.decision, row, slot, None if kind == 4 else token)
+            who = sampler if who == "sampler" else who
         return DecisionError(f"{who} {reason}: {where(view, row, slot)}")
 
 

@@ -386,4 +386,8 @@ def test_a_wrong_value_is_laid_on_the_part_it_comes_from(fault, inside):
 @pytest.mark.parametrize("token", [12, -1, 11])
 def test_a_wrong_token_of_the_sampler_is_laid_on_the_sampler(token):
     for strategy in (MyRule(), Pipeline(MyRule(), KEEPS)):
-        refused(strategy, f"^sampler committed token {token}, .*step 0$", sampler=Draws(token))
+        refused(
+            strategy,
+            rf"^sampler \(Draws\) committed token {token}, .*step 0$",
+            sampler=Draws(token),
+        )

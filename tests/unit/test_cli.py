@@ -227,10 +227,6 @@ CONFIGURATION_FAULTS = {
     ),
     "no columns": ([*TOY, "max_new_tokens=0"], ["max_new_tokens", ">= 1", "0"]),
     "negative columns": ([*TOY, "max_new_tokens=-3"], ["max_new_tokens", ">= 1", "-3"]),
-    "block longer than the canvas": (
-        [*TOY, "schedule.length=100"],
-        ["schedule.length is 100", "64", "max_new_tokens"],
-    ),
     "prompt longer than the model allows": (
         ["model=toy_copy", "model._target_=faulty_models.ShortWorld", "prompt=abcdefgh"],
         ["prompt has 9 tokens", "70 positions"],

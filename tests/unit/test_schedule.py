@@ -2,9 +2,12 @@ import pytest
 import torch
 
 from dllm_decode.decoding.canvas import Canvas
+from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.errors import CapabilityError, ConfigError
+from dllm_decode.strategies.fixed import TopK
+from dllm_decode.testing import HashDenoiser, row_of
 
 VOCAB = Vocab(9, 8, (2,))
 
@@ -36,11 +39,29 @@ def test_values_out_of_range_are_refused(make, message):
         make()
 
 
-def test_a_block_longer_than_every_row_is_refused_with_what_to_do():
-    request = Request(((1,), (1,)), (4, 6))
-    Blocks(6).check(request)
-    with pytest.raises(ConfigError, match=r"schedule\.length is 7, longer than the canvas of 6"):
-        Blocks(7).check(request)
+def test_a_block_longer_than_every_row_is_one_short_block():
+    snapshot = board_of(((1,), (1,)), (4, 6))
+    window = Blocks(9).window(snapshot)
+    assert columns(window, snapshot) == [
+        [0, 1, 2, 3, -1, -1, -1, -1, -1],
+        [0, 1, 2, 3, 4, 5, -1, -1, -1],
+    ]
+    assert window.key.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("origin", ["prompt", "absolute"])
+@pytest.mark.parametrize("length", [1, 3, 7, 40])
+def test_a_row_shorter_than_the_block_gets_the_same_alone_and_beside_a_longer_one(origin, length):
+    model = HashDenoiser()
+
+    def rows(*lengths):
+        request = Request(((1, 2),) * len(lengths), lengths, seeds=(5,) * len(lengths))
+        decoder = Decoder(model, TopK(2), Blocks(length, origin))
+        return decoder.decode(request)
+
+    alone, together = rows(4), rows(4, 12)
+    assert row_of(alone, 0) == row_of(together, 0)
+    assert len(alone.sequences[0]) == 4
 
 
 def test_each_row_is_in_its_own_block_and_the_last_one_is_shorter():
