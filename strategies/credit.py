@@ -16,6 +16,7 @@ from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.strategy import Transform
 from dllm_decode.decoding.types import Memory, Request, Snapshot, StepView
 from dllm_decode.errors import require_choice, require_count, require_in_range
+from dllm_decode.kernels.reference import Slots
 
 
 @dataclass
@@ -71,7 +72,7 @@ class _Credit(Transform):
         if not self.identity:
             # one slot is ever filled; naming the present winner in it hands over the credit
             ids = torch.where(ids < 0, ids, view.pred.top_token[..., None])
-        done = view.pred.credited(ids, credit, alpha, beta, gamma, earns)
+        done = view.pred.credited(Slots(ids, credit, alpha, beta, gamma, earns))
         memory.ids = memory.ids.scatter(1, columns, done.ids)
         memory.credit = memory.credit.scatter(1, columns, done.credit)
         return done.prediction

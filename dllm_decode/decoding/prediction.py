@@ -15,7 +15,7 @@ from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.noise import Noise, gumbel
-from dllm_decode.kernels.reference import RowStatistics
+from dllm_decode.kernels.reference import RowStatistics, Slots
 
 
 class PredictionError(DecisionError):
@@ -328,30 +328,24 @@ class Prediction(ABC):
         removal = torch.full_like(removed, float("-inf"), dtype=torch.float32)
         return BiasedPrediction(self, removed, removal, _ProposalBelow())
 
-    def credited(
-        self,
-        ids: Tensor,
-        credit: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        gamma: float,
-        open: Tensor,
-    ) -> Credited:
+    def credited(self, slots: Slots) -> Credited:
         """CreditDecoding's update and fusion; see `kernels.reference.credit_update`.
 
-        ids, credit: (B, W, K) slots before the step, -1 and 0 where empty, ids distinct within a
-        slot; alpha, beta: (B,), >= 0 and in [0, 1]; gamma: >= 0; open: (B, W) bool: slots that
-        earn, all others come back empty.
+        Args:
+            slots: the credit of every slot before the step, with (B, W) in the place of N: ids,
+                credit (B, W, K), open (B, W); alpha, beta (B,), one per row.
         """
-        _, slots, _ = self.shape
-        open = open & ~self._emptied  # nothing wins there, so nothing earns
+        _, width, _ = self.shape
         update = self._credit_update(
-            ids.flatten(0, 1),
-            credit.flatten(0, 1),
-            alpha.repeat_interleave(slots),
-            beta.repeat_interleave(slots),
-            gamma,
-            open.flatten(),
+            Slots(
+                ids=slots.ids.flatten(0, 1),
+                credit=slots.credit.flatten(0, 1),
+                alpha=slots.alpha.repeat_interleave(width),
+                beta=slots.beta.repeat_interleave(width),
+                gamma=slots.gamma,
+                # nothing wins where every token has been removed, so nothing earns there
+                open=(slots.open & ~self._emptied).flatten(),
+            )
         )
         new_ids = self._shaped(update.ids)
         raised = BiasedPrediction(
@@ -359,19 +353,10 @@ class Prediction(ABC):
         )
         return Credited(raised, new_ids, update.credit.view(new_ids.shape))
 
-    def _credit_update(
-        self,
-        ids: Tensor,
-        credit: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        gamma: float,
-        open: Tensor,
-    ) -> reference.CreditUpdate:
+    def _credit_update(self, slots: Slots) -> reference.CreditUpdate:
         """`kernels.reference.credit_update` on whatever logits this prediction has."""
-        values = self._at(self._shaped(ids)).flatten(0, 1)
-        raw = self._statistics
-        return dispatch.credit_from(values, raw, ids, credit, alpha, beta, gamma, open)
+        values = self._at(self._shaped(slots.ids)).flatten(0, 1)
+        return dispatch.credit_from(values, self._statistics, slots)
 
 
 @dataclass(frozen=True)
@@ -484,18 +469,8 @@ class DensePrediction(Prediction):
             return self._shaped(self._pass[1])
         return self._shaped(_drawn(self._rows, draw, self._banned))
 
-    def _credit_update(
-        self,
-        ids: Tensor,
-        credit: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        gamma: float,
-        open: Tensor,
-    ) -> reference.CreditUpdate:
-        return dispatch.credit_update(
-            self._rows, ids, credit, alpha, beta, gamma, open, self._banned, self._statistics
-        )
+    def _credit_update(self, slots: Slots) -> reference.CreditUpdate:
+        return dispatch.credit_update(self._rows, slots, self._banned, self._statistics)
 
 
 class HeadPrediction(DensePrediction):
@@ -554,16 +529,8 @@ class HeadPrediction(DensePrediction):
         """Two predictions of one pass: the logits once are cheaper than the head twice."""
         return DensePrediction(self._source.logits, self._more_banned(ids), self._draw)
 
-    def _credit_update(
-        self,
-        ids: Tensor,
-        credit: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        gamma: float,
-        open: Tensor,
-    ) -> reference.CreditUpdate:
-        return Prediction._credit_update(self, ids, credit, alpha, beta, gamma, open)
+    def _credit_update(self, slots: Slots) -> reference.CreditUpdate:
+        return Prediction._credit_update(self, slots)
 
 
 class BiasedPrediction(Prediction):
