@@ -21,7 +21,11 @@ from dllm_decode.strategies.fixed import scheduled
 
 @dataclass
 class FilterMemory(Memory):
-    """The filter on the device of the request."""
+    """What the filter needs in every step.
+
+    Attributes:
+        network: the filter, on the device of the request.
+    """
 
     network: AcceptanceFilter
 
@@ -36,13 +40,24 @@ class Learn2PD(Strategy):
     probability there, columns beyond a short block as 0), z the two-layer network, rank 0 the most
     confident open position and n(s) the count of LLaDA's linear schedule.
 
-    weights: safetensors file of the filter, or `bundled:NAME`; tau: what a position's acceptance
-    has to exceed, probability in [0, 1], 1 accepts nothing; steps_per_block: steps S of the
-    schedule, 1 or more, None for one position per step; match_model: refuse a filter that was
-    trained for another checkpoint.
     Notes: `accepted` (B, W) bool, the accepted open positions, for `strategy/stop=eot_accepted`.
-    The block length of the schedule must be the filter's. Raises `ConfigError` for values out of
-    range and `CheckpointError` for weights that cannot be read.
+    The block length of the schedule must be the filter's.
+
+    Source: Learning to Parallel Decoding, arXiv 2509.25188, and its released code.
+
+    Args:
+        weights: safetensors file of the filter, or `bundled:NAME`.
+        tau: what a position's acceptance has to exceed, probability in [0, 1]; 1 accepts nothing.
+        steps_per_block: steps S of the schedule, 1 or more; None for one position per step.
+        match_model: refuse a filter that was trained for another checkpoint.
+
+    Raises:
+        ConfigError: for values out of range.
+        CheckpointError: for weights that cannot be read.
+
+    Examples:
+        >>> Learn2PD().window_width  # the bundled filter was trained for blocks of 32 columns
+        32
     """
 
     weights: str = "bundled:llada-tiny"

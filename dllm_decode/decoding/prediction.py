@@ -39,7 +39,9 @@ class GumbelDraw:
 
         token = argmax_v  l_v / T + g_v,   g_v standard Gumbel noise in float64
 
-    noise: random numbers of the step; temperature: T > 0.
+    Attributes:
+        noise: random numbers of the step.
+        temperature: T > 0.
     """
 
     noise: Noise
@@ -67,7 +69,9 @@ class _ProposalBelow:
 class HiddenStates:
     """The logits of a forward pass that stopped before the output head: hidden @ weight.T.
 
-    hidden: (B, W, D); weight: (V, D), without gradient.
+    Attributes:
+        hidden: (B, W, D) states.
+        weight: (V, D) of the head, without gradient.
     """
 
     hidden: Tensor
@@ -86,16 +90,28 @@ class HiddenStates:
 
 
 class Prediction(ABC):
-    """What the model predicts at the window slots of a step (B rows, W slots, V token ids).
+    """What the model predicts at the slots of a step (B rows, W slots, V token ids).
 
-    `token` is the proposal (the argmax, or a sample where a sampler draws), `confidence` its
-    probability. The other statistics describe the whole row. All are float32 or better, and all
-    come from the untempered, unfiltered distribution in which banned ids have probability 0.
+    `token` is the proposal (the argmax, or a draw where a sampler draws), `confidence` its
+    probability; the other statistics describe the whole row of logits. Each is computed at most
+    once, when somebody first asks, all in float32 or better, and from the untempered, unfiltered
+    distribution, in which banned ids have probability 0. Nothing is ever written to the logits.
 
     Where every token has been removed there is no distribution: all probabilities are 0, the
     entropy is the largest there is, log V, and the most likely token is -1, which cannot be
     committed. So such a slot ranks last in every rule, and a proposal made before the removal
     (`DeferTokens`) can still be committed when nothing else is left.
+
+    Examples:
+        >>> logits = torch.tensor([[[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]])
+        >>> pred = Prediction.of(logits)
+        >>> pred.token
+        tensor([[0, 2]])
+        >>> raised = pred.with_logit_bias(torch.tensor([[[1], [-1]]]), torch.full((1, 2, 1), 5.0))
+        >>> raised.token
+        tensor([[1, 2]])
+        >>> pred.suppress(torch.tensor([2])).confidence
+        tensor([[0.7311, 0.5000]])
     """
 
     _draw: Draw | None = None
@@ -142,10 +158,15 @@ class Prediction(ABC):
     ) -> Prediction:
         """The prediction of a forward pass.
 
-        logits: (B, W, V), never written to, or what they would be made of: on a GPU they are then
-        never written unless a plugin or a draw asks for them; banned: (M,) ids that must never be
-        proposed (mask and control tokens), removed before the argmax; draw: how `token` is drawn,
-        None for the argmax.
+        Args:
+            logits: (B, W, V), or the hidden states they would be made of; then they never exist on
+                a GPU unless a plugin or a draw asks for them.
+            banned: (M,) ids that must never be proposed (mask and control tokens), removed before
+                the argmax.
+            draw: how `token` is drawn, None for the argmax.
+
+        Raises:
+            PredictionError: for logits of another shape or type.
         """
         if isinstance(logits, HiddenStates):
             return HeadPrediction(logits, banned, draw)
@@ -155,7 +176,8 @@ class Prediction(ABC):
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         """The k largest logits and their ids, (B, W, k) each; lower id first on ties.
 
-        k: 1 or more; at most V are returned.
+        Args:
+            k: 1 or more; at most V are returned.
         """
         if not isinstance(k, int) or k < 1:
             raise PredictionError(f"topk needs a whole number >= 1, got {k!r}")
@@ -295,12 +317,19 @@ class Prediction(ABC):
     ) -> Prediction:
         """This prediction with sparse additions to its logits.
 
-        l'[v] = l[v] + sum of delta over the slots that hold v. Every statistic follows exactly
-        from this one's without touching the V columns again where all additions are >= 0.
+            l'[v] = l[v] + sum of delta over the entries that hold v
 
-        ids: (B, W, K) int64, -1 for an empty slot; delta: (B, W, K), -inf bans an id;
-        never_negative: the caller's word that all additions are >= 0, which saves a look at them
-        (on a GPU the host would have to wait for it).
+        Where all additions are 0 or more, every statistic follows exactly from this prediction's,
+        and the V columns are not read again.
+
+        Args:
+            ids: (B, W, K) int64, -1 for an empty entry.
+            delta: (B, W, K) floating point [nats]; -inf bans an id.
+            never_negative: the caller's word that all additions are 0 or more, which saves a look
+                at them (for which the host would have to wait on a GPU).
+
+        Raises:
+            PredictionError: for wrong shapes and types, and for ids beyond the vocabulary.
         """
         _check("ids", ids, self.shape[:2], floating=False)
         _check("delta", delta, ids.shape, floating=True)
@@ -361,7 +390,13 @@ class Prediction(ABC):
 
 @dataclass(frozen=True)
 class Credited:
-    """A prediction with credit fused in, and the slots (B, W, K) to keep for the next step."""
+    """What CreditDecoding's update gives.
+
+    Attributes:
+        prediction: the prediction with the credit fused in.
+        ids: (B, W, K) credited tokens to keep for the next step, -1 where empty.
+        credit: (B, W, K) their credit.
+    """
 
     prediction: Prediction
     ids: Tensor
@@ -536,9 +571,9 @@ class HeadPrediction(DensePrediction):
 class BiasedPrediction(Prediction):
     """A prediction with sparse additions, computed from the statistics of the one below it.
 
-    The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions >= 0.
-    A negative addition can cancel nearly all of the mass, so predictions that hold one compute
-    their statistics densely. never_negative, statistics: what the caller knows already.
+    The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions that
+    are 0 or more. A negative addition can cancel nearly all of the mass, so predictions that hold
+    one compute their statistics densely.
     """
 
     def __init__(
@@ -590,7 +625,9 @@ class BiasedPrediction(Prediction):
         )
 
     def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest: among the base's k + K largest and the K that moved, none is missed."""
         added, delta = self._additions
+        # at most K of the base's best have moved, so that k of those that have not are left
         values, ids = self._base._top(min(k + added.shape[-1], self.shape[-1]))
         moved = (ids[..., :, None] == added[..., None, :]).any(-1)
         values = values.double().masked_fill(moved, float("-inf"))
@@ -598,6 +635,7 @@ class BiasedPrediction(Prediction):
         # an entry that moved to the additions, or an empty slot, sorts behind every real id
         beyond = self.shape[-1]
         ids = torch.cat([ids.masked_fill(moved, beyond), added.masked_fill(added < 0, beyond)], -1)
+        # sorted by id first, so that the stable sort by value leaves the lower id first on ties
         by_id = ids.sort(dim=-1, stable=True)
         values = values.gather(-1, by_id.indices)
         order = values.sort(dim=-1, descending=True, stable=True)
