@@ -23,6 +23,7 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 sys.path.insert(0, str(EXAMPLES))
 
 from surest_half import SurestHalf  # noqa: E402
+from twice import SaidTwice  # noqa: E402
 
 
 def blocks(language: str) -> list[tuple[str, str, str]]:
@@ -100,6 +101,11 @@ class TestTheExampleStrategy(StrategyContract):
         return [SurestHalf()]
 
 
+class TestTheExampleWithMemory(StrategyContract):
+    def strategies(self) -> list[Strategy]:
+        return [SaidTwice()]
+
+
 def test_the_example_runs_from_the_command_line_as_its_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +120,7 @@ def test_the_example_runs_from_the_command_line_as_its_page_says(
     [
         (page, text)
         for page, words, text in blocks("python")
-        if page == "docs/configuration.md" or "SurestHalf()))" in text
+        if page == "docs/configuration.md" or "strategy=SurestHalf()" in text
     ],
 )
 def test_a_documented_python_example_runs(page: str, text: str, capsys) -> None:
