@@ -419,6 +419,20 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...] | None, *, floating:
         raise PredictionError(f"{name} must be {words}, got {value.dtype} ({value.layout})")
 
 
+def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> None:
+    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU."""
+    fits = isinstance(tokens, Tensor) and tokens.shape == like.shape and tokens.dtype in _INTEGERS
+    if not fits or tokens.device != like.device:
+        got = tokens
+        if isinstance(tokens, Tensor):
+            got = f"{tokens.dtype} of shape {tuple(tokens.shape)} on {tokens.device}"
+        raise PredictionError(
+            f"{who} token ids (int64) of shape {tuple(like.shape)} on {like.device}, got {got}"
+        )
+    if tokens.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        _refuse_outside(tokens, vocabulary, 0)
+
+
 def _refuse_outside(ids: Tensor, vocabulary: int, least: int | None) -> None:
     """Refuse ids beyond the vocabulary, or below `least`; asks the device."""
     wrong = ids >= vocabulary

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.prediction import Prediction, check_tokens
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels.noise import Noise
@@ -357,9 +357,11 @@ class StepView:
 
         Raises:
             ConfigError: where the view was made by hand.
+            PredictionError: for tokens of another shape or type, or outside the vocabulary.
         """
         if self.prober is None:
             raise ConfigError("this view was made by hand and has no model to probe")
+        check_tokens("probe needs", tokens, self.tokens, self.snapshot.vocab.size)
         return self.prober(torch.where(self.open, tokens, self.tokens))
 
     def parameter(self, name: str, default: float, like: Tensor) -> Tensor | float:
