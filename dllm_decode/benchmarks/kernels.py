@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.kernels import dispatch
+from dllm_decode.kernels.reference import Slots
 
 Action = Callable[[], object]
 # Sweeps of 256 MiB before each timed run: about a millisecond of work, in which the host queues the
@@ -135,7 +136,7 @@ def paths(case: KernelCase, given: Inputs, kernels: str) -> dict[str, Action]:
     kernels: `triton` or `reference`; set with `dispatch.using` around the calls.
     """
     x, banned = given.logits, given.banned
-    credit = (given.ids, given.credit, given.alpha, given.beta, 0.2, given.open, banned)
+    slots = Slots(given.ids, given.credit, given.alpha, given.beta, 0.2, given.open)
     scores = x[:, 0].float().reshape(1, -1)
     level = scores.new_full((1,), 0.9)
     return {
@@ -144,7 +145,7 @@ def paths(case: KernelCase, given: Inputs, kernels: str) -> dict[str, Action]:
             x, banned, min(2, case.vocabulary)
         ),
         f"draw {kernels}": lambda: dispatch.gumbel_statistics(x, given.states, 0.8, banned),
-        f"credit {kernels}": lambda: dispatch.credit_update(x, *credit),
+        f"credit {kernels}": lambda: dispatch.credit_update(x, slots, banned),
         f"selection {kernels}": lambda: dispatch.threshold_selection(
             scores, given.open.reshape(1, -1), level
         ),

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from card_history import Sightings, Watch, auc, redundancy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.api import load
