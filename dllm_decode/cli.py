@@ -304,7 +304,12 @@ def _task(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, title: s
 
 
 def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
-    """What a result depends on besides the configuration."""
+    """What a result depends on besides the configuration.
+
+    Args:
+        overrides: The command line's.
+        context: The task's `Context`, whose model is named if there is one.
+    """
     from dllm_decode.decoding.denoiser import Capabilities
 
     model = vars(context).get("model")

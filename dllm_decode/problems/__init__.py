@@ -126,8 +126,19 @@ TRAINED: dict[str, Family] = {name: family for name, family in FAMILIES.items() 
 def problems(family: str, split: str, count: int, seed: int = 0) -> list[Problem]:
     """Draw problems of one family with different prompts.
 
-    family: a key of `FAMILIES`; split: "train" or "held_out"; count: problems; seed: of the draw.
-    Raises `ConfigError` for an unknown family or split and if there are too few prompts.
+    Args:
+        family: A key of `FAMILIES`.
+        split: `train` or `held_out`.
+        count: Number of problems, 1 or more.
+        seed: Of the draw.
+
+    Raises:
+        ConfigError: The family or the split is unknown, or there are too few prompts.
+
+    Examples:
+        >>> problem = problems("reverse", "held_out", count=1)[0]
+        >>> FAMILIES["reverse"].grade(problem, problem.answer)
+        True
     """
     require_choice("family", family, tuple(FAMILIES))
     return distinct_problems(FAMILIES[family], split, count, seed)
