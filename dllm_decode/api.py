@@ -187,8 +187,9 @@ def build(
     given = parts or {}
     built = {name: given.get(name) or build_node(cfg, name) for name in PARTS}
     settings = OmegaConf.to_container(cfg.model, resolve=True)
-    if isinstance(settings, dict) and "checkpoint" in settings:
-        foresee.check_before_loading(settings, built["schedule"], built["cache"])
+    if model is None and isinstance(settings, dict) and "checkpoint" in settings:
+        named = {str(key): value for key, value in settings.items()}
+        foresee.check_before_loading(named, built["schedule"], built["cache"])
     loaded = build_model(cfg) if model is None else model()
     return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))
 

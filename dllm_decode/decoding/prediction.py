@@ -423,7 +423,7 @@ def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> Non
     """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU."""
     fits = isinstance(tokens, Tensor) and tokens.shape == like.shape and tokens.dtype in _INTEGERS
     if not fits or tokens.device != like.device:
-        got = tokens
+        got: object = tokens
         if isinstance(tokens, Tensor):
             got = f"{tokens.dtype} of shape {tuple(tokens.shape)} on {tokens.device}"
         raise PredictionError(

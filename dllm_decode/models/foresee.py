@@ -9,8 +9,9 @@ from typing import Any
 from dllm_decode.decoding.cache import CachePolicy
 from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.errors import CapabilityError, DllmDecodeError
-from dllm_decode.models.locate import look_for, read_json
+from dllm_decode.models.locate import look_for
 from dllm_decode.models.spec import Published, spec_of
+from dllm_decode.storage import read_json
 
 
 def check_before_loading(
