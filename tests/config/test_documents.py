@@ -25,6 +25,7 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 sys.path.insert(0, str(EXAMPLES))
 
 from surest_half import SurestHalf  # noqa: E402
+from twice import SaidTwice  # noqa: E402
 
 
 def blocks(language: str) -> list[tuple[str, str, str]]:
@@ -100,6 +101,11 @@ def test_the_example_strategy_is_twelve_lines_or_fewer() -> None:
 class TestTheExampleStrategy(StrategyContract):
     def strategies(self) -> list[Strategy]:
         return [SurestHalf()]
+
+
+class TestTheExampleWithMemory(StrategyContract):
+    def strategies(self) -> list[Strategy]:
+        return [SaidTwice()]
 
 
 def test_both_forms_of_the_page_run_the_example_alone_with_the_default_stop_rule(
