@@ -7,13 +7,13 @@ import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dllm_decode.decoding.types import Vocab
+from dllm_decode.environment import version_of
 from dllm_decode.errors import DllmDecodeError
 from dllm_decode.models.blueprint import (
     Blueprint,
@@ -105,13 +105,6 @@ def examine(settings: Mapping[str, Any]) -> Examination:
     return report
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
@@ -119,7 +112,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _examine_installation(report: Examination) -> None:
     report.facts["python"] = platform.python_version()
     for package in PACKAGES:
-        found = _installed(package)
+        found = version_of(package)
         report.facts[package] = found or "not installed"
         low, high = _RANGES.get(package, ((), None))
         if found and (_numbers(found) < low or (high is not None and _numbers(found) >= high)):
@@ -130,7 +123,7 @@ def _examine_installation(report: Examination) -> None:
                     f'pip install "{package}>={bound}"',
                 )
             )
-    report.findings += antlr_findings(_installed("antlr4-python3-runtime"), _installed("lm_eval"))
+    report.findings += antlr_findings(version_of("antlr4-python3-runtime"), version_of("lm_eval"))
 
 
 def antlr_findings(antlr: str | None, lm_eval: str | None) -> list[Finding]:

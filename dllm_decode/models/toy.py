@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.cache import Plan
-from dllm_decode.decoding.types import Vocab
+from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.errors import ConfigError, require, require_count, require_in_range
 from dllm_decode.kernels.noise import fold, mix, unit_interval
 from dllm_decode.models.loaded import Description
@@ -129,6 +129,28 @@ class World(ABC):
     def __post_init__(self) -> None:
         require_in_range("model.noise", self.noise, 0.0, 1.0)
         require_in_range("model.floor", self.floor, 0.0, 1.0, open_high=True)
+
+    def answer(self, strategy: Any, items: str = "", **parts: Any) -> tuple[str, int]:
+        """Decode one instance; for examples and for a first look at a strategy.
+
+        Args:
+            strategy: the strategy.
+            items: the instance, by default the world's own.
+            parts: further fields of the `Decoder`, such as the schedule.
+
+        Returns:
+            The answer, and the forward passes that it took.
+
+        Examples:
+            >>> from dllm_decode.strategies.fixed import TopK
+            >>> Reverse(n=4).answer(TopK(2), "abcd")
+            ('dcba', 3)
+        """
+        from dllm_decode.decoding.loop import Decoder
+
+        prompt = tuple(self.tokenizer.encode(items or self.default_prompt))
+        result = Decoder(self, strategy, **parts).decode(Request((prompt,), len(prompt)))
+        return self.tokenizer.decode(list(result.sequences[0])), result.forwards[0]
 
     @property
     @abstractmethod
