@@ -207,5 +207,5 @@ def right_answers(context: Context, found: Measured) -> Mapping[str, Sequence[in
     for task in run.tasks:
         _, split, seed, _ = run.of(task)[0].problem.split("/")
         for question in data.bundled(task, len(run.of(task)), int(seed), split):
-            answers[question.key] = tokenizer.encode(" " + question.label)
+            answers[question.key] = tokenizer.encode(f" {question.label}", framed=False)
     return answers
