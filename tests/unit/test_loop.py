@@ -433,3 +433,62 @@ def test_looking_less_often_changes_nothing_but_surplus_passes(
         assert row_of(often, row) == row_of(seldom, row)
     assert spent == sum(seldom.forwards) + sum(seldom.surplus_forwards)
     assert sum(often.surplus_forwards) == 0
+
+
+# Autograd.
+
+
+class Learned(torch.nn.Module):
+    """A model of one's own, with weights that are being trained."""
+
+    vocab, device, max_length = VOCAB, torch.device("cpu"), None
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(VOCAB.size, 8)
+        self.head = torch.nn.Linear(8, VOCAB.size)
+
+    def forward(self, tokens, live, index, plan):
+        whole = self.embedding(tokens).mean(1, keepdim=True)
+        return self.head(whole + self.embedding(index.clamp(min=0) % VOCAB.size))
+
+
+class Enabling(Learned):
+    """Asks for a graph itself."""
+
+    @torch.enable_grad()
+    def forward(self, tokens, live, index, plan):
+        return super().forward(tokens, live, index, plan)
+
+
+@dataclass(frozen=True)
+class Weighing(Take):
+    """A rule with a weight of its own that takes part in everything it says."""
+
+    weight: torch.nn.Parameter = field(default_factory=lambda: torch.nn.Parameter(torch.ones(1)))
+
+    def decide(self, view, memory):
+        decision = super().decide(view, memory)
+        scores = view.pred.confidence * self.weight
+        return Decision(decision.commit, scores=scores, confidence=scores)
+
+
+@pytest.mark.parametrize("model", [Learned, Enabling])
+@pytest.mark.parametrize("strategy", [Take, Weighing])
+def test_no_graph_is_kept_whoever_wrote_the_model(model, strategy):
+    rule, kept = strategy(), []
+
+    class Keeping(Observer):
+        def step(self, change, snapshot):
+            kept.append((change.confidence, change.scores, change.probability))
+
+    run = Decoder(model(), rule, WholeCanvas(), observers=(Keeping(),)).begin(Request(((1, 2),), 4))
+    run.admit([0])
+    while run.live:
+        run.step()
+        assert not run.canvas.confidence_of.requires_grad
+    assert not any(plane.requires_grad for step in kept for plane in step)
+    assert not any(view.pred.confidence.requires_grad for view in rule.seen)
+    assert not any(view.pred.logits.requires_grad for view in rule.seen)
+    assert torch.is_grad_enabled()
