@@ -43,7 +43,15 @@ class DeviceError(DllmDecodeError):
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise `ConfigError(message)` unless `condition` holds."""
+    """Raise an error unless a condition holds.
+
+    Args:
+        condition: What must hold.
+        message: What was wrong, what was got, what is allowed, where.
+
+    Raises:
+        ConfigError: It does not hold.
+    """
     if not condition:
         raise ConfigError(message)
 
@@ -60,9 +68,23 @@ def require_in_range(
 ) -> None:
     """Check that a number lies in an interval, with a message that states the interval.
 
-    name: the config key without its group; value: what was given; low, high: the bounds;
-    open_low, open_high: the bound itself is not allowed; unit: e.g. "nats".
-    Raises `ConfigError` for anything that is not a real number inside the interval (NaN included).
+    Args:
+        name: The field, as its object calls it; configuration puts the key in front.
+        value: What was given.
+        low: The lower bound.
+        high: The upper bound.
+        open_low: Whether the lower bound itself is refused.
+        open_high: Whether the upper bound itself is refused.
+        unit: For the message, e.g. "nats".
+
+    Raises:
+        ConfigError: The value is not a real number inside the interval; NaN is not.
+
+    Examples:
+        >>> require_in_range("threshold", 1.5, 0, 1)
+        Traceback (most recent call last):
+        ...
+        dllm_decode.errors.ConfigError: threshold must lie in [0, 1], got 1.5
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     inside = number and (low < value if open_low else low <= value)
@@ -75,13 +97,31 @@ def require_in_range(
 
 
 def require_count(name: str, value: object, *, minimum: int = 1) -> None:
-    """Check that a setting is a whole number of at least `minimum`; raises `ConfigError`."""
+    """Check that a setting is a whole number that is large enough.
+
+    Args:
+        name: The field.
+        value: What was given.
+        minimum: The smallest number allowed.
+
+    Raises:
+        ConfigError: It is not.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ConfigError(f"{name} must be a whole number >= {minimum}, got {value!r}")
 
 
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Check that a setting is one of a few words; raises `ConfigError` that lists them."""
+    """Check that a setting is one of a few words.
+
+    Args:
+        name: The field.
+        value: What was given.
+        allowed: The words.
+
+    Raises:
+        ConfigError: It is none of them; lists them.
+    """
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 

@@ -36,10 +36,14 @@ PARTS = ("forward", "statistics", "strategy", "settle", "cache", "loop", "engine
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One thing to time: a name within its group, and an engine with a request to decode.
+class Contender:
+    """One thing to time.
 
-    tokens: those that count, None for all that are delivered.
+    Attributes:
+        name: Within its group.
+        engine: Decodes the request.
+        request: What is decoded.
+        tokens: How many count, None for all that are delivered.
     """
 
     name: str
@@ -52,8 +56,18 @@ class Variant:
 class Timing:
     """What one variant took.
 
-    seconds: wall time of each round; tokens: delivered in a round; forwards: of all rows in a
-    round; ratio: tokens per second relative to the group's first variant, from medians.
+    Attributes:
+        group: In which it was compared.
+        name: Of the variant.
+        seconds: Wall time of each round.
+        tokens: Delivered in a round.
+        forwards: Of all rows in a round.
+        ratio: Tokens per second relative to the group's first variant, from medians.
+
+    Examples:
+        >>> timing = Timing("batch", "8 at once", (2.0, 4.0, 3.0), tokens=60, forwards=9, ratio=1.0)
+        >>> timing.tokens_per_second
+        20.0
     """
 
     group: str
@@ -71,14 +85,17 @@ class Timing:
 
 def compare(
     group: str,
-    variants: Sequence[Variant],
+    variants: Sequence[Contender],
     rounds: int,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
     """Time the variants of a group in turns.
 
-    rounds: times each variant is run after one that does not count, 1 or more; tick: called after
-    each run.
+    Args:
+        group: What to call the comparison.
+        variants: The first one is what the others are compared with.
+        rounds: How often each variant is timed, after one run that does not count; 1 or more.
+        tick: Called after each run.
     """
     seconds: dict[str, list[float]] = defaultdict(list)
     results: dict[str, Result] = {}
@@ -112,22 +129,37 @@ def _now(denoiser: Denoiser) -> float:
 
 
 def spread_request(request: Request, shortest: int, longest: int, seed: int = 0) -> Request:
-    """The request with lengths drawn evenly from [shortest, longest] [tokens], seeded."""
+    """The request with lengths drawn evenly from an interval.
+
+    Args:
+        request: Its prompts are kept.
+        shortest: Fewest generated columns of a row.
+        longest: Most generated columns of a row.
+        seed: Of the draw.
+    """
     draw = random.Random(seed)
     lengths = tuple(draw.randint(shortest, longest) for _ in range(request.rows))
     return replace(request, max_new_tokens=lengths)
 
 
 def repeated(prompts: Sequence[Sequence[int]], rows: int, length: int) -> Request:
-    """A request of `rows` rows that cycles through prompts; length: columns generated per row."""
+    """A request that goes through some prompts again and again.
+
+    Args:
+        prompts: Token ids of each.
+        rows: How many rows the request has.
+        length: Generated columns per row.
+    """
     chosen = tuple(tuple(prompts[row % len(prompts)]) for row in range(rows))
     return Request(chosen, length)
 
 
 def padded_to_the_slowest(request: Request, batch: int) -> Request:
-    """The request as batches decode it whose finished rows stay: each as long as its longest row.
+    """The request as it costs in batches whose finished rows stay: each row as long as the longest.
 
-    batch: rows that are decoded together, in request order.
+    Args:
+        request: Its prompts are kept.
+        batch: Rows that are decoded together, in request order.
     """
     lengths = request.lengths
     slowest = [max(lengths[row - row % batch :][:batch]) for row in range(request.rows)]
@@ -136,7 +168,19 @@ def padded_to_the_slowest(request: Request, batch: int) -> Request:
 
 @dataclass(frozen=True)
 class Target:
-    """A figure to be reached. what: in words; measured; low, high: where it must lie."""
+    """A figure to be reached.
+
+    Attributes:
+        what: In words.
+        measured: The figure.
+        low: Its lower limit.
+        high: Its upper limit.
+
+    Examples:
+        >>> target = Target("speedup", 1.4, low=1.3)
+        >>> target.met, target.goal
+        (True, 'at least 1.3')
+    """
 
     what: str
     measured: float
@@ -145,7 +189,7 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether it is."""
+        """Whether the figure lies within its limits."""
         return self.low <= self.measured <= self.high
 
     @property
@@ -160,7 +204,9 @@ class Target:
 def targets(step: Mapping[str, Mapping[str, float]], timings: Sequence[Timing]) -> Iterator[Target]:
     """The targets that can be judged from what was measured.
 
-    step: shares of a step by rows at once, see `shares`; timings: of the groups of `task=bench`.
+    Args:
+        step: Shares of a step by rows at once, see `shares`.
+        timings: Of the groups of `task=bench`.
     """
     for rows, high in (("1", 15.0), ("32", 8.0)):
         if rows in step:
@@ -189,7 +235,11 @@ def targets(step: Mapping[str, Mapping[str, float]], timings: Sequence[Timing]) 
 
 
 class Clock:
-    """Seconds per part; what is timed inside a part counts for the inner one only."""
+    """Seconds per part; what is timed inside a part counts for the inner one only.
+
+    Args:
+        denoiser: On its device pending work is waited for before the time is read.
+    """
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.spent: dict[str, float] = defaultdict(float)
@@ -199,7 +249,11 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time a block of code."""
+        """Time a block of code.
+
+        Args:
+            name: Of the part that its time belongs to.
+        """
         begun = _now(self._denoiser)
         self._inner.append(0.0)
         try:
@@ -338,7 +392,14 @@ class _TimedDecoder(Decoder):
 
 
 def shares(decoder: Decoder, request: Request, max_batch: int, rounds: int) -> Mapping[str, float]:
-    """Share of the time of a decode that each part takes, summing to 1; see `step_seconds`."""
+    """Share of the time of a decode that each part takes, summing to 1.
+
+    Args:
+        decoder: The parts.
+        request: What is decoded.
+        max_batch: Rows at once.
+        rounds: See `step_seconds`.
+    """
     seconds = step_seconds(decoder, request, max_batch, rounds)
     whole = sum(seconds.values())
     return {part: spent / whole for part, spent in seconds.items()}
@@ -352,7 +413,12 @@ def step_seconds(
     Parts: `forward`, `statistics` (of the rows of logits, with the output head where it is fused),
     `strategy` (transforms, selection, stop rules), `settle` (decision to change), `cache` (plans),
     `loop` (schedule, canvas, bookkeeping, the sync) and `engine` (rows that join).
-    max_batch: rows at once; rounds: decodes of which the median counts, after one that does not.
+
+    Args:
+        decoder: The parts.
+        request: What is decoded.
+        max_batch: Rows at once.
+        rounds: Decodes of which the median counts, after one that does not.
     """
     clock = Clock(decoder.denoiser)
     timed = _TimedDecoder(

@@ -13,16 +13,30 @@ from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.kernels import dispatch
 from dllm_decode.models.adapter import TransformersDenoiser
+from dllm_decode.models.blueprint import import_class, make_config
 from dllm_decode.models.compiled import CompiledBody
 from dllm_decode.models.loaded import Description, LoadedModel
-from dllm_decode.models.loading import DTYPES, import_class, make_config
+from dllm_decode.models.placement import DTYPES
 from dllm_decode.models.spec import SPECS
 from dllm_decode.models.text import CheckpointTokenizer
 
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers that make a model of LLaDA's family: what its config.json says under other names."""
+    """Numbers that make a model of LLaDA's family.
+
+    Attributes:
+        vocabulary: Token ids.
+        width: Of the hidden states.
+        inner: Width of the feed-forward layers.
+        layers: Number of blocks.
+        heads: Attention heads of a block.
+        positions: The longest sequence.
+
+    Examples:
+        >>> Size(vocabulary=100, width=8, inner=16, layers=2, heads=2, positions=64).parameters
+        2880
+    """
 
     vocabulary: int
     width: int
@@ -33,7 +47,7 @@ class Size:
 
     @property
     def parameters(self) -> int:
-        """Weights, norms left out."""
+        """Number of weights, those of norms left out."""
         block = 4 * self.width**2 + 3 * self.width * self.inner
         return 2 * self.vocabulary * self.width + self.layers * block
 
@@ -43,7 +57,11 @@ def random_model(
 ) -> LoadedModel:
     """A LLaDA model with random weights, made on the device; it has no tokenizer.
 
-    size: see `Size`; dtype: `float32`, `bfloat16`, `float16`; compile: see `load_model`.
+    Args:
+        size: Of the model.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device: Where it is made.
+        compile: A mode of torch.compile, see `load_model`; None for no compilation.
     """
     spec = SPECS["LLaDAModelLM"]
     config = make_config(
@@ -85,7 +103,14 @@ def random_model(
 
 
 def random_request(size: Size, rows: int, prompt: int, tokens: int) -> Request:
-    """Rows with prompts of random ids; prompt, tokens: columns of each."""
+    """Rows with prompts of random ids.
+
+    Args:
+        size: Of the model.
+        rows: How many.
+        prompt: Columns of each prompt.
+        tokens: Generated columns of each row.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(size.vocabulary - 1, (rows, prompt), generator=generator)
     return Request(tuple(map(tuple, ids.tolist())), tokens)
@@ -93,7 +118,12 @@ def random_request(size: Size, rows: int, prompt: int, tokens: int) -> Request:
 
 @contextmanager
 def implementation(kernels: str, head: str) -> Iterator[None]:
-    """The settings `kernels` and `head` for a block."""
+    """Use the settings `kernels` and `head` in a block.
+
+    Args:
+        kernels: `auto`, `reference` or `triton`.
+        head: `auto` or `apart`.
+    """
     before = dispatch.chosen(), dispatch.chosen_head()
     dispatch.choose(kernels, head)
     try:
@@ -103,7 +133,13 @@ def implementation(kernels: str, head: str) -> Iterator[None]:
 
 
 def profile(decoder: Decoder, request: Request, rows: int = 25) -> str:
-    """torch.profiler's table of the operations of one decode, the costliest first."""
+    """The table of torch.profiler for the operations of one decode, the costliest first.
+
+    Args:
+        decoder: The parts.
+        request: What is decoded.
+        rows: Lines of the table.
+    """
     from torch.profiler import ProfilerActivity
 
     gpu = decoder.denoiser.device.type == "cuda"

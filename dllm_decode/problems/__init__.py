@@ -81,8 +81,8 @@ _ALL: tuple[Family, ...] = (
     LatinSquare("latin", "Fill a 4 x 4 Latin square.", determined=False),
     Shuffle("shuffle", "Put a list of names into any other order.", determined=False, longest=5),
     ReplaceOne("replace-one", "Replace any one name of a list.", determined=False, longest=5),
-    Chain("chain", "Work out 6 to 20 steps of arithmetic.", canvas=160),
-    Track("track", "Follow four things through 7 to 18 exchanges.", canvas=128),
+    Chain("chain", "Work out 6 to 20 steps of arithmetic.", canvas=128),
+    Track("track", "Follow four things through 6 to 15 exchanges.", canvas=128),
     SudokuSix("sudoku6", "Fill the empty cells of a 6 x 6 sudoku.", canvas=48),
     SudokuSix("sudoku6-read", "Write a 6 x 6 sudoku with its solution.", canvas=64, read=True),
     Tale("tale", "Tell a story whose people and numbers agree.", determined=False, canvas=160),
@@ -126,8 +126,19 @@ TRAINED: dict[str, Family] = {name: family for name, family in FAMILIES.items() 
 def problems(family: str, split: str, count: int, seed: int = 0) -> list[Problem]:
     """Draw problems of one family with different prompts.
 
-    family: a key of `FAMILIES`; split: "train" or "held_out"; count: problems; seed: of the draw.
-    Raises `ConfigError` for an unknown family or split and if there are too few prompts.
+    Args:
+        family: A key of `FAMILIES`.
+        split: `train` or `held_out`.
+        count: Number of problems, 1 or more.
+        seed: Of the draw.
+
+    Raises:
+        ConfigError: The family or the split is unknown, or there are too few prompts.
+
+    Examples:
+        >>> problem = problems("reverse", "held_out", count=1)[0]
+        >>> FAMILIES["reverse"].grade(problem, problem.answer)
+        True
     """
     require_choice("family", family, tuple(FAMILIES))
     return distinct_problems(FAMILIES[family], split, count, seed)

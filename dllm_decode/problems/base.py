@@ -19,11 +19,19 @@ _IN_VAIN = 300  # draws in a row without a new prompt: the family has hardly any
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with one right answer.
+    """One question, and an answer to it that is right.
 
-    family: key of `FAMILIES`; prompt, answer: plain text without special tokens;
-    facts: what a grader needs beyond the answer, e.g. the list that was shown; form: for infilling,
-    the answer with `GAP` for every token to be found, "" where everything is to be found.
+    Attributes:
+        family: Key of `FAMILIES`.
+        prompt: The question, plain text without special tokens.
+        answer: Plain text; families with several right answers show one of them.
+        facts: What a grader needs beyond the answer, e.g. the list that was shown.
+        form: For infilling, the answer with `GAP` for every token to be found; "" where everything
+            is to be found.
+
+    Examples:
+        >>> Problem("copy", "Copy: 1 Ada", "1 Ada", form=" 1" + GAP).shown
+        'Copy: 1 Ada 1[MASK]'
     """
 
     family: str
@@ -42,10 +50,13 @@ class Problem:
 class Family(ABC):
     """A kind of problem: how to make one and how to grade an answer.
 
-    name: the key; title: one sentence for people; determined: exactly one answer is right, given
-    the prompt; canvas: slots [tokens] that hold every answer and its end of text;
-    shown: the bundled model can do it, so that it belongs in default runs and tables; trained: the
-    bundled model is trained on it.
+    Attributes:
+        name: The key.
+        title: One sentence for people.
+        determined: Whether, given the prompt, exactly one answer is right.
+        canvas: Columns that hold every answer and its end of text.
+        shown: Whether the bundled model can do it, so that it belongs in default runs and tables.
+        trained: Whether the bundled model is trained on it.
     """
 
     name: str
@@ -57,29 +68,56 @@ class Family(ABC):
 
     @abstractmethod
     def generate(self, rng: random.Random) -> Problem:
-        """Draw one problem; the same state of `rng` gives the same problem."""
+        """Draw one problem.
+
+        Args:
+            rng: Where the numbers come from; the same state gives the same problem.
+        """
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Whether `text` answers the problem; surrounding and repeated blanks do not matter."""
+        """Whether a text answers the problem; surrounding and repeated spaces do not matter.
+
+        Args:
+            problem: A problem of this family.
+            text: What was decoded, without special tokens.
+        """
         return words_of(text) == words_of(problem.answer)
 
     def form(self, problem: Problem) -> str | None:
-        """The answer with `GAP` for every word to be filled in; None if the family has no form."""
+        """The answer with `GAP` for every word to be found; None if the family has no such form.
+
+        Args:
+            problem: A problem of this family.
+        """
         return problem.form or None
 
 
 def words_of(text: str) -> list[str]:
-    """Split at blanks: the unit in which answers are compared."""
+    """Split a text at spaces and line ends: the unit in which answers are compared.
+
+    Args:
+        text: Any text.
+    """
     return text.split()
 
 
 def held_out(shown: str) -> bool:
-    """Whether what is shown is kept from training: a fixed hash of it decides, for every seed."""
+    """Whether a problem is kept from training: a fixed hash decides, whatever the seed.
+
+    Args:
+        shown: `Problem.shown`, all that a model is given.
+    """
     return zlib.crc32(shown.encode("utf-8")) % HELD_OUT_SHARE == 0
 
 
 def draw(family: Family, split: str, rng: random.Random) -> Problem:
-    """Draw one problem of a split ("train" or "held_out") by rejection."""
+    """Draw one problem of a split by rejection.
+
+    Args:
+        family: The kind of problem.
+        split: `train` or `held_out`.
+        rng: Where the numbers come from.
+    """
     wanted = split == "held_out"
     while True:
         problem = family.generate(rng)
@@ -88,7 +126,17 @@ def draw(family: Family, split: str, rng: random.Random) -> Problem:
 
 
 def distinct_problems(family: Family, split: str, count: int, seed: int) -> list[Problem]:
-    """Draw `count` problems with different prompts; raises `ConfigError` if there are too few."""
+    """Draw problems with different prompts.
+
+    Args:
+        family: The kind of problem.
+        split: `train` or `held_out`.
+        count: Number of problems, 1 or more.
+        seed: Of the draw.
+
+    Raises:
+        ConfigError: The split is unknown, or the family has fewer prompts than `count`.
+    """
     require_choice("split", split, SPLITS)
     require_count("count", count)
     rng = random.Random(f"{seed}/{family.name}/{split}")

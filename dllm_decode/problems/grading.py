@@ -12,9 +12,19 @@ _LONGEST_NUMBER = 1000  # characters
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number of an answer, behind the last "####" or "A:" if there is one.
+    r"""The last number of an answer, behind the last "####" or "A:" if there is one.
 
-    Thousands separators, a dollar sign and a closing full stop do not matter; None without number.
+    Thousands separators, a dollar sign and a closing full stop do not matter.
+
+    Args:
+        text: An answer.
+
+    Returns:
+        The number, None where there is none.
+
+    Examples:
+        >>> last_number("2 + 2 = 4, so\n#### 1,004.")
+        Fraction(1004, 1)
     """
     for mark in ("####", "\nA:"):
         if mark in f"\n{text}":
@@ -28,13 +38,29 @@ def last_number(text: str) -> Fraction | None:
 
 
 def same_number(text: str, label: str) -> bool:
-    """GSM8K: both texts end with the same number."""
+    """GSM8K: whether two texts end with the same number.
+
+    Args:
+        text: The decoded answer.
+        label: The published answer.
+    """
     wanted = last_number(label)
     return wanted is not None and last_number(text) == wanted
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...} or \fbox{...}, braces matched; None without one."""
+    r"""The content of the last \boxed{...} or \fbox{...}, braces matched.
+
+    Args:
+        text: An answer in LaTeX.
+
+    Returns:
+        What is in the box, None where there is no box or it is not closed.
+
+    Examples:
+        >>> boxed(r"so \boxed{\frac{1}{2}}.")
+        '\\frac{1}{2}'
+    """
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start < 0:
         return None
@@ -62,6 +88,9 @@ def normal_latex(text: str) -> str:
 
     Spaces, sizes, degree and currency signs go; fractions and roots get braces; "0.5" and
     "\frac{1}{2}" stay different: nothing is computed, so that equal strings mean equal answers.
+
+    Args:
+        text: An answer in LaTeX.
     """
     for old, new in _SPELLED:
         text = text.replace(old, new)
@@ -82,16 +111,27 @@ def normal_latex(text: str) -> str:
 
 
 def same_latex(text: str, label: str) -> bool:
-    r"""MATH: the last boxed answer (else the whole text) equals the label after normalising."""
+    """MATH: whether the last boxed answer (else the whole text) equals the label after normalising.
+
+    Args:
+        text: The decoded answer.
+        label: The published answer, without its box.
+    """
     answer = boxed(text)
     return normal_latex(text if answer is None else answer) == normal_latex(label)
 
 
 def is_countdown(text: str, numbers: Sequence[int], target: int) -> bool:
-    """Countdown: steps such as "44-15=29,79-29=50" that use every number once and end in target.
+    """Countdown: whether the steps use every number once and end in the target.
 
-    Each step takes two numbers that are there (given, or results of earlier steps) and is right;
-    divisions leave no remainder. What follows the last step on a further line is not looked at.
+    Steps are written "44-15=29,79-29=50". Each step takes two numbers that are there (given, or
+    results of earlier steps) and is right; divisions leave no remainder. What follows on further
+    lines is ignored.
+
+    Args:
+        text: The decoded answer.
+        numbers: Those given.
+        target: The last result.
     """
     steps = text.strip().split("\n")[0].replace(" ", "").rstrip(".").split(",")
     left = Counter(numbers)
@@ -118,9 +158,16 @@ def _holds(a: int, sign: str, b: int, result: int) -> bool:
 
 
 def read_grid(text: str, size: int = 4) -> list[list[int]] | None:
-    """A grid of `size` lines of `size` digits (0: empty); None for anything else.
+    """Read a grid of digits.
 
-    Blanks between digits and lines of other text around the grid do not matter.
+    Spaces between digits, and lines of other text around the grid, do not matter.
+
+    Args:
+        text: Lines of digits, 0 for an empty cell.
+        size: Rows and columns.
+
+    Returns:
+        The rows, None for anything that is not a grid.
     """
     lines = [line.replace(" ", "") for line in text.strip().splitlines()]
     rows = [line for line in lines if re.fullmatch(rf"\d{{{size}}}", line)]
@@ -131,10 +178,14 @@ def read_grid(text: str, size: int = 4) -> list[list[int]] | None:
 
 
 def is_sudoku(text: str, puzzle: str, box: int = 2) -> bool:
-    """Sudoku: every clue kept, every row, column and box holds every digit once.
+    """Whether a grid keeps every clue and holds every digit once in every row, column and box.
 
     Any valid filling counts, so that puzzles with several solutions are graded fairly.
-    puzzle: lines of digits, 0 for an empty cell; box: side of a box [cells].
+
+    Args:
+        text: The decoded grid.
+        puzzle: Lines of digits, 0 for an empty cell.
+        box: Side of a box in cells.
     """
     size = box * box
     grid, clues = read_grid(text, size), read_grid(puzzle, size)
@@ -160,7 +211,16 @@ def _groups(grid: list[list[int]], box: int) -> list[list[int]]:
 
 
 def sudoku_solutions(puzzle: str, box: int = 2, limit: int = 2) -> int:
-    """Number of fillings of a puzzle, counted up to `limit`; 0 for text that is no puzzle."""
+    """Number of fillings of a puzzle, counted up to a limit.
+
+    Args:
+        puzzle: Lines of digits, 0 for an empty cell.
+        box: Side of a box in cells.
+        limit: Where counting stops.
+
+    Returns:
+        The number; 0 for text that is no puzzle.
+    """
     grid = read_grid(puzzle, box * box)
     return 0 if grid is None else _count_fillings(grid, box, limit)
 

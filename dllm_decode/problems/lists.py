@@ -13,12 +13,27 @@ from dllm_decode.problems.words import NAMES
 
 
 def labelled(names: Sequence[str]) -> str:
-    """Write names with 1-based labels: ["Ada", "Ben"] -> "1 Ada 2 Ben"."""
+    """Write names with labels from 1.
+
+    Args:
+        names: In the order in which they are shown.
+
+    Examples:
+        >>> labelled(["Ada", "Ben"])
+        '1 Ada 2 Ben'
+    """
     return " ".join(f"{label} {name}" for label, name in enumerate(names, start=1))
 
 
 def read_labelled(text: str) -> list[str] | None:
-    """Read "1 Ada 2 Ben" back to its names; None if the labels are not 1, 2, 3 ... in order."""
+    """Read a list with labels back to its names.
+
+    Args:
+        text: Such as "1 Ada 2 Ben".
+
+    Returns:
+        The names; None if the labels are not 1, 2, 3 ... in order.
+    """
     words = words_of(text)
     names = words[1::2]
     if len(words) % 2 or words[0::2] != [str(label) for label in range(1, len(names) + 1)]:
@@ -28,23 +43,38 @@ def read_labelled(text: str) -> list[str] | None:
 
 @dataclass(frozen=True)
 class Labelled(Family):
-    """A labelled list is shown. shortest, longest: its length [names]; pool: names to draw from."""
+    """A family that shows a list with labels.
+
+    Attributes:
+        shortest: Names in the shortest list.
+        longest: Names in the longest list.
+        pool: Names to draw from, more than `longest`.
+
+    Examples:
+        >>> family = Copy("copy", "Write a list again.", shortest=2, longest=2)
+        >>> family.generate(random.Random(0)).prompt
+        'Copy: 1 Nils 2 Ben'
+    """
 
     shortest: int = 3
     longest: int = 9
     pool: tuple[str, ...] = NAMES
 
     def form(self, problem: Problem) -> str | None:
-        """The labels of the answer; every name is a gap, with the blank in front of it."""
+        """The labels of the answer; every name is a gap, with the space in front of it.
+
+        Args:
+            problem: A problem of this family.
+        """
         return "".join(f" {label}{GAP}" for label in words_of(problem.answer)[::2])
 
 
 @dataclass(frozen=True)
 class ListFamily(Labelled):
-    """A list goes in, a list comes out."""
+    """A family whose problems turn one list into another."""
 
     def generate(self, rng: random.Random) -> Problem:
-        """Draw names without repetition and apply the operation."""
+        """Draw different names and apply the operation."""
         count = rng.randint(self.shortest, self.longest)
         *names, spare = rng.sample(self.pool, count + 1)
         order, result = self.apply(names, spare, rng)
@@ -57,7 +87,16 @@ class ListFamily(Labelled):
 
     @abstractmethod
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """The order in words and the resulting list. spare: a name that is not in the list."""
+        """The operation on one list.
+
+        Args:
+            names: The list that is shown.
+            spare: A name that is not in the list.
+            rng: Where positions come from.
+
+        Returns:
+            The order in words, and the resulting list.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,7 +104,7 @@ class Copy(ListFamily):
     """The list as it is."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Nothing changes."""
+        """The result is the list itself."""
         return "Copy", names
 
 
@@ -83,7 +122,7 @@ class Sort(ListFamily):
     """The names in alphabetical order."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Order by the whole name."""
+        """Names are ordered by all of their letters."""
         return "Sort", sorted(names)
 
 
@@ -92,7 +131,7 @@ class Insert(ListFamily):
     """A new name at a position; what stood there and behind moves on by one."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Positions 1 to n + 1 are possible."""
+        """The position is drawn from 1 to n + 1."""
         place = rng.randint(1, len(names) + 1)
         return f"Insert {spare} at {place}", [*names[: place - 1], spare, *names[place - 1 :]]
 
@@ -102,7 +141,7 @@ class Remove(ListFamily):
     """The list without the name at a position."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Positions 1 to n are possible."""
+        """The position is drawn from 1 to n."""
         place = rng.randint(1, len(names))
         return f"Remove {place}", names[: place - 1] + names[place:]
 
@@ -112,7 +151,7 @@ class Replace(ListFamily):
     """A new name instead of the one at a position."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Positions 1 to n are possible."""
+        """The position is drawn from 1 to n."""
         place = rng.randint(1, len(names))
         return f"Replace {place} with {spare}", [*names[: place - 1], spare, *names[place:]]
 
@@ -122,7 +161,7 @@ class Swap(ListFamily):
     """Two names change places."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Two different positions, the smaller one first."""
+        """Two different positions are drawn; the smaller one is named first."""
         first, second = sorted(rng.sample(range(len(names)), 2))
         result = list(names)
         result[first], result[second] = names[second], names[first]
@@ -134,14 +173,14 @@ class Shuffle(ListFamily):
     """Any order but the one shown: many answers are right."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Draw uniformly from all orders except the identity."""
+        """The order is drawn uniformly from all but the one shown."""
         result = list(names)
         while result == names:
             rng.shuffle(result)
         return "Shuffle", result
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """The same names with labels in order, not all of them where they were."""
+        """Right is a list of the same names, labels in order, that is not the one shown."""
         shown = [str(name) for name in _facts(problem, "names")]
         found = read_labelled(text)
         return found is not None and sorted(found) == sorted(shown) and found != shown
@@ -152,12 +191,12 @@ class ReplaceOne(ListFamily):
     """A new name instead of any one of the list: n answers are right."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Draw the position uniformly."""
+        """The position is drawn uniformly."""
         place = rng.randrange(len(names))
         return f"Replace any one with {spare}", [*names[:place], spare, *names[place + 1 :]]
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Exactly one position differs, and the new name stands there."""
+        """Right is a list that differs in exactly one position, where the new name stands."""
         shown = [str(name) for name in _facts(problem, "names")]
         found = read_labelled(text)
         if found is None or len(found) != len(shown):
@@ -171,12 +210,12 @@ class InsertOne(ListFamily):
     """A new name at any position: n + 1 answers are right."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Draw the position uniformly."""
+        """The position is drawn uniformly."""
         place = rng.randint(0, len(names))
         return f"Insert {spare} at any", [*names[:place], spare, *names[place:]]
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Without the new name it is the list that was shown."""
+        """Right is a list that is the one shown once the new name is taken out."""
         found, spare = read_labelled(text), problem.facts["spare"]
         if found is None or found.count(str(spare)) != 1:
             return False
@@ -188,12 +227,12 @@ class RemoveOne(ListFamily):
     """The list without any one of its names: n answers are right."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
-        """Draw the position uniformly."""
+        """The position is drawn uniformly."""
         place = rng.randrange(len(names))
         return "Remove any one", names[:place] + names[place + 1 :]
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Exactly one name is missing, and the others stand in their order."""
+        """Right is the list with exactly one name missing and the others in their order."""
         shown = list(_facts(problem, "names"))
         rest = [shown[:place] + shown[place + 1 :] for place in range(len(shown))]
         return read_labelled(text) in rest
@@ -204,7 +243,7 @@ class Who(Labelled):
     """The name at a position, with its label."""
 
     def generate(self, rng: random.Random) -> Problem:
-        """Ask for one of the positions 1 to n."""
+        """Draw names and ask for one of the positions 1 to n."""
         names = rng.sample(self.pool, rng.randint(self.shortest, self.longest))
         place = rng.randint(1, len(names))
         prompt = f"Who is {place}: {labelled(names)}"
@@ -216,7 +255,7 @@ class Where(Labelled):
     """The position of a name, with the name."""
 
     def generate(self, rng: random.Random) -> Problem:
-        """Ask for one of the names shown."""
+        """Draw names and ask for the position of one of them."""
         names = rng.sample(self.pool, rng.randint(self.shortest, self.longest))
         place = rng.randrange(len(names))
         prompt = f"Where is {names[place]}: {labelled(names)}"
@@ -227,7 +266,8 @@ class Where(Labelled):
 class Pick(Labelled):
     """Any few names of the list with their labels, in the order of the list.
 
-    most: names asked for at most.
+    Attributes:
+        most: The largest number of names that is asked for.
     """
 
     most: int = 3

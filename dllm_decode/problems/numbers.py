@@ -12,7 +12,12 @@ from dllm_decode.problems.words import NAMES, THINGS
 
 @dataclass(frozen=True)
 class Count(Family):
-    """Write a run of numbers. longest: numbers in the longest answer; largest_step: in between."""
+    """Write a run of numbers.
+
+    Attributes:
+        longest: Numbers in the longest answer.
+        largest_step: The largest difference between two neighbours.
+    """
 
     longest: int = 96
     largest_step: int = 3
@@ -33,7 +38,12 @@ class Count(Family):
 
 @dataclass(frozen=True)
 class Tally(Family):
-    """Count how often a name occurs in a labelled list, with a running total behind every name."""
+    """Count how often a name occurs in a labelled list, with a running total behind every name.
+
+    Attributes:
+        shortest: Names in the shortest list.
+        longest: Names in the longest list.
+    """
 
     shortest: int = 3
     longest: int = 8
@@ -53,7 +63,12 @@ class Tally(Family):
 
 @dataclass(frozen=True)
 class Add(Family):
-    """Add two numbers digit by digit from the right, with every carry written out."""
+    """Add two numbers digit by digit from the right, with every carry written out.
+
+    Attributes:
+        fewest_digits: Digits of the shortest numbers.
+        most_digits: Digits of the longest numbers.
+    """
 
     fewest_digits: int = 2
     most_digits: int = 4
@@ -75,15 +90,16 @@ class Add(Family):
 
 @dataclass(frozen=True)
 class Story(Family):
-    """A short story with two or three changes of a number, one line of arithmetic for each.
+    """A short story with two or three changes of a number, and a line of arithmetic for each.
 
-    pool: names to draw from.
+    Attributes:
+        pool: Names to draw from.
     """
 
     pool: tuple[str, ...] = NAMES
 
     def generate(self, rng: random.Random) -> Problem:
-        """Numbers stay between 0 and 40, changes between 1 and 9."""
+        """Draw a story whose numbers stay between 0 and 40, with changes of 1 to 9."""
         name, thing = rng.choice(self.pool), rng.choice(THINGS)
         amount = rng.randint(2, 20)
         told, steps = [f"{name} has {amount} {thing}"], []

@@ -17,7 +17,11 @@ _LARGEST = 99  # no number of a Countdown problem is larger
 
 @dataclass(frozen=True)
 class Sudoku(Family):
-    """Fill a 4 x 4 sudoku that has exactly one solution. clues: cells that are given, 4 to 15."""
+    """Fill a 4 x 4 sudoku that has exactly one solution.
+
+    Attributes:
+        clues: Cells that are given, 4 to 15.
+    """
 
     clues: int = 8
 
@@ -36,7 +40,7 @@ class Sudoku(Family):
                 return Problem(self.name, f"Sudoku: {_in_words(puzzle)}", _in_words(solved), facts)
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Every clue is kept; every row, column and box holds every digit once."""
+        """Right is what keeps every clue and has every digit once per row, column and box."""
         rows = text.split("/")
         whole = len(rows) == 4 and all(len(row.split()) == 4 for row in rows)
         return whole and is_sudoku("\n".join(rows), str(problem.facts["puzzle"]))
@@ -91,7 +95,12 @@ def _in_words(cells: str) -> str:
 
 @dataclass(frozen=True)
 class Countdown(Family):
-    """Reach a target from numbers, each used once. count: numbers; largest: of those given."""
+    """Reach a target from numbers, each used once.
+
+    Attributes:
+        count: How many numbers are given.
+        largest: The largest of them.
+    """
 
     count: int = 4
     largest: int = 25
@@ -119,7 +128,7 @@ class Countdown(Family):
         )
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """The steps are right, use every number once and end in the target."""
+        """Right are steps that hold, use every number once and end in the target."""
         numbers, target = problem.facts["numbers"], problem.facts["target"]
         assert isinstance(numbers, tuple) and isinstance(target, int)
         return is_countdown(text, numbers, target)

@@ -16,11 +16,14 @@ _EMPTY = "."
 
 @dataclass(frozen=True)
 class SudokuSix(Family):
-    """Fill a 6 x 6 sudoku.
+    """Fill a 6 x 6 sudoku that has exactly one solution.
 
-    fewest, most: cells that are given; read: the puzzle stands in the prompt. Otherwise the givens
-    stand on the canvas, and only the empty cells are decoded: half of the tokens, and a thing that
-    only a masked model can do.
+    Attributes:
+        fewest: The smallest number of cells given.
+        most: The largest number of cells given.
+        read: Whether the puzzle stands in the prompt. Otherwise the givens stand on the canvas, and
+            only the empty cells are decoded: half of the tokens, and a thing that only a masked
+            model can do.
     """
 
     fewest: int = 10
@@ -41,7 +44,12 @@ class SudokuSix(Family):
         return self.problem(given, solved)
 
     def problem(self, given: list[int], solved: list[int]) -> Problem:
-        """The problem of a puzzle. given, solved: 36 digits, 0 for an empty cell."""
+        """The problem of a puzzle.
+
+        Args:
+            given: 36 digits, 0 for an empty cell.
+            solved: 36 digits, none of them 0.
+        """
         if self.read:
             return Problem(self.name, f"Sudoku: {_in_words(given, _EMPTY)}", _in_words(solved))
         cells = [f" {digit}" if digit else GAP for digit in given]
@@ -49,7 +57,7 @@ class SudokuSix(Family):
         return Problem(self.name, "Fill the sudoku", _in_words(solved), form=" /".join(rows))
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """The only solution, digit for digit."""
+        """Right is the only solution, digit for digit."""
         return _cells(text) == _cells(problem.answer)
 
 
@@ -154,7 +162,12 @@ def _other(options: list[int], cell: int, bits: int, rng: random.Random) -> bool
 
 
 def solutions(given: list[int], limit: int = 2) -> int:
-    """Number of ways to fill a puzzle, counted up to `limit`. given: 36 digits, 0 for empty."""
+    """Number of ways to fill a puzzle, counted up to a limit.
+
+    Args:
+        given: 36 digits, 0 for an empty cell.
+        limit: Where counting stops.
+    """
     return _count(_options(given), limit)
 
 

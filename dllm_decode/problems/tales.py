@@ -27,11 +27,15 @@ _LEAST, _MOST = 2, 30  # of the thing that one person owns; never one, since all
 class Kind:
     """Sentences that say the same in different words, and what they change.
 
-    gain, other: signs of `k` in what the person named first and the other one own afterwards;
-    ways: with gaps in braces. {X}, {Y}: the person named first and the other one; {he}, {his}: of
-    X, {He}, {His}: the same at the start of a sentence; {x}, {y}: what X and Y own afterwards,
-    {all}: both together, {k}: a number; {things}, {city}: of the tale; {place}: any, {there}: the
-    one named last; {mood}, {time}: any; {boy}: "boy" or "girl".
+    {X} is the person named first and {Y} the other one; {he} and {his} are said of X, {He} and
+    {His} likewise at the start of a sentence. {x} and {y} are what X and Y own afterwards, {all} is
+    both together, {k} a number. {things} and {city} belong to the tale; {place} is any, {there} the
+    one named last; {mood} and {time} are any; {boy} is "boy" or "girl".
+
+    Attributes:
+        ways: The sentences, with these gaps in braces.
+        gain: Sign with which `k` changes what X owns.
+        other: Sign with which `k` changes what Y owns.
     """
 
     ways: tuple[str, ...]
@@ -139,7 +143,12 @@ WORDS: tuple[str, ...] = tuple(
 
 @dataclass
 class State:
-    """What is known while a tale is told: who owns how many, and the place named last."""
+    """What is known while a tale is told.
+
+    Attributes:
+        owned: Who owns how many.
+        there: The place named last, "" before the first one.
+    """
 
     owned: dict[str, int] = field(default_factory=dict)
     there: str = ""
@@ -149,7 +158,10 @@ class State:
 class Tale(Family):
     """Tell a story of given people, a thing and a city.
 
-    fewest, most: events in the middle; pool: names to draw from.
+    Attributes:
+        fewest: Events in the middle of the shortest tale.
+        most: Events in the middle of the longest tale.
+        pool: Names to draw from.
     """
 
     fewest: int = 3
@@ -171,7 +183,7 @@ class Tale(Family):
         return Problem(self.name, prompt, " ".join(told), given)
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Every sentence is one of those above and agrees with the prompt and all before it.
+        """Right is a tale in which every sentence is of a known kind and agrees with all before it.
 
         First come the person named first in the prompt and what both own, then at least `fewest`
         events, then an end. Names, pronouns, numbers and places must agree.

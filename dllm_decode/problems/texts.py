@@ -21,14 +21,16 @@ _SENTENCES = (
 class Records(Family):
     """Sentences about people become lines of fields.
 
-    most: people in one text; pool: names to draw from.
+    Attributes:
+        most: People in the longest text.
+        pool: Names to draw from.
     """
 
     most: int = 3
     pool: tuple[str, ...] = NAMES
 
     def generate(self, rng: random.Random) -> Problem:
-        """Draw different people and cities; every sentence has its own form."""
+        """Draw different people and cities, and a wording for each sentence."""
         count = rng.randint(1, self.most)
         told, lines = [], []
         people = zip(rng.sample(self.pool, count), rng.sample(CITIES, count), strict=True)
@@ -41,7 +43,11 @@ class Records(Family):
 
 @dataclass(frozen=True)
 class LatinSquare(Family):
-    """Fill a square so that no symbol occurs twice in a row or column: 576 answers are right."""
+    """Fill a square so that no symbol occurs twice in a row or column: 576 answers are right.
+
+    Attributes:
+        size: Rows and columns.
+    """
 
     size: int = 4
 
@@ -61,7 +67,7 @@ class LatinSquare(Family):
         )
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Every row and every column holds every symbol once."""
+        """Right is a square whose every row and column holds every symbol once."""
         symbols = problem.facts["symbols"]
         assert isinstance(symbols, tuple)
         rows = [words_of(row) for row in text.split("/")]

@@ -17,12 +17,22 @@ _MOST = len(NAMES) - 1  # one name is kept for insertions
 
 @dataclass(frozen=True)
 class Variant:
-    """What is changed about the families of an evaluation; None and false leave them as they are.
+    """What is changed about the families of an evaluation; None and False leave them as they are.
 
-    length: of the lists [names], 2 to 47, one number or the shortest and the longest; clues: of
-    sudokus [cells], 4 to 15; numbers: of Countdown problems, 2 to 6; infill: the labels of the
-    answer stand on the canvas and the names are to be filled in, which is ParallelBench's infilling
-    form. Raises `ConfigError` for other values.
+    Attributes:
+        length: Names in the lists, 2 to 47: one number, or the shortest and the longest.
+        clues: Cells given in sudokus, 4 to 15.
+        numbers: Numbers of Countdown problems, 2 to 6.
+        infill: Whether the labels of the answer stand on the canvas, so that only the names are to
+            be filled in: ParallelBench's infilling form.
+
+    Raises:
+        ConfigError: A value is out of range.
+
+    Examples:
+        >>> from dllm_decode.problems import FAMILIES
+        >>> Variant(length=5, infill=True).of(FAMILIES["copy"]).name
+        'copy-5-infill'
     """
 
     length: int | list[int] | None = None
@@ -47,9 +57,13 @@ class Variant:
         return [self.length, self.length] if isinstance(self.length, int) else self.length or []
 
     def of(self, family: Family) -> Family:
-        """The family with these changes and a name that tells them.
+        """The family with these changes, and a name that says so.
 
-        Raises `ConfigError` if one of them means nothing to the family.
+        Args:
+            family: One of the bundled ones.
+
+        Raises:
+            ConfigError: One of the changes means nothing to this family.
         """
         changed = family
         if self.length is not None:

@@ -59,5 +59,9 @@ NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(100))
 
 
 def is_man(name: str) -> bool:
-    """Whether "he" is said of a name; of one that is not known, by its last letter."""
+    """Whether "he" is said of a name; for unknown names, the last letter decides.
+
+    Args:
+        name: With a capital letter.
+    """
     return name in MEN if name in NAMES else not name.endswith(("a", "e", "i"))

@@ -22,12 +22,22 @@ from dllm_decode.models.acceptance import AcceptanceFilter
 
 
 @dataclass(frozen=True)
-class Records:
-    """R forward passes of the oracle over blocks of N columns.
+class FilterRecords:
+    """What R forward passes of the oracle over blocks of N columns had seen, and what was right.
 
-    confidence (R, N): of the most likely token, 0 where the block has no column; correct (R, N): it
-    is the reference's; exists (R, N): the block has the column; open (R, N): it was undecided;
-    prompt (R,): number of the prompt.
+    Attributes:
+        confidence: (R, N) of the most likely token, 0 where the block has no such column.
+        correct: (R, N) bool, the most likely token is the reference's.
+        exists: (R, N) bool, the block has the column.
+        open: (R, N) bool, the column was undecided.
+        prompt: (R,) int64, number of the prompt.
+
+    Examples:
+        >>> confidence = torch.tensor([[0.9, 0.4], [0.8, 0.0]])
+        >>> every = torch.ones(2, 2, dtype=torch.bool)
+        >>> records = Records(confidence, confidence > 0.5, every, every, torch.tensor([0, 1]))
+        >>> [len(part) for part in split(records, share=0.5, seed=0)]
+        [1, 1]
     """
 
     confidence: Tensor
@@ -41,20 +51,30 @@ class Records:
 
     @property
     def prompts(self) -> list[int]:
-        """Numbers of the prompts, rising."""
+        """Numbers of the prompts in rising order."""
         return sorted(set(self.prompt.tolist()))
 
-    def of_prompts(self, prompts: Sequence[int]) -> Records:
-        """The records of some prompts only."""
+    def of_prompts(self, prompts: Sequence[int]) -> FilterRecords:
+        """The records of some of the prompts.
+
+        Args:
+            prompts: Their numbers.
+        """
         keep = torch.isin(self.prompt, torch.tensor(prompts))
         planes = (self.confidence, self.correct, self.exists, self.open, self.prompt)
-        return Records(*(plane[keep] for plane in planes))
+        return FilterRecords(*(plane[keep] for plane in planes))
 
 
-def split(records: Records, share: float, seed: int) -> tuple[Records, Records]:
-    """Records to learn from and records to measure with; no prompt is in both.
+def split(records: FilterRecords, share: float, seed: int) -> tuple[FilterRecords, FilterRecords]:
+    """Divide records into some to learn from and some to measure with; no prompt is in both.
 
-    share: of the prompts that are kept for measuring, (0, 1); at least one prompt on either side.
+    Args:
+        records: Of two prompts or more.
+        share: Of the prompts, kept for measuring, in (0, 1); each side gets at least one prompt.
+        seed: Of the choice.
+
+    Returns:
+        The records to learn from, and those to measure with.
     """
     prompts = records.prompts
     random.Random(seed).shuffle(prompts)
@@ -63,32 +83,36 @@ def split(records: Records, share: float, seed: int) -> tuple[Records, Records]:
 
 
 @dataclass
-class Recorder(Observer):
-    """Collects the records of an oracle decode, which says what it saw in its notes."""
+class FilterRecorder(Observer):
+    """Collects the records of an oracle decode, which says in its notes what it saw.
 
-    parts: list[Records] = field(default_factory=list)
+    Attributes:
+        parts: The records of each step.
+    """
+
+    parts: list[FilterRecords] = field(default_factory=list)
 
     def step(self, change: Change, snapshot: Snapshot) -> None:
-        """One record per row."""
+        """Take one record per row of the step."""
         exists = change.index >= 0
         confidence = torch.where(exists, change.notes["confidence"].float(), 0.0)
-        part = Records(
+        part = FilterRecords(
             confidence, change.notes["correct"], exists, change.notes["open"], change.rows
         )
-        self.parts.append(Records(*(getattr(part, name).cpu() for name in _PLANES)))
+        self.parts.append(FilterRecords(*(getattr(part, name).cpu() for name in _PLANES)))
 
-    def records(self) -> Records:
+    def records(self) -> FilterRecords:
         """All records so far, ordered by prompt, so that the batch does not matter."""
         whole = [torch.cat([getattr(part, name) for part in self.parts]) for name in _PLANES]
         order = whole[-1].sort(stable=True).indices
-        return Records(*(plane[order] for plane in whole))
+        return FilterRecords(*(plane[order] for plane in whole))
 
 
 _PLANES = ("confidence", "correct", "exists", "open", "prompt")
 
 
 def fit(
-    records: Records,
+    records: FilterRecords,
     *,
     steps: int,
     rate: float,
@@ -101,8 +125,14 @@ def fit(
 
         loss = mean over existing columns of -y log sigmoid(z) - (1 - y) log(1 - sigmoid(z))
 
-    steps: updates; rate: learning rate; seed: of the initial weights (uniform in +-1/sqrt(N));
-    report: takes the number of updates done.
+    Args:
+        records: What to learn from.
+        steps: Number of updates.
+        rate: Learning rate.
+        weight_decay: Of AdamW.
+        seed: Of the initial weights, which are uniform in +-1/sqrt(N).
+        fingerprint: Of the model that the records come from; None for none.
+        report: Called after each update with the number of updates so far.
     """
     width = records.confidence.shape[1]
     one, two, three, four = weights = [w.requires_grad_() for w in _initial(width, seed)]
@@ -115,8 +145,13 @@ def fit(
     return AcceptanceFilter(one.detach(), two.detach(), three.detach(), four.detach(), fingerprint)
 
 
-def loss(network: AcceptanceFilter, records: Records) -> Tensor:
-    """Mean binary cross-entropy over the columns that exist, in nats."""
+def loss(network: AcceptanceFilter, records: FilterRecords) -> Tensor:
+    """Mean binary cross-entropy over the columns that exist, in nats.
+
+    Args:
+        network: The filter.
+        records: What to compare it with.
+    """
     each: Tensor = functional.binary_cross_entropy_with_logits(
         network.logits(records.confidence), records.correct.float(), reduction="none"
     )
@@ -135,14 +170,23 @@ def _initial(width: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def measured(
-    network: AcceptanceFilter, records: Records, thresholds: Sequence[float]
+    network: AcceptanceFilter, records: FilterRecords, thresholds: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Precision and recall on open columns, per threshold, of the filter and of the confidence.
 
-    Accepting a column is right where its most likely token is the reference's. precision: share of
-    the accepted that are right, None where nothing was accepted; recall: share of the right that
-    were accepted, None where nothing was right. `confidence` is the plain threshold rule on the
-    same columns, without the other columns' confidences: what the filter has to beat.
+    Accepting a column is right where its most likely token is the reference's. `confidence` is the
+    plain threshold rule on the same columns, which does not see the confidences of the others: what
+    the filter has to beat.
+
+    Args:
+        network: The filter.
+        records: That it was not trained on.
+        thresholds: Probabilities in [0, 1].
+
+    Returns:
+        For each threshold, `precision` (share of the accepted columns that are right, None where
+        nothing was accepted), `recall` (share of the right ones that were accepted, None where
+        nothing was right) and `accepted` (share of the open columns) of both rules.
     """
     scores = {
         "filter": network.logits(records.confidence).sigmoid(),
@@ -155,7 +199,7 @@ def measured(
     ]
 
 
-def _quality(accepted: Tensor, records: Records) -> dict[str, float | None]:
+def _quality(accepted: Tensor, records: FilterRecords) -> dict[str, float | None]:
     accepted = accepted & records.open
     right = records.correct & records.open
     both = int((accepted & right).sum())

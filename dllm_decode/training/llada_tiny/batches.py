@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dllm_decode.problems import GAP, TRAINED, Family, Problem, draw
 from dllm_decode.problems.lists import Labelled
 from dllm_decode.problems.numbers import Story
+from dllm_decode.problems.steps import Chain, Track
 from dllm_decode.problems.tales import Tale
 from dllm_decode.problems.texts import Records
 from dllm_decode.problems.words import NAMES
@@ -35,17 +36,25 @@ BLOCK = 32  # slots; the block length that semi-autoregressive decoding commonly
 class Mixture:
     """How examples are laid out and masked.
 
-    buckets: lengths [tokens] of whole examples, ascending; batch_tokens: per worker and step;
-    padding_weight: of end-of-text behind the first one in the loss; wide, widest: share of examples
-    whose canvas is stretched to 32..64 and 64..128 slots; blocked: share masked as block decoding
-    meets it; split: share with a mask rate of its own for each kind of token; least_rate: floor of
-    the mask rate that divides the loss; predicted: share of a batch's slots that can be predicted;
-    short: exponent of the bonus per token for answers shorter than 16 tokens (0: none; 1: every
-    answer counts the same), without which two-token answers hardly count; balance: 1 draws
-    examples of all lengths as often as the families make them, 0 gives short and long ones the same
-    number of steps, so that there are many more short ones to learn an operation from; strange:
-    share of examples with short lists or with names made up on the spot, so that what people try
-    first is not new to the model.
+    Attributes:
+        buckets: Lengths of whole examples in tokens, ascending.
+        batch_tokens: Tokens per worker and step.
+        padding_weight: Weight in the loss of end-of-text tokens behind the first one.
+        wide: Share of examples whose canvas is stretched to 32..64 slots.
+        widest: Share of examples whose canvas is stretched to 64..128 slots.
+        blocked: Share of examples masked as block decoding meets them.
+        split: Share of examples with a mask rate of its own for each kind of token.
+        least_rate: Floor of the mask rate by which the loss is divided.
+        predicted: Share of a batch's slots that can be predicted.
+        short: Exponent of the bonus per token for answers shorter than 16 tokens, without which
+            two-token answers hardly count: 0 for none, 1 where every answer counts the same.
+        balance: 1 draws examples of all lengths as often as the families make them; 0 gives short
+            and long ones the same number of steps, so that there are many more short ones to learn
+            an operation from.
+        strange: Share of examples with short lists or with names made up on the spot, so that what
+            people try first is not new to the model.
+        brief: Share of problems worked out step by step that have few steps, because finding a step
+            by its label is learned where there are few to choose from.
     """
 
     buckets: tuple[int, ...] = (40, 56, 96, 144, 192, 256)
@@ -60,14 +69,20 @@ class Mixture:
     short: float = 0.5
     balance: float = 0.3
     strange: float = 0.08
+    brief: float = 0.5
 
 
 @dataclass(frozen=True)
 class Example:
     """One encoded problem.
 
-    prompt, answer: ids; padding: slots of end-of-text behind the answer; given: for infilling, for
-    every slot of the answer whether it stands on the canvas in advance, () for other problems.
+    Attributes:
+        family: Index into `TRAINED`.
+        prompt: Ids of the prompt.
+        answer: Ids of the answer.
+        padding: Slots of end-of-text behind the answer.
+        given: For infilling, whether each slot of the answer stands on the canvas in advance; ()
+            for other problems.
     """
 
     family: int
@@ -78,17 +93,22 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Tokens in all, with the first end of text."""
+        """Tokens of prompt, answer and padding, with the first end of text."""
         return len(self.prompt) + len(self.answer) + 1 + self.padding
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of a step; `tokens` with masks in them.
+    """One worker's share of a step.
 
-    tokens (rows, length); wanted (n,): flat slots to predict; target (n,): right tokens there;
-    weight (n,): in the loss; family (n,): index into `TRAINED`; hard (n,): masked where most of
-    the answer is masked, and no padding, so that it measures what the model knows.
+    Attributes:
+        tokens: (rows, length) with masks in them.
+        wanted: (n,) flat slots to predict.
+        target: (n,) the right tokens there.
+        weight: (n,) in the loss.
+        family: (n,) index into `TRAINED`.
+        hard: (n,) the slot is masked, is no padding, and most of its answer is masked as well, so
+            that it measures what the model knows.
     """
 
     tokens: Ints
@@ -100,7 +120,17 @@ class Batch:
 
 
 class Encoder:
-    """Problems to token ids in the chat layout."""
+    """Problems to token ids in the chat layout.
+
+    Attributes:
+        text: Encodes plain text.
+        mask: The mask's id.
+        eot: Id of the end of text.
+
+    Examples:
+        >>> Encoder().given(" 1[MASK] 2[MASK]")
+        (True, False, True, False)
+    """
 
     def __init__(self) -> None:
         self.text = FastEncoder()
@@ -113,30 +143,56 @@ class Encoder:
         self._structure = numbers | signs
 
     def prompt(self, text: str) -> list[int]:
-        """Ids up to where the answer starts."""
+        """Ids of everything in front of the answer.
+
+        Args:
+            text: The question.
+        """
         return [self._start, *self.text(" " + text), self._end]
 
     def answer(self, text: str) -> list[int]:
-        """Ids of the answer without the end of text."""
+        """Ids of the answer without the end of text.
+
+        Args:
+            text: The answer.
+        """
         return self.text(" " + text)
 
     def given(self, form: str) -> tuple[bool, ...]:
-        """For every slot of a form whether it is given; () without a form."""
+        """Whether each slot of a form is given; () without a form.
+
+        Args:
+            form: `Problem.form`.
+        """
         slots: list[bool] = []
         for number, piece in enumerate(form.split(GAP) if form else ()):
             slots += [False] * (number > 0) + [True] * len(self.text(piece))
         return tuple(slots)
 
     def kinds(self, answer: list[int]) -> list[int]:
-        """STRUCTURE or CONTENT for each id of an answer."""
+        """STRUCTURE or CONTENT for each id of an answer.
+
+        Args:
+            answer: Its ids.
+        """
         return [STRUCTURE if token in self._structure else CONTENT for token in answer]
 
 
 class Batches:
     """Makes the batch of any step.
 
-    mixture: layout; seed: of the whole run; rank: of this worker. The bucket of a step is the same
-    for all workers, so that they finish at the same time.
+    The length of a step's examples is the same for all workers, so that they finish together.
+
+    Args:
+        mixture: How examples are laid out and masked.
+        seed: Of the whole run.
+        rank: Of this worker, from 0.
+
+    Examples:
+        >>> batches = Batches(Mixture(batch_tokens=256), seed=0, rank=0)
+        >>> weights = {name: 1.0 for name in TRAINED}
+        >>> bool((batches.batch(3, weights).tokens == batches.batch(3, weights).tokens).all())
+        True
     """
 
     def __init__(self, mixture: Mixture, seed: int, rank: int) -> None:
@@ -145,7 +201,12 @@ class Batches:
         self._families = list(TRAINED.values())
 
     def batch(self, step: int, weights: Mapping[str, float]) -> Batch:
-        """The batch of one step. weights: relative frequency of each family by name."""
+        """The batch of one step.
+
+        Args:
+            step: Its number, from 0.
+            weights: Relative frequency of each family by name.
+        """
         shares = [weights[family.name] for family in self._families]
         bucket = self._bucket(random.Random(f"{self.seed}/{step}"), shares)
         rng = random.Random(f"{self.seed}/{step}/{self.rank}")
@@ -178,6 +239,8 @@ class Batches:
         family = self._families[index]
         if rng.random() < self.mixture.strange:
             family = strange(family, rng)
+        if isinstance(family, Chain | Track) and rng.random() < self.mixture.brief:
+            family = replace(family, shortest=1, longest=6)
         problem: Problem = draw(family, "train", rng)
         prompt, answer = self.encoder.prompt(problem.prompt), self.encoder.answer(problem.answer)
         kind = rng.random()
@@ -270,7 +333,12 @@ class Batches:
 
 
 def strange(family: Family, rng: random.Random) -> Family:
-    """A family with short lists and with a few made-up names; others as they are."""
+    """A family with short lists and with a few made-up names; other families as they are.
+
+    Args:
+        family: One of `TRAINED`.
+        rng: Where the names come from.
+    """
     if isinstance(family, Labelled) and family.longest <= 9:
         made_up = tuple(_made_up(rng) for _ in range(4))
         pool = made_up + tuple(rng.sample(NAMES, 8)) if rng.random() < 0.6 else NAMES

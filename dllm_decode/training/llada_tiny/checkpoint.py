@@ -24,6 +24,12 @@ def save(
 
     The small file is written last and in one go: it makes the tensors count, so that a run that
     is interrupted while saving still has the checkpoint before.
+
+    Args:
+        folder: Of the run; it must be there.
+        step: Number of updates done, which names the file of the tensors.
+        tensors: By name.
+        record: Everything else, as JSON has it.
     """
     name = f"checkpoint-{step}.safetensors"
     flat = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -37,9 +43,16 @@ def save(
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The record of the checkpoint in a folder, with the file of its tensors; None without one.
+    """The record of the checkpoint in a folder, with the name of the file of its tensors.
 
-    Raises `CheckpointError` where it is damaged.
+    Args:
+        folder: Of the run.
+
+    Returns:
+        The record, None where the folder has no checkpoint.
+
+    Raises:
+        CheckpointError: The record is damaged.
     """
     path = folder / _RECORD
     if not path.exists():
@@ -56,7 +69,12 @@ def read(folder: Path) -> dict[str, Any] | None:
 def fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Copy a checkpoint's tensors into those given, in place.
 
-    Raises `CheckpointError` where the file is missing, truncated or holds other shapes.
+    Args:
+        path: The file of the tensors.
+        tensors: Where each goes, by name.
+
+    Raises:
+        CheckpointError: The file is missing or truncated, or holds other shapes.
     """
     try:
         saved = load_file(path)

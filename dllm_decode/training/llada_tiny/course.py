@@ -17,9 +17,20 @@ _OPEN = 0.6  # weight of families whose answer is not determined: their errors s
 class Course:
     """What changes during a run besides the tensors; saved with each checkpoint.
 
-    step: updates made; seconds: of training; tokens: seen; measured: exact match was measured so
-    often; hits, tries: right tokens and all tokens per family where most of the answer was hidden,
-    older steps counting less (by name, so that a run can go on with families added).
+    Attributes:
+        step: Updates done.
+        seconds: Of training.
+        tokens: Seen so far.
+        measured: How often exact match has been measured.
+        hits: Right tokens per family where most of the answer was hidden, older steps counting
+            less; by name, so that a run can go on when families are added.
+        tries: All such tokens per family.
+
+    Examples:
+        >>> course = Course()
+        >>> course.note(4096, tries=[30.0] * len(TRAINED), hits=[24.0] * len(TRAINED))
+        >>> round(course.error("copy"), 3)
+        0.2
     """
 
     step: int = 0
@@ -30,7 +41,13 @@ class Course:
     tries: dict[str, float] = field(default_factory=dict)
 
     def note(self, tokens: int, tries: Sequence[float], hits: Sequence[float]) -> None:
-        """Add the counts of one step, given in the order of `TRAINED`."""
+        """Add the counts of one step.
+
+        Args:
+            tokens: In the batches of all workers.
+            tries: Tokens where most of the answer was hidden, per family in the order of `TRAINED`.
+            hits: Those of them that were right.
+        """
         self.step += 1
         self.tokens += tokens
         for counts, more in ((self.tries, tries), (self.hits, hits)):
@@ -38,7 +55,11 @@ class Course:
                 counts[name] = _FORGET * counts.get(name, 0.0) + new
 
     def error(self, name: str) -> float:
-        """Share of wrong tokens of a family; 1 while too little is known."""
+        """Share of wrong tokens of a family; 1 while too little is known.
+
+        Args:
+            name: Of the family.
+        """
         tries = self.tries.get(name, 0.0)
         return 1 - self.hits[name] / tries if tries > 20 else 1.0
 
@@ -47,8 +68,9 @@ class Course:
     ) -> dict[str, float]:
         """How often each family is drawn: a floor for all, more where the errors are.
 
-        emphasis: factor for families by name, 1 where absent; curriculum: families that are drawn
-        only after so many million tokens, by name.
+        Args:
+            emphasis: Factor for families by name, 1 where absent.
+            curriculum: Millions of tokens before a family is drawn for the first time, by name.
         """
         weights = {}
         for family in TRAINED.values():

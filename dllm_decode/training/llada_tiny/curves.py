@@ -9,19 +9,33 @@ from typing import Any
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines of a `curves.jsonl`."""
+    """All lines of a training log.
+
+    Args:
+        path: A `curves.jsonl`.
+    """
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def cut(path: Path, step: int) -> None:
-    """Drop the lines behind a checkpoint's step, which its continuation writes again."""
+    """Drop the lines behind a checkpoint's step, which its continuation writes again.
+
+    Args:
+        path: A `curves.jsonl`; nothing happens if it is not there.
+        step: Of the checkpoint.
+    """
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= step]
         path.write_text("".join(kept), encoding="utf-8")
 
 
 def thinned(lines: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """All measurements, and at most `most` evenly spread lines of loss."""
+    """All measurements, and evenly spread lines of loss.
+
+    Args:
+        lines: Of a training log.
+        most: Lines of loss to keep at most.
+    """
     losses = [line for line in lines if "loss" in line]
     every = max(1, -(-len(losses) // most))
     kept = {id(line) for line in losses[::every]}
@@ -29,7 +43,15 @@ def thinned(lines: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 
 def picture(lines: Sequence[dict[str, Any]], path: Path) -> bool:
-    """Draw loss and exact match over tokens into a PNG; False where matplotlib is missing."""
+    """Draw loss and exact match over tokens into a PNG.
+
+    Args:
+        lines: Of a training log.
+        path: The file.
+
+    Returns:
+        False where matplotlib is missing and nothing was drawn.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -16,7 +16,12 @@ from dllm_decode.training.llada_tiny.tokenizer import EOT, MASK, save_tokenizer,
 
 
 def published_config(shape: Shape, longest: int) -> dict[str, object]:
-    """The keys of the published `config.json`. longest: trained length limit [tokens]."""
+    """The settings of a network under the keys of the published `config.json`.
+
+    Args:
+        shape: Sizes of the network.
+        longest: The longest sequence it was trained on, in tokens.
+    """
     ids = vocabulary()
     return {
         "activation_type": "silu",
@@ -73,10 +78,13 @@ def published_config(shape: Shape, longest: int) -> dict[str, object]:
 
 
 def published_tensors(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename to the published names, in bfloat16.
+    """Weights under the published names, in bfloat16.
 
     The head is trained as one with the embedding and written once more under its own name, as
     the published checkpoints have it (`weight_tying: false`).
+
+    Args:
+        weights: The state of a `Network`.
     """
     weights = weights | {"ff_out.weight": weights["wte.weight"]}
     return {
@@ -86,9 +94,13 @@ def published_tensors(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export(weights: dict[str, Tensor], shape: Shape, folder: Path, longest: int) -> None:
-    """Write config, weights and tokenizer; `folder` is replaced in one go, other files stay.
+    """Write config, weights and tokenizer; the folder is replaced in one go, other files stay.
 
-    weights: the state of a `Network` of that shape; longest: trained length limit [tokens].
+    Args:
+        weights: The state of a `Network` of that shape.
+        shape: Sizes of the network.
+        folder: Where to write; made if it is not there.
+        longest: The longest sequence it was trained on, in tokens.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -110,7 +122,12 @@ def export(weights: dict[str, Tensor], shape: Shape, folder: Path, longest: int)
 
 
 def replace_folder(fresh: Path, folder: Path) -> None:
-    """Put `fresh` where `folder` is, so that a reader sees the old or the new one, whole."""
+    """Put a new folder in the place of another; a reader sees the old or the new one, whole.
+
+    Args:
+        fresh: The new one, on the same file system.
+        folder: Where it goes; there need not be one yet.
+    """
     old = fresh.with_name(fresh.name + "-old")
     if folder.exists():
         folder.rename(old)

@@ -27,9 +27,15 @@ def _make(step: int, weights: Mapping[str, float]) -> Batch:
 class Loader:
     """Gives the batches of consecutive steps.
 
-    processes: 0 makes each batch when it is asked for; else so many processes work ahead, twice
-    their number of steps. Those steps use the family weights of the moment they were ordered, so
-    a resumed run then equals an uninterrupted one only in distribution.
+    Processes that work ahead use the family weights of the moment a step was ordered. A resumed run
+    then equals an uninterrupted one only in distribution.
+
+    Args:
+        mixture: How examples are laid out and masked.
+        seed: Of the whole run.
+        rank: Of the worker that trains on the batches.
+        processes: How many work ahead, each of them two steps; 0 makes each batch when it is asked
+            for.
     """
 
     def __init__(self, mixture: Mixture, seed: int, rank: int, processes: int) -> None:
@@ -47,7 +53,12 @@ class Loader:
             )
 
     def batch(self, step: int, weights: Mapping[str, float]) -> Batch:
-        """The batch of `step`, which must be one more than at the last call."""
+        """The batch of one step.
+
+        Args:
+            step: One more than at the last call.
+            weights: Relative frequency of each family by name.
+        """
         if self._pool is None:
             return self._own.batch(step, weights)
         if not self._orders:

@@ -13,9 +13,15 @@ def exact_match(
 ) -> dict[str, float]:
     """Share of held-out problems solved, per family.
 
-    folder: the exported model; names: of families; count: problems of each; seed: of the draw.
-    Decodes with a confidence threshold of 0.95, several tokens per step where the model is sure of
-    them: a tenth of the work of one token per step, and a little less accurate at most.
+    Decodes with a confidence threshold of 0.95, which takes several tokens per step where the model
+    is sure of them: a tenth of the work of one token per step, and at most a little less accurate.
+
+    Args:
+        folder: The exported model.
+        names: Of the families.
+        count: Problems of each.
+        seed: Of the draw.
+        device: `cpu`, `cuda` or `cuda:N`.
     """
     decoder = load(
         model="llada",

@@ -9,9 +9,16 @@ from torch import Tensor
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Move the singular values of (n, rows, columns) matrices towards one.
+    """Move the singular values of matrices towards one.
 
-    Newton-Schulz iteration with a quintic polynomial; rows must not exceed columns.
+    Newton-Schulz iteration with a quintic polynomial, x <- a x + (b G + c G^2) x with G = x x^T.
+
+    Args:
+        matrices: (n, rows, columns), rows not more than columns.
+        steps: Iterations.
+
+    Returns:
+        The matrices (n, rows, columns) in float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = matrices.bfloat16()
@@ -25,8 +32,18 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 class MuonAdamW:
     """One optimiser for a network: matrices by Muon, embeddings and norms by AdamW.
 
-    named: name and weight of everything trained; rates and momentum are given at each step.
-    `share(flat)` adds a vector over all workers in place; rank, workers: who computes what.
+    Args:
+        named: Name and weight of everything that is trained.
+        rank: Number of this worker, which solves its share of the matrices.
+        workers: How many share the work.
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.eye(2))
+        >>> optimiser = MuonAdamW([("blocks.0.q_proj.weight", weight)])
+        >>> weight.grad = torch.eye(2)
+        >>> optimiser.step(1, muon_rate=0.1, adam_rate=0.1, momentum=0.9, decay=0.0)
+        >>> bool(weight[0, 0] < 1)
+        True
     """
 
     def __init__(
@@ -55,7 +72,16 @@ class MuonAdamW:
         decay: float,
         share: object = None,
     ) -> None:
-        """Update all weights from their `.grad`. number: 1 for the first step."""
+        """Update all weights from their `.grad`.
+
+        Args:
+            number: Of the step, 1 for the first.
+            muon_rate: Learning rate of the matrices.
+            adam_rate: Learning rate of the other weights.
+            momentum: Of the matrices, in [0, 1).
+            decay: Weight decay of the matrices.
+            share: `share(flat)` adds a vector over all workers in place; None for a single worker.
+        """
         updates = [self._direction(group, momentum) for group in self.groups]
         if callable(share):
             flat = torch.cat([update.flatten() for update in updates])

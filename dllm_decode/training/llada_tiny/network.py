@@ -12,7 +12,17 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the network: vocab [tokens], width, layers, heads, hidden (of the feed-forward)."""
+    """Sizes of the network.
+
+    Attributes:
+        vocab: Number of tokens.
+        width: Of the residual stream.
+        layers: Number of blocks.
+        heads: Attention heads of a block.
+        hidden: Width of the feed-forward layers.
+        rope_theta: Base of the rotary positions.
+        norm_eps: Added to the mean square in a norm.
+    """
 
     vocab: int
     width: int = 192
@@ -24,7 +34,12 @@ class Shape:
 
 
 class Norm(nn.Module):
-    """Root mean square normalisation, computed in float32."""
+    """Root mean square normalisation, computed in float32.
+
+    Args:
+        width: Of the rows.
+        eps: Added to the mean square.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -32,7 +47,11 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale every row of `x` (..., width) to length one per element."""
+        """Scale every row to a mean square of one, then by the weights.
+
+        Args:
+            x: (..., width).
+        """
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         scaled: Tensor = self.weight * wide
@@ -40,7 +59,11 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention over all positions and a gated feed-forward, both with residual."""
+    """Attention over all positions and a gated feed-forward, both with residual.
+
+    Args:
+        shape: Sizes of the network.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -57,7 +80,13 @@ class Block(nn.Module):
         self.ff_out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Residual stream (batch, length, width) through one layer."""
+        """Send the residual stream through one layer.
+
+        Args:
+            x: (batch, length, width).
+            cos: (length, head size), see `turns`.
+            sin: (length, head size).
+        """
         x = x + self._attend(self.attn_norm(x), cos, sin)
         y = self.ff_norm(x)
         gated: Tensor = self.ff_out(functional.silu(self.ff_proj(y)) * self.up_proj(y))
@@ -81,7 +110,16 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """A masked diffusion model: token ids in, logits out, no causal mask."""
+    """A masked diffusion model: token ids in, logits out, no causal mask.
+
+    Args:
+        shape: Sizes of the network.
+
+    Examples:
+        >>> network = Network(Shape(vocab=10, width=8, layers=1, heads=2, hidden=16))
+        >>> network(torch.zeros(2, 5, dtype=torch.long)).shape
+        torch.Size([2, 5, 10])
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -101,9 +139,15 @@ class Network(nn.Module):
                 nn.init.normal_(weight, std=scale / math.sqrt(weight.shape[1]))
 
     def forward(self, tokens: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """Logits for `tokens` (batch, length).
+        """Logits for token ids.
 
-        wanted: flat indices into batch * length; then only those rows of logits come back.
+        Args:
+            tokens: (batch, length).
+            wanted: (n,) flat indices into batch * length, to compute the logits of these rows
+                alone.
+
+        Returns:
+            (n, vocab), or (batch, length, vocab) where `wanted` is None.
         """
         x = self.wte(tokens)
         cos, sin = turns(tokens.shape[1], self.shape, tokens.device)
@@ -116,7 +160,16 @@ class Network(nn.Module):
 
 
 def turns(length: int, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, head size) of the rotary positions 0 .. length - 1."""
+    """Cosines and sines of the rotary positions 0 .. length - 1.
+
+    Args:
+        length: Number of positions.
+        shape: Sizes of the network.
+        device: Where they are needed.
+
+    Returns:
+        Two tensors (length, head size).
+    """
     size = shape.width // shape.heads
     rate = shape.rope_theta ** (-torch.arange(0, size, 2, device=device).float() / size)
     angle = torch.outer(torch.arange(length, device=device).float(), rate)
@@ -125,7 +178,13 @@ def turns(length: int, shape: Shape, device: torch.device) -> tuple[Tensor, Tens
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions to (..., length, head size), halves paired, in float32."""
+    """Apply rotary positions in float32; the halves of a head are paired.
+
+    Args:
+        x: (..., length, head size).
+        cos: (length, head size), see `turns`.
+        sin: (length, head size).
+    """
     x = x.float()
     left, right = x.chunk(2, -1)
     return x * cos + torch.cat([-right, left], -1) * sin

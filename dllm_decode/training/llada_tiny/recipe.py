@@ -153,7 +153,11 @@ class Recipe:
         return Mixture(batch_tokens=self.batch_tokens)
 
     def progress(self, course: Course) -> float:
-        """Share of the budget that is used up."""
+        """Share of the budget that is used up.
+
+        Args:
+            course: Where the run stands.
+        """
         if self.steps:
             return course.step / self.steps
         if self.minutes:
@@ -161,7 +165,12 @@ class Recipe:
         return course.tokens / (1e6 * self.tokens)
 
     def rate(self, step: int, progress: float) -> float:
-        """Factor 0..1 of the learning rates: warm-up, flat, straight to zero."""
+        """Factor of the learning rates, 0 to 1: warm-up, flat, then straight down to zero.
+
+        Args:
+            step: Updates done.
+            progress: Share of the budget that is used up, 0 to 1.
+        """
         warm = min(1.0, (step + 1) / self.warmup)
         return warm * max(0.0, min(1.0, (1 - progress) / (1 - self.flat)))
 
@@ -170,7 +179,14 @@ class Recipe:
         return {name: getattr(self, name) for name in _IDENTITY}
 
     def check_identity(self, other: Mapping[str, object]) -> None:
-        """Refuse a checkpoint of a run with other settings; raises `CheckpointError`."""
+        """Refuse to continue a run that was begun with other settings.
+
+        Args:
+            other: What the checkpoint says of its run; see `identity`.
+
+        Raises:
+            CheckpointError: A setting differs; names it.
+        """
         for name, value in self.identity().items():
             if other.get(name) != value:
                 raise CheckpointError(

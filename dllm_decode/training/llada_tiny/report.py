@@ -16,7 +16,8 @@ _PLAIN_EVERY = 60.0  # seconds between lines without a terminal
 class Reporter:
     """Shows the lines of the training log as they come.
 
-    display: "auto" and "live" show a bar in a terminal, "plain" prints lines, "none" is silent.
+    Args:
+        display: `auto` and `live` show a bar in a terminal, `plain` prints lines, `none` is silent.
     """
 
     def __init__(self, display: str) -> None:
@@ -46,7 +47,11 @@ class Reporter:
             self._bar.stop()
 
     def __call__(self, line: Mapping[str, object]) -> None:
-        """Show one line of `curves.jsonl`."""
+        """Show one line of the log.
+
+        Args:
+            line: As `curves.jsonl` has it.
+        """
         exact = line.get("exact_match")
         if isinstance(exact, Mapping):
             self.console.print(self._table(line, exact))
