@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.cache import BlockExact, CertaintyCache, DualCache, Plan
+from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Interrupted, Observer
 from dllm_decode.decoding.sampling import Categorical, Greedy
@@ -492,3 +493,20 @@ def test_no_graph_is_kept_whoever_wrote_the_model(model, strategy):
     assert not any(view.pred.confidence.requires_grad for view in rule.seen)
     assert not any(view.pred.logits.requires_grad for view in rule.seen)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("missing", ["vocab", "device", "max_length"])
+def test_a_model_without_what_every_model_needs_is_refused_by_name(missing):
+    members = {"vocab": VOCAB, "device": torch.device("cpu"), "max_length": None}
+    del members[missing]
+    kind = type("Mine", (), {**members, "__call__": lambda self, *given: None})
+    with pytest.raises(CapabilityError, match=rf"^model \(Mine\) has no {missing}; a model needs"):
+        Decoder(kind(), Take())
+
+
+def test_a_model_declares_what_it_can_do_by_its_attributes():
+    assert Capabilities.of(HashDenoiser()).block_length is None
+    assert Capabilities.of(HashDenoiser()).fingerprint is None
+    assert Capabilities.of(Causal()).block_length == 4
+    with pytest.raises(ConfigError, match="block_length of the model must be a whole number >= 1"):
+        Decoder(Causal(block_length=0), Take())
