@@ -25,7 +25,7 @@ WITHOUT = {
     "BiasedPrediction", "Budget", "CandidateMemory", "Change", "CreditMemory", "Credited",
     "DensePrediction", "EveryStep", "FilterMemory", "GumbelDraw", "HeadPrediction", "HiddenStates",
     "NeverStop", "Part", "PipelineMemory", "PredictionError", "ReferenceMemory", "Run", "Sampler",
-    "Snapshot", "Draw",
+    "Snapshot", "Draw", "DrawError",
 }  # fmt: skip
 
 
