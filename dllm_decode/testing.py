@@ -66,16 +66,33 @@ class HashDenoiser:
 
         logit[column, v] = scale * Gumbel(hash(seed, live tokens, column, v)) + added[v]
 
-    Rows of a batch therefore decode exactly as alone, or somebody mixed them up.
+    Rows of a batch therefore decode exactly as alone, or somebody mixed them up. A pass that is
+    said to be complete attends to every column it is given, as a model without an attention mask
+    would.
 
-    scale: 1.5 gives confidences between 0.1 and 1, large values saturate them, tiny ones make
-    everything equal; levels: round to that many values, so that exact ties occur; added: per token
-    id, e.g. {mask_id: 1e6} predicts the mask everywhere; fail_at: the pass, counted from 0, that
-    raises `ModelFailed`; patience: passes after which a decode counts as endless; shifted: the
-    logits of a column are read at the column in front of it, as Dream's are; rows_per_pass: the
-    batch size of every pass so far.
-    A pass that is said to be complete attends to every column it is given, as a model without an
-    attention mask would.
+    Args:
+        vocab: special token ids.
+        seed: of the hash.
+        scale: 1.5 gives confidences between 0.1 and 1, large values saturate them, tiny ones make
+            everything equal.
+        levels: round the noise to that many values, so that exact ties occur; None not to.
+        added: logits added per token id, e.g. {mask_id: 1e6} predicts the mask everywhere.
+        fail_at: the pass, counted from 0, that raises `ModelFailed`; None for none.
+        patience: passes after which a decode counts as endless.
+        dtype: of the logits.
+        rows_per_pass: the batch size of every pass so far.
+        device: the CPU; nothing else is served.
+        max_length: longest canvas, None for no limit.
+        shifted: the logits of a column are read at the column in front of it, as Dream's are.
+
+    Examples:
+        >>> from dllm_decode import Decoder, Request
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> model = HashDenoiser(seed=3)
+        >>> Decoder(model, TopK(2)).decode(Request(((1, 2), (3,)), 4)).forwards
+        (2, 2)
+        >>> model.rows_per_pass
+        [2, 2]
     """
 
     vocab: Vocab = VOCAB
@@ -376,7 +393,16 @@ class StrategyContract:
 
     Override what applies: `loose_to_strict` for rules with a threshold, `with_weight_zero` for
     transforms with a weight, `ending_at_eot` for strategies that stop behind the first end of
-    text, `probing` for strategies that ask for further forward passes, `samplers` to add your own.
+    text, `probing` for strategies that ask for further forward passes.
+
+    Attributes:
+        samplers: the samplers that are drawn from; add your own.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> class TestTwoAtATime(StrategyContract):
+        ...     def strategies(self):
+        ...         return [TopK(2)]
     """
 
     _properties_of: ClassVar[Mapping[str, Sequence[str]]] = {
