@@ -123,7 +123,16 @@ __all__ = [
 ]
 
 
+_RENAMED = {"Board": "Snapshot"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(
+            f"dllm_decode.{name} is now dllm_decode.{new}", DeprecationWarning, stacklevel=2
+        )
+        return __getattr__(new)
     if name not in _WHERE:
         raise AttributeError(f"module 'dllm_decode' has no attribute {name!r}")
     return getattr(import_module(f"dllm_decode.{_WHERE[name]}"), name)

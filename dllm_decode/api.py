@@ -30,6 +30,7 @@ from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Change, Request, Snapshot
 from dllm_decode.errors import ConfigError, require
 from dllm_decode.kernels import dispatch
+from dllm_decode.models import foresee
 from dllm_decode.models.adopt import adopt
 from dllm_decode.models.chat import plain_messages
 from dllm_decode.models.loaded import LoadedModel
@@ -185,6 +186,10 @@ def build(
     dispatch.choose(cfg.kernels, cfg.head)
     given = parts or {}
     built = {name: given.get(name) or build_node(cfg, name) for name in PARTS}
+    settings = OmegaConf.to_container(cfg.model, resolve=True)
+    if model is None and isinstance(settings, dict) and "checkpoint" in settings:
+        named = {str(key): value for key, value in settings.items()}
+        foresee.check_before_loading(named, built["schedule"], built["cache"])
     loaded = build_model(cfg) if model is None else model()
     return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))
 

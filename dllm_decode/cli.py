@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import sys
 import time
 import traceback
@@ -13,7 +12,6 @@ from argparse import ArgumentError, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +43,7 @@ from dllm_decode.console.processes import (
     termination_as_interrupt,
 )
 from dllm_decode.console.runfolder import CONFIG, RunFolder, claim, unwritable
+from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
 
 _FREE_TEXT = ("prompt", "prompts")
@@ -311,33 +310,16 @@ def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
         overrides: The command line's.
         context: The task's `Context`, whose model is named if there is one.
     """
-    import torch
-
     from dllm_decode.decoding.denoiser import Capabilities
 
     model = vars(context).get("model")
-    cuda = torch.cuda.is_available()
     return {
         "overrides": list(overrides),
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-        if cuda
-        else [],
+        "versions": {name: version_of(name) for name in _PACKAGES},
+        **hardware(),
         "checkpoint": model and model.description.checkpoint,
         "fingerprint": model and Capabilities.of(model.denoiser).fingerprint,
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 @contextmanager

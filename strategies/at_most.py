@@ -16,7 +16,19 @@ from dllm_decode.errors import require_count
 class AtMost(Filter):
     """Keep the best commits of each row, by the selection's own scores, and veto the others.
 
-    tokens: commits per row and step, 1 or more. Raises `ConfigError` for anything else.
+    Args:
+        tokens: commits per row and step, 1 or more.
+
+    Raises:
+        ConfigError: for anything else.
+
+    Examples:
+        >>> from dllm_decode import Pipeline
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.threshold import ConfidenceThreshold
+        >>> calm = Pipeline(ConfidenceThreshold(0.9), filters={"two": AtMost(2)})
+        >>> Copy(n=4).answer(calm, "abcd")  # the model is certain of all five columns
+        ('abcd', 3)
     """
 
     tokens: int = 8
@@ -25,6 +37,6 @@ class AtMost(Filter):
         require_count("tokens", self.tokens)
 
     def keep(self, view: StepView, decision: Decision, memory: None) -> Tensor:
-        """The `tokens` best of the wished commits."""
+        """The best of what the selection wants to commit, (B, W) bool."""
         scores = view.pred.confidence if decision.scores is None else decision.scores
         return best(scores, decision.commit, self.tokens)

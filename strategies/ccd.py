@@ -10,14 +10,17 @@ from torch import Tensor
 from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
-from dllm_decode.errors import require, require_count, require_in_range
+from dllm_decode.errors import require_count, require_in_range
 
 
 @dataclass
 class CandidateMemory(Memory):
-    """What the last step left behind, by generated column (the last one takes absent slots).
+    """What the last step left behind, by generated column (the last one takes empty slots).
 
-    width (B,): candidate width V; runner_up (B, G + 1) bool; token (B, G + 1): proposals.
+    Attributes:
+        width: (B,) candidate width V.
+        runner_up: (B, G + 1) bool, the best positions that were left open.
+        token: (B, G + 1) what was proposed there.
     """
 
     width: Tensor
@@ -39,13 +42,24 @@ class ReleasedCCD(Strategy):
     steps, grows by one per step up to 1 + floor(expand_ratio), and falls to 1 before growing
     where at most a tenth of the canvas is open.
 
-    expand_ratio: 0 or more, below 1 one position goes per step; warm_up_steps: first steps that
-    commit only the best position, 1 or more; seek: dynamic budget (CCD-DS), otherwise one position
-    per step (CCD).
-    Raises `ConfigError` for values out of range. Source: the released code of CCD, arXiv
-    2512.02044, which its authors call preliminary: the paper averages the predicted distributions
-    over the last steps, the code does not. Deviations: any number of rows, one position per step
-    outside m (as its defaults have it). Use it with schedule=whole, as released.
+    Source: the released code of CCD, arXiv 2512.02044, which its authors call preliminary: the
+    paper averages the predicted distributions over the last steps, the code does not. Deviations:
+    any number of rows, and one position per step outside m (as its defaults have it). Use it with
+    schedule=whole, as released.
+
+    Args:
+        expand_ratio: how far V may grow, 0 or more; below 1 one position goes per step.
+        warm_up_steps: first steps, which commit the best position only; 1 or more.
+        seek: commit all of m (dynamic budget, CCD-DS) instead of one position (CCD).
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.decoding.schedule import WholeCanvas
+        >>> from dllm_decode.models.toy import Copy
+        >>> Copy(n=6).answer(ReleasedCCD(warm_up_steps=2), "abcdef", schedule=WholeCanvas())
+        ('abcdef', 5)
     """
 
     expand_ratio: float = 4.0

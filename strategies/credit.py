@@ -15,15 +15,18 @@ from torch import Tensor
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.strategy import Transform
 from dllm_decode.decoding.types import Memory, Request, Snapshot, StepView
-from dllm_decode.errors import require, require_choice, require_count, require_in_range
+from dllm_decode.errors import require_choice, require_count, require_in_range
+from dllm_decode.kernels.reference import Slots
 
 
 @dataclass
 class CreditMemory(Memory):
     """Credit by generated column, so that it survives any move of the window.
 
-    ids (B, G + 1, K) int64: credited tokens, -1 for an empty slot; credit (B, G + 1, K) float64,
-    0 where empty; G generated columns, the last column takes what slots without a column write.
+    Attributes:
+        ids: (B, G + 1, K) int64 credited tokens, -1 for an empty slot; G generated columns, the
+            last entry takes what slots without a column write.
+        credit: (B, G + 1, K) float64 their credit, 0 where empty.
     """
 
     ids: Tensor
@@ -71,7 +74,7 @@ class _Credit(Transform):
         if not self.identity:
             # one slot is ever filled; naming the present winner in it hands over the credit
             ids = torch.where(ids < 0, ids, view.pred.top_token[..., None])
-        done = view.pred.credited(ids, credit, alpha, beta, gamma, earns)
+        done = view.pred.credited(Slots(ids, credit, alpha, beta, gamma, earns))
         memory.ids = memory.ids.scatter(1, columns, done.ids)
         memory.credit = memory.credit.scatter(1, columns, done.credit)
         return done.prediction
@@ -98,15 +101,33 @@ class TraceCredit(_Credit):
     for every open position i, with p the prediction as it arrives here (no temperature, no noise;
     banned ids have probability 0, so the mask id can never earn credit).
 
-    alpha: strength in nats per nat of log(1 + C), [0, 100], 0 switches it off; beta: share of the
-    credit kept per step, [0, 1]; gamma: exponent of the winner's probability, [0, 10]; slots: K
-    tokens remembered per position, 1 or more, exact from the number of steps in a block on (where
-    all K are taken, the token with the least credit is forgotten); scope: `block` (credit starts
-    anew with every block) or `request` (kept for the whole request and earned at every open
-    column of the canvas); identity: False is the control without token identity, where a position
-    has one credit that always belongs to its present winner.
-    Raises `ConfigError` for values out of range. Deviation from the authors' released code: the
-    mask id earns nothing, and nothing outlives the request.
+    Source: CreditDecoding, arXiv 2510.06133, equations 6 and 7. Deviation from the authors'
+    released code: the mask id earns nothing, and nothing outlives the request.
+
+    Args:
+        alpha: strength [nats per nat of log(1 + C)], [0, 100]; 0 switches it off.
+        beta: share of the credit that is kept per step, [0, 1].
+        gamma: exponent of the winner's probability, [0, 10].
+        slots: K tokens remembered per position, 1 or more; exact from the number of steps in a
+            block on. Where all K are taken, the token with the least credit is forgotten.
+        scope: `block` (credit starts anew with every block) or `request` (kept for the whole
+            request, and earned at every open column of the canvas).
+        identity: False is the control without token identity, where a position has one credit
+            that always belongs to its present winner.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode import Pipeline
+        >>> from dllm_decode.models.toy import Shuffle
+        >>> from dllm_decode.strategies.threshold import ConfidenceThreshold
+        >>> plain = Pipeline(ConfidenceThreshold(0.6))
+        >>> Shuffle(n=6).answer(plain, "abcdef")  # any order of the items is right
+        ('feadbc', 7)
+        >>> trusting = Pipeline(ConfidenceThreshold(0.6), {"credit": TraceCredit(alpha=2.0)})
+        >>> Shuffle(n=6).answer(trusting, "abcdef")  # fewer passes, and one item twice
+        ('cfaead', 5)
     """
 
     alpha: float = 0.65
@@ -139,21 +160,34 @@ class AdaptiveCredit(_Credit):
 
         gamma = 1,   alpha = beta = 1 - eta,   eta = undecided columns / all columns
 
-    with eta taken before this step's commits, so the first step of a block is plain decoding.
+    with eta taken before this step's commits, so that the first step of a block is plain decoding.
 
-    ratio_over: columns that eta counts, `block` (the current window) or `canvas` (all live
-    generated columns); slots, scope, identity: as in `TraceCredit`.
-    Raises `ConfigError` for other words. Source: section 4.3 of the paper, which does not say
-    which columns eta counts.
+    Source: CreditDecoding, arXiv 2510.06133, section 4.3, which does not say which columns eta
+    counts.
+
+    Args:
+        ratio_over: columns that eta counts: `block` (the current window) or `canvas` (all live
+            generated columns).
+        slots: as in `TraceCredit`.
+        scope: as in `TraceCredit`.
+        identity: as in `TraceCredit`.
+
+    Raises:
+        ConfigError: for other words, and fewer slots than 1.
+
+    Examples:
+        >>> from dllm_decode import Pipeline
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(Pipeline(TopK(2), {"credit": AdaptiveCredit()}), "abcd")
+        ('abcd', 3)
     """
 
     ratio_over: str = "block"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(
-            "ratio_over", self.ratio_over, ("block", "canvas")
-        )
+        require_choice("ratio_over", self.ratio_over, ("block", "canvas"))
 
     def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
         """1 - eta twice, and 1."""

@@ -58,13 +58,26 @@ class _TimeGrid(Strategy):
 class DreamSchedule(_TimeGrid):
     """Commit floor(M * (1 - t(i+1) / t(i))) of the M open positions in step i, the best first.
 
-    steps: forward passes per row, 1 or more (the last one commits the rest, earlier ones may commit
-    nothing); eps: end of the time grid, in (0, 1); order: `confidence` (maskgit_plus), `margin`
-    (topk_margin) or `entropy`; position_temperature: 0 takes the best positions; above 0 they are
-    drawn without replacement from softmax(score / position_temperature), in [0, 1e6] (alg_temp).
-    Raises `ConfigError` for values out of range. Source: Dream, arXiv 2508.15487, and the released
+    t is the time grid of `transfer_shares`. Source: Dream, arXiv 2508.15487, and its released
     sampler. Deviation: M is the row's own number of open positions; the released code averages it
     over the batch. Use it with schedule=whole, as released.
+
+    Args:
+        steps: forward passes per row, 1 or more; the last one commits the rest, earlier ones may
+            commit nothing.
+        eps: end of the time grid, in (0, 1).
+        order: what comes first: `confidence` (maskgit_plus), `margin` (topk_margin) or `entropy`.
+        position_temperature: 0 takes the best positions; above 0 they are drawn without
+            replacement from softmax(score / position_temperature), [0, 1e6] (alg_temp).
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.decoding.schedule import WholeCanvas
+        >>> from dllm_decode.models.toy import Copy
+        >>> Copy(n=6).answer(DreamSchedule(steps=3), "abcdef", schedule=WholeCanvas())
+        ('abcdef', 3)
     """
 
     order: str = "entropy"
@@ -73,9 +86,7 @@ class DreamSchedule(_TimeGrid):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("order", self.order, ("confidence", "margin", "entropy"))
-        require_in_range(
-            "position_temperature", self.position_temperature, 0.0, 1e6
-        )
+        require_in_range("position_temperature", self.position_temperature, 0.0, 1e6)
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The best or drawn positions of this step."""
@@ -92,10 +103,22 @@ class DreamSchedule(_TimeGrid):
 class DreamOrigin(_TimeGrid):
     """Commit each open position with probability 1 - t(i+1) / t(i), whatever the model says.
 
-    steps: forward passes per row, 1 or more (the last one commits the rest, earlier ones may commit
-    nothing); eps: end of the time grid, in (0, 1).
-    Raises `ConfigError` for values out of range. Source: Dream, arXiv 2508.15487, `origin`: the
-    reverse process of absorbing diffusion. Use it with schedule=whole, as released.
+    The reverse process of absorbing diffusion. Source: Dream, arXiv 2508.15487, `origin`. Use it
+    with schedule=whole, as released.
+
+    Args:
+        steps: forward passes per row, 1 or more; the last one commits the rest, earlier ones may
+            commit nothing.
+        eps: end of the time grid, in (0, 1).
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.decoding.schedule import WholeCanvas
+        >>> from dllm_decode.models.toy import Copy
+        >>> Copy(n=6).answer(DreamOrigin(steps=3), "abcdef", schedule=WholeCanvas())
+        ('abcdef', 3)
     """
 
     def decide(self, view: StepView, memory: None) -> Decision:

@@ -21,9 +21,20 @@ class ScheduledThreshold(Strategy):
     probability of the proposal and rank 0 the most confident open position. Positions that the
     threshold rejects are a deficit that later steps may make up for.
 
-    threshold: probability in [0, 1]; tokens_per_step: n, 1 or more (1 is one token at a time).
-    Raises `ConfigError` for values out of range. Source: Fast-dLLM's Dream sampler
-    (`confidence_threshold`), used with schedule=whole there.
+    Source: Fast-dLLM's Dream sampler (`confidence_threshold`), arXiv 2505.22618, used with
+    schedule=whole there.
+
+    Args:
+        threshold: probability, [0, 1].
+        tokens_per_step: n, 1 or more; 1 is one token at a time.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> Copy(n=4).answer(ScheduledThreshold(0.9, tokens_per_step=2), "abcd")
+        ('abcd', 3)
     """
 
     threshold: float = 0.9

@@ -8,7 +8,7 @@ from typing import ClassVar
 from dllm_decode.decoding.selection import reaching
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
-from dllm_decode.errors import require, require_in_range
+from dllm_decode.errors import require_in_range
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,22 @@ class EntropyThreshold(Strategy):
 
         commit i  iff  H(i) <= threshold  or  i = argmin_j H(j),    H(i) = -sum_v p(i,v) ln p(i,v)
 
-    threshold: nats, 0 or more; strict: ask for less than the threshold (`<`, as dParallel's Dream
-    version does; its LLaDA version accepts equality).
-    Raises `ConfigError` for values out of range. Source: dParallel, arXiv 2509.26488, the decoding
-    rule (its distilled weights are what makes models certain early; the rule itself needs no
-    training). Deviation: the released code adds 1e-12 or 1e-8 inside the logarithm.
+    Source: dParallel, arXiv 2509.26488, the decoding rule (its distilled weights are what makes
+    models certain early; the rule itself needs no training). Deviation: the released code adds
+    1e-12 or 1e-8 inside the logarithm.
+
+    Args:
+        threshold: entropy [nats], 0 or more.
+        strict: ask for less than the threshold (`<`), as dParallel's Dream version does; its LLaDA
+            version accepts equality.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Shuffle
+        >>> Shuffle(n=4).answer(EntropyThreshold(0.1), "abcd")  # any order of the items is right
+        ('cdba', 5)
     """
 
     threshold: float = 0.5

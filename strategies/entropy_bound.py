@@ -22,10 +22,24 @@ class EntropyBound(Strategy):
     over the open positions of the row in the given order. The left-hand side bounds the mutual
     information that is lost by drawing the k tokens independently.
 
-    bound: 0 or more, in `unit`; unit: `nats` or `bits` of the bound; order: `entropy` (lowest
-    first) or `confidence` (highest first), lower columns first on ties.
-    Raises `ConfigError` for values out of range. Source: EB-Sampler, arXiv 2505.24857. The maximum
-    runs along the sorted positions of one row, never over the rows of a batch.
+    Source: EB-Sampler, arXiv 2505.24857. The maximum runs along the sorted positions of one row,
+    never over the rows of a batch.
+
+    Args:
+        bound: 0 or more, in `unit`.
+        unit: of the bound, `nats` or `bits`.
+        order: `entropy` (lowest first) or `confidence` (highest first); lower columns first on
+            ties.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Shuffle
+        >>> Shuffle(n=4).answer(EntropyBound(0.1), "abcd")  # any order of the items is right
+        ('abcd', 4)
+        >>> Shuffle(n=4).answer(EntropyBound(1.5), "abcd")
+        ('adba', 2)
     """
 
     bound: float = 0.1

@@ -23,7 +23,6 @@ from dllm_decode.decoding.types import Change, Request, Snapshot, StepView
 from dllm_decode.errors import (
     CapabilityError,
     ConfigError,
-    require,
     require_choice,
     require_in_range,
 )
@@ -31,7 +30,11 @@ from dllm_decode.errors import (
 
 @dataclass(frozen=True, kw_only=True)
 class _EotRule(StopRule):
-    """What the rules share: which ids end a text, and where a row may be cut."""
+    """What the rules share: which ids end a text, and where a row may be cut.
+
+    Args:
+        ids: token ids that end a text, None for the model's own.
+    """
 
     ids: Sequence[int] | None = None
 
@@ -41,17 +44,14 @@ class _EotRule(StopRule):
         whole = [isinstance(token, int) and not isinstance(token, bool) for token in self.ids]
         if not whole or not all(whole):
             raise ConfigError(
-                "ids must be null (the model's own) or a list of token ids, "
-                f"got {self.ids!r}"
+                f"ids must be null (the model's own) or a list of token ids, got {self.ids!r}"
             )
 
     def begin(self, request: Request, snapshot: Snapshot) -> None:
         """No memory; refuses ids that the vocabulary does not have."""
         for token in self.ids or ():
             if not 0 <= token < snapshot.vocab.size:
-                raise ConfigError(
-                    f"ids must lie in [0, {snapshot.vocab.size - 1}], got {token}"
-                )
+                raise ConfigError(f"ids must lie in [0, {snapshot.vocab.size - 1}], got {token}")
 
     def _is_end(self, tokens: Tensor, snapshot: Snapshot) -> Tensor:
         """Where tokens end a text, same shape."""
@@ -79,12 +79,24 @@ class _EotRule(StopRule):
 class CommittedEot(_EotRule):
     """End a row behind its first committed end of text, once everything before it is decided.
 
-    whole_prefix: wait until no column in front of it is open; False cuts at the commit, while
-    columns in front are still open (those are then decided without the columns cut off); ids:
-    token ids that end a text, None for the model's own. Raises `ConfigError` for ids that do not
-    exist.
     With whole_prefix the text up to its end is exactly what full-length decoding gives, because
     the row is finished the moment it is cut.
+
+    Args:
+        whole_prefix: wait until no column in front of it is open; False cuts at the commit, while
+            columns in front are still open (which are then decided without the columns cut off).
+        ids: token ids that end a text, None for the model's own.
+
+    Raises:
+        ConfigError: for ids that do not exist.
+
+    Examples:
+        >>> from dllm_decode import Pipeline
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> ending = Pipeline(TopK(1), stop={"eot": CommittedEot()})
+        >>> Copy(n=4).answer(ending, "ab")
+        ('ab', 3)
     """
 
     whole_prefix: bool = True
@@ -101,10 +113,19 @@ class CommittedEot(_EotRule):
 class AcceptedEot(_EotRule):
     """Cut a row right behind the leftmost end of text that a learned filter accepted.
 
-    ids: token ids that end a text, None for the model's own. Columns in front of the cut may still
-    be open; the cut column itself is committed. Reads the note `accepted` of the selection rule and
-    raises `CapabilityError` where there is none. Source: the first branch of Learn2PD's EoTP,
-    arXiv 2509.25188.
+    Columns in front of the cut may still be open; the cut column itself is committed. Source: the
+    first branch of Learn2PD's EoTP, arXiv 2509.25188.
+
+    Args:
+        ids: token ids that end a text, None for the model's own.
+
+    Raises:
+        ConfigError: for ids that do not exist.
+        CapabilityError: in the first step of a selection that has no note `accepted`.
+
+    Examples:
+        >>> AcceptedEot(ids=[10]).ids
+        [10]
     """
 
     def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
@@ -126,20 +147,32 @@ class AcceptedEot(_EotRule):
 class PredictedEot(AcceptedEot):
     """Cut a row behind an end of text that is only predicted yet (EoTP).
 
-    Looks at the positions that were open before this step, with the tokens and confidences the
-    model proposed there (before transforms).
+    Looks at the positions that were open before this step, with the tokens and confidences that the
+    model proposed there (before transforms). Nothing is committed at the cut column: a later step
+    may put another token there, so a text can end without an end of text, and a cut too early
+    cannot be taken back.
 
-    scope: `block` (the current window) or `canvas` (every open column up to the horizon); trigger:
-    `first` (the leftmost such position) or `most_confident`; threshold: confidence that it needs,
-    probability in [0, 1]; accepted_first: cut behind the leftmost end of text that a learned filter
-    accepted in this step, if there is one, and look at predictions only otherwise; ids: token ids
-    that end a text, None for the model's own.
+    Source: Learn2PD, arXiv 2509.25188. Its released code is scope=canvas (block where it caches),
+    trigger=most_confident, threshold=0, accepted_first=true, and knows one id only; the paper
+    speaks of a resolved end of text, which is `CommittedEot`.
 
-    Nothing is committed at the cut column: a later step may put another token there, so a text can
-    end without an end of text, and a cut too early cannot be taken back. Raises `ConfigError` for
-    values out of range. Source: Learn2PD, arXiv 2509.25188. Its released code is scope=canvas
-    (block where it caches), trigger=most_confident, threshold=0, accepted_first=true, and knows one
-    id only; the paper speaks of a resolved end of text, which is `CommittedEot`.
+    Args:
+        scope: `block` (the current window) or `canvas` (every open column up to the horizon).
+        trigger: `first` (the leftmost such position) or `most_confident`.
+        threshold: confidence that it needs, probability in [0, 1].
+        accepted_first: cut behind the leftmost end of text that a learned filter accepted in this
+            step, if there is one, and look at predictions only otherwise.
+        ids: token ids that end a text, None for the model's own.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode import Pipeline
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(Pipeline(TopK(1), stop={"eot": PredictedEot()}), "ab")
+        ('ab', 3)
     """
 
     scope: str = "block"

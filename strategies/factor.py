@@ -24,12 +24,23 @@ class Factor(Strategy):
 
     with c(1) >= c(2) >= ... the confidences of the open positions (lower columns first on ties).
 
-    factor: bound on (n + 1) * error, a number without unit in [0, 1e6]; variant: `published` (the
-    rule above); `copied`, the condition that most released code shares: equality passes, and where
-    the walk over the sorted positions passes or stops at the last one, all are committed, the
-    failed one included; `d2cache`: the rule above, but one fewer where all positions pass.
-    The two variants reproduce other projects and have no other use.
-    Raises `ConfigError` for values out of range. Source: Fast-dLLM, arXiv 2505.22618, section 3.3.
+    Source: Fast-dLLM, arXiv 2505.22618, section 3.3.
+
+    Args:
+        factor: bound on (n + 1) * error, a number without unit in [0, 1e6].
+        variant: `published` (the rule above); `copied`, the condition that most released code
+            shares: equality passes, and where the walk over the sorted positions passes or stops at
+            the last one, all are committed, the failed one included; `d2cache`: the rule above, but
+            one fewer where all positions pass. The last two reproduce other projects and have no
+            other use.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> Copy(n=4).answer(Factor(1.0), "abcd")  # the model is certain
+        ('abcd', 1)
     """
 
     factor: float = 1.0
@@ -56,9 +67,10 @@ class Factor(Strategy):
     ) -> Tensor:
         """How many positions are committed, (B,).
 
-        confidence: (B, W) float64, the row's open positions first, in falling order; positions
-        (B,): how many of them are open; factor: the bound, (B, 1) or one number, None for the
-        field.
+        Args:
+            confidence: (B, W) float64, the row's open positions first, in falling order.
+            positions: (B,) how many of them are open.
+            factor: the bound, (B, 1) or one number; None for the field.
         """
         factor = self.factor if factor is None else factor
         number = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)

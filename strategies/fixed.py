@@ -17,8 +17,11 @@ ORDERS = ("confidence", "margin", "entropy", "random")
 def order_scores(view: StepView, order: str) -> Tensor:
     """Scores by which positions are taken, largest first, (B, W).
 
-    order: `confidence` (probability of the proposal), `margin` (top-1 minus top-2 probability),
-    `entropy` (low entropy first, nats) or `random` (a uniform number per position and step).
+    Args:
+        view: the step.
+        order: `confidence` (probability of the proposal), `margin` (top-1 minus top-2
+            probability), `entropy` (minus the entropy [nats]) or `random` (a uniform number per
+            position and step).
     """
     if order == "confidence":
         return view.pred.confidence
@@ -34,9 +37,12 @@ def scheduled(masks: Tensor, steps: int, step: Tensor) -> Tensor:
 
         n(s) = floor(M / S) + [s < M mod S]
 
-    masks (B,): M, open positions when the block was entered; steps: S, 1 or more; step (B,): s,
-    counted from 0 in the block. Steps behind the schedule (where commits were vetoed) go on with
-    floor(M / S).
+    Steps behind the schedule (where commits were vetoed) go on with floor(M / S).
+
+    Args:
+        masks: (B,) M, open positions when the block was entered.
+        steps: S, 1 or more.
+        step: (B,) s, counted from 0 in the block.
     """
     return masks // steps + (step < masks % steps)
 
@@ -49,11 +55,21 @@ class FixedSchedule(Strategy):
 
     with M the open positions when the row entered the block and S = steps_per_block.
 
-    steps_per_block: S, forward passes per block, 1 or more; order: `confidence`, `margin`,
-    `entropy` or `random`, see `order_scores`.
-    Raises `ConfigError` for values out of range. Source: LLaDA, arXiv 2502.09992, section 2.4
-    (`low_confidence` and `random` remasking). Deviation: with S larger than M a block
-    takes M passes; the released code also runs the passes that commit nothing.
+    Source: LLaDA, arXiv 2502.09992, section 2.4 (`low_confidence` and `random` remasking).
+    Deviation: with S larger than M a block takes M passes; the released code also runs the passes
+    that commit nothing.
+
+    Args:
+        steps_per_block: S, forward passes per block, 1 or more.
+        order: `confidence`, `margin`, `entropy` or `random`; see `order_scores`.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> Copy(n=4).answer(FixedSchedule(steps_per_block=2), "abcd")
+        ('abcd', 2)
     """
 
     steps_per_block: int = 16
@@ -74,9 +90,18 @@ class FixedSchedule(Strategy):
 class TopK(Strategy):
     """Commit the k best open positions in every step.
 
-    tokens_per_step: k, 1 or more; 1 decodes one token at a time, the baseline of every comparison;
-    order: `confidence`, `margin`, `entropy` or `random`, see `order_scores`.
-    Raises `ConfigError` for values out of range.
+    Args:
+        tokens_per_step: k, 1 or more; 1 decodes one token at a time, the baseline of every
+            comparison.
+        order: `confidence`, `margin`, `entropy` or `random`; see `order_scores`.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> Copy(n=4).answer(TopK(2), "abcd")
+        ('abcd', 3)
     """
 
     tokens_per_step: int = 2

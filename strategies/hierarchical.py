@@ -25,10 +25,21 @@ class Hierarchical(Strategy):
     exactly count. Each step splits every gap, so a block takes about log2(length) steps where the
     model is sure enough.
 
-    threshold: probability in [0, 1] above which every position goes; low_threshold: probability in
-    [0, 1] that the best of a gap needs, without effect from `threshold` on. Both are strict.
-    Raises `ConfigError` for values out of range. Source: dInfer, arXiv 2510.08666 (hierarchical
-    decoding). Deviation: any number of rows; the released class takes one.
+    Source: dInfer, arXiv 2510.08666 (hierarchical decoding). Deviation: any number of rows; the
+    released class takes one.
+
+    Args:
+        threshold: probability above which every position goes, [0, 1].
+        low_threshold: probability that the best of a gap has to exceed, [0, 1]; without effect
+            from `threshold` on.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Shuffle
+        >>> Shuffle(n=8).answer(Hierarchical(0.9, low_threshold=0.1), "abcdefgh")
+        ('acgfgdeg', 5)
     """
 
     threshold: float = 0.9
@@ -49,7 +60,9 @@ class Hierarchical(Strategy):
 def peaks(scores: Tensor, among: Tensor) -> Tensor:
     """Candidates that reach the largest score of their run of neighbouring candidates, (B, W) bool.
 
-    scores (B, W), at least 0 at the candidates; among (B, W) bool.
+    Args:
+        scores: (B, W), at least 0 at the candidates.
+        among: (B, W) bool, the candidates.
     """
     begins = among.clone()
     begins[:, 1:] &= ~among[:, :-1]

@@ -14,14 +14,18 @@ from torch import Tensor
 from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
-from dllm_decode.errors import ConfigError, require, require_count, require_in_range
+from dllm_decode.errors import ConfigError, require_count, require_in_range
 from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.strategies.fixed import scheduled
 
 
 @dataclass
 class FilterMemory(Memory):
-    """The filter on the device of the request."""
+    """What the filter needs in every step.
+
+    Attributes:
+        network: the filter, on the device of the request.
+    """
 
     network: AcceptanceFilter
 
@@ -36,13 +40,24 @@ class Learn2PD(Strategy):
     probability there, columns beyond a short block as 0), z the two-layer network, rank 0 the most
     confident open position and n(s) the count of LLaDA's linear schedule.
 
-    weights: safetensors file of the filter, or `bundled:NAME`; tau: what a position's acceptance
-    has to exceed, probability in [0, 1], 1 accepts nothing; steps_per_block: steps S of the
-    schedule, 1 or more, None for one position per step; match_model: refuse a filter that was
-    trained for another checkpoint.
     Notes: `accepted` (B, W) bool, the accepted open positions, for `strategy/stop=eot_accepted`.
-    The block length of the schedule must be the filter's. Raises `ConfigError` for values out of
-    range and `CheckpointError` for weights that cannot be read.
+    The block length of the schedule must be the filter's.
+
+    Source: Learning to Parallel Decoding, arXiv 2509.25188, and its released code.
+
+    Args:
+        weights: safetensors file of the filter, or `bundled:NAME`.
+        tau: what a position's acceptance has to exceed, probability in [0, 1]; 1 accepts nothing.
+        steps_per_block: steps S of the schedule, 1 or more; None for one position per step.
+        match_model: refuse a filter that was trained for another checkpoint.
+
+    Raises:
+        ConfigError: for values out of range.
+        CheckpointError: for weights that cannot be read.
+
+    Examples:
+        >>> Learn2PD().window_width  # the bundled filter was trained for blocks of 32 columns
+        32
     """
 
     weights: str = "bundled:llada-tiny"
@@ -58,8 +73,7 @@ class Learn2PD(Strategy):
             require_count("steps_per_block", self.steps_per_block)
         if not isinstance(self.weights, str) or not self.weights:
             raise ConfigError(
-                "weights must be a safetensors file or bundled:NAME, "
-                f"got {self.weights!r}"
+                f"weights must be a safetensors file or bundled:NAME, got {self.weights!r}"
             )
         _ = self.network
 

@@ -17,7 +17,11 @@ from dllm_decode.errors import ConfigError, require_choice
 
 @dataclass
 class ReferenceMemory(Memory):
-    """The reference tokens by canvas column, (B, L) int64; prompts and padding hold any token."""
+    """What the oracle follows.
+
+    Attributes:
+        tokens: (B, L) the reference by canvas column; prompts and padding hold any token.
+    """
 
     tokens: Tensor
 
@@ -25,8 +29,9 @@ class ReferenceMemory(Memory):
 def reference_plane(request: Request, snapshot: Snapshot) -> Tensor:
     """The reference of each row on the canvas, (B, L); behind its end of text the filler.
 
-    Raises `ConfigError` for references that are longer than the row, shorter without an end of
-    text, or hold a token that is never generated.
+    Raises:
+        ConfigError: for references that are longer than the row, shorter without an end of text,
+            or hold a token that is never generated.
     """
     vocab = snapshot.vocab
     plane = torch.full(snapshot.tokens.shape, vocab.filler, dtype=torch.long)
@@ -59,15 +64,31 @@ class Oracle(Strategy):
     so the result is y, and the forwards it took are what a perfect selection rule would need. Where
     no open position agrees, the model cannot be followed any further and y is written instead.
 
-    stuck: how much of y is then written: `one` token, the one the model finds most likely, which is
-    the progress every rule is granted; or the rest of the `block`, as in the published recipe for
-    training data (more tokens per forward, but ones that no rule could have known).
     Notes, all (B, W) and for every column of the window: `confidence` (of the most likely token),
     `correct` (that token is y's) and `open`; `task=train_filter` learns from them.
     Needs `Request.reference`, which `generate` makes by one-token-per-step decoding of the same
-    request; behind a reference's end of text, y is end of text. Raises `ConfigError` for other
-    words and for references that do not fit. Deviation: the published recipe spends one
-    more forward to notice that it is stuck.
+    request; behind a reference's end of text, y is end of text.
+
+    Source: the extremely greedy parallel strategy of Learn2PD, arXiv 2509.25188, section 3.
+    Deviation: the published recipe spends one more forward to notice that it is stuck.
+
+    Args:
+        stuck: how much of y is written where no position agrees: `one` token, the one the model
+            finds most likely, which is the progress every rule is granted; or the rest of the
+            `block`, as in the published recipe for training data (more tokens per forward, but
+            ones that no rule could have known).
+
+    Raises:
+        ConfigError: for other words, and references that do not fit.
+
+    Examples:
+        >>> from dllm_decode import Decoder, Request
+        >>> from dllm_decode.models.toy import Copy
+        >>> world = Copy(n=4)
+        >>> prompt = tuple(world.tokenizer.encode("abcd"))
+        >>> answer = (*prompt[:4], world.vocab.eot_ids[0])
+        >>> Decoder(world, Oracle()).decode(Request((prompt,), 5, reference=(answer,))).forwards
+        (1,)
     """
 
     stuck: str = "one"

@@ -15,7 +15,11 @@ from dllm_decode.errors import require
 
 @dataclass(frozen=True)
 class _Suppress(Transform):
-    """What both share: the token ids and their checks."""
+    """What both share: the token ids and their checks.
+
+    Args:
+        ids: token ids, or None for the model's end-of-text ids.
+    """
 
     ids: Sequence[int] | None = None
 
@@ -34,9 +38,7 @@ class _Suppress(Transform):
         ids = vocab.eot_ids if self.ids is None else tuple(self.ids)
         require(len(ids) > 0, "ids is null, but the model has no end-of-text id; give the ids")
         for token in ids:
-            require(
-                0 <= token < vocab.size, f"ids must lie in [0, {vocab.size - 1}], got {token}"
-            )
+            require(0 <= token < vocab.size, f"ids must lie in [0, {vocab.size - 1}], got {token}")
         left = vocab.size - len({*ids, *vocab.never_generated})
         require(left > 0, f"ids removes every token of the vocabulary of {vocab.size}")
 
@@ -50,8 +52,21 @@ class _Suppress(Transform):
 class BanTokens(_Suppress):
     """Remove tokens from the prediction: l'[v] = -inf for the given ids, before any sampling.
 
-    ids: token ids, or None for the model's end-of-text ids. Raises `ConfigError` for ids that are
-    not in the vocabulary. Source: LLaDA's `logits_eos_inf`.
+    Source: LLaDA's `logits_eos_inf`.
+
+    Args:
+        ids: token ids, or None for the model's end-of-text ids.
+
+    Raises:
+        ConfigError: for ids that are not in the vocabulary, and for all of it.
+
+    Examples:
+        >>> from dllm_decode import Pipeline
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> endless = Pipeline(TopK(1), {"ban": BanTokens()})
+        >>> len(Copy(n=4).answer(endless, "abcd")[0])  # a fifth symbol in the place of the end
+        5
     """
 
     def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
@@ -70,9 +85,22 @@ class DeferTokens(_Suppress):
     The proposal is the prediction's; confidence and all other statistics come from the distribution
     without the given ids, so every other proposal gains a little.
 
-    ids: token ids, or None for the model's end-of-text ids. Raises `ConfigError` for ids that are
-    not in the vocabulary. Source: LLaDA's `confidence_eos_eot_inf`. Deviation: it also holds for
-    sampled proposals, where the released code has no effect on one of its two ids.
+    Source: LLaDA's `confidence_eos_eot_inf`. Deviation: it also holds for sampled proposals, where
+    the released code has no effect on one of its two ids.
+
+    Args:
+        ids: token ids, or None for the model's end-of-text ids.
+
+    Raises:
+        ConfigError: for ids that are not in the vocabulary, and for all of it.
+
+    Examples:
+        >>> from dllm_decode import Pipeline
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.threshold import ConfidenceThreshold
+        >>> patient = Pipeline(ConfidenceThreshold(0.9), {"defer": DeferTokens()})
+        >>> Copy(n=4).answer(patient, "abcd")  # four symbols, and then the end
+        ('abcd', 2)
     """
 
     def adjust(self, view: StepView, memory: None) -> Prediction:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm_decode.decoding.selection import best, reaching
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
-from dllm_decode.errors import require, require_count, require_in_range
+from dllm_decode.errors import require_count, require_in_range
 from dllm_decode.strategies.fixed import scheduled
 
 
@@ -25,14 +25,28 @@ class ConfidenceThreshold(Strategy):
     column on ties) and n = max(at_least, n(s)), n(s) the count of LLaDA's linear schedule where
     `steps_per_block` is given and 0 otherwise.
 
-    threshold: probability in [0, 1]; strict: ask for more than the threshold (`>`); at_least: the
-    best n positions are always committed, 1 or more; steps_per_block: the block takes at most this
-    many steps, because each commits at least what a fixed schedule would, None for no schedule;
-    tie_slack: positions within this probability of the best one go with it, in [0, 1], None for
-    the best alone.
-    Raises `ConfigError` for values out of range. Source: Fast-dLLM, arXiv 2505.22618, section 3.3
-    (`>=`, the best one forced); other implementations by options: strict with steps_per_block
-    (LLaDA2, SDAR), at_least (d2Cache), tie_slack 1e-5 (dInfer).
+    Source: Fast-dLLM, arXiv 2505.22618, section 3.3 (`>=`, the best one forced). Other
+    implementations by options: strict with steps_per_block (LLaDA2, SDAR), at_least (d2Cache),
+    tie_slack 1e-5 (dInfer).
+
+    Args:
+        threshold: probability, [0, 1].
+        strict: ask for more than the threshold (`>`).
+        at_least: the best n positions are always committed, 1 or more.
+        steps_per_block: a block takes at most this many steps, because each commits at least what
+            a fixed schedule would; None for no schedule.
+        tie_slack: positions within this probability of the best one go with it, [0, 1]; None for
+            the best alone.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy, Shuffle
+        >>> Copy(n=4).answer(ConfidenceThreshold(0.9), "abcd")  # the model is certain of all
+        ('abcd', 1)
+        >>> Shuffle(n=4).answer(ConfidenceThreshold(0.9), "abcd")  # of no item before its turn
+        ('adcb', 5)
     """
 
     threshold: float = 0.9

@@ -231,16 +231,16 @@ def check_credit(case: Case, device: str, slots: int, gamma: float, known: str) 
     credit = (credit * bound[:, None]).masked_fill(ids < 0, 0.0)
     alpha = torch.rand(case.rows, generator=generator, dtype=torch.float64).to(device) * 2
     opened = (torch.rand(case.rows, generator=generator) < 0.8).to(device)
-    rest = (ids, credit, alpha, beta, gamma, opened)
+    before = reference.Slots(ids, credit, alpha, beta, gamma, opened)
     raw = None if known == "nothing" else fused.row_statistics(logits, banned)
     with poisoned():
         if known == "logits":
             assert raw is not None
             values = reference.logits_at(logits, ids, banned)
-            ours = fused.credit_from(values, raw, *rest)
+            ours = fused.credit_from(values, raw, before)
         else:
-            ours = fused.credit_update(logits, *rest, banned, raw)
-    exact = reference.credit_update(logits.double(), *rest, banned)
+            ours = fused.credit_update(logits, before, banned, raw)
+    exact = reference.credit_update(logits.double(), before, banned)
     assert torch.equal(ours.ids, exact.ids)
     assert_close(ours.credit, exact.credit, SUMS, 1e-9)
     assert_close(ours.delta, exact.delta, SUMS, 1e-9)
@@ -339,7 +339,7 @@ def check_prediction(case: Case, device: str) -> None:
             pred = Prediction.of(values, banned, GumbelDraw(noise, 0.7))
             found = [pred.token, pred.top_token, pred.topk(3)[1], pred.confidence, pred.entropy]
             found += [pred.margin, pred.logsumexp]
-            credited = pred.credited(ids, credit, alpha, alpha, 0.2, opened)
+            credited = pred.credited(reference.Slots(ids, credit, alpha, alpha, 0.2, opened))
             more = credited.prediction
             assert torch.equal(more.logits.argmax(-1), more.top_token) or case.kind == "huge"
             return [*found, credited.ids, more.top_token, more.top_confidence, more.entropy]

@@ -36,7 +36,7 @@ PARTS = ("forward", "statistics", "strategy", "settle", "cache", "loop", "engine
 
 
 @dataclass(frozen=True)
-class Variant:
+class Contender:
     """One thing to time.
 
     Attributes:
@@ -85,7 +85,7 @@ class Timing:
 
 def compare(
     group: str,
-    variants: Sequence[Variant],
+    variants: Sequence[Contender],
     rounds: int,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Timing]:

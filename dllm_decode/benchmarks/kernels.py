@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.kernels import dispatch
+from dllm_decode.kernels.reference import Slots
 
 Action = Callable[[], object]
 # Sweeps of 256 MiB before each timed run: about a millisecond of work, in which the host queues the
@@ -19,7 +20,7 @@ SWEEPS = 16
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One size to time.
 
     Attributes:
@@ -30,7 +31,7 @@ class Case:
         width: Of the hidden states.
 
     Examples:
-        >>> Case(rows=2, vocabulary=100, dtype=torch.bfloat16, slots=8, width=16).bytes
+        >>> KernelCase(rows=2, vocabulary=100, dtype=torch.bfloat16, slots=8, width=16).bytes
         400
     """
 
@@ -141,7 +142,7 @@ class Inputs:
     weight: Tensor
 
     @staticmethod
-    def of(case: Case, device: torch.device) -> Inputs:
+    def of(case: KernelCase, device: torch.device) -> Inputs:
         """Inputs with half of the slots in use; the same numbers each time.
 
         Args:
@@ -175,7 +176,7 @@ class Inputs:
         )
 
 
-def paths(case: Case, given: Inputs, kernels: str) -> dict[str, Action]:
+def paths(case: KernelCase, given: Inputs, kernels: str) -> dict[str, Action]:
     """What is timed with one implementation, by name.
 
     Args:
@@ -184,7 +185,7 @@ def paths(case: Case, given: Inputs, kernels: str) -> dict[str, Action]:
         kernels: `triton` or `reference`; the caller sets it with `dispatch.using` around the calls.
     """
     x, banned = given.logits, given.banned
-    credit = (given.ids, given.credit, given.alpha, given.beta, 0.2, given.open, banned)
+    slots = Slots(given.ids, given.credit, given.alpha, given.beta, 0.2, given.open)
     scores = x[:, 0].float().reshape(1, -1)
     level = scores.new_full((1,), 0.9)
     return {
@@ -193,7 +194,7 @@ def paths(case: Case, given: Inputs, kernels: str) -> dict[str, Action]:
             x, banned, min(2, case.vocabulary)
         ),
         f"draw {kernels}": lambda: dispatch.gumbel_statistics(x, given.states, 0.8, banned),
-        f"credit {kernels}": lambda: dispatch.credit_update(x, *credit),
+        f"credit {kernels}": lambda: dispatch.credit_update(x, slots, banned),
         f"selection {kernels}": lambda: dispatch.threshold_selection(
             scores, given.open.reshape(1, -1), level
         ),
@@ -241,7 +242,7 @@ def kernels_start(device: torch.device) -> bool:
         return dispatch.uses_triton(torch.empty(0, device=device))
 
 
-def measure(case: Case, watch: Stopwatch, device: torch.device) -> dict[str, float]:
+def measure(case: KernelCase, watch: Stopwatch, device: torch.device) -> dict[str, float]:
     """Seconds of each path of a case, by name; Triton's only where its kernels start.
 
     Args:

@@ -13,9 +13,10 @@ from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.kernels import dispatch
 from dllm_decode.models.adapter import TransformersDenoiser
+from dllm_decode.models.blueprint import import_class, make_config
 from dllm_decode.models.compiled import CompiledBody
 from dllm_decode.models.loaded import Description, LoadedModel
-from dllm_decode.models.loading import DTYPES, import_class, make_config
+from dllm_decode.models.placement import DTYPES
 from dllm_decode.models.spec import SPECS
 from dllm_decode.models.text import CheckpointTokenizer
 

@@ -33,7 +33,12 @@ _RUNNING_CODE = (
     "generated code is run and graded by lm-evaluation-harness: python -m dllm_decode.lm_eval, see "
     "docs/evaluate.md"
 )
-_GONE = {"task.run_code": _RUNNING_CODE, "task.code_seconds": _RUNNING_CODE}
+_GONE = {
+    "task.run_code": _RUNNING_CODE,
+    "task.code_seconds": _RUNNING_CODE,
+    "task.pages": "the pages of the repository are filled by docs/tools/fill_pages.py",
+    "task=model_card": "the model card is measured in the repository: python docs/tools/model_card",
+}
 _LISTS = ("strategy/transforms", "strategy/filters")
 _SLOTS = ("strategy.transforms", "strategy.filters", "strategy.stop")
 
@@ -314,10 +319,12 @@ def _unknown_option(error: MissingConfigException, overrides: Sequence[str]) -> 
         hint = did_you_mean(option, [name for name in options if name != option])
         return ConfigError(f"there is no configuration {option!r}{hint}; use config, as is default")
     form = "{}=[{}]" if group in _LISTS else "{}={}"
+    typed = form.format(group, option)
+    if typed in _GONE:
+        return ConfigError(f"{typed} is gone; {_GONE[typed]}")
     shown = {name: form.format(group, name) for name in options}
     return ConfigError(
-        f"unknown option {form.format(group, option)}{did_you_mean(option, shown)}; "
-        f"{group} has {', '.join(options)}"
+        f"unknown option {typed}{did_you_mean(option, shown)}; {group} has {', '.join(options)}"
     )
 
 

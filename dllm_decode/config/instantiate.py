@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dllm_decode.config.signatures import parameters_of
 from dllm_decode.errors import ConfigError, DllmDecodeError
 
 if TYPE_CHECKING:
@@ -29,7 +31,18 @@ def build_model(cfg: DictConfig) -> LoadedModel:
 
 
 def build_node(cfg: DictConfig, key: str) -> Any:
-    """The object of one node; raises `ConfigError` naming the key of what is wrong in it."""
+    """The object of one node.
+
+    Parts name their fields ("threshold must ..."); where the part stands is known here, and goes in
+    front, whatever names the user gave: "strategy.filters.mine.threshold must ...".
+
+    Args:
+        cfg: The composed configuration.
+        key: Of the node.
+
+    Raises:
+        ConfigError: Something in it is wrong; the message has its full key.
+    """
     try:
         node = cfg[key]
         check_types(OmegaConf.to_container(node, resolve=True), key)
@@ -42,21 +55,31 @@ def build_node(cfg: DictConfig, key: str) -> Any:
 
 
 def _located(error: InstantiationException, key: str, cfg: DictConfig) -> DllmDecodeError:
-    """The error of our own that stopped an object, else what Hydra says, with the full key.
-
-    Objects know the names of their fields; where they stand is known here.
-    """
+    """The error of our own that stopped an object, else what Hydra says, with the full key."""
     text = str(error)
     key = text.rpartition("full_key: ")[2].strip() if "full_key: " in text else key
     cause = error.__cause__
     if isinstance(cause, DllmDecodeError):
-        field = str(cause).split(maxsplit=1)[0]
-        if field in (OmegaConf.select(cfg, key) or {}):
-            return type(cause)(f"{key}.{cause}")
-        return cause if key.split(".")[0] in str(cause) else type(cause)(f"{cause} (in {key})")
+        return type(cause)(_with_key(str(cause), key, cfg))
     if isinstance(cause, Exception) and not isinstance(cause, InstantiationException):
         text = str(cause)
     return ConfigError(f"{key} cannot be built: {' '.join(text.partition('full_key:')[0].split())}")
+
+
+def _with_key(message: str, key: str, cfg: DictConfig) -> str:
+    """A message about a node of the configuration, with the full key of what it is about."""
+    node = OmegaConf.select(cfg, key)
+    values = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
+    assert isinstance(values, dict)
+    begins = re.match(r"\w+", message)
+    field = begins[0] if begins else ""
+    known = {*values, *(parameters_of(str(values.get("_target_"))) or ())}
+    if field in known:
+        elsewhere = re.fullmatch(r"\$\{([\w.]+)\}", str(values.get(field)))
+        # a setting that tasks share stands at the top, where the user has given it
+        full = elsewhere[1] if elsewhere else f"{key}.{field}"
+        return f"{full}{message.removeprefix(field)}"
+    return message if key.split(".")[0] in message else f"{message} (in {key})"
 
 
 def check_types(node: Any, key: str) -> None:

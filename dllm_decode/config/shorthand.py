@@ -112,19 +112,14 @@ def _option(text: str, known: Composition) -> list[str]:
     group, value = parts["key"], parts["value"]
     if not parts["sign"] or group not in ("model", "strategy") or parts["mark"] == "~":
         return [text]
-    several = re.search(r",(?![^'\"]*['\"]$)", value) is not None
-    if group == "model" and _CHECKPOINT.fullmatch(value) and not _all_options(group, value, known):
-        path = value if value[0] in "'\"" or several else quote(value)
+    if group == "model" and _CHECKPOINT.fullmatch(value) and value not in known.options(group):
+        path = value if value[0] in "'\"" else quote(value)
         return ["model=checkpoint", f"model.checkpoint={path}"]
-    if group == "model" or several or value in known.options("strategy"):
+    if group == "model" or value in known.options("strategy"):
         return [text]
     if value in known.options("strategy/select"):
         return ["strategy=pipeline", f"strategy/select={value}"]
     return [text]
-
-
-def _all_options(group: str, value: str, known: Composition) -> bool:
-    return set(value.split(",")) <= set(known.options(group))
 
 
 def quote(text: str) -> str:

@@ -7,7 +7,7 @@ from dllm_decode.decoding.calls import name_of
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoiser
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.schedule import Schedule
-from dllm_decode.decoding.strategy import Part, Strategy
+from dllm_decode.decoding.strategy import Budget, EveryStep, Part, Strategy
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError
 
@@ -22,6 +22,11 @@ def check_composition(
 ) -> None:
     """Refuse parts that are valid alone but cannot work together; raises `CapabilityError`."""
     _check_cache(denoiser, cache)
+    if not isinstance(strategy.progress, EveryStep | Budget):
+        raise CapabilityError(
+            f"{place_of('', strategy)}: progress must be EveryStep() or Budget(steps), got "
+            f"{strategy.progress!r}"
+        )
     for key, part in strategy.parts():
         _check_part(place_of(key, part), part, denoiser, schedule, cache)
 

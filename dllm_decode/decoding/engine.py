@@ -13,7 +13,13 @@ from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.types import Request
-from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
+from dllm_decode.errors import (
+    ConfigError,
+    DeviceError,
+    DllmDecodeError,
+    require_choice,
+    require_count,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +52,8 @@ class Engine:
         """Decode all rows; the result is in request order.
 
         A row that fails ends with finish reason `error`, and `Result.errors` says why. Raises
-        `ConfigError` for requests that do not fit, and `Interrupted` with all finished and the
-        partial rows on Ctrl-C.
+        `ConfigError` for requests that do not fit, `DeviceError` where nothing can be computed any
+        more, and `Interrupted` with all finished and the partial rows on Ctrl-C.
         """
         work = _Work(self, request)
         try:
@@ -100,6 +106,8 @@ class _Work:
                     self.run.admit(joining)
                 if self.run.live:
                     self.run.step()
+            except DeviceError:
+                raise  # no row can be decoded again
             except torch.OutOfMemoryError as error:
                 self._shrink(error, self._at_risk(joining))
             except Exception as error:  # whatever a plugin raises must not cost the other rows
@@ -134,6 +142,7 @@ class _Work:
             return
         for row in rows:
             what = str(error) if isinstance(error, DllmDecodeError) else repr(error)
+            what = "; ".join([what, *getattr(error, "__notes__", ())])
             log.warning("row %d failed: %s", row, what)
             self.run.outcomes[row] = Outcome(finish_reason="error", error=what)
 

@@ -150,6 +150,8 @@ class Run:
         check_logits(model, logits, index, model.vocab.size)
         prediction = sampler.predict(logits, self._banned, batch.noise)
         check_prediction(sampler, prediction, index, logits)
+        if self.decoder.debug:  # what is computed while a plugin is at work has no version before
+            _ = prediction.token, prediction.confidence
         return prediction
 
     def view(self, prediction: Prediction, plan: Plan) -> StepView:

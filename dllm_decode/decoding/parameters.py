@@ -34,7 +34,7 @@ def check_parameters(strategy: Strategy, request: Request, sources: Sequence[str
             where = f"parameters of {sources[row] if sources else f'row {row}'}"
             if key not in known:
                 raise ConfigError(
-                    f"{where}: unknown name {key!r}{did_you_mean(key, known)}; rows of this "
+                    f"{where}: unknown name {key!r}{did_you_mean(key, list(known))}; rows of this "
                     f"strategy may set {', '.join(known) or 'nothing'}"
                 )
             part, name = known[key]

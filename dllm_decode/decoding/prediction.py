@@ -11,10 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.noise import Noise, gumbel
-from dllm_decode.kernels.reference import RowStatistics
+from dllm_decode.kernels.reference import RowStatistics, Slots
 
 
 class PredictionError(DecisionError):
@@ -38,7 +39,9 @@ class GumbelDraw:
 
         token = argmax_v  l_v / T + g_v,   g_v standard Gumbel noise in float64
 
-    noise: random numbers of the step; temperature: T > 0.
+    Attributes:
+        noise: random numbers of the step.
+        temperature: T > 0.
     """
 
     noise: Noise
@@ -66,7 +69,9 @@ class _ProposalBelow:
 class HiddenStates:
     """The logits of a forward pass that stopped before the output head: hidden @ weight.T.
 
-    hidden: (B, W, D); weight: (V, D), without gradient.
+    Attributes:
+        hidden: (B, W, D) states.
+        weight: (V, D) of the head, without gradient.
     """
 
     hidden: Tensor
@@ -85,16 +90,28 @@ class HiddenStates:
 
 
 class Prediction(ABC):
-    """What the model predicts at the window slots of a step (B rows, W slots, V token ids).
+    """What the model predicts at the slots of a step (B rows, W slots, V token ids).
 
-    `token` is the proposal (the argmax, or a sample where a sampler draws), `confidence` its
-    probability. The other statistics describe the whole row. All are float32 or better, and all
-    come from the untempered, unfiltered distribution in which banned ids have probability 0.
+    `token` is the proposal (the argmax, or a draw where a sampler draws), `confidence` its
+    probability; the other statistics describe the whole row of logits. Each is computed at most
+    once, when somebody first asks, all in float32 or better, and from the untempered, unfiltered
+    distribution, in which banned ids have probability 0. Nothing is ever written to the logits.
 
     Where every token has been removed there is no distribution: all probabilities are 0, the
     entropy is the largest there is, log V, and the most likely token is -1, which cannot be
     committed. So such a slot ranks last in every rule, and a proposal made before the removal
     (`DeferTokens`) can still be committed when nothing else is left.
+
+    Examples:
+        >>> logits = torch.tensor([[[2.0, 1.0, 0.0], [0.0, 0.0, 3.0]]])
+        >>> pred = Prediction.of(logits)
+        >>> pred.token
+        tensor([[0, 2]])
+        >>> raised = pred.with_logit_bias(torch.tensor([[[1], [-1]]]), torch.full((1, 2, 1), 5.0))
+        >>> raised.token
+        tensor([[1, 2]])
+        >>> pred.suppress(torch.tensor([2])).confidence
+        tensor([[0.7311, 0.5000]])
     """
 
     _draw: Draw | None = None
@@ -141,10 +158,15 @@ class Prediction(ABC):
     ) -> Prediction:
         """The prediction of a forward pass.
 
-        logits: (B, W, V), never written to, or what they would be made of: on a GPU they are then
-        never written unless a plugin or a draw asks for them; banned: (M,) ids that must never be
-        proposed (mask and control tokens), removed before the argmax; draw: how `token` is drawn,
-        None for the argmax.
+        Args:
+            logits: (B, W, V), or the hidden states they would be made of; then they never exist on
+                a GPU unless a plugin or a draw asks for them.
+            banned: (M,) ids that must never be proposed (mask and control tokens), removed before
+                the argmax.
+            draw: how `token` is drawn, None for the argmax.
+
+        Raises:
+            PredictionError: for logits of another shape or type.
         """
         if isinstance(logits, HiddenStates):
             return HeadPrediction(logits, banned, draw)
@@ -154,7 +176,8 @@ class Prediction(ABC):
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         """The k largest logits and their ids, (B, W, k) each; lower id first on ties.
 
-        k: 1 or more; at most V are returned.
+        Args:
+            k: 1 or more; at most V are returned.
         """
         if not isinstance(k, int) or k < 1:
             raise PredictionError(f"topk needs a whole number >= 1, got {k!r}")
@@ -294,12 +317,19 @@ class Prediction(ABC):
     ) -> Prediction:
         """This prediction with sparse additions to its logits.
 
-        l'[v] = l[v] + sum of delta over the slots that hold v. Every statistic follows exactly
-        from this one's without touching the V columns again where all additions are >= 0.
+            l'[v] = l[v] + sum of delta over the entries that hold v
 
-        ids: (B, W, K) int64, -1 for an empty slot; delta: (B, W, K), -inf bans an id;
-        never_negative: the caller's word that all additions are >= 0, which saves a look at them
-        (on a GPU the host would have to wait for it).
+        Where all additions are 0 or more, every statistic follows exactly from this prediction's,
+        and the V columns are not read again.
+
+        Args:
+            ids: (B, W, K) int64, -1 for an empty entry.
+            delta: (B, W, K) floating point [nats]; -inf bans an id.
+            never_negative: the caller's word that all additions are 0 or more, which saves a look
+                at them (for which the host would have to wait on a GPU).
+
+        Raises:
+            PredictionError: for wrong shapes and types, and for ids beyond the vocabulary.
         """
         _check("ids", ids, self.shape[:2], floating=False)
         _check("delta", delta, ids.shape, floating=True)
@@ -307,6 +337,16 @@ class Prediction(ABC):
             _refuse_outside(ids, self.shape[-1], None)
         ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
+
+    def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
+        """The old name of `with_logit_bias`; warns."""
+        say_renamed("Prediction.raised", "Prediction.with_logit_bias")
+        return self.with_logit_bias(ids, delta, never_negative=never_negative)
+
+    def without(self, ids: Tensor) -> Prediction:
+        """The old name of `suppress`; warns."""
+        say_renamed("Prediction.without", "Prediction.suppress")
+        return self.suppress(ids)
 
     def deferring(self, ids: Tensor) -> Prediction:
         """The same proposals, with the statistics of the distribution without ids (M,).
@@ -317,30 +357,24 @@ class Prediction(ABC):
         removal = torch.full_like(removed, float("-inf"), dtype=torch.float32)
         return BiasedPrediction(self, removed, removal, _ProposalBelow())
 
-    def credited(
-        self,
-        ids: Tensor,
-        credit: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        gamma: float,
-        open: Tensor,
-    ) -> Credited:
+    def credited(self, slots: Slots) -> Credited:
         """CreditDecoding's update and fusion; see `kernels.reference.credit_update`.
 
-        ids, credit: (B, W, K) slots before the step, -1 and 0 where empty, ids distinct within a
-        slot; alpha, beta: (B,), >= 0 and in [0, 1]; gamma: >= 0; open: (B, W) bool: slots that
-        earn, all others come back empty.
+        Args:
+            slots: the credit of every slot before the step, with (B, W) in the place of N: ids,
+                credit (B, W, K), open (B, W); alpha, beta (B,), one per row.
         """
-        _, slots, _ = self.shape
-        open = open & ~self._emptied  # nothing wins there, so nothing earns
+        _, width, _ = self.shape
         update = self._credit_update(
-            ids.flatten(0, 1),
-            credit.flatten(0, 1),
-            alpha.repeat_interleave(slots),
-            beta.repeat_interleave(slots),
-            gamma,
-            open.flatten(),
+            Slots(
+                ids=slots.ids.flatten(0, 1),
+                credit=slots.credit.flatten(0, 1),
+                alpha=slots.alpha.repeat_interleave(width),
+                beta=slots.beta.repeat_interleave(width),
+                gamma=slots.gamma,
+                # nothing wins where every token has been removed, so nothing earns there
+                open=(slots.open & ~self._emptied).flatten(),
+            )
         )
         new_ids = self._shaped(update.ids)
         raised = BiasedPrediction(
@@ -348,24 +382,21 @@ class Prediction(ABC):
         )
         return Credited(raised, new_ids, update.credit.view(new_ids.shape))
 
-    def _credit_update(
-        self,
-        ids: Tensor,
-        credit: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        gamma: float,
-        open: Tensor,
-    ) -> reference.CreditUpdate:
+    def _credit_update(self, slots: Slots) -> reference.CreditUpdate:
         """`kernels.reference.credit_update` on whatever logits this prediction has."""
-        values = self._at(self._shaped(ids)).flatten(0, 1)
-        raw = self._statistics
-        return dispatch.credit_from(values, raw, ids, credit, alpha, beta, gamma, open)
+        values = self._at(self._shaped(slots.ids)).flatten(0, 1)
+        return dispatch.credit_from(values, self._statistics, slots)
 
 
 @dataclass(frozen=True)
 class Credited:
-    """A prediction with credit fused in, and the slots (B, W, K) to keep for the next step."""
+    """What CreditDecoding's update gives.
+
+    Attributes:
+        prediction: the prediction with the credit fused in.
+        ids: (B, W, K) credited tokens to keep for the next step, -1 where empty.
+        credit: (B, W, K) their credit.
+    """
 
     prediction: Prediction
     ids: Tensor
@@ -386,6 +417,20 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...] | None, *, floating:
     if value.dtype not in kinds or value.layout != torch.strided:
         words = "floating-point numbers" if floating else "int64 or int32"
         raise PredictionError(f"{name} must be {words}, got {value.dtype} ({value.layout})")
+
+
+def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> None:
+    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU."""
+    fits = isinstance(tokens, Tensor) and tokens.shape == like.shape and tokens.dtype in _INTEGERS
+    if not fits or tokens.device != like.device:
+        got: object = tokens
+        if isinstance(tokens, Tensor):
+            got = f"{tokens.dtype} of shape {tuple(tokens.shape)} on {tokens.device}"
+        raise PredictionError(
+            f"{who} token ids (int64) of shape {tuple(like.shape)} on {like.device}, got {got}"
+        )
+    if tokens.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        _refuse_outside(tokens, vocabulary, 0)
 
 
 def _refuse_outside(ids: Tensor, vocabulary: int, least: int | None) -> None:
@@ -473,18 +518,8 @@ class DensePrediction(Prediction):
             return self._shaped(self._pass[1])
         return self._shaped(_drawn(self._rows, draw, self._banned))
 
-    def _credit_update(
-        self,
-        ids: Tensor,
-        credit: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        gamma: float,
-        open: Tensor,
-    ) -> reference.CreditUpdate:
-        return dispatch.credit_update(
-            self._rows, ids, credit, alpha, beta, gamma, open, self._banned, self._statistics
-        )
+    def _credit_update(self, slots: Slots) -> reference.CreditUpdate:
+        return dispatch.credit_update(self._rows, slots, self._banned, self._statistics)
 
 
 class HeadPrediction(DensePrediction):
@@ -543,24 +578,16 @@ class HeadPrediction(DensePrediction):
         """Two predictions of one pass: the logits once are cheaper than the head twice."""
         return DensePrediction(self._source.logits, self._more_banned(ids), self._draw)
 
-    def _credit_update(
-        self,
-        ids: Tensor,
-        credit: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        gamma: float,
-        open: Tensor,
-    ) -> reference.CreditUpdate:
-        return Prediction._credit_update(self, ids, credit, alpha, beta, gamma, open)
+    def _credit_update(self, slots: Slots) -> reference.CreditUpdate:
+        return Prediction._credit_update(self, slots)
 
 
 class BiasedPrediction(Prediction):
     """A prediction with sparse additions, computed from the statistics of the one below it.
 
-    The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions >= 0.
-    A negative addition can cancel nearly all of the mass, so predictions that hold one compute
-    their statistics densely. never_negative, statistics: what the caller knows already.
+    The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions that
+    are 0 or more. A negative addition can cancel nearly all of the mass, so predictions that hold
+    one compute their statistics densely.
     """
 
     def __init__(
@@ -612,7 +639,9 @@ class BiasedPrediction(Prediction):
         )
 
     def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest: among the base's k + K largest and the K that moved, none is missed."""
         added, delta = self._additions
+        # at most K of the base's best have moved, so that k of those that have not are left
         values, ids = self._base._top(min(k + added.shape[-1], self.shape[-1]))
         moved = (ids[..., :, None] == added[..., None, :]).any(-1)
         values = values.double().masked_fill(moved, float("-inf"))
@@ -620,6 +649,7 @@ class BiasedPrediction(Prediction):
         # an entry that moved to the additions, or an empty slot, sorts behind every real id
         beyond = self.shape[-1]
         ids = torch.cat([ids.masked_fill(moved, beyond), added.masked_fill(added < 0, beyond)], -1)
+        # sorted by id first, so that the stable sort by value leaves the lower id first on ties
         by_id = ids.sort(dim=-1, stable=True)
         values = values.gather(-1, by_id.indices)
         order = values.sort(dim=-1, descending=True, stable=True)
@@ -660,3 +690,10 @@ class BiasedPrediction(Prediction):
         beyond = self.shape[-1]
         winner = ids.masked_fill((noisy < best) | (ids < 0), beyond).amin(-1)
         return torch.where(winner < beyond, winner, below[..., 0])
+
+
+__getattr__ = renamed_names(
+    __name__,
+    {"RaisedPrediction": "BiasedPrediction", "Unprojected": "HiddenStates"},
+    globals(),
+)

@@ -15,38 +15,43 @@ from dllm_decode.kernels.noise import Noise
 
 
 class Sampler(ABC):
-    """Turns the logits of a forward pass into a prediction whose `token` is the proposal.
-
-    reshapes: the prediction's distribution is not the model's, but a tempered or truncated one;
-    takes_hidden: `predict` also takes a pass that stopped before the output head.
-    """
+    """Turns the logits of a forward pass into a prediction whose `token` is the proposal."""
 
     @property
     def reshapes(self) -> bool:
-        """See the class."""
+        """Whether the prediction's distribution is tempered or truncated, and not the model's."""
         return False
 
     @property
     def takes_hidden(self) -> bool:
-        """See the class."""
+        """Whether `predict` also takes a pass that stopped before the output head."""
         return False
 
     @abstractmethod
     def predict(self, logits: Any, banned: Tensor, noise: Noise) -> Prediction:
         """The prediction of a step.
 
-        logits: (B, W, V), or `HiddenStates` where `takes_hidden`; banned (M,) ids; noise of the
-        step.
+        Args:
+            logits: (B, W, V), or `HiddenStates` where `takes_hidden`.
+            banned: (M,) ids that must never be proposed.
+            noise: random numbers of the step.
         """
 
 
 @dataclass(frozen=True)
 class Greedy(Sampler):
-    """Propose the most likely token, the lowest id on ties."""
+    """Propose the most likely token, the lowest id on ties.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(TopK(2), "abcd", sampler=Greedy())
+        ('abcd', 3)
+    """
 
     @property
     def takes_hidden(self) -> bool:
-        """Yes: nothing here needs the logits themselves."""
+        """True: an argmax and its probability do not need the logits themselves."""
         return True
 
     def predict(self, logits: Tensor | HiddenStates, banned: Tensor, noise: Noise) -> Prediction:
@@ -60,13 +65,27 @@ class Categorical(Sampler):
 
         token = argmax_v l_v / T + g_v,   g_v standard Gumbel noise in float64
 
-    temperature: T >= 0 (0 is greedy); top_k: keep the k most likely, 0 keeps all; top_p: keep the
-    smallest set with probability >= top_p, in (0, 1]; min_p: keep tokens with at least min_p times
-    the top probability, in [0, 1); top_h: grow the nucleus while its renormalised entropy is at
-    most top_h times the row's entropy, in (0, 1], 1 switches it off (Top-H decoding, arXiv
-    2509.02510); confidence_from: `untempered` (the model's own distribution) or `sampled` (the
-    tempered, truncated one feeds the confidence as well, as Dream and SDAR do).
     Truncation acts on the tempered distribution, in the order k, p, min-p, top-H.
+
+    Args:
+        temperature: T, 0 or more; 0 is greedy.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set with at least this probability, (0, 1].
+        min_p: keep tokens with at least this share of the top probability, [0, 1).
+        top_h: grow the nucleus while its renormalised entropy is at most this share of the row's,
+            (0, 1]; 1 switches it off (Top-H decoding, arXiv 2509.02510).
+        confidence_from: `untempered` (the model's own distribution) or `sampled` (the tempered,
+            truncated one feeds the confidence as well, as Dream and SDAR do).
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Shuffle
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> text, forwards = Shuffle(n=4).answer(TopK(1), "abcd", sampler=Categorical(0.8))
+        >>> sorted(text), forwards
+        (['a', 'b', 'c', 'd'], 5)
     """
 
     temperature: float = 1.0

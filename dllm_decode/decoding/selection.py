@@ -9,10 +9,13 @@ from dllm_decode.kernels import dispatch
 
 
 def ranks(scores: Tensor, among: Tensor) -> Tensor:
-    """Position of each slot in the order of falling scores, 0 for the best.
+    """Position of each slot in the order of falling scores, 0 for the best, (B, W) int64.
 
-    scores (B, W); among (B, W) bool: slots that take part, the others rank behind them. Equal
-    scores rank by column. Returns (B, W) int64.
+    Equal scores rank by column.
+
+    Args:
+        scores: (B, W).
+        among: (B, W) bool, slots that take part; the others rank behind them.
     """
     order = ordered(scores, among)
     place = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
@@ -27,9 +30,17 @@ def ordered(scores: Tensor, among: Tensor) -> Tensor:
 
 
 def best(scores: Tensor, among: Tensor, count: Tensor | int = 1) -> Tensor:
-    """The `count` best candidates of each row, (B, W) bool.
+    """The best candidates of each row, (B, W) bool; lower columns first on ties.
 
-    scores (B, W); among (B, W) bool; count: one number or (B,), 0 or more.
+    Args:
+        scores: (B, W), no NaN among the candidates.
+        among: (B, W) bool, the candidates.
+        count: how many, one number or (B,), 0 or more.
+
+    Examples:
+        >>> scores = torch.tensor([[0.2, 0.9, 0.5]])
+        >>> best(scores, torch.tensor([[True, False, True]]))
+        tensor([[False, False,  True]])
     """
     if isinstance(count, int) and count == 1 and scores.is_floating_point():
         # argmax takes the lowest column on ties; a candidate may have -inf, the others lie below
@@ -45,8 +56,19 @@ def reaching(
 ) -> Tensor:
     """Candidates whose score reaches the threshold, in each row at least the best one, (B, W) bool.
 
-    scores (B, W), no NaN among the candidates; among (B, W) bool; threshold: (B, 1), or one number
-    for all rows; strict: ask for more than the threshold. On a GPU one kernel, and no waiting.
+    On a GPU one kernel, and no waiting.
+
+    Args:
+        scores: (B, W), no NaN among the candidates.
+        among: (B, W) bool, the candidates.
+        threshold: one number for all rows, or (B, 1).
+        strict: ask for more than the threshold.
+
+    Examples:
+        >>> scores = torch.tensor([[0.2, 0.9, 0.5], [0.2, 0.1, 0.3]])
+        >>> reaching(scores, torch.ones(2, 3, dtype=torch.bool), 0.5)
+        tensor([[False,  True,  True],
+                [False, False,  True]])
     """
     if isinstance(threshold, Tensor):
         level = threshold[:, 0].to(scores.dtype)

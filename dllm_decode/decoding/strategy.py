@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dllm_decode.decoding import calls
 from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import ConfigError, require_count
 
@@ -23,11 +24,17 @@ class EveryStep:
 
 @dataclass(frozen=True)
 class Budget:
-    """Progress rule: steps may commit nothing, but a row ends after `steps` steps.
+    """Progress rule: steps may commit nothing, but a row ends after a given number of steps.
 
-    steps: forward passes per row, 1 or more. In the last one everything still open is committed;
-    the finish reason is `budget` if the strategy had not asked for it. Where the schedule has
-    windows behind the current one, each of them then takes one closing step.
+    In the last one everything still open is committed; the finish reason is `budget` if the
+    strategy had not asked for it. Where the schedule has windows behind the current one, each of
+    them then takes one closing step.
+
+    Attributes:
+        steps: forward passes per row, 1 or more.
+
+    Raises:
+        ConfigError: for other numbers of steps.
     """
 
     steps: int
@@ -42,21 +49,29 @@ Progress = EveryStep | Budget
 class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     """A frozen plugin. What it must remember lives in the memory that `begin` returns.
 
-    Class attributes declare what a part needs; the composition is checked once, before decoding:
-    sees_canvas: the view shows every live generated column, not only the current window;
-    needs_reference: the request must carry the result of a reference decode;
-    needs_window: the part reads predictions at every column of the window, also at decided ones or
-    over several steps, so that a cache may not leave some out;
-    request_parameters: fields (numbers) that rows of a request may set for themselves, read with
-    `view.parameter`;
-    window_width: the only block length the part works with, or None;
-    model_fingerprint: the only model the part works with, or None.
+    Class attributes (or properties) declare what a part needs. They are checked once, when the
+    parts are composed; what is not declared costs nothing.
+
+    Attributes:
+        sees_canvas: the view shows every live generated column, not the current window alone.
+        needs_reference: requests must carry the tokens of a reference decode.
+        needs_window: the part reads predictions at every column of the window, decided ones or
+            several steps of them included, so that no cache may leave some out.
+        request_parameters: numeric fields that the rows of a request may set for themselves; the
+            part reads them with `view.parameter`.
     """
 
     sees_canvas: bool = False
     needs_reference: ClassVar[bool] = False
     needs_window: ClassVar[bool] = False
     request_parameters: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take over `per_row`, the old name of `request_parameters`; warns."""
+        super().__init_subclass__(**options)
+        if "per_row" in vars(cls):
+            say_renamed(f"{cls.__name__}.per_row", "request_parameters")
+            cls.request_parameters = vars(cls)["per_row"]
 
     @property
     def window_width(self) -> int | None:
@@ -69,18 +84,42 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
         return None
 
     def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
-        """Ids that the part will remove, for samplers that reshape the distribution earlier."""
+        """Ids that the part will remove from the prediction.
+
+        Samplers that temper or truncate the distribution remove them first; a nucleus could
+        otherwise hold nothing else.
+        """
         return ()
 
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
-        """The memory of one request, rows in dimension 0 of every tensor; None for no memory."""
+        """The memory of a request's rows; see `Memory`.
+
+        Args:
+            request: the rows that join.
+            snapshot: their canvas before the first step.
+
+        Returns:
+            A memory with these rows in the first dimension of every tensor, or None for none.
+        """
         return None
 
 
 class Strategy(Part):
     """Chooses which open positions to commit: the only role a decode cannot do without.
 
-    revocable: the strategy may re-mask positions that it committed earlier.
+    Attributes:
+        revocable: whether the strategy may open again what it has committed.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.decoding.selection import best
+        >>> from dllm_decode.models.toy import Reverse
+        >>> @dataclass(frozen=True)
+        ... class SurestTwo(Strategy):
+        ...     def decide(self, view, memory):
+        ...         return Decision(best(view.pred.confidence, view.open, 2))
+        >>> Reverse(n=4).answer(SurestTwo(), "abcd")
+        ('dcba', 3)
     """
 
     revocable: bool = False
@@ -96,38 +135,107 @@ class Strategy(Part):
 
     @abstractmethod
     def decide(self, view: StepView, memory: Any) -> Decision:
-        """The decision for this step. Committing nothing is fine: the loop forces one commit."""
+        """The decision for this step.
+
+        Committing nothing is fine: a row that would gain nothing is given its best open slot, by
+        the decision's scores.
+
+        Args:
+            view: the step.
+            memory: what `begin` returned; change it in place.
+
+        Returns:
+            What to commit, and with what.
+        """
 
     def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
-        """One past the last column still worth decoding, (B,), asked after the commit."""
+        """One past the last column still worth decoding, (B,) int64; see `StopRule.horizon`."""
         return snapshot.horizon
 
 
 class Transform(Part):
-    """Reshapes the prediction before positions are chosen."""
+    """Reshapes the prediction before positions are chosen.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> @dataclass(frozen=True)
+        ... class No(Transform):
+        ...     token: int
+        ...     def adjust(self, view, memory):
+        ...         return view.pred.suppress(view.snapshot.ids((self.token,)))
+        >>> world = Copy(n=4)
+        >>> never_d = Pipeline(TopK(1), transforms={"no": No(world.symbols.index("d"))})
+        >>> "d" in world.answer(never_d, "abcd")[0]
+        False
+    """
 
     @abstractmethod
     def adjust(self, view: StepView, memory: Any) -> Any:
-        """The prediction that the following parts see, usually `view.pred.with_logit_bias(...)`."""
+        """The prediction that the following parts see.
+
+        Args:
+            view: the step, with the prediction as the transforms before have left it.
+            memory: what `begin` returned; change it in place.
+
+        Returns:
+            A prediction of the same shape, mostly `view.pred.with_logit_bias(ids, delta)` or
+            `view.pred.suppress(ids)`.
+        """
 
 
 class Filter(Part):
-    """Vetoes commits."""
+    """Vetoes commits.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> @dataclass(frozen=True)
+        ... class NotTheFirst(Filter):
+        ...     def keep(self, view, decision, memory):
+        ...         return view.index != view.snapshot.start
+        >>> late = Pipeline(TopK(5), filters={"late": NotTheFirst()})
+        >>> Copy(n=4).answer(late, "abcd")  # four at once, then the first, which must gain
+        ('abcd', 2)
+    """
 
     @abstractmethod
     def keep(self, view: StepView, decision: Decision, memory: Any) -> Tensor:
-        """Slots whose commit is not vetoed, (B, W) bool."""
+        """Slots whose commit is not vetoed, (B, W) bool.
+
+        Args:
+            view: the step, with the prediction that the selection saw.
+            decision: the selection's decision, complete, less what filters before have vetoed.
+            memory: what `begin` returned; change it in place.
+        """
 
 
 class StopRule(Part):
-    """Says how far a row is still worth decoding."""
+    """Says how far a row is still worth decoding.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> @dataclass(frozen=True)
+        ... class Three(StopRule):
+        ...     def horizon(self, snapshot, view, change, memory):
+        ...         return snapshot.horizon.clamp(max=snapshot.start + 3)
+        >>> Copy(n=4).answer(Pipeline(TopK(1), stop={"three": Three()}), "abcd")
+        ('abc', 3)
+    """
 
     @abstractmethod
     def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
-        """One past the last column worth decoding, (B,); values beyond the current are ignored.
+        """One past the last column worth decoding, (B,) int64; larger ones than now are ignored.
 
-        Asked after the commit: `snapshot` already holds it, `change` says what it was, and `view`
-        is the step as the model predicted it.
+        Args:
+            snapshot: the canvas after the commit.
+            view: the step as the model predicted it, before any transform.
+            change: what the step did.
+            memory: what `begin` returned; change it in place.
         """
 
 
@@ -142,17 +250,37 @@ class NeverStop(StopRule):
 
 @dataclass
 class PipelineMemory(Memory):
-    """The memories of a pipeline's parts, keyed by slot (`transforms.credit`)."""
+    """The memories of a pipeline's parts.
+
+    Attributes:
+        parts: place in the pipeline, e.g. "transforms.credit", to memory.
+    """
 
     parts: dict[str, Memory | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Pipeline(Strategy):
-    """Transforms, then one selection, then filters; afterwards the stop rules.
+    """Transforms, then one selection, then filters; after the commit the stop rules.
 
-    transforms, filters, stop: mappings from a name of your choice to a part, applied in order;
-    select: any strategy. Raises `ConfigError` for lists and for parts of the wrong role.
+    Attributes:
+        select: any strategy; a pipeline too.
+        transforms: name of your choice to transform, applied in order.
+        filters: name to filter; a commit stays where none vetoes it.
+        stop: name to stop rule; the nearest horizon counts.
+
+    Raises:
+        ConfigError: for lists instead of mappings, and for parts of the wrong role.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.at_most import AtMost
+        >>> from dllm_decode.strategies.threshold import ConfidenceThreshold
+        >>> calm = Pipeline(ConfidenceThreshold(0.9), filters={"two": AtMost(2)})
+        >>> [key for key, _ in calm.parts()]
+        ['select', 'filters.two']
+        >>> Copy(n=4).answer(calm, "abcd")
+        ('abcd', 3)
     """
 
     select: Strategy

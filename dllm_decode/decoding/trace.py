@@ -275,7 +275,8 @@ class _Record:
 
         def is_cell(entry: Any, size: int) -> bool:
             numbers = isinstance(entry, list) and len(entry) == size and all(map(_is_number, entry))
-            return numbers and _is_ints(entry[: min(size, 3)]) and _inside(entry[0], entry[1], lengths)
+            whole = numbers and _is_ints(entry[: min(size, 3)])
+            return whole and _inside(entry[0], entry[1], lengths)
 
         def is_row(value: Any) -> bool:
             return _is_int(value) and 0 <= value < len(lengths)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.prediction import Prediction, check_tokens
+from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels.noise import Noise
 
@@ -22,9 +23,19 @@ from dllm_decode.kernels.noise import Noise
 class Vocab:
     """The token ids a decoder has to know.
 
-    size: number of ids V, 1 or more; mask_id: the undecided token; eot_ids: ids that end a text,
-    the first one is written behind the end; pad_id: left padding; banned_ids: further control
-    tokens that must never be generated (the mask id is always banned).
+    Attributes:
+        size: number of ids V, 1 or more.
+        mask_id: the id that stands on an undecided column.
+        eot_ids: ids that end a text; the first one is written behind the end.
+        pad_id: left padding, None where the model has none.
+        banned_ids: further control tokens that must never be generated (the mask id never is).
+
+    Raises:
+        ConfigError: for ids outside the vocabulary, and a mask that ends a text as well.
+
+    Examples:
+        >>> Vocab(size=12, mask_id=11, eot_ids=(10,), banned_ids=(9,)).never_generated
+        (9, 11)
     """
 
     size: int
@@ -64,14 +75,24 @@ class Vocab:
 class Request:
     """What to decode: one entry per row.
 
-    prompts: token ids per row, of any lengths from 0 up; max_new_tokens: columns generated per row,
-    one number for all or one per row, 1 or more; seeds: one per row (None: row i gets seed i);
-    fixed: per row None or {offset: token id}, tokens given in advance at offsets 0, 1, ... behind
-    the prompt (infilling); reference: per row the tokens another decode gave, for strategies that
-    need one (`strategy=oracle`); parameters: per row None or {full key: value}, parameters of the
-    strategy that this row sets for itself, e.g. {"strategy.select.threshold": 0.8}; see
-    `Part.request_parameters`.
-    Raises `ConfigError` for empty requests, bad lengths and offsets outside the canvas.
+    Attributes:
+        prompts: token ids per row, of any lengths from 0 up.
+        max_new_tokens: columns generated per row, one number for all or one per row, 1 or more.
+        seeds: one per row; None gives row i the seed i.
+        fixed: per row None or {offset: token id}, tokens given in advance at offsets 0, 1, ...
+            behind the prompt (infilling).
+        reference: per row the tokens that another decode gave, for strategies that need one
+            (`strategy=oracle`).
+        parameters: per row None or {full key: value}, parameters of the strategy that this row
+            sets for itself, e.g. {"strategy.select.threshold": 0.8}; see
+            `Part.request_parameters`.
+
+    Raises:
+        ConfigError: for empty requests, bad lengths and offsets outside the canvas.
+
+    Examples:
+        >>> Request(((1, 2, 3), (4,)), max_new_tokens=8).lengths
+        (8, 8)
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -126,7 +147,7 @@ class Request:
         return tuple(max(tokens or {}, default=-1) for tokens in given)
 
     def take(self, rows: Sequence[int]) -> Request:
-        """The request restricted to some rows, in the given order."""
+        """The request of some of its rows, in the given order; rows keep their seeds."""
 
         def pick(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
             return None if values is None else tuple(values[row] for row in rows)
@@ -150,14 +171,26 @@ class Request:
 
 @dataclass
 class Memory:
-    """What a plugin remembers during one request; the loop owns it.
+    """What a plugin remembers during one request.
 
-    Subclass it as a dataclass. Tensor fields have the rows in dimension 0, so that `take` can
-    keep, drop and reorder rows; nested memories and mappings of memories follow.
+    Subclass it as a dataclass and return one from `begin`; the loop owns it, hands it to every
+    call, and drops it when the request ends. Every tensor has the rows of the batch in its first
+    dimension, so that `take` and `join` can follow the batch when rows leave and join; nested
+    memories and dicts are followed as well. Anything else a memory holds stays as it is.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Calm(Memory):
+        ...     steps: Tensor  # (B,) steps in which nothing changed
+        >>> calm = Calm(torch.tensor([4, 0, 2]))
+        >>> calm.take(torch.tensor([0, 2]))
+        >>> calm.steps
+        tensor([4, 2])
     """
 
     def take(self, rows: Tensor) -> None:
-        """Keep the given rows, in that order; rows: (B',) int64."""
+        """Keep the given rows (B',) int64, in that order."""
         for entry in fields(self):
             setattr(self, entry.name, _take(getattr(self, entry.name), rows))
 
@@ -190,14 +223,19 @@ def _join(own: Any, new: Any) -> Any:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A frozen copy of the canvas for schedules, caches, stop rules and observers.
+    """The canvas at one moment, read-only: for schedules, caches, stop rules and observers.
 
-    tokens (B, L): prompt (left-padded), then the generated columns, undecided ones hold the mask
-    id; editable (B, L): columns a strategy may decide; decided (B, L): columns that hold their
-    token (never inferred from tokens == mask_id); first (B,): first column of the row's prompt;
-    start: first generated column, the same for all rows; end (B,): one past the row's last column
-    as requested; horizon (B,): one past the last column still worth decoding; vocab: special ids;
-    rows (B,): which row of the request each one is.
+    Attributes:
+        tokens: (B, L) ids: padding, prompt, then the generated columns; undecided ones hold the
+            mask id.
+        editable: (B, L) bool, columns that a strategy may decide.
+        decided: (B, L) bool, columns that hold their token (never inferred from the token).
+        first: (B,) first column of the row's prompt, behind the padding.
+        start: first generated column, the same for all rows.
+        end: (B,) one past the row's last column as requested.
+        horizon: (B,) one past the last column still worth decoding.
+        vocab: special token ids.
+        rows: (B,) which row of the request each one is.
     """
 
     tokens: Tensor
@@ -251,16 +289,37 @@ def _ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
 class StepView:
     """Everything a plugin may know about one step; read-only.
 
-    step (B,): steps the row has done; index (B, W): canvas column of each slot, -1 where the row
-    has none; pred: the prediction at the slots; tokens (B, W): what stands there; active (B, W):
-    slots of the row's current window (all slots, unless a part asked to see the whole canvas);
-    open (B, W): slots that may be committed now; masked (B, W): undecided slots, also outside the
-    window; settled (B, W): slots decided by an earlier step, which revocable strategies may
-    re-mask; fresh (B,): the row has just entered this window; window_step (B,): steps done in this
-    window; window_open (B,): open slots when it was entered; steps_left (B,): steps until the row's
-    budget ends, or its undecided columns where there is none; snapshot: the canvas before this
-    step;
-    noise: random numbers of this step; prober: see `probe`; parameters, part: see `parameter`.
+    A view has B rows and W slots. Each slot looks at one column of the canvas; where a row has
+    fewer columns to offer, its last slots are empty. Shifted prompts, padding and block offsets are
+    dealt with before: whatever is `(B, W)` here can be compared slot by slot.
+
+    Attributes:
+        step: (B,) steps the row has done, 0 in its first.
+        index: (B, W) canvas column of each slot, -1 for an empty slot.
+        pred: the prediction at the slots, as the transforms before have left it.
+        tokens: (B, W) what stands at the slots; the mask id where undecided.
+        active: (B, W) bool, slots of the row's current window; all that are not empty, unless a
+            part asked to see the whole canvas.
+        open: (B, W) bool, slots that may be committed now.
+        masked: (B, W) bool, undecided slots, also outside the window.
+        settled: (B, W) bool, slots decided in an earlier step, which revocable strategies may
+            open again.
+        fresh: (B,) bool, the row has just entered this window.
+        window_step: (B,) steps done in this window.
+        window_open: (B,) open slots when the window was entered.
+        steps_left: (B,) steps until the row's budget ends, or its undecided columns where there
+            is none.
+        snapshot: the canvas before this step.
+        noise: random numbers of this step, the same for a row in any batch.
+        prober: what `probe` calls; None in views made by hand.
+        parameters: what rows set for themselves, full key to (B, 1); see `parameter`.
+        part: place of the part that looks, e.g. "strategy.select".
+
+    Examples:
+        A rule that commits what is more likely than not:
+
+        >>> def decide(view: StepView) -> Decision:
+        ...     return Decision(view.open & (view.pred.confidence > 0.5))
     """
 
     step: Tensor
@@ -288,12 +347,21 @@ class StepView:
         return (self.active & self.masked).sum(1) / size.clamp(min=1)
 
     def probe(self, tokens: Tensor) -> Prediction:
-        """One more forward pass with other tokens in the window, counted in `forwards`.
+        """One more forward pass with other tokens at the open slots; counted in `forwards`.
 
-        tokens: (B, W) ids to put into the open slots for this pass only. Other slots are kept.
+        Args:
+            tokens: (B, W) ids for this pass only; slots that are not open keep what they hold.
+
+        Returns:
+            The prediction of that pass, before any transform.
+
+        Raises:
+            ConfigError: where the view was made by hand.
+            PredictionError: for tokens of another shape or type, or outside the vocabulary.
         """
         if self.prober is None:
             raise ConfigError("this view was made by hand and has no model to probe")
+        check_tokens("probe needs", tokens, self.tokens, self.snapshot.vocab.size)
         return self.prober(torch.where(self.open, tokens, self.tokens))
 
     def parameter(self, name: str, default: float, like: Tensor) -> Tensor | float:
@@ -305,8 +373,19 @@ class StepView:
         own = self.parameters.get(f"{self.part}.{name}")
         return default if own is None else own.to(like.dtype)
 
+    @property
+    def board(self) -> Snapshot:
+        """The old name of `snapshot`; warns."""
+        say_renamed("StepView.board", "StepView.snapshot")
+        return self.snapshot
+
+    def knob(self, name: str, default: float, like: Tensor) -> Tensor | float:
+        """The old name of `parameter`; warns."""
+        say_renamed("StepView.knob", "StepView.parameter")
+        return self.parameter(name, default, like)
+
     def for_part(self, place: str) -> StepView:
-        """The step as a part of a pipeline sees it. place: its key below the pipeline's own."""
+        """The step as the part at a place of this one's pipeline sees it, e.g. "filters.mine"."""
         return replace(self, part=f"{self.part}.{place}")
 
     def with_prediction(self, pred: Prediction) -> StepView:
@@ -319,9 +398,9 @@ class StepView:
 
 
 def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
-    """Values of a canvas plane at the slots; slots without a column (-1) read column 0.
+    """Values of a canvas plane (B, L, ...) at slots (B, W): (B, W, ...).
 
-    plane: (B, L, ...); index: (B, W). Returns (B, W, ...).
+    Slots without a column (-1) read column 0.
     """
     safe = index.clamp(min=0)
     if plane.dim() > 2:
@@ -332,14 +411,26 @@ def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Decision:
-    """A strategy's decision for one step.
+    """What a strategy would like to do in one step; `settle` turns it into a legal change.
 
-    commit (B, W) bool: slots to decide; tokens (B, W): with what (None: the prediction's `token`);
-    remask (B, W) bool: settled slots to open again (revocable strategies only); scores (B, W):
-    which open slot is taken when progress must be forced, largest first (None: the confidence);
-    confidence (B, W): what is recorded beside each token (None: the prediction's); notes: tensors
-    (B, ...) for traces and stop rules; predictions, author: for messages, what each transform made
-    of the prediction and which part decided; the loop fills them in.
+    Attributes:
+        commit: (B, W) bool, slots to decide; a subset of `view.open`.
+        tokens: (B, W) int64, with what; None for the prediction's `token`. Read at committed
+            slots only.
+        remask: (B, W) bool, settled slots to open again; only from revocable strategies.
+        scores: (B, W), which open slot is taken when a row must gain one and commits none: the
+            one with the largest score, lowest column first; None for the confidence.
+        confidence: (B, W) floating point, what is recorded beside each token; None for the
+            probability of the token in the prediction.
+        notes: tensors (B, ...) by name, for traces and for stop rules that read them.
+        predictions: for messages: what each transform made of the prediction. A `Pipeline` fills
+            it in.
+        author: for messages: the part that decided. The loop fills it in.
+
+    Examples:
+        >>> open = torch.tensor([[True, True, False]])
+        >>> Decision(commit=open, scores=torch.tensor([[0.1, 0.9, 0.0]])).tokens is None
+        True
     """
 
     commit: Tensor
@@ -354,13 +445,22 @@ class Decision:
 
 @dataclass(frozen=True)
 class Change:
-    """What one step did; also the record of a trace: replaying all changes gives the result.
+    """What one step did, and all that a trace keeps: replaying the changes gives the result.
 
-    rows (B,): request rows; step (B,); index (B, W): columns relative to the first generated one,
-    -1 for none; commit, remask (B, W) bool; tokens (B, W); confidence (B, W): as the rule saw it;
-    probability (B, W): as the model gave it; scores (B, W); forced (B,): progress was forced;
-    horizon (B,): generated columns still worth decoding after the step; probes: extra forwards of
-    the step per row; notes: see `Decision`.
+    Attributes:
+        rows: (B,) rows of the request.
+        step: (B,) the row's own step, counted from 0.
+        index: (B, W) columns relative to the first generated one, -1 for an empty slot.
+        commit: (B, W) bool, slots that were decided.
+        remask: (B, W) bool, slots that were opened again.
+        tokens: (B, W) what was written at `commit`.
+        confidence: (B, W) as the rule saw it.
+        probability: (B, W) of the tokens, as the model (and the sampler) gave it.
+        scores: (B, W) of the decision.
+        forced: (B,) bool, the row was given a commit that its strategy had not asked for.
+        horizon: (B,) generated columns still worth decoding after the step.
+        probes: further forward passes of the step, the same for all rows.
+        notes: tensors (B, ...) by name; see `Decision`.
     """
 
     rows: Tensor
@@ -386,3 +486,6 @@ class Change:
         }
         notes = {name: note[rows] for name, note in self.notes.items()}
         return Change(**values, notes=notes)
+
+
+__getattr__ = renamed_names(__name__, {"Board": "Snapshot"}, globals())

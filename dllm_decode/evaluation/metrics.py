@@ -13,7 +13,7 @@ from dllm_decode.evaluation import validation
 from dllm_decode.evaluation.statistics import (
     Interval,
     bootstrap_ratio,
-    kendall_tau,
+    orders,
     wilson,
 )
 from dllm_decode.evaluation.validation import fault_in, shown
@@ -232,7 +232,7 @@ def decoding_order(samples: Sequence[Sample]) -> float:
 
     1: left to right, 0: any order, -1: right to left; problems decoded in one step do not count.
     """
-    taus = [kendall_tau(range(s.delivered), s.steps) for s in samples if s.delivered > 1]
+    taus = orders([sample.steps for sample in samples])
     return _mean([tau for tau in taus if not math.isnan(tau)])
 
 

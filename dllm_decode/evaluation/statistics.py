@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +63,7 @@ def bootstrap_ratio(
 def _bootstrapped(pair: bytes, draws: int, level: float, seed: int) -> Interval:
     """`bootstrap_ratio`; tables and figures of a report ask for the same ones several times."""
     values = np.frombuffer(pair).reshape(2, -1)
-    sums = values[:, _resamples(values.shape[1], draws, seed)].sum(2)
-    return _interval(_ratio(values.sum(1)), _ratio(sums), level)
+    return _interval(_ratio(values.sum(1)), _ratio(resampled(values, draws, seed)), level)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def paired_bootstrap(
     """
     pair = _paired(first, second)
     gaps = pair[0] - pair[1]
-    means = gaps[_resamples(len(gaps), draws, seed)].mean(1)
+    means = resampled(gaps[None], draws, seed)[0] / len(gaps)
     tail = min((means <= 0).mean(), (means >= 0).mean())
     return Comparison(
         _interval(float(gaps.mean()), means, level), min(1.0, 2 * float(tail)), len(gaps)
@@ -103,11 +103,41 @@ def kendall_tau(first: Numbers, second: Numbers) -> float:
     Raises `ConfigError` for unequal lengths or none. Source: Kendall, Biometrika 33 (1945).
     """
     a, b = _paired(first, second)
-    upper = np.triu_indices(len(a), 1)
-    signs_a = np.sign(a[:, None] - a[None, :])[upper]
-    signs_b = np.sign(b[:, None] - b[None, :])[upper]
-    scale = math.sqrt(float((signs_a != 0).sum()) * float((signs_b != 0).sum()))
-    return float((signs_a * signs_b).sum()) / scale if scale else math.nan
+    return float(_taus(a[None], b[None])[0])
+
+
+def orders(sequences: Sequence[Sequence[int]]) -> list[float]:
+    """`kendall_tau` of place and value for each of many sequences; NaN for one value or none."""
+    found = [math.nan] * len(sequences)
+    by_length: dict[int, list[int]] = {}
+    for number, sequence in enumerate(sequences):
+        by_length.setdefault(len(sequence), []).append(number)
+    for length, numbers in by_length.items():
+        if length > 1:
+            values = np.array([sequences[number] for number in numbers], dtype=np.int32)
+            places = np.arange(length, dtype=np.int32)[None]
+            for number, tau in zip(numbers, _taus(places, values).tolist(), strict=True):
+                found[number] = tau
+    return found
+
+
+def _taus(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
+    """The tau-b of each row; `first` may be one row for all.
+
+    The pairs of each distance are compared at once; all pairs of long rows would fill the memory.
+    """
+    agree = np.zeros(len(second), dtype=np.int64)
+    differ_first, differ_second = np.zeros_like(agree), np.zeros_like(agree)
+    for gap in range(1, second.shape[1]):
+        a = np.sign(first[:, gap:] - first[:, :-gap])
+        b = np.sign(second[:, gap:] - second[:, :-gap])
+        agree += (a * b).sum(1).astype(np.int64)
+        differ_first += (a != 0).sum(1)
+        differ_second += (b != 0).sum(1)
+    scale = np.sqrt(differ_first.astype(np.float64) * differ_second.astype(np.float64))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        taus: NDArray[np.float64] = np.where(scale == 0, np.nan, agree / scale)
+    return taus
 
 
 def _paired(first: Numbers, second: Numbers) -> NDArray[np.float64]:
@@ -120,9 +150,44 @@ def _paired(first: Numbers, second: Numbers) -> NDArray[np.float64]:
     return np.array([first, second], dtype=np.float64)
 
 
-def _resamples(count: int, draws: int, seed: int) -> NDArray[np.int64]:
+def resampled(values: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
+    """Sums over resamples of the problems.
+
+    A resample says only how often each problem is in it, so that all sums are products with one
+    matrix of counts, which is made once per number of problems and seed.
+
+    Args:
+        values: (figures, problems).
+        draws: How many resamples, each with as many problems as there are.
+        seed: Of the draws.
+
+    Returns:
+        (figures, draws).
+    """
+    counts = _counts(values.shape[1], draws, seed)
+    sums = np.empty((draws, len(values)))
+    for begin in range(0, draws, _ROWS):
+        part = slice(begin, begin + _ROWS)
+        sums[part] = counts[part].astype(np.float64) @ values.T
+    return sums.T
+
+
+_ROWS = 32  # resamples that are drawn or summed at once, which fit into a core's cache
+
+
+@lru_cache(maxsize=8)
+def _counts(problems: int, draws: int, seed: int) -> NDArray[np.uint16]:
+    """(draws, problems): how often each resample has each problem."""
     require_count("draws", draws)
-    return np.random.default_rng(seed).integers(0, count, size=(draws, count))
+    random = np.random.default_rng(seed)
+    counts = np.empty((draws, problems), dtype=np.uint16)
+    for begin in range(0, draws, _ROWS):
+        rows = min(_ROWS, draws - begin)
+        drawn = random.integers(0, problems, size=(rows, problems))
+        drawn += problems * np.arange(rows)[:, None]  # each row counts for itself
+        part = np.bincount(drawn.ravel(), minlength=rows * problems)
+        counts[begin : begin + rows] = part.reshape(rows, problems)
+    return counts
 
 
 def _ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:

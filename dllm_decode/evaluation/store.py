@@ -281,7 +281,24 @@ class EvalRun:
 
     def of(self, task: str | None) -> tuple[Sample, ...]:
         """The samples of one task, None for all."""
-        return tuple(s for s in self.samples if task is None or s.task == task)
+        return self.samples if task is None else self._by_task.get(task, ())
+
+    @cached_property
+    def _by_task(self) -> Mapping[str, tuple[Sample, ...]]:
+        found: dict[str, list[Sample]] = {}
+        for sample in self.samples:
+            found.setdefault(sample.task, []).append(sample)
+        return {task: tuple(samples) for task, samples in found.items()}
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """The keys of its problems."""
+        return frozenset(sample.problem for sample in self.samples)
+
+    @cached_property
+    def computed(self) -> dict[Any, Any]:
+        """What tables have computed from this run, which figures show again."""
+        return {}
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 # Larger numbers are damage: nobody asks for so many columns or passes, and a report that believed
 # them would fill the memory or add up to infinity.
 MOST = 10**6
-LONGEST = 10**5  # entries of a list
+LONGEST = 20_000  # entries of a list
 LONGEST_LABEL = 200  # characters of a task's name, or of a fact about the machine
 DEEPEST = 64  # levels of nested values
 _LATEST = 1e9  # seconds

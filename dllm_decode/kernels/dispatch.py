@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dllm_decode.errors import require_choice
 from dllm_decode.kernels import reference
-from dllm_decode.kernels.reference import CreditUpdate, RowStatistics
+from dllm_decode.kernels.reference import CreditUpdate, RowStatistics, Slots
 
 CHOICES = ("auto", "reference", "triton")
 HEADS = ("auto", "apart")
@@ -109,34 +109,24 @@ def gumbel_statistics(
 
 def credit_update(
     logits: Tensor,
-    ids: Tensor,
-    credit: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    gamma: float,
-    open: Tensor,
+    slots: Slots,
     banned: Tensor | None = None,
     raw: RowStatistics | None = None,
 ) -> CreditUpdate:
     """As `reference.credit_update`."""
     result: CreditUpdate
-    result = _run("credit_update", logits, ids, credit, alpha, beta, gamma, open, banned, raw)
+    result = _run("credit_update", logits, slots, banned, raw)
     return result
 
 
 def credit_from(
     values: Tensor,
     raw: RowStatistics,
-    ids: Tensor,
-    credit: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    gamma: float,
-    open: Tensor,
+    slots: Slots,
 ) -> CreditUpdate:
     """As `reference.credit_from`."""
     result: CreditUpdate
-    result = _run("credit_from", values, raw, ids, credit, alpha, beta, gamma, open)
+    result = _run("credit_from", values, raw, slots)
     return result
 
 

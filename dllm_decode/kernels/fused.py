@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.runtime import JITFunction
 
 from dllm_decode.kernels import programs
-from dllm_decode.kernels.reference import CreditUpdate, RowStatistics
+from dllm_decode.kernels.reference import CreditUpdate, RowStatistics, Slots
 
 INTERPRETED = not isinstance(programs.scan_rows, JITFunction)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -86,12 +86,7 @@ def gumbel_statistics(
 
 def credit_update(
     logits: Tensor,
-    ids: Tensor,
-    credit: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    gamma: float,
-    open: Tensor,
+    slots: Slots,
     banned: Tensor | None = None,
     raw: RowStatistics | None = None,
 ) -> CreditUpdate:
@@ -102,28 +97,19 @@ def credit_update(
         parts = _scan(logits, banned, 0, None, 1.0)
     else:
         parts = _Parts(logits.shape[0], 1, logits.device, whole=raw)
-    slots = (ids, credit, alpha, beta, gamma, open)
-    return _credit(logits, logits.shape[1], banned, parts, raw, *slots, given=False)
+    return _credit(logits, logits.shape[1], banned, parts, raw, slots, given=False)
 
 
 def credit_from(
     values: Tensor,
     raw: RowStatistics,
-    ids: Tensor,
-    credit: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    gamma: float,
-    open: Tensor,
+    slots: Slots,
 ) -> CreditUpdate:
     """As `reference.credit_from`; values and statistics float32 or float64."""
     _check_device(values)
     parts = _Parts(values.shape[0], 1, values.device, whole=raw)
-    slots = (ids, credit, alpha, beta, gamma, open)
     largest = torch.iinfo(torch.int32).max
-    return _credit(
-        values.contiguous(), largest, _bans(values, None), parts, raw, *slots, given=True
-    )
+    return _credit(values.contiguous(), largest, _bans(values, None), parts, raw, slots, given=True)
 
 
 def _credit(
@@ -132,35 +118,31 @@ def _credit(
     banned: Tensor,
     parts: _Parts,
     raw: RowStatistics | None,
-    ids: Tensor,
-    credit: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    gamma: float,
-    open: Tensor,
+    slots: Slots,
     *,
     given: bool,
 ) -> CreditUpdate:
-    rows, slots = ids.shape
+    rows, width = slots.ids.shape
     merged = _empty_statistics(rows, logits)
     fused = _empty_statistics(rows, logits, torch.float64)
-    new_ids = torch.empty((rows, slots), dtype=torch.int64, device=logits.device)
-    new_credit = torch.empty((rows, slots), dtype=credit.dtype, device=logits.device)
-    delta = torch.empty((rows, slots), dtype=torch.float64, device=logits.device)
+    new_ids = torch.empty((rows, width), dtype=torch.int64, device=logits.device)
+    new_credit = torch.empty((rows, width), dtype=slots.credit.dtype, device=logits.device)
+    delta = torch.empty((rows, width), dtype=torch.float64, device=logits.device)
     if rows:
         with _on(logits):
             programs.credit_rows[(rows,)](
                 *parts.statistics,
                 *(logits, logits.stride(0), vocabulary, banned),
-                *(ids.contiguous(), credit.contiguous(), alpha.contiguous(), beta.contiguous()),
-                *(float(gamma), open.contiguous().view(torch.int8)),
+                *(slots.ids.contiguous(), slots.credit.contiguous()),
+                *(slots.alpha.contiguous(), slots.beta.contiguous()),
+                *(float(slots.gamma), slots.open.contiguous().view(torch.int8)),
                 *_outputs(merged),
                 *(new_ids, new_credit, delta),
                 *_outputs(fused),
                 PARTS=parts.count,
                 PART_WIDTH=triton.next_power_of_2(parts.count),
-                SLOTS=slots,
-                SLOT_WIDTH=triton.next_power_of_2(slots),
+                SLOTS=width,
+                SLOT_WIDTH=triton.next_power_of_2(width),
                 BANS=banned.numel(),
                 GIVEN=given,
                 num_warps=1,

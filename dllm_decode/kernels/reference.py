@@ -55,6 +55,27 @@ class RowStatistics:
 
 
 @dataclass(frozen=True)
+class Slots:
+    """The credit of some rows before a step, and how it is to change and to act.
+
+    Attributes:
+        ids: (N, K) int64 credited tokens, distinct within a row, -1 for an empty slot.
+        credit: (N, K) their credit, 0 where empty.
+        alpha: (N,) strength of the fusion, 0 or more.
+        beta: (N,) share of the credit that is kept, [0, 1].
+        gamma: exponent of the winner's probability, 0 or more.
+        open: (N,) bool, rows that earn; all others come back empty.
+    """
+
+    ids: Tensor
+    credit: Tensor
+    alpha: Tensor
+    beta: Tensor
+    gamma: float
+    open: Tensor
+
+
+@dataclass(frozen=True)
 class CreditUpdate:
     """Credit after a step's evidence, and the statistics of the logits that it raises.
 
@@ -239,30 +260,28 @@ def raised_statistics(
     )
 
 
-def earned_credit(
-    raw: RowStatistics,
-    ids: Tensor,
-    credit: Tensor,
-    beta: Tensor,
-    gamma: float,
-    open: Tensor,
-) -> tuple[Tensor, Tensor]:
+def earned_credit(raw: RowStatistics, slots: Slots) -> tuple[Tensor, Tensor]:
     """Credit after a step's evidence: everything decays, the winner gains p ** gamma.
 
-    raw: statistics of the rows; ids, credit: (N, K) slots, -1 and 0 where empty; beta: (N,) share
-    kept, [0, 1]; gamma: exponent, >= 0; open: (N,) bool, other rows come back empty. The winner
-    goes to the slot that holds it, else to the first empty one, else to the one with the least
-    credit (the first on ties), which is forgotten. Returns ids and credit, float64.
+    The winner goes to the slot that holds it, else to the first empty one, else to the one with
+    the least credit (the first on ties), which is forgotten.
+
+    Args:
+        raw: statistics of the N rows.
+        slots: their credit before the step.
+
+    Returns:
+        Ids and credit after it, (N, K) int64 and float64.
     """
-    winner = raw.token[:, None]
-    kept = credit.double() * beta.double()[:, None]
+    ids, winner = slots.ids, raw.token[:, None]
+    kept = slots.credit.double() * slots.beta.double()[:, None]
     match = ids == winner
     rank = kept.masked_fill(ids < 0, -1.0).masked_fill(match, -2.0)
     slot = lowest_argmax(-rank)[1][:, None]
     chosen = torch.arange(ids.shape[1], device=ids.device) == slot
-    gain = raw.confidence.double()[:, None] ** gamma
+    gain = raw.confidence.double()[:, None] ** slots.gamma
     kept = torch.where(chosen, kept.masked_fill(~match, 0.0) + gain, kept)
-    closed = ~open[:, None]
+    closed = ~slots.open[:, None]
     return (
         torch.where(chosen, winner, ids).masked_fill(closed, -1),
         kept.masked_fill(closed, 0.0),
@@ -271,12 +290,7 @@ def earned_credit(
 
 def credit_update(
     logits: Tensor,
-    ids: Tensor,
-    credit: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    gamma: float,
-    open: Tensor,
+    slots: Slots,
     banned: Tensor | None = None,
     raw: RowStatistics | None = None,
 ) -> CreditUpdate:
@@ -284,42 +298,37 @@ def credit_update(
 
         C[v] <- beta * C[v] + [v = argmax_u l_u] * p(v) ** gamma,   l'[v] = l[v] + alpha log(1 + C[v])
 
-    logits: (N, V); ids, credit: (N, K), see `earned_credit`, ids distinct within a row; alpha: (N,)
-    strength, >= 0; beta: (N,), [0, 1]; gamma: >= 0; open: (N,) bool: rows that earn, others come
-    back empty and plain; banned: (M,) ids; raw: the statistics of the logits where they are
-    already known, so that only K logits per row are read.
     Source: CreditDecoding, arXiv 2510.06133, equations 6 and 7, on K slots per row.
+
+    Args:
+        logits: (N, V).
+        slots: credit before the step.
+        banned: (M,) ids that can neither earn nor be raised.
+        raw: statistics of the logits where they are known, so that only K logits per row are read.
     """  # noqa: E501
     raw = row_statistics(logits, banned) if raw is None else raw
-    ids, kept = earned_credit(raw, ids, credit, beta, gamma, open)
-    delta = alpha.double()[:, None] * kept.log1p()
+    ids, kept = earned_credit(raw, slots)
+    delta = slots.alpha.double()[:, None] * kept.log1p()
     fused = raised_statistics(raw, logits_at(logits, ids, banned), ids, delta)
-    return CreditUpdate(ids, kept.to(credit.dtype), delta, raw, fused)
+    return CreditUpdate(ids, kept.to(slots.credit.dtype), delta, raw, fused)
 
 
-def credit_from(
-    values: Tensor,
-    raw: RowStatistics,
-    ids: Tensor,
-    credit: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    gamma: float,
-    open: Tensor,
-) -> CreditUpdate:
+def credit_from(values: Tensor, raw: RowStatistics, slots: Slots) -> CreditUpdate:
     """`credit_update` where everything it reads of the logits is known already.
 
-    values: (N, K) logits at ids, -inf for banned ids and empty slots; raw: statistics of the rows,
-    whose maximum is the logit of the winner; the rest as in `credit_update`.
+    Args:
+        values: (N, K) logits at `slots.ids`, -inf for banned ids and empty slots.
+        raw: statistics of the rows, whose maximum is the logit of the winner.
+        slots: credit before the step.
     """
-    after, kept = earned_credit(raw, ids, credit, beta, gamma, open)
-    delta = alpha.double()[:, None] * kept.log1p()
+    after, kept = earned_credit(raw, slots)
+    delta = slots.alpha.double()[:, None] * kept.log1p()
     # the only id that can be new to a slot is the winner
     winner = after == raw.token[:, None]
     values = values.where(~winner, raw.maximum[:, None].to(values.dtype))
     values = values.masked_fill(after < 0, float("-inf"))
     fused = raised_statistics(raw, values, after, delta)
-    return CreditUpdate(after, kept.to(credit.dtype), delta, raw, fused)
+    return CreditUpdate(after, kept.to(slots.credit.dtype), delta, raw, fused)
 
 
 def threshold_selection(

@@ -29,9 +29,14 @@ class AcceptanceFilter:
 
         z = W2 relu(W1 c + b1) + b2,     position i is accepted where sigmoid(z_i) > tau
 
-    weight1 (H, N), bias1 (H,), weight2 (N, H), bias2 (N,): float32, N the block length [columns];
-    fingerprint: of the model it was trained for, None where the file does not say. Source:
     Learn2PD, arXiv 2509.25188 (there N = H = 32).
+
+    Attributes:
+        weight1: (H, N) float32, N the block length in columns.
+        bias1: (H,) float32.
+        weight2: (N, H) float32.
+        bias2: (N,) float32.
+        fingerprint: Of the model it was trained for, None where the file does not say.
     """
 
     weight1: Tensor

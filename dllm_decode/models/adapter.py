@@ -18,13 +18,17 @@ from dllm_decode.models.key_value import KeyValueStore
 
 @dataclass(frozen=True)
 class TransformersDenoiser:
-    """A stock transformers language model without causal mask.
+    """A stock transformers language model without causal mask, as a `Denoiser`.
 
-    model: a `...ForCausalLM` in evaluation mode; vocab: special ids; max_length: longest canvas
-    [tokens]; shifted: hidden states at column p predict column p + 1; block_length: columns of the
-    block-causal grid, counted from the row's first live column, None for full attention;
-    fingerprint: of the checkpoint, see `models.fingerprint`, None for models without one; compiled:
-    runs the model's body, None to run it as it is.
+    Attributes:
+        model: A `...ForCausalLM` in evaluation mode.
+        vocab: Special ids; the head may have more rows than ids.
+        max_length: Longest canvas in tokens.
+        shifted: Whether hidden states at column p predict column p + 1.
+        block_length: Columns of the block-causal grid, counted from the row's first live column;
+            None for full attention.
+        fingerprint: Of the checkpoint, see `models.fingerprint`; None for models without one.
+        compiled: Runs the model's body; None to run it as it is.
     """
 
     model: Any
@@ -95,8 +99,13 @@ class TransformersDenoiser:
     def hidden(self, tokens: Tensor, live: Tensor, complete: bool | None = None) -> Tensor:
         """Hidden states of all columns without a store, (B, L, D); not shifted.
 
-        tokens, live: (B, L), see `Denoiser`; complete: see `Plan`. Positions are counted from the
-        row's first live column, so that a row in a padded batch computes what it computes alone.
+        Positions are counted from the row's first live column, so that a row in a padded batch
+        computes what it computes alone.
+
+        Args:
+            tokens: (B, L), see `Denoiser`.
+            live: (B, L) bool, see `Denoiser`.
+            complete: Whether all columns are live; None to ask the device.
         """
         first = live.int().argmax(1, keepdim=True)
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
@@ -108,12 +117,18 @@ class TransformersDenoiser:
     ) -> Tensor | None:
         """The attention mask: None where everything is seen, else bool, never numbers.
 
-        queries (B, Q): their columns; keys (B, L) bool: columns that may be seen; first (B, 1);
-        complete: whether those are all, None to ask the device.
-        Returns (B, 1, 1, L), or (B, 1, Q, L) where the block grid decides; (B, L) for attention
-        other than SDPA, where transformers looks into it and so makes the host wait for a GPU.
         Padding in front of a row counts as part of its first block, so that no query is left
         without a key.
+
+        Args:
+            queries: (B, Q), their columns.
+            keys: (B, L) bool, columns that may be seen.
+            first: (B, 1), each row's first live column.
+            complete: Whether `keys` are all; None to ask the device.
+
+        Returns:
+            (B, 1, 1, L), or (B, 1, Q, L) where the block grid decides; (B, L) for attention other
+            than SDPA, where transformers looks into it and so makes the host wait for a GPU.
         """
         if self.block_length is None:
             complete = bool(keys.all()) if complete is None else complete

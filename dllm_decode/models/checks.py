@@ -18,30 +18,35 @@ _NOISE = 1e-4  # share of a column's own change below which another's change is 
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One check. name: what was checked; problem: what is wrong, empty if nothing is."""
+class Check:
+    """One check.
+
+    Attributes:
+        name: What was checked.
+        problem: What is wrong, empty if nothing is.
+    """
 
     name: str
     problem: str = ""
 
 
-def self_check(denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer) -> list[Finding]:
+def self_check(denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer) -> list[Check]:
     """All checks with their outcome; see the functions of this module."""
     checks: dict[str, Callable[[], str]] = {
         "vocabulary": lambda: check_vocabulary(denoiser, tokenizer),
         "rotation table": lambda: check_rotation(denoiser.model),
         "attention": lambda: check_attention(denoiser),
     }
-    return [Finding(name, check()) for name, check in checks.items()]
+    return [Check(name, check()) for name, check in checks.items()]
 
 
 def require_sound(
     denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer, where: object
 ) -> None:
     """Raise `CheckpointError` that says which checks failed and why."""
-    failed = [finding for finding in self_check(denoiser, tokenizer) if finding.problem]
+    failed = [check for check in self_check(denoiser, tokenizer) if check.problem]
     if failed:
-        listing = "; ".join(f"{finding.name}: {finding.problem}" for finding in failed)
+        listing = "; ".join(f"{check.name}: {check.problem}" for check in failed)
         raise CheckpointError(f"the model loaded from {where} fails its self-check: {listing}")
 
 

@@ -28,8 +28,12 @@ def run_body(
 ) -> Tensor:
     """One pass through the transformer, (B, Q, D): the only call of a model's body.
 
-    tokens, positions (B, Q); mask: bool, (B, L), (B, 1, 1, L) or (B, 1, Q, L), None where
-    everything is seen; store: stored keys and values that the pass updates and attends to.
+    Args:
+        model: A `...ForCausalLM`.
+        tokens: (B, Q) ids.
+        positions: (B, Q), from 0 at each row's first live column.
+        mask: Bool, (B, L), (B, 1, 1, L) or (B, 1, Q, L); None where everything is seen.
+        store: Stored keys and values that the pass updates and attends to.
     """
     if mask is not None and mask.dim() == 4:
         mask = mask.expand(-1, 1, tokens.shape[1], -1)
@@ -51,8 +55,10 @@ class CompiledBody:
     and columns to multiples of `COLUMNS` by repeating the last one; nothing attends to the copies.
     What cannot be compiled runs uncompiled from then on, with the reason logged once.
 
-    model: a `...ForCausalLM` on one device; mode: of torch.compile, one of `MODES`; backend: as
-    torch.compile names it.
+    Args:
+        model: A `...ForCausalLM` on one device.
+        mode: Of torch.compile, one of `MODES`.
+        backend: As torch.compile names it.
     """
 
     def __init__(self, model: Any, mode: str = "default", backend: str = "inductor") -> None:

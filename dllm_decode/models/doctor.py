@@ -7,26 +7,25 @@ import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dllm_decode.decoding.types import Vocab
+from dllm_decode.environment import version_of
 from dllm_decode.errors import DllmDecodeError
-from dllm_decode.models.files import fit, memory_of, stored_tensors
-from dllm_decode.models.loading import (
+from dllm_decode.models.blueprint import (
     Blueprint,
     blueprint,
     build_on_meta,
     check_sizes,
     end_ids,
-    pick_device,
-    pick_dtype,
     special_ids,
 )
+from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.locate import look_for
+from dllm_decode.models.placement import pick_device, pick_dtype
 from dllm_decode.models.spec import EDIT_TOKENS
 
 PACKAGES = (
@@ -49,7 +48,13 @@ _RANGES = {"torch": ((2, 8), None), "transformers": ((5, 20), (6,)), "hydra-core
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a person should know. problem: it stands in the way; fix: what to do about it."""
+    """Something a person should know.
+
+    Attributes:
+        text: What was found.
+        fix: What to do about it.
+        problem: Whether it stands in the way.
+    """
 
     text: str
     fix: str
@@ -57,11 +62,13 @@ class Finding:
 
 
 @dataclass
-class Report:
+class Examination:
     """The outcome of an examination.
 
-    facts: name and value, in words; ids: per special id what tokenizer, config.json and the
-    configuration say and what is used; findings: see `Finding`.
+    Attributes:
+        facts: Name and value, in words.
+        ids: Per special id what tokenizer, config.json and the configuration say, and what is used.
+        findings: What a person should know.
     """
 
     facts: dict[str, str] = field(default_factory=dict)
@@ -74,13 +81,14 @@ class Report:
         return not any(finding.problem for finding in self.findings)
 
 
-def examine(settings: Mapping[str, Any]) -> Report:
+def examine(settings: Mapping[str, Any]) -> Examination:
     """Look at this installation, this machine and the checkpoint, without loading its weights.
 
-    settings: the arguments of `load_model`; other models (toy worlds) have no `checkpoint` and
-    only the installation is examined.
+    Args:
+        settings: The arguments of `load_model`; for other models (toy worlds), which have no
+            `checkpoint`, only the installation is examined.
     """
-    report = Report()
+    report = Examination()
     _examine_installation(report)
     place = _examine_device(report, settings)
     if "checkpoint" not in settings:
@@ -97,21 +105,14 @@ def examine(settings: Mapping[str, Any]) -> Report:
     return report
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
-def _examine_installation(report: Report) -> None:
+def _examine_installation(report: Examination) -> None:
     report.facts["python"] = platform.python_version()
     for package in PACKAGES:
-        found = _installed(package)
+        found = version_of(package)
         report.facts[package] = found or "not installed"
         low, high = _RANGES.get(package, ((), None))
         if found and (_numbers(found) < low or (high is not None and _numbers(found) >= high)):
@@ -122,7 +123,7 @@ def _examine_installation(report: Report) -> None:
                     f'pip install "{package}>={bound}"',
                 )
             )
-    report.findings += antlr_findings(_installed("antlr4-python3-runtime"), _installed("lm_eval"))
+    report.findings += antlr_findings(version_of("antlr4-python3-runtime"), version_of("lm_eval"))
 
 
 def antlr_findings(antlr: str | None, lm_eval: str | None) -> list[Finding]:
@@ -148,7 +149,7 @@ def antlr_findings(antlr: str | None, lm_eval: str | None) -> list[Finding]:
     return []
 
 
-def _examine_device(report: Report, settings: Mapping[str, Any]) -> torch.device:
+def _examine_device(report: Examination, settings: Mapping[str, Any]) -> torch.device:
     names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     report.facts["accelerators"] = ", ".join(names) or "none that torch can use"
     if not names and Path("/proc/driver/nvidia/version").exists():
@@ -169,7 +170,7 @@ def _examine_device(report: Report, settings: Mapping[str, Any]) -> torch.device
     return place
 
 
-def _examine_places(report: Report, checkpoint: str | Sequence[str] | None) -> Path | None:
+def _examine_places(report: Examination, checkpoint: str | Sequence[str] | None) -> Path | None:
     """The folder that would be loaded; notes every place that was looked at."""
     strict = isinstance(checkpoint, str)
     names: Sequence[str] = [checkpoint] if isinstance(checkpoint, str) else list(checkpoint or ())
@@ -199,7 +200,7 @@ def _examine_places(report: Report, checkpoint: str | Sequence[str] | None) -> P
 
 
 def _examine_checkpoint(
-    report: Report, plan: Blueprint, settings: Mapping[str, Any], place: torch.device
+    report: Examination, plan: Blueprint, settings: Mapping[str, Any], place: torch.device
 ) -> None:
     published, spec = plan.published, plan.spec
     report.facts["architecture"] = f"{published.architecture} ({spec.family})"
@@ -239,7 +240,7 @@ def _width(settings: Mapping[str, Any], place: torch.device) -> int:
     return pick_dtype(settings.get("dtype", "auto"), place).itemsize
 
 
-def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -> None:
+def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, Any]) -> None:
     published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
     size = plan.settings["vocab_size"]
     asked = {name: settings.get(name) for name in ("mask_id", "eot_ids", "pad_id")}
@@ -278,7 +279,7 @@ def _examine_ids(report: Report, plan: Blueprint, settings: Mapping[str, Any]) -
         )
 
 
-def _examine_vocabulary(report: Report, plan: Blueprint, vocab: Vocab) -> None:
+def _examine_vocabulary(report: Examination, plan: Blueprint, vocab: Vocab) -> None:
     rows, known = plan.settings["vocab_size"], plan.tokenizer.ids
     named = f"{rows} in the model, " + (
         "no tokenizer" if known is None else f"{len(known)} in the tokenizer"
@@ -303,7 +304,7 @@ def _word(value: Any) -> str:
 
 
 def _examine_memory(
-    report: Report, model: Any, needed: int, settings: Mapping[str, Any], place: torch.device
+    report: Examination, model: Any, needed: int, settings: Mapping[str, Any], place: torch.device
 ) -> None:
     config = model.config
     heads = config.num_key_value_heads

@@ -28,11 +28,11 @@ class StoredTensor:
     """One tensor of a checkpoint.
 
     Attributes:
-        file: the shard it is in.
-        shape: its sides.
-        dtype: as safetensors names it.
-        begin: its first byte in the file.
-        bytes: their number.
+        file: The shard it is in.
+        shape: Its sides.
+        dtype: As safetensors names it.
+        begin: Its first byte in the file.
+        bytes: Their number.
     """
 
     file: Path
@@ -164,10 +164,13 @@ def _check_layout(path: Path, tensors: Mapping[str, StoredTensor], start: int, s
 
 @dataclass(frozen=True)
 class Fit:
-    """How the tensors of a checkpoint fit a model. Names are those in the checkpoint's files.
+    """How the tensors of a checkpoint fit a model; names are those in the checkpoint's files.
 
-    expected: number of tensors the model needs; missing, unexpected: names; mismatched: name with
-    both shapes, in words.
+    Attributes:
+        expected: Number of tensors the model needs.
+        missing: Names that no file holds.
+        unexpected: Names that the model does not have.
+        mismatched: Names with both shapes, in words.
     """
 
     expected: int

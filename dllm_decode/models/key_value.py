@@ -72,10 +72,15 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class KeyValueStore(Cache):  # type: ignore[misc]
-    """The store of a whole model; see `PositionalLayer`.
+    """The keys and values of a whole model; see `PositionalLayer`.
 
-    layers: number of layers; rows: most rows at once; columns: of the canvas. Memory: layers x 2 x
-    rows x columns x key/value heads x head size x bytes per number, allocated by the first pass.
+    Memory: layers x 2 x rows x columns x key/value heads x head size x bytes per number, allocated
+    by the first pass.
+
+    Args:
+        layers: Number of layers.
+        rows: Most rows at once.
+        columns: Of the canvas.
     """
 
     def __init__(self, layers: int, rows: int, columns: int) -> None:
@@ -87,7 +92,12 @@ class KeyValueStore(Cache):  # type: ignore[misc]
         self.places: Tensor
 
     def aim(self, places: Tensor, width: int) -> None:
-        """Say where the next pass writes: places (B, Q) columns; width: columns in use."""
+        """Say where the next pass writes.
+
+        Args:
+            places: (B, Q) columns.
+            width: Columns in use.
+        """
         self.places, self.width = places, width
         for layer in self.positional:
             layer.target = places

@@ -12,8 +12,12 @@ from dllm_decode.errors import ConfigError
 def kl_divergence(target: Mapping[Any, float], law: Mapping[Any, float]) -> float:
     """KL(target || law) in bits: sum_y p(y) log2(p(y) / q(y)); infinite where q misses an outcome.
 
-    target: the joint distribution of a toy world; law: the exact distribution of a strategy's
-    output. Both map outcomes to probabilities that sum to 1. Raises `ConfigError` otherwise.
+    Args:
+        target: The joint distribution of a toy world, outcomes to probabilities that sum to 1.
+        law: The exact distribution of a strategy's output, likewise.
+
+    Raises:
+        ConfigError: The probabilities of one of them do not sum to 1.
     """
     _check_law("target", target)
     _check_law("law", law)
@@ -49,10 +53,15 @@ def law_of_partition(
 
         q(y) = prod_t prod_{j in S_t} p(y_j | y_{S_1}, ..., y_{S_{t-1}})
 
-    joint: outcomes, tuples of equal length, to probabilities; steps: the positions S_1, S_2, ...
-    that together are 0 .. n - 1, each once. KL(joint || q) is the bound L_T, and one group of all
-    positions gives the total correlation. Source: arXiv 2510.04767, section 3.
-    Raises `ConfigError` for steps that are no partition.
+    KL(joint || q) is the bound L_T, and one group of all positions gives the total correlation;
+    arXiv 2510.04767, section 3.
+
+    Args:
+        joint: Outcomes, tuples of equal length, to probabilities.
+        steps: The positions S_1, S_2, ... that together are 0 .. n - 1, each once.
+
+    Raises:
+        ConfigError: The steps are no partition.
     """
     _check_law("joint", joint)
     length = len(next(iter(joint)))

@@ -22,7 +22,10 @@ _FUSED = "attention.query_key_value.weight"
 class Rows:
     """Some rows of a stored matrix, read when a rank asks for its share of them.
 
-    stored: a safetensors slice; begin, end: rows of the whole matrix.
+    Attributes:
+        stored: A safetensors slice.
+        begin: First row of the whole matrix.
+        end: One past the last.
     """
 
     stored: Any
@@ -56,7 +59,11 @@ class LLaDA2MoeModelLM(Glm4MoeForCausalLM):  # type: ignore[misc]
         """All tensors as lazy slices, queries, keys and values apart.
 
         With tensor parallelism each rank reads its own rows, which the stock splitting of a fused
-        matrix cannot do. files: the path of the file that holds each tensor.
+        matrix cannot do.
+
+        Args:
+            files: The path of the file that holds each tensor.
+            config: Of the model.
         """
         handles = {file: safe_open(file, framework="pt") for file in set(files.values())}
         kv = config.num_key_value_heads * config.head_dim

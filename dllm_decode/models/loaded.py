@@ -61,10 +61,16 @@ class Tokenizer(Protocol):
 class Description:
     """What was loaded, for the first line of output and for every result.
 
-    family: e.g. "LLaDA"; checkpoint: the name it was asked for by; path: folder it was read from,
-    None for models without one; parameters: their number; dtype, device: as loaded; licence: of the
-    weights, None where unknown; passed_over: checkpoints that stood earlier in the list and were
-    not available, with the reason.
+    Attributes:
+        family: E.g. "LLaDA".
+        checkpoint: The name it was asked for by.
+        path: Folder it was read from, None for models without one.
+        parameters: Their number.
+        dtype: As loaded.
+        device: As loaded.
+        licence: Of the weights, None where unknown.
+        passed_over: Checkpoints that stood earlier in the list and were not available, with the
+            reason.
     """
 
     family: str
@@ -93,8 +99,11 @@ def _short(count: int) -> str:
 class LoadedModel:
     """A model ready to decode.
 
-    denoiser: what the loop calls; tokenizer: text to ids and back; description: what was loaded;
-    source: the published `config.json` as read, empty for models without one.
+    Attributes:
+        denoiser: What the loop calls.
+        tokenizer: Text to ids and back.
+        description: What was loaded.
+        source: The published `config.json` as read, empty for models without one.
     """
 
     denoiser: Denoiser

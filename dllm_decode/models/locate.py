@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.storage import read_json
 
+log = logging.getLogger(__name__)
 BUNDLED = "bundled:"
 ASSETS = Path(__file__).parent / "assets"
 ADAPTER = "adapter_config.json"
@@ -23,7 +25,13 @@ _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint that is there. passed_over: names tried before it, with the reason."""
+    """A checkpoint that is there.
+
+    Attributes:
+        name: The name it was asked for by.
+        folder: Where it is.
+        passed_over: Names tried before it, with the reason.
+    """
 
     name: str
     folder: Path
@@ -33,10 +41,14 @@ class Located:
 def locate(checkpoint: str | Sequence[str] | None) -> Located:
     """The folder of a checkpoint.
 
-    checkpoint: one name, which must be there or be fetched from the Hub, or several in order of
-    preference, of which the first one available is taken and none is fetched. A name is
-    `bundled:NAME`, a folder, or a Hub id. Raises `CheckpointError` that says what was looked for
-    where, and `ConfigError` for names that can be none of the three.
+    Args:
+        checkpoint: One name, which must be there or be fetched from the Hub, or several in order of
+            preference, of which the first one available is taken and none is fetched. A name is
+            `bundled:NAME`, a folder, or a Hub id.
+
+    Raises:
+        CheckpointError: None is available; the message says what was looked for where.
+        ConfigError: A name can be none of the three.
     """
     if checkpoint is None:
         raise ConfigError("model.checkpoint is not set; give a folder or a Hub id")
@@ -65,14 +77,20 @@ def look_for(name: str) -> tuple[Path | None, str]:
     if name.startswith(BUNDLED):
         return _complete(ASSETS / name.removeprefix(BUNDLED), "not in this installation")
     local = Path(name).expanduser()
+    found, reason = None, f"folder {local.absolute()} does not exist"
     if local.exists():
-        return _complete(local, "is a file, not a folder")
-    if not _HUB_NAME.match(name):
-        return None, f"folder {local.absolute()} does not exist"
+        found, reason = _complete(local, "is a file, not a folder")
+    if found is not None or not _HUB_NAME.match(name):
+        return found, reason
     cached = _cached(name)
     if cached is None:
+        if local.exists():
+            return None, f"{reason}, and it is not in the Hub cache {_hub_cache()} either"
         return None, f"neither a folder here nor in the Hub cache {_hub_cache()}"
-    return _complete(cached, "not in the Hub cache")
+    found, absent = _complete(cached, "not in the Hub cache")
+    if found is not None and local.exists():
+        log.warning("%s; the copy in the Hub cache is taken: %s", reason, found)
+    return found, absent
 
 
 def _complete(folder: Path, absent: str) -> tuple[Path | None, str]:

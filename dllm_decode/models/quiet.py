@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# transformers loads with settings of the whole process (the default dtype, its own verbosity), so
+# threads take turns; re-entrant, as one loading may be part of another
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
 def transformers_output(*, progress: bool) -> Iterator[None]:
-    """Silence what transformers prints; its bars stay for checkpoints that take a while.
+    """Silence what transformers prints, one thread at a time.
 
     Its warnings about tensors are errors here, and those about generation settings do not apply.
+
+    Args:
+        progress: Keep its bars, for checkpoints that take a while.
     """
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if not progress:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with _ONE_AT_A_TIME:
+        level = logging.get_verbosity()
+        bars = logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        if not progress:
+            logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()

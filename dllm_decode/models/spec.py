@@ -223,12 +223,18 @@ def refuse_quantised(values: Mapping[str, Any], file: Path | str = "config.json"
 class ModelSpec:
     """How one published architecture is loaded and asked.
 
-    family: name for people; translate: from config.json to the settings of the stock config class;
-    config_class, model_class: stock classes, `module:Class`; shifted: logits at position p predict
-    p + 1; block: for block-causal attention the key of config.json that holds the length of the
-    published block grid (empty where there is none) and the length where it is not set, None for
-    full attention; mask_token: the tokenizer's word for the mask; turn_end: words that end a turn
-    and so a text; reply_header: what the chat template appends even when it is asked not to.
+    Attributes:
+        family: Name for people.
+        translate: From config.json to the settings of the stock config class.
+        config_class: Stock class, `module:Class`.
+        model_class: Stock class or a subclass that knows the published names, `module:Class`.
+        shifted: Whether logits at position p predict p + 1.
+        block: For block-causal attention the key of config.json that holds the length of the
+            published block grid (empty where there is none) and the length where it is not set;
+            None for full attention.
+        mask_token: The tokenizer's word for the mask.
+        turn_end: Words that end a turn and so a text.
+        reply_header: What the chat template appends even when it is asked not to.
     """
 
     family: str
@@ -302,7 +308,12 @@ def _same_attention(config: Published, layers: int) -> None:
 
 
 def _heads(config: Published, names: tuple[str, str, str]) -> tuple[int, int, int]:
-    """Hidden width, heads and key/value heads that divide each other; names: their keys."""
+    """Hidden width, heads and key/value heads, where the last divide the second.
+
+    Args:
+        config: As read.
+        names: The keys of the three.
+    """
     width, heads = config.count(names[0]), config.count(names[1])
     shared = config.count(names[2], heads)
     if heads % shared:

@@ -38,7 +38,7 @@ class TemplateRefusal(Exception):
     """What a template itself says against a conversation."""
 
 
-class _Work:
+class _Budget:
     """What a rendering may still do."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class _Work:
             raise TemplateOverrun(f"it makes more than {CHARACTERS} characters")
 
 
-_work: contextvars.ContextVar[_Work] = contextvars.ContextVar("work of a template")
+_budget: contextvars.ContextVar[_Budget] = contextvars.ContextVar("work of a template")
 
 
 def _check_arguments(name: str, values: Sequence[Any]) -> None:
@@ -79,7 +79,7 @@ def _check_arguments(name: str, values: Sequence[Any]) -> None:
             raise TemplateOverrun(f"{name} is asked for a width of millions")
     texts = [len(value) for value in values if isinstance(value, str | list | tuple)]
     if name in ("replace", "join") and len(texts) > 1:
-        _work.get().check(texts[0] + 1, max(texts[1:]))
+        _budget.get().check(texts[0] + 1, max(texts[1:]))
 
 
 def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,16 +88,16 @@ def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)  # keeps the marks by which jinja passes its context
     def run(*args: Any, **kwargs: Any) -> Any:
         _check_arguments(name, (*args, *kwargs.values()))
-        return _work.get().tick(function(*args, **kwargs))
+        return _budget.get().tick(function(*args, **kwargs))
 
     return run
 
 
 def _each(values: Iterable[Any]) -> Iterator[Any]:
     """The same values; every pass of a loop over them is counted."""
-    work = _work.get()
+    budget = _budget.get()
     for value in values:
-        work.tick()
+        budget.tick()
         yield value
 
 
@@ -148,17 +148,17 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """The result of an operator that can make much of little."""
-        work = _work.get()
+        budget = _budget.get()
         if operator == "*":
             for values, times in ((left, right), (right, left)):
                 if isinstance(values, str | list | tuple) and isinstance(times, int):
-                    work.check(len(values), times)
+                    budget.check(len(values), times)
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * (abs(right) if operator == "**" else 1) + right.bit_length()
-            work.check(bits, 1000)
+            budget.check(bits, 1000)
         if operator == "%" and isinstance(left, str):
             _check_arguments("%", [left, *(right if isinstance(right, tuple) else [right])])
-        return work.tick(super().call_binop(context, operator, left, right))
+        return budget.tick(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """The result of a function, macro or method."""
@@ -166,7 +166,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str | list | tuple) or name.startswith("format"):
             _check_arguments(name, (owner, *args, *kwargs.values()))
         result = super().call(__context, __obj, *args, **kwargs)
-        return _work.get().tick(result)
+        return _budget.get().tick(result)
 
     def wrap_str_format(self, value: Any) -> Any:
         """`str.format` without access to attributes, once its widths have been looked at."""
@@ -228,7 +228,7 @@ def _environment() -> _Environment:
     )
     env.filters["tojson"] = _tojson
     env.filters = {name: _counted(name, function) for name, function in env.filters.items()}
-    env.filters |= {"_each": _each, "_made": lambda value: _work.get().tick(value)}
+    env.filters |= {"_each": _each, "_made": lambda value: _budget.get().tick(value)}
     del env.globals["lipsum"]
     env.globals |= {
         "raise_exception": _refuse,
@@ -266,8 +266,8 @@ def render(source: str, values: Mapping[str, Any]) -> str:
         TemplateOverrun: It takes more time or memory than any conversation needs.
         Exception: Anything else: it does not parse, or does not work with these values.
     """
-    token = _work.set(_Work())
+    token = _budget.set(_Budget())
     try:
         return "".join(_compiled(source).generate(**values))
     finally:
-        _work.reset(token)
+        _budget.reset(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models.chat import plain, plain_messages
+from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.templates import TemplateOverrun, TemplateRefusal, render, variables
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class CheckpointTokenizer:
         """
         backend = self._need()
         parsed = self.parse_control if control is None else control
+        _require_text(text)
         if not parsed and self._control.search(text):
             return self._as_text(text, framed)
         ids = list(backend(text, add_special_tokens=framed)["input_ids"])
@@ -273,6 +276,7 @@ class CheckpointTokenizer:
 
     def _encode_marked(self, text: str) -> list[int]:
         """Token ids of a rendered chat: what is marked stands for itself."""
+        _require_text(text)
         # a template can cut a text between its marks; a single one still keeps both sides apart
         pieces = re.split(f"{_OPEN}({self._control.pattern}){_CLOSE}|[{_OPEN}{_CLOSE}]", text)
         ids: list[int] = []
@@ -323,6 +327,18 @@ class CheckpointTokenizer:
             self.backend.save_pretrained(folder)
 
 
+def _require_text(text: str) -> None:
+    """Refuse halves of a character, which Python and JSON can hold and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"character {error.start} of the text is half a surrogate pair "
+            f"(U+{ord(text[error.start]):04X}), which is no character; decode the text properly, "
+            "e.g. with errors='replace'"
+        ) from None
+
+
 def load_tokenizer(folder: Path, reply_header: str | None = None) -> CheckpointTokenizer:
     """The tokenizer of a checkpoint folder, by explicit class, so that no remote code can run.
 
@@ -342,12 +358,14 @@ def _backend(folder: Path) -> Any:
     else:
         return None
     try:
-        backend = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with transformers_output(progress=False):
+            backend = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the reader is native code and raises plain Exception
         raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
     if not backend.get_vocab():
         raise CheckpointError(f"the tokenizer in {folder} knows no tokens; copy its files again")
     backend.padding_side = "left"
+    backend.model_max_length = sys.maxsize  # the decoder knows the model's own limit
     return backend
 
 

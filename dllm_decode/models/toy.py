@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.cache import Plan
-from dllm_decode.decoding.types import Vocab
+from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.errors import ConfigError, require, require_count, require_in_range
 from dllm_decode.kernels.noise import fold, mix, unit_interval
 from dllm_decode.models.loaded import Description
@@ -34,7 +34,11 @@ def row_state(tokens: Tensor, live: Tensor, seed: int) -> Tensor:
     """A hash of each row's live tokens and where they stand, (B,) int64.
 
     Columns count from the row's first live one, so padding, batch and order do not matter.
-    tokens, live: (B, L).
+
+    Args:
+        tokens: (B, L) ids.
+        live: (B, L) bool.
+        seed: Of the hash.
     """
     columns = torch.arange(tokens.shape[1], device=tokens.device)
     first = torch.where(live, columns, tokens.shape[1]).amin(1, keepdim=True)
@@ -46,8 +50,10 @@ def row_state(tokens: Tensor, live: Tensor, seed: int) -> Tensor:
 class SymbolTokenizer:
     """One token per printable symbol, then end of text, separator, padding and mask.
 
-    symbols: the symbols in the order of their ids. A prompt ends with the separator `>`, which
-    `encode` appends where it is missing.
+    A prompt ends with the separator `>`, which `encode` appends where it is missing.
+
+    Attributes:
+        symbols: The symbols in the order of their ids.
     """
 
     symbols: str
@@ -98,11 +104,6 @@ class World(ABC):
 
         logit[i, v] = ln max(P(y_i = v | decided columns), floor) + noise * U,   U uniform on (0, 1)
 
-    noise: size of the tie-break noise, 0 or more; independent for every canvas, column and token.
-    Without it equal marginals tie exactly and an argmax takes the same token at every column;
-    floor: probability given to what cannot happen, in [0, 1), so that all logits are finite; 0
-    makes them -inf; seed: of the noise.
-
     The answer begins behind the last separator of the row (or at its first column) and ends with
     end of text. Symbols in front of the separator are the instance; a row without any has the
     world's default instance. Decided columns predict their own token.
@@ -110,6 +111,14 @@ class World(ABC):
     Decided columns may contradict the joint, which is the price of parallel decoding. Then the
     columns still open get marginals that ignore what cannot be explained: `Shuffle` the items not
     used yet, every other world the marginals of an empty canvas.
+
+    Attributes:
+        noise: Size of the tie-break noise, 0 or more; independent for every canvas, column and
+            token. Without it equal marginals tie exactly and an argmax takes the same token at
+            every column.
+        floor: Probability given to what cannot happen, in [0, 1), so that all logits are finite; 0
+            makes them -inf.
+        seed: Of the noise.
     """
 
     noise: float = 1e-6
@@ -120,6 +129,28 @@ class World(ABC):
     def __post_init__(self) -> None:
         require_in_range("model.noise", self.noise, 0.0, 1.0)
         require_in_range("model.floor", self.floor, 0.0, 1.0, open_high=True)
+
+    def answer(self, strategy: Any, items: str = "", **parts: Any) -> tuple[str, int]:
+        """Decode one instance; for examples and for a first look at a strategy.
+
+        Args:
+            strategy: the strategy.
+            items: the instance, by default the world's own.
+            parts: further fields of the `Decoder`, such as the schedule.
+
+        Returns:
+            The answer, and the forward passes that it took.
+
+        Examples:
+            >>> from dllm_decode.strategies.fixed import TopK
+            >>> Reverse(n=4).answer(TopK(2), "abcd")
+            ('dcba', 3)
+        """
+        from dllm_decode.decoding.loop import Decoder
+
+        prompt = tuple(self.tokenizer.encode(items or self.default_prompt))
+        result = Decoder(self, strategy, **parts).decode(Request((prompt,), len(prompt)))
+        return self.tokenizer.decode(list(result.sequences[0])), result.forwards[0]
 
     @property
     @abstractmethod
@@ -240,7 +271,9 @@ class World(ABC):
     def probability(self, prompt: str, answer: str) -> float:
         """P(answer | prompt), by the chain rule over the marginals, without noise and floor.
 
-        prompt: as `encode` takes it; answer: symbols, without end of text.
+        Args:
+            prompt: As `encode` takes it.
+            answer: Symbols, without end of text.
         """
         ids = torch.tensor([self.tokenizer.encode(prompt)])
         items, _ = self._instance(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -264,8 +297,9 @@ class World(ABC):
 class ListWorld(World):
     """An operation on a list of distinct items, which the prompt holds: `cab>`.
 
-    n: items of the default instance and of the sample prompts, 1 or more; the items of a prompt
-    may be any symbols and any number.
+    Attributes:
+        n: Items of the default instance and of the sample prompts, 1 or more; the items of a prompt
+            may be any symbols and any number.
     """
 
     n: int = 6
@@ -350,7 +384,8 @@ class _Replace(ListWorld):
 class ReplaceIndex(_Replace):
     """The item at `index` is replaced by the last symbol of the prompt. As parallel as `Copy`.
 
-    index: 0-based, 0 or more; lists that are too short stay as they are.
+    Attributes:
+        index: 0-based, 0 or more; lists that are too short stay as they are.
     """
 
     index: int = 0
@@ -411,8 +446,11 @@ class Markov(World):
     """A Markov chain of n symbols: `P(y) = initial[y_0] * prod transition[y_(t-1)][y_t]`.
 
     The marginals come from the forward-backward recursions with the decided columns as evidence.
-    n: length, 1 or more; initial: P(y_0), one probability per state; transition: one row of
-    probabilities per state. States are called a, b, c ...
+
+    Attributes:
+        n: Length, 1 or more.
+        initial: P(y_0), one probability per state; states are called a, b, c ...
+        transition: One row of probabilities per state.
     """
 
     n: int = 8
@@ -486,8 +524,9 @@ def _scaled(message: Tensor) -> Tensor:
 class Table(World):
     """Any joint distribution, as a table.
 
-    outcomes: mapping from an answer to its weight, 0 or more; they need not add up to 1, and
-    shorter answers end in end of text.
+    Attributes:
+        outcomes: Mapping from an answer to its weight, 0 or more; they need not add up to 1, and
+            shorter answers end in end of text.
     """
 
     outcomes: Mapping[str, float] = field(default_factory=lambda: {"ab": 0.4, "ba": 0.4, "aa": 0.2})

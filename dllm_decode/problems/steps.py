@@ -17,7 +17,8 @@ class Chain(Family):
     """Arithmetic in which every step takes the result of the one before.
 
     Steps carry letters, because a small model with rotary positions finds "the seventh step" by a
-    label and not by counting.
+    label and not by counting; and the answer repeats a step as it is asked, the result behind it,
+    because a label that stands right in front of what is looked up is found first.
 
     Attributes:
         shortest: Steps of the shortest chain.
@@ -34,7 +35,7 @@ class Chain(Family):
         for label in SYMBOLS[: rng.randint(self.shortest, self.longest)]:
             sign, operand, result = _step(value, before, rng)
             asked.append(f"{label} {sign} {operand}")
-            steps.append(f"{label} {value} {sign} {operand} = {result}")
+            steps.append(f"{asked[-1]} = {result}")
             before, value = value, result
         return Problem(self.name, f"Chain from {start}: {' '.join(asked)}", ", ".join(steps))
 
@@ -56,7 +57,7 @@ def _step(value: int, before: int, rng: random.Random) -> tuple[str, int, int]:
 
 @dataclass(frozen=True)
 class Track(Family):
-    """Things in a row change places, two at a time; the row is written down after every exchange.
+    """Things in a row change places, two at a time; behind every exchange stands the row after it.
 
     Attributes:
         places: Things in the row.
@@ -65,8 +66,8 @@ class Track(Family):
     """
 
     places: int = 4
-    shortest: int = 7
-    longest: int = 18
+    shortest: int = 6
+    longest: int = 15
 
     def generate(self, rng: random.Random) -> Problem:
         """Draw different things and, for every exchange, two places, the smaller one first."""
@@ -78,7 +79,7 @@ class Track(Family):
                 first, second = pair = _pair(self.places, rng)
             row[first], row[second] = row[second], row[first]
             moves.append(f"{label} {first + 1} {second + 1}")
-            rows.append(f"{label} {' '.join(row)}")
+            rows.append(f"{moves[-1]} {' '.join(row)}")
         return Problem(self.name, f"Track {shown}: {' '.join(moves)}", " / ".join(rows))
 
 

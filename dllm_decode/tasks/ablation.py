@@ -35,7 +35,7 @@ class Ablation(Task):
     often. Within a repetition all take turns, so that what else the machine does hits none of them
     alone.
 
-    runs: folder of the jobs; title, preface, markdown, pages, output, figures: see `Report`.
+    runs: folder of the jobs; title, preface, markdown, output, figures: see `Report`.
     """
 
     jobs: list[str] = field(default_factory=list)
@@ -54,7 +54,6 @@ class Ablation(Task):
     title: str = "Ablation"
     preface: str | None = None
     markdown: str | None = None
-    pages: str | None = None
     output: str | None = None
     figures: bool = True
 
@@ -155,7 +154,6 @@ class Ablation(Task):
             title=self.title,
             preface=self.preface,
             markdown=self.markdown,
-            pages=self.pages,
             figures=self.figures,
         )
         return report.run(context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dllm_decode.environment import processor, version_of
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
 from dllm_decode.tasks import Context, Task
 
@@ -111,11 +112,11 @@ class KernelBench(Task):
     def _cases(self) -> list[Any]:
         import torch
 
-        from dllm_decode.benchmarks.kernels import Case
+        from dllm_decode.benchmarks.kernels import KernelCase
 
         rows = sorted({batch * window for batch in self.batches for window in self.windows})
         return [
-            Case(count, vocabulary, getattr(torch, dtype), self.slots, self.width)
+            KernelCase(count, vocabulary, getattr(torch, dtype), self.slots, self.width)
             for dtype in self.dtypes
             for vocabulary in self.vocabularies
             for count in rows
@@ -134,22 +135,19 @@ def device_of(setting: str) -> torch.device:
 
 def machine(device: torch.device) -> dict[str, object]:
     """What every table of figures has to say about where it was taken."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
     import torch
 
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = None
     from dllm_decode.benchmarks.kernels import kernels_start
 
     gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if gpu else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if gpu else processor(),
         "kernels_timed": kernels_start(device),
-        "versions": {"torch": torch.__version__, "triton": triton, "cuda": torch.version.cuda},
+        "versions": {
+            "torch": torch.__version__,
+            "triton": version_of("triton"),
+            "cuda": torch.version.cuda,
+        },
     }
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from dllm_decode.benchmarks.decoding import Timing, Variant
+    from dllm_decode.benchmarks.decoding import Contender, Timing
     from dllm_decode.decoding.loop import Decoder
 
 GROUPS = ("step", "batch", "batching", "cache", "canvas")
@@ -122,7 +122,7 @@ class DecodingBench(Task):
         context.display.show(group_table(timings))
         return timings
 
-    def _variants(self, context: Context) -> dict[str, Callable[[], list[Variant]]]:
+    def _variants(self, context: Context) -> dict[str, Callable[[], list[Contender]]]:
         return {
             "batch": lambda: self._batch(context),
             "batching": lambda: self._batching(context),
@@ -130,21 +130,21 @@ class DecodingBench(Task):
             "canvas": lambda: self._canvas(context),
         }
 
-    def _batch(self, context: Context) -> list[Variant]:
-        from dllm_decode.benchmarks.decoding import Variant, repeated
+    def _batch(self, context: Context) -> list[Contender]:
+        from dllm_decode.benchmarks.decoding import Contender, repeated
         from dllm_decode.decoding.engine import Engine
 
         request = repeated(self._prompts(context), self.rows, 32)
         decoder = self._plain(context)
         return [
-            Variant(f"{batch} at once", Engine(decoder, batch), request)
+            Contender(f"{batch} at once", Engine(decoder, batch), request)
             for batch in BATCHES
             if batch <= self.rows
         ]
 
-    def _batching(self, context: Context) -> list[Variant]:
+    def _batching(self, context: Context) -> list[Contender]:
         from dllm_decode.benchmarks.decoding import (
-            Variant,
+            Contender,
             padded_to_the_slowest,
             repeated,
             spread_request,
@@ -155,18 +155,18 @@ class DecodingBench(Task):
         decoder, batch = self._plain(context), 8
         stay = padded_to_the_slowest(request, batch)
         return [
-            Variant(
+            Contender(
                 "static, finished rows stay",
                 Engine(decoder, batch, batching="static"),
                 stay,
                 sum(request.lengths),
             ),
-            Variant("static", Engine(decoder, batch, batching="static"), request),
-            Variant("continuous", Engine(decoder, batch), request),
+            Contender("static", Engine(decoder, batch, batching="static"), request),
+            Contender("continuous", Engine(decoder, batch), request),
         ]
 
-    def _cache(self, context: Context) -> list[Variant]:
-        from dllm_decode.benchmarks.decoding import Variant, repeated
+    def _cache(self, context: Context) -> list[Contender]:
+        from dllm_decode.benchmarks.decoding import Contender, repeated
         from dllm_decode.decoding.cache import (
             BlockExact,
             CertaintyCache,
@@ -189,18 +189,18 @@ class DecodingBench(Task):
         ]  # fmt: skip
         request = repeated(self._prompts(context), 1, self.canvas)
         return [
-            Variant(type(policy).__name__, Engine(replace(decoder, cache=policy), 1), request)
+            Contender(type(policy).__name__, Engine(replace(decoder, cache=policy), 1), request)
             for policy in policies
         ]
 
-    def _canvas(self, context: Context) -> list[Variant]:
-        from dllm_decode.benchmarks.decoding import Variant, repeated
+    def _canvas(self, context: Context) -> list[Contender]:
+        from dllm_decode.benchmarks.decoding import Contender, repeated
         from dllm_decode.decoding.cache import DualCache, NoCache
         from dllm_decode.decoding.engine import Engine
 
         decoder = self._plain(context)
         return [
-            Variant(
+            Contender(
                 f"{name}, {length}",
                 Engine(replace(decoder, cache=policy), 1),
                 repeated(self._prompts(context), 1, length),

@@ -10,7 +10,7 @@ from dllm_decode.tasks import Context, Task
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dllm_decode.models.doctor import Report
+    from dllm_decode.models.doctor import Examination
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Doctor(Task):
         return 0 if report.healthy else 1
 
 
-def facts_table(report: Report) -> Table:
+def facts_table(report: Examination) -> Table:
     """What was found, one line each."""
     from rich.table import Table
 
@@ -55,7 +55,7 @@ def facts_table(report: Report) -> Table:
     return table
 
 
-def ids_table(report: Report) -> Table:
+def ids_table(report: Examination) -> Table:
     """Special ids by source."""
     from rich.table import Table
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
 from dllm_decode.tasks import Context, Task, strategy_name
@@ -413,29 +412,17 @@ def model_facts(decoder: TextDecoder) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions and hardware."""
-    import torch
-    import transformers
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    found = hardware()
     return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
+        "python": found["python"],
+        "torch": version_of("torch"),
+        "transformers": version_of("transformers"),
+        "processor": found["processor"],
+        "cores": found["cpu_cores"],
+        "threads": found["threads"],
+        "gpu": found["gpus"][0] if found["gpus"] else None,
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def job_name(strategy: str, overrides: Sequence[str]) -> str:

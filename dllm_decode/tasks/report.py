@@ -33,7 +33,6 @@ class Report(Task):
     figures: bool = True
     define: bool = False
     markdown: str | None = None
-    pages: str | None = None
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -44,10 +43,8 @@ class Report(Task):
     def run(self, context: Context) -> int:
         """Write the report; returns 1 if results were damaged or failed and had to be left out."""
         from dllm_decode.evaluation import metrics
-        from dllm_decode.evaluation.reporting.documents import refresh
         from dllm_decode.evaluation.reporting.report import (
             HEADS,
-            chosen_runs,
             collect,
             terminal_table,
             terminal_wall_times,
@@ -86,10 +83,6 @@ class Report(Task):
             context.display.say(collection.counts, "bold")
         if self.markdown is not None:
             self._publish(folder, Path(self.markdown))
-        if self.pages is not None:
-            chosen = chosen_runs(collection, self.only)
-            for path in refresh(self.pages, [*chosen.whole, *chosen.beside]):
-                context.display.say(f"filled: {path}")
         context.display.say(f"report: {folder / 'report.html'}")
         return int(bool(collection.broken or collection.failed))
 

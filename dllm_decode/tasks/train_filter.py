@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dllm_decode.api import TextDecoder
     from dllm_decode.decoding.types import Request
-    from dllm_decode.training.filter import Records
+    from dllm_decode.training.filter import FilterRecords
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.96, 0.98, 0.99)
 FILTER, REPORT = "filter.safetensors", "report.json"
@@ -147,17 +147,17 @@ class TrainFilter(Task):
         decoder.check(request, [prompt.source for prompt in asked])
         return request
 
-    # Records.
+    # FilterRecords.
 
-    def _records(self, context: Context, decoder: TextDecoder, request: Request) -> Records:
+    def _records(self, context: Context, decoder: TextDecoder, request: Request) -> FilterRecords:
         """The forward passes of the oracle, which follows a decode of one token per step."""
-        from dllm_decode.training.filter import Recorder
+        from dllm_decode.training.filter import FilterRecorder
 
         columns = sum(request.lengths)
         reference = self._decode(context, "reference decode", decoder, request, columns)
         request = replace(request, reference=reference)
         oracle = context.decoder_with("strategy=oracle", "strategy.select.stuck=block")
-        recorder = Recorder()
+        recorder = FilterRecorder()
         self._decode(context, "oracle pass", oracle, request, columns, recorder)
         return recorder.records()
 
@@ -186,11 +186,11 @@ class TrainFilter(Task):
     # Telling.
 
     def _figures(
-        self, decoder: TextDecoder, network: Any, learned: Records, kept: Records
+        self, decoder: TextDecoder, network: Any, learned: FilterRecords, kept: FilterRecords
     ) -> dict[str, Any]:
         from dllm_decode.training.filter import loss, measured
 
-        def figures(records: Records) -> dict[str, Any]:
+        def figures(records: FilterRecords) -> dict[str, Any]:
             return {
                 "prompts": len(records.prompts),
                 "records": len(records),

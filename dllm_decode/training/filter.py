@@ -22,7 +22,7 @@ from dllm_decode.models.acceptance import AcceptanceFilter
 
 
 @dataclass(frozen=True)
-class Records:
+class FilterRecords:
     """What R forward passes of the oracle over blocks of N columns had seen, and what was right.
 
     Attributes:
@@ -54,7 +54,7 @@ class Records:
         """Numbers of the prompts in rising order."""
         return sorted(set(self.prompt.tolist()))
 
-    def of_prompts(self, prompts: Sequence[int]) -> Records:
+    def of_prompts(self, prompts: Sequence[int]) -> FilterRecords:
         """The records of some of the prompts.
 
         Args:
@@ -62,10 +62,10 @@ class Records:
         """
         keep = torch.isin(self.prompt, torch.tensor(prompts))
         planes = (self.confidence, self.correct, self.exists, self.open, self.prompt)
-        return Records(*(plane[keep] for plane in planes))
+        return FilterRecords(*(plane[keep] for plane in planes))
 
 
-def split(records: Records, share: float, seed: int) -> tuple[Records, Records]:
+def split(records: FilterRecords, share: float, seed: int) -> tuple[FilterRecords, FilterRecords]:
     """Divide records into some to learn from and some to measure with; no prompt is in both.
 
     Args:
@@ -83,36 +83,36 @@ def split(records: Records, share: float, seed: int) -> tuple[Records, Records]:
 
 
 @dataclass
-class Recorder(Observer):
+class FilterRecorder(Observer):
     """Collects the records of an oracle decode, which says in its notes what it saw.
 
     Attributes:
         parts: The records of each step.
     """
 
-    parts: list[Records] = field(default_factory=list)
+    parts: list[FilterRecords] = field(default_factory=list)
 
     def step(self, change: Change, snapshot: Snapshot) -> None:
         """Take one record per row of the step."""
         exists = change.index >= 0
         confidence = torch.where(exists, change.notes["confidence"].float(), 0.0)
-        part = Records(
+        part = FilterRecords(
             confidence, change.notes["correct"], exists, change.notes["open"], change.rows
         )
-        self.parts.append(Records(*(getattr(part, name).cpu() for name in _PLANES)))
+        self.parts.append(FilterRecords(*(getattr(part, name).cpu() for name in _PLANES)))
 
-    def records(self) -> Records:
+    def records(self) -> FilterRecords:
         """All records so far, ordered by prompt, so that the batch does not matter."""
         whole = [torch.cat([getattr(part, name) for part in self.parts]) for name in _PLANES]
         order = whole[-1].sort(stable=True).indices
-        return Records(*(plane[order] for plane in whole))
+        return FilterRecords(*(plane[order] for plane in whole))
 
 
 _PLANES = ("confidence", "correct", "exists", "open", "prompt")
 
 
 def fit(
-    records: Records,
+    records: FilterRecords,
     *,
     steps: int,
     rate: float,
@@ -145,7 +145,7 @@ def fit(
     return AcceptanceFilter(one.detach(), two.detach(), three.detach(), four.detach(), fingerprint)
 
 
-def loss(network: AcceptanceFilter, records: Records) -> Tensor:
+def loss(network: AcceptanceFilter, records: FilterRecords) -> Tensor:
     """Mean binary cross-entropy over the columns that exist, in nats.
 
     Args:
@@ -170,7 +170,7 @@ def _initial(width: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def measured(
-    network: AcceptanceFilter, records: Records, thresholds: Sequence[float]
+    network: AcceptanceFilter, records: FilterRecords, thresholds: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Precision and recall on open columns, per threshold, of the filter and of the confidence.
 
@@ -199,7 +199,7 @@ def measured(
     ]
 
 
-def _quality(accepted: Tensor, records: Records) -> dict[str, float | None]:
+def _quality(accepted: Tensor, records: FilterRecords) -> dict[str, float | None]:
     accepted = accepted & records.open
     right = records.correct & records.open
     both = int((accepted & right).sum())

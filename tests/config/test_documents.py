@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dllm_decode import load
 from dllm_decode.cli import main, quoted
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_node
@@ -23,6 +25,7 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 sys.path.insert(0, str(EXAMPLES))
 
 from surest_half import SurestHalf  # noqa: E402
+from twice import SaidTwice  # noqa: E402
 
 
 def blocks(language: str) -> list[tuple[str, str, str]]:
@@ -100,23 +103,59 @@ class TestTheExampleStrategy(StrategyContract):
         return [SurestHalf()]
 
 
-def test_the_example_runs_from_the_command_line_as_its_page_says(
+class TestTheExampleWithMemory(StrategyContract):
+    def strategies(self) -> list[Strategy]:
+        return [SaidTwice()]
+
+
+def test_both_forms_of_the_page_run_the_example_alone_with_the_default_stop_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(EXAMPLES)
-    words = ["--config-dir", "options", "strategy/select=surest_half", "model=toy_copy"]
-    assert main([*words, "display=none", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    (command,) = [text for _, _, text in blocks("console") if "options strategy=surest" in text]
+    words = shlex.split(command.removeprefix("python -m dllm_decode"))
+    run = tmp_path / "run"
+    more = ["prompt=Copy: 1 Ada 2 Ben 3 Cleo", "max_new_tokens=32", "compare=false"]
+    assert main([*words, *more, "display=none", f"hydra.run.dir={run}"]) == 0
+    results = json.loads((run / "results.json").read_text())
+    (sample,) = [json.loads(line) for line in (run / "samples.jsonl").open()]
+    assert list(results["runs"]) == ["surest_half"]
+
+    names: dict[str, object] = {}
+    (text,) = [text for _, _, text in blocks("python") if "Pipeline(SurestHalf()" in text]
+    exec(compile(text.rpartition("print(")[0], "write-a-strategy.md", "exec"), names)
+    result = names["decoder"].generate("Copy: 1 Ada 2 Ben 3 Cleo", max_new_tokens=32)
+    assert result.texts == (sample["text"],)
+    assert result.forwards == (sample["forwards"],)
+    assert result.finish_reasons == (sample["finish_reason"],) == ("eot",)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "text"),
-    [
-        (page, text)
-        for page, words, text in blocks("python")
-        if page == "docs/configuration.md" or "SurestHalf()))" in text
-    ],
+    [(page, text) for page, words, text in blocks("python") if page == "docs/configuration.md"],
 )
 def test_a_documented_python_example_runs(page: str, text: str, capsys) -> None:
     exec(compile(text, page, "exec"), {})
     assert "1 Ada 2 Ben 3 Cleo" in capsys.readouterr().out
+
+
+SHOWN = re.compile(r'"((?:Copy|Reverse|Sort): 1 [^"\\]*)"')
+
+
+def solved(prompt: str) -> str:
+    """The answer to a list problem."""
+    kind, _, items = prompt.partition(": ")
+    names = re.split(r" ?\d ", items)[1:]
+    order = {"Copy": names, "Reverse": names[::-1], "Sort": sorted(names)}[kind]
+    return "".join(f" {number} {name}" for number, name in enumerate(order, start=1))
+
+
+def test_the_bundled_model_solves_every_list_problem_that_is_shown_to_people(capsys) -> None:
+    assert main(["--help"]) == 0
+    pages = [page.read_text() for page in PAGES] + [capsys.readouterr().out]
+    prompts = sorted({prompt for page in pages for prompt in SHOWN.findall(page)})
+    assert len(prompts) >= 3
+    for strategy in ("credit", "threshold"):
+        found = load("llada", strategy).generate(prompts, max_new_tokens=32, batch_size=8)
+        assert found.texts == tuple(map(solved, prompts)), strategy

@@ -24,7 +24,7 @@ FLOORS = (
     ("models",),
     ("decoding",),
     ("kernels", "problems"),
-    ("storage",),
+    ("environment", "storage"),
     ("errors",),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}

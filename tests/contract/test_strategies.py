@@ -1,8 +1,9 @@
 """Every strategy, stop rule, transform and filter of the configuration keeps the contract."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -102,11 +103,24 @@ def fits(name, stop):
     return True
 
 
+class Made(Sequence):
+    """Strategies that are made anew when they are picked, and only then."""
+
+    def __init__(self, makers):
+        self.makers = list(makers)
+
+    def __len__(self):
+        return len(self.makers)
+
+    def __getitem__(self, place):
+        return self.makers[place]()
+
+
 class ConfigContract(StrategyContract):
     name: str
 
     def strategies(self):
-        return [new(self.name, stop=stop) for stop in STOPS if fits(self.name, stop)]
+        return Made(partial(new, self.name, stop=s) for s in STOPS if fits(self.name, s))
 
     def ending_at_eot(self):
         return [new(self.name, stop="eot")]
@@ -126,15 +140,17 @@ for option in STRATEGIES:
 
 class TestTransformsAndFilters(StrategyContract):
     def strategies(self):
-        credit = with_part("transforms", "credit", scope="request")
-        return [
-            *(with_part("transforms", name) for name in TRANSFORMS),
-            *(with_part("filters", name) for name in FILTERS),
-            with_part("filters", "at_most", tokens=1),
-            with_part("transforms", "ban_eot", "defer_eot"),
+        def credit():
+            return with_part("transforms", "credit", scope="request")
+
+        return Made([
+            *(partial(with_part, "transforms", name) for name in TRANSFORMS),
+            *(partial(with_part, "filters", name) for name in FILTERS),
+            partial(with_part, "filters", "at_most", tokens=1),
+            partial(with_part, "transforms", "ban_eot", "defer_eot"),
             credit,
-            replace(new("entropy_bound", bound=1.0), transforms=credit.transforms),
-        ]
+            lambda: replace(new("entropy_bound", bound=1.0), transforms=credit().transforms),
+        ])  # fmt: skip
 
     def with_weight_zero(self):
         names = ("credit", "credit_dinfer")

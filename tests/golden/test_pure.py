@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.kernels import reference
+from dllm_decode.kernels.reference import Slots
 
 PURE = Path(__file__).parent / "pure"
 
@@ -76,7 +77,7 @@ def test_credit_over_several_steps_is_the_stored_one(name):
     for step in range(steps):
         masked = case["masked"][step]
         pred = Prediction.of(case["logits"][step][None])
-        done = pred.credited(ids, credit, alpha, beta, constants["gamma"], masked[None])
+        done = pred.credited(Slots(ids, credit, alpha, beta, constants["gamma"], masked[None]))
         ids, credit = done.ids, done.credit
         dense = torch.zeros(rows, vocabulary + 1, dtype=torch.float64)
         dense.scatter_(1, ids[0].where(ids[0] >= 0, vocabulary), credit[0])

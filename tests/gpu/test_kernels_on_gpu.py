@@ -21,6 +21,7 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.selection import reaching
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.kernels import dispatch, fused, reference
+from dllm_decode.kernels.reference import Slots
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 from dllm_decode.tasks import Context
@@ -156,9 +157,10 @@ def test_a_step_of_statistics_credit_and_selection_never_waits_for_the_device(fo
     credit = torch.zeros(4, 32, 4, dtype=torch.float64, device=GPU)
     alpha = torch.full((4,), 0.65, device=GPU)
     opened = torch.ones(4, 32, dtype=torch.bool, device=GPU)
+    before = Slots(slots, credit, alpha, alpha, 0.2, opened)
 
     def step() -> None:
-        done = Prediction.of(logits, banned).credited(slots, credit, alpha, alpha, 0.2, opened)
+        done = Prediction.of(logits, banned).credited(before)
         assert done.prediction.token.is_cuda
         reaching(done.prediction.confidence, opened, 0.9)
 

@@ -22,8 +22,14 @@ pytestmark = pytest.mark.packaging
 
 
 def call(*words: str | Path, cwd: Path) -> str:
+    done = attempt(*words, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def attempt(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
+    return subprocess.run(
         [str(word) for word in words],
         cwd=cwd,
         env=env,
@@ -32,8 +38,6 @@ def call(*words: str | Path, cwd: Path) -> str:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def build(source: Path, target: Path, kind: str) -> Path:
@@ -153,3 +157,41 @@ def test_the_command_is_installed_beside_python(installed, tmp_path: Path) -> No
     _, python = installed
     out = call(python.parent / "dllm_decode", "--help", cwd=tmp_path)
     assert "strategy/select:" in out
+
+
+@pytest.fixture
+def without_links(checkout: Path, tmp_path: Path) -> Path:
+    """A clone made with `core.symlinks=false`: links are files that hold where they lead."""
+    place = tmp_path / "without links"
+    shutil.copytree(checkout, place, symlinks=True)
+    for name in ("conf", "strategies"):
+        link = place / "dllm_decode" / name
+        target = os.readlink(link)
+        link.unlink()
+        link.write_text(target)
+    return place
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable", "sdist"])
+def test_a_clone_without_links_says_what_to_do_instead_of_building_half(
+    kind: str, without_links: Path, tmp_path: Path
+) -> None:
+    script = f"import setuptools.build_meta as b; b.build_{kind}({str(tmp_path / 'out')!r})"
+    done = attempt(sys.executable, "-c", script, cwd=without_links)
+    assert done.returncode != 0 and "git clone -c core.symlinks=true" in done.stderr
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_pip_shows_what_to_do_with_a_clone_without_links(
+    without_links: Path, tmp_path: Path
+) -> None:
+    words = ("install", "--no-deps", "--no-build-isolation", "--target", tmp_path / "there")
+    done = attempt(sys.executable, "-m", "pip", *words, without_links, cwd=tmp_path)
+    assert done.returncode != 0 and "git clone -c core.symlinks=true" in done.stdout + done.stderr
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_clone_without_links_says_so_when_it_is_run(without_links: Path) -> None:
+    done = attempt(sys.executable, "-m", "dllm_decode", cwd=without_links)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "git clone -c core.symlinks=true" in done.stderr

@@ -92,7 +92,6 @@ def test_rows_do_not_see_each_other(case: Case) -> None:
     [
         ({"expand_ratio": -1.0}, "expand_ratio", "-1.0"),
         ({"warm_up_steps": 0}, "warm_up_steps", "0"),
-        ({"seek": "no"}, "seek", "'no'"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_value(options: dict, key: str, got: str) -> None:

@@ -250,7 +250,6 @@ def test_the_filter_of_another_model_is_refused_by_name(folder: Path) -> None:
     [
         ({"tau": 1.2}, r"tau must lie in \[0.0, 1.0\], got 1.2"),
         ({"steps_per_block": 0}, r"steps_per_block must be .* got 0"),
-        ({"match_model": "no"}, r"match_model must be true or false, got 'no'"),
         ({"weights": ""}, r"weights must be a safetensors file .* got ''"),
     ],
 )

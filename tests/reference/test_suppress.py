@@ -68,11 +68,14 @@ def test_ids_that_are_no_ids_are_refused(part, message: str) -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (BanTokens(), r"ban_eot\.ids is null, but the model has no end-of-text id"),
-        (DeferTokens([9]), r"defer_eot\.ids must lie in \[0, 3\], got 9"),
-        (BanTokens([0, 1, 2]), r"ban_eot\.ids removes every token of the vocabulary of 4"),
+        (
+            BanTokens(),
+            r"^strategy\.transforms\.mine \(BanTokens\): ids is null, but the model has no end",
+        ),
+        (DeferTokens([9]), r"ids must lie in \[0, 3\], got 9"),
+        (BanTokens([0, 1, 2]), r"ids removes every token of the vocabulary of 4"),
     ],
 )
 def test_ids_that_do_not_fit_the_model_are_refused(part, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        decode(torch.zeros(1, 2, 3), TopK(1), transforms={part.name: part})
+        decode(torch.zeros(1, 2, 3), TopK(1), transforms={"mine": part})

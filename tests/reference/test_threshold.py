@@ -83,7 +83,6 @@ def test_a_schedule_bounds_the_steps_of_a_block(drawn: tuple[Case, float], steps
         ({"threshold": 1.1}, "threshold", "1.1"),
         ({"threshold": float("nan")}, "threshold", "nan"),
         ({"threshold": "0.9"}, "threshold", "'0.9'"),
-        ({"strict": "yes"}, "strict", "'yes'"),
         ({"at_least": 0}, "at_least", "0"),
         ({"steps_per_block": 0}, "steps_per_block", "0"),
         ({"tie_slack": -0.1}, "tie_slack", "-0.1"),

@@ -9,9 +9,9 @@ import pytest
 
 from dllm_decode.benchmarks.decoding import (
     PARTS,
+    Contender,
     Target,
     Timing,
-    Variant,
     compare,
     padded_to_the_slowest,
     repeated,
@@ -57,7 +57,7 @@ def test_variants_take_turns_and_the_first_one_is_the_measure():
             return super().decode(request)
 
     request = repeated([(1, 2)], 2, 8)
-    variants = [Variant(f"{n}", Noted(decoder(), n), request) for n in (1, 2)]
+    variants = [Contender(f"{n}", Noted(decoder(), n), request) for n in (1, 2)]
     timings = compare("batch", variants, 2)
     assert order == [1, 2] * 3
     assert timings[0].ratio == 1.0 and timings[0].forwards == timings[1].forwards

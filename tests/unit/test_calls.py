@@ -11,7 +11,7 @@ from dllm_decode.decoding.sampling import Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Filter, Pipeline, StopRule, Strategy, Transform
 from dllm_decode.decoding.types import Decision, Memory, Request
-from dllm_decode.errors import DecisionError
+from dllm_decode.errors import CapabilityError, DecisionError
 from dllm_decode.testing import HashDenoiser
 
 REQUEST = Request(((1, 2, 3), (4,), (5, 6)), (9, 6, 8))
@@ -295,6 +295,35 @@ def test_smaller_integers_do_as_tokens_and_horizons(dtype):
     plain = Decoder(HashDenoiser(), MyRule(), Blocks(4)).decode(REQUEST)
     for strategy, _ in everywhere(rule):
         assert Decoder(HashDenoiser(), strategy, Blocks(4)).decode(REQUEST) == plain
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (lambda view: None, "got None"),
+        (lambda view: view.tokens.tolist(), r"got \[\["),
+        (lambda view: view.tokens[:1], r"got torch.int64 of shape \(1, 4\) on cpu"),
+        (lambda view: view.tokens.float(), "got torch.float32 of shape"),
+        (lambda view: view.open, "got torch.bool of shape"),
+        (lambda view: view.tokens.to("meta"), "on meta"),
+        (lambda view: view.tokens * 0 + 12, r"ids must lie in \[0, 11\], got 12"),
+        (lambda view: view.tokens * 0 - 1, r"ids must lie in \[0, 11\], got -1"),
+    ],
+)
+def test_wrong_tokens_for_a_probe_are_refused_with_the_place_of_who_probes(tokens, message):
+    def answer(view):
+        view.probe(tokens(view))
+        return Decision(view.open)
+
+    for strategy, place in everywhere(MyRule(answer)):
+        refused(strategy, rf"^{place} \(MyRule\): .*{message}.*\(step 0\)$")
+
+
+@pytest.mark.parametrize("progress", [None, "never", 0, 5])
+def test_a_progress_rule_that_is_none_is_refused_when_the_parts_are_composed(progress):
+    kind = type("Endless", (MyRule,), {"progress": progress})
+    with pytest.raises(CapabilityError, match=r"^strategy \(Endless\): progress must be EveryStep"):
+        Decoder(HashDenoiser(), kind(), Blocks(4))
 
 
 # Faults of values, which are known only when the host looks at the device.

@@ -151,6 +151,45 @@ def test_the_html_trace_is_one_page_without_outside_references(cli: Cli) -> None
     assert "http://" not in page and "https://" not in page and "src=" not in page
 
 
+@pytest.mark.parametrize("words", [["max_new_tokens=5"], ["schedule.length=100"]])
+def test_a_block_longer_than_the_canvas_is_one_short_block(cli: Cli, words: list[str]) -> None:
+    assert cli("model=toy_copy", "prompt=abcde", "display=none", *words) == 0
+    assert {sample["text"] for sample in cli.samples()} == {"abcde"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cache=block_exact"], ["cache (BlockExact)", "block-causal models only", "use cache="]),
+        (["model.device=cuda:7"], ["model.device must be auto, cpu", "cuda:7"]),
+        (["model.dtype=float8"], ["model.dtype"]),
+        (["max_new_tokens=0"], ["max_new_tokens must be a whole number >= 1"]),
+        (["strategy.select.threshold=2"], ["strategy.select.threshold must lie in"]),
+        (["prompts=pyproject.toml"], ["pyproject.toml"]),
+    ],
+)
+def test_what_cannot_be_is_said_before_weights_are_read(
+    cli: Cli, words: list[str], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("dllm_decode.models.loading._load_weights", read)
+    assert cli("model=llada", *words) in (1, 2)
+    assert [part for part in said if part not in cli.err] == [] and "weights" not in cli.err
+
+
+def test_a_short_row_is_decoded_alone_as_in_company(cli: Cli, tmp_path: Path) -> None:
+    short, long = ({"prompt": "cab", "max_new_tokens": n} for n in (4, 40))
+    found = []
+    for records in ([short], [short, long]):
+        (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, records)))
+        assert cli("model=toy_copy", f"prompts={tmp_path / 'p.jsonl'}", "display=none") == 0
+        found.append(cli.samples()[0])
+    assert [f["text"] for f in found] == ["cab", "cab"]
+    assert found[0]["forwards"] == found[1]["forwards"]
+
+
 def test_a_strategy_that_needs_a_reference_gets_one_and_its_price_is_shown(cli: Cli) -> None:
     assert cli(*TOY, "strategy=oracle") == 0
     runs = cli.json("results.json")["runs"]

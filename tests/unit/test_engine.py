@@ -155,6 +155,131 @@ def test_nan_logits_end_one_row_and_say_where():
     assert result.errors[0] == result.errors[2] == ""
 
 
+# A row that fails anywhere is an error row, and nobody else notices.
+
+
+PLACES = ("begin", "decide", "horizon", "window", "cache begin", "observer start", "observer step")
+FAILING = 7
+
+
+def sees_it(snapshot: Snapshot) -> bool:
+    """Whether a row whose prompt starts with the token that fails is there."""
+    opening = snapshot.tokens.gather(1, snapshot.first[:, None])[:, 0]
+    return bool((opening == FAILING).any())
+
+
+def fail_at(place: str, here: str, snapshot: Snapshot) -> None:
+    if place == here and sees_it(snapshot):
+        raise RuntimeError(f"failed in {place}")
+
+
+@dataclass(frozen=True)
+class FailingRule(Bold):
+    place: str = ""
+
+    def begin(self, request, snapshot):
+        fail_at(self.place, "begin", snapshot)
+
+    def decide(self, view, memory):
+        fail_at(self.place, "decide", view.snapshot)
+        return super().decide(view, memory)
+
+    def horizon(self, snapshot, view, change, memory):
+        fail_at(self.place, "horizon", snapshot)
+        return snapshot.horizon
+
+
+@dataclass(frozen=True)
+class FailingBlocks(Blocks):
+    place: str = ""
+
+    def window(self, snapshot):
+        fail_at(self.place, "window", snapshot)
+        return super().window(snapshot)
+
+
+@dataclass(frozen=True)
+class FailingCache(DualCache):
+    place: str = ""
+
+    def begin(self, request, snapshot):
+        fail_at(self.place, "cache begin", snapshot)
+        return super().begin(request, snapshot)
+
+
+@dataclass
+class FailingObserver(Observer):
+    place: str = ""
+
+    def start(self, request, snapshot):
+        fail_at(self.place, "observer start", snapshot)
+
+    def step(self, change, snapshot):
+        fail_at(self.place, "observer step", snapshot)
+
+
+@examples(10)
+@given(
+    rows=st.lists(st.sampled_from([1, 2, 3, FAILING]), min_size=1, max_size=6),
+    place=st.sampled_from(PLACES),
+    max_batch=st.integers(1, 4),
+    batching=st.sampled_from(["continuous", "static"]),
+)
+def test_every_row_appears_once_and_only_failing_ones_as_errors(rows, place, max_batch, batching):
+    request = Request(tuple((first, 1) for first in rows), tuple(4 + n for n in range(len(rows))))
+    failing = Decoder(
+        Faulty(at=-1),
+        FailingRule(place=place),
+        FailingBlocks(4, place=place),
+        FailingCache(place=place),
+        observers=(FailingObserver(place),),
+    )
+    engine = Engine(failing, max_batch, batching=batching)
+    arrived = list(engine.stream(request))
+    assert sorted(row for row, _ in arrived) == list(range(len(rows)))
+    plain = Decoder(Faulty(at=-1), Bold(), Blocks(4), DualCache())
+    result = engine.decode(request)
+    for row, first in enumerate(rows):
+        if first == FAILING:
+            assert result.finish_reasons[row] == "error" and place in result.errors[row]
+        else:
+            assert outcome(result, row) == outcome(plain.decode(request.take([row])), 0)
+    assert [dict(arrived)[row].finish_reason for row in range(len(rows))] == list(
+        result.finish_reasons
+    )
+
+
+@examples(6)
+@given(at=st.integers(0, 6), max_batch=st.integers(1, 4), rows=st.integers(1, 5))
+def test_every_row_appears_once_wherever_a_store_or_a_pass_fails(at, max_batch, rows):
+    request = Request(tuple((i,) for i in range(1, rows + 1)), 8)
+    faulty = Faulty(at=at, error=RuntimeError("the store is gone"))
+    one = decoder(denoiser=faulty, cache=DualCache())
+    arrived = list(Engine(one, max_batch).stream(request))
+    assert sorted(row for row, _ in arrived) == list(range(rows))
+    errors = [outcome.error for _, outcome in arrived if outcome.error]
+    assert len(errors) <= 1 and all("the store is gone" in error for error in errors)
+    assert not errors or max_batch == 1 or rows == 1
+
+
+def test_a_row_that_fails_on_admission_under_suspicion_is_an_error_row():
+    request = Request(((1,), (FAILING,), (2,)), 8)
+    for max_batch in (1, 2, 3):
+        one = Decoder(Waves(), FailingRule(place="begin"), Blocks(4))
+        result = Engine(one, max_batch).decode(request)
+        assert result.finish_reasons == ("length", "error", "length")
+        assert result.errors[1] == "RuntimeError('failed in begin')"
+
+
+def test_an_exception_of_an_observer_says_which_one_raised_it():
+    watch = FailingObserver("observer step")
+    with pytest.raises(RuntimeError, match="failed in observer step") as caught:
+        decoder(observers=(watch,)).decode(Request(((FAILING,),), 8))
+    assert caught.value.__notes__ == ["raised by observer (FailingObserver)"]
+    result = Engine(decoder(observers=(watch,)), 2).decode(Request(((1,), (FAILING,)), 8))
+    assert result.errors[1].endswith("; raised by observer (FailingObserver)")
+
+
 @dataclass(frozen=True)
 class Cramped(Waves):
     """Runs out of memory with more than `room` rows."""
@@ -172,6 +297,15 @@ def test_out_of_memory_halves_the_batch_and_goes_on(caplog):
     result = Engine(decoder(denoiser=Cramped(room=2)), 8).decode(request)
     assert result.sequences == decoder().decode(request).sequences
     assert "going on with" in caplog.text
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(3, 1), (5, 2), (2, 1)])
+def test_the_next_batch_is_half_of_the_rows_that_did_not_fit_not_of_those_that_might(
+    rows, limit, caplog
+):
+    request = Request(tuple((i,) for i in range(1, rows + 1)), 8)
+    Engine(decoder(denoiser=Cramped(room=rows - 1)), 64).decode(request)
+    assert f"out of memory with {rows} rows; going on with {limit} at once" in caplog.text
 
 
 def test_a_single_row_that_does_not_fit_is_reported():

@@ -464,7 +464,7 @@ def test_names_say_what_was_set():
     assert job_name("credit", ["task=eval", "strategy=credit"]) == "credit"
     assert job_name("threshold", ["strategy.select.threshold=0.8"]) == "threshold 0.8"
     words = ["strategy=topk", "cache=prefix", "schedule.length=8", "strategy/stop=never"]
-    assert job_name("topk", words) == "topk cache=prefix length=8 stop=never"
+    assert job_name("topk", words) == "topk stop=never cache=prefix length=8"
 
 
 def test_all_families_can_be_asked_for():

@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from card_history import Sightings, Watch, auc, redundancy
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.api import load
-from dllm_decode.evaluation.history import Sightings, Watch, auc, redundancy
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30).filter(
         lambda cases: len({good for _, good in cases}) == 2

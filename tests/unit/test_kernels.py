@@ -62,23 +62,23 @@ def statistics_of(rows, dtype):
 
 def slots(rows, count=8):
     one = doubles(rows)
-    return ids(rows, count), doubles(rows, count), one, one, 0.2, flags(rows)
+    return reference.Slots(ids(rows, count), doubles(rows, count), one, one, 0.2, flags(rows))
 
 
 def a_greedy_step(fused, rows):
     raw = fused.row_statistics(empty(rows, LLADA), ids(2), 2)
-    fused.credit_update(empty(rows, LLADA), *slots(rows), ids(2), raw)
+    fused.credit_update(empty(rows, LLADA), slots(rows), ids(2), raw)
 
 
 def a_step_before_the_head(fused, rows):
     hidden, head = empty(rows, WIDTH), empty(LLADA, WIDTH)
     raw = fused.head_statistics(hidden, head, ids(2))
     values = fused.head_logits_at(hidden, head, ids(rows, 8), ids(2))
-    fused.credit_from(values, raw, *slots(rows))
+    fused.credit_from(values, raw, slots(rows))
 
 
 def what_follows_a_raised_prediction(fused):
-    fused.credit_from(doubles(64, 8), statistics_of(64, torch.float64), *slots(64))
+    fused.credit_from(doubles(64, 8), statistics_of(64, torch.float64), slots(64))
 
 
 def selections(fused):
@@ -90,7 +90,7 @@ def selections(fused):
 
 
 def other_dtypes(fused):
-    fused.credit_update(empty(64, LLADA, dtype=torch.float32), *slots(64))
+    fused.credit_update(empty(64, LLADA, dtype=torch.float32), slots(64))
     fused.row_statistics(empty(64, LLADA, dtype=torch.float16), None, 0, ids(64, 5))
     fused.head_statistics(*(empty(n, 64, dtype=torch.float32) for n in (4, 300)))
     fused.top_k(empty(1, 157_184), 32)
@@ -101,7 +101,7 @@ def sizes_of_one(fused):
     fused.gumbel_statistics(empty(1, 1), ids(1), 1.0, None, 1)
     fused.head_statistics(empty(1, 1), empty(1, 1))
     fused.head_logits_at(empty(1, 1), empty(1, 1), ids(1, 1))
-    fused.credit_update(empty(1, 1), *slots(1, 1))
+    fused.credit_update(empty(1, 1), slots(1, 1))
 
 
 def rarely(name, calls):

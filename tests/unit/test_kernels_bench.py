@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from dllm_decode.benchmarks.kernels import Case, ratios
+from dllm_decode.benchmarks.kernels import KernelCase, ratios
 from dllm_decode.console.display import make_display
 from dllm_decode.console.runfolder import RunFolder
 from dllm_decode.errors import ConfigError
@@ -67,7 +67,7 @@ def test_ratios_say_how_far_from_the_limit_and_how_far_ahead_of_the_naive_way():
 
 
 def test_the_bytes_of_a_case_are_one_read_of_its_logits():
-    case = Case(2048, 126_464, torch.bfloat16, slots=8, width=4096)
+    case = KernelCase(2048, 126_464, torch.bfloat16, slots=8, width=4096)
     assert case.bytes == 517_996_544
 
 

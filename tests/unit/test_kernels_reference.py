@@ -14,6 +14,7 @@ from dllm_decode.decoding.prediction import GumbelDraw, HiddenStates, Prediction
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.kernels import reference
 from dllm_decode.kernels.noise import Noise, unit_interval
+from dllm_decode.kernels.reference import Slots
 
 logit = st.one_of(
     st.integers(-4, 4).map(float), st.floats(-60, 60, width=32), st.just(float("-inf"))
@@ -126,7 +127,9 @@ def test_credit_over_steps_is_the_published_rule(seed, alpha, beta, gamma):
         logits = torch.randn(vocabulary, generator=generator, dtype=torch.float64) * 2
         held, fused = credit_by_hand(logits, held, alpha, beta, gamma)
         done = Prediction.of(logits[None, None]).credited(
-            ids, credit, strength, torch.tensor([beta]).double(), gamma, torch.ones(1, 1).bool()
+            Slots(
+                ids, credit, strength, torch.tensor([beta]).double(), gamma, torch.ones(1, 1).bool()
+            )
         )
         ids, credit = done.ids, done.credit
         slots = dict(zip(ids[0, 0].tolist(), credit[0, 0].tolist(), strict=True))
@@ -142,7 +145,7 @@ def test_credit_forgets_the_least_where_all_slots_are_taken():
     raw = reference.row_statistics(torch.tensor([[0.0, 0.0, 9.0]]))
     ids, credit = torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.25]])
     one = torch.ones(1)
-    ids, credit = reference.earned_credit(raw, ids, credit, one, 1.0, one.bool())
+    ids, credit = reference.earned_credit(raw, Slots(ids, credit, one, one, 1.0, one.bool()))
     assert ids.tolist() == [[0, 2]]
     assert credit[0, 1].item() == pytest.approx(raw.confidence.item())
 
@@ -152,7 +155,7 @@ def test_closed_rows_come_back_empty_and_plain():
     held = torch.tensor([[[3], [3]]])
     one = torch.ones(1)
     done = Prediction.of(logits).credited(
-        held, held.double(), one, one, 0.5, torch.tensor([[True, False]])
+        Slots(held, held.double(), one, one, 0.5, torch.tensor([[True, False]]))
     )
     assert done.ids[0, 1].tolist() == [-1]
     assert done.credit[0, 1].tolist() == [0.0]
@@ -165,10 +168,11 @@ def test_credit_on_a_raised_prediction_builds_on_the_raised_logits():
     logits, one = torch.randn(1, 4, 9, dtype=torch.float64), torch.ones(1)
     more_ids = torch.full((1, 4, 1), 5)
     more = torch.full((1, 4, 1), 2.0)
-    slots = torch.full((1, 4, 3), -1)
+    ids = torch.full((1, 4, 3), -1)
+    slots = Slots(ids, ids.double() * 0, one, one, 0.2, torch.ones(1, 4).bool())
     dense = logits.index_add(-1, torch.tensor([5]), torch.full((1, 4, 1), 2.0).double())
     results = [
-        pred.credited(slots, slots.double() * 0, one, one, 0.2, torch.ones(1, 4).bool())
+        pred.credited(slots)
         for pred in (Prediction.of(logits).with_logit_bias(more_ids, more), Prediction.of(dense))
     ]
     assert torch.equal(results[0].ids, results[1].ids)

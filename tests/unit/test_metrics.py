@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,9 @@ from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.statistics import (
     bootstrap_ratio,
     kendall_tau,
+    orders,
     paired_bootstrap,
+    resampled,
     wilson,
 )
 from dllm_decode.models import laws
@@ -208,6 +211,42 @@ def test_statistics_refuse_unequal_and_empty_values():
             use([], [])
 
 
+@pytest.mark.parametrize("problems", [1, 7, 300])
+@pytest.mark.parametrize("draws", [1, 255, 256, 600])
+def test_sums_by_counts_are_those_of_drawing_problems(problems, draws):
+    random = np.random.default_rng(problems)
+    values = random.integers(0, 90, size=(3, problems)).astype(float)
+    drawn = np.random.default_rng(5).integers(0, problems, size=(draws, problems))
+    assert np.array_equal(resampled(values, draws, 5), values[:, drawn].sum(2))
+
+
+def test_intervals_are_those_of_the_plain_bootstrap():
+    random = np.random.default_rng(1)
+    top, bottom = random.integers(0, 30, 200), random.integers(1, 30, 200)
+    drawn = np.random.default_rng(0).integers(0, 200, size=(2000, 200))
+    low, high = np.quantile(top[drawn].sum(1) / bottom[drawn].sum(1), [0.025, 0.975])
+    found = bootstrap_ratio(top, bottom)
+    assert (found.low, found.high) == (low, high)
+    right = [random.integers(0, 2, 200).astype(float) for _ in range(2)]
+    drawn = np.random.default_rng(0).integers(0, 200, size=(10_000, 200))
+    means = (right[0] - right[1])[drawn].mean(1)
+    found = paired_bootstrap(*right)
+    assert (found.difference.low, found.difference.high) == tuple(
+        np.quantile(means, [0.025, 0.975])
+    )
+    assert found.p_value == 2 * min((means <= 0).mean(), (means >= 0).mean())
+
+
+@given(st.lists(st.lists(st.integers(0, 6), max_size=7), max_size=8))
+def test_orders_of_many_answers_are_those_of_each(sequences):
+    for sequence, found in zip(sequences, orders(sequences), strict=True):
+        pairs = list(itertools.combinations(sequence, 2))
+        signs = [(b > a) - (b < a) for a, b in pairs]
+        scale = math.sqrt(len(pairs) * sum(map(abs, signs)))
+        expected = sum(signs) / scale if scale else math.nan
+        assert found == expected or (math.isnan(found) and math.isnan(expected))
+
+
 def test_paired_bootstrap_sees_what_unpaired_intervals_hide():
     first = [1.0] * 60 + [0.0] * 40
     second = [1.0] * 50 + [0.0] * 50
@@ -232,6 +271,7 @@ def test_kendall_tau_is_odd_in_each_argument(values):
 def test_kendall_tau_with_ties_by_hand():
     # pairs of (1, 2, 2) with (1, 2, 3): two concordant, one tied in the first
     assert kendall_tau([1, 2, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(2 * 3))
+    assert kendall_tau([1, 2, 3], [1, 2, 2]) == pytest.approx(2 / math.sqrt(2 * 3))
 
 
 # Curves.
@@ -409,8 +449,7 @@ MUTANTS = {
         {test_commits_per_step_average_over_the_problems_still_running},
     ),
     "ties count in the order": Mutant(
-        "statistics", "float((signs_a != 0).sum()) * float((signs_b != 0).sum())",
-        "float(len(signs_a)) * float(len(signs_b))",
+        "statistics", "differ_second += (b != 0).sum(1)", "differ_second += b.shape[1]",
         {test_decoding_order_is_one_from_left_to_right_and_minus_one_the_other_way,
          test_kendall_tau_with_ties_by_hand},
     ),
@@ -420,7 +459,8 @@ MUTANTS = {
     ),
     "a p-value of one side": Mutant(
         "statistics", "min(1.0, 2 * float(tail))", "float(tail) / 2",
-        {test_paired_bootstrap_of_equal_runs_is_zero},
+        {test_paired_bootstrap_of_equal_runs_is_zero,
+         test_intervals_are_those_of_the_plain_bootstrap},
     ),
     "the first accurate point instead of the fastest": Mutant(
         "curves", "last = reached[-1]", "last = reached[0]",

@@ -8,22 +8,22 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import card_dynamics as dynamics
+import card_text as card
 import pytest
+from card_dynamics import Dynamics
+from card_history import Redundancy
+from card_task import ModelCard
 from safetensors.torch import load_file
 
 import dllm_decode.models
 from dllm_decode.api import load
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics
-from dllm_decode.evaluation.history import Redundancy
 from dllm_decode.evaluation.metrics import Sample
-from dllm_decode.evaluation.reporting import dynamics
-from dllm_decode.evaluation.reporting import model_card as card
-from dllm_decode.evaluation.reporting.dynamics import Dynamics
 from dllm_decode.evaluation.statistics import wilson
 from dllm_decode.evaluation.store import EvalRun
 from dllm_decode.problems import FAMILIES, problems
-from dllm_decode.tasks.model_card import ModelCard
 
 BUNDLED = Path(dllm_decode.models.__file__).parent / "assets" / "llada-tiny"
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints" / "llada"
@@ -250,7 +250,14 @@ def test_the_whole_card_is_measured_by_one_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "card.md"
     page.write_text(f"{card.BEGIN}\n{card.END}\n")
-    words = ["task=model_card", f"model.checkpoint='{tmp_path / 'model'}'", "display=none"]
+    place = Path(card.__file__).parent / "conf"
+    words = [
+        "--config-dir",
+        str(place),
+        "task=model_card",
+        f"model.checkpoint='{tmp_path / 'model'}'",
+        "display=none",
+    ]
     words += ["task.count=2", "task.weak_count=1", "task.thresholds=[0.5]"]
     words += ["task.tokens_per_step=[8]", "task.hard_count=2", f"task.card='{page}'", "runs=runs"]
     assert main(words) == 0
@@ -259,3 +266,23 @@ def test_the_whole_card_is_measured_by_one_command(tmp_path, monkeypatch):
         assert (f"| {name} |" in text) == family.trained
     assert all(f"| {order} |" in text for order in ("random", "confidence", "margin"))
     assert (tmp_path / "calibration.png").exists()
+
+
+def test_the_command_of_the_card_composes_and_is_gone_from_the_package(capsys):
+    from dllm_decode.cli import main
+
+    place = Path(card.__file__).parent / "conf"
+    assert main(["--config-dir", str(place), "task=model_card", "--cfg", "job"]) == 0
+    assert "_target_: card_task.ModelCard" in capsys.readouterr().out
+    assert main(["task=model_card"]) == 2
+    said = capsys.readouterr().err
+    assert "task=model_card is gone" in said and "python docs/tools/model_card" in said
+
+
+@pytest.mark.parametrize("task", ["report", "ablation"])
+def test_filling_pages_is_gone_from_the_package(capsys, task):
+    from dllm_decode.cli import main
+
+    assert main([f"task={task}", "task.pages=docs"]) == 2
+    said = capsys.readouterr().err
+    assert "task.pages is gone" in said and "docs/tools/fill_pages.py" in said

@@ -23,10 +23,10 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 def no_hub(monkeypatch):
     """A machine with an empty Hub cache, no lm-eval and a fitting antlr."""
     monkeypatch.setattr("dllm_decode.models.locate._cached", lambda name: None)
-    installed = doctor._installed
+    installed = doctor.version_of
     versions = {"lm_eval": None, "antlr4-python3-runtime": "4.9.3"}
     monkeypatch.setattr(
-        doctor, "_installed", lambda name: versions[name] if name in versions else installed(name)
+        doctor, "version_of", lambda name: versions[name] if name in versions else installed(name)
     )
     return versions
 

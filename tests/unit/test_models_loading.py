@@ -4,18 +4,20 @@ import builtins
 import json
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import published_configs as sizes
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models import checks, load_model
+from dllm_decode.models.blueprint import import_class, make_config
 from dllm_decode.models.files import published_state, stored_tensors
-from dllm_decode.models.loading import import_class, make_config
 from dllm_decode.models.spec import Published, spec_of
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
@@ -326,6 +328,33 @@ def test_the_description_says_what_was_loaded():
     assert described.family == "LLaDA" and described.parameters == 75_504
     assert str(described).endswith("75.5 thousand parameters, float32 on cpu")
     assert described.path == GOLDEN / "llada"
+
+
+@pytest.mark.parametrize("device", ["mps", "gpu", "xpu", "hpu", "vulkan", "meta", "", "cpu:x"])
+def test_a_device_that_cannot_be_used_is_refused_in_one_line(device):
+    with pytest.raises(
+        ConfigError, match=r"model.device must be auto, cpu or a device of"
+    ) as caught:
+        load_model(str(GOLDEN / "llada"), device=device)
+    assert f"got {device!r}" in str(caught.value) and len(str(caught.value)) < 180
+
+
+def test_threads_can_load_at_once():
+    verbosity = logging.get_verbosity()
+    kinds = [("llada", "float32"), ("llada", "bfloat16"), ("dream", "float32")] * 3
+
+    def one(kind):
+        family, dtype = kind
+        return load_model(str(GOLDEN / family), device="cpu", dtype=dtype)
+
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        loaded = list(pool.map(one, kinds))
+    for (family, dtype), made in zip(kinds, loaded, strict=True):
+        assert str(made.denoiser.model.dtype) == f"torch.{dtype}"
+        if dtype == "float32":
+            assert torch.equal(logits(made, TOKENS), logits(golden(family), TOKENS))
+    assert torch.get_default_dtype() == torch.float32
+    assert logging.get_verbosity() == verbosity
 
 
 # The self-check.

@@ -137,3 +137,21 @@ def test_bundled_names_are_read_from_the_package(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "ASSETS", tmp_path)
     shutil.copytree(LLADA, tmp_path / "some")
     assert locate("bundled:some").folder == tmp_path / "some"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_folder_here_with_the_name_of_a_hub_id_does_not_hide_the_cache(
+    hub, tmp_path, monkeypatch, caplog, strict
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / HUB_NAME).mkdir(parents=True)
+    with pytest.raises(
+        CheckpointError, match=r"has no config.json, and it is not in the Hub cache"
+    ):
+        locate(HUB_NAME if strict else [HUB_NAME])
+    assert hub.calls == []
+    hub.cached = LLADA
+    assert locate(HUB_NAME if strict else [HUB_NAME]).folder == LLADA
+    assert "has no config.json; the copy in the Hub cache is taken" in caplog.text
+    shutil.copytree(LLADA, tmp_path / HUB_NAME, dirs_exist_ok=True)
+    assert locate(HUB_NAME).folder == Path(HUB_NAME)

@@ -4,8 +4,8 @@ import published_configs as sizes
 import pytest
 
 from dllm_decode.errors import CheckpointError
+from dllm_decode.models.blueprint import Blueprint, build_on_meta
 from dllm_decode.models.files import published_shapes
-from dllm_decode.models.loading import Blueprint, build_on_meta
 from dllm_decode.models.spec import REFUSED, SPECS, Published, spec_of
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fill_pages as pages
 import pytest
 
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation.metrics import Sample
-from dllm_decode.evaluation.reporting import documents as pages
 from dllm_decode.evaluation.store import EvalRun
 
 STRATEGIES = Path(__file__).parents[2] / "docs" / "strategies"
@@ -91,7 +91,7 @@ def test_a_bad_page_is_refused_and_no_page_is_written(tmp_path, text, message):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"task\.pages must be a folder of Markdown pages"):
+    with pytest.raises(ConfigError, match="PAGES must be a folder of Markdown pages"):
         pages.refresh(tmp_path / "none", RUNS)
 
 

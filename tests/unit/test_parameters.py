@@ -157,10 +157,8 @@ def test_a_view_without_parameters_gives_the_default_and_no_tensor():
 
     class Asks(Strategy):
         def decide(self, view, memory):
-            seen.append(
-                (view.parameter("x", 0.5, view.pred.confidence), view.for_part("y") is view)
-            )
+            seen.append((view.parameter("x", 0.5, view.pred.confidence), view.for_part("y").part))
             return Decision(torch.zeros_like(view.open))
 
     decoder(Asks()).decode(Request(((1,),), 4))
-    assert seen == [(0.5, True)] * 4
+    assert seen == [(0.5, "strategy.y")] * 4

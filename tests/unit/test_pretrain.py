@@ -205,6 +205,20 @@ def test_givens_of_an_infilling_are_seen_and_never_trained() -> None:
         assert hidden.max() <= 26  # ten cells and more are given
 
 
+@pytest.mark.parametrize(("brief", "longest"), [(1.0, 6), (0.0, 20)])
+def test_chains_are_short_as_often_as_asked(brief: float, longest: int) -> None:
+    batches = Batches(Mixture(batch_tokens=2000, brief=brief), 1, 0)
+    only = {name: float(name == "chain") for name in TRAINED}
+    (comma,) = batches.encoder.text(",")
+    steps = []
+    for step in range(4):
+        batch = batches.batch(step, only)
+        clean = batch.tokens.copy().reshape(-1)
+        clean[batch.wanted] = batch.target
+        steps += (clean.reshape(batch.tokens.shape) == comma).sum(1).tolist()
+    assert max(steps) < longest and (brief == 1 or max(steps) > 6)
+
+
 def test_short_lists_and_unknown_names_are_trained_on() -> None:
     rng = random.Random(0)
     drawn = [draw(strange(TRAINED["copy"], rng), "train", rng) for _ in range(60)]

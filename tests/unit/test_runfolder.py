@@ -43,7 +43,7 @@ def test_command_lines_of_one_second_lose_nothing(
     (tmp_path / "options" / "still.yaml").write_text(
         f"defaults: [config, _self_]\nhydra: {{{where.split('.')[1]}: {{dir: out/noon}}}}\n"
     )
-    words = [*kind, "--config-dir", "options", "--config-name", "still", *TOY]
+    words = ["--config-dir", "options", "--config-name", "still", *kind, *TOY]
     assert [main(words), main(words)] == [0, 0]
     assert sorted(place.name for place in (tmp_path / "out").iterdir()) == ["noon", "noon-2"]
     done = len(list((tmp_path / "out").rglob("results.json")))

@@ -166,7 +166,7 @@ def test_the_models_own_probability_stands_beside_the_rules_confidence():
 
 
 @given(data=st.data())
-def test_whatever_is_wished_for_each_live_row_gains_and_nothing_closed_is_touched(data):
+def test_whatever_is_asked_for_each_live_row_gains_and_nothing_closed_is_touched(data):
     def plane():
         rows = st.lists(st.booleans(), min_size=3, max_size=3)
         return torch.tensor(data.draw(st.lists(rows, min_size=2, max_size=2)))

@@ -126,7 +126,7 @@ def test_numbers_that_would_fill_the_memory_are_damage(runs):
     assert "'forwards' must be a whole number from 0 to 1,000,000" in reported(runs)[1]
     changed(runs / "other" / store.SAMPLES, "forwards", 3)
     changed(runs / "other" / store.SAMPLES, "steps", [0] * 200_000)
-    assert "'steps' must be a list of at most 100,000 numbers" in reported(runs)[1]
+    assert "'steps' must be a list of at most 20,000 numbers" in reported(runs)[1]
 
 
 @pytest.mark.parametrize(

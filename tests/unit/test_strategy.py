@@ -143,7 +143,7 @@ def test_progress_and_revocability_are_those_of_the_selection():
     assert Revoking().revocable and not All().revocable
 
 
-def test_a_wish_is_completed_from_the_prediction():
+def test_a_decision_is_completed_from_the_prediction():
     view = view_of(logits())
     full = complete(Decision(view.open), view)
     assert full.tokens.tolist() == [[0, 1, 2]]

@@ -117,7 +117,7 @@ def test_a_wrong_value_of_any_key_is_refused_or_replays(tmp_path: Path, value: o
                 read_trace(tmp_path / "t.jsonl").replay()
             except TraceError as error:
                 assert "t.jsonl" in str(error) and len(str(error)) < 400
-                assert key in str(error) or key in ("format", "version", "lengths", "prompts")
+                assert any(name in str(error) for name in record) or "version" in str(error)
 
 
 @pytest.mark.parametrize(

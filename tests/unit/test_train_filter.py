@@ -22,33 +22,33 @@ from dllm_decode.models.toy import Markov
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.oracle import Oracle
 from dllm_decode.tasks.train_filter import TrainFilter
-from dllm_decode.training.filter import Recorder, Records, fit, loss, measured, split
+from dllm_decode.training.filter import FilterRecorder, FilterRecords, fit, loss, measured, split
 
 WORLD = Markov(n=6, noise=1e-3)
 
 
-def some_records(count: int = 200, width: int = 4, seed: int = 0) -> Records:
+def some_records(count: int = 200, width: int = 4, seed: int = 0) -> FilterRecords:
     """Ten prompts whose columns are right where the confidence exceeds 0.6; two are missing."""
     confidence = torch.rand(count, width, generator=torch.Generator().manual_seed(seed))
     exists = torch.ones(count, width, dtype=torch.bool)
     exists[::5, 2:] = False
     confidence = confidence * exists
     prompt = torch.arange(count) % 10
-    return Records(confidence, (confidence > 0.6) & exists, exists, exists, prompt)
+    return FilterRecords(confidence, (confidence > 0.6) & exists, exists, exists, prompt)
 
 
-def oracle_records(rows: int = 3, length: int = 8) -> tuple[Records, Request]:
+def oracle_records(rows: int = 3, length: int = 8) -> tuple[FilterRecords, Request]:
     """Records of blocks of 3 columns on an exact world."""
     request = Request(((),) * rows, length)
     schedule = Blocks(3)
     reference = Decoder(WORLD, TopK(1), schedule).decode(request).sequences
     request = replace(request, reference=reference)
-    recorder = Recorder()
+    recorder = FilterRecorder()
     Decoder(WORLD, Oracle("block"), schedule, observers=(recorder,)).decode(request)
     return recorder.records(), request
 
 
-# Records.
+# FilterRecords.
 
 
 def test_the_first_record_is_the_models_view_of_the_first_block() -> None:
@@ -82,7 +82,7 @@ def test_records_do_not_depend_on_the_batch() -> None:
     assert request.reference is not None
     parts = []
     for row in range(3):
-        recorder = Recorder()
+        recorder = FilterRecorder()
         decoder = Decoder(WORLD, Oracle("block"), Blocks(3), observers=(recorder,))
         decoder.decode(request.take([row]))
         parts.append(recorder.records())
@@ -135,7 +135,7 @@ def test_precision_and_recall_count_open_columns_alone() -> None:
     correct = torch.tensor([[True, True], [False, True], [True, True]])
     opened = torch.tensor([[True, False], [True, True], [True, False]])
     ones = torch.ones_like(opened)
-    records = Records(confidence, correct, ones, opened, torch.arange(3))
+    records = FilterRecords(confidence, correct, ones, opened, torch.arange(3))
     found = measured(network, records, [0.5, 1.0])
     half = {"precision": 1 / 2, "recall": 1 / 3, "accepted": 2 / 4}
     assert found[0] == {"threshold": 0.5, "filter": half, "confidence": half}

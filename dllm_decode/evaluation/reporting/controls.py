@@ -20,7 +20,7 @@ from dllm_decode.evaluation.reporting.tables import (
     surroundings,
     with_padding_last,
 )
-from dllm_decode.evaluation.statistics import Interval, paired_bootstrap
+from dllm_decode.evaluation.statistics import Interval, paired_bootstrap, resampled
 from dllm_decode.evaluation.store import EvalRun, one_line
 
 _PADDING_SHARE = 0.1
@@ -149,11 +149,9 @@ def _gain_over_thresholds(
     """
     problems = [sample.problem for sample in run.samples]
     numbers = np.concatenate([_numbers(other, problems) for other in (run, *curve)], 1)
-    random = np.random.default_rng(seed)
-    weights = np.ones((draws + 1, len(problems)))  # how often each draw has a problem; 0: no draw
-    for row in weights[1:]:
-        row[:] = np.bincount(random.integers(0, len(row), len(row)), minlength=len(row))
-    gains = [_gain(sums.reshape(-1, 3)) for sums in weights @ numbers]
+    # the first is of all problems, once each
+    sums = np.concatenate([numbers.sum(0)[None], resampled(numbers.T, draws, seed).T])
+    gains = [_gain(row.reshape(-1, 3)) for row in sums]
     known = [gain for gain in gains[1:] if not math.isnan(gain)]
     if len(known) < 0.95 * draws:
         return Interval(gains[0], math.nan, math.nan)

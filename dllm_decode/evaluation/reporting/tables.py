@@ -70,7 +70,15 @@ COLUMNS: dict[str, Column] = {
 def rows_of(runs: Sequence[EvalRun], task: str | None) -> list[Row]:
     """One row per run, in the order of the runs; task: None for all problems together."""
     oracle = next((run for run in runs if is_oracle(run)), None)
-    return [_row(run, task, sequential_of(run, runs), oracle) for run in runs]
+    rows = []
+    for run in runs:
+        base = sequential_of(run, runs)
+        key = (task, id(base), id(oracle))
+        if key not in run.computed:
+            # with the runs themselves, so that their identities are not given away again
+            run.computed[key] = _row(run, task, base, oracle), base, oracle
+        rows.append(run.computed[key][0])
+    return rows
 
 
 def _row(run: EvalRun, task: str | None, sequential: EvalRun | None, oracle: EvalRun | None) -> Row:

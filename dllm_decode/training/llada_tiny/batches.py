@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dllm_decode.problems import GAP, TRAINED, Family, Problem, draw
 from dllm_decode.problems.lists import Labelled
 from dllm_decode.problems.numbers import Story
+from dllm_decode.problems.steps import Chain, Track
 from dllm_decode.problems.tales import Tale
 from dllm_decode.problems.texts import Records
 from dllm_decode.problems.words import NAMES
@@ -52,6 +53,8 @@ class Mixture:
             an operation from.
         strange: Share of examples with short lists or with names made up on the spot, so that what
             people try first is not new to the model.
+        brief: Share of problems worked out step by step that have few steps, because finding a step
+            by its label is learned where there are few to choose from.
     """
 
     buckets: tuple[int, ...] = (40, 56, 96, 144, 192, 256)
@@ -66,6 +69,7 @@ class Mixture:
     short: float = 0.5
     balance: float = 0.3
     strange: float = 0.08
+    brief: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,8 @@ class Batches:
         family = self._families[index]
         if rng.random() < self.mixture.strange:
             family = strange(family, rng)
+        if isinstance(family, Chain | Track) and rng.random() < self.mixture.brief:
+            family = replace(family, shortest=1, longest=6)
         problem: Problem = draw(family, "train", rng)
         prompt, answer = self.encoder.prompt(problem.prompt), self.encoder.answer(problem.answer)
         kind = rng.random()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from card_history import Redundancy
+
 from dllm_decode.evaluation import metrics
-from dllm_decode.evaluation.history import Redundancy
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting.tables import markdown_table, percent
 from dllm_decode.evaluation.store import EvalRun

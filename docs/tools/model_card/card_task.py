@@ -1,4 +1,4 @@
-"""`task=model_card`: measure again every figure of the bundled model's card."""
+"""What `python docs/tools/model_card` does: measure again every figure of the card."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from dllm_decode.errors import (
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
-    from dllm_decode.evaluation.history import Redundancy
-    from dllm_decode.evaluation.reporting.dynamics import Dynamics
-    from dllm_decode.evaluation.reporting.model_card import Measured
+    from card_dynamics import Dynamics
+    from card_history import Redundancy
+    from card_text import Measured
+
     from dllm_decode.evaluation.store import EvalRun
     from dllm_decode.tasks.ablation import Ablation
 
@@ -39,7 +40,7 @@ class ModelCard(Task):
     are decoded one token per step only (0: leave them out); tokens_per_step, thresholds: what is
     compared with one token per step; hard_count: problems of each family on which decoding is hard,
     for how it behaves there (0: leave it out); batch_size, runs, resume: see `Eval`; card: a
-    Markdown page whose part between the marks of `reporting.model_card` is replaced, with the
+    Markdown page whose part between the marks of `card_text` is replaced, with the
     pictures beside it, None: `card.md` in the run folder.
     """
 
@@ -73,8 +74,9 @@ class ModelCard(Task):
 
     def run(self, context: Context) -> int:
         """Measure what is not measured yet and write the card; returns 0."""
-        from dllm_decode.evaluation.reporting import dynamics
-        from dllm_decode.evaluation.reporting import model_card as card
+        import card_dynamics as dynamics
+        import card_text as card
+
         from dllm_decode.problems import FAMILIES
 
         if self.ablation().evaluate(context):
@@ -143,7 +145,7 @@ class ModelCard(Task):
 
     def measured(self, runs: Mapping[str, EvalRun]) -> Measured:
         """The finished jobs that the first half of the card is made of."""
-        from dllm_decode.evaluation.reporting.model_card import Measured
+        from card_text import Measured
 
         return Measured(
             sequential=runs["sequential"],
@@ -154,7 +156,8 @@ class ModelCard(Task):
 
     def dynamics(self, context: Context, runs: Mapping[str, EvalRun]) -> Dynamics:
         """The finished jobs on the hard families, and what the age of proposals says there."""
-        from dllm_decode.evaluation.reporting.dynamics import Dynamics
+        from card_dynamics import Dynamics
+
         from dllm_decode.problems import HARD
 
         return Dynamics(
@@ -167,9 +170,11 @@ class ModelCard(Task):
 
     def _history(self, context: Context, family: str) -> Redundancy | None:
         """What age says below a threshold of 0.9, on the first problems of a family."""
+        import card_history as history
+
         from dllm_decode.api import build
         from dllm_decode.config.compose import compose_checked
-        from dllm_decode.evaluation import data, history
+        from dllm_decode.evaluation import data
         from dllm_decode.evaluation.evaluate import Evaluation
         from dllm_decode.tasks.eval import shared_model
 

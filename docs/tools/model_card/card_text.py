@@ -1,6 +1,6 @@
 """The measured part of a model card: what the bundled model can do and how decoding behaves on it.
 
-Everything here is made from finished runs of `task=eval`; see `dllm_decode.tasks.model_card`.
+Everything here is made from finished runs of `task=eval`; see `card_task`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Tables of chosen runs inside pages of a documentation, kept current by one command.
+"""Tables of chosen runs inside the pages of the documentation, kept current by one command.
+
+    python docs/tools/fill_pages.py runs/eval docs
 
 A page marks a place with the names of runs, and the report fills it:
 
@@ -9,15 +11,18 @@ A page marks a place with the names of runs, and the report fills it:
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import ConfigError, DllmDecodeError
 from dllm_decode.evaluation import metrics
+from dllm_decode.evaluation.reporting.report import chosen_runs
 from dllm_decode.evaluation.reporting.tables import is_sequential, markdown_table, percent
-from dllm_decode.evaluation.store import EvalRun
+from dllm_decode.evaluation.store import EvalRun, collect
 from dllm_decode.problems import FAMILIES
 
 END = "<!-- runs: end -->"
@@ -33,12 +38,12 @@ def refresh(folder: str | Path, runs: Sequence[EvalRun]) -> list[Path]:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ConfigError(f"task.pages must be a folder of Markdown pages, got {root}")
+        raise ConfigError(f"PAGES must be a folder of Markdown pages, got {root}")
     changed: dict[Path, str] = {}
     for path in sorted(root.rglob("*.md")):
         old = path.read_text(encoding="utf-8")
         if len(_MARK.findall(old)) != len(_PLACE.findall(old)):
-            raise ConfigError(f"task.pages: {path} has a mark '<!-- runs: ...' without '{END}'")
+            raise ConfigError(f"{path} has a mark '<!-- runs: ...' without '{END}'")
         new = _PLACE.sub(lambda found, at=path: _filled(found, at, runs), old)  # type: ignore[misc]
         if new != old:
             changed[path] = new
@@ -54,7 +59,7 @@ def _filled(found: re.Match[str], page: Path, runs: Sequence[EvalRun]) -> str:
     for name in names:
         if name not in by_name:
             known = ", ".join(dict.fromkeys(run.name for run in runs))
-            raise ConfigError(f"task.pages: {page} names the run {name!r}; there are {known}")
+            raise ConfigError(f"{page} names the run {name!r}; there are {known}")
     chosen = [by_name[name] for name in names]
     # where some of them had fewer problems, all are compared on these
     problems = {s.problem for s in min(chosen, key=lambda run: len(run.samples)).samples}
@@ -99,3 +104,23 @@ def _forwards(run: EvalRun, tasks: Sequence[str]) -> float:
 
 def _several(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def main(words: Sequence[str]) -> int:
+    """Fill the pages; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", help="folder of task=eval")
+    parser.add_argument("pages", help="folder of Markdown pages")
+    given = parser.parse_args(words)
+    try:
+        chosen = chosen_runs(collect(given.runs), None)
+        for path in refresh(given.pages, [*chosen.whole, *chosen.beside]):
+            print(f"filled: {path}")
+    except DllmDecodeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""A checkpoint that was looked at but not loaded: its family, its sizes, its special ids."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dllm_decode.decoding.types import Vocab
+from dllm_decode.errors import CheckpointError
+from dllm_decode.models.files import StoredTensor
+from dllm_decode.models.locate import ADAPTER
+from dllm_decode.models.quiet import transformers_output
+from dllm_decode.models.spec import (
+    EDIT_TOKENS,
+    ModelSpec,
+    Published,
+    Settings,
+    refuse_quantised,
+    spec_of,
+)
+from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer, vocabulary
+from dllm_decode.storage import read_json
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A checkpoint that was looked at but not loaded.
+
+    Attributes:
+        folder: Where it is.
+        spec: Its family.
+        published: Its config.json.
+        settings: Those of the stock config class.
+        tokenizer: Read from the same folder.
+    """
+
+    folder: Path
+    spec: ModelSpec
+    published: Published
+    settings: Settings
+    tokenizer: CheckpointTokenizer
+
+
+def blueprint(folder: Path, ignore_settings: Sequence[str] = ()) -> Blueprint:
+    """Read config.json and the tokenizer of a checkpoint.
+
+    Args:
+        folder: Where it is.
+        ignore_settings: Keys of config.json that are known to be harmless.
+
+    Raises:
+        CheckpointError: Something in it is damaged or not handled; the message names file and key.
+    """
+    file = folder / "config.json"
+    values = read_json(file, CheckpointError)
+    spec = spec_of(values, file)
+    refuse_quantised(values, file)
+    refuse_adapter(folder)
+    published = Published(values, frozenset(ignore_settings), file)
+    settings = spec.translate(published)
+    published.finish()
+    return Blueprint(folder, spec, published, settings, load_tokenizer(folder, spec.reply_header))
+
+
+def build_on_meta(plan: Blueprint) -> Any:
+    """The model without memory for its weights.
+
+    Raises `CheckpointError` where config.json describes none; `check_sizes` goes first.
+    """
+    try:
+        with transformers_output(progress=False), torch.device("meta"):
+            return import_class(plan.spec.model_class)(make_config(plan.spec, plan.settings))
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{plan.published.where} describes no model that can be built: {first_line(error)}"
+        ) from error
+
+
+def check_sizes(plan: Blueprint, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse sizes that the weight files cannot hold, before a model of that size is built.
+
+    Every layer has tensors of its own, and every side of a matrix has numbers.
+    """
+    numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    settings = plan.settings
+    layers = settings["num_hidden_layers"]
+    if layers > len(tensors):
+        raise CheckpointError(
+            f"{plan.published.where} asks for {layers} layers, but the weight files hold only "
+            f"{len(tensors)} tensors"
+        )
+    width = settings["hidden_size"]
+    for name in ("vocab_size", "intermediate_size", "moe_intermediate_size"):
+        if settings.get(name, 1) * width > numbers:
+            raise CheckpointError(
+                f"{plan.published.where} asks for {name}={settings[name]} and a width of {width}, "
+                f"but the weight files hold only {numbers} numbers"
+            )
+    for name in ("num_attention_heads", "head_dim", "num_experts", "n_routed_experts"):
+        if settings.get(name, 1) > numbers:
+            raise CheckpointError(
+                f"{plan.published.where} asks for {name}={settings[name]}, but the weight files "
+                f"hold only {numbers} numbers"
+            )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise `CheckpointError` for a LoRA adapter beside the weights, as either may be meant."""
+    if (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder} holds an adapter ({ADAPTER}) beside its weights; adapters are not applied "
+            "here, so merge it into the weights (peft: merge_and_unload), or move its files away "
+            "to decode with the base weights alone"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
+
+
+def import_class(where: str) -> Any:
+    """The class at `module:Class`."""
+    module, name = where.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def make_config(spec: ModelSpec, settings: Settings) -> Any:
+    """The stock configuration of a model: never causal, never caching by itself."""
+    return import_class(spec.config_class)(
+        **settings,
+        is_causal=False,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+
+
+def special_ids(
+    plan: Blueprint,
+    mask_id: int | None = None,
+    eot_ids: Sequence[int] | None = None,
+    pad_id: int | None = None,
+) -> Vocab:
+    """Special ids: what was asked for, else config.json, else the tokenizer's words.
+
+    Args:
+        plan: The checkpoint.
+        mask_id: The undecided token; None to find out, also for the next two.
+        eot_ids: Ids that end a text.
+        pad_id: Left padding.
+
+    Raises:
+        CheckpointError: No mask id is to be found, or config.json names an id outside of the head.
+        ConfigError: An id that was asked for lies outside of the head.
+    """
+    published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
+    size = plan.settings["vocab_size"]
+    if mask_id is None:
+        mask_id = published.token("mask_token_id", size)
+    if mask_id is None and spec.mask_token is not None:
+        mask_id = tokenizer.id_of(spec.mask_token)
+    if mask_id is None:
+        raise CheckpointError(
+            f"no mask token: config.json has no mask_token_id, and {plan.folder} has no tokenizer "
+            f"that knows {spec.mask_token!r}; set model.mask_id"
+        )
+    if eot_ids is None:
+        eot_ids = end_ids(plan)
+    if pad_id is None:
+        pad_id = published.token("pad_token_id", size)
+    edits = (published.token(key, size) for key in EDIT_TOKENS)
+    banned = tuple(token for token in edits if token is not None)
+    return vocabulary(size, mask_id, tuple(eot_ids), pad_id, tokenizer, banned)
+
+
+def end_ids(plan: Blueprint) -> tuple[int, ...]:
+    """Ids that end a text: config.json's, else the tokenizer's, and those that end a turn."""
+    end = plan.published.tokens("eos_token_id", plan.settings["vocab_size"])
+    found: list[int | None] = [plan.tokenizer.end_id] if end is None else list(end)
+    found += [plan.tokenizer.id_of(word) for word in plan.spec.turn_end]
+    return tuple(dict.fromkeys(token for token in found if token is not None))

@@ -1,0 +1,109 @@
+"""Where a model runs: device, dtype, attention, and how it is spread over several devices."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from dllm_decode.errors import ConfigError, require, require_choice, require_count
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs.
+
+    Attributes:
+        dtype_name: `float32`, `bfloat16`, `float16`, or `auto`: float32 on the CPU, bfloat16
+            elsewhere.
+        device_name: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: CUDA where there is one.
+        attention: As transformers names it.
+        device_map: As transformers takes it, instead of a device.
+        tensor_parallel: Number of ranks started by torchrun, instead of `device_map`.
+    """
+
+    dtype_name: str = "auto"
+    device_name: str = "auto"
+    attention: str = "sdpa"
+    device_map: str | Mapping[str, Any] | None = None
+    tensor_parallel: int | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("model.dtype", self.dtype_name, ("auto", *DTYPES))
+        require_choice("model.attn_implementation", self.attention, ATTENTION)
+        require(
+            self.device_map is None or self.tensor_parallel is None,
+            "model.device_map and model.tensor_parallel exclude each other; set one of them to "
+            "null",
+        )
+        if self.tensor_parallel is not None:
+            require_count("model.tensor_parallel", self.tensor_parallel, minimum=2)
+            require(
+                torch.distributed.is_torchelastic_launched(),
+                f"model.tensor_parallel={self.tensor_parallel} needs as many processes; start with "
+                f"torchrun --nproc-per-node {self.tensor_parallel} -m dllm_decode ...",
+            )
+        if self.is_spread and importlib.util.find_spec("accelerate") is None:
+            name = "device_map" if self.device_map is not None else "tensor_parallel"
+            raise ConfigError(f"model.{name} needs the package accelerate; pip install accelerate")
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether the model lies on several devices, or on several ranks."""
+        return self.device_map is not None or self.tensor_parallel is not None
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device; raises `ConfigError` for one that is not there."""
+        return pick_device(self.device_name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return pick_dtype(self.dtype_name, self.device)
+
+    def for_transformers(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained`."""
+        options: dict[str, Any] = {
+            "dtype": self.dtype,
+            "attn_implementation": self.attention,
+            "device_map": self.device_map,
+        }
+        if self.tensor_parallel is not None:
+            from transformers.distributed import DistributedConfig
+
+            options["distributed_config"] = DistributedConfig(tp_size=self.tensor_parallel)
+        return options
+
+
+def pick_device(device: str) -> torch.device:
+    """The device for a setting; raises `ConfigError` for one that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        reason = reason if len(reason) <= 80 else "torch on this machine cannot use it"
+    else:
+        reason = "it holds no numbers" if place.type == "meta" else ""
+    if reason:
+        raise ConfigError(
+            f"model.device must be auto, cpu or a device of this machine, got {device!r} ({reason})"
+        )
+    return place
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype for a setting on a device."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return DTYPES[dtype]

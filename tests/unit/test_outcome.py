@@ -1,0 +1,125 @@
+"""What a row delivers, with and without tokens that the caller fixed."""
+
+from dataclasses import dataclass, fields
+
+import pytest
+import torch
+from drawing import examples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.outcome import Outcome, Result
+from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
+from dllm_decode.decoding.strategy import Pipeline, StopRule
+from dllm_decode.decoding.types import Request
+from dllm_decode.strategies.eot import CommittedEot, PredictedEot
+from dllm_decode.strategies.fixed import TopK
+from dllm_decode.strategies.threshold import ConfidenceThreshold
+from dllm_decode.testing import VOCAB, HashDenoiser
+
+EOT = VOCAB.eot_ids[0]
+QUIET = dict.fromkeys(VOCAB.never_generated, -1e6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "last_fixed", "delivered", "end"),
+    [
+        ((), -1, (), 0),
+        ((1, 2), -1, (1, 2), 2),
+        ((1, EOT, 2), -1, (1,), 1),
+        ((EOT, 1), -1, (), 0),
+        ((1, EOT, 2, EOT, 3), 2, (1, 2), 3),
+        ((EOT, EOT, 2), 2, (2,), 3),
+        ((1, EOT, EOT, 5), 2, (1,), 2),
+        ((1, EOT, 2, 3), 1, (1,), 1),
+    ],
+)
+def test_delivered_is_what_stands_before_the_first_end_that_no_fixed_token_follows(
+    tokens, last_fixed, delivered, end
+):
+    row = Outcome(tokens, eot_ids=(EOT,), last_fixed=last_fixed)
+    assert row.delivered == delivered and row.end == end
+    assert tuple(tokens[at] for at in row.delivered_places) == delivered
+
+
+def test_a_result_has_a_column_for_every_field_of_its_rows():
+    rows = (Outcome((1,), 2, "eot", (0,), (0.5,), 0, 1, "", (EOT,), -1, "a", 3), Outcome())
+    result = Result(rows)
+    names = {
+        "tokens": "sequences",
+        "finish_reason": "finish_reasons",
+        "text": "texts",
+        "error": "errors",
+    }
+    for entry in fields(Outcome):
+        if entry.name in ("eot_ids", "last_fixed"):
+            continue
+        column = getattr(result, names.get(entry.name, entry.name))
+        assert column == tuple(getattr(row, entry.name) for row in rows)
+
+
+@dataclass(frozen=True)
+class CutAtOnce(StopRule):
+    """A rule of somebody who has never heard of infilling."""
+
+    def horizon(self, snapshot, view, change, memory):
+        ends = snapshot.decided & torch.isin(snapshot.tokens, snapshot.ids((EOT,)))
+        ends &= snapshot.columns >= snapshot.start
+        first = torch.where(ends, snapshot.columns, snapshot.tokens.shape[1]).amin(1)
+        return first + 1
+
+
+RULES = {
+    "committed": CommittedEot(),
+    "at the commit": CommittedEot(whole_prefix=False),
+    "predicted": PredictedEot(threshold=0.1),
+    "one's own": CutAtOnce(),
+}
+
+
+@examples(12)
+@given(
+    fixed=st.dictionaries(st.integers(0, 8), st.integers(0, 8), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+    rule=st.sampled_from(sorted(RULES)),
+    schedule=st.sampled_from([Blocks(4), WholeCanvas(), SlidingWindow(3)]),
+    select=st.sampled_from([TopK(1), ConfidenceThreshold(0.4)]),
+)
+def test_no_text_that_the_caller_fixed_is_ever_dropped(fixed, seed, rule, schedule, select):
+    model = HashDenoiser(seed=seed, added={**QUIET, EOT: 3.0})
+    strategy = Pipeline(select, stop={"rule": RULES[rule]})
+    request = Request(((1,), (2,)), 9, fixed=(fixed, None))
+    row, other = Decoder(model, strategy, schedule).decode(request).rows
+    assert all(row.tokens[at] == token for at, token in fixed.items())
+    kept = {at: row.tokens[at] for at in row.delivered_places}
+    assert {at: kept.get(at) for at in fixed} == fixed
+    assert EOT not in row.delivered and EOT not in other.delivered
+    assert row.end == len(row.tokens) or row.tokens[row.end] == EOT
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_end_of_text_in_a_gap_says_that_the_gap_needs_no_more(rule):
+    """The columns behind the fixed text are decoded all the same."""
+
+    @dataclass
+    class EndsEverywhere(HashDenoiser):
+        def __call__(self, tokens, live, index, plan):
+            logits = super().__call__(tokens, live, index, plan)
+            logits[..., EOT] += torch.where(index - 1 < 6, 25.0, -25.0)
+            return logits
+
+    fixed = {0: 5, 4: 6}
+    strategy = Pipeline(TopK(1), stop={"rule": RULES[rule]})
+    request = Request(((1,),), 8, fixed=(fixed,))
+    row = Decoder(EndsEverywhere(added=QUIET), strategy, WholeCanvas()).decode(request).rows[0]
+    assert row.tokens[1:4] == (EOT,) * 3 and row.tokens[4] == 6 and row.tokens[5] == EOT
+    assert row.delivered == (5, 6)
+
+
+@pytest.mark.parametrize("length", [1, 2, 6, 31])
+def test_templates_shorter_than_a_block_are_filled(length):
+    fixed = {at: 3 for at in range(0, length, 2)}
+    decoder = Decoder(HashDenoiser(added=QUIET), ConfidenceThreshold(0.5))
+    row = decoder.decode(Request(((1, 2),), length, fixed=(fixed,))).rows[0]
+    assert len(row.tokens) == length and all(row.tokens[at] == 3 for at in fixed)
