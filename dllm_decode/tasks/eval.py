@@ -415,7 +415,7 @@ def model_facts(decoder: TextDecoder) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware."""
+    """Versions and hardware that the figures depend on."""
     found = hardware()
     return {
         "python": found["python"],
