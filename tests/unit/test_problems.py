@@ -358,7 +358,7 @@ def test_lists_have_any_length(name: str, length: int | list[int]) -> None:
 @pytest.mark.parametrize("name", ["copy", "remove", "shuffle", "insert-one", "who"])
 def test_the_infilling_form_is_the_answer_with_gaps_for_names(name: str) -> None:
     for question in data.bundled(name, 10, variant=Variant(infill=True)):
-        assert question.task == f"{name}-infill"
+        assert question.family == f"{name}-infill"
         answer = question.label.split()
         filled = question.form
         for word in answer[1::2]:
