@@ -17,6 +17,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dllm_decode import __version__
 from dllm_decode.config.compose import (
     CONF,
+    all_groups,
     check,
     compose_with_hydra,
     explain,
@@ -34,6 +36,7 @@ from dllm_decode.config.compose import (
 )
 from dllm_decode.config.hydra_application import Application, Sweep, argument_parser
 from dllm_decode.config.shorthand import quote
+from dllm_decode.console.help import help_text
 from dllm_decode.console.output import tolerant_output
 from dllm_decode.console.processes import (
     INTERRUPTED,
@@ -47,6 +50,10 @@ from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
 
 _FREE_TEXT = ("prompt", "prompts")
+# Names of settings that hold paths and titles, which may hold anything that Hydra's grammar does
+# not take unquoted.
+_PATHS = ("checkpoint", "dir", "data", "output", "runs", "shots", "weights", "markdown", "preface",
+          "pages", "title", "card")  # fmt: skip
 _PACKAGES = ("dllm_decode", "torch", "transformers", "hydra-core", "omegaconf", "safetensors")
 # What Hydra's parser takes and this module handles; everything else is Hydra's own business.
 _OURS = {"overrides", "run", "multirun", "config_dir", "config_name"}
@@ -87,6 +94,10 @@ def _run(words: list[str]) -> int:
         return 0
     arguments = _parsed(words)
     overrides = [*_searched(arguments.config_dir), *arguments.overrides]
+    if arguments.help:
+        found = hydra_application()
+        print(help_text(all_groups(), lambda group: found.options(group, overrides)))
+        return 0
     name = arguments.config_name or "config"
     if {key for key, value in vars(arguments).items() if value} <= _OURS:
         place = arguments.config_dir if arguments.config_name else None
@@ -335,7 +346,7 @@ def _warnings_as_words() -> Iterator[None]:
 
 
 def quoted(word: str) -> str:
-    """Prompts are free text: quote them for Hydra's grammar where people did not.
+    """Prompts are free text, and so are paths: quote them for Hydra's grammar where people did not.
 
     Args:
         word: One argument, e.g. `prompt=What is 2 + 2, please?`.
@@ -344,6 +355,12 @@ def quoted(word: str) -> str:
         ConfigError: The text holds `${`, an interpolation wherever it stands in a configuration.
     """
     key, sign, value = word.partition("=")
+    if (
+        sign
+        and key.rpartition(".")[2] in _PATHS
+        and not (value == value.strip() and _readable(word))
+    ):
+        return f"{key}={quote(value)}"
     whole = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if key.lstrip("+") not in _FREE_TEXT or not sign or whole or value in ("", "null"):
         return word
@@ -352,6 +369,17 @@ def quoted(word: str) -> str:
             f"{key} cannot hold ${{ on the command line; put it into a file, prompts=FILE"
         )
     return f"{key}={quote(value)}"
+
+
+def _readable(word: str) -> bool:
+    """Whether Hydra's grammar takes a word as it is, blanks included."""
+    if word != word.strip():
+        return False
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
 
 
 def _report(error: Exception, words: Sequence[str]) -> int:
