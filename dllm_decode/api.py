@@ -189,7 +189,8 @@ def build(
     if model is None:
         check_before_loading(cfg, built)
     loaded = build_model(cfg) if model is None else model()
-    return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))
+    loop = {"sync_every": cfg.sync_every, "debug": cfg.debug}
+    return TextDecoder(loaded, Decoder(loaded.denoiser, **built, **loop))
 
 
 def check_before_loading(cfg: DictConfig, parts: Mapping[str, Any] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -17,7 +18,6 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -346,7 +346,9 @@ def _warnings_as_words() -> Iterator[None]:
 
 
 def quoted(word: str) -> str:
-    """Prompts are free text, and so are paths: quote them for Hydra's grammar where people did not.
+    """Prompts and paths are free text: quote them for Hydra's grammar where people did not.
+
+    A path with a comma is a sweep, unless it is there.
 
     Args:
         word: One argument, e.g. `prompt=What is 2 + 2, please?`.
@@ -355,14 +357,10 @@ def quoted(word: str) -> str:
         ConfigError: The text holds `${`, an interpolation wherever it stands in a configuration.
     """
     key, sign, value = word.partition("=")
-    if (
-        sign
-        and key.rpartition(".")[2] in _PATHS
-        and not (value == value.strip() and _readable(word))
-    ):
-        return f"{key}={quote(value)}"
     whole = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key.lstrip("+") not in _FREE_TEXT or not sign or whole or value in ("", "null"):
+    name = key.lstrip("+")
+    free = name in _FREE_TEXT or (name.rpartition(".")[2] in _PATHS and _is_path(value))
+    if not free or not sign or whole or value in ("", "null"):
         return word
     if "${" in value:
         raise ConfigError(
@@ -371,15 +369,13 @@ def quoted(word: str) -> str:
     return f"{key}={quote(value)}"
 
 
-def _readable(word: str) -> bool:
-    """Whether Hydra's grammar takes a word as it is, blanks included."""
-    if word != word.strip():
+def _is_path(value: str) -> bool:
+    """Whether a value is one path: no list, no interpolation, and no sweep."""
+    if value[:1] in ("[", "{") or "${" in value:
         return False
-    try:
-        OverridesParser.create().parse_override(word)
-    except HydraException:
-        return False
-    return True
+    return re.fullmatch(r"[\w./:~+@-]*", value) is None and (
+        "," not in value or Path(value).expanduser().exists()
+    )
 
 
 def _report(error: Exception, words: Sequence[str]) -> int:

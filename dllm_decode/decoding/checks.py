@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dllm_decode.decoding.cache import CachePolicy
-from dllm_decode.decoding.calls import name_of
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoiser
 from dllm_decode.decoding.parameters import check_parameters
+from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.decoding.strategy import Budget, EveryStep, Part, Strategy
 from dllm_decode.decoding.types import Request
@@ -14,13 +14,19 @@ from dllm_decode.errors import CapabilityError, ConfigError
 
 def place_of(key: str, part: Part) -> str:
     """How messages name a part of the strategy: its config key and its class."""
-    return name_of(part, f"strategy.{key}" if key else "strategy")
+    return named(f"strategy.{key}" if key else "strategy", part)
 
 
 def check_composition(
     denoiser: Denoiser, strategy: Strategy, schedule: Schedule, cache: CachePolicy
 ) -> None:
     """Refuse parts that are valid alone but cannot work together; raises `CapabilityError`."""
+    for name in ("vocab", "device", "max_length", "__call__"):
+        if not hasattr(denoiser, name):
+            raise CapabilityError(
+                f"model ({type(denoiser).__name__}) has no {name}; a model needs vocab, device, "
+                "max_length and a call, see Denoiser"
+            )
     _check_cache(denoiser, cache)
     if not isinstance(strategy.progress, EveryStep | Budget):
         raise CapabilityError(
@@ -92,7 +98,7 @@ def check_request(
 
 
 def _check_length(denoiser: Denoiser, request: Request) -> None:
-    longest = max(map(len, request.prompts)) + max(request.lengths)
+    longest = request.width
     limit = denoiser.max_length
     if limit is not None and longest > limit:
         raise ConfigError(

@@ -304,7 +304,7 @@ def samples_of(jobs: Sequence[Job], run: Decoded) -> list[Sample]:
         sample_of(
             outcome,
             problem=f"{number} {job.asked.source}",
-            task="generate",
+            family="generate",
             prompt=job.asked.title,
             text=outcome.text,
             correct=job.grade is not None and job.grade(outcome.text),
