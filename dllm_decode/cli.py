@@ -359,7 +359,7 @@ def quoted(word: str) -> str:
     key, sign, value = word.partition("=")
     whole = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     name = key.lstrip("+")
-    free = name in _FREE_TEXT or (name.rpartition(".")[2] in _PATHS and _is_path(value))
+    free = name in _FREE_TEXT or (name.rpartition(".")[2] in _PATHS and _is_path(name, value))
     if not free or not sign or whole or value in ("", "null"):
         return word
     if "${" in value:
@@ -369,12 +369,12 @@ def quoted(word: str) -> str:
     return f"{key}={quote(value)}"
 
 
-def _is_path(value: str) -> bool:
+def _is_path(name: str, value: str) -> bool:
     """Whether a value is one path: no list, no interpolation, and no sweep."""
     if value[:1] in ("[", "{") or "${" in value:
         return False
     return re.fullmatch(r"[\w./:~+@-]*", value) is None and (
-        "," not in value or Path(value).expanduser().exists()
+        "," not in value or name.startswith("hydra.") or Path(value).expanduser().exists()
     )
 
 
