@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dllm_decode import __version__
 from dllm_decode.config.compose import (
     CONF,
+    all_groups,
     check,
     compose_with_hydra,
     explain,
@@ -35,6 +36,7 @@ from dllm_decode.config.compose import (
 )
 from dllm_decode.config.hydra_application import Application, Sweep, argument_parser
 from dllm_decode.config.shorthand import quote
+from dllm_decode.console.help import help_text
 from dllm_decode.console.output import tolerant_output
 from dllm_decode.console.processes import (
     INTERRUPTED,
@@ -48,7 +50,10 @@ from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
 
 _FREE_TEXT = ("prompt", "prompts")
-_PATHS = ("model.checkpoint", "strategy.select.weights", "task.data", "task.output", "runs")
+# Names of settings that hold paths and titles, which may hold anything that Hydra's grammar does
+# not take unquoted.
+_PATHS = ("checkpoint", "dir", "data", "output", "runs", "shots", "weights", "markdown", "preface",
+          "pages", "title", "card")  # fmt: skip
 _PACKAGES = ("dllm_decode", "torch", "transformers", "hydra-core", "omegaconf", "safetensors")
 # What Hydra's parser takes and this module handles; everything else is Hydra's own business.
 _OURS = {"overrides", "run", "multirun", "config_dir", "config_name"}
@@ -89,6 +94,10 @@ def _run(words: list[str]) -> int:
         return 0
     arguments = _parsed(words)
     overrides = [*_searched(arguments.config_dir), *arguments.overrides]
+    if arguments.help:
+        found = hydra_application()
+        print(help_text(all_groups(), lambda group: found.options(group, overrides)))
+        return 0
     name = arguments.config_name or "config"
     if {key for key, value in vars(arguments).items() if value} <= _OURS:
         place = arguments.config_dir if arguments.config_name else None
@@ -350,7 +359,7 @@ def quoted(word: str) -> str:
     key, sign, value = word.partition("=")
     whole = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     name = key.lstrip("+")
-    free = name in _FREE_TEXT or (name in _PATHS and _is_path(value))
+    free = name in _FREE_TEXT or (name.rpartition(".")[2] in _PATHS and _is_path(name, value))
     if not free or not sign or whole or value in ("", "null"):
         return word
     if "${" in value:
@@ -360,12 +369,12 @@ def quoted(word: str) -> str:
     return f"{key}={quote(value)}"
 
 
-def _is_path(value: str) -> bool:
+def _is_path(name: str, value: str) -> bool:
     """Whether a value is one path: no list, no interpolation, and no sweep."""
     if value[:1] in ("[", "{") or "${" in value:
         return False
     return re.fullmatch(r"[\w./:~+@-]*", value) is None and (
-        "," not in value or Path(value).expanduser().exists()
+        "," not in value or name.startswith("hydra.") or Path(value).expanduser().exists()
     )
 
 

@@ -339,7 +339,7 @@ def _searched(overrides: Sequence[str]) -> list[str]:
 def _unknown_override(key: str, overrides: Sequence[str]) -> ConfigError:
     """A key that is not there: compose as if it were added, so that `check` can say what is."""
     if "/" in key:
-        names = _all_groups()
+        names = all_groups()
         return ConfigError(
             f"unknown group {key}{did_you_mean(key, names)}; there are {', '.join(names)}"
         )
@@ -390,7 +390,7 @@ def _first_of_sweeps(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _all_groups() -> list[str]:
+def all_groups() -> list[str]:
     """Every configuration group of this package, e.g. `strategy/select`."""
     found = list(groups())
     for group in tuple(found):

@@ -407,12 +407,29 @@ def test_a_traceback_is_there_when_asked_for(cli: Cli, word: str) -> None:
     assert "Traceback" in cli.err and "error: strategy.select.threshold" in cli.err
 
 
-def test_help_shows_groups_options_and_examples(cli: Cli) -> None:
+def test_help_shows_groups_options_examples_and_what_settings_mean(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
     assert main(["--help"]) == 0
     text = cli.capsys.readouterr().out
-    assert "strategy:" in text and "credit" in text and "strategy/select:" in text
+    assert "strategy: ccd, credit" in text and "strategy/select: ccd" in text
     assert "python -m dllm_decode strategy=credit model=llada" in text
-    assert "max_new_tokens: null" in text
+    assert "max_new_tokens=null" in text and "columns generated per prompt" in text
+    assert "strategy.select.threshold=0.9" in text and "_target_" not in text
+    examples = [line for line in text.splitlines() if "python -m" in line]
+    assert all(len(line) <= 90 for line in text.splitlines() if line not in examples)
+
+
+@pytest.mark.parametrize("name", ["dir=eq", "it's (odd), really", "a:b", "x{1}", "tail "])
+def test_a_path_may_hold_what_the_override_grammar_does_not_take(
+    cli: Cli, name: str, tmp_path: Path
+) -> None:
+    cli.folder = tmp_path / name
+    assert cli(*TOY, "compare=false") == 0
+    assert (tmp_path / name / "results.json").exists()
+    assert main(["model=llada", f"model.checkpoint={tmp_path / name}"]) == 1
+    assert str(tmp_path / name) in cli.capsys.readouterr().err
 
 
 def test_a_sweep_goes_on_after_a_failing_job(tmp_path: Path, capsys) -> None:

@@ -104,10 +104,11 @@ def test_a_full_disk_is_one_clear_message_and_leaves_no_part_of_a_file(
     folder = RunFolder(tmp_path)
     folder.write_text("x.txt", "before")
 
-    def full(*_: object) -> None:
+    def full(path: Path, text: str, **_: object) -> None:
+        path.write_bytes(text.encode()[:2])
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("pathlib.Path.replace", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OutputError, match=r"cannot write to .*free some space"):
         folder.write_text("x.txt", "after")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.txt", "before")]
