@@ -111,11 +111,16 @@ class Proposals(Observer):
 class Evaluation:
     """Answers questions with a decoder.
 
-    decoder: the parts; tokenizer; reference: makes what strategies that need a reference imitate,
-    from a request and the keys of its questions: the tokens and the forwards they took, per row
-    (None: such strategies are refused by the loop); template: see `encode`; max_batch,
-    max_tokens_in_flight, batching: see `Engine`; seed: question i is decoded with seed + i; clock:
-    seconds, for tests.
+    Attributes:
+        decoder: The parts.
+        tokenizer: Of its model.
+        reference: What strategies that need a reference imitate: from a request and the keys of its
+            questions the tokens and the forwards they took, per row. None: such strategies are
+            refused by the loop.
+        template: See `encode`.
+        max_batch: See `Engine`, as are `max_tokens_in_flight` and `batching`.
+        seed: Question i is decoded with seed + i.
+        clock: Seconds, for tests.
     """
 
     decoder: Decoder

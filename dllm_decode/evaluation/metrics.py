@@ -176,8 +176,12 @@ def _shares(outcome: Outcome, places: Sequence[int]) -> tuple[float, ...]:
 class Metric:
     """One figure of a run.
 
-    name: key in results and tables; unit; definition: one sentence for people; of: computes it
-    from samples; interval: the same with a confidence interval, where there is one.
+    Attributes:
+        name: Key in results and tables.
+        unit: For people.
+        definition: One sentence for people.
+        of: Computes it from samples.
+        interval: The same with a confidence interval, where there is one.
     """
 
     name: str
@@ -273,7 +277,13 @@ def temporal_redundancy(samples: Sequence[Sample], steps: int = 1) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """Tokens of similar confidence. confidence: their mean; right: share of them; count: tokens."""
+    """Tokens of similar confidence.
+
+    Attributes:
+        confidence: Their mean.
+        right: Share of them that are right.
+        count: How many.
+    """
 
     confidence: float
     right: float
@@ -407,10 +417,13 @@ def definitions() -> list[tuple[str, str, str]]:
 class Speedup:
     """Against the sequential run of the same settings on the same problems.
 
-    forwards: passes of the sequential run over passes of this one; wall_time: seconds likewise;
-    tokens: delivered tokens of this run over those of the sequential one; padding: share of the
-    saved passes that decided nothing delivered in the sequential run either, 0 if none were saved;
-    useful: speedup in forwards counting only passes that decided something delivered.
+    Attributes:
+        forwards: Passes of the sequential run over passes of this one.
+        wall_time: Seconds likewise.
+        tokens: Delivered tokens of this run over those of the sequential one.
+        padding: Share of the saved passes that decided nothing delivered in the sequential run
+            either, 0 if none were saved.
+        useful: Speedup in forwards counting only passes that decided something delivered.
     """
 
     forwards: float

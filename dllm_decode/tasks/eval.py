@@ -37,25 +37,31 @@ _FINISHED: dict[Path, None] = {}  # jobs of this process, for the table at the e
 class Eval(Task):
     """Measures one combination of model, strategy, schedule, cache and sampler on problems.
 
-    Problems. families: bundled ones by name, `shown` (those the bundled model solves), `trained`
-    (those it is trained on) or `all`; problems: list lengths, clues and other changes to them, see
-    `dllm_decode.problems.variant`; split: `held_out` or `train`; count: problems per
-    family, or of the file; seed: of the draw, and question i is decoded with seed + i; data: a
-    JSONL file instead, see `dllm_decode.evaluation.data`; format: of the file, None: told from its
-    keys; max_new_tokens: columns per answer, None: what family or format needs. Exact toy worlds
-    bring their own problems, and families do not matter.
+    Exact toy worlds bring their own problems, and `families` does not matter. A job is named by a
+    hash of everything that matters to its figures, so that a rerun skips finished jobs and goes on
+    with unfinished ones. `batch_size`, `max_tokens_in_flight` and `batching` change speed and
+    nothing else.
 
-    Prompts. template: `auto`, `chat` or `plain`, see `dllm_decode.evaluation.evaluate.encode`;
-    shots: a file of examples in the same format; shot_count: how many of them, from the top, stand
-    before every question.
-
-    Running. batch_size: problems decoded together, max_tokens_in_flight and batching: see `Engine`,
-    all of which change speed and nothing else.
-
-    Results. runs: the folder of all jobs; a job is named by a hash of everything that matters to
-    its figures, so that a rerun skips finished jobs and goes on with unfinished ones; resume: false
-    does the job again from the start; timing: n > 0 makes it the n-th repetition of a job that
-    reports use for its wall time and for nothing else.
+    Args:
+        families: Bundled ones by name, `shown` (those the bundled model solves), `trained` (those
+            it is trained on) or `all`.
+        problems: List lengths, clues and other changes, see `dllm_decode.problems.variant`.
+        split: `held_out` or `train`.
+        count: Problems per family, or of the file.
+        seed: Of the draw; question i is decoded with seed + i.
+        data: A JSONL file instead, see `dllm_decode.evaluation.data`.
+        format: Of the file; None: told from its keys.
+        max_new_tokens: Columns per answer; None: what family or format needs.
+        template: `auto`, `chat` or `plain`, see `dllm_decode.evaluation.evaluate.encode`.
+        shots: A file of examples in the same format.
+        shot_count: How many of them, from the top, stand before every question.
+        batch_size: Problems decoded together.
+        max_tokens_in_flight: See `Engine`.
+        batching: See `Engine`.
+        runs: The folder of all jobs.
+        resume: False does the job again from the start.
+        timing: n > 0 makes it the n-th repetition of a job that reports use for its wall time and
+            for nothing else.
     """
 
     families: str | list[str] = "shown"
@@ -499,20 +505,39 @@ def progress(
             task = bar.add_task(name, total=total, figures="")
             yield lambda samples: bar.update(task, completed=len(samples), figures=so_far(samples))
         return
-    begin = time.monotonic()
-    state = {"told": begin, "before": -1}
+    yield Ticker(lambda text: display.say(f"{name}: {text}"), total)
 
-    def tell(samples: Sequence[Sample]) -> None:
-        now = time.monotonic()
-        if state["before"] < 0:
-            state["before"] = len(samples)
-        new = len(samples) - state["before"]
-        if now - state["told"] >= 5 and new:
-            state["told"] = now
-            left = (now - begin) / new * (total - len(samples))
-            display.say(f"{name}: {len(samples)}/{total}, {so_far(samples)}, {left:.0f} s left")
 
-    yield tell
+@dataclass
+class Ticker:
+    """Says every few seconds how far an evaluation is; for displays without a bar.
+
+    Attributes:
+        say: Tells people a line.
+        total: Problems in all.
+        pause: Seconds between two lines.
+        clock: Seconds, for tests.
+    """
+
+    say: Callable[[str], None]
+    total: int
+    pause: float = 5.0
+    clock: Callable[[], float] = time.monotonic
+    _begin: float = 0.0
+    _told: float = 0.0
+    _there: int = -1  # problems that an earlier run had done, which say nothing of the pace
+
+    def __call__(self, samples: Sequence[Sample]) -> None:
+        """Take the samples so far; the first call starts the clock."""
+        now = self.clock()
+        if self._there < 0:
+            self._begin = self._told = now
+            self._there = len(samples)
+        new = len(samples) - self._there
+        if new and now - self._told >= self.pause:
+            self._told = now
+            left = (now - self._begin) / new * (self.total - len(samples))
+            self.say(f"{len(samples)}/{self.total}, {so_far(samples)}, {left:.0f} s left")
 
 
 def so_far(samples: Sequence[Sample]) -> str:

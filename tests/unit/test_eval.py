@@ -651,3 +651,15 @@ def test_problems_that_could_not_be_decoded_are_counted_for_people(tmp_path, cap
     assert "data.jsonl, line 2" in said
     notes = controls.notes(store.collect(tmp_path / "runs").runs)
     assert notes[0].kind == "not decoded" and "data.jsonl, line 2" in notes[0].text
+
+
+def test_how_far_an_evaluation_is_is_said_every_few_seconds_at_the_pace_of_this_run():
+    said, now = [], iter([0.0, 2.0, 6.0, 7.0, 12.0])
+    tell = task_module.Ticker(said.append, total=12, clock=lambda: next(now))
+    done = [sample(f"p{n}") for n in range(12)]
+    for count in (4, 5, 7, 8, 10):  # four were there before
+        tell(done[:count])
+    assert said == [
+        "7/12, accuracy 100.0 %, 1.00 tokens per forward, 10 s left",
+        "10/12, accuracy 100.0 %, 1.00 tokens per forward, 4 s left",
+    ]

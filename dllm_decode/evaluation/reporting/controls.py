@@ -77,7 +77,12 @@ def _but_threshold(run: EvalRun) -> dict[str, object]:
 
 
 def _point(run: EvalRun) -> Point:
-    return metrics.tokens_per_forward(run.samples).value, metrics.accuracy(run.samples).value
+    """Tokens per forward and accuracy of a run; both are asked for against every other run."""
+    if "point" not in run.computed:
+        speed = metrics.tokens_per_forward(run.samples).value
+        run.computed["point"] = speed, metrics.accuracy(run.samples).value
+    found: Point = run.computed["point"]
+    return found
 
 
 def _credit(run: EvalRun, runs: Sequence[EvalRun]) -> Note:
@@ -161,9 +166,12 @@ def _gain_over_thresholds(
 
 def _numbers(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
     """(problems, 3): right answers, delivered tokens, forwards."""
-    found = {sample.problem: sample for sample in run.samples}
-    rows = [found[problem] for problem in problems]
-    return np.array([[float(s.correct), s.delivered, s.forwards] for s in rows])
+    if "numbers" not in run.computed:
+        run.computed["numbers"] = {
+            s.problem: (float(s.correct), s.delivered, s.forwards) for s in run.samples
+        }
+    found = run.computed["numbers"]
+    return np.array([found[problem] for problem in problems], dtype=np.float64)
 
 
 def _gain(sums: NDArray[np.float64]) -> float:

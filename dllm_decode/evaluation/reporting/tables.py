@@ -177,10 +177,17 @@ def sequential_of(run: EvalRun, runs: Sequence[EvalRun]) -> EvalRun | None:
 
 @dataclass(frozen=True)
 class WallTime:
-    """Wall time of one strategy at one batch size: medians over repetitions.
+    """Wall time of one strategy at one batch size.
 
-    seconds_per_problem: median, smallest and largest; speedup: over the sequential run of the same
-    settings and repetition at the same batch size, None without one.
+    Attributes:
+        strategy: Name of its runs.
+        batch_size: Problems decoded together.
+        problems: In each repetition.
+        repetitions: How often it was measured.
+        seconds_per_problem: Median, smallest and largest over the repetitions.
+        tokens_per_second: Median.
+        speedup: Median over the sequential run of the same settings and repetition at the same
+            batch size, None without one.
     """
 
     strategy: str
