@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -37,20 +37,18 @@ from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.outcome import Result
+from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
-from dllm_decode.decoding.strategy import Budget, Part, Progress, Strategy
+from dllm_decode.decoding.strategy import Budget, Strategy
 from dllm_decode.decoding.types import (
     Change,
-    Decision,
-    Memory,
     Request,
     Snapshot,
-    StepView,
     Vocab,
 )
-from dllm_decode.errors import CapabilityError
-from dllm_decode.kernels.noise import fold, mix, unit_interval
+from dllm_decode.errors import CapabilityError, PluginError
+from dllm_decode.kernels.noise import Noise, fold, mix, unit_interval
 from dllm_decode.models.toy import Shuffle, row_state
 
 Option = TypeVar("Option")
@@ -68,16 +66,33 @@ class HashDenoiser:
 
         logit[column, v] = scale * Gumbel(hash(seed, live tokens, column, v)) + added[v]
 
-    Rows of a batch therefore decode exactly as alone, or somebody mixed them up.
+    Rows of a batch therefore decode exactly as alone, or somebody mixed them up. A pass that is
+    said to be complete attends to every column it is given, as a model without an attention mask
+    would.
 
-    scale: 1.5 gives confidences between 0.1 and 1, large values saturate them, tiny ones make
-    everything equal; levels: round to that many values, so that exact ties occur; added: per token
-    id, e.g. {mask_id: 1e6} predicts the mask everywhere; fail_at: the pass, counted from 0, that
-    raises `ModelFailed`; patience: passes after which a decode counts as endless; shifted: the
-    logits of a column are read at the column in front of it, as Dream's are; rows_per_pass: the
-    batch size of every pass so far.
-    A pass that is said to be complete attends to every column it is given, as a model without an
-    attention mask would.
+    Args:
+        vocab: special token ids.
+        seed: of the hash.
+        scale: 1.5 gives confidences between 0.1 and 1, large values saturate them, tiny ones make
+            everything equal.
+        levels: round the noise to that many values, so that exact ties occur; None not to.
+        added: logits added per token id, e.g. {mask_id: 1e6} predicts the mask everywhere.
+        fail_at: the pass, counted from 0, that raises `ModelFailed`; None for none.
+        patience: passes after which a decode counts as endless.
+        dtype: of the logits.
+        rows_per_pass: the batch size of every pass so far.
+        device: the CPU; nothing else is served.
+        max_length: longest canvas, None for no limit.
+        shifted: the logits of a column are read at the column in front of it, as Dream's are.
+
+    Examples:
+        >>> from dllm_decode import Decoder, Request
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> model = HashDenoiser(seed=3)
+        >>> Decoder(model, TopK(2)).decode(Request(((1, 2), (3,)), 4)).forwards
+        (2, 2)
+        >>> model.rows_per_pass
+        [2, 2]
     """
 
     vocab: Vocab = VOCAB
@@ -285,19 +300,16 @@ class Recorder(Observer):
         self.request: Request | None = None
         self.snapshots: list[Snapshot] = []
         self.changes: list[Change] = []
-        self.kept: list[_Unwritten] = []
 
     def start(self, request: Request, snapshot: Snapshot) -> None:
         """Keep the canvas before the first step."""
         self.request = request
         self.snapshots.append(snapshot)
-        self.kept.append(_Unwritten(snapshot=snapshot))
 
     def step(self, change: Change, snapshot: Snapshot) -> None:
         """Keep the step."""
         self.changes.append(change)
         self.snapshots.append(snapshot)
-        self.kept.append(_Unwritten(snapshot=snapshot, change=change))
 
     def steps_of(self, row: int, result: Result) -> int:
         """Steps in which a row took part; passes behind its end, before the sync, do not count."""
@@ -305,64 +317,20 @@ class Recorder(Observer):
         return steps - result.surplus_forwards[row]
 
 
-class _Unwritten:
-    """Remembers the versions of tensors, which any in-place write changes."""
-
-    def __init__(self, **given: Any) -> None:
-        self.before = [(name, tensor, tensor._version) for name, tensor in _tensors(given)]
-
-    def check(self) -> None:
-        for name, tensor, version in self.before:
-            assert tensor._version == version, f"{name} was written to"
-
-
-def _tensors(value: Any, name: str = "", depth: int = 6) -> Iterator[tuple[str, Tensor]]:
-    """All tensors in a value handed to a plugin, each with the name by which it is reached."""
-    if isinstance(value, Tensor):
-        yield name, value
-    inside = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
-    if depth == 0 or not isinstance(inside, Mapping):
-        return
-    for key, entry in inside.items():
-        yield from _tensors(entry, f"{name}.{key}" if name else str(key), depth - 1)
-
-
 @dataclass(frozen=True)
-class _Watched(Strategy):
-    """A strategy that may not write to anything it is handed but its memory."""
+class _Eager(Sampler):
+    """Computes what plugins read most before they are asked, so that a write to it is noticed."""
 
-    inner: Strategy
-
-    def parts(self) -> Iterator[tuple[str, Part]]:
-        return self.inner.parts()
+    inner: Sampler
 
     @property
-    def revocable(self) -> bool:  # type: ignore[override]
-        return self.inner.revocable
+    def reshapes(self) -> bool:
+        return self.inner.reshapes
 
-    @property
-    def progress(self) -> Progress:
-        return self.inner.progress
-
-    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
-        before = _Unwritten(snapshot=snapshot)
-        memory = self.inner.begin(request, snapshot)
-        before.check()
-        return memory
-
-    def decide(self, view: StepView, memory: Any) -> Decision:
-        # computed now, so that a write to them is noticed as well
-        _ = view.pred.token, view.pred.confidence
-        before = _Unwritten(view=view)
-        decision = self.inner.decide(view, memory)
-        before.check()
-        return decision
-
-    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
-        before = _Unwritten(snapshot=snapshot, view=view, change=change)
-        horizon = self.inner.horizon(snapshot, view, change, memory)
-        before.check()
-        return horizon
+    def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
+        pred = self.inner.predict(logits, banned, noise)
+        _ = pred.token, pred.confidence
+        return pred
 
 
 def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list[int]]:
@@ -425,7 +393,16 @@ class StrategyContract:
 
     Override what applies: `loose_to_strict` for rules with a threshold, `with_weight_zero` for
     transforms with a weight, `ending_at_eot` for strategies that stop behind the first end of
-    text, `probing` for strategies that ask for further forward passes, `samplers` to add your own.
+    text, `probing` for strategies that ask for further forward passes.
+
+    Attributes:
+        samplers: the samplers that are drawn from; add your own.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> class TestTwoAtATime(StrategyContract):
+        ...     def strategies(self):
+        ...         return [TopK(2)]
     """
 
     _properties_of: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -712,9 +689,14 @@ class StrategyContract:
         """Views, predictions, canvases and changes stay as they are; only memories are written."""
         strategy = self._strategy(case)
         request = self.request(case, strategy)
-        _, recorder, _ = self.decode(case, _Watched(strategy), request)
-        for kept in recorder.kept:
-            kept.check()
+        decoder = self.decoder(case, strategy, request)
+        guarded = replace(decoder, sampler=_Eager(decoder.sampler), debug=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            try:
+                guarded.decode(request)
+            except PluginError as error:
+                raise AssertionError(str(error)) from error
 
     @_property
     def test_no_probe_leaves_its_keys_and_values_behind(self, case: Case) -> None:

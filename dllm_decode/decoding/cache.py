@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.returned import check_plane, named
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
@@ -140,6 +141,12 @@ class Step:
     window: Tensor
     fresh: Tensor
     memory: StoreMemory
+
+    @property
+    def board(self) -> Snapshot:
+        """The old name of `snapshot`; warns."""
+        say_renamed("Step.board", "Step.snapshot")
+        return self.snapshot
 
 
 class CachePolicy:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction, PredictionError
+from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import ConfigError, DecisionError
 
@@ -36,14 +37,9 @@ _KINDS: Mapping[str, tuple[Sequence[torch.dtype], str]] = {
 _PLANES = ("commit", "remask", "tokens", "scores", "confidence")
 
 
-def name_of(part: Any, place: str) -> str:
-    """How messages name a part: its place in the composition and its class."""
-    return f"{place} ({type(part).__name__})"
-
-
 def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory | None:
     """The part's memory of a request; raises `DecisionError` for one that cannot follow rows."""
-    who = name_of(part, place)
+    who = named(place, part)
     with _placed(who):
         memory = part.begin(request, snapshot)
     if memory is not None and not isinstance(memory, Memory):
@@ -57,7 +53,7 @@ def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory
 
 def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
     """The strategy's decision, planes of the right shapes and types in it."""
-    with _named(strategy, view) as who:
+    with _blaming(strategy, view) as who:
         decision = strategy.decide(view, memory)
     return check_decision(decision, view, who)
 
@@ -80,7 +76,7 @@ def author(view: StepView, decision: Decision, row: int, slot: int, token: int |
 
 def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
     """The transform's prediction, of the shape of the one it was given."""
-    with _named(transform, view) as who:
+    with _blaming(transform, view) as who:
         pred = transform.adjust(view, memory)
     if not isinstance(pred, Prediction):
         raise DecisionError(
@@ -97,14 +93,14 @@ def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
 
 def keep(part: Any, view: StepView, decision: Decision, memory: Any) -> Tensor:
     """The slots whose commit a filter does not veto, (B, W) bool."""
-    with _named(part, view) as who:
+    with _blaming(part, view) as who:
         kept = part.keep(view, decision, memory)
     return _checked("keep", kept, view.open, who, view)
 
 
 def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
     """The horizon that a part asks for, (B,) int64."""
-    with _named(part, view) as who:
+    with _blaming(part, view) as who:
         asked = part.horizon(snapshot, view, change, memory)
     return _checked("horizon", asked, snapshot.horizon, who, view).long()
 
@@ -198,9 +194,9 @@ def _check_entry(value: Any, rows: int, whose: str) -> None:
 
 
 @contextmanager
-def _named(part: Any, view: StepView) -> Iterator[str]:
+def _blaming(part: Any, view: StepView) -> Iterator[str]:
     """The part's name for messages; also for what predictions refuse while it is at work."""
-    who = name_of(part, view.part)
+    who = named(view.part, part)
     try:
         with _placed(who):
             yield who

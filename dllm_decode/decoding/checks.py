@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dllm_decode.decoding.cache import CachePolicy
-from dllm_decode.decoding.calls import name_of
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoiser
 from dllm_decode.decoding.parameters import check_parameters
+from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.decoding.strategy import Budget, EveryStep, Part, Strategy
 from dllm_decode.decoding.types import Request
@@ -14,7 +14,7 @@ from dllm_decode.errors import CapabilityError, ConfigError
 
 def place_of(key: str, part: Part) -> str:
     """How messages name a part of the strategy: its config key and its class."""
-    return name_of(part, f"strategy.{key}" if key else "strategy")
+    return named(f"strategy.{key}" if key else "strategy", part)
 
 
 def check_composition(

@@ -22,6 +22,10 @@ class PredictionError(DecisionError):
     """A prediction was made of, or asked about, something that it cannot have."""
 
 
+class DrawError(DecisionError):
+    """A sampler's draw returned no token ids; found when a plugin first reads `token`."""
+
+
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int64, torch.int32)
 
@@ -259,8 +263,8 @@ class Prediction(ABC):
             or drawn.dtype not in _INTEGERS
         ):
             got = f"{tuple(drawn.shape)} {drawn.dtype}" if isinstance(drawn, Tensor) else drawn
-            raise PredictionError(
-                f"the draw must return token ids of shape {self.shape[:2]}, got {got}"
+            raise DrawError(
+                f"sampler: the draw must return token ids of shape {self.shape[:2]}, got {got}"
             )
         return drawn.long()
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.prediction import HiddenStates, Prediction, PredictionError
+from dllm_decode.decoding.prediction import DrawError, HiddenStates, Prediction, PredictionError
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.errors import ModelOutputError, PluginError
 
@@ -102,6 +102,6 @@ def check_prediction(
         return  # what they propose is looked at when somebody asks for it
     try:
         token = prediction.token
-    except PredictionError as error:
+    except (PredictionError, DrawError) as error:
         raise PluginError(f"{who} proposes no tokens: {error}") from error
     check_plane(f"{who} as token", token, index.shape, (torch.long,), index.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding import calls
+from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Budget, Progress, Strategy, complete
 from dllm_decode.decoding.types import Change, Decision, StepView
@@ -37,7 +38,7 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
         DecisionError: for planes of a wrong shape or type, which can be seen without the device.
     """
     if not decision.author:  # made by hand, not by a call of `calls.decide`
-        decision = calls.check_decision(decision, view, calls.name_of(strategy, view.part))
+        decision = calls.check_decision(decision, view, named(view.part, strategy))
     decision = complete(decision, view)
     planes = faults_of(view, decision, strategy.revocable)
     change = legal_change(view, decision, strategy.progress)

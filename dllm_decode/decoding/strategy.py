@@ -13,6 +13,7 @@ from torch import Tensor
 from dllm_decode.decoding import calls
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.renamed import say_renamed
+from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import ConfigError, require_count
 
@@ -351,7 +352,7 @@ class Pipeline(Strategy):
             place = f"transforms.{name}"
             own = view.for_part(place)
             pred = calls.adjust(transform, own, memory.parts[place])
-            made.append((calls.name_of(transform, own.part), pred))
+            made.append((named(own.part, transform), pred))
             view = view.with_prediction(pred)
         decision = calls.decide(self.select, view.for_part("select"), memory.parts["select"])
         decision = replace(complete(decision, view), predictions=(*made, *decision.predictions))

@@ -15,14 +15,24 @@ FLOOR = -1e30
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What most decoding rules need of one row of logits, all of shape (N,).
+    """What most decoding rules need of N rows of logits.
 
-    With the row's maximum m: `total` = sum exp(l - m), `moment` = sum exp(l - m) * (l - m).
-    Then logsumexp = m + log(total), the top-1 probability is 1 / total, and the entropy in nats is
-    log(total) - moment / total. `token` is the lowest id among the maxima.
+    With a row's maximum m: logsumexp = m + log(total), the top-1 probability is 1 / total, and the
+    entropy in nats is log(total) - moment / total.
 
-    Where asked for in the same pass: `top_values` and `top_ids` (N, k), the largest logits, largest
-    first and lower id first on ties; `at` (N, K), the logits at given ids.
+    Attributes:
+        token: (N,) int64, the lowest id among the maxima.
+        maximum: (N,) the largest logit m.
+        total: (N,) sum of exp(l - m).
+        moment: (N,) sum of exp(l - m) * (l - m).
+        top_values: (N, k) the largest logits, largest first, where asked for in the same pass.
+        top_ids: (N, k) their ids, the lower one first on ties.
+        at: (N, K) the logits at given ids, where asked for in the same pass.
+
+    Examples:
+        >>> statistics = row_statistics(torch.tensor([[0.0, 0.0, 1000.0]]), k=2)
+        >>> statistics.token.tolist(), statistics.confidence.tolist(), statistics.top_ids.tolist()
+        ([2], [1.0], [[2, 0]])
     """
 
     token: Tensor
@@ -79,9 +89,12 @@ class Slots:
 class CreditUpdate:
     """Credit after a step's evidence, and the statistics of the logits that it raises.
 
-    ids (N, K) int64, -1 for an empty slot; credit (N, K) in the dtype it came in, 0 where empty;
-    delta (N, K) float64: what is added to the logits at ids; raw, fused: statistics without and
-    with these additions, the latter in float64.
+    Attributes:
+        ids: (N, K) int64, -1 for an empty slot.
+        credit: (N, K) in the dtype it came in, 0 where empty.
+        delta: (N, K) float64, what is added to the logits at `ids`.
+        raw: Statistics without these additions.
+        fused: Statistics with them, in float64.
     """
 
     ids: Tensor
@@ -92,14 +105,20 @@ class CreditUpdate:
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision of all statistics: float32, or float64 for float64 logits."""
+    """The precision of all statistics: float32, or float64 for float64 logits.
+
+    Args:
+        dtype: Of the logits.
+    """
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
     """The logits in working precision with the banned ids at -inf; the input is not written to.
 
-    logits: (..., V); banned: (M,) token ids, or None.
+    Args:
+        logits: (..., V).
+        banned: (M,) token ids, or None.
     """
     values = logits.to(working_dtype(logits.dtype))
     if banned is None or banned.numel() == 0:
@@ -110,7 +129,13 @@ def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
 def lowest_argmax(values: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the last dimension and the lowest index that reaches it.
 
-    values: (..., V). Returns (maximum (...), index (...)). `torch.max` promises the first one.
+    `torch.max` promises the lowest index.
+
+    Args:
+        values: (..., V).
+
+    Returns:
+        The maximum and the index, both (...).
     """
     maximum, index = values.max(-1)
     return maximum, index
@@ -121,9 +146,13 @@ def row_statistics(
 ) -> RowStatistics:
     """Argmax, maximum, partition sum and entropy moment of every row.
 
-    logits: (N, V) of any float dtype and row stride; banned: (M,) ids that count as -inf; k: how
-    many of the largest logits to return, 0 to V; ids: (N, K) in [-1, V) whose logits to return.
     Only `healthy` means anything in a row that holds NaN or +inf or is -inf everywhere.
+
+    Args:
+        logits: (N, V) of any float dtype and row stride.
+        banned: (M,) ids that count as -inf.
+        k: How many of the largest logits to return, 0 to V.
+        ids: (N, K) in [-1, V), whose logits to return.
     """
     values = suppress(logits, banned)
     maximum, token = lowest_argmax(values)
@@ -139,7 +168,17 @@ def row_statistics(
 def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k largest logits of every row and their ids, largest first, lower id first on ties.
 
-    logits: (N, V); k: 1 to V. Returns values (N, k) and ids (N, k).
+    Args:
+        logits: (N, V).
+        k: 1 to V.
+        banned: (M,) ids that count as -inf.
+
+    Returns:
+        Values and ids, both (N, k).
+
+    Examples:
+        >>> top_k(torch.tensor([[1.0, 2.0, 2.0]]), 2)[1].tolist()
+        [[1, 2]]
     """
     values = suppress(logits, banned)
     k = min(k, values.shape[-1])
@@ -161,7 +200,13 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
 def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tensor:
     """The logits of given ids, -inf for banned ids and for empty slots (id -1).
 
-    logits: (N, V); ids: (N, K) in [-1, V). Returns (N, K) in working precision.
+    Args:
+        logits: (N, V).
+        ids: (N, K) in [-1, V).
+        banned: (M,) ids that count as -inf.
+
+    Returns:
+        (N, K) in working precision.
     """
     # on a GPU an id out of range would end the process, where the host gets an error
     largest = None if ids.device.type == "cpu" else logits.shape[-1] - 1
@@ -183,8 +228,15 @@ def gumbel_statistics(
 
         draw = argmax_v  l_v / T + g(state, v),   g standard Gumbel noise in float64
 
-    logits, banned, k: as in `row_statistics`; states: (N,) int64, see `Noise.states`; temperature:
-    T > 0. Returns the statistics (untempered) and the drawn ids (N,), lowest id on ties.
+    Args:
+        logits: (N, V).
+        states: (N,) int64, see `Noise.states`.
+        temperature: T > 0.
+        banned: (M,) ids that count as -inf.
+        k: How many of the largest logits to return, 0 to V.
+
+    Returns:
+        The statistics, untempered, and the drawn ids (N,), the lowest id on ties.
     """
     return (
         row_statistics(logits, banned, k),
@@ -195,7 +247,14 @@ def gumbel_statistics(
 def gumbel_argmax(
     logits: Tensor, states: Tensor, temperature: float, banned: Tensor | None = None
 ) -> Tensor:
-    """The draw of `gumbel_statistics` alone, (N,) int64."""
+    """The draw of `gumbel_statistics` alone, (N,) int64.
+
+    Args:
+        logits: (N, V).
+        states: (N,) int64, see `Noise.states`.
+        temperature: T > 0.
+        banned: (M,) ids that count as -inf.
+    """
     values = suppress(logits, banned)
     # by a tensor: CUDA would multiply by the reciprocal of a plain number, and round otherwise
     scaled = values / torch.full((), temperature, dtype=values.dtype, device=values.device)
@@ -206,8 +265,17 @@ def gumbel_argmax(
 def merged_additions(ids: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """Sparse additions with one slot per id: those to the same id add up in the first of them.
 
-    ids: (..., K) int64, -1 for an empty slot; delta: (..., K). Returns ids and float64 delta of the
-    same shape, -1 and 0 where empty.
+    Args:
+        ids: (..., K) int64, -1 for an empty slot.
+        delta: (..., K).
+
+    Returns:
+        Ids and float64 additions of the same shape, -1 and 0 where empty.
+
+    Examples:
+        >>> ids, delta = merged_additions(torch.tensor([7, 9, 7]), torch.tensor([1.0, 2.0, 4.0]))
+        >>> ids.tolist(), delta.tolist()
+        ([7, 9, -1], [5.0, 2.0, 0.0])
     """
     delta = delta.double().masked_fill(ids < 0, 0.0)
     same = (ids[..., :, None] == ids[..., None, :]) & (ids >= 0)[..., None]
@@ -229,10 +297,23 @@ def raised_statistics(
         total'  = e^-t total            + sum_u  e^(a_u + delta_u - t) - e^(a_u - t)
         moment' = e^-t (moment - t total) + sum_u  x e^x at x = a_u + delta_u - t, less at a_u - t
 
-    ids: (N, K) int64, distinct within a row, -1 for an empty slot; values: (N, K) logits at ids,
-    -inf for banned ids and empty slots; delta: (N, K), 0 or more. All in float64: in float32 a
-    small addition would be lost beside a large maximum. Negative additions are outside the reach of
-    this identity: they can cancel nearly all of the mass.
+    All in float64: in float32 a small addition would be lost beside a large maximum. Negative
+    additions are outside the reach of this identity: they can cancel nearly all of the mass.
+
+    Args:
+        base: Statistics of the rows without the additions.
+        values: (N, K) logits at `ids`, -inf for banned ids and empty slots.
+        ids: (N, K) int64, distinct within a row, -1 for an empty slot.
+        delta: (N, K), 0 or more.
+
+    Examples:
+        >>> logits, ids = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1]])
+        >>> base = row_statistics(logits)
+        >>> raised = raised_statistics(base, logits_at(logits, ids), ids, torch.tensor([[3.0]]))
+        >>> raised.token.item(), round(raised.confidence.item(), 4)
+        (1, 0.8668)
+        >>> round(row_statistics(torch.tensor([[2.0, 4.0, 0.0]])).confidence.item(), 4)
+        0.8668
     """
     # in a row that is -inf everywhere, 0 stands for the maximum: -inf - (-inf) would be NaN
     below = (
@@ -336,9 +417,22 @@ def threshold_selection(
 ) -> tuple[Tensor, Tensor]:
     """Open slots whose score reaches the threshold, in each row at least the best one.
 
-    scores: (B, W), no NaN in open slots; open: (B, W) bool; threshold: (B,); strict: ask for more
-    than the threshold. The forced slot is the lowest column among the best open ones; a row without
-    open slots commits nothing. Returns commit (B, W) bool and (B,) int64, the slots left open.
+    The forced slot is the lowest column among the best open ones; a row without open slots commits
+    nothing.
+
+    Args:
+        scores: (B, W), no NaN in open slots.
+        open: (B, W) bool.
+        threshold: (B,).
+        strict: Ask for more than the threshold.
+
+    Returns:
+        The slots to commit, (B, W) bool, and how many slots each row has left open, (B,) int64.
+
+    Examples:
+        >>> scores = torch.tensor([[0.9, 0.4], [0.2, 0.3]])
+        >>> threshold_selection(scores, scores > 0, torch.tensor([0.8, 0.8]))[0].tolist()
+        [[True, False], [False, True]]
     """
     level = threshold[:, None]
     enough = open & (scores > level if strict else scores >= level)
@@ -353,7 +447,9 @@ def threshold_selection(
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """The logits hidden @ weight.T, products and sums in float32 or better, (N, V).
 
-    hidden: (N, D); weight: (V, D), the output head without bias, of the same dtype.
+    Args:
+        hidden: (N, D).
+        weight: (V, D), the output head without bias, of the same dtype.
     """
     if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
@@ -362,9 +458,14 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None) -> RowStatistics:
-    """The row statistics of `head_logits`; banned: (M,) ids.
+    """The row statistics of `head_logits`.
 
     The logits are not rounded to the dtype of the operands in between.
+
+    Args:
+        hidden: (N, D).
+        weight: (V, D), the output head without bias, of the same dtype.
+        banned: (M,) ids that count as -inf.
     """
     return row_statistics(head_logits(hidden, weight), banned)
 
@@ -374,7 +475,14 @@ def head_logits_at(
 ) -> Tensor:
     """The logits of given ids, -inf for banned ids and for empty slots (id -1).
 
-    hidden: (N, D); weight: (V, D); ids: (N, K) in [-1, V). Returns (N, K), float32 or better.
+    Args:
+        hidden: (N, D).
+        weight: (V, D), the output head without bias, of the same dtype.
+        ids: (N, K) in [-1, V).
+        banned: (M,) ids that count as -inf.
+
+    Returns:
+        (N, K), float32 or better.
     """
     dtype = working_dtype(hidden.dtype)
     columns = weight[ids.clamp(min=0)].to(dtype)

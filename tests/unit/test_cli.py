@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dllm_decode.cli import main, quoted
+from dllm_decode.cli import _parsed, main, quoted
 from dllm_decode.decoding.trace import read_trace
 
 TOY = ("model=toy_copy", "task.samples=2", "display=none")
@@ -104,6 +104,14 @@ def test_the_answer_to_a_prompt_is_shown(cli: Cli) -> None:
         ("prompt=null", "prompt=null"),
         ("prompt=", "prompt="),
         ("strategy=credit", "strategy=credit"),
+        ("model.checkpoint=it's a=dir (x)/ck", "model.checkpoint='it\\'s a=dir (x)/ck'"),
+        ("model.checkpoint=GSAI-ML/LLaDA-8B-Base", "model.checkpoint=GSAI-ML/LLaDA-8B-Base"),
+        ("model.checkpoint=[a,bundled:llada-tiny]", "model.checkpoint=[a,bundled:llada-tiny]"),
+        ("model.checkpoint=a b,c d", "model.checkpoint=a b,c d"),
+        ("model.checkpoint=${oc.env:HOME}/x y", "model.checkpoint=${oc.env:HOME}/x y"),
+        ("model.checkpoint='x y'", "model.checkpoint='x y'"),
+        ("+strategy.select.weights=a (1)/f", "+strategy.select.weights='a (1)/f'"),
+        ("runs=my runs", "runs='my runs'"),
     ],
 )
 def test_free_text_is_quoted_for_the_override_grammar(word: str, expected: str) -> None:
@@ -116,6 +124,13 @@ def test_a_prompt_with_every_special_character_arrives_as_it_was_written(cli: Cl
     assert "the prompt contains ','" in cli.err
     assert cli("--cfg", "job", f"prompt={text}") == 0
     assert yaml.safe_load(cli.out)["prompt"] == text
+
+
+def test_a_path_with_a_comma_is_one_path_where_it_is_there(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a, b").mkdir()
+    assert quoted("model.checkpoint=a, b") == "model.checkpoint='a, b'"
+    assert quoted("model.checkpoint=a, c") == "model.checkpoint=a, c"
 
 
 def test_prompts_come_from_a_file_of_lines(cli: Cli, tmp_path: Path) -> None:
@@ -460,3 +475,21 @@ def test_the_module_runs_as_a_program_and_returns_the_exit_code(tmp_path: Path) 
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown option strategy=crdit")
     assert done.stdout == "" and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "strategy=topk --config-name config model=toy_copy",
+        "--config-name config strategy=topk model=toy_copy",
+        "strategy=topk model=toy_copy --config-name config",
+        "strategy=topk --config-dir {options} model=toy_copy --config-name config",
+        "-m strategy=topk,credit --config-dir {options} --config-name config model=toy_copy",
+        "strategy=topk -m --config-dir {options} model=toy_copy,toy_reverse",
+    ],
+)
+def test_settings_may_stand_before_between_and_behind_the_flags(words: str, tmp_path: Path) -> None:
+    (tmp_path / "options").mkdir()
+    given = words.format(options=tmp_path / "options").split()
+    settings = [word for word in given if "=" in word]
+    assert _parsed(given).overrides == settings

@@ -7,11 +7,12 @@ import torch
 
 import dllm_decode
 from dllm_decode.decoding import prediction, types
+from dllm_decode.decoding.cache import CachePolicy
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.strategy import Pipeline, Strategy, Transform
 from dllm_decode.decoding.types import Decision, Request
 from dllm_decode.strategies.threshold import ConfidenceThreshold
-from dllm_decode.testing import HashDenoiser
+from dllm_decode.testing import HashDenoiser, StoringHashDenoiser
 
 REQUEST = Request(((1, 2), (3,)), 6, parameters=({"strategy.level": 0.3}, None))
 
@@ -69,6 +70,24 @@ def test_a_strategy_that_uses_the_old_names_decodes_as_with_the_new_ones():
     } <= {str(warning.message) for warning in said}
     assert all(warning.filename == __file__ for warning in said)
     assert old == decode(Pipeline(New()), Request(((1, 2),), 6))
+
+
+def test_a_cache_policy_that_uses_the_old_name_decodes_as_with_the_new_one():
+    class Policy(CachePolicy):
+        def __init__(self, name):
+            self.name = name
+
+        def recompute(self, step):
+            return getattr(step, self.name).live
+
+    def through(name):
+        model = StoringHashDenoiser()
+        decoder = Decoder(model, ConfidenceThreshold(0.6), cache=Policy(name))
+        return decoder.decode(Request(((1, 2),), 6))
+
+    with pytest.warns(DeprecationWarning, match="Step.board is now Step.snapshot"):
+        old = through("board")
+    assert old == through("snapshot")
 
 
 @pytest.mark.parametrize(
