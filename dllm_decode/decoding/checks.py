@@ -21,7 +21,7 @@ def check_composition(
     denoiser: Denoiser, strategy: Strategy, schedule: Schedule, cache: CachePolicy
 ) -> None:
     """Refuse parts that are valid alone but cannot work together; raises `CapabilityError`."""
-    for name in ("vocab", "device", "max_length", "__call__"):
+    for name in ("vocab", "device", "max_length"):
         if not hasattr(denoiser, name):
             raise CapabilityError(
                 f"model ({type(denoiser).__name__}) has no {name}; a model needs vocab, device, "

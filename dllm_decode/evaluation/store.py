@@ -28,6 +28,8 @@ LONGEST_NAME, LONGEST_REASON = 120, 1000  # characters that tables and figures s
 
 # Core modules whose source decides which tokens come out.
 _CORE = (
+    "decoding.batch",
+    "decoding.calls",
     "decoding.canvas",
     "decoding.loop",
     "decoding.prediction",

@@ -15,8 +15,13 @@ def test_a_module_answers_under_its_old_name_and_says_where_it_is(name):
     with pytest.warns(DeprecationWarning, match=f"dllm_decode.{name} is now dllm_decode."):
         old = importlib.import_module(f"dllm_decode.{name}")
     new = importlib.import_module(f"dllm_decode.{dllm_decode._MOVED[name]}")
+    moved = dllm_decode._MOVED_NAMES.get(name, {})
     for public in old.__all__:
-        assert getattr(old, public) is getattr(new, public)
+        home = new
+        if public in moved:
+            home = importlib.import_module(f"dllm_decode.decoding.{moved[public]}")
+        assert getattr(old, public) is getattr(home, public)
+    assert set(moved) <= set(old.__all__)
 
 
 def test_an_old_import_line_gives_the_same_objects():

@@ -123,7 +123,7 @@ def test_a_view_with_another_prediction_is_otherwise_the_same():
         ({"prompts": ((True,),)}, "prompt 0 must hold token ids, got True"),
         ({"prompts": ((1,), ("a",))}, "prompt 1 must hold token ids, got 'a'"),
         ({"fixed": ({0: 1.5},)}, r"fixed tokens of row 0 must be token ids, got 1\.5"),
-        ({"fixed": ({0.5: 1},)}, "offsets of row 0's fixed tokens must be whole, got 0.5"),
+        ({"fixed": ({0.5: 1},)}, "offsets of row 0's fixed tokens must be whole numbers, got 0.5"),
         ({"seeds": (1.0,)}, r"the seed of row 0 must be a whole number, got 1\.0"),
         ({"seeds": (2**63,)}, "the seed of row 0 must lie in"),
         ({"seeds": (-(2**63) - 1,)}, "the seed of row 0 must lie in"),
