@@ -15,14 +15,19 @@ FLOOR = -1e30
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What most decoding rules need of one row of logits, all of shape (N,).
+    """What most decoding rules need of a row of logits; N rows.
 
-    With the row's maximum m: `total` = sum exp(l - m), `moment` = sum exp(l - m) * (l - m).
-    Then logsumexp = m + log(total), the top-1 probability is 1 / total, and the entropy in nats is
-    log(total) - moment / total. `token` is the lowest id among the maxima.
+    With the row's maximum m: logsumexp = m + log(total), the top-1 probability is 1 / total, and
+    the entropy in nats is log(total) - moment / total.
 
-    Where asked for in the same pass: `top_values` and `top_ids` (N, k), the largest logits, largest
-    first and lower id first on ties; `at` (N, K), the logits at given ids.
+    Attributes:
+        token: (N,) int64, the lowest id among the maxima.
+        maximum: (N,) m.
+        total: (N,) sum exp(l - m).
+        moment: (N,) sum exp(l - m) * (l - m).
+        top_values: (N, k) the largest logits, largest first; None where not asked for.
+        top_ids: (N, k) their ids, the lower one first on ties.
+        at: (N, K) the logits at given ids; None where not asked for.
     """
 
     token: Tensor
@@ -79,9 +84,12 @@ class Slots:
 class CreditUpdate:
     """Credit after a step's evidence, and the statistics of the logits that it raises.
 
-    ids (N, K) int64, -1 for an empty slot; credit (N, K) in the dtype it came in, 0 where empty;
-    delta (N, K) float64: what is added to the logits at ids; raw, fused: statistics without and
-    with these additions, the latter in float64.
+    Attributes:
+        ids: (N, K) int64, -1 for an empty slot.
+        credit: (N, K) in the dtype it came in, 0 where empty.
+        delta: (N, K) float64, what is added to the logits at ids.
+        raw: statistics without the additions.
+        fused: statistics with them, in float64.
     """
 
     ids: Tensor
@@ -97,9 +105,9 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
-    """The logits in working precision with the banned ids at -inf; the input is not written to.
+    """The logits (..., V) in working precision with the banned ids (M,) at -inf.
 
-    logits: (..., V); banned: (M,) token ids, or None.
+    The input is not written to.
     """
     values = logits.to(working_dtype(logits.dtype))
     if banned is None or banned.numel() == 0:
@@ -108,10 +116,8 @@ def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
 
 
 def lowest_argmax(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum over the last dimension and the lowest index that reaches it.
-
-    values: (..., V). Returns (maximum (...), index (...)). `torch.max` promises the first one.
-    """
+    """Maximum of values (..., V) over the last dimension, and the lowest index that reaches it."""
+    # of several equal maxima torch promises the first
     maximum, index = values.max(-1)
     return maximum, index
 
@@ -121,9 +127,13 @@ def row_statistics(
 ) -> RowStatistics:
     """Argmax, maximum, partition sum and entropy moment of every row.
 
-    logits: (N, V) of any float dtype and row stride; banned: (M,) ids that count as -inf; k: how
-    many of the largest logits to return, 0 to V; ids: (N, K) in [-1, V) whose logits to return.
     Only `healthy` means anything in a row that holds NaN or +inf or is -inf everywhere.
+
+    Args:
+        logits: (N, V) of any float dtype and row stride.
+        banned: (M,) ids that count as -inf.
+        k: how many of the largest logits to return, 0 to V.
+        ids: (N, K) in [-1, V) whose logits to return.
     """
     values = suppress(logits, banned)
     maximum, token = lowest_argmax(values)
@@ -139,7 +149,13 @@ def row_statistics(
 def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k largest logits of every row and their ids, largest first, lower id first on ties.
 
-    logits: (N, V); k: 1 to V. Returns values (N, k) and ids (N, k).
+    Args:
+        logits: (N, V).
+        k: 1 to V.
+        banned: (M,) ids that count as -inf.
+
+    Returns:
+        Values and ids, (N, k) each.
     """
     values = suppress(logits, banned)
     k = min(k, values.shape[-1])
@@ -159,9 +175,9 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
 
 
 def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tensor:
-    """The logits of given ids, -inf for banned ids and for empty slots (id -1).
+    """The logits of given ids (N, K) in [-1, V), in working precision.
 
-    logits: (N, V); ids: (N, K) in [-1, V). Returns (N, K) in working precision.
+    -inf for banned ids and for empty slots (-1).
     """
     # on a GPU an id out of range would end the process, where the host gets an error
     largest = None if ids.device.type == "cpu" else logits.shape[-1] - 1
@@ -183,8 +199,15 @@ def gumbel_statistics(
 
         draw = argmax_v  l_v / T + g(state, v),   g standard Gumbel noise in float64
 
-    logits, banned, k: as in `row_statistics`; states: (N,) int64, see `Noise.states`; temperature:
-    T > 0. Returns the statistics (untempered) and the drawn ids (N,), lowest id on ties.
+    Args:
+        logits: (N, V); banned and k as in `row_statistics`.
+        states: (N,) int64, see `Noise.states`.
+        temperature: T > 0.
+        banned: (M,) ids.
+        k: how many of the largest logits to return.
+
+    Returns:
+        The statistics (untempered) and the drawn ids (N,), lowest id on ties.
     """
     return (
         row_statistics(logits, banned, k),
@@ -206,8 +229,12 @@ def gumbel_argmax(
 def merged_additions(ids: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """Sparse additions with one slot per id: those to the same id add up in the first of them.
 
-    ids: (..., K) int64, -1 for an empty slot; delta: (..., K). Returns ids and float64 delta of the
-    same shape, -1 and 0 where empty.
+    Args:
+        ids: (..., K) int64, -1 for an empty slot.
+        delta: (..., K).
+
+    Returns:
+        Ids and float64 delta of the same shape, -1 and 0 where empty.
     """
     delta = delta.double().masked_fill(ids < 0, 0.0)
     same = (ids[..., :, None] == ids[..., None, :]) & (ids >= 0)[..., None]
@@ -229,10 +256,14 @@ def raised_statistics(
         total'  = e^-t total            + sum_u  e^(a_u + delta_u - t) - e^(a_u - t)
         moment' = e^-t (moment - t total) + sum_u  x e^x at x = a_u + delta_u - t, less at a_u - t
 
-    ids: (N, K) int64, distinct within a row, -1 for an empty slot; values: (N, K) logits at ids,
-    -inf for banned ids and empty slots; delta: (N, K), 0 or more. All in float64: in float32 a
-    small addition would be lost beside a large maximum. Negative additions are outside the reach of
-    this identity: they can cancel nearly all of the mass.
+    All in float64: in float32 a small addition would be lost beside a large maximum. Negative
+    additions are outside the reach of this identity: they can cancel nearly all of the mass.
+
+    Args:
+        base: statistics of the N rows before.
+        values: (N, K) logits at ids, -inf for banned ids and empty slots.
+        ids: (N, K) int64, distinct within a row, -1 for an empty slot.
+        delta: (N, K), 0 or more.
     """
     # in a row that is -inf everywhere, 0 stands for the maximum: -inf - (-inf) would be NaN
     below = (
@@ -336,9 +367,17 @@ def threshold_selection(
 ) -> tuple[Tensor, Tensor]:
     """Open slots whose score reaches the threshold, in each row at least the best one.
 
-    scores: (B, W), no NaN in open slots; open: (B, W) bool; threshold: (B,); strict: ask for more
-    than the threshold. The forced slot is the lowest column among the best open ones; a row without
-    open slots commits nothing. Returns commit (B, W) bool and (B,) int64, the slots left open.
+    The forced slot is the lowest column among the best open ones; a row without open slots commits
+    nothing.
+
+    Args:
+        scores: (B, W), no NaN in open slots.
+        open: (B, W) bool.
+        threshold: (B,).
+        strict: ask for more than the threshold.
+
+    Returns:
+        Commit (B, W) bool, and (B,) int64, the slots left open.
     """
     level = threshold[:, None]
     enough = open & (scores > level if strict else scores >= level)
