@@ -186,12 +186,31 @@ def build(
     dispatch.choose(cfg.kernels, cfg.head)
     given = parts or {}
     built = {name: given.get(name) or build_node(cfg, name) for name in PARTS}
-    settings = OmegaConf.to_container(cfg.model, resolve=True)
-    if model is None and isinstance(settings, dict) and "checkpoint" in settings:
-        named = {str(key): value for key, value in settings.items()}
-        foresee.check_before_loading(named, built["schedule"], built["cache"])
+    if model is None:
+        check_before_loading(cfg, built)
     loaded = build_model(cfg) if model is None else model()
-    return TextDecoder(loaded, Decoder(loaded.denoiser, sync_every=cfg.sync_every, **built))
+    loop = {"sync_every": cfg.sync_every, "debug": cfg.debug}
+    return TextDecoder(loaded, Decoder(loaded.denoiser, **built, **loop))
+
+
+def check_before_loading(cfg: DictConfig, parts: Mapping[str, Any] | None = None) -> None:
+    """Refuse a schedule or cache that cannot work with the configured checkpoint; loads nothing.
+
+    Args:
+        cfg: The composed configuration.
+        parts: Schedule and cache, None for those of the configuration.
+
+    Raises:
+        CapabilityError: The parts do not work together.
+        ConfigError: A setting is wrong; the message names its key.
+    """
+    settings = OmegaConf.to_container(cfg.model, resolve=True)
+    if isinstance(settings, dict) and "checkpoint" in settings:
+        named = {str(key): value for key, value in settings.items()}
+        schedule, cache = (
+            parts[name] if parts else build_node(cfg, name) for name in ("schedule", "cache")
+        )
+        foresee.check_before_loading(named, schedule, cache)
 
 
 def _override(name: str, value: Any) -> str:

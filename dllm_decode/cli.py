@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -47,6 +48,7 @@ from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
 
 _FREE_TEXT = ("prompt", "prompts")
+_PATHS = ("model.checkpoint", "strategy.select.weights", "task.data", "task.output", "runs")
 _PACKAGES = ("dllm_decode", "torch", "transformers", "hydra-core", "omegaconf", "safetensors")
 # What Hydra's parser takes and this module handles; everything else is Hydra's own business.
 _OURS = {"overrides", "run", "multirun", "config_dir", "config_name"}
@@ -231,7 +233,7 @@ def _note_failure(
 
     reason = f"{type(error).__name__}: {error}"
     folder.write_json("failure.json", {"reason": reason, "overrides": list(overrides)})
-    note_failed_evaluation(overrides, reason, since)
+    note_failed_evaluation(overrides, str(error), since)
 
 
 @dataclass
@@ -335,7 +337,9 @@ def _warnings_as_words() -> Iterator[None]:
 
 
 def quoted(word: str) -> str:
-    """Prompts are free text: quote them for Hydra's grammar where people did not.
+    """Prompts and paths are free text: quote them for Hydra's grammar where people did not.
+
+    A path with a comma is a sweep, unless it is there.
 
     Args:
         word: One argument, e.g. `prompt=What is 2 + 2, please?`.
@@ -345,13 +349,24 @@ def quoted(word: str) -> str:
     """
     key, sign, value = word.partition("=")
     whole = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key.lstrip("+") not in _FREE_TEXT or not sign or whole or value in ("", "null"):
+    name = key.lstrip("+")
+    free = name in _FREE_TEXT or (name in _PATHS and _is_path(value))
+    if not free or not sign or whole or value in ("", "null"):
         return word
     if "${" in value:
         raise ConfigError(
             f"{key} cannot hold ${{ on the command line; put it into a file, prompts=FILE"
         )
     return f"{key}={quote(value)}"
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value is one path: no list, no interpolation, and no sweep."""
+    if value[:1] in ("[", "{") or "${" in value:
+        return False
+    return re.fullmatch(r"[\w./:~+@-]*", value) is None and (
+        "," not in value or Path(value).expanduser().exists()
+    )
 
 
 def _report(error: Exception, words: Sequence[str]) -> int:

@@ -21,7 +21,19 @@ SWEEPS = 16
 
 @dataclass(frozen=True)
 class KernelCase:
-    """One size: `rows` rows of `vocabulary` logits of a dtype; K `slots`; hidden `width`."""
+    """One size to time.
+
+    Attributes:
+        rows: Rows of logits.
+        vocabulary: Logits per row.
+        dtype: Of the logits, the hidden states and the head.
+        slots: Credited tokens per row.
+        width: Of the hidden states.
+
+    Examples:
+        >>> KernelCase(rows=2, vocabulary=100, dtype=torch.bfloat16, slots=8, width=16).bytes
+        400
+    """
 
     rows: int
     vocabulary: int
@@ -31,19 +43,26 @@ class KernelCase:
 
     @property
     def bytes(self) -> int:
-        """What one read of the logits moves."""
+        """Bytes that one read of the logits moves."""
         return self.rows * self.vocabulary * self.dtype.itemsize
 
     @property
     def head_bytes(self) -> int:
-        """What the head product must read: the weight and the hidden states."""
+        """Bytes that the head product must read: the weight and the hidden states."""
         return (self.vocabulary + self.rows) * self.width * self.dtype.itemsize
 
 
 class Stopwatch:
     """Median time of an action in seconds, with cold caches on a GPU.
 
-    device: where the action runs; repeats: timed runs after two that are not timed.
+    Args:
+        device: Where the action runs.
+        repeats: Timed runs, after two that are not timed.
+
+    Examples:
+        >>> watch = Stopwatch(torch.device("cpu"), repeats=3)
+        >>> watch(lambda: sum(range(1000))) > 0
+        True
     """
 
     def __init__(self, device: torch.device, repeats: int) -> None:
@@ -54,7 +73,11 @@ class Stopwatch:
         self._sweep = torch.empty(size, dtype=torch.int8, device=device)
 
     def __call__(self, action: Action) -> float:
-        """Seconds."""
+        """The median time of an action in seconds.
+
+        Args:
+            action: Called without arguments; what it returns is dropped.
+        """
         for _ in range(2):
             action()
         if self._device.type != "cuda":
@@ -78,7 +101,12 @@ class Stopwatch:
 
 
 def copy_bandwidth(watch: Stopwatch, device: torch.device) -> float:
-    """Bytes per second that a large copy reads and writes on this device."""
+    """Bytes per second that a large copy reads and writes on a device.
+
+    Args:
+        watch: Times the copy.
+        device: Where it is made.
+    """
     size = 1 << (30 if device.type == "cuda" else 26)
     source = torch.zeros(size, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
@@ -87,7 +115,20 @@ def copy_bandwidth(watch: Stopwatch, device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Random inputs of a case."""
+    """Random inputs of a case; N are its rows, V its vocabulary, K its slots, D its width.
+
+    Attributes:
+        logits: (N, V).
+        banned: (1,) id that counts as -inf.
+        states: (N,) int64, hash states of a draw.
+        ids: (N, K) int64, -1 for an empty slot.
+        credit: (N, K) float64.
+        alpha: (N,) float64.
+        beta: (N,) float64.
+        open: (N,) bool.
+        hidden: (N, D).
+        weight: (V, D), the output head.
+    """
 
     logits: Tensor
     banned: Tensor
@@ -102,7 +143,12 @@ class Inputs:
 
     @staticmethod
     def of(case: KernelCase, device: torch.device) -> Inputs:
-        """Inputs with half of the slots in use; the same numbers each time."""
+        """Inputs with half of the slots in use; the same numbers each time.
+
+        Args:
+            case: The size.
+            device: Where they are made.
+        """
         generator = torch.Generator(device).manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
@@ -133,7 +179,10 @@ class Inputs:
 def paths(case: KernelCase, given: Inputs, kernels: str) -> dict[str, Action]:
     """What is timed with one implementation, by name.
 
-    kernels: `triton` or `reference`; set with `dispatch.using` around the calls.
+    Args:
+        case: The size.
+        given: Its inputs.
+        kernels: `triton` or `reference`; the caller sets it with `dispatch.using` around the calls.
     """
     x, banned = given.logits, given.banned
     slots = Slots(given.ids, given.credit, given.alpha, given.beta, 0.2, given.open)
@@ -157,7 +206,11 @@ def paths(case: KernelCase, given: Inputs, kernels: str) -> dict[str, Action]:
 
 
 def naive_paths(given: Inputs) -> dict[str, Action]:
-    """The same quantities as common implementations compute them: dense, in float64, sorted."""
+    """The same quantities as common implementations compute them: dense, in float64, sorted.
+
+    Args:
+        given: The inputs of a case.
+    """
     rows, vocabulary = given.logits.shape
     dense = torch.zeros(rows, vocabulary, dtype=torch.float32, device=given.logits.device)
 
@@ -180,13 +233,23 @@ def naive_paths(given: Inputs) -> dict[str, Action]:
 
 
 def kernels_start(device: torch.device) -> bool:
-    """Whether there is something to time besides plain torch."""
+    """Whether there is something to time besides plain torch.
+
+    Args:
+        device: Where it would run.
+    """
     with dispatch.using("auto"):
         return dispatch.uses_triton(torch.empty(0, device=device))
 
 
 def measure(case: KernelCase, watch: Stopwatch, device: torch.device) -> dict[str, float]:
-    """Seconds of each path of a case, by name; Triton's only where its kernels start."""
+    """Seconds of each path of a case, by name; Triton's only where its kernels start.
+
+    Args:
+        case: The size.
+        watch: Times each path.
+        device: Where it runs.
+    """
     given = Inputs.of(case, device)
     found: dict[str, float] = {}
     implementations = ("triton", "reference") if kernels_start(device) else ("reference",)
@@ -203,7 +266,13 @@ def measure(case: KernelCase, watch: Stopwatch, device: torch.device) -> dict[st
 def ratios(seconds: Mapping[str, float], limit: float) -> dict[str, float]:
     """How far each path is from the limit, and what the targets compare; 1 is the ideal.
 
-    seconds: by name; limit: seconds of one read of the logits.
+    Args:
+        seconds: Of each path by name, see `measure`.
+        limit: Seconds that one read of the logits takes.
+
+    Examples:
+        >>> ratios({"draw triton": 3.0, "head product alone": 1.0}, limit=2.0)
+        {'draw triton / one read': 1.5}
     """
     found = {
         f"{name} / one read": value / limit

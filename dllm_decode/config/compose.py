@@ -228,8 +228,11 @@ def unknown_key(
 ) -> ConfigError:
     """The error for a key that does not exist: what was meant, and what there is.
 
-    key: full key; allowed: names that may stand in its place; owner: class that takes them, "" for
-    none; everywhere: full keys of the whole configuration, for suggestions from elsewhere.
+    Args:
+        key: The full key.
+        allowed: Names that may stand in its place.
+        owner: The class that takes them, "" for none.
+        everywhere: Full keys of the whole configuration, for suggestions from elsewhere.
     """
     if key in _GONE:
         return ConfigError(f"{key} is gone; {_GONE[key]}")

@@ -25,6 +25,7 @@ SAME = {
     "eos_token_id": "model.eot_ids",
     "mask_token_id": "model.mask_id",
     "torch_dtype": "model.dtype",
+    "check_every": "sync_every",
     "device": "model.device",
 }
 

@@ -24,9 +24,15 @@ _LINE_SECONDS = 10.0  # between further lines where nothing can be repainted
 
 
 def make_display(mode: str = "auto", console: Console | None = None) -> Display:
-    """The display of a setting: `live` repaints a terminal, `plain` writes lines, `none` nothing.
+    """The display of a setting.
 
-    `auto` is live in a terminal and plain elsewhere. Raises `ConfigError` for other words.
+    Args:
+        mode: `live` repaints a terminal, `plain` writes lines, `none` nothing at all; `auto` is
+            live in a terminal and plain elsewhere.
+        console: Of rich; None for standard output.
+
+    Raises:
+        ConfigError: Another word.
     """
     require_choice("display", mode, MODES)
     if console is None:
@@ -40,7 +46,12 @@ def make_display(mode: str = "auto", console: Console | None = None) -> Display:
 
 @dataclass(frozen=True)
 class Display:
-    """Where output for people goes. mode: live, plain or none; console: rich's."""
+    """Where output for people goes.
+
+    Attributes:
+        mode: `live`, `plain` or `none`.
+        console: Of rich.
+    """
 
     mode: str
     console: Console
@@ -134,8 +145,11 @@ class _Row:
 class CanvasView:
     """The canvases of a decode as text; fed by `CanvasObserver`.
 
-    titles: one per row; piece: the text of one token id; prompts and rows beyond the eighth are
-    not drawn.
+    Prompts, and rows beyond the eighth, are not drawn.
+
+    Args:
+        titles: One per row.
+        piece: The text of one token id.
     """
 
     def __init__(self, titles: Sequence[str], piece: Callable[[int], str]) -> None:

@@ -13,7 +13,9 @@ from dllm_decode.decoding.types import Change, Snapshot
 class CanvasObserver(Observer):
     """Copies the generated columns into a view after each step.
 
-    seconds: time spent here, so that timings of the decode can leave it out.
+    Attributes:
+        view: What is drawn.
+        seconds: Time spent here, so that timings of the decode can leave it out.
     """
 
     def __init__(self, view: CanvasView) -> None:
@@ -35,7 +37,9 @@ class CanvasObserver(Observer):
 class ProgressObserver(Observer):
     """Reports how many columns need no more work.
 
-    columns: of all rows together; report: takes the number that is done so far.
+    Args:
+        columns: Of all rows together.
+        report: Takes the number that is done so far.
     """
 
     def __init__(self, columns: int, report: Callable[[float], None]) -> None:

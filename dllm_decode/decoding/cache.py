@@ -8,7 +8,6 @@ a column change its keys and values. With block-causal attention `BlockExact` is
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -150,8 +149,8 @@ class Step:
         return self.snapshot
 
 
-class CachePolicy(ABC):
-    """Chooses the columns to recompute.
+class CachePolicy:
+    """Chooses the columns to recompute; override `recompute`, or `plan` for all of it.
 
     exact: same logits as recomputing everything, for the attention kind named in `attention`
     (`any` or `block_causal`); stores: uses a key/value store; logits: where a step has fresh
@@ -194,9 +193,9 @@ class CachePolicy(ABC):
         memory.stale = memory.stale & ~mask
         return Refresh(mask, memory.valid & snapshot.live)
 
-    @abstractmethod
     def recompute(self, step: Step) -> Tensor:
-        """Columns to recompute, (B, L) bool."""
+        """Columns to recompute, (B, L) bool; all live ones where a policy does not say."""
+        return step.snapshot.live
 
     def note(self, change: Change, memory: Any) -> None:
         """Learn what a step changed: the single place where stored columns become stale."""
@@ -224,10 +223,6 @@ class NoCache(CachePolicy):
     def plan(self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Any) -> None:
         """All live columns."""
         return
-
-    def recompute(self, step: Step) -> Tensor:
-        """All live columns."""
-        return step.snapshot.live
 
 
 def _all_if(rows: Tensor, step: Step, otherwise: Tensor) -> Tensor:

@@ -54,10 +54,9 @@ class Canvas(Memory):
             device: where the planes lie.
             rows: the rows that the canvas holds, None for all of them.
         """
-        start = max(len(prompt) for prompt in request.prompts)
-        width = start + max(request.lengths)
+        start, width = request.start, request.width
         rows = range(request.rows) if rows is None else rows
-        infills = any(request.fixed or ())
+        infills = max(request.last_fixed) >= 0
         request = request.take(rows)
         pad = vocab.filler if vocab.pad_id is None else vocab.pad_id
         tokens = torch.full((request.rows, width), vocab.mask_id, dtype=torch.long)

@@ -21,6 +21,12 @@ def check_composition(
     denoiser: Denoiser, strategy: Strategy, schedule: Schedule, cache: CachePolicy
 ) -> None:
     """Refuse parts that are valid alone but cannot work together; raises `CapabilityError`."""
+    for name in ("vocab", "device", "max_length", "__call__"):
+        if not hasattr(denoiser, name):
+            raise CapabilityError(
+                f"model ({type(denoiser).__name__}) has no {name}; a model needs vocab, device, "
+                "max_length and a call, see Denoiser"
+            )
     _check_cache(denoiser, cache)
     if not isinstance(strategy.progress, EveryStep | Budget):
         raise CapabilityError(
@@ -92,7 +98,7 @@ def check_request(
 
 
 def _check_length(denoiser: Denoiser, request: Request) -> None:
-    longest = max(map(len, request.prompts)) + max(request.lengths)
+    longest = request.width
     limit = denoiser.max_length
     if limit is not None and longest > limit:
         raise ConfigError(

@@ -87,7 +87,7 @@ class _Work:
 
     def _limit(self) -> int:
         """Rows that fit: the batch size, and the bound on canvas columns."""
-        width = max(map(len, self.request.prompts)) + max(self.request.lengths)
+        width = self.request.width
         bound = self.engine.max_tokens_in_flight
         if bound is None:
             return self.engine.max_batch

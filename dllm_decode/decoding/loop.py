@@ -148,6 +148,8 @@ class Run:
         model, sampler = self.decoder.denoiser, self.decoder.sampler
         logits = self._forward(tokens[:, span], batch.snapshot.live[:, span], index, plan)
         check_logits(model, logits, index, model.vocab.size)
+        # a model may ask for gradients itself, and plugins may keep what they saw
+        logits = logits.detach() if isinstance(logits, Tensor) else logits
         prediction = sampler.predict(logits, self._banned, batch.noise)
         check_prediction(sampler, prediction, index, logits)
         if self.decoder.debug:  # what is computed while a plugin is at work has no version before

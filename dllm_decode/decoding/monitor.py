@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,6 +68,24 @@ def device_faults_end_it() -> Iterator[None]:
         ) from error
 
 
+class Counts(NamedTuple):
+    """How many slots of a step are what the host has to know of.
+
+    Attributes:
+        illegal: the decision asks for what it may not have.
+        unusable: their logits cannot be used.
+        ties: their score is exactly 1.
+        chosen: of those, committed.
+        candidates: open.
+    """
+
+    illegal: int
+    unusable: int
+    ties: int
+    chosen: int
+    candidates: int
+
+
 @dataclass(frozen=True)
 class PendingCheck:
     """A step that the host has not seen yet.
@@ -75,8 +93,7 @@ class PendingCheck:
     Attributes:
         view: the step.
         faults: of the strategy's decision.
-        counts: (5,) how many slots are illegal, have unusable logits, have a score of exactly 1,
-            were committed among those, are open.
+        counts: (5,) see `Counts`.
     """
 
     view: StepView
@@ -126,7 +143,7 @@ class Monitor:
         checks = {f"check {n}": check.counts for n, check in enumerate(pending)}
         facts = fetch(**self.batch.sizes(), **checks)
         for name, check in zip(checks, pending, strict=True):
-            self._judge(check, *facts.pop(name))
+            self._judge(check, Counts(*facts.pop(name)))
         for at, (left, opened) in enumerate(zip(facts["undecided"], facts["open"], strict=True)):
             if left and not opened:
                 raise self.batch.stuck(at)
@@ -138,22 +155,15 @@ class Monitor:
         stay = [at for at, left in enumerate(facts["undecided"]) if left]
         self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
 
-    def _judge(
-        self,
-        check: PendingCheck,
-        illegal: int,
-        unusable: int,
-        ties: int,
-        chosen: int,
-        candidates: int,
-    ) -> None:
+    def _judge(self, check: PendingCheck, counts: Counts) -> None:
         """Refuse illegal decisions and unusable logits; warn where scores rank nothing."""
-        if unusable:
+        if counts.unusable:
             raise self._unusable(check.view)
-        if illegal:
+        if counts.illegal:
             raise check.faults.error(named("sampler", self.batch.parts.sampler))
         # who commits all of them, or none, does not care for their order
-        if 0 < chosen < ties and 2 * ties > candidates and not self._warned:
+        ranked = not 0 < counts.chosen < counts.ties or 2 * counts.ties <= counts.candidates
+        if not ranked and not self._warned:
             self._warned = True
             advice = (
                 "sampler.confidence_from=untempered tells them apart"
@@ -161,8 +171,8 @@ class Monitor:
                 else "a rule with a threshold, such as strategy=threshold, commits all of them"
             )
             warnings.warn(
-                f"{ties} of {candidates} candidate positions have confidence exactly 1, so "
-                f"that the column alone decides which of them are committed; {advice}",
+                f"{counts.ties} of {counts.candidates} candidate positions have confidence exactly "
+                f"1, so that the column alone decides which of them are committed; {advice}",
                 RuntimeWarning,
                 stacklevel=8,
             )

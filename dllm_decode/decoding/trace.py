@@ -389,11 +389,11 @@ def first_difference(left: Trace, right: Trace) -> Difference | None:
     """
     if (left.prompts, left.lengths, left.fixed) != (right.prompts, right.lengths, right.fixed):
         raise TraceError("the traces belong to different prompts and cannot be compared")
-    mine, theirs = _deeds(left), _deeds(right)
+    mine, theirs = _events(left), _events(right)
     for key in sorted(mine.keys() | theirs.keys()):
         if mine.get(key) != theirs.get(key):
             step, row, column = key
-            words = [_words(deeds.get(key), t) for deeds, t in ((mine, left), (theirs, right))]
+            words = [_words(events.get(key), t) for events, t in ((mine, left), (theirs, right))]
             return Difference(row, step, column, *words)
     return None
 
@@ -401,25 +401,25 @@ def first_difference(left: Trace, right: Trace) -> Difference | None:
 _END, _REMASK = -1, -2
 
 
-def _deeds(trace: Trace) -> dict[tuple[int, int, int], int]:
+def _events(trace: Trace) -> dict[tuple[int, int, int], int]:
     """(step, row, column) to the committed id, `_REMASK`, or `_END` behind the row."""
-    deeds: dict[tuple[int, int, int], int] = {}
+    events: dict[tuple[int, int, int], int] = {}
     for step in trace.steps:
         number = dict(zip(step.rows, step.steps, strict=True))
-        deeds.update({(number[row], row, column): _REMASK for row, column in step.remasks})
-        deeds.update({(number[c.row], c.row, c.column): c.token for c in step.commits})
-        deeds.update(
+        events.update({(number[row], row, column): _REMASK for row, column in step.remasks})
+        events.update({(number[c.row], c.row, c.column): c.token for c in step.commits})
+        events.update(
             {
                 (number[row], row, horizon): _END
                 for row, horizon in zip(step.rows, step.horizon, strict=True)
                 if horizon < trace.lengths[row]
             }
         )
-    return deeds
+    return events
 
 
-def _words(deed: int | None, trace: Trace) -> str:
-    if deed is None:
+def _words(event: int | None, trace: Trace) -> str:
+    if event is None:
         return "nothing"
     signs = {_END: "the end of the row", _REMASK: "a re-mask"}
-    return signs.get(deed) or f"token {deed} {trace.pieces.get(deed, '')!r}"
+    return signs.get(event) or f"token {event} {trace.pieces.get(event, '')!r}"

@@ -5,9 +5,10 @@ Letters used throughout: B rows, L canvas columns, W window slots, V vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -120,7 +121,17 @@ class Request:
         for length in self.lengths:
             if isinstance(length, bool) or not isinstance(length, int) or length < 1:
                 raise ConfigError(f"max_new_tokens must be a whole number >= 1, got {length!r}")
+        for row, prompt in enumerate(self.prompts):
+            _require_whole(prompt, f"prompt {row} must hold token ids")
+        for row, seed in enumerate(self.seeds or ()):
+            _require_whole([seed], f"the seed of row {row} must be a whole number")
+            if not -(2**63) <= seed < 2**63:
+                raise ConfigError(f"the seed of row {row} must lie in [-2**63, 2**63), got {seed}")
         for row, tokens in enumerate(self.fixed or ()):
+            _require_whole((tokens or {}).values(), f"fixed tokens of row {row} must be token ids")
+            _require_whole(
+                tokens or (), f"offsets of row {row}'s fixed tokens must be whole numbers"
+            )
             for offset in tokens or {}:
                 if not 0 <= offset < self.lengths[row]:
                     raise ConfigError(
@@ -133,14 +144,24 @@ class Request:
         """Number of rows."""
         return len(self.prompts)
 
-    @property
+    @cached_property
     def lengths(self) -> tuple[int, ...]:
         """`max_new_tokens` of each row."""
         if isinstance(self.max_new_tokens, tuple):
             return self.max_new_tokens
         return (self.max_new_tokens,) * len(self.prompts)
 
-    @property
+    @cached_property
+    def start(self) -> int:
+        """The first generated column: the length of the longest prompt."""
+        return max(map(len, self.prompts))
+
+    @cached_property
+    def width(self) -> int:
+        """Canvas columns: those of the longest prompt and of the longest answer."""
+        return self.start + max(self.lengths)
+
+    @cached_property
     def last_fixed(self) -> tuple[int, ...]:
         """The last offset whose token is given in advance in each row, -1 where none is."""
         given = self.fixed or (None,) * self.rows
@@ -163,10 +184,16 @@ class Request:
             parameters=pick(self.parameters),
         )
 
-    @property
+    @cached_property
     def row_seeds(self) -> tuple[int, ...]:
         """The seed of each row; row i has seed i where none were given."""
         return tuple(range(self.rows)) if self.seeds is None else self.seeds
+
+
+def _require_whole(values: Iterable[object], what: str) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ConfigError(f"{what}, got {value!r}")
 
 
 @dataclass

@@ -27,7 +27,7 @@ class Question:
 
     Attributes:
         key: Unique within a run.
-        task: Family or data set.
+        family: Family or data set.
         prompt: The question.
         label: The published answer, for people.
         max_new_tokens: Columns to decode, at least 1.
@@ -41,7 +41,7 @@ class Question:
     """
 
     key: str
-    task: str
+    family: str
     prompt: str
     label: str
     max_new_tokens: int
@@ -109,7 +109,7 @@ def bundled(
     return [
         Question(
             key=f"{kind.name}/{split}/{seed}/{number}",
-            task=kind.name,
+            family=kind.name,
             prompt=problem.prompt,
             label=problem.answer,
             max_new_tokens=kind.canvas,
@@ -285,7 +285,7 @@ def digest(questions: Sequence[Question]) -> str:
     """A hash of what is asked, in order: prompts, labels, turns, canvas lengths and stops."""
     state = hashlib.sha256()
     for q in questions:
-        entry = [q.key, q.task, q.prompt, q.label, q.max_new_tokens, q.shots, q.stops]
+        entry = [q.key, q.family, q.prompt, q.label, q.max_new_tokens, q.shots, q.stops]
         # what most questions do not have leaves the hash of those as it was
         extra = [text for text in (q.form, q.refused and "refused") if text]
         state.update(json.dumps([*entry, *extra]).encode())
@@ -293,14 +293,14 @@ def digest(questions: Sequence[Question]) -> str:
 
 
 def manner(questions: Sequence[Question]) -> dict[str, str]:
-    """For each task a hash of how it is asked, whatever the problems: columns, turns, stops."""
+    """For each family a hash of how it is asked, whatever the problems: columns, turns, stops."""
     asked: dict[str, set[str]] = {}
     for q in questions:
         entry = json.dumps([q.max_new_tokens, q.shots, q.stops, bool(q.form)])
-        asked.setdefault(q.task, set()).add(entry)
+        asked.setdefault(q.family, set()).add(entry)
     return {
-        task: hashlib.sha256("".join(sorted(found)).encode()).hexdigest()[:16]
-        for task, found in asked.items()
+        family: hashlib.sha256("".join(sorted(found)).encode()).hexdigest()[:16]
+        for family, found in asked.items()
     }
 
 
@@ -353,7 +353,7 @@ def _fault_in(record: Record, kind: Format) -> str:
 def _question(entry: Entry, kind: Format, shots: tuple[tuple[str, str], ...]) -> Question:
     made = Question(
         key=f"{kind.name}/{entry.number}",
-        task=kind.name,
+        family=kind.name,
         prompt="",
         label="",
         max_new_tokens=kind.max_new_tokens,

@@ -131,7 +131,7 @@ class Evaluation:
     def samples(
         self, questions: Sequence[Question], done: frozenset[str] = frozenset()
     ) -> Iterator[Sample]:
-        """Grade every question not yet done, task by task, in the order in which they finish.
+        """Grade every question not yet done, family by family, in the order in which they finish.
 
         Questions that cannot be decoded come first, as samples with an error.
 
@@ -149,12 +149,14 @@ class Evaluation:
         for question in questions:
             if faults[question.key] and question.key not in done:
                 yield self._refused(question, faults[question.key])
-        tasks = list(dict.fromkeys(question.task for question in questions))
-        for task in tasks:
+        families = list(dict.fromkeys(question.family for question in questions))
+        for family in families:
             chosen = [
                 (place, question)
                 for place, question in enumerate(questions)
-                if question.task == task and question.key not in done and not faults[question.key]
+                if question.family == family
+                and question.key not in done
+                and not faults[question.key]
             ]
             if chosen:
                 yield from self._task(chosen)
@@ -188,7 +190,7 @@ class Evaluation:
         return sample_of(
             Outcome(finish_reason="error", error=fault),
             problem=question.key,
-            task=question.task,
+            family=question.family,
             prompt=question.prompt,
             text="",
             correct=False,
@@ -277,7 +279,7 @@ class Evaluation:
         return sample_of(
             outcome,
             problem=question.key,
-            task=question.task,
+            family=question.family,
             prompt=question.prompt,
             text=text,
             correct=correct,

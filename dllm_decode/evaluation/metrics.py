@@ -23,21 +23,30 @@ from dllm_decode.evaluation.validation import fault_in, shown
 class Sample:
     """One problem, decoded and graded; also one line of `samples.jsonl`.
 
-    problem: its key, unique within a run; task: the family or data set it belongs to; prompt, text:
-    the question and the answer that was decoded; correct: what the grader said; forwards: passes
-    the row took part in (guidance, refresh, probes and filters included); slots: columns that were
-    asked for; steps: for each delivered token, in order of position, the step that committed it
-    (tokens given in advance are left out); ready: for each of them the first step since which it
-    had been the model's unbroken proposal (empty where that was not recorded); confidence: the
-    probability with which each of them was committed; end_step: step that
-    committed the end of text, -1 where there is none; spent: commits that nobody gets, behind the
-    first end of text; seconds: wall time of decoding since the problem before was finished;
-    tokens: everything that was generated, end of text included; reference_forwards: passes of the
-    decode that `strategy=oracle` imitates.
+    Attributes:
+        problem: Its key, unique within a run.
+        family: The family or data set it belongs to.
+        prompt: The question.
+        text: The answer that was decoded.
+        correct: What the grader said.
+        forwards: Passes the row took part in; guidance, refresh, probes and filters included.
+        slots: Columns that were asked for.
+        steps: For each delivered token, in order of position, the step that committed it, counted
+            from 0; tokens given in advance are left out.
+        ready: For each of them the first step since which it had been the model's unbroken
+            proposal; empty where that was not recorded.
+        confidence: The probability in [0, 1] with which each of them was committed.
+        end_step: Step that committed the end of text, -1 where there is none.
+        spent: Commits behind the first end of text, which no reader gets.
+        seconds: Wall time of decoding since the problem before was finished.
+        finish_reason: As in `Outcome`.
+        tokens: Everything that was generated, end of text included.
+        reference_forwards: Passes of the decode that `strategy=oracle` imitates.
+        error: Why there is no answer, "" where there is one.
     """
 
     problem: str
-    task: str
+    family: str
     prompt: str
     text: str
     correct: bool
@@ -71,11 +80,12 @@ class Sample:
             ConfigError: Naming the key, for missing and unknown ones and for values that no
                 evaluation writes.
         """
-        wrong = sorted(_KEYS.symmetric_difference(record))
-        if wrong:
-            raise ConfigError(
-                f"a sample has the keys {', '.join(sorted(_KEYS))}; check {shown(wrong)}"
-            )
+        if "task" in record and "family" not in record:  # as earlier versions wrote it
+            record = {"family" if key == "task" else key: record[key] for key in record}
+        if record.keys() != _KEYS:
+            wrong = sorted(_KEYS.symmetric_difference(record))
+            keys = ", ".join(sorted(_KEYS))
+            raise ConfigError(f"a sample has the keys {keys}; check {shown(wrong)}")
         fault = fault_in(record, _CHECKS) or _mismatch(record)
         if fault:
             raise ConfigError(fault)
@@ -88,7 +98,7 @@ class Sample:
 _KEYS = frozenset(entry.name for entry in fields(Sample))
 _CHECKS: Mapping[str, validation.Check] = {
     "problem": validation.name,
-    "task": validation.label,
+    "family": validation.label,
     "prompt": validation.text,
     "text": validation.text,
     "correct": validation.flag,
@@ -122,7 +132,7 @@ def sample_of(
     outcome: Outcome,
     *,
     problem: str,
-    task: str,
+    family: str,
     prompt: str,
     text: str,
     correct: bool,
@@ -136,7 +146,7 @@ def sample_of(
     found = [place for place in outcome.delivered_places if outcome.step_of[place] >= 0]
     return Sample(
         problem=problem,
-        task=task,
+        family=family,
         prompt=prompt,
         text=text,
         correct=correct,

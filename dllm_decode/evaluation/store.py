@@ -279,16 +279,16 @@ class EvalRun:
         """The run restricted to some problems."""
         return replace(self, samples=tuple(s for s in self.samples if s.problem in problems))
 
-    def of(self, task: str | None) -> tuple[Sample, ...]:
-        """The samples of one task, None for all."""
-        return self.samples if task is None else self._by_task.get(task, ())
+    def of(self, family: str | None) -> tuple[Sample, ...]:
+        """The samples of one family, None for all."""
+        return self.samples if family is None else self._by_family.get(family, ())
 
     @cached_property
-    def _by_task(self) -> Mapping[str, tuple[Sample, ...]]:
+    def _by_family(self) -> Mapping[str, tuple[Sample, ...]]:
         found: dict[str, list[Sample]] = {}
         for sample in self.samples:
-            found.setdefault(sample.task, []).append(sample)
-        return {task: tuple(samples) for task, samples in found.items()}
+            found.setdefault(sample.family, []).append(sample)
+        return {family: tuple(samples) for family, samples in found.items()}
 
     @cached_property
     def keys(self) -> frozenset[str]:
@@ -301,9 +301,9 @@ class EvalRun:
         return {}
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of its tasks, in the order in which they were asked."""
-        asked: Sequence[str] = self.results["task_names"]
+    def families(self) -> tuple[str, ...]:
+        """Names of its families, in the order in which they were asked."""
+        asked: Sequence[str] = self.results["families"]
         return tuple(asked)
 
 
@@ -423,7 +423,7 @@ _RESULT_CHECKS: Mapping[str, validation.Check] = {
     "name": validation.name,
     "order": validation.whole(0),
     "settings": _SETTINGS,
-    "task_names": validation.names,
+    "families": validation.names,
     "problems": validation.whole(1),
     "digest": validation.name,
     "model": _MODEL,
@@ -436,33 +436,42 @@ _RESULT_CHECKS: Mapping[str, validation.Check] = {
     "errors": validation.whole(0),
     "environment": validation.mapping_of(validation.scalar),
 }
-_NEEDED = ("name", "order", "settings", "task_names", "problems", "digest", "model", "figures")
+_NEEDED = ("name", "order", "settings", "families", "problems", "digest", "model", "figures")
 
 
 def read_run(path: Path) -> EvalRun:
     """A finished job; raises `StoreError` naming file and key of what is missing or damaged."""
     _checked(path / JOB, _JOB_CHECKS)
-    results = _checked(path / RESULTS, _RESULT_CHECKS, _NEEDED)
+    results = _checked(path / RESULTS, _RESULT_CHECKS, _NEEDED, {"task_names": "families"})
     samples, _ = parse_samples(path / SAMPLES)
     if not len({s.problem for s in samples}) == len(samples) == results["problems"]:
         raise StoreError(
             f"{path / SAMPLES} holds {len(samples)} samples of the {results['problems']} that "
             f"{RESULTS} counts"
         )
-    asked, found = set(results["task_names"]), {s.task for s in samples}
+    asked, found = set(results["families"]), {s.family for s in samples}
     if asked != found:
         raise StoreError(
-            f"{path / RESULTS}: 'task_names' and the samples differ in "
+            f"{path / RESULTS}: 'families' and the samples differ in "
             f"{validation.shown(sorted(asked ^ found))}"
         )
     return EvalRun(path, results, tuple(samples))
 
 
 def _checked(
-    path: Path, checks: Mapping[str, validation.Check], needed: Sequence[str] = ()
+    path: Path,
+    checks: Mapping[str, validation.Check],
+    needed: Sequence[str] = (),
+    renamed: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object of a file whose values may come from anywhere."""
+    """The JSON object of a file whose values may come from anywhere.
+
+    renamed: keys that earlier versions wrote, with what they are called today.
+    """
     values = read_json(path)
+    for old, new in (renamed or {}).items():
+        if old in values and new not in values:
+            values[new] = values.pop(old)
     missing = [key for key in needed if key not in values]
     if missing:
         raise StoreError(f"{path} has no {', '.join(missing)}")
@@ -496,7 +505,7 @@ def _is_part(run: EvalRun, largest: EvalRun) -> bool:
     known = {(s.problem, s.prompt) for s in largest.samples}
     return (
         alike
-        and all(same.get(task) == how for task, how in asked.items())
+        and all(same.get(family) == how for family, how in asked.items())
         and all((s.problem, s.prompt) in known for s in run.samples)
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 # them would fill the memory or add up to infinity.
 MOST = 10**6
 LONGEST = 20_000  # entries of a list
-LONGEST_LABEL = 200  # characters of a task's name, or of a fact about the machine
+LONGEST_LABEL = 200  # characters of a family's name, or of a fact about the machine
 DEEPEST = 64  # levels of nested values
 _LATEST = 1e9  # seconds
 

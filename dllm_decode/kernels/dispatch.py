@@ -31,13 +31,19 @@ _broken: set[tuple[str, torch.device]] = set()
 
 
 def choose(kernels: str, head: str = "auto") -> None:
-    """Set the implementation for this process, the configuration keys `kernels` and `head`.
+    """Set the implementation for this process: the configuration keys `kernels` and `head`.
 
-    kernels: `auto` (Triton for CUDA tensors where it is installed, else plain torch), `reference`
-    (plain torch everywhere), `triton` (as auto, and says so where it cannot be). What Triton cannot
-    do falls back to plain torch, with the reason logged once. head: `auto` (wherever the kernels
-    run, the output head is one with the statistics) or `apart` (logits first, then statistics).
-    Raises `ConfigError` for other words.
+    What Triton cannot do falls back to plain torch, with the reason logged once.
+
+    Args:
+        kernels: `auto` (Triton for CUDA tensors where it is installed, else plain torch),
+            `reference` (plain torch everywhere) or `triton` (as `auto`, and says so where it cannot
+            run).
+        head: `auto` (wherever the kernels run, the output head is one with the statistics) or
+            `apart` (logits first, then statistics).
+
+    Raises:
+        ConfigError: Another word was given.
     """
     global _setting, _head
     require_choice("kernels", kernels, CHOICES)
@@ -57,7 +63,19 @@ def chosen_head() -> str:
 
 @contextmanager
 def using(kernels: str) -> Iterator[None]:
-    """`kernels` for a block, `head` as it is; raises `ConfigError` for unknown words."""
+    """Use one implementation in a block; `head` stays as it is.
+
+    Args:
+        kernels: As in `choose`.
+
+    Raises:
+        ConfigError: The word is unknown.
+
+    Examples:
+        >>> with using("reference"):
+        ...     chosen()
+        'reference'
+    """
     before = chosen()
     choose(kernels, _head)
     try:
@@ -67,15 +85,21 @@ def using(kernels: str) -> Iterator[None]:
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """Whether the kernels would be tried for this tensor."""
+    """Whether the kernels would be tried for a tensor.
+
+    Args:
+        tensor: Its device decides.
+    """
     return _runs_on(tensor.device)
 
 
 def fuses_head(device: torch.device, obstacle: str) -> bool:
     """Whether head and statistics are one kernel there, so that a pass may stop before the head.
 
-    obstacle: why the head is not a plain product with a matrix, empty where it is; logged once
-    where nothing else stands in the way.
+    Args:
+        device: Where the pass runs.
+        obstacle: Why the head is not a plain product with a matrix, empty where it is; logged once
+            where nothing else stands in the way.
     """
     if _head == "apart" or not _runs_on(device):
         return False
@@ -87,13 +111,13 @@ def fuses_head(device: torch.device, obstacle: str) -> bool:
 def row_statistics(
     logits: Tensor, banned: Tensor | None = None, k: int = 0, ids: Tensor | None = None
 ) -> RowStatistics:
-    """As `reference.row_statistics`."""
+    """Argmax, maximum, sum and moment of every row; see `reference.row_statistics`."""
     result: RowStatistics = _run("row_statistics", logits, banned, k, ids)
     return result
 
 
 def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `reference.top_k`."""
+    """The k largest logits of every row and their ids; see `reference.top_k`."""
     result: tuple[Tensor, Tensor] = _run("top_k", logits, k, banned)
     return result
 
@@ -101,7 +125,7 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
 def gumbel_statistics(
     logits: Tensor, states: Tensor, temperature: float, banned: Tensor | None = None, k: int = 0
 ) -> tuple[RowStatistics, Tensor]:
-    """As `reference.gumbel_statistics`."""
+    """The row statistics and a draw; see `reference.gumbel_statistics`."""
     result: tuple[RowStatistics, Tensor]
     result = _run("gumbel_statistics", logits, states, temperature, banned, k)
     return result
@@ -113,7 +137,7 @@ def credit_update(
     banned: Tensor | None = None,
     raw: RowStatistics | None = None,
 ) -> CreditUpdate:
-    """As `reference.credit_update`."""
+    """Credit after a step and the logits it raises; see `reference.credit_update`."""
     result: CreditUpdate
     result = _run("credit_update", logits, slots, banned, raw)
     return result
@@ -124,7 +148,7 @@ def credit_from(
     raw: RowStatistics,
     slots: Slots,
 ) -> CreditUpdate:
-    """As `reference.credit_from`."""
+    """The same where the logits needed are known; see `reference.credit_from`."""
     result: CreditUpdate
     result = _run("credit_from", values, raw, slots)
     return result
@@ -133,13 +157,13 @@ def credit_from(
 def threshold_selection(
     scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.threshold_selection`."""
+    """Open slots that reach a threshold; see `reference.threshold_selection`."""
     result: tuple[Tensor, Tensor] = _run("threshold_selection", scores, open, threshold, strict)
     return result
 
 
 def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None) -> RowStatistics:
-    """As `reference.head_statistics`."""
+    """The row statistics of hidden @ weight.T; see `reference.head_statistics`."""
     result: RowStatistics = _run("head_statistics", hidden, weight, banned)
     return result
 
@@ -147,7 +171,7 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
 def head_logits_at(
     hidden: Tensor, weight: Tensor, ids: Tensor, banned: Tensor | None = None
 ) -> Tensor:
-    """As `reference.head_logits_at`."""
+    """Logits of some ids from hidden states; see `reference.head_logits_at`."""
     result: Tensor = _run("head_logits_at", hidden, weight, ids, banned)
     return result
 
@@ -175,6 +199,9 @@ def lost_device(error: BaseException) -> bool:
 
     After an illegal access or a failed assertion on the device every later call fails as well, and
     only a new process helps; out of memory is not of this kind.
+
+    Args:
+        error: What was raised.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return False

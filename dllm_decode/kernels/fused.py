@@ -34,11 +34,19 @@ class Unsupported(Exception):
 
 
 def layout(rows: int, vocabulary: int, draw: bool = False) -> tuple[int, int, int]:
-    """How a row is read: ids per block, ids per program, programs per row.
+    """How a row is read.
 
     Few rows are split so that small batches fill the chip. The number of rows is rounded to a power
     of two, so that few variants of a kernel are compiled. A draw keeps float64 noise in registers,
     so it takes short blocks.
+
+    Args:
+        rows: Rows of logits.
+        vocabulary: Logits per row.
+        draw: Whether a token is drawn as well.
+
+    Returns:
+        Ids per block, ids per program, programs per row.
     """
     block = 2048 if rows > 32 and not draw else 1024
     block = max(16, min(block, triton.next_power_of_2(vocabulary)))
@@ -49,7 +57,15 @@ def layout(rows: int, vocabulary: int, draw: bool = False) -> tuple[int, int, in
 
 
 def head_layout(rows: int, vocabulary: int) -> tuple[int, int, int, int]:
-    """Tiles of the head product: rows, ids and inner dimension of a tile; ids per program."""
+    """The tiles of the head product.
+
+    Args:
+        rows: Rows of hidden states.
+        vocabulary: Rows of the head's weight.
+
+    Returns:
+        Rows, ids and inner dimension of a tile, and ids per program.
+    """
     height = 16 if rows <= 16 else 64 if rows <= 64 else 128
     block = max(16, min(128, triton.next_power_of_2(vocabulary)))
     blocks = triton.cdiv(vocabulary, block)
@@ -60,12 +76,18 @@ def head_layout(rows: int, vocabulary: int) -> tuple[int, int, int, int]:
 def row_statistics(
     logits: Tensor, banned: Tensor | None = None, k: int = 0, ids: Tensor | None = None
 ) -> RowStatistics:
-    """As `reference.row_statistics`; k up to 32."""
+    """Argmax, maximum, sum and moment of every row; see `reference.row_statistics`.
+
+    k may be up to 32.
+    """
     return _statistics(logits, banned, k, ids, None, 1.0)[0]
 
 
 def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `reference.top_k`; k up to 32."""
+    """The k largest logits of every row and their ids; see `reference.top_k`.
+
+    k may be up to 32.
+    """
     stats = row_statistics(logits, banned, min(k, logits.shape[-1]))
     assert stats.top_values is not None and stats.top_ids is not None
     return stats.top_values, stats.top_ids
@@ -78,7 +100,10 @@ def gumbel_statistics(
     banned: Tensor | None = None,
     k: int = 0,
 ) -> tuple[RowStatistics, Tensor]:
-    """As `reference.gumbel_statistics`; k up to 32."""
+    """The row statistics and a draw; see `reference.gumbel_statistics`.
+
+    k may be up to 32.
+    """
     stats, drawn = _statistics(logits, banned, k, None, states, temperature)
     assert drawn is not None
     return stats, drawn
@@ -90,7 +115,10 @@ def credit_update(
     banned: Tensor | None = None,
     raw: RowStatistics | None = None,
 ) -> CreditUpdate:
-    """As `reference.credit_update`: one read of the logits, or K gathers where `raw` is given."""
+    """Credit after a step and the logits it raises; see `reference.credit_update`.
+
+    One read of the logits, or K gathers where `raw` is given.
+    """
     _check_rows(logits)
     banned = _bans(logits, banned)
     if raw is None:
@@ -105,7 +133,10 @@ def credit_from(
     raw: RowStatistics,
     slots: Slots,
 ) -> CreditUpdate:
-    """As `reference.credit_from`; values and statistics float32 or float64."""
+    """The same where the logits needed are known; see `reference.credit_from`.
+
+    Values and statistics may be float32 or float64.
+    """
     _check_device(values)
     parts = _Parts(values.shape[0], 1, values.device, whole=raw)
     largest = torch.iinfo(torch.int32).max
@@ -153,7 +184,10 @@ def _credit(
 def threshold_selection(
     scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.threshold_selection`; windows of up to 32,768 slots."""
+    """Open slots that reach a threshold; see `reference.threshold_selection`.
+
+    Windows may have up to 32,768 slots.
+    """
     rows, columns = scores.shape
     _check_device(scores)
     if scores.dtype not in (torch.float32, torch.float64):
@@ -179,7 +213,10 @@ def threshold_selection(
 
 
 def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None) -> RowStatistics:
-    """As `reference.head_statistics`: the logits exist only in registers."""
+    """The row statistics of hidden @ weight.T; see `reference.head_statistics`.
+
+    The logits exist only in registers.
+    """
     _check_head(hidden, weight)
     rows, depth = hidden.shape
     vocabulary = weight.shape[0]
@@ -207,7 +244,10 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
 def head_logits_at(
     hidden: Tensor, weight: Tensor, ids: Tensor, banned: Tensor | None = None
 ) -> Tensor:
-    """As `reference.head_logits_at`: reads the wanted columns of the head, stores none of them."""
+    """Logits of some ids from hidden states; see `reference.head_logits_at`.
+
+    The wanted columns of the head are read, and none of them is stored.
+    """
     _check_head(hidden, weight)
     rows, slots = ids.shape
     banned = _bans(hidden, banned)

@@ -26,7 +26,16 @@ FLOOR = tl.constexpr(-1e30)
 
 @triton.jit
 def load_block(row, banned, start, vocabulary, BANS: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK logits of a row in float32, -inf where banned or beyond the row, and their ids."""
+    """BLOCK logits of a row in float32, -inf where banned or beyond the row, and their ids.
+
+    Args:
+        row: Pointer to the row's first logit.
+        banned: Pointer to BANS ids.
+        start: First id of the block.
+        vocabulary: Logits of the row.
+        BANS: Number of banned ids.
+        BLOCK: Ids of a block, a power of two.
+    """
     ids = start + tl.arange(0, BLOCK)
     x = tl.load(row + ids, mask=ids < vocabulary, other=MINUS_INFINITY).to(tl.float32)
     for number in range(0, BANS):
@@ -39,13 +48,21 @@ def load_block(row, banned, start, vocabulary, BANS: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def finite(maximum):
-    """The maximum as something that can be subtracted: 0 for a part that is -inf everywhere."""
+    """The maximum as something that can be subtracted: 0 for a part that is -inf everywhere.
+
+    Args:
+        maximum: float32.
+    """
     return tl.where(maximum == MINUS_INFINITY, 0.0, maximum)
 
 
 @triton.jit
 def mix(state):
-    """The splitmix64 finaliser on uint64, as `noise.mix`."""
+    """The splitmix64 finaliser, as `noise.mix`.
+
+    Args:
+        state: uint64.
+    """
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
     state = (state ^ (state >> 27)) * 0x94D049BB133111EB
     return state ^ (state >> 31)
@@ -53,14 +70,23 @@ def mix(state):
 
 @triton.jit
 def token_bits(state, ids):
-    """Hash of (state, id) as `noise.fold`, uint64; state is int64."""
+    """Hash of (state, id) as `noise.fold`, uint64.
+
+    Args:
+        state: int64, one for the row.
+        ids: Token ids.
+    """
     mixed = state.to(tl.uint64, bitcast=True) ^ ids.to(tl.uint64)
     return mix(mixed + 0x9E3779B97F4A7C15)
 
 
 @triton.jit
 def gumbel(bits):
-    """Standard Gumbel noise in float64 from hash bits, as `noise.gumbel`."""
+    """Standard Gumbel noise in float64, as `noise.gumbel`.
+
+    Args:
+        bits: uint64, from `token_bits`.
+    """
     uniform = ((bits >> 12).to(tl.int64).to(tl.float64) + 0.5) * (1.0 / 4503599627370496.0)
     return -tl.log(-tl.log(uniform))
 
@@ -71,6 +97,9 @@ def gumbel_bound(bits):
 
     -log u >= 1 - u, exact near 1 where the approximate logarithm is not; elsewhere the logarithm
     less more than its error. u is at most 1 - 2**-53, so -log u is at least 1e-16.
+
+    Args:
+        bits: uint64, from `token_bits`.
     """
     ceiling = ((bits >> 40).to(tl.int32).to(tl.float32) + 1.0) * (1.0 / 16777216.0)
     rate = tl.maximum(1.0 - ceiling, -tl.log(ceiling) * 0.999 - 1e-6)
@@ -79,7 +108,12 @@ def gumbel_bound(bits):
 
 @triton.jit
 def order_keys(x, ids):
-    """int64 keys that order logits as (larger first, then lower id): float bits made monotone."""
+    """int64 keys that order logits as (larger first, then lower id): float bits made monotone.
+
+    Args:
+        x: float32 logits.
+        ids: Their ids.
+    """
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (bits.to(tl.int64) << 32) | (0x7FFFFFFF - ids).to(tl.int64)
@@ -87,20 +121,35 @@ def order_keys(x, ids):
 
 @triton.jit
 def key_value(keys):
-    """The logits in `order_keys`."""
+    """The logits that keys stand for.
+
+    Args:
+        keys: int64, from `order_keys`.
+    """
     bits = (keys >> 32).to(tl.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def key_id(keys):
-    """The ids in `order_keys`."""
+    """The ids that keys stand for.
+
+    Args:
+        keys: int64, from `order_keys`.
+    """
     return 0x7FFFFFFF - (keys & 0x7FFFFFFF)
 
 
 @triton.jit
 def best_keys(keys, others, K: tl.constexpr, WIDTH: tl.constexpr):
-    """The K largest of two sets of keys in falling order, LOWEST in the rest of WIDTH slots."""
+    """The K largest of two sets of keys in falling order, LOWEST in the rest of WIDTH slots.
+
+    Args:
+        keys: int64.
+        others: int64.
+        K: How many are wanted.
+        WIDTH: Slots of the result, a power of two of at least K.
+    """
     slot = tl.arange(0, WIDTH)
     found = tl.full((WIDTH,), LOWEST, tl.int64)
     for number in range(0, K):
@@ -184,7 +233,18 @@ def scan_rows(
 def merge_parts(
     maxima, totals, moments, tokens, row, vocabulary, PARTS: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Maximum, total, moment and token of a row from those of its parts (ids rise with parts)."""
+    """Maximum, total, moment and token of a row from those of its parts; ids rise with parts.
+
+    Args:
+        maxima: Pointer to float32, PARTS per row; so are the next two.
+        totals: Sums of exp(l - m).
+        moments: Sums of exp(l - m) (l - m).
+        tokens: Pointer to the parts' argmax, int32.
+        row: Number of the row.
+        vocabulary: Logits of the row.
+        PARTS: Parts of a row.
+        WIDTH: A power of two of at least PARTS.
+    """
     if PARTS == 1:
         maximum = tl.load(maxima + row)
         total = tl.load(totals + row)
@@ -209,7 +269,15 @@ def merge_parts(
 
 @triton.jit
 def gather_logits(logits, banned, ids, used, BANS: tl.constexpr):
-    """Logits of a row at ids in float32; -inf for banned ids and for slots that are not used."""
+    """Logits of a row at ids in float32; -inf for banned ids and for slots that are not used.
+
+    Args:
+        logits: Pointer to the row's first logit.
+        banned: Pointer to BANS ids.
+        ids: Token ids, -1 for an empty slot.
+        used: Which slots are part of the row's.
+        BANS: Number of banned ids.
+    """
     used = used & (ids >= 0)
     x = tl.load(logits + ids, mask=used, other=MINUS_INFINITY).to(tl.float32)
     for number in range(0, BANS):

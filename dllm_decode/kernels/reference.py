@@ -15,19 +15,24 @@ FLOOR = -1e30
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What most decoding rules need of a row of logits; N rows.
+    """What most decoding rules need of N rows of logits.
 
-    With the row's maximum m: logsumexp = m + log(total), the top-1 probability is 1 / total, and
-    the entropy in nats is log(total) - moment / total.
+    With a row's maximum m: logsumexp = m + log(total), the top-1 probability is 1 / total, and the
+    entropy in nats is log(total) - moment / total.
 
     Attributes:
         token: (N,) int64, the lowest id among the maxima.
-        maximum: (N,) m.
-        total: (N,) sum exp(l - m).
-        moment: (N,) sum exp(l - m) * (l - m).
-        top_values: (N, k) the largest logits, largest first; None where not asked for.
+        maximum: (N,) the largest logit m.
+        total: (N,) sum of exp(l - m).
+        moment: (N,) sum of exp(l - m) * (l - m).
+        top_values: (N, k) the largest logits, largest first, where asked for in the same pass.
         top_ids: (N, k) their ids, the lower one first on ties.
-        at: (N, K) the logits at given ids; None where not asked for.
+        at: (N, K) the logits at given ids, where asked for in the same pass.
+
+    Examples:
+        >>> statistics = row_statistics(torch.tensor([[0.0, 0.0, 1000.0]]), k=2)
+        >>> statistics.token.tolist(), statistics.confidence.tolist(), statistics.top_ids.tolist()
+        ([2], [1.0], [[2, 0]])
     """
 
     token: Tensor
@@ -87,9 +92,9 @@ class CreditUpdate:
     Attributes:
         ids: (N, K) int64, -1 for an empty slot.
         credit: (N, K) in the dtype it came in, 0 where empty.
-        delta: (N, K) float64, what is added to the logits at ids.
-        raw: statistics without the additions.
-        fused: statistics with them, in float64.
+        delta: (N, K) float64, what is added to the logits at `ids`.
+        raw: Statistics without these additions.
+        fused: Statistics with them, in float64.
     """
 
     ids: Tensor
@@ -100,14 +105,20 @@ class CreditUpdate:
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision of all statistics: float32, or float64 for float64 logits."""
+    """The precision of all statistics: float32, or float64 for float64 logits.
+
+    Args:
+        dtype: Of the logits.
+    """
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
-    """The logits (..., V) in working precision with the banned ids (M,) at -inf.
+    """The logits in working precision with the banned ids at -inf; the input is not written to.
 
-    The input is not written to.
+    Args:
+        logits: (..., V).
+        banned: (M,) token ids, or None.
     """
     values = logits.to(working_dtype(logits.dtype))
     if banned is None or banned.numel() == 0:
@@ -116,8 +127,16 @@ def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
 
 
 def lowest_argmax(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of values (..., V) over the last dimension, and the lowest index that reaches it."""
-    # of several equal maxima torch promises the first
+    """Maximum over the last dimension and the lowest index that reaches it.
+
+    `torch.max` promises the lowest index.
+
+    Args:
+        values: (..., V).
+
+    Returns:
+        The maximum and the index, both (...).
+    """
     maximum, index = values.max(-1)
     return maximum, index
 
@@ -132,8 +151,8 @@ def row_statistics(
     Args:
         logits: (N, V) of any float dtype and row stride.
         banned: (M,) ids that count as -inf.
-        k: how many of the largest logits to return, 0 to V.
-        ids: (N, K) in [-1, V) whose logits to return.
+        k: How many of the largest logits to return, 0 to V.
+        ids: (N, K) in [-1, V), whose logits to return.
     """
     values = suppress(logits, banned)
     maximum, token = lowest_argmax(values)
@@ -155,7 +174,11 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
         banned: (M,) ids that count as -inf.
 
     Returns:
-        Values and ids, (N, k) each.
+        Values and ids, both (N, k).
+
+    Examples:
+        >>> top_k(torch.tensor([[1.0, 2.0, 2.0]]), 2)[1].tolist()
+        [[1, 2]]
     """
     values = suppress(logits, banned)
     k = min(k, values.shape[-1])
@@ -175,9 +198,15 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
 
 
 def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tensor:
-    """The logits of given ids (N, K) in [-1, V), in working precision.
+    """The logits of given ids, -inf for banned ids and for empty slots (id -1).
 
-    -inf for banned ids and for empty slots (-1).
+    Args:
+        logits: (N, V).
+        ids: (N, K) in [-1, V).
+        banned: (M,) ids that count as -inf.
+
+    Returns:
+        (N, K) in working precision.
     """
     # on a GPU an id out of range would end the process, where the host gets an error
     largest = None if ids.device.type == "cpu" else logits.shape[-1] - 1
@@ -200,14 +229,14 @@ def gumbel_statistics(
         draw = argmax_v  l_v / T + g(state, v),   g standard Gumbel noise in float64
 
     Args:
-        logits: (N, V); banned and k as in `row_statistics`.
+        logits: (N, V).
         states: (N,) int64, see `Noise.states`.
         temperature: T > 0.
-        banned: (M,) ids.
-        k: how many of the largest logits to return.
+        banned: (M,) ids that count as -inf.
+        k: How many of the largest logits to return, 0 to V.
 
     Returns:
-        The statistics (untempered) and the drawn ids (N,), lowest id on ties.
+        The statistics, untempered, and the drawn ids (N,), the lowest id on ties.
     """
     return (
         row_statistics(logits, banned, k),
@@ -218,7 +247,14 @@ def gumbel_statistics(
 def gumbel_argmax(
     logits: Tensor, states: Tensor, temperature: float, banned: Tensor | None = None
 ) -> Tensor:
-    """The draw of `gumbel_statistics` alone, (N,) int64."""
+    """The draw of `gumbel_statistics` alone, (N,) int64.
+
+    Args:
+        logits: (N, V).
+        states: (N,) int64, see `Noise.states`.
+        temperature: T > 0.
+        banned: (M,) ids that count as -inf.
+    """
     values = suppress(logits, banned)
     # by a tensor: CUDA would multiply by the reciprocal of a plain number, and round otherwise
     scaled = values / torch.full((), temperature, dtype=values.dtype, device=values.device)
@@ -234,7 +270,12 @@ def merged_additions(ids: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         delta: (..., K).
 
     Returns:
-        Ids and float64 delta of the same shape, -1 and 0 where empty.
+        Ids and float64 additions of the same shape, -1 and 0 where empty.
+
+    Examples:
+        >>> ids, delta = merged_additions(torch.tensor([7, 9, 7]), torch.tensor([1.0, 2.0, 4.0]))
+        >>> ids.tolist(), delta.tolist()
+        ([7, 9, -1], [5.0, 2.0, 0.0])
     """
     delta = delta.double().masked_fill(ids < 0, 0.0)
     same = (ids[..., :, None] == ids[..., None, :]) & (ids >= 0)[..., None]
@@ -260,10 +301,19 @@ def raised_statistics(
     additions are outside the reach of this identity: they can cancel nearly all of the mass.
 
     Args:
-        base: statistics of the N rows before.
-        values: (N, K) logits at ids, -inf for banned ids and empty slots.
+        base: Statistics of the rows without the additions.
+        values: (N, K) logits at `ids`, -inf for banned ids and empty slots.
         ids: (N, K) int64, distinct within a row, -1 for an empty slot.
         delta: (N, K), 0 or more.
+
+    Examples:
+        >>> logits, ids = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1]])
+        >>> base = row_statistics(logits)
+        >>> raised = raised_statistics(base, logits_at(logits, ids), ids, torch.tensor([[3.0]]))
+        >>> raised.token.item(), round(raised.confidence.item(), 4)
+        (1, 0.8668)
+        >>> round(row_statistics(torch.tensor([[2.0, 4.0, 0.0]])).confidence.item(), 4)
+        0.8668
     """
     # in a row that is -inf everywhere, 0 stands for the maximum: -inf - (-inf) would be NaN
     below = (
@@ -374,10 +424,15 @@ def threshold_selection(
         scores: (B, W), no NaN in open slots.
         open: (B, W) bool.
         threshold: (B,).
-        strict: ask for more than the threshold.
+        strict: Ask for more than the threshold.
 
     Returns:
-        Commit (B, W) bool, and (B,) int64, the slots left open.
+        The slots to commit, (B, W) bool, and how many slots each row has left open, (B,) int64.
+
+    Examples:
+        >>> scores = torch.tensor([[0.9, 0.4], [0.2, 0.3]])
+        >>> threshold_selection(scores, scores > 0, torch.tensor([0.8, 0.8]))[0].tolist()
+        [[True, False], [False, True]]
     """
     level = threshold[:, None]
     enough = open & (scores > level if strict else scores >= level)
@@ -392,7 +447,9 @@ def threshold_selection(
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """The logits hidden @ weight.T, products and sums in float32 or better, (N, V).
 
-    hidden: (N, D); weight: (V, D), the output head without bias, of the same dtype.
+    Args:
+        hidden: (N, D).
+        weight: (V, D), the output head without bias, of the same dtype.
     """
     if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
@@ -401,9 +458,14 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None) -> RowStatistics:
-    """The row statistics of `head_logits`; banned: (M,) ids.
+    """The row statistics of `head_logits`.
 
     The logits are not rounded to the dtype of the operands in between.
+
+    Args:
+        hidden: (N, D).
+        weight: (V, D), the output head without bias, of the same dtype.
+        banned: (M,) ids that count as -inf.
     """
     return row_statistics(head_logits(hidden, weight), banned)
 
@@ -413,7 +475,14 @@ def head_logits_at(
 ) -> Tensor:
     """The logits of given ids, -inf for banned ids and for empty slots (id -1).
 
-    hidden: (N, D); weight: (V, D); ids: (N, K) in [-1, V). Returns (N, K), float32 or better.
+    Args:
+        hidden: (N, D).
+        weight: (V, D), the output head without bias, of the same dtype.
+        ids: (N, K) in [-1, V).
+        banned: (M,) ids that count as -inf.
+
+    Returns:
+        (N, K), float32 or better.
     """
     dtype = working_dtype(hidden.dtype)
     columns = weight[ids.clamp(min=0)].to(dtype)

@@ -45,9 +45,14 @@ if TYPE_CHECKING:
 class Context:
     """What a task gets from the command line.
 
-    cfg: the composed configuration; overrides: the command line's, as given; choices: the option
-    of each group; folder: where results go; display: how people are told. Model and decoder are
-    built when they are first asked for.
+    Model and decoder are built when they are first asked for.
+
+    Attributes:
+        cfg: The composed configuration.
+        overrides: The command line's, without shorthands.
+        choices: The option of each group.
+        folder: Where results go.
+        display: How people are told.
     """
 
     cfg: DictConfig
@@ -67,14 +72,16 @@ class Context:
     @cached_property
     def decoder(self) -> TextDecoder:
         """The decoder of this configuration."""
-        from dllm_decode.api import build
+        from dllm_decode.api import build, check_before_loading
 
+        check_before_loading(self.cfg)
         return build(self.cfg, model=lambda: self.model)
 
     def decoder_with(self, *overrides: str) -> TextDecoder:
         """The decoder of this configuration with further overrides, sharing the loaded model.
 
-        overrides: as on the command line, e.g. `"strategy=factor"`; they come last and win.
+        Args:
+            overrides: As on the command line, e.g. `"strategy=factor"`; they come last and win.
         """
         from dllm_decode.api import build
         from dllm_decode.config.compose import compose_checked
@@ -125,7 +132,17 @@ class Task(ABC):
 
     @abstractmethod
     def run(self, context: Context) -> int:
-        """Do it; returns the exit code. Raises `DllmDecodeError` for faults."""
+        """Do it.
+
+        Args:
+            context: Configuration, model, run folder and display.
+
+        Returns:
+            The exit code, 0 for success.
+
+        Raises:
+            DllmDecodeError: A fault, as one message.
+        """
 
 
 def build_task(cfg: DictConfig) -> Task:

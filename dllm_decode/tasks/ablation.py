@@ -87,7 +87,7 @@ class Ablation(Task):
         from dllm_decode.config.compose import compose_checked
 
         lines, timed = self.lines(), self.timed_lines()
-        for line in lines:  # what cannot be is refused before the first job starts
+        for line in lines:  # a mistake in any of them is refused before the first job starts
             compose_checked(self.overrides(context, line))
         failed = self._shared(context, lines) if self.workers > 1 else 0
         every = [*lines, *timed]

@@ -28,7 +28,7 @@ class DecodingBench(Task):
 
     Groups: `step` (share of a step's time that each part takes, at batch 1 and 32); `batch`
     (prompts of mixed lengths, one to 32 at once); `batching` (answers of 2 to 100 tokens, eight at
-    once: continuous, static, and static with finished rows that stay, as it is done elsewhere);
+    once: continuous, static, and static with finished rows that stay, as in the released samplers);
     `cache` (every policy that fits the model, one canvas); `canvas` (`none` and `dual` on canvases
     of 64 to 512). One token is committed per pass and nothing stops early, so that all variants of
     a group do the same work; `step` uses the configured strategy. The limit of the model's

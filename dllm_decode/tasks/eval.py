@@ -166,7 +166,7 @@ class Eval(Task):
             yield
         except DllmDecodeError as error:
             if among_others:
-                note_failure(place, f"{name}: {error}")
+                note_failure(place, f"{type(error).__name__}: {error}")
             raise
         forget_failure(place)
 
@@ -319,14 +319,15 @@ class Eval(Task):
         from dllm_decode.evaluation.data import digest, manner
         from dllm_decode.evaluation.evaluate import template_of
 
-        tasks = list(dict.fromkeys(question.task for question in questions))
-        by_task = {
-            task: metrics.summary([s for s in folder.samples if s.task == task]) for task in tasks
+        families = list(dict.fromkeys(question.family for question in questions))
+        by_family = {
+            family: metrics.summary([s for s in folder.samples if s.family == family])
+            for family in families
         }
         return {
             "settings": settings_of(context.cfg),
             "model": model_facts(decoder),
-            "task_names": tasks,
+            "families": families,
             "problems": len(questions),
             "digest": digest(questions),
             "manner": manner(questions),
@@ -336,15 +337,18 @@ class Eval(Task):
             "template": template_of(decoder.model.tokenizer, self.template),
             "shots": {"file": self.shots, "count": self.shot_count},
             "errors": sum(bool(sample.error) for sample in folder.samples),
-            "figures": {"all": metrics.summary(folder.samples), **by_task},
+            "figures": {"all": metrics.summary(folder.samples), **by_family},
             "environment": environment(),
         }
 
 
 def shared_model(context: Context) -> LoadedModel:
     """The model of this configuration, kept for further jobs of this process."""
+    from dllm_decode.api import check_before_loading
+
     key = json.dumps(model_settings(context.cfg), sort_keys=True)
     if key not in _MODELS:
+        check_before_loading(context.cfg)
         _MODELS.clear()  # one at a time: a large model leaves no room for a second
         _MODELS[key] = context.model
     model: LoadedModel = _MODELS[key]
@@ -365,7 +369,7 @@ def world_questions(world: Any, count: int, seed: int) -> list[Question]:
     return [
         Question(
             key=f"{name}/{seed}/{number}",
-            task=name,
+            family=name,
             prompt=prompt,
             label="",
             max_new_tokens=columns(prompt),
@@ -411,7 +415,7 @@ def model_facts(decoder: TextDecoder) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware."""
+    """Versions and hardware that the figures depend on."""
     found = hardware()
     return {
         "python": found["python"],
@@ -529,7 +533,7 @@ def show_table(context: Context, paths: Sequence[Path]) -> None:
     runs = read_runs(paths)
     last = runs[-1].results
     runs = [run for run in runs if all(run.results[k] == last[k] for k in ("model", "digest"))]
-    context.display.show(terminal_table(rows_of(runs, None), title="all tasks"))
-    if len(last["task_names"]) > 1:
-        rows = [row for task in last["task_names"] for row in rows_of(runs[-1:], task)]
-        context.display.show(terminal_table(rows, title=runs[-1].name, tasks=True))
+    context.display.show(terminal_table(rows_of(runs, None), title="all families"))
+    if len(last["families"]) > 1:
+        rows = [row for family in last["families"] for row in rows_of(runs[-1:], family)]
+        context.display.show(terminal_table(rows, title=runs[-1].name, families=True))

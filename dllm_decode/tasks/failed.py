@@ -7,7 +7,6 @@ composed or built never gets that far; its folder is named by its overrides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from dllm_decode.errors import ConfigError
@@ -22,31 +21,25 @@ def note_failed_evaluation(overrides: Sequence[str], reason: str, since: float) 
         since: When it began [seconds of `time.time`]; where the evaluation has noted the same
             reason since then, once is enough.
     """
-    from dllm_decode.evaluation.store import FAILURE, JOB, read_json, write_json
-    from dllm_decode.tasks.eval import job_name
+    from dllm_decode.evaluation.store import FAILURE, forget_failure, note_failure, read_json
 
     path = _folder(overrides)
     if path is None:
         return
     for noted in path.parent.glob(f"*/{FAILURE}"):
-        if noted.stat().st_mtime >= since and read_json(noted).get("reason") == reason:
+        if noted.stat().st_mtime >= since and reason in str(read_json(noted).get("reason")):
+            forget_failure(path)  # of an earlier sweep
             return
-    name = job_name(_words(overrides).get("strategy", "credit"), overrides)
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / JOB, {"name": name, "overrides": list(overrides)})
-    write_json(path / FAILURE, {"reason": reason})
+    note_failure(path, reason)
 
 
 def forget_failed_evaluation(overrides: Sequence[str]) -> None:
     """Remove what `note_failed_evaluation` left for a job that has now been done."""
-    from dllm_decode.evaluation.store import FAILURE, JOB
+    from dllm_decode.evaluation.store import forget_failure
 
     path = _folder(overrides)
     if path is not None and path.is_dir():
-        with suppress(OSError):
-            for name in (JOB, FAILURE):
-                (path / name).unlink(missing_ok=True)
-            path.rmdir()
+        forget_failure(path)
 
 
 def _folder(overrides: Sequence[str]) -> Path | None:
@@ -63,7 +56,8 @@ def _folder(overrides: Sequence[str]) -> Path | None:
         runs = runs if words.get("task") == "eval" else None
     if not runs:
         return None
-    return Path(runs) / f"failed-{job_key({'overrides': sorted(overrides)})}"
+    own = sorted(text for text in overrides if not text.startswith("hydra."))
+    return Path(runs) / f"failed-{job_key({'overrides': own})}"
 
 
 def _words(overrides: Sequence[str]) -> dict[str, str]:

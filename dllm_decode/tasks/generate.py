@@ -27,8 +27,11 @@ INTERRUPTED = 130
 class Job:
     """One prompt to decode.
 
-    columns: to generate; grade: whether a text is right, or None; form: for infilling, the answer
-    with a gap for every token to be found, "" where all are.
+    Attributes:
+        asked: The prompt and what its line asked for.
+        columns: To generate.
+        grade: Whether a text is right, None where nobody knows.
+        form: For infilling, the answer with a gap for every token to be found, "" where all are.
     """
 
     asked: Asked
@@ -39,7 +42,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decode of all jobs. seconds: wall time, without display and warm-up."""
+    """A decode of all jobs.
+
+    Attributes:
+        result: Its rows are the jobs.
+        seconds: Wall time, without display and warm-up.
+    """
 
     result: Result
     seconds: float
@@ -54,13 +62,19 @@ class Decoded:
 class Generate(Task):
     """Decodes prompts and compares with one token per step.
 
-    prompt: one text; prompts: a file, see `console.prompts.read_prompts`; with neither, sample
-    problems of the model, graded; max_new_tokens: columns per prompt, None for what a sample
-    problem needs and 64 for other prompts; seed: prompt i is decoded with seed + i (lines of a
-    prompts file may say otherwise); batch_size: prompts decoded together, max_tokens_in_flight and
-    batching: see `Engine`, all of which change speed and nothing else; compare: decode the same
-    prompts with `strategy=sequential` as well; samples: number of sample problems; chat: whether
-    prompts become a user's message where the model has a chat template.
+    Attributes:
+        prompt: One text.
+        prompts: A file, see `console.prompts.read_prompts`; with neither, sample problems of the
+            model, which are graded.
+        max_new_tokens: Columns per prompt, None for what a sample problem needs and 64 for other
+            prompts.
+        seed: Prompt i is decoded with seed + i; lines of a prompts file may say otherwise.
+        batch_size: Prompts decoded together; changes speed and nothing else, like the next two.
+        max_tokens_in_flight: See `Engine`.
+        batching: See `Engine`.
+        compare: Decode the same prompts with `strategy=sequential` as well.
+        samples: Number of sample problems.
+        chat: Whether prompts become a user's message where the model has a chat template.
     """
 
     prompt: str | None = None
@@ -290,7 +304,7 @@ def samples_of(jobs: Sequence[Job], run: Decoded) -> list[Sample]:
         sample_of(
             outcome,
             problem=f"{number} {job.asked.source}",
-            task="generate",
+            family="generate",
             prompt=job.asked.title,
             text=outcome.text,
             correct=job.grade is not None and job.grade(outcome.text),

@@ -67,9 +67,9 @@ class Report(Task):
         for name, text in report.facts.items():
             context.display.say(f"{name}: {text}")
         columns = report.columns(tuple(HEADS))
-        context.display.show(terminal_table(report.overall, title="all tasks", columns=columns))
-        for task, rows in report.tasks.items() if len(report.tasks) > 1 else ():
-            context.display.show(terminal_table(rows, title=task, columns=columns))
+        context.display.show(terminal_table(report.overall, title="all families", columns=columns))
+        for family, rows in report.families.items() if len(report.families) > 1 else ():
+            context.display.show(terminal_table(rows, title=family, columns=columns))
         if report.times:
             context.display.show(terminal_wall_times(report.times))
         for note in report.notes:

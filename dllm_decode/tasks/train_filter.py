@@ -140,7 +140,15 @@ class TrainFilter(Task):
     ) -> Request:
         from dllm_decode.decoding.types import Request
 
-        ids = tuple(decoder.encode(prompt.content, row) for row, prompt in enumerate(asked))
+        ids = tuple(
+            decoder.encode(
+                prompt.content,
+                row,
+                continue_final=prompt.continue_final_message,
+                arguments=prompt.chat_template_kwargs,
+            )
+            for row, prompt in enumerate(asked)
+        )
         seeds = tuple(self.seed + row for row in range(len(ids)))
         columns, fixed = decoder.infilling(forms if any(forms) else None, lengths, len(ids))
         request = Request(ids, columns, seeds, fixed)

@@ -35,7 +35,8 @@ class FilterRecords:
     Examples:
         >>> confidence = torch.tensor([[0.9, 0.4], [0.8, 0.0]])
         >>> every = torch.ones(2, 2, dtype=torch.bool)
-        >>> records = Records(confidence, confidence > 0.5, every, every, torch.tensor([0, 1]))
+        >>> right, prompt = confidence > 0.5, torch.tensor([0, 1])
+        >>> records = FilterRecords(confidence, right, every, every, prompt)
         >>> [len(part) for part in split(records, share=0.5, seed=0)]
         [1, 1]
     """

@@ -70,16 +70,20 @@ def _filled(found: re.Match[str], page: Path, runs: Sequence[EvalRun]) -> str:
 def section(chosen: Sequence[EvalRun], runs: Sequence[EvalRun]) -> str:
     """What was measured with the chosen runs; runs: all, for the baseline."""
     first = chosen[0]
-    loose = [task for task in first.tasks if task in FAMILIES and not FAMILIES[task].determined]
+    loose = [
+        family
+        for family in first.families
+        if family in FAMILIES and not FAMILIES[family].determined
+    ]
     base = next((run for run in runs if is_sequential(run)), None)
-    said = [f"{len(first.samples):,} held-out problems of {len(first.tasks)} families, batch "]
+    said = [f"{len(first.samples):,} held-out problems of {len(first.families)} families, batch "]
     said += [f"{first.results['batch_size']}, made with [the results](../results.md)."]
     heads = ["strategy", "accuracy % [95 %]", "forwards per problem", "tokens per forward"]
     if loose:
         heads += [f"{', '.join(loose)}: accuracy %", "forwards"]
         said += [f" The last two columns: {_several(loose)}, where many answers are right."]
     if base is not None:
-        share, forwards = metrics.accuracy(base.samples), _forwards(base, base.tasks)
+        share, forwards = metrics.accuracy(base.samples), _forwards(base, base.families)
         said += [f" `{base.name}` has {percent(share)} % at {forwards:.1f} forwards."]
     text = textwrap.fill("".join(said), 120)
     return f"{text}\n\n{markdown_table(heads, [_row(run, loose) for run in chosen])}"
@@ -89,17 +93,17 @@ def _row(run: EvalRun, loose: Sequence[str]) -> list[str]:
     cells = [
         run.name,
         percent(metrics.accuracy(run.samples)),
-        f"{_forwards(run, run.tasks):.1f}",
+        f"{_forwards(run, run.families):.1f}",
         f"{metrics.tokens_per_forward(run.samples).value:.2f}",
     ]
     if loose:
-        share = metrics.accuracy([sample for sample in run.samples if sample.task in loose])
+        share = metrics.accuracy([sample for sample in run.samples if sample.family in loose])
         cells += [f"{100 * share.value:.1f}", f"{_forwards(run, loose):.1f}"]
     return cells
 
 
-def _forwards(run: EvalRun, tasks: Sequence[str]) -> float:
-    return metrics.forwards_per_problem([s for s in run.samples if s.task in tasks]).value
+def _forwards(run: EvalRun, families: Sequence[str]) -> float:
+    return metrics.forwards_per_problem([s for s in run.samples if s.family in families]).value
 
 
 def _several(names: Sequence[str]) -> str:

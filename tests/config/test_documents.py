@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,15 @@ def test_the_bundled_model_solves_every_list_problem_that_is_shown_to_people(cap
     for strategy in ("credit", "threshold"):
         found = load("llada", strategy).generate(prompts, max_new_tokens=32, batch_size=8)
         assert found.texts == tuple(map(solved, prompts)), strategy
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [(page, text) for page, _, text in blocks("python") if "from dllm_decode" in text],
+)
+def test_a_documented_python_example_imports_what_is_there(page: str, text: str) -> None:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dllm_decode"):
+            module = import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name), f"{page}: {node.module}.{name.name}"

@@ -260,7 +260,7 @@ def check_views(seed):
             assert int(view.window_step[place]) == taken[row] - begun[row][1]
             assert int(view.window_open[place]) == begun[row][2]
             assert int(view.steps_left[place]) == len(undecided)
-            assert columns_where(after.undecided[place]) < undecided or not shown & undecided
+            assert int(after.undecided[place].sum()) < len(undecided) or not shown & undecided
             if run.policy == "none":
                 assert shown == window
             taken[row] += 1
@@ -488,7 +488,7 @@ DEFECTS = {
         "torch.where(self.window_open > 0, self.window_open, opened.sum(1))", {"views"},
     ),
     "closing commits are forgotten": of_batch(
-        "_count", "counters.over_budget | change.forced", "change.forced", {"counts"}
+        "_count", "counters.over_budget | change.forced", "change.forced", {"counts", "syncs"}
     ),
     "probes are free": of_batch("_count", "(1 + change.probes)", "1", {"counts"}),
     "passes behind the end are counted": of_batch(
@@ -572,7 +572,7 @@ def fails(check, seeds):
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_core_does_what_the_check_says(name):
-    for seed in range(100 if profile() == "thorough" else 8):
+    for seed in range(60 if profile() == "thorough" else 8):
         CHECKS[name](seed)
 
 
@@ -583,7 +583,7 @@ def test_a_wrong_line_is_caught_by_the_intended_checks(name, monkeypatch):
     missed = {c for c in defect.caught_by if not fails(CHECKS[c], range(100))}
     assert not missed
     if profile() == "thorough":
-        others = {c for c in CHECKS if c not in defect.caught_by and fails(CHECKS[c], range(8))}
+        others = {c for c in CHECKS if c not in defect.caught_by and fails(CHECKS[c], range(4))}
         assert not others
 
 

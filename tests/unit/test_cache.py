@@ -29,7 +29,7 @@ from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.decoding.types import Decision, Request, StepView, Vocab
-from dllm_decode.errors import CapabilityError, ConfigError
+from dllm_decode.errors import ConfigError
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.strategies.eot import CommittedEot
 
@@ -212,9 +212,9 @@ class Watch:
         return self.inner(tokens, live, index, plan)
 
 
-def columns_of_steps(cache, threshold=0.0) -> list[list[int]]:
+def columns_of_steps(cache, threshold=0.0, strategy=None) -> list[list[int]]:
     watch = Watch()
-    pipeline = Pipeline(Bold(threshold))
+    pipeline = Pipeline(strategy or Bold(threshold))
     Decoder(watch, pipeline, Blocks(4), cache=cache).decode(Request(((1, 2, 3),), 12))
     return [[c for c in plan.columns[0].tolist() if c >= 0] for plan in watch.plans]
 
@@ -242,6 +242,12 @@ def test_delayed_recomputes_undecided_and_just_committed_columns():
     steps = columns_of_steps(DelayedCache(every=99), 1.0)
     assert len(steps[0]) == 15
     assert [len(step) for step in steps[1:4]] == [12, 11, 10]
+
+
+def test_delayed_recomputes_everything_in_every_so_many_steps():
+    sizes = [len(step) for step in columns_of_steps(DelayedCache(every=3), 1.0)]
+    assert [at for at, size in enumerate(sizes) if size == 15] == [0, 3, 6, 9]
+    assert {len(step) for step in columns_of_steps(DelayedCache(every=1), 1.0)} == {15}
 
 
 def test_certainty_commits_only_where_logits_are_fresh():
@@ -274,13 +280,24 @@ def test_the_dropped_tail_is_neither_computed_nor_attended_to():
         assert not plan.valid[:, 3 + 6 :].any()
 
 
-def test_a_probe_never_leaves_its_keys_and_values_behind():
-    @dataclass(frozen=True)
-    class Curious(Bold):
-        def decide(self, view: StepView, memory: None) -> Decision:
-            view.probe(torch.full_like(view.tokens, 5))
-            return super().decide(view, memory)
+@dataclass(frozen=True)
+class Curious(Bold):
+    def decide(self, view: StepView, memory: None) -> Decision:
+        view.probe(torch.full_like(view.tokens, 5))
+        return super().decide(view, memory)
 
+
+def test_what_a_probe_has_stored_is_computed_again_in_the_next_pass():
+    """Also behind the window, where nothing else asks for it."""
+    steps = columns_of_steps(DualCache(), strategy=Curious(1.0))
+    everything, block = list(range(15)), [3, 4, 5, 6]
+    assert steps[:4] == [everything, everything, everything, everything]
+    steps = columns_of_steps(DelayedCache(every=99), strategy=Curious(1.0))
+    assert steps[0] == steps[1] == everything, "the first probe stored the prompt as well"
+    assert steps[2] == everything and set(block) <= set(steps[4])
+
+
+def test_a_probe_changes_nothing_that_is_exact():
     options = {"block_length": 4, "schedule": Blocks(4)}
     plain = decoder(NoCache(), strategy=Curious(), **options).decode(REQUEST)
     stored = decoder(BlockExact(4), strategy=Curious(), **options).decode(REQUEST)
@@ -305,39 +322,6 @@ def test_nothing_is_kept_after_a_run():
     run.batch.abandon()
     assert run.memory is None
     assert run.batch.store is None and run.batch.cache_memory is None
-
-
-class Storeless:
-    vocab, device, max_length = VOCAB, torch.device("cpu"), None
-
-    def __call__(self, tokens, live, index, plan):
-        return torch.zeros(*index.shape, VOCAB.size)
-
-
-def test_a_model_without_keys_and_values_refuses_a_cache():
-    with pytest.raises(CapabilityError, match=r"cache \(DualCache\) needs keys and values"):
-        Decoder(Storeless(), Pipeline(Bold()), cache=DualCache())
-
-
-def test_block_exact_refuses_a_model_with_full_attention():
-    with pytest.raises(CapabilityError, match="exact for block-causal models only"):
-        decoder(BlockExact(4))
-
-
-def test_a_rule_that_looks_past_the_window_refuses_a_cache_without_those_logits():
-    class Far(Bold):
-        sees_canvas = True
-
-    with pytest.raises(CapabilityError, match="outside the current window"):
-        decoder(DualCache(), strategy=Far())
-
-
-def test_a_rule_that_needs_the_whole_window_refuses_a_cache_that_leaves_parts_out():
-    class Whole(Bold):
-        needs_window: ClassVar[bool] = True
-
-    with pytest.raises(CapabilityError, match="every column of the window"):
-        decoder(CertaintyCache(), strategy=Whole())
 
 
 @pytest.mark.parametrize(

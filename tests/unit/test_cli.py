@@ -104,6 +104,14 @@ def test_the_answer_to_a_prompt_is_shown(cli: Cli) -> None:
         ("prompt=null", "prompt=null"),
         ("prompt=", "prompt="),
         ("strategy=credit", "strategy=credit"),
+        ("model.checkpoint=it's a=dir (x)/ck", "model.checkpoint='it\\'s a=dir (x)/ck'"),
+        ("model.checkpoint=GSAI-ML/LLaDA-8B-Base", "model.checkpoint=GSAI-ML/LLaDA-8B-Base"),
+        ("model.checkpoint=[a,bundled:llada-tiny]", "model.checkpoint=[a,bundled:llada-tiny]"),
+        ("model.checkpoint=a b,c d", "model.checkpoint=a b,c d"),
+        ("model.checkpoint=${oc.env:HOME}/x y", "model.checkpoint=${oc.env:HOME}/x y"),
+        ("model.checkpoint='x y'", "model.checkpoint='x y'"),
+        ("+strategy.select.weights=a (1)/f", "+strategy.select.weights='a (1)/f'"),
+        ("runs=my runs", "runs='my runs'"),
     ],
 )
 def test_free_text_is_quoted_for_the_override_grammar(word: str, expected: str) -> None:
@@ -116,6 +124,13 @@ def test_a_prompt_with_every_special_character_arrives_as_it_was_written(cli: Cl
     assert "the prompt contains ','" in cli.err
     assert cli("--cfg", "job", f"prompt={text}") == 0
     assert yaml.safe_load(cli.out)["prompt"] == text
+
+
+def test_a_path_with_a_comma_is_one_path_where_it_is_there(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a, b").mkdir()
+    assert quoted("model.checkpoint=a, b") == "model.checkpoint='a, b'"
+    assert quoted("model.checkpoint=a, c") == "model.checkpoint=a, c"
 
 
 def test_prompts_come_from_a_file_of_lines(cli: Cli, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def write(path: Path, *records: object) -> Path:
 @pytest.mark.parametrize("name", GOOD)
 def test_a_format_is_told_from_its_keys_and_its_label_is_right(name, tmp_path):
     (question,) = data.from_file(write(tmp_path / "a.jsonl", GOOD[name]))
-    assert question.task == name
+    assert question.family == name
     assert question.grade(question.label)
     assert not question.grade("nonsense 17")
 

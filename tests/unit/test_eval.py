@@ -182,7 +182,7 @@ def test_nothing_and_repeated_keys_are_refused():
 
 def sample(key: str, **changes) -> Sample:
     return Sample(
-        **{**dict(problem=key, task="t", prompt="", text="", correct=True, forwards=2, slots=2,
+        **{**dict(problem=key, family="t", prompt="", text="", correct=True, forwards=2, slots=2,
                   steps=(0, 1)), **changes}
     )  # fmt: skip
 
@@ -368,7 +368,7 @@ def test_a_file_of_problems_is_evaluated(tmp_path):
     data.write_text(json.dumps({"question": "abc", "answer": "#### 2"}) + "\n", encoding="utf-8")
     assert command(tmp_path, *SEQUENTIAL, f"task.data={data}", "max_new_tokens=3") == 0
     (found,) = results_in(tmp_path / "runs").values()
-    assert found["task_names"] == ["gsm8k"] and found["problems"] == 1
+    assert found["families"] == ["gsm8k"] and found["problems"] == 1
     assert found["template"] == "plain" and found["shots"] == {"file": None, "count": 0}
 
 
@@ -619,7 +619,7 @@ def test_a_job_of_a_sweep_that_cannot_begin_is_listed_by_the_report(tmp_path, ca
     assert command(tmp_path, *words, sweep=True) == 2
     found = store.collect(tmp_path / "runs")
     assert [r.name for r in found.runs] == ["topk schedule=whole"]
-    assert "learn2pd schedule=whole: " in found.failed[0]
+    assert "learn2pd" in found.failed[0] and "made for blocks of 32 columns" in found.failed[0]
     assert found.counts == "1 of 2 jobs done, 1 failed"
     place = [f"runs={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'report'}"]
     assert main(["task=report", "task.figures=false", "display=plain", *place]) == 1

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.cache import BlockExact, CertaintyCache, DualCache, Plan
+from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Interrupted, Observer
 from dllm_decode.decoding.sampling import Categorical, Greedy
@@ -433,3 +434,79 @@ def test_looking_less_often_changes_nothing_but_surplus_passes(
         assert row_of(often, row) == row_of(seldom, row)
     assert spent == sum(seldom.forwards) + sum(seldom.surplus_forwards)
     assert sum(often.surplus_forwards) == 0
+
+
+# Autograd.
+
+
+class Learned(torch.nn.Module):
+    """A model of one's own, with weights that are being trained."""
+
+    vocab, device, max_length = VOCAB, torch.device("cpu"), None
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = torch.nn.Embedding(VOCAB.size, 8)
+        self.head = torch.nn.Linear(8, VOCAB.size)
+
+    def forward(self, tokens, live, index, plan):
+        whole = self.embedding(tokens).mean(1, keepdim=True)
+        return self.head(whole + self.embedding(index.clamp(min=0) % VOCAB.size))
+
+
+class Enabling(Learned):
+    """Asks for a graph itself."""
+
+    @torch.enable_grad()
+    def forward(self, tokens, live, index, plan):
+        return super().forward(tokens, live, index, plan)
+
+
+@dataclass(frozen=True)
+class Weighing(Take):
+    """A rule with a weight of its own that takes part in everything it says."""
+
+    weight: torch.nn.Parameter = field(default_factory=lambda: torch.nn.Parameter(torch.ones(1)))
+
+    def decide(self, view, memory):
+        decision = super().decide(view, memory)
+        scores = view.pred.confidence * self.weight
+        return Decision(decision.commit, scores=scores, confidence=scores)
+
+
+@pytest.mark.parametrize("model", [Learned, Enabling])
+@pytest.mark.parametrize("strategy", [Take, Weighing])
+def test_no_graph_is_kept_whoever_wrote_the_model(model, strategy):
+    rule, kept = strategy(), []
+
+    class Keeping(Observer):
+        def step(self, change, snapshot):
+            kept.append((change.confidence, change.scores, change.probability))
+
+    run = Decoder(model(), rule, WholeCanvas(), observers=(Keeping(),)).begin(Request(((1, 2),), 4))
+    run.admit([0])
+    while run.live:
+        run.step()
+        assert not run.canvas.confidence_of.requires_grad
+    assert not any(plane.requires_grad for step in kept for plane in step)
+    assert not any(view.pred.confidence.requires_grad for view in rule.seen)
+    assert not any(view.pred.logits.requires_grad for view in rule.seen)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("missing", ["vocab", "device", "max_length"])
+def test_a_model_without_what_every_model_needs_is_refused_by_name(missing):
+    members = {"vocab": VOCAB, "device": torch.device("cpu"), "max_length": None}
+    del members[missing]
+    kind = type("Mine", (), {**members, "__call__": lambda self, *given: None})
+    with pytest.raises(CapabilityError, match=rf"^model \(Mine\) has no {missing}; a model needs"):
+        Decoder(kind(), Take())
+
+
+def test_a_model_declares_what_it_can_do_by_its_attributes():
+    assert Capabilities.of(HashDenoiser()).block_length is None
+    assert Capabilities.of(HashDenoiser()).fingerprint is None
+    assert Capabilities.of(Causal()).block_length == 4
+    with pytest.raises(ConfigError, match="block_length of the model must be a whole number >= 1"):
+        Decoder(Causal(block_length=0), Take())

@@ -34,7 +34,7 @@ EOT = 9
 
 
 def sample(steps=(0, 1), **changes) -> Sample:
-    values = dict(problem="p", task="t", prompt="?", text="!", correct=True, forwards=4, slots=8)
+    values = dict(problem="p", family="t", prompt="?", text="!", correct=True, forwards=4, slots=8)
     return Sample(**{**values, "steps": tuple(steps), **changes})
 
 
@@ -43,7 +43,7 @@ def made(sequence, step_of, forwards=5, slots=6, **more) -> Sample:
         tuple(sequence), forwards, "eot", tuple(step_of), (1.0,) * len(sequence), eot_ids=(EOT,)
     )
     return metrics.sample_of(
-        outcome, problem="p", task="t", prompt="", text="", correct=True, slots=slots,
+        outcome, problem="p", family="t", prompt="", text="", correct=True, slots=slots,
         **more,
     )  # fmt: skip
 

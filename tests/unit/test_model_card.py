@@ -33,7 +33,7 @@ EOT = 0
 def sample(task: str, number: int, tokens: list[int], *, correct: bool, forwards: int = 4, **more):
     steps = tuple(range(len(tokens)))
     values = {
-        "problem": f"{task}/held_out/0/{number}", "task": task, "prompt": "", "text": "",
+        "problem": f"{task}/held_out/0/{number}", "family": task, "prompt": "", "text": "",
         "correct": correct, "forwards": forwards, "slots": 8, "steps": steps,
         "ready": tuple(max(0, step - 2) for step in steps), "tokens": (*tokens, EOT),
         "confidence": (0.95,) * len(tokens),
@@ -42,7 +42,7 @@ def sample(task: str, number: int, tokens: list[int], *, correct: bool, forwards
 
 
 def run(*samples: Sample) -> EvalRun:
-    return EvalRun(Path(), {"task_names": list(dict.fromkeys(s.task for s in samples))}, samples)
+    return EvalRun(Path(), {"families": list(dict.fromkeys(s.family for s in samples))}, samples)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 
 from dllm_decode.decoding.cache import (
     BlockExact,
+    DualCache,
     NoCache,
     PeriodicCache,
     Plan,
@@ -20,6 +21,7 @@ from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.models import load_model
+from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
@@ -247,6 +249,20 @@ def test_a_shifted_model_with_a_store_recomputes_the_column_before_each_wanted_o
     # nothing has changed since the store was filled, so the logits are those of a full pass
     monkeypatch.undo()
     assert torch.allclose(logits, denoiser(ids, live, index, Plan()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "first"), [("dream", 7), ("llada", 8)])
+def test_the_loop_recomputes_the_columns_at_which_a_model_reads_its_logits(
+    denoisers, monkeypatch, family, first
+):
+    """Dream's first logit of a block stands at the column in front of the block."""
+    calls = record_calls(denoisers[family], monkeypatch)
+    decoder = Decoder(denoisers[family], TopK(1), Blocks(4), DualCache())
+    decoder.decode(Request((tuple(tokens(8).tolist()),), 8))
+    positions = [call["position_ids"][0].tolist() for call in calls]
+    full, block = list(range(16)), list(range(first, 12))
+    assert positions[:5] == [full, block, block, block, full]
+    assert positions[5] == list(range(first + 4, 16))
 
 
 @pytest.mark.parametrize("schedule", [Blocks(4), Blocks(8, origin="prompt")])

@@ -17,13 +17,13 @@ STRATEGIES = Path(__file__).parents[2] / "docs" / "strategies"
 def run(name: str, right: int, forwards: int, select: dict | None = None) -> EvalRun:
     found = tuple(
         Sample(
-            problem=f"{task}/{n}", task=task, prompt="", text="", correct=n < right, slots=8,
+            problem=f"{task}/{n}", family=task, prompt="", text="", correct=n < right, slots=8,
             forwards=forwards, steps=(0, 0, 0),
         )
         for task in ("copy", "shuffle") for n in range(4)
     )  # fmt: skip
     settings = {"strategy": {"select": select or {"_target_": "x.Y"}, "transforms": {}}}
-    results = {"name": name, "task_names": ["copy", "shuffle"], "batch_size": 2}
+    results = {"name": name, "families": ["copy", "shuffle"], "batch_size": 2}
     return EvalRun(Path(), {**results, "settings": settings}, found)
 
 

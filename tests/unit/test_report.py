@@ -30,7 +30,7 @@ def samples(right: int, forwards: int, *, wasted: int = 0, tokens: int = 8, coun
     steps = tuple(min(i * useful // tokens, useful - 1) for i in range(tokens))
     return [
         Sample(
-            problem=f"copy/{n}", task="copy" if n % 2 else "sort", prompt="?", text="!",
+            problem=f"copy/{n}", family="copy" if n % 2 else "sort", prompt="?", text="!",
             correct=n < right, forwards=forwards, slots=16, steps=steps, seconds=forwards / 100,
         )
         for n in range(count)
@@ -46,7 +46,7 @@ def run(
     shutil.rmtree(path, ignore_errors=True)
     results = {
         "name": name, "order": order, "settings": {"strategy": strategy, "schedule": {}},
-        "task_names": ["copy", "sort"], "problems": len(found), "digest": "d1", "batch_size": 4,
+        "families": ["copy", "sort"], "problems": len(found), "digest": "d1", "batch_size": 4,
         "model": {"description": "a model", "fingerprint": "f1"}, "figures": {}, "errors": 0,
         "environment": {"time": "2026", "cores": 2, "processor": "a processor"}, **changes,
     }  # fmt: skip
@@ -265,7 +265,7 @@ def test_pages_show_those_wall_times_instead_of_the_runs_own(tmp_path, capsys):
         assert "on 4 at batch 4; medians of 3 repetitions in which all runs took turns" in after
         assert "2.00x fewer forwards, 3.00x less wall time" in after
     said = capsys.readouterr().out
-    table, clock = said.split("all tasks", 1)[1].split("wall time", 1)
+    table, clock = said.split("all families", 1)[1].split("wall time", 1)
     assert "time" not in table and "20.0 " in clock and "500.0" not in clock
     rows = list(csv.DictReader((tmp_path / "out" / "wall_time.csv").open()))
     assert [float(rows[0][f"seconds_per_problem{end}"]) for end in ("", "_low", "_high")] == [
@@ -408,7 +408,7 @@ def test_a_report_writes_every_form_and_the_same_figures_twice(runs, tmp_path):
     written = report.write_report(store.collect(runs), tmp_path / "out", preface="Read *this*.")
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {"table.csv", "report.md", "report.html"} <= names
-    for figure in ("accuracy_speed", "tasks", "steps", "grid"):
+    for figure in ("accuracy_speed", "families", "steps", "grid"):
         assert {f"{figure}.svg", f"{figure}.png"} <= names
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     parser = Balance()
@@ -512,18 +512,18 @@ def test_names_that_mean_something_elsewhere_do_no_harm_in_any_form(tmp_path):
 @pytest.mark.parametrize("name", ["=1", "+1", "-1", "@1", "\t=1", "\r=1", "\n@1"])
 def test_no_cell_of_a_spreadsheet_begins_a_formula(runs, name):
     (row, *_) = tables.rows_of(read(runs), None)
-    row = replace(row, strategy=name, task=name)
+    row = replace(row, strategy=name, family=name)
     (found,) = csv.DictReader(io.StringIO(tables.csv_text([row]), newline=""))
-    assert found["strategy"] == found["task"] == f"'{name.strip()}"
+    assert found["strategy"] == found["family"] == f"'{name.strip()}"
     timing = tables.WallTime(name, 1, 1, 1, row.accuracy, 1.0, None)
     assert tables.wall_time_csv([timing]).splitlines()[1].lstrip('"').startswith("'")
 
 
 def test_facts_about_the_machine_and_names_of_tasks_are_text_as_well(tmp_path):
     facts = {"time": "2026", "cores": 2, "processor": "<script>x</script>"}
-    found = [replace(s, task="<b>copy</b>") for s in samples(3, 4, count=4)]
+    found = [replace(s, family="<b>copy</b>") for s in samples(3, 4, count=4)]
     run(
-        tmp_path / "runs", "a", found, task_names=["<b>copy</b>"], environment=facts,
+        tmp_path / "runs", "a", found, families=["<b>copy</b>"], environment=facts,
         model={"description": "<img src=x>"},
     )  # fmt: skip
     report.write_report(store.collect(tmp_path / "runs"), tmp_path / "out", draw=False)
@@ -550,7 +550,7 @@ def test_the_page_is_the_markdown_and_its_figures(runs, tmp_path):
 def test_figures_show_names_as_they_are(runs, form):
     pytest.importorskip("matplotlib")
     found = [replace(r, results={**r.results, "name": f"{form}{r.name}"}) for r in read(runs)]
-    for make in (figures.accuracy_against_speed, figures.per_task, figures.commits_over_steps,
+    for make in (figures.accuracy_against_speed, figures.per_family, figures.commits_over_steps,
                  figures.ablation_grid):  # fmt: skip
         drawn = make(found)
         drawn.canvas.draw()
@@ -639,7 +639,7 @@ def test_an_ablation_adds_parts_and_wall_times(tmp_path, capsys):
     assert first == ["1 task.timing=1"] * 3 + ["2 task.timing=1"] * 3
     page = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "time at batch 1 (ms per problem [range])" in page and "time at batch 2" in page
-    assert "against sequential schedule=whole stop=never, 3 problems)" in page
+    assert "against sequential stop=never schedule=whole, 3 problems)" in page
 
 
 def test_a_finished_job_takes_the_place_it_has_in_the_present_list(tmp_path):

@@ -24,7 +24,7 @@ WRONG += [[-7], [None], [1e308], {"strategy": {"select": []}}, {"strategy": {"st
 
 def sample(number: int, **changes) -> Sample:
     given = dict(
-        problem=f"p{number}", task="t", prompt="?", text="!", correct=True, forwards=3, slots=4,
+        problem=f"p{number}", family="t", prompt="?", text="!", correct=True, forwards=3, slots=4,
         steps=(0, 1), ready=(0, 0), confidence=(0.5, 1.0), end_step=2, tokens=(5, 6, 7),
     )  # fmt: skip
     return Sample(**{**given, **changes})
@@ -32,7 +32,7 @@ def sample(number: int, **changes) -> Sample:
 
 RESULTS = {
     "name": "a run", "order": 0, "settings": {"strategy": {"select": {"_target_": "x.TopK"}}},
-    "task_names": ["t"], "problems": 3, "digest": "d", "model": {"description": "m"},
+    "families": ["t"], "problems": 3, "digest": "d", "model": {"description": "m"},
     "figures": {}, "batch_size": 4, "timing": 0, "manner": {"t": "m"}, "seed": 0,
     "template": "plain", "errors": 0, "environment": {"time": "2026", "cores": 2},
 }  # fmt: skip
@@ -93,7 +93,7 @@ def test_a_wrong_value_under_any_key_is_left_out_with_file_and_key_or_does_no_ha
                 assert str(file.parent) in left_out, (key, value)
                 refused.add(key)
             if len(names) == 1 and type(value) in (list, dict, float):
-                assert repr(key) in left_out or key in ("problems", "task_names"), (key, value)
+                assert repr(key) in left_out or key in ("problems", "families"), (key, value)
     free = {"seed", "order", "batch_size", "timing"} if name == store.JOB else set()
     assert refused >= set(keys) - free, set(keys) - refused
 
@@ -144,8 +144,8 @@ def test_samples_whose_values_do_not_fit_each_other_are_left_out(runs, change, m
 
 
 def test_tasks_and_samples_have_to_agree(runs):
-    changed(runs / "other" / store.RESULTS, "task_names", ["t", "u"])
-    assert "'task_names' and the samples differ in ['u']" in reported(runs)[1]
+    changed(runs / "other" / store.RESULTS, "families", ["t", "u"])
+    assert "'families' and the samples differ in ['u']" in reported(runs)[1]
 
 
 def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
@@ -317,3 +317,13 @@ def test_no_module_imports_what_windows_does_not_have():
 @pytest.mark.parametrize("value", [DEEP, "x" * 10**6, list(range(10**5)), {"a": {"b": {"c": 1}}}])
 def test_a_wrong_value_is_shown_in_a_few_letters(value):
     assert len(validation.shown(value)) < 200
+
+
+def test_files_of_earlier_versions_are_read(runs):
+    results = runs / "other" / store.RESULTS
+    results.write_text(results.read_text().replace('"families"', '"task_names"'))
+    samples = runs / "other" / store.SAMPLES
+    samples.write_text(samples.read_text().replace('"family"', '"task"'))
+    assert reported(runs) == (["a run", "good"], "")
+    with store.JobFolder(runs / "other", JOB) as job:  # and an unfinished job goes on
+        assert [s.family for s in job.samples] == ["t", "t", "t"]

@@ -4,9 +4,12 @@ import pytest
 import torch
 from views import view_of
 
+from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.types import Memory, Request, Vocab, gather_columns
 from dllm_decode.errors import ConfigError
+from dllm_decode.strategies.fixed import TopK
+from dllm_decode.testing import HashDenoiser
 
 PAIR = ((1, 2), (3,))
 
@@ -111,3 +114,27 @@ def test_a_view_with_another_prediction_is_otherwise_the_same():
     other = view.with_prediction(pred)
     assert other.pred is pred and other.snapshot is view.snapshot
     assert view.mask_ratio.tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompts": ((1, 2.0),)}, r"prompt 0 must hold token ids, got 2\.0"),
+        ({"prompts": ((True,),)}, "prompt 0 must hold token ids, got True"),
+        ({"prompts": ((1,), ("a",))}, "prompt 1 must hold token ids, got 'a'"),
+        ({"fixed": ({0: 1.5},)}, r"fixed tokens of row 0 must be token ids, got 1\.5"),
+        ({"fixed": ({0.5: 1},)}, "offsets of row 0's fixed tokens must be whole, got 0.5"),
+        ({"seeds": (1.0,)}, r"the seed of row 0 must be a whole number, got 1\.0"),
+        ({"seeds": (2**63,)}, "the seed of row 0 must lie in"),
+        ({"seeds": (-(2**63) - 1,)}, "the seed of row 0 must lie in"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        Request(**{"prompts": ((1,),), "max_new_tokens": 3, **given})
+
+
+def test_the_largest_seeds_are_taken():
+    request = Request(((1,), (2,)), 3, seeds=(2**63 - 1, -(2**63)))
+    result = Decoder(HashDenoiser(), TopK(1)).decode(request)
+    assert [len(row) for row in result.sequences] == [3, 3]

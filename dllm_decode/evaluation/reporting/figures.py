@@ -42,7 +42,7 @@ def draw_all(runs: Sequence[EvalRun], folder: Path) -> list[Path]:
     drawn: list[Path] = []
     makers: dict[str, Callable[[Sequence[EvalRun]], Figure]] = {
         "accuracy_speed": accuracy_against_speed,
-        "tasks": per_task,
+        "families": per_family,
         "steps": commits_over_steps,
         "grid": ablation_grid,
     }
@@ -150,11 +150,11 @@ def _legend_beside(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
 
 
-def per_task(runs: Sequence[EvalRun]) -> Figure:
-    """One panel per task: a bar of tokens per forward for each run, its accuracy written beside."""
-    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
-    columns = min(3, len(tasks))
-    lines = math.ceil(len(tasks) / columns)
+def per_family(runs: Sequence[EvalRun]) -> Figure:
+    """A panel per family with a bar of tokens per forward for each run, its accuracy beside it."""
+    families = list(dict.fromkeys(family for run in runs for family in run.families))
+    columns = min(3, len(families))
+    lines = math.ceil(len(families) / columns)
     figure, panels = canvas(
         3.1 * columns + 0.8,
         (0.21 * len(runs) + 0.75) * lines,
@@ -163,17 +163,17 @@ def per_task(runs: Sequence[EvalRun]) -> Figure:
         squeeze=False,
         sharey=True,
     )
-    for axes in panels.flat[len(tasks) :]:
+    for axes in panels.flat[len(families) :]:
         axes.set_visible(False)
-    for task, axes in zip(tasks, panels.flat, strict=False):
-        rows = rows_of([run for run in runs if task in run.tasks], task)
-        _bars(axes, rows, task)
-    for axes in panels.flat[max(0, len(tasks) - columns) : len(tasks)]:
+    for family, axes in zip(families, panels.flat, strict=False):
+        rows = rows_of([run for run in runs if family in run.families], family)
+        _bars(axes, rows, family)
+    for axes in panels.flat[max(0, len(families) - columns) : len(families)]:
         axes.set_xlabel("tokens per forward")
     return figure
 
 
-def _bars(axes: Axes, rows: Sequence[Row], task: str) -> None:
+def _bars(axes: Axes, rows: Sequence[Row], family: str) -> None:
     places = list(range(len(rows)))
     values = [row.tokens_per_forward.value for row in rows]
     axes.barh(places, values, color=[style(i)[0] for i in places], height=0.72)
@@ -190,7 +190,7 @@ def _bars(axes: Axes, rows: Sequence[Row], task: str) -> None:
     axes.grid(axis="y", visible=False)
     if not axes.yaxis_inverted():
         axes.invert_yaxis()
-    axes.set_title(f"{task} (accuracy at the bar's end)", fontsize=8)
+    axes.set_title(f"{family} (accuracy at the bar's end)", fontsize=8)
 
 
 def commits_over_steps(runs: Sequence[EvalRun]) -> Figure:
@@ -248,24 +248,26 @@ def _commits(axes: Axes, run: EvalRun, number: int) -> None:
 
 
 def ablation_grid(runs: Sequence[EvalRun]) -> Figure:
-    """Accuracy (shade and number) of every run on every task, tokens per forward beneath."""
-    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
-    figure, axes = canvas(max(5.0, 2.4 + 0.62 * len(tasks)), 0.9 + 0.34 * len(runs))
-    by_task = {
-        task: {row.strategy: row for row in rows_of([r for r in runs if task in r.tasks], task)}
-        for task in tasks
+    """Accuracy (shade and number) of every run on every family, tokens per forward beneath."""
+    families = list(dict.fromkeys(family for run in runs for family in run.families))
+    figure, axes = canvas(max(5.0, 2.4 + 0.62 * len(families)), 0.9 + 0.34 * len(runs))
+    by_family = {
+        family: {
+            row.strategy: row for row in rows_of([r for r in runs if family in r.families], family)
+        }
+        for family in families
     }
     shares = [
         [
-            100 * by_task[t][r.name].accuracy.value if r.name in by_task[t] else math.nan
-            for t in tasks
+            100 * by_family[t][r.name].accuracy.value if r.name in by_family[t] else math.nan
+            for t in families
         ]
         for r in runs
     ]
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     for i, run in enumerate(runs):
-        for j, task in enumerate(tasks):
-            row = by_task[task].get(run.name)
+        for j, family in enumerate(families):
+            row = by_family[family].get(run.name)
             if row is not None:
                 axes.text(
                     j,
@@ -277,7 +279,7 @@ def ablation_grid(runs: Sequence[EvalRun]) -> Figure:
                     linespacing=0.95,
                     color="black" if row.accuracy.value > 0.55 else "white",
                 )
-    axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", fontsize=7)
+    axes.set_xticks(range(len(families)), families, rotation=45, ha="right", fontsize=7)
     axes.set_yticks(range(len(runs)), [run.name for run in runs], fontsize=7)
     axes.grid(visible=False)
     axes.set_title("accuracy [%], tokens per forward below", fontsize=9)

@@ -27,14 +27,14 @@ OVERALL = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
            "speedup_forwards", "speedup_useful", "speedup_wall", "headroom")  # fmt: skip
 BEHAVIOUR = ("strategy", "slots_per_forward", "wasted_forwards", "decoding_order", "redundancy",
              "seconds_per_problem", "tokens_per_second")  # fmt: skip
-PER_TASK = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
+PER_FAMILY = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
             "speedup_forwards", "speedup_useful", "headroom")  # fmt: skip
 
 _CAPTIONS = {
     "accuracy_speed": "Accuracy against tokens per forward, with 95 % intervals and Pareto front.",
-    "tasks": "Tokens per forward on each task, with the accuracy at the end of each bar.",
+    "families": "Tokens per forward on each family, with the accuracy at the end of each bar.",
     "steps": "Tokens committed in each model pass.",
-    "grid": "Accuracy of every run on every task, tokens per forward below.",
+    "grid": "Accuracy of every run on every family, tokens per forward below.",
 }
 
 
@@ -46,7 +46,7 @@ class ReportPage:
         title: Its heading.
         facts: Name to text, about model, machine and settings.
         overall: A row per run.
-        tasks: The same for each task, by its name.
+        families: The same for each family, by its name.
         notes: The controls.
         parts: A row per run on part of the problems, with the baseline on the same ones.
         times: Wall times by batch size.
@@ -60,7 +60,7 @@ class ReportPage:
     title: str
     facts: Mapping[str, str]
     overall: Sequence[Row]
-    tasks: Mapping[str, Sequence[Row]]
+    families: Mapping[str, Sequence[Row]]
     notes: Sequence[Note]
     parts: Sequence[Row] = ()
     times: Sequence[WallTime] = ()
@@ -96,7 +96,7 @@ def to_markdown(report: ReportPage, figures: Sequence[str] = ()) -> str:
     parts += [f"> {escaped(report.counts)}.\n"] if report.counts else []
     parts += [f"> Left out: {escaped(text)}\n" for text in report.warnings]
     overall, behaviour = report.columns(OVERALL), report.columns(BEHAVIOUR)
-    parts += ["## All tasks together\n", markdown(report.overall, overall)]
+    parts += ["## All families together\n", markdown(report.overall, overall)]
     parts += ["## How they decode\n", markdown(report.overall, behaviour)]
     for path in figures:
         caption = _CAPTIONS.get(Path(path).stem, "")
@@ -110,9 +110,9 @@ def to_markdown(report: ReportPage, figures: Sequence[str] = ()) -> str:
     if report.notes:
         lines_of_notes = [f"- **{note.kind}.** {escaped(note.text)}\n" for note in report.notes]
         parts += ["## Controls\n", "".join(lines_of_notes)]
-    parts.append("## Task by task\n")
-    for task, rows in report.tasks.items():
-        parts += [f"### {escaped(task)}\n", markdown(rows, PER_TASK)]
+    parts.append("## Family by family\n")
+    for family, rows in report.families.items():
+        parts += [f"### {escaped(family)}\n", markdown(rows, PER_FAMILY)]
     parts += ["## Definitions\n", definitions_markdown()]
     return "\n".join(parts)
 

@@ -25,7 +25,7 @@ def read_runs(paths: Sequence[Path]) -> list[EvalRun]:
 # Short heads: a table has to fit into 100 letters.
 HEADS = {
     "strategy": "strategy",
-    "task": "task",
+    "family": "family",
     "problems": "problems",
     "accuracy": "accuracy\n% [95 %]",
     "forwards": "forwards",
@@ -39,14 +39,14 @@ HEADS = {
 def terminal_table(
     rows: Sequence[tables.Row],
     title: str = "",
-    tasks: bool = False,
+    families: bool = False,
     columns: Sequence[str] = tuple(HEADS),
 ) -> Table:
     """A table for the terminal.
 
-    tasks: name the task of each row instead of the strategy; columns: those to show.
+    families: name the family of each row instead of the strategy; columns: those to show.
     """
-    names = [name for name in columns if name != ("strategy" if tasks else "task")]
+    names = [name for name in columns if name != ("strategy" if families else "family")]
     table = Table(title=Text(title), title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
     for name in names:
         numeric = tables.COLUMNS[name].numeric
@@ -177,15 +177,16 @@ def write_report(
     chosen = chosen_runs(collection, only)
     runs, smaller = chosen.whole, chosen.beside
     times = tables.wall_times(chosen.clocked)
-    tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
-    by_task = {
-        task: tables.rows_of([run for run in runs if task in run.tasks], task) for task in tasks
+    families = list(dict.fromkeys(family for run in runs for family in run.families))
+    by_family = {
+        family: tables.rows_of([run for run in runs if family in run.families], family)
+        for family in families
     }
     report = page.ReportPage(
         title=title,
         facts=facts_of(runs),
         overall=tables.rows_of(runs, None),
-        tasks=by_task,
+        families=by_family,
         parts=tables.rows_of(beside(runs, smaller), None) if smaller else [],
         times=times,
         timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
@@ -196,7 +197,7 @@ def write_report(
     )
     folder.mkdir(parents=True, exist_ok=True)
     drawn = figures.draw_all(runs, folder / "figures") if draw else []
-    every = [*report.overall, *report.parts, *(row for rows in by_task.values() for row in rows)]
+    every = [*report.overall, *report.parts, *(row for rows in by_family.values() for row in rows)]
     texts = {
         "table.csv": tables.csv_text(every),
         "report.md": page.to_markdown(report, [f"figures/{path.name}" for path in drawn]),
@@ -230,14 +231,15 @@ def facts_of(runs: Sequence[EvalRun]) -> dict[str, str]:
     model = first["model"]
     mark = f", fingerprint {model['fingerprint']}" if model.get("fingerprint") else ""
     sizes = {
-        task: len(runs[0].of(task)) for task in dict.fromkeys(t for r in runs for t in r.tasks)
+        family: len(runs[0].of(family))
+        for family in dict.fromkeys(t for r in runs for t in r.families)
     }
     machine = first.get("environment", {})
     batches = sorted({run.results.get("batch_size", "?") for run in runs})
     return {
         "model": f"{model['description']}{mark}",
         "problems": f"{first['problems']:,} per run: "
-        + ", ".join(f"{task} {size:,}" for task, size in sizes.items()),
+        + ", ".join(f"{family} {size:,}" for family, size in sizes.items()),
         "machine": f"{machine_of(runs[0])}; Python {machine.get('python')}, "
         f"torch {machine.get('torch')}, transformers {machine.get('transformers')}",
         "batch": f"{', '.join(map(str, batches))} problems decoded together",

@@ -15,7 +15,7 @@ from dllm_decode.evaluation.metrics import Sample, Speedup
 from dllm_decode.evaluation.statistics import Interval
 from dllm_decode.evaluation.store import EvalRun
 
-ALL = "all tasks"
+ALL = "all families"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Row:
     """One run on one task. speedup, headroom: None where there is no run to compare with."""
 
     strategy: str
-    task: str
+    family: str
     problems: int
     accuracy: Interval
     forwards: Interval
@@ -49,7 +49,7 @@ class Column:
 
 COLUMNS: dict[str, Column] = {
     "strategy": Column("strategy", "", False),
-    "task": Column("task", "", False),
+    "family": Column("family", "", False),
     "problems": Column("problems", ""),
     "accuracy": Column("accuracy", "% [95 %]"),
     "forwards": Column("forwards", "per problem"),
@@ -67,27 +67,29 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def rows_of(runs: Sequence[EvalRun], task: str | None) -> list[Row]:
-    """One row per run, in the order of the runs; task: None for all problems together."""
+def rows_of(runs: Sequence[EvalRun], family: str | None) -> list[Row]:
+    """One row per run, in the order of the runs; family: None for all problems together."""
     oracle = next((run for run in runs if is_oracle(run)), None)
     rows = []
     for run in runs:
         base = sequential_of(run, runs)
-        key = (task, id(base), id(oracle))
+        key = (family, id(base), id(oracle))
         if key not in run.computed:
             # with the runs themselves, so that their identities are not given away again
-            run.computed[key] = _row(run, task, base, oracle), base, oracle
+            run.computed[key] = _row(run, family, base, oracle), base, oracle
         rows.append(run.computed[key][0])
     return rows
 
 
-def _row(run: EvalRun, task: str | None, sequential: EvalRun | None, oracle: EvalRun | None) -> Row:
-    samples = run.of(task)
-    base = sequential.of(task) if sequential is not None else None
-    best = oracle.of(task) if oracle is not None else None
+def _row(
+    run: EvalRun, family: str | None, sequential: EvalRun | None, oracle: EvalRun | None
+) -> Row:
+    samples = run.of(family)
+    base = sequential.of(family) if sequential is not None else None
+    best = oracle.of(family) if oracle is not None else None
     return Row(
         strategy=run.name,
-        task=task or ALL,
+        family=family or ALL,
         problems=len(samples),
         accuracy=metrics.accuracy(samples),
         forwards=metrics.forwards_per_problem(samples),
@@ -236,7 +238,7 @@ def cells(row: Row) -> dict[str, str]:
     speed = row.speedup
     return {
         "strategy": row.strategy,
-        "task": row.task,
+        "family": row.family,
         "problems": f"{row.problems:,}",
         "accuracy": percent(row.accuracy),
         "forwards": f"{row.forwards.value:.1f}",
@@ -283,7 +285,7 @@ def csv_text(rows: Sequence[Row]) -> str:
              "decoding_order", "redundancy")  # fmt: skip
     names = [f"{name}{end}" for name in ranges for end in ("", "_low", "_high")]
     writer.writerow(
-        ["strategy", "task", "problems", *names, *plain, "speedup_forwards", "speedup_wall_time",
+        ["strategy", "family", "problems", *names, *plain, "speedup_forwards", "speedup_wall_time",
          "delivered_tokens_of_sequential", "saved_forwards_from_padding",
          "speedup_useful_forwards", "share_of_oracle"]
     )  # fmt: skip
@@ -296,7 +298,7 @@ def csv_text(rows: Sequence[Row]) -> str:
             else [_csv(getattr(speed, entry.name)) for entry in fields(Speedup)]
         )
         writer.writerow(
-            [_cell(row.strategy), _cell(row.task), row.problems]
+            [_cell(row.strategy), _cell(row.family), row.problems]
             + [repr(x) for span in spans for x in (span.value, span.low, span.high)]
             + [_csv(getattr(row, name)) for name in plain]
             + gains

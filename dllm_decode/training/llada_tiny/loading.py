@@ -69,6 +69,6 @@ class Loader:
         return self._orders.popleft().result()
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, if there are any; nothing can be asked for afterwards."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dllm_decode.api import load
+from dllm_decode.config.shorthand import quote
 from dllm_decode.problems import FAMILIES, problems
 
 
@@ -27,7 +28,7 @@ def exact_match(
         model="llada",
         strategy="threshold",
         overrides=[
-            f"model.checkpoint='{folder}'",
+            f"model.checkpoint={quote(str(folder))}",
             f"model.device='{device}'",
             "strategy.select.threshold=0.95",
         ],

@@ -28,7 +28,7 @@ class Reporter:
         self._last = -_PLAIN_EVERY
 
     def __enter__(self) -> Reporter:
-        """Start the bar."""
+        """Start the bar where there is a terminal."""
         if self._live:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
             self._bar = Progress(*columns, console=self.console)

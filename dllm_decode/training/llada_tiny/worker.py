@@ -113,8 +113,8 @@ class Worker:
     def _step(self, batch: Batch, progress: float, seconds: float) -> float:
         """One update; returns the loss.
 
-        Gradients and facts of all workers travel in one vector; their mean of `seconds` decides
-        about the schedule and the sum of their wishes to stop about the end, so that all workers
+        Gradients and facts of all workers travel in one vector; the mean of their `seconds` decides
+        where the schedule is, and one worker that asks to stop ends the run, so that all of them
         agree on both.
         """
         settings, course, count = self.settings, self.course, len(TRAINED)

@@ -51,16 +51,16 @@ def families(found: Dynamics) -> str:
     head += [f"threshold {value:g}" for value, _ in found.thresholds]
     head += ["oracle", "proposed 2 passes before %"]
     rows = []
-    for task in (*found.sequential.tasks, "all"):
+    for family in (*found.sequential.families, "all"):
         runs = [found.sequential, *(run for _, run in found.thresholds), found.oracle]
-        every = [_of(run, task) for run in runs]
+        every = [_of(run, family) for run in runs]
         tokens = sum(s.delivered for s in every[0]) / len(every[0])
-        early = metrics.temporal_redundancy(_of(_near(found, 0.9), task), 2)
+        early = metrics.temporal_redundancy(_of(_near(found, 0.9), family), 2)
         cells = [f"{100 * _share(samples):.1f} @ {_passes(samples):.1f}" for samples in every]
-        rows.append([task, f"{tokens:.1f}", *cells, f"{100 * early:.1f}"])
+        rows.append([family, f"{tokens:.1f}", *cells, f"{100 * early:.1f}"])
     note = (
         "Accuracy % @ forwards per problem, "
-        f"{len(found.sequential.of(found.sequential.tasks[0])):,} held-out problems per family; "
+        f"{len(found.sequential.of(found.sequential.families[0])):,} held-out problems per family; "
         "last, the share of tokens committed by threshold "
         f"{_nearest(found, 0.9):g} that had been first choice for two passes or more."
     )
@@ -97,20 +97,20 @@ def orders(found: Dynamics) -> str:
         [order, percent(metrics.accuracy(run.samples)), f"{_passes(run.samples):.1f}"]
         for order, run in found.orders
     ]
-    tasks = ", ".join(found.orders[0][1].tasks)
-    note = f"One token per pass on the whole canvas of {tasks}, in the order of a score."
+    families = ", ".join(found.orders[0][1].families)
+    note = f"One token per pass on the whole canvas of {families}, in the order of a score."
     return f"{note}\n\n{markdown_table(['order', 'accuracy % [95 %]', 'forwards'], rows)}"
 
 
 def history(found: Dynamics) -> str:
     """What the age of a proposal adds to its confidence, family by family."""
     rows = []
-    for task, entry in found.history.items():
+    for family, entry in found.history.items():
         if entry is None:
-            rows.append([task, "too few", "", "", "", ""])
+            rows.append([family, "too few", "", "", "", ""])
             continue
         areas = [f"{entry.alone:.3f}", f"{entry.aged:.3f}", f"{entry.gain:+.3f}"]
-        rows.append([task, f"{entry.count:,}", f"{100 * entry.right:.1f}", *areas])
+        rows.append([family, f"{entry.count:,}", f"{100 * entry.right:.1f}", *areas])
     head = ["family", "sightings", "right %", "AUC of p", "AUC of p and age", "gain"]
     note = (
         "Open answer columns whose proposal has less than 0.9, once per pass of threshold 0.9: how "
@@ -121,8 +121,8 @@ def history(found: Dynamics) -> str:
     return f"{note}\n\n{markdown_table(head, rows)}"
 
 
-def _of(run: EvalRun, task: str) -> Sequence[Sample]:
-    return run.samples if task == "all" else run.of(task)
+def _of(run: EvalRun, family: str) -> Sequence[Sample]:
+    return run.samples if family == "all" else run.of(family)
 
 
 def _nearest(found: Dynamics, value: float) -> float:

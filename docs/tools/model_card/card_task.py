@@ -204,8 +204,8 @@ def right_answers(context: Context, found: Measured) -> Mapping[str, Sequence[in
     tokenizer = context.model.tokenizer
     run = found.sequential
     answers = {}
-    for task in run.tasks:
+    for task in run.families:
         _, split, seed, _ = run.of(task)[0].problem.split("/")
         for question in data.bundled(task, len(run.of(task)), int(seed), split):
-            answers[question.key] = tokenizer.encode(" " + question.label)
+            answers[question.key] = tokenizer.encode(f" {question.label}", framed=False)
     return answers

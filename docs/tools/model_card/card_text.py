@@ -65,13 +65,13 @@ def families(found: Measured, determined: Determined) -> str:
     """Accuracy of every family with one token per step."""
     rows = []
     for run, note in ((found.sequential, "shown"), (found.weak, "weak")):
-        for task in run.tasks if run is not None else ():
+        for family in run.families if run is not None else ():
             assert run is not None
-            samples = run.of(task)
+            samples = run.of(family)
             rows.append(
                 [
-                    task,
-                    "one" if determined[task] else "many",
+                    family,
+                    "one" if determined[family] else "many",
                     f"{len(samples):,}",
                     percent(metrics.accuracy(samples)),
                     f"{_mean([s.delivered for s in samples]):.1f}",
@@ -86,11 +86,11 @@ def families(found: Measured, determined: Determined) -> str:
 def averages(found: Measured, determined: Determined) -> str:
     """What holds over all families that are shown."""
     run = found.sequential
-    one = [task for task in run.tasks if determined[task]]
-    shares = {task: metrics.accuracy(run.of(task)).value for task in run.tasks}
+    one = [family for family in run.families if determined[family]]
+    shares = {family: metrics.accuracy(run.of(family)).value for family in run.families}
     lines = []
     if one:
-        worst = min(one, key=lambda task: shares[task])
+        worst = min(one, key=lambda family: shares[family])
         lines.append(
             f"Average over the {len(one)} families with one right answer: "
             f"{100 * _mean([shares[t] for t in one]):.1f} %, lowest {worst} with "
@@ -108,8 +108,8 @@ def parallel(found: Measured) -> str:
     runs = [(1, found.sequential), *found.parallel]
     head = ["family", *(f"K = {count}" for count, _ in runs)]
     rows = [
-        [task, *(percent(metrics.accuracy(run.of(task))) for _, run in runs)]
-        for task in found.sequential.tasks
+        [family, *(percent(metrics.accuracy(run.of(family))) for _, run in runs)]
+        for family in found.sequential.families
     ]
     rows.append(["all", *(percent(metrics.accuracy(run.samples)) for _, run in runs)])
     note = (
@@ -186,7 +186,7 @@ def right_tokens(
     """(confidence, right) of every delivered token that has one right value."""
     pairs: list[tuple[float, bool]] = []
     for sample in run.samples:
-        if determined[sample.task]:
+        if determined[sample.family]:
             pairs += zip(sample.confidence, _right(sample, answers[sample.problem]), strict=True)
     return pairs
 
@@ -225,10 +225,10 @@ def _dynamics(found: Measured) -> Figure:
     """Left: accuracy against tokens per step; right: accuracy against speed for thresholds."""
     figure, (left, right) = figures.canvas(9.0, 3.8, ncols=2)
     runs = [(1, found.sequential), *found.parallel]
-    for number, task in enumerate(found.sequential.tasks):
+    for number, family in enumerate(found.sequential.families):
         colour, marker, line = figures.style(number)
-        shares = [100 * metrics.accuracy(run.of(task)).value for _, run in runs]
-        left.plot([k for k, _ in runs], shares, color=colour, marker=marker, ls=line, label=task)
+        shares = [100 * metrics.accuracy(run.of(family)).value for _, run in runs]
+        left.plot([k for k, _ in runs], shares, color=colour, marker=marker, ls=line, label=family)
     left.set_xscale("log", base=2)
     left.set_xticks([k for k, _ in runs], [str(k) for k, _ in runs])
     left.set_xlabel("tokens per step")
