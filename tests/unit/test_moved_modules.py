@@ -14,8 +14,10 @@ def test_a_module_answers_under_its_old_name_and_says_where_it_is(name):
     sys.modules.pop(f"dllm_decode.{name}", None)
     with pytest.warns(DeprecationWarning, match=f"dllm_decode.{name} is now dllm_decode."):
         old = importlib.import_module(f"dllm_decode.{name}")
-    new = importlib.import_module(f"dllm_decode.{dllm_decode._MOVED[name]}")
     for public in old.__all__:
+        since = dllm_decode._MOVED_NAMES.get(name, {}).get(public)
+        home = f"decoding.{since}" if since else dllm_decode._MOVED[name]
+        new = importlib.import_module(f"dllm_decode.{home}")
         assert getattr(old, public) is getattr(new, public)
 
 
