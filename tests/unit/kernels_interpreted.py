@@ -21,6 +21,7 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.kernels import dispatch, fused
+from dllm_decode.kernels.reference import Slots
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
@@ -193,3 +194,23 @@ def test_a_head_of_another_dtype_is_refused():
     message = r"hidden states of torch\.float32 on cpu and a head of torch\.bfloat16 on cpu"
     with pytest.raises(fused.Unsupported, match=message):
         fused.head_statistics(torch.zeros(1, 4), torch.zeros(3, 4, dtype=torch.bfloat16))
+
+
+def test_statistics_are_defined_where_everything_is_removed():
+    logits = torch.tensor([[[1.0, 2.0, 0.5, 0.0], [3.0, 0.0, 0.0, 1.0]]])
+    ids = torch.tensor([[[1, -1], [2, -1]]])
+    found = []
+    for kernels in ("triton", "reference"):
+        with dispatch.using(kernels):
+            pred = Prediction.of(logits).suppress(torch.arange(4))
+            more = pred.with_logit_bias(ids, torch.ones(1, 2, 2), never_negative=True)
+            slots = Slots(
+                ids, ids.double().clamp(0), torch.ones(1), torch.ones(1), 0.2, ids[..., 0] > 0
+            )
+            done = pred.credited(slots)
+            for one in (pred, more, done.prediction):
+                assert one.token.tolist() == [[-1, -1]]
+                assert one.confidence.tolist() == one.margin.tolist() == [[0.0, 0.0]]
+                torch.testing.assert_close(one.entropy.float(), torch.full((1, 2), 4.0).log())
+            found.append((done.ids.tolist(), done.credit.tolist()))
+    assert found[0] == found[1] == ([[[-1, -1]] * 2], [[[0.0, 0.0]] * 2])

@@ -7,11 +7,11 @@ import torch
 
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.sampling import Greedy, Sampler
+from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Filter, Pipeline, StopRule, Strategy, Transform
 from dllm_decode.decoding.types import Decision, Memory, Request
-from dllm_decode.errors import CapabilityError, DecisionError
+from dllm_decode.errors import CapabilityError, DecisionError, PluginError
 from dllm_decode.testing import HashDenoiser
 
 REQUEST = Request(((1, 2, 3), (4,), (5, 6)), (9, 6, 8))
@@ -420,3 +420,28 @@ def test_a_wrong_token_of_the_sampler_is_laid_on_the_sampler(token):
             rf"^sampler \(Draws\) committed token {token}, .*step 0$",
             sampler=Draws(token),
         )
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda pred: None, "got None"),
+        (lambda pred: pred.top_token.float(), "got .* torch.float32"),
+        (lambda pred: pred.top_token[:, :1], r"got \(3, 1\) torch.int64"),
+        (lambda pred: pred.top_token.bool(), "torch.bool"),
+        (lambda pred: pred.top_token.tolist(), r"got \[\["),
+    ],
+)
+def test_a_draw_that_gives_no_token_ids_is_the_samplers_fault_whoever_reads_it_first(draw, message):
+    class Mine(Sampler):
+        def predict(self, logits, banned, noise):
+            return Prediction.of(logits, banned, draw)
+
+    class MineToo(Categorical):
+        def predict(self, logits, banned, noise):
+            return Prediction.of(logits, banned, draw)
+
+    for sampler in (Mine(), MineToo()):
+        for strategy, _ in everywhere(MyRule()):
+            with pytest.raises(PluginError, match=f"^sampler.* the draw must return .*{message}"):
+                Decoder(HashDenoiser(), strategy, Blocks(4), sampler=sampler).decode(REQUEST)

@@ -162,6 +162,8 @@ def test_unusable_hidden_states_are_found_and_located(denoisers, before_head):
                 source.hidden[1, 3] = float("nan")
             return source
 
+        __call__ = before_head
+
     with pytest.raises(ModelOutputError, match=r"row 1, generated column 3, step 1"):
         Decoder(Sick(), TopK(tokens_per_step=1), Blocks(8)).decode(REQUEST)
 
