@@ -43,11 +43,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a task gets from the command line; model and decoder are built when first asked for.
+    """What a task gets from the command line.
+
+    Model and decoder are built when they are first asked for.
 
     Attributes:
         cfg: The composed configuration.
-        overrides: The command line's, as given.
+        overrides: The command line's, without shorthands.
         choices: The option of each group.
         folder: Where results go.
         display: How people are told.
@@ -79,7 +81,7 @@ class Context:
         """The decoder of this configuration with further overrides, sharing the loaded model.
 
         Args:
-            *overrides: As on the command line, e.g. `"strategy=factor"`; they come last and win.
+            overrides: As on the command line, e.g. `"strategy=factor"`; they come last and win.
         """
         from dllm_decode.api import build
         from dllm_decode.config.compose import compose_checked
@@ -87,11 +89,7 @@ class Context:
         return build(compose_checked((*self.overrides, *overrides)), model=lambda: self.model)
 
     def cfg_choice(self, group: str) -> str:
-        """The option chosen for a group, for titles.
-
-        Args:
-            group: Its name, e.g. `strategy`.
-        """
+        """The option chosen for a group, for titles."""
         return self.choices.get(group, group)
 
     @property
@@ -134,16 +132,16 @@ class Task(ABC):
 
     @abstractmethod
     def run(self, context: Context) -> int:
-        """Run the command.
+        """Do it.
 
         Args:
-            context: What the command line says, and where results go.
+            context: Configuration, model, run folder and display.
 
         Returns:
-            The exit code.
+            The exit code, 0 for success.
 
         Raises:
-            DllmDecodeError: Something is wrong with the settings or the machine.
+            DllmDecodeError: A fault, as one message.
         """
 
 

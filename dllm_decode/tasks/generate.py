@@ -28,10 +28,10 @@ class Job:
     """One prompt to decode.
 
     Attributes:
-        asked: The prompt, and what it sets for itself.
+        asked: The prompt and what its line asked for.
         columns: To generate.
-        grade: Whether a text is right; None where nobody knows.
-        form: For infilling, the answer with a gap for every token to be found; "" where all are.
+        grade: Whether a text is right, None where nobody knows.
+        form: For infilling, the answer with a gap for every token to be found, "" where all are.
     """
 
     asked: Asked
@@ -45,7 +45,7 @@ class Decoded:
     """A decode of all jobs.
 
     Attributes:
-        result: In the order of the jobs.
+        result: Its rows are the jobs.
         seconds: Wall time, without display and warm-up.
     """
 
@@ -64,12 +64,12 @@ class Generate(Task):
 
     Attributes:
         prompt: One text.
-        prompts: A file, see `console.prompts.read_prompts`. With neither, sample problems of the
-            model are decoded and graded.
-        max_new_tokens: Columns per prompt; None for what a sample problem needs, and 64 for other
+        prompts: A file, see `console.prompts.read_prompts`; with neither, sample problems of the
+            model, which are graded.
+        max_new_tokens: Columns per prompt, None for what a sample problem needs and 64 for other
             prompts.
         seed: Prompt i is decoded with seed + i; lines of a prompts file may say otherwise.
-        batch_size: Prompts decoded together; like the next two, it changes speed and nothing else.
+        batch_size: Prompts decoded together; changes speed and nothing else, like the next two.
         max_tokens_in_flight: See `Engine`.
         batching: See `Engine`.
         compare: Decode the same prompts with `strategy=sequential` as well.
