@@ -113,7 +113,7 @@ def _parsed(words: list[str]) -> Namespace:
     parser = argument_parser()
     parser.exit_on_error = False
     try:
-        arguments, unknown = parser.parse_known_args(words)
+        arguments, unknown = parser.parse_known_intermixed_args(words)
     except ArgumentError as error:
         raise ConfigError(f"{error}; --help shows what there is") from None
     flags = [flag for action in parser._actions for flag in action.option_strings]

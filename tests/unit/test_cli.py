@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dllm_decode.cli import main, quoted
+from dllm_decode.cli import _parsed, main, quoted
 from dllm_decode.decoding.trace import read_trace
 
 TOY = ("model=toy_copy", "task.samples=2", "display=none")
@@ -475,3 +475,21 @@ def test_the_module_runs_as_a_program_and_returns_the_exit_code(tmp_path: Path) 
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown option strategy=crdit")
     assert done.stdout == "" and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "strategy=topk --config-name config model=toy_copy",
+        "--config-name config strategy=topk model=toy_copy",
+        "strategy=topk model=toy_copy --config-name config",
+        "strategy=topk --config-dir {options} model=toy_copy --config-name config",
+        "-m strategy=topk,credit --config-dir {options} --config-name config model=toy_copy",
+        "strategy=topk -m --config-dir {options} model=toy_copy,toy_reverse",
+    ],
+)
+def test_settings_may_stand_before_between_and_behind_the_flags(words: str, tmp_path: Path) -> None:
+    (tmp_path / "options").mkdir()
+    given = words.format(options=tmp_path / "options").split()
+    settings = [word for word in given if "=" in word]
+    assert _parsed(given).overrides == settings

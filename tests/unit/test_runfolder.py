@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_clear_message_and_leaves_no_part_of_a_file(
     def full(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("dllm_decode.storage.os.replace", full)
+    monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(OutputError, match=r"cannot write to .*free some space"):
         folder.write_text("x.txt", "after")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.txt", "before")]
