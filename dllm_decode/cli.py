@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name, None for the process's own.
 
     Returns:
-        The exit code: 0 for done, 1 for a fault while running, 2 for a setting that cannot be,
+        The exit code: 0 for done, 1 for a fault while running, 2 for a wrong setting,
         130 for Ctrl-C, 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -173,7 +173,7 @@ def _hydra_command(arguments: Namespace, words: list[str]) -> int:
     flags = [word for word in words if word not in arguments.overrides]
     before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["dllm_decode", *flags, *written]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions are handed on
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through
     register_search_path()
     try:
         hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(

@@ -169,7 +169,29 @@ def scan_rows(
     BANS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     K: tl.constexpr, WIDTH: tl.constexpr, DRAW: tl.constexpr,
 ):  # fmt: skip
-    """One part (CHUNK ids) of one row: statistics, the K best keys, the Gumbel-max draw."""
+    """One part (CHUNK ids) of one row: statistics, the K best keys, the Gumbel-max draw.
+
+    Args:
+        logits: Pointer to the rows.
+        stride: Logits from one row to the next.
+        vocabulary: Logits of a row.
+        banned: Pointer to BANS ids.
+        maximum_out: Pointer to float32, one per row and part, as the next two.
+        total_out: Sums of exp(l - m).
+        moment_out: Sums of exp(l - m) (l - m).
+        token_out: Pointer to int32, one per row and part.
+        keys_out: Pointer to int64, WIDTH per row and part.
+        states: Pointer to int64, one per row.
+        temperature: Of the draw.
+        noisy_out: Pointer to float64, the best noisy logit per row and part.
+        drawn_out: Pointer to int32, its id.
+        BANS: Number of banned ids.
+        BLOCK: Ids that are read at once, a power of two.
+        CHUNK: Ids of a part, a multiple of BLOCK.
+        K: How many of the largest logits are wanted, 0 for none.
+        WIDTH: A power of two of at least K.
+        DRAW: Whether a token is drawn.
+    """
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     place = row * tl.num_programs(1) + part
@@ -297,7 +319,38 @@ def finish_rows(
     SLOTS: tl.constexpr, SLOT_WIDTH: tl.constexpr,
     BANS: tl.constexpr, DRAW: tl.constexpr,
 ):  # fmt: skip
-    """Merge the parts of one row and write the results."""
+    """Merge the parts of one row and write the results.
+
+    Args:
+        maxima: Pointer to float32, PARTS per row, as the next two.
+        totals: Sums of exp(l - m).
+        moments: Sums of exp(l - m) (l - m).
+        tokens: Pointer to the parts' argmax, int32.
+        keys: Pointer to the parts' keys, int64, WIDTH per part.
+        noisy: Pointer to the parts' best noisy logit, float64.
+        drawn: Pointer to its id, int32.
+        logits: Pointer to the rows, for the logits at `wanted`.
+        stride: Logits from one row to the next.
+        vocabulary: Logits of a row.
+        banned: Pointer to BANS ids.
+        wanted: Pointer to int64, SLOTS ids per row.
+        maximum_out: Pointer to float32, one per row, as the next two.
+        total_out: Sums of exp(l - m).
+        moment_out: Sums of exp(l - m) (l - m).
+        token_out: Pointer to int64, one per row.
+        value_out: Pointer to the K largest logits of a row.
+        id_out: Pointer to their ids, int64.
+        at_out: Pointer to the logits at `wanted`.
+        drawn_out: Pointer to the drawn ids, int64.
+        PARTS: Parts of a row.
+        PART_WIDTH: A power of two of at least PARTS.
+        K: How many of the largest logits are wanted, 0 for none.
+        WIDTH: Keys per part, a power of two of at least K.
+        SLOTS: Ids per row whose logits are wanted, 0 for none.
+        SLOT_WIDTH: A power of two of at least SLOTS.
+        BANS: Number of banned ids.
+        DRAW: Whether a token is drawn.
+    """
     row = tl.program_id(0).to(tl.int64)
     maximum, total, moment, token = merge_parts(
         maxima, totals, moments, tokens, row, vocabulary, PARTS, PART_WIDTH
@@ -345,8 +398,40 @@ def credit_rows(
 ):  # fmt: skip
     """Merge the parts of one row, update its K slots of credit, and raise the statistics by it.
 
-    GIVEN: `logits` holds the SLOTS logits at `old_ids` alone, not the row.
     Everything after the merge is float64: K numbers per row cost nothing beside the row itself.
+
+    Args:
+        maxima: Pointer to float32, PARTS per row, as the next two.
+        totals: Sums of exp(l - m).
+        moments: Sums of exp(l - m) (l - m).
+        tokens: Pointer to the parts' argmax.
+        logits: Pointer to the rows, or to the SLOTS logits at `old_ids` of each.
+        stride: Logits from one row to the next.
+        vocabulary: Logits of a row.
+        banned: Pointer to BANS ids.
+        old_ids: Pointer to int64, SLOTS per row, -1 for an empty slot.
+        old_credit: Pointer to the credit of these, 0 where empty.
+        alphas: Pointer to the strength of each row.
+        betas: Pointer to the share of the credit that each row keeps.
+        gamma: Exponent of the winner's probability.
+        opened: Pointer to int8, whether a row earns.
+        maximum_out: Pointer to the statistics without credit, one per row, as the next three.
+        total_out: Sums of exp(l - m).
+        moment_out: Sums of exp(l - m) (l - m).
+        token_out: The argmax, int64.
+        ids_out: Pointer to the ids after the step, SLOTS per row.
+        credit_out: Pointer to their credit.
+        delta_out: Pointer to float64, what the credit adds to their logits.
+        fused_maximum: Pointer to the statistics with credit, float64, as the next two.
+        fused_total: Sums of exp(l - m).
+        fused_moment: Sums of exp(l - m) (l - m).
+        fused_token: The argmax, int64.
+        PARTS: Parts of a row.
+        PART_WIDTH: A power of two of at least PARTS.
+        SLOTS: Slots of a row.
+        SLOT_WIDTH: A power of two of at least SLOTS.
+        BANS: Number of banned ids.
+        GIVEN: Whether `logits` holds the logits at `old_ids` alone, not the row.
     """
     row = tl.program_id(0).to(tl.int64)
     maximum, total, moment, token = merge_parts(
@@ -409,7 +494,18 @@ def select_rows(
     scores, opened, thresholds, columns, commit_out, left_out,
     STRICT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Open slots of one row above its threshold, else the best one; counts what is left."""
+    """Open slots of one row that reach its threshold, else the best one; counts what is left.
+
+    Args:
+        scores: Pointer to the scores, `columns` per row.
+        opened: Pointer to int8, which slots are open.
+        thresholds: Pointer to one threshold per row.
+        columns: Slots of a row.
+        commit_out: Pointer to int8, the slots to commit.
+        left_out: Pointer to int64, open slots that stay, one number per row.
+        STRICT: Whether a score must lie above the threshold.
+        WIDTH: A power of two of at least `columns`.
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = column < columns
@@ -437,7 +533,27 @@ def scan_head(
     """CHUNK columns of hidden x head for ROWS rows: products in tiles, statistics online.
 
     Row blocks are the fast grid dimension, so that programs which run together share the part of
-    the head they read. UPCAST: multiply in float32 (float32 operands, and the interpreter).
+    the head they read.
+
+    Args:
+        hidden: Pointer to the hidden states, DEPTH per row.
+        hidden_stride: Numbers from one row to the next.
+        weight: Pointer to the head, DEPTH per id.
+        weight_stride: Numbers from one id to the next.
+        rows: Rows of hidden states.
+        vocabulary: Ids of the head.
+        banned: Pointer to BANS ids.
+        maximum_out: Pointer to float32, one per row and part, as the next two.
+        total_out: Sums of exp(l - m).
+        moment_out: Sums of exp(l - m) (l - m).
+        token_out: Pointer to int32, one per row and part.
+        DEPTH: Width of the hidden states.
+        BANS: Number of banned ids.
+        CHUNK: Ids of a part, a multiple of BLOCK.
+        ROWS: Rows of a tile.
+        BLOCK: Ids of a tile.
+        INNER: Inner dimension of a tile.
+        UPCAST: Multiply in float32 (float32 operands, and the interpreter).
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1)
@@ -493,7 +609,20 @@ def gather_head(
     hidden, hidden_stride, weight, weight_stride, banned, wanted, at_out,
     DEPTH: tl.constexpr, BANS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The logit of one id for one row: a column of hidden x head."""
+    """The logit of one id for one row: a column of hidden x head.
+
+    Args:
+        hidden: Pointer to the hidden states, DEPTH per row.
+        hidden_stride: Numbers from one row to the next.
+        weight: Pointer to the head, DEPTH per id.
+        weight_stride: Numbers from one id to the next.
+        banned: Pointer to BANS ids.
+        wanted: Pointer to int64, the ids of a row, -1 for an empty slot.
+        at_out: Pointer to float32, their logits.
+        DEPTH: Width of the hidden states.
+        BANS: Number of banned ids.
+        BLOCK: Numbers that are read at once, a power of two.
+    """
     row = tl.program_id(0).to(tl.int64)
     place = row * tl.num_programs(1) + tl.program_id(1)
     token = tl.load(wanted + place)

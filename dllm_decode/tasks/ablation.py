@@ -22,20 +22,33 @@ class Ablation(Task):
 
     A sweep on the command line is a grid; this is a list, where each job may change different
     settings. Finished jobs are skipped and unfinished ones continued, as with `task=eval`.
+    Overrides of the command line other than those of `task` and `experiment` go to every job as
+    well, behind the common ones and in front of the job's own.
 
-    jobs: each a line of overrides separated by blanks, e.g. `strategy=threshold
-    strategy.select.threshold=0.8`; common: a line of overrides for all of them; overrides of the
-    command line other than of `task` and `experiment` go to every job as well, behind the common
-    ones and in front of the job's own; families, count, batch_size, resume: see `Eval`; parts: jobs
-    that are done with part_count problems per family only, and reported beside the others; workers:
-    processes that share all these jobs, each with a model of its own and its share of the cores.
-
-    Wall times. timed_batches: sizes at which every job and part is done again, after all others and
-    one at a time, with timed_count problems per family (a full batch at least); timed_repeats: how
-    often. Within a repetition all take turns, so that what else the machine does hits none of them
-    alone.
-
-    runs: folder of the jobs; title, preface, markdown, output, figures: see `Report`.
+    Attributes:
+        jobs: Each a line of overrides separated by spaces, e.g. `strategy=threshold
+            strategy.select.threshold=0.8`.
+        parts: Jobs that are done with `part_count` problems per family only, and reported beside
+            the others.
+        part_count: Problems per family for these.
+        common: A line of overrides for all jobs.
+        families: See `Eval`.
+        count: See `Eval`.
+        batch_size: See `Eval`.
+        runs: Folder of the jobs.
+        resume: See `Eval`.
+        timed_batches: Batch sizes at which every job and part is done again for its wall time,
+            after all others and one at a time. Within a repetition all take turns, so that what
+            else the machine does hits none of them alone.
+        timed_count: Problems per family for these, a full batch at least.
+        timed_repeats: How often each of these is done.
+        workers: Processes that share all jobs but the timed ones, each with a model of its own and
+            its share of the cores.
+        title: See `Report`.
+        preface: See `Report`.
+        markdown: See `Report`.
+        output: See `Report`.
+        figures: See `Report`.
     """
 
     jobs: list[str] = field(default_factory=list)

@@ -31,11 +31,19 @@ class KernelBench(Task):
     of the head product alone, and of that product followed by the statistics. Writes
     `kernels.json` and `kernels.png`.
 
-    batches, windows: their products are the numbers of rows; vocabularies: ids per row; dtypes: of
-    the logits; slots: credited tokens per row; width: of the hidden states; repeats: timed runs of
-    which the median counts; device: auto, cpu or cuda; largest: logits in a case above which it is
-    left out, None for 2^23 on a CPU and 2^30 on a GPU.
-    Raises `ConfigError` for values out of range and a device that is not there.
+    Attributes:
+        batches: Rows decoded together; times the windows, these are the numbers of rows.
+        windows: Positions per row.
+        vocabularies: Token ids.
+        dtypes: Of the logits.
+        slots: Credited tokens per row.
+        width: Of the hidden states.
+        repeats: Timed runs of which the median counts.
+        device: `auto`, `cpu` or `cuda`.
+        largest: Logits in a case above which it is left out; None for 2^23 on a CPU, 2^30 on a GPU.
+
+    Raises:
+        ConfigError: A value is out of range, or the device is not there.
     """
 
     batches: tuple[int, ...] = (1, 8, 64)
@@ -124,7 +132,14 @@ class KernelBench(Task):
 
 
 def device_of(setting: str) -> torch.device:
-    """The device for `task.device`; raises `ConfigError` for one that is not there."""
+    """The device that a setting names.
+
+    Args:
+        setting: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
     import torch
 
     there = torch.cuda.is_available()
@@ -134,7 +149,11 @@ def device_of(setting: str) -> torch.device:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """What every table of figures has to say about where it was taken."""
+    """What every table of figures has to say about where it was taken.
+
+    Args:
+        device: Where things were timed.
+    """
     import torch
 
     from dllm_decode.benchmarks.kernels import kernels_start
@@ -152,7 +171,11 @@ def machine(device: torch.device) -> dict[str, object]:
 
 
 def case_table(record: dict[str, Any]) -> Table:
-    """Times and distances from the limit of one size."""
+    """Times and distances from the limit of one size.
+
+    Args:
+        record: One entry of `kernels.json`.
+    """
     from rich.table import Table
 
     limit = record["seconds_one_read"]
@@ -168,7 +191,16 @@ def case_table(record: dict[str, Any]) -> Table:
 
 
 def draw(records: list[dict[str, Any]], path: Path, device: str) -> bool:
-    """Plot time over rows, one panel per vocabulary and dtype; False without matplotlib."""
+    """Plot time over rows, one panel per vocabulary and dtype.
+
+    Args:
+        records: The entries of `kernels.json`.
+        path: The file to write.
+        device: Its name, for the titles.
+
+    Returns:
+        False where matplotlib is missing and nothing was drawn.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -35,9 +35,15 @@ class DecodingBench(Task):
     positions is lifted: this is about time, and what a model says beyond its trained length does
     not matter here. Says which targets are met. Writes `decoding.json` and `decoding.png`.
 
-    groups: which of them; rounds: timed runs of each variant, 1 or more; rows: prompts per run of
-    `batch` and `batching`; canvas: generated columns in `cache`; block: columns per block.
-    Raises `ConfigError` for values out of range.
+    Attributes:
+        groups: Which of them.
+        rounds: Timed runs of each variant, 1 or more.
+        rows: Prompts per run of `batch` and `batching`.
+        canvas: Generated columns in `cache`.
+        block: Columns per block.
+
+    Raises:
+        ConfigError: A value is out of range.
     """
 
     groups: tuple[str, ...] = GROUPS
@@ -225,7 +231,11 @@ class DecodingBench(Task):
 
 
 def unlimited(decoder: Decoder) -> Decoder:
-    """The decoder without the limit on the model's positions, where the model can lift it."""
+    """The decoder without the limit on the model's positions, where the model can lift it.
+
+    Args:
+        decoder: Any.
+    """
     denoiser: Any = decoder.denoiser
     if denoiser.max_length is None or "max_length" not in getattr(
         denoiser, "__dataclass_fields__", {}
@@ -235,7 +245,11 @@ def unlimited(decoder: Decoder) -> Decoder:
 
 
 def group_table(timings: Sequence[Timing]) -> Table:
-    """Tokens per second and ratios of one group."""
+    """Tokens per second and ratios of one group.
+
+    Args:
+        timings: Of its variants.
+    """
     from statistics import median
 
     from rich.table import Table
@@ -255,7 +269,15 @@ def group_table(timings: Sequence[Timing]) -> Table:
 
 
 def draw(timings: Sequence[Timing], path: Path) -> bool:
-    """Bars of tokens per second against each group's first variant; False without matplotlib."""
+    """Draw bars of tokens per second against each group's first variant.
+
+    Args:
+        timings: Of all groups.
+        path: The file to write.
+
+    Returns:
+        False where matplotlib is missing and nothing was drawn.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -31,11 +31,23 @@ class StepBench(Task):
     schedule and cache are the configured ones. Writes `step.json` and `step_profile.txt`, the
     operations of one decode of the first batch as torch.profiler sees them.
 
-    batches: rows decoded together; prompt, tokens: columns of a row; rounds: decodes that are
-    averaged; vocabulary, width, inner, layers, heads: of the model, LLaDA-8B's by default; dtype:
-    of its weights; device: auto, cpu or cuda; compile: see `load_model`.
-    Raises `ConfigError` for values out of range, a device that is not there, and a model above
-    10^9 parameters on a CPU.
+    Attributes:
+        batches: Rows decoded together.
+        prompt: Columns of the prompt.
+        tokens: Generated columns.
+        rounds: Decodes of which the median counts.
+        vocabulary: Token ids of the model, LLaDA-8B's by default, as all of its sizes.
+        width: Of the hidden states.
+        inner: Of the feed-forward layers.
+        layers: Number of blocks.
+        heads: Attention heads of a block.
+        dtype: Of the weights.
+        device: `auto`, `cpu` or `cuda`.
+        compile: See `load_model`.
+
+    Raises:
+        ConfigError: A value is out of range, the device is not there, or the model has more than
+            10^9 parameters on a CPU.
     """
 
     batches: tuple[int, ...] = (1, 32)
@@ -155,7 +167,11 @@ class StepBench(Task):
 
 
 def step_table(steps: list[dict[str, Any]]) -> Table:
-    """Milliseconds per step of each part."""
+    """Milliseconds per step of each part.
+
+    Args:
+        steps: The entries of `step.json`.
+    """
     from rich.table import Table
 
     parts = list(steps[0]["seconds"])

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Doctor(Task):
     """Examines the installation and the configured model without loading its weights.
 
-    load: also load the weights, which runs the self-check of the model.
+    Attributes:
+        load: Also load the weights, which runs the self-check of the model.
     """
 
     load: bool = False

@@ -28,22 +28,29 @@ class TrainFilter(Task):
     Each prompt is decoded one token per step; then the oracle decodes it again, committing what
     equals that reference (and copying the rest of a block where it is stuck), and every one of its
     forward passes is a record. The filter is for the block length of the schedule and for this
-    model alone; both stand in the file.
+    model alone; both stand in the file. The weights are reproducible to the bit on one machine.
 
-    Prompts. prompts: a file, see `console.prompts.read_prompts`; without one, problems of the
-    training split: families: their names, None for those the bundled model solves; problems: per
-    family; max_new_tokens: columns per prompt, None for what a family needs and 64 for a file;
-    batch_size: prompts decoded together.
+    Source: Learn2PD, arXiv 2509.25188. Deviations from its released code: records are split by
+    prompt, not one by one (records of one block are nearly alike); columns that a short block does
+    not have carry no loss; the pass that only finds out that the oracle is stuck is not repeated.
 
-    Training. steps: updates on all records at once; rate: learning rate of AdamW, (0, 1];
-    weight_decay: [0, 1]; held_out: share of the prompts that is only measured with, (0, 1);
-    thresholds: at which precision and recall are reported; seed: of problems, split and weights.
+    Attributes:
+        prompts: A file, see `console.prompts.read_prompts`; without one, problems of the training
+            split.
+        families: Names of their families; None for those the bundled model solves.
+        problems: Problems per family.
+        max_new_tokens: Columns per prompt; None for what a family needs, and 64 for a file.
+        batch_size: Prompts decoded together.
+        steps: Updates on all records at once.
+        rate: Learning rate of AdamW, (0, 1].
+        weight_decay: Of AdamW, [0, 1].
+        held_out: Share of the prompts that is only measured with, (0, 1).
+        thresholds: At which precision and recall are reported.
+        seed: Of problems, split and weights.
 
-    The weights are reproducible to the bit on one machine. Raises `ConfigError` for values out of
-    range, a schedule without blocks, and fewer than two prompts. Source: Learn2PD, arXiv
-    2509.25188. Deviations from its released code: records are split by prompt, not one by one
-    (records of one block are nearly alike); columns that a short block does not have carry no loss;
-    the pass that only finds out that the oracle is stuck is not repeated.
+    Raises:
+        ConfigError: A value is out of range, the schedule has no blocks, or there are fewer than
+            two prompts.
     """
 
     prompts: str | None = None

@@ -1,6 +1,7 @@
 """The house: which room may know which, read from the imports."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,29 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_a_circle_would_be_found():
     assert circles({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}) == [["b", "c"]]
+
+
+DESIGN = (Path(__file__).parents[2] / "docs" / "design.md").read_text(encoding="utf-8")
+
+
+def test_the_design_names_every_room():
+    for name in set(LEVEL) | {"conf"}:
+        shown = (f"`{name}`", f"`{name}/`", f"`{name}.py`")
+        assert any(form in DESIGN for form in shown), name
+
+
+def test_the_design_gives_the_floors_in_their_order():
+    text = DESIGN.partition("nowhere in a circle:")[2].partition("Folders between")[0]
+    shown = [tuple(sorted(re.findall(r"`(\w+)`", floor))) for floor in text.split("→")]
+    assert shown == [tuple(sorted(floor)) for floor in FLOORS]
+
+
+def test_things_happen_where_the_design_says():
+    table = DESIGN.partition("## Where things happen")[2].partition("\n## ")[0]
+    named = re.findall(r"((?:`[\w.]+`(?: and )?)+) in `([\w/]+\.py)`", table)
+    assert len(named) >= 10
+    for functions, file in named:
+        text = (PACKAGE / file).read_text(encoding="utf-8")
+        for function in re.findall(r"`([\w.]+)`", functions):
+            for part in function.split("."):
+                assert re.search(rf"^ *(def|class) {part}\b", text, re.M), f"{function} in {file}"
