@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dllm_decode.config.hydra_application import Application, application
-from dllm_decode.config.shorthand import Composition, expand
+from dllm_decode.config.shorthand import KnownNames, expand
 from dllm_decode.config.signatures import parameters_of
 from dllm_decode.errors import ConfigError, did_you_mean
 
@@ -139,7 +139,7 @@ def written_out(app: Application, overrides: Sequence[str], sweep: bool = False)
             del cfg["hydra"]
         return [key for key, _ in _leaves(OmegaConf.to_container(cfg, resolve=False), "")]
 
-    known = Composition(
+    known = KnownNames(
         top=[*_top(), "hydra"],
         options=lambda group: app.options(group, search),
         keys=keys,

@@ -56,7 +56,7 @@ _CHECKPOINT = re.compile(
 
 
 @dataclass(frozen=True)
-class Composition:
+class KnownNames:
     """What `expand` has to know of the configuration.
 
     Attributes:
@@ -70,7 +70,7 @@ class Composition:
     keys: Callable[[list[str]], Sequence[str]]
 
 
-def expand(overrides: Iterable[str], known: Composition) -> list[str]:
+def expand(overrides: Iterable[str], known: KnownNames) -> list[str]:
     """The overrides with every shorthand written out.
 
     `model=FOLDER` and `model=HUB/ID` choose the checkpoint; `strategy=RULE` for a bare selection
@@ -107,7 +107,7 @@ def _chooses(words: Iterable[str], *groups: str) -> bool:
     return any(_parsed(text)["key"] in groups and _parsed(text)["sign"] for text in words)
 
 
-def _option(text: str, known: Composition) -> list[str]:
+def _option(text: str, known: KnownNames) -> list[str]:
     """One word; two for an option that is short for a choice in an inner group."""
     parts = _parsed(text)
     group, value = parts["key"], parts["value"]
@@ -211,7 +211,7 @@ __all__ = [
     "OTHERWISE",
     "SAME",
     "SAMPLING",
-    "Composition",
+    "KnownNames",
     "answer_in_python",
     "expand",
     "quote",

@@ -40,7 +40,7 @@ class Commit:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRecord:
     """One step of the batch.
 
     rows: request rows that took part; steps: how many steps each had done before; horizon:
@@ -57,7 +57,7 @@ class Step:
     remasks: tuple[tuple[int, int], ...] = ()
 
     @staticmethod
-    def of(change: Change) -> Step:
+    def of(change: Change) -> StepRecord:
         """The record of a change."""
         rows = change.rows.tolist()
         values = [
@@ -76,7 +76,7 @@ class Step:
         remasks = [
             (rows[row], values[0][row][slot]) for row, slot in change.remask.nonzero().tolist()
         ]
-        return Step(
+        return StepRecord(
             rows=tuple(rows),
             steps=tuple(change.step.tolist()),
             horizon=tuple(change.horizon.tolist()),
@@ -120,7 +120,7 @@ class Trace:
     mask_id: int
     eot_ids: tuple[int, ...]
     pieces: Mapping[int, str]
-    steps: tuple[Step, ...]
+    steps: tuple[StepRecord, ...]
     finish_reasons: tuple[str, ...]
 
     @staticmethod
@@ -140,7 +140,7 @@ class Trace:
             mask_id=vocab.mask_id,
             eot_ids=vocab.eot_ids,
             pieces=dict(pieces or {}),
-            steps=tuple(Step.of(change) for change in result.trace),
+            steps=tuple(StepRecord.of(change) for change in result.trace),
             finish_reasons=result.finish_reasons,
         )
 
@@ -270,7 +270,7 @@ class _Record:
             raise TraceError(f"{self.place}: {key} must have {count} entries, has {len(value)}")
         return value
 
-    def step(self, lengths: Sequence[int]) -> Step:
+    def step(self, lengths: Sequence[int]) -> StepRecord:
         """The step of a line; raises `TraceError` where it does not fit rows of these lengths."""
 
         def is_cell(entry: Any, size: int) -> bool:
@@ -295,7 +295,7 @@ class _Record:
         remasks = self.get(
             "remasks", _is_list_of(lambda entry: is_cell(entry, 2)), "a list of [row, column]"
         )
-        return Step(
+        return StepRecord(
             rows=tuple(rows),
             steps=tuple(self.get("steps", _is_counts, "a list of whole numbers >= 0", len(rows))),
             horizon=tuple(ends),

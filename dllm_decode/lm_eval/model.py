@@ -47,7 +47,7 @@ _REPEAT = 1_000_003  # distance of the seeds of a request's repeats
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Pending:
     """A request on its way: its place in the answer list, and what is decoded for it."""
 
     place: int
@@ -162,7 +162,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         options = [read_options(request.args[1], self.max_new_tokens) for request in requests]
         samplers = [self._sampler(option) for option in options]
         answers: list[Answer | None] = [None] * len(requests)
-        groups: dict[tuple[tuple[str, ...], Sampler], list[_Job]] = {}
+        groups: dict[tuple[tuple[str, ...], Sampler], list[_Pending]] = {}
         repeats: Counter[int] = Counter()
         for place, request in enumerate(requests):
             number = repeats[id(request)]
@@ -203,7 +203,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             self._decoders[overrides] = build(cfg, model=lambda: self.text.model)
         return self._decoders[overrides]
 
-    def _job(self, place: int, request: Any, number: int, length: int) -> _Job:
+    def _job(self, place: int, request: Any, number: int, length: int) -> _Pending:
         prompt = self.encode(request.args[0])
         limit = self.text.model.denoiser.max_length
         room = len(prompt) if limit is None else limit - length
@@ -216,10 +216,10 @@ class HarnessModel(LM):  # type: ignore[misc]
         # the document decides the seed, so that neither a cache nor other processes change it
         own = place if request.doc_id is None else request.doc_id
         seed = self.seed + own + _REPEAT * number
-        return _Job(place, prompt[dropped:], length, seed, dropped)
+        return _Pending(place, prompt[dropped:], length, seed, dropped)
 
     def _decoded(
-        self, overrides: tuple[str, ...], sampler: Sampler, jobs: Sequence[_Job]
+        self, overrides: tuple[str, ...], sampler: Sampler, jobs: Sequence[_Pending]
     ) -> list[Outcome]:
         """What became of each job; one that does not fit has an error."""
         request = Request(
@@ -240,7 +240,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             return [row for job in jobs for row in self._decoded(overrides, sampler, [job])]
         return list(result.rows)
 
-    def _answer(self, job: _Job, outcome: Outcome, options: Options) -> Answer:
+    def _answer(self, job: _Pending, outcome: Outcome, options: Options) -> Answer:
         if outcome.error:
             return _failed(outcome.error, job.length)
         text = cut(outcome.text, options.stops)
@@ -392,12 +392,12 @@ class HarnessModel(LM):  # type: ignore[misc]
     ) -> dict[tuple[tuple[int, ...], int], tuple[int, ...]]:
         """What the decoder writes behind each context, by context and length."""
         limit = self.text.model.denoiser.max_length
-        jobs: dict[tuple[tuple[int, ...], int], _Job] = {}
+        jobs: dict[tuple[tuple[int, ...], int], _Pending] = {}
         for prompt, answer in pairs:
             room = len(prompt) if limit is None else limit - len(answer)
             if answer and room >= 0:
                 dropped = max(0, len(prompt) - room)
-                jobs[prompt, len(answer)] = _Job(0, prompt[dropped:], len(answer), self.seed)
+                jobs[prompt, len(answer)] = _Pending(0, prompt[dropped:], len(answer), self.seed)
         if not jobs:
             return {}
         greedy = Options(1, do_sample=False).sampler(self.text.decoder.sampler)

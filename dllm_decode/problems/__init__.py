@@ -17,7 +17,7 @@ from dllm_decode.problems.base import (
     words_of,
 )
 from dllm_decode.problems.lists import (
-    Copy,
+    CopyNames,
     Insert,
     InsertOne,
     Pick,
@@ -25,8 +25,8 @@ from dllm_decode.problems.lists import (
     RemoveOne,
     Replace,
     ReplaceOne,
-    Reverse,
-    Shuffle,
+    ReverseNames,
+    ShuffleNames,
     Sort,
     Swap,
     Where,
@@ -58,10 +58,12 @@ __all__ = [
 ]
 
 _ALL: tuple[Family, ...] = (
-    Copy("copy", "Write a list of 3 to 9 names again."),
-    Copy("copy-long", "Write a list of 20 to 24 names again.", canvas=64, shortest=20, longest=24),
-    Reverse("reverse", "Write a list of 3 to 9 names backwards."),
-    Reverse(
+    CopyNames("copy", "Write a list of 3 to 9 names again."),
+    CopyNames(
+        "copy-long", "Write a list of 20 to 24 names again.", canvas=64, shortest=20, longest=24
+    ),
+    ReverseNames("reverse", "Write a list of 3 to 9 names backwards."),
+    ReverseNames(
         "reverse-long",
         "Write a list of 20 to 24 names backwards.",
         canvas=64,
@@ -79,7 +81,9 @@ _ALL: tuple[Family, ...] = (
     Add("add", "Add two numbers digit by digit with carries.", canvas=64),
     Story("story", "Solve a word problem in two or three steps."),
     LatinSquare("latin", "Fill a 4 x 4 Latin square.", determined=False),
-    Shuffle("shuffle", "Put a list of names into any other order.", determined=False, longest=5),
+    ShuffleNames(
+        "shuffle", "Put a list of names into any other order.", determined=False, longest=5
+    ),
     ReplaceOne("replace-one", "Replace any one name of a list.", determined=False, longest=5),
     Chain("chain", "Work out 6 to 20 steps of arithmetic.", canvas=128),
     Track("track", "Follow four things through 6 to 15 exchanges.", canvas=128),

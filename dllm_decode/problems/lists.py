@@ -51,7 +51,7 @@ class Labelled(Family):
         pool: Names to draw from, more than `longest`.
 
     Examples:
-        >>> family = Copy("copy", "Write a list again.", shortest=2, longest=2)
+        >>> family = CopyNames("copy", "Write a list again.", shortest=2, longest=2)
         >>> family.generate(random.Random(0)).prompt
         'Copy: 1 Nils 2 Ben'
     """
@@ -100,7 +100,7 @@ class ListFamily(Labelled):
 
 
 @dataclass(frozen=True)
-class Copy(ListFamily):
+class CopyNames(ListFamily):
     """The list as it is."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
@@ -109,7 +109,7 @@ class Copy(ListFamily):
 
 
 @dataclass(frozen=True)
-class Reverse(ListFamily):
+class ReverseNames(ListFamily):
     """The list from its end to its beginning."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
@@ -169,7 +169,7 @@ class Swap(ListFamily):
 
 
 @dataclass(frozen=True)
-class Shuffle(ListFamily):
+class ShuffleNames(ListFamily):
     """Any order but the one shown: many answers are right."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,3 +154,12 @@ def test_things_happen_where_the_design_says():
         for function in re.findall(r"`([\w.]+)`", functions):
             for part in function.split("."):
                 assert re.search(rf"^ *(def|class) {part}\b", text, re.M), f"{function} in {file}"
+
+
+def test_no_class_name_stands_for_two_things():
+    homes = defaultdict(list)
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(module)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}

@@ -98,7 +98,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """One worker's share of a step.
 
     Attributes:
@@ -200,7 +200,7 @@ class Batches:
         self.encoder = Encoder()
         self._families = list(TRAINED.values())
 
-    def batch(self, step: int, weights: Mapping[str, float]) -> Batch:
+    def batch(self, step: int, weights: Mapping[str, float]) -> TrainingBatch:
         """The batch of one step.
 
         Args:
@@ -251,7 +251,9 @@ class Batches:
             padding = rng.randint(32, 64) - len(answer) - 1
         return Example(index, prompt, answer, max(0, padding), self.encoder.given(problem.form))
 
-    def _masked(self, examples: list[Example], length: int, rng: np.random.Generator) -> Batch:
+    def _masked(
+        self, examples: list[Example], length: int, rng: np.random.Generator
+    ) -> TrainingBatch:
         rows, encoder, mixture = len(examples), self.encoder, self.mixture
         clean = np.full((rows, length), encoder.eot, dtype=np.int64)
         kind = np.full((rows, length), PADDING)
@@ -281,7 +283,7 @@ class Batches:
         hidden = (masked & (kind < PADDING)).sum(1) / np.maximum(1, (kind < PADDING).sum(1))
         flat = masked.reshape(-1)[wanted]
         total = max(1.0, float(np.where(kind == GIVEN, 0, weight * rate).sum()))
-        return Batch(
+        return TrainingBatch(
             tokens=np.where(masked, encoder.mask, clean),
             wanted=wanted,
             target=clean.reshape(-1)[wanted],

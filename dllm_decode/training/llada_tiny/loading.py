@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 
 from dllm_decode.console.processes import leave_signals_to_parent
-from dllm_decode.training.llada_tiny.batches import Batch, Batches, Mixture
+from dllm_decode.training.llada_tiny.batches import Batches, Mixture, TrainingBatch
 
 _made: Batches | None = None  # of this loader process
 
@@ -19,7 +19,7 @@ def _prepare(mixture: Mixture, seed: int, rank: int) -> None:
     _made = Batches(mixture, seed, rank)
 
 
-def _make(step: int, weights: Mapping[str, float]) -> Batch:
+def _make(step: int, weights: Mapping[str, float]) -> TrainingBatch:
     assert _made is not None
     return _made.batch(step, weights)
 
@@ -41,7 +41,7 @@ class Loader:
     def __init__(self, mixture: Mixture, seed: int, rank: int, processes: int) -> None:
         self._own = Batches(mixture, seed, rank)
         self._ahead = 2 * processes
-        self._orders: deque[Future[Batch]] = deque()
+        self._orders: deque[Future[TrainingBatch]] = deque()
         self._next = -1
         self._pool: ProcessPoolExecutor | None = None
         if processes:
@@ -52,7 +52,7 @@ class Loader:
                 initargs=(mixture, seed, rank),
             )
 
-    def batch(self, step: int, weights: Mapping[str, float]) -> Batch:
+    def batch(self, step: int, weights: Mapping[str, float]) -> TrainingBatch:
         """The batch of one step.
 
         Args:

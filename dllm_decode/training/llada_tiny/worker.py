@@ -19,7 +19,7 @@ from dllm_decode.console.processes import leave_signals_to_parent
 from dllm_decode.errors import ModelOutputError
 from dllm_decode.problems import TRAINED
 from dllm_decode.training.llada_tiny import checkpoint, curves
-from dllm_decode.training.llada_tiny.batches import Batch
+from dllm_decode.training.llada_tiny.batches import TrainingBatch
 from dllm_decode.training.llada_tiny.course import Course
 from dllm_decode.training.llada_tiny.export import export
 from dllm_decode.training.llada_tiny.loading import Loader
@@ -110,7 +110,7 @@ class Worker:
         loss = (functional.cross_entropy(logits, target, reduction="none") * weight).sum()
         return loss, logits.argmax(-1) == target
 
-    def _step(self, batch: Batch, progress: float, seconds: float) -> float:
+    def _step(self, batch: TrainingBatch, progress: float, seconds: float) -> float:
         """One update; returns the loss.
 
         Gradients and facts of all workers travel in one vector; the mean of their `seconds` decides
