@@ -66,8 +66,8 @@ def infilling(
     ids: list[int] = []
     for number, piece in enumerate(question.form.split(GAP)):
         ids += [vocab.mask_id] if number else []
-        ids += tokenizer.encode(piece) if piece else []
-    answer = tokenizer.encode(f" {question.label}")
+        ids += tokenizer.encode(piece, framed=False) if piece else []
+    answer = tokenizer.encode(f" {question.label}", framed=False)
     pairs = zip(ids, answer, strict=False)
     if len(ids) != len(answer) or any(own not in (vocab.mask_id, token) for own, token in pairs):
         raise ConfigError(
