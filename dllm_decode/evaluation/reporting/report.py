@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from dllm_decode import storage
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation.reporting import figures, tables
 from dllm_decode.evaluation.reporting import render as page
@@ -208,7 +209,7 @@ def write_report(
     if report.times:
         texts["wall_time.csv"] = tables.wall_time_csv(report.times)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        storage.write_text(folder / name, text)
     return Written(report, collection, (*(folder / name for name in texts), *drawn))
 
 
