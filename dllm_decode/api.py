@@ -58,7 +58,7 @@ class Streamer(Protocol):
         """Ids (N,) that will not change any more."""
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Called once, behind the last ids."""
 
 
 def load(

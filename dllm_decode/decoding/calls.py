@@ -59,10 +59,19 @@ def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
 
 
 def author(view: StepView, decision: Decision, row: int, slot: int, token: int | None) -> str:
-    """Which part is to blame for a token, or for a score that is NaN (token None), of a slot.
+    """The part to blame for a faulty slot.
 
-    view: as the loop made it, so that its prediction is the sampler's; decision: as `decide`
-    returned it. The first part whose prediction already has the fault, else the selection.
+    It is the first part whose prediction already has the fault, else the selection.
+
+    Args:
+        view: as the loop made it, so that its prediction is the sampler's.
+        decision: as `decide` returned it.
+        row: of the batch.
+        slot: of the view.
+        token: the id that must not be there; None where the fault is a score that is NaN.
+
+    Returns:
+        The part's place and class, as messages name it.
     """
     for name, pred in (("sampler", view.pred), *decision.predictions):
         if token is None:

@@ -32,9 +32,16 @@ class Engine:
     settings here change speed and memory only. A pass is as wide as the widest row of the batch:
     rows are taken in the order of their width, the widest first.
 
-    decoder: the parts; max_batch: rows in the batch, 1 or more; max_tokens_in_flight: canvas
-    columns of all rows in the batch together, None for no bound; batching: `continuous` (a waiting
-    row joins as soon as one leaves) or `static` (a batch is filled again when all of it is done).
+    Attributes:
+        decoder: the parts.
+        max_batch: rows in the batch, 1 or more.
+        max_tokens_in_flight: canvas columns of all rows in the batch together, 1 or more; None for
+            no bound.
+        batching: `continuous` (a waiting row joins as soon as one leaves) or `static` (a batch is
+            filled again when all of it is done).
+
+    Raises:
+        ConfigError: for values out of range.
     """
 
     decoder: Decoder
@@ -51,9 +58,12 @@ class Engine:
     def decode(self, request: Request) -> Result:
         """Decode all rows; the result is in request order.
 
-        A row that fails ends with finish reason `error`, and `Result.errors` says why. Raises
-        `ConfigError` for requests that do not fit, `DeviceError` where nothing can be computed any
-        more, and `Interrupted` with all finished and the partial rows on Ctrl-C.
+        A row that fails ends with finish reason `error`, and `Result.errors` says why.
+
+        Raises:
+            ConfigError: for requests that do not fit.
+            DeviceError: where nothing can be computed any more.
+            Interrupted: on Ctrl-C, with the finished and the partial rows.
         """
         work = _Work(self, request)
         try:

@@ -333,11 +333,11 @@ class Pipeline(Strategy):
 
     @property
     def progress(self) -> Progress:
-        """The selection's rule."""
+        """How the loop makes progress where nothing is committed: as the selection says."""
         return self.select.progress
 
     def begin(self, request: Request, snapshot: Snapshot) -> PipelineMemory:
-        """One memory per part."""
+        """The memories of all parts, by place."""
         return PipelineMemory(
             {
                 key: calls.begin(part, f"strategy.{key}", request, snapshot)

@@ -122,7 +122,12 @@ class Eval(Task):
     def evaluate(self, context: Context, order: int | None) -> int:
         """`run` without its table.
 
-        order: place of the job in reports; None: the one it has, 0 for a new one.
+        Args:
+            context: Of the job.
+            order: Its place in reports; None for the one it has, 0 for a new one.
+
+        Returns:
+            0, or 1 if a problem could not be decoded.
         """
         from dllm_decode.evaluation.store import RESULTS, JobFolder, read_json, write_json
 
@@ -397,7 +402,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 
 def model_settings(cfg: DictConfig) -> Any:
-    """The resolved group `model`."""
+    """The settings of the group `model`, references in them resolved."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(cfg.model, resolve=True)
@@ -438,8 +443,9 @@ def environment() -> dict[str, Any]:
 def job_name(strategy: str, overrides: Sequence[str]) -> str:
     """What tables call a job: its strategy, then what else was set.
 
-    strategy: the option of the group; overrides: of the command line or sweep, e.g.
-    `strategy.select.threshold=0.8`.
+    Args:
+        strategy: The option of the group.
+        overrides: Of the command line or sweep, e.g. `strategy.select.threshold=0.8`.
     """
     words = [strategy_name(strategy, overrides)]
     for text in overrides:

@@ -335,7 +335,13 @@ def figures(samples: Sequence[Sample], seconds: float, graded: bool) -> dict[str
 
 
 def table(runs: dict[str, Decoded], samples: dict[str, list[Sample]], graded: bool) -> Table:
-    """One line per strategy."""
+    """The figures of each decode, a line per strategy.
+
+    Args:
+        runs: Decodes by the name of their strategy.
+        samples: What was measured of each row, by the same names.
+        graded: Whether it is known what is right.
+    """
     from rich.table import Table
 
     sheet = Table()

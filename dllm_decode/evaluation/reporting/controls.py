@@ -44,8 +44,10 @@ def notes(
 ) -> list[Note]:
     """All controls that apply to a set of comparable runs.
 
-    parts: runs on some of the same problems at the same batch size, which can serve as controls;
-    times: wall times that go before those of the runs.
+    Args:
+        runs: On the same problems.
+        parts: Runs on some of these at the same batch size, which can serve as controls.
+        times: Wall times that go before those of the runs.
     """
     found = [_not_decoded(run) for run in (*runs, *parts) if any(s.error for s in run.samples)]
     found += [_credit(run, runs) for run in runs if _has_credit(run)]
@@ -70,7 +72,7 @@ def _has_credit(run: EvalRun) -> bool:
     return any("Credit" in str(part.get("_target_", "")) for part in parts.values())
 
 
-def _but_threshold(run: EvalRun) -> dict[str, object]:
+def _rule_apart_from_threshold(run: EvalRun) -> dict[str, object]:
     """The selection rule of a run without its threshold."""
     select = run.settings["strategy"].get("select") or {}
     return {key: value for key, value in select.items() if key != "threshold"}
@@ -92,7 +94,7 @@ def _credit(run: EvalRun, runs: Sequence[EvalRun]) -> Note:
         other
         for other in runs
         if is_plain(other)
-        and _but_threshold(other) == _but_threshold(run)
+        and _rule_apart_from_threshold(other) == _rule_apart_from_threshold(run)
         and surroundings(other) == surroundings(run)
         and stops(other) == stops(run)
     ]
