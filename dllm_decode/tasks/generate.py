@@ -112,7 +112,7 @@ class Generate(Task):
         request = self._request(decoder, jobs)
         runs = {context.strategy_name: self._decode(context, decoder, request, jobs)}
         first = next(iter(runs.values()))
-        if self.compare and not first.interrupted and not is_sequential(decoder):
+        if self.compare and not first.interrupted and not is_baseline(decoder):
             runs["sequential"] = self._baseline(context, decoder, request)
         samples = {name: samples_of(jobs, run) for name, run in runs.items()}
         self._show(context, jobs, runs, samples)
@@ -290,8 +290,8 @@ def first_line(decoder: TextDecoder) -> str:
     return f"{words}; {', '.join(map(describe_part, others))}"
 
 
-def is_sequential(decoder: TextDecoder) -> bool:
-    """Whether a decoder is the baseline itself."""
+def is_baseline(decoder: TextDecoder) -> bool:
+    """Whether a decoder is the one that others are compared with, one token per step."""
     return decoder.decoder == decoder.sequential.decoder
 
 
