@@ -15,7 +15,7 @@ from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
-from dllm_decode.decoding.returned import blamed, check_plane, named
+from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
 from dllm_decode.decoding.strategy import Budget
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, StepView, gather_columns
@@ -264,7 +264,7 @@ class Batch:
         who = f"{named('schedule', schedule)}: what window returned"
         window = schedule.window(snapshot)
         if not isinstance(window, Window):
-            raise PluginError(f"{who} is {type(window).__name__}; it must be a Window")
+            raise PluginError(f"{who} is {kind_of(window)}; it must be a Window")
         rows, device = snapshot.rows.numel(), snapshot.rows.device
         check_plane(f"{who} as index", window.index, (rows, "W"), (torch.long,), device)
         check_plane(f"{who} as key", window.key, (rows,), (torch.long,), device)
@@ -281,7 +281,7 @@ class Batch:
             return None
         who = f"{named('cache', cache)}: what plan returned"
         if not isinstance(refresh, Refresh):
-            raise PluginError(f"{who} is {type(refresh).__name__}; it must be a Refresh or None")
+            raise PluginError(f"{who} is {kind_of(refresh)}; it must be a Refresh or None")
         for name, plane in (("columns", refresh.columns), ("valid", refresh.valid)):
             shape, device = snapshot.tokens.shape, snapshot.tokens.device
             check_plane(f"{who} as {name}", plane, shape, (torch.bool,), device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.renamed import say_renamed
-from dllm_decode.decoding.returned import check_plane, named
+from dllm_decode.decoding.returned import check_plane, kind_of, named
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
 
@@ -212,7 +212,7 @@ class CachePolicy:
         """
         if not isinstance(memory, StoreMemory):
             raise PluginError(
-                f"{named('cache', self)}: what begin returned is {type(memory).__name__}; plan "
+                f"{named('cache', self)}: what begin returned is {kind_of(memory)}; plan "
                 "needs a StoreMemory, or one of its own"
             )
         window = mask_of(index, snapshot.tokens.shape[1])
