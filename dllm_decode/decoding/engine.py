@@ -9,17 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
+from dllm_decode.decoding.batching import check_batching
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.types import Request
-from dllm_decode.errors import (
-    ConfigError,
-    DeviceError,
-    DllmDecodeError,
-    require_choice,
-    require_count,
-)
+from dllm_decode.errors import ConfigError, DeviceError, DllmDecodeError
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +45,7 @@ class Engine:
     batching: str = "continuous"
 
     def __post_init__(self) -> None:
-        require_count("max_batch", self.max_batch)
-        if self.max_tokens_in_flight is not None:
-            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
-        require_choice("batching", self.batching, ("continuous", "static"))
+        check_batching(self.max_batch, self.max_tokens_in_flight, self.batching, "max_batch")
 
     def decode(self, request: Request) -> Result:
         """Decode all rows; the result is in request order.

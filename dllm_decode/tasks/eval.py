@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dllm_decode.decoding.batching import check_batching
 from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
@@ -86,10 +87,7 @@ class Eval(Task):
         require_count("task.count", self.count)
         require_count("task.timing", self.timing, minimum=0)
         require_count("seed", self.seed, minimum=0)
-        require_count("batch_size", self.batch_size)
-        if self.max_tokens_in_flight is not None:
-            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
-        require_choice("batching", self.batching, ("continuous", "static"))
+        check_batching(self.batch_size, self.max_tokens_in_flight, self.batching)
         require_count("task.shot_count", self.shot_count, minimum=0)
         if self.max_new_tokens is not None:
             require_count("max_new_tokens", self.max_new_tokens)

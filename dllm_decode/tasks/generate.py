@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dllm_decode.console.prompts import Asked, one_prompt, read_prompts
-from dllm_decode.errors import ConfigError, require, require_choice, require_count
+from dllm_decode.decoding.batching import check_batching
+from dllm_decode.errors import ConfigError, require, require_count
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
@@ -95,10 +96,7 @@ class Generate(Task):
             require_count("max_new_tokens", self.max_new_tokens)
         require_count("seed", self.seed, minimum=0)
         require(self.seed < 2**63, f"seed must be less than 2**63, got {self.seed}")
-        require_count("batch_size", self.batch_size)
-        if self.max_tokens_in_flight is not None:
-            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
-        require_choice("batching", self.batching, ("continuous", "static"))
+        check_batching(self.batch_size, self.max_tokens_in_flight, self.batching)
         require_count("task.samples", self.samples)
         if self.prompt is not None:
             one_prompt(self.prompt)
