@@ -77,7 +77,15 @@ def check_plane(
     dtypes: Sequence[torch.dtype],
     device: torch.device,
 ) -> None:
-    """Raise `PluginError` for a tensor that is not what it must be; what: who returned what."""
+    """Raise `PluginError` for a tensor that is not what it must be.
+
+    Args:
+        what: who returned what, as the message begins.
+        value: see `plane_fault`.
+        shape: see `plane_fault`.
+        dtypes: see `plane_fault`.
+        device: see `plane_fault`.
+    """
     if fault := plane_fault(value, shape, dtypes, device):
         raise PluginError(f"{what} is {fault}")
 

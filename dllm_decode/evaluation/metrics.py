@@ -37,7 +37,7 @@ class Sample:
             proposal; empty where that was not recorded.
         confidence: The probability in [0, 1] with which each of them was committed.
         end_step: Step that committed the end of text, -1 where there is none.
-        spent: Commits behind the first end of text, which no reader gets.
+        spent: Commits behind the first end of text, which are not delivered.
         seconds: Wall time of decoding since the problem before was finished.
         finish_reason: As in `Outcome`.
         tokens: Everything that was generated, end of text included.

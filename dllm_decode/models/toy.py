@@ -226,7 +226,7 @@ class World(ABC):
         return
 
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        """Logits (B, W, V) in float64; see the class for their definition."""
+        """Logits (B, W, V) in float64, as `World` defines them."""
         items, start = self._instance(tokens, live)
         size = self.lengths(items)
         answer = self._answer(tokens, live, start, int(size.max()))

@@ -31,7 +31,7 @@ class Job:
     Attributes:
         asked: The prompt and what its line asked for.
         columns: To generate.
-        grade: Whether a text is right, None where nobody knows.
+        grade: Whether a text is right, None where that is not known.
         form: For infilling, the answer with a gap for every token to be found, "" where all are.
     """
 

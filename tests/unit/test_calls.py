@@ -329,7 +329,7 @@ def test_a_progress_rule_that_is_none_is_refused_when_the_parts_are_composed(pro
         Decoder(HashDenoiser(), kind(), Blocks(4))
 
 
-# Faults of values, which are known only when the host looks at the device.
+# Faults of values, which the host learns of with the next sync.
 
 
 def removes(view, ids):
