@@ -18,6 +18,7 @@ from dllm_decode.config import compose as composing
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_model, build_node
 from dllm_decode.config.shorthand import answer_in_python, quote
+from dllm_decode.decoding.batching import check_batching
 from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Run
@@ -58,7 +59,7 @@ class Streamer(Protocol):
         """Ids (N,) that will not change any more."""
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Called once, behind the last ids."""
 
 
 def load(
@@ -402,6 +403,7 @@ class TextDecoder:
 
         A reference decode is made first where the strategy needs one and the request has none.
         """
+        check_batching(batch_size, max_tokens_in_flight, batching)
         decoder = replace(
             self.decoder,
             sampler=self.decoder.sampler if sampler is None else sampler,

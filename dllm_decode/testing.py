@@ -179,7 +179,8 @@ class StoringHashDenoiser(HashDenoiser):
     cache policy recomputes, and any number that is stale, dropped or of another row is noticed.
     Logits that are read at a column which the pass does not compute end the decode.
 
-    passes: what every pass with a store has computed and attended to.
+    Attributes:
+        passes: what every pass with a store has computed and attended to.
     """
 
     passes: list[Pass] = field(default_factory=list)
@@ -307,7 +308,7 @@ class Recorder(Observer):
         self.snapshots.append(snapshot)
 
     def step(self, change: Change, snapshot: Snapshot) -> None:
-        """Keep the step."""
+        """Keep the change, and the canvas behind it."""
         self.changes.append(change)
         self.snapshots.append(snapshot)
 
@@ -529,7 +530,7 @@ class StrategyContract:
     def decode(
         self, case: Case, strategy: Strategy, request: Request, model: HashDenoiser | None = None
     ) -> tuple[Result, Recorder, HashDenoiser]:
-        """One decode, watched."""
+        """One decode, with what was recorded of it and the model that was asked."""
         model = self.model(case) if model is None else model
         recorder = Recorder()
         decoder = replace(self.decoder(case, strategy, request, model), observers=(recorder,))
@@ -673,7 +674,7 @@ class StrategyContract:
 
     @_property
     def test_the_time_between_two_syncs_changes_nothing(self, case: Case) -> None:
-        """Rows get the same, however many steps run before the host looks at the device."""
+        """Rows get the same, however many steps the host lets pass between two syncs."""
         strategy = self._strategy(case)
         request = self.request(case, strategy)
         every, _, _ = self.decode(replace(case, sync_every=1), strategy, request)
@@ -682,7 +683,7 @@ class StrategyContract:
         )
         for row in range(request.rows):
             same = row_of(now_and_then, row) == row_of(every, row)
-            assert same, f"row {row} decodes differently where the host looks less often"
+            assert same, f"row {row} decodes differently with fewer syncs"
 
     @_property
     def test_nothing_that_is_handed_over_is_written_to(self, case: Case) -> None:

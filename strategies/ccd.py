@@ -73,7 +73,7 @@ class ReleasedCCD(Strategy):
         require_count("warm_up_steps", self.warm_up_steps)
 
     def begin(self, request: Request, snapshot: Snapshot) -> CandidateMemory:
-        """Width 1, no runners-up."""
+        """The memory before the first step: a width of 1 and no runners-up."""
         rows, columns = snapshot.tokens.shape
         nothing = torch.zeros_like(snapshot.tokens[:, :1]).expand(
             rows, columns - snapshot.start + 1

@@ -54,7 +54,7 @@ class _Credit(Transform):
         return self.scope == "request"
 
     def begin(self, request: Request, snapshot: Snapshot) -> CreditMemory:
-        """No credit anywhere."""
+        """The memory of a request in which no token has earned credit yet."""
         rows, width = snapshot.tokens.shape
         shape = (rows, width - snapshot.start + 1, self.slots)
         device = snapshot.tokens.device

@@ -191,7 +191,7 @@ def _answer(name: str, found: Sequence[str], keys: Sequence[str], top: Sequence[
 
 
 def answer_in_python(name: str, allowed: Sequence[str]) -> str:
-    """What to write instead of a keyword that a function does not take, "" where nobody knows.
+    """What to write instead of a keyword that a function does not take, "" where that is not known.
 
     Args:
         name: The keyword.

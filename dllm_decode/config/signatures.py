@@ -36,8 +36,12 @@ class _Module:
 def parameters_of(target: str) -> tuple[str, ...] | None:
     """Names of the arguments that a class or function takes.
 
-    target: a dotted path as in `_target_`. Returns None where the source does not tell (not found,
-    no Python source, open `**kwargs`), which callers take as "anything may be allowed".
+    Args:
+        target: A dotted path as in `_target_`.
+
+    Returns:
+        The names; None where the source does not tell (not found, no Python source, open
+        `**kwargs`), which callers take as "anything may be allowed".
     """
     try:
         found = _definition(target)

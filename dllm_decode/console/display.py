@@ -94,7 +94,12 @@ class Display:
     def progress(self, text: str, total: float) -> Iterator[Callable[[float], None]]:
         """A bar, or lines, while something of known length happens.
 
-        total: in any unit. Yields a function that takes how much is done so far.
+        Args:
+            text: What happens.
+            total: How much there is to do, in any unit.
+
+        Yields:
+            A function that takes how much is done so far, in the same unit.
         """
         if self.mode == "live":
             with Progress(console=self.console, transient=True) as bar:

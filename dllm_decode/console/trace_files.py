@@ -16,7 +16,11 @@ from dllm_decode.models.loaded import LoadedModel
 
 
 class TraceFormat(ABC):
-    """What the group `trace` selects. wanted: whether a decode has to record its steps."""
+    """What the group `trace` selects.
+
+    Attributes:
+        wanted: Whether a decode has to record its steps.
+    """
 
     wanted: ClassVar[bool] = True
 
@@ -29,7 +33,18 @@ class TraceFormat(ABC):
         titles: Sequence[str],
         model: LoadedModel,
     ) -> None:
-        """Write the steps of a result into the run folder."""
+        """Write the steps of a result into the run folder.
+
+        Args:
+            folder: Of the run.
+            request: What was asked.
+            result: Its result, with every change recorded.
+            titles: The prompts for people, one per row.
+            model: Whose tokenizer tells the text of each id.
+
+        Raises:
+            OutputError: A file cannot be written.
+        """
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,7 @@ class NoTrace(TraceFormat):
         titles: Sequence[str],
         model: LoadedModel,
     ) -> None:
-        """Nothing."""
+        """Write no file, since no steps were recorded."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class JsonlTrace(TraceFormat):
         titles: Sequence[str],
         model: LoadedModel,
     ) -> None:
-        """One file."""
+        """Write `trace.jsonl`."""
         trace = _with_pieces(request, result, titles, model)
         folder.write_text("trace.jsonl", "\n".join(trace.lines()) + "\n")
 
@@ -78,7 +93,7 @@ class HtmlTrace(JsonlTrace):
         titles: Sequence[str],
         model: LoadedModel,
     ) -> None:
-        """Two files."""
+        """Write `trace.jsonl` and `trace.html`."""
         super().write(folder, request, result, titles, model)
         trace = _with_pieces(request, result, titles, model)
         folder.write_text("trace.html", player(trace))

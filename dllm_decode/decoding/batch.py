@@ -15,7 +15,7 @@ from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
-from dllm_decode.decoding.returned import blamed, check_plane, named
+from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
 from dllm_decode.decoding.strategy import Budget
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, StepView, gather_columns
@@ -51,7 +51,12 @@ class Counters(Memory):
 
     @staticmethod
     def of(seeds: Tensor, parameters: Mapping[str, Tensor]) -> Counters:
-        """Nothing has happened yet."""
+        """The counters of rows that have not done a step.
+
+        Args:
+            seeds: (B,) seeds of the rows' random numbers.
+            parameters: what rows set for themselves, each (B, 1).
+        """
         zero = torch.zeros_like(seeds)
         return Counters(seeds, zero, zero, zero - 1, zero, zero, zero, zero.bool(), parameters)
 
@@ -66,7 +71,9 @@ class Counters(Memory):
 
 @dataclass
 class NextStep(Memory):
-    """The next step of each row, so far as it is known before the host has seen the last one.
+    """What is settled about the next step of each row before its logits are there.
+
+    It is known on the device alone: the host need not know yet how the last step went.
 
     Attributes:
         index: (B, W) columns whose logits are wanted, -1 for none.
@@ -104,8 +111,12 @@ class Batch:
 
     Attributes:
         rows: which rows of the request, in the order of the batch.
-        canvas, counters, next: what stands there, what was counted, what comes next.
-        memory, cache_memory, store: what strategy, cache policy and model remember.
+        canvas: what stands in the columns.
+        counters: what was counted for each row.
+        next: what is known of the next step.
+        memory: what the strategy remembers, None for nothing.
+        cache_memory: what the cache policy remembers, None for nothing.
+        store: the model's key/value store, None where the cache policy needs none.
         snapshot: the canvas as plugins see it.
         noise: the random numbers of the step.
         trace: every change, where recording was asked for.
@@ -253,7 +264,7 @@ class Batch:
         who = f"{named('schedule', schedule)}: what window returned"
         window = schedule.window(snapshot)
         if not isinstance(window, Window):
-            raise PluginError(f"{who} is {type(window).__name__}; it must be a Window")
+            raise PluginError(f"{who} is {kind_of(window)}; it must be a Window")
         rows, device = snapshot.rows.numel(), snapshot.rows.device
         check_plane(f"{who} as index", window.index, (rows, "W"), (torch.long,), device)
         check_plane(f"{who} as key", window.key, (rows,), (torch.long,), device)
@@ -270,7 +281,7 @@ class Batch:
             return None
         who = f"{named('cache', cache)}: what plan returned"
         if not isinstance(refresh, Refresh):
-            raise PluginError(f"{who} is {type(refresh).__name__}; it must be a Refresh or None")
+            raise PluginError(f"{who} is {kind_of(refresh)}; it must be a Refresh or None")
         for name, plane in (("columns", refresh.columns), ("valid", refresh.valid)):
             shape, device = snapshot.tokens.shape, snapshot.tokens.device
             check_plane(f"{who} as {name}", plane, shape, (torch.bool,), device)
@@ -333,7 +344,11 @@ class Batch:
         return facts
 
     def measure(self, facts: Mapping[str, Sequence[int]]) -> None:
-        """Learn from the host how wide the next pass is; facts: see `sizes`, of the rows left."""
+        """Learn from the host how wide the next pass is.
+
+        Args:
+            facts: what `sizes` names, as numbers, of the rows that are left.
+        """
         self._unseen = 0
         horizons = facts["horizon"]
         self._reach = max(horizons, default=0)

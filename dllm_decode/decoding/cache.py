@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.renamed import say_renamed
-from dllm_decode.decoding.returned import check_plane, named
+from dllm_decode.decoding.returned import check_plane, kind_of, named
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
 
@@ -36,11 +36,14 @@ class Store(Protocol):
 class Plan:
     """The work of one forward pass.
 
-    columns: (B, Q) canvas columns to recompute, rising, -1 for none; None for all live columns
-    without a store. valid: (B, L) columns that may be attended to, recomputed ones included; None
-    together with columns. store: the model's key/value store, which the pass reads and writes.
-    complete: whether every column of every row is live and valid, so that the pass needs no
-    attention mask; None where nobody knows without asking the device.
+    Attributes:
+        columns: (B, Q) canvas columns to recompute, rising, -1 for none; None for all live columns
+            without a store.
+        valid: (B, L) bool, columns that may be attended to, recomputed ones included; None
+            together with `columns`.
+        store: the model's key/value store, which the pass reads and writes.
+        complete: whether every column of every row is live and valid, so that the pass needs no
+            attention mask; None where that is not known without a sync.
     """
 
     columns: Tensor | None = None
@@ -61,10 +64,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Refresh:
-    """What a policy wants of the next pass.
+    """What a policy asks of the next pass.
 
-    columns (B, L) bool: recompute these; valid (B, L) bool: columns that may be attended to, those
-    included.
+    Attributes:
+        columns: (B, L) bool, the columns to recompute.
+        valid: (B, L) bool, the columns that may be attended to, recomputed ones included.
     """
 
     columns: Tensor
@@ -72,16 +76,23 @@ class Refresh:
 
 
 def mask_of(columns: Tensor, width: int) -> Tensor:
-    """Column numbers (B, Q), -1 for none, as a mask (B, width)."""
+    """Column numbers as a mask, (B, width) bool.
+
+    Args:
+        columns: (B, Q), -1 for none.
+        width: columns of the mask.
+    """
     hit = torch.zeros(columns.shape[0], width + 1, dtype=torch.bool, device=columns.device)
     slots = torch.where(columns >= 0, columns, width)
     return hit.scatter_(1, slots, True)[:, :width]
 
 
 def columns_of(mask: Tensor, count: int | None = None) -> Tensor:
-    """A mask (B, L) as rising column numbers (B, Q), -1 behind each row's last.
+    """A mask as rising column numbers, (B, Q) int64, -1 behind each row's last.
 
-    count: the most columns any row has, Q; None asks the device.
+    Args:
+        mask: (B, L) bool.
+        count: the most columns any row has, Q; None finds it out, which costs a sync.
     """
     width = mask.shape[1]
     numbers = torch.arange(width, device=mask.device)
@@ -91,7 +102,13 @@ def columns_of(mask: Tensor, count: int | None = None) -> Tensor:
 
 
 def spread(plane: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-    """A plane (B, L) with values (B, Q) written at columns (B, Q), -1 for none."""
+    """A copy of a plane with values written at some columns, (B, L).
+
+    Args:
+        plane: (B, L).
+        columns: (B, Q) where to write, -1 for nowhere.
+        values: (B, Q) what to write.
+    """
     width = plane.shape[1]
     slots = torch.where(columns >= 0, columns, width)
     room = torch.cat([plane, plane[:, :1]], 1)
@@ -102,9 +119,13 @@ def spread(plane: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 class StoreMemory(Memory):
     """What a policy knows about the stored columns.
 
-    valid (B, L): computed at least once; stale (B, L): the token has changed since; age (B,):
-    steps since all columns of the row were recomputed; passes (B,): passes in this window;
-    certainty (B, L): last known confidence; start: first generated column.
+    Attributes:
+        valid: (B, L) bool, the column has been computed at least once.
+        stale: (B, L) bool, its token has changed since.
+        age: (B,) steps since all columns of the row were recomputed.
+        passes: (B,) passes since the row entered its window.
+        certainty: (B, L) float32, the confidence last seen at the column, in [0, 1].
+        start: first generated column.
     """
 
     valid: Tensor
@@ -116,7 +137,7 @@ class StoreMemory(Memory):
 
     @staticmethod
     def of(snapshot: Snapshot) -> StoreMemory:
-        """Nothing stored yet."""
+        """The memory before the first pass, when nothing is stored."""
         nothing = torch.zeros_like(snapshot.decided)
         age = torch.zeros_like(snapshot.horizon)
         return StoreMemory(nothing, nothing, age, age, nothing.float(), snapshot.start)
@@ -124,17 +145,21 @@ class StoreMemory(Memory):
     def distrust(self, columns: Tensor) -> None:
         """Mark what a pass over other tokens (a probe) has overwritten: recompute it next time.
 
-        columns: (B, L) bool.
+        Args:
+            columns: (B, L) bool.
         """
         self.stale = self.stale | columns
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a policy may look at: the canvas and where each row is.
+    """What a policy decides by: the canvas, and where each row is.
 
-    snapshot: the canvas; window (B, L): columns of the row's window; fresh (B,): it is a new one;
-    memory: what is stored.
+    Attributes:
+        snapshot: the canvas.
+        window: (B, L) bool, columns of the row's window.
+        fresh: (B,) bool, the row has just entered it.
+        memory: what is stored.
     """
 
     snapshot: Snapshot
@@ -152,9 +177,13 @@ class Step:
 class CachePolicy:
     """Chooses the columns to recompute; override `recompute`, or `plan` for all of it.
 
-    exact: same logits as recomputing everything, for the attention kind named in `attention`
-    (`any` or `block_causal`); stores: uses a key/value store; logits: where a step has fresh
-    logits: `canvas` (every undecided column), `window`, or `part` (some of the window).
+    Attributes:
+        exact: whether logits are those of recomputing everything, with the attention named in
+            `attention`.
+        stores: whether it uses a key/value store.
+        attention: `any` or `block_causal`.
+        logits: where a step has fresh logits: `canvas` (every undecided column), `window`, or
+            `part` (some of the window).
     """
 
     exact: ClassVar[bool] = False
@@ -163,18 +192,27 @@ class CachePolicy:
     logits: ClassVar[str] = "window"
 
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
-        """The memory of one request; see `Part.begin`."""
+        """The memory of one request, None for none; see `Part.begin`."""
         return StoreMemory.of(snapshot)
 
     def plan(self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
-        """What a pass recomputes that needs logits at index (B, W), -1 for none.
+        """What the next pass recomputes; None for all live columns, without a store.
 
-        Asked as soon as the step before is done, so rows that have nothing left to decide may be
-        among those of the snapshot. None: all live columns, without a store.
+        Asked as soon as the step before is done, so that rows which have nothing left to decide
+        may be among those of the snapshot.
+
+        Args:
+            snapshot: the canvas.
+            index: (B, W) columns of the window, whose logits are needed, -1 for none.
+            fresh: (B,) bool, the row has just entered this window.
+            memory: what `begin` returned.
+
+        Raises:
+            PluginError: `begin` or `recompute` returned something else than they must.
         """
         if not isinstance(memory, StoreMemory):
             raise PluginError(
-                f"{named('cache', self)}: what begin returned is {type(memory).__name__}; plan "
+                f"{named('cache', self)}: what begin returned is {kind_of(memory)}; plan "
                 "needs a StoreMemory, or one of its own"
             )
         window = mask_of(index, snapshot.tokens.shape[1])
@@ -217,11 +255,11 @@ class NoCache(CachePolicy):
     logits: ClassVar[str] = "canvas"
 
     def begin(self, request: Request, snapshot: Snapshot) -> None:
-        """Nothing to remember."""
+        """None, because every pass starts from the tokens alone."""
         return
 
     def plan(self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Any) -> None:
-        """All live columns."""
+        """None, which stands for all live columns."""
         return
 
 
@@ -262,8 +300,10 @@ class DualCache(CachePolicy):
 class VicinityCache(CachePolicy):
     """The block and its neighbours, with a few full passes first (dInfer, arXiv 2510.08666).
 
-    before, after: columns recomputed on either side of the block, 0 or more; warmup: full passes
-    on entering a block, 1 or more.
+    Args:
+        before: columns recomputed in front of the block, 0 or more.
+        after: columns recomputed behind it, 0 or more.
+        warmup: full passes on entering a block, 1 or more.
     """
 
     before: int = 16
@@ -289,7 +329,8 @@ class VicinityCache(CachePolicy):
 class PeriodicCache(CachePolicy):
     """The block alone, and all columns on entering it and every `every` steps (dInfer).
 
-    every: steps between full passes, 1 or more; 1 recomputes everything always.
+    Args:
+        every: steps between full passes, 1 or more; 1 recomputes everything always.
     """
 
     every: int = 8
@@ -308,8 +349,12 @@ class DelayedCache(CachePolicy):
     """Keep decided columns, one step late: recompute the undecided and the just committed ones.
 
     A column's keys and values change most when its token is decided, so they are stored one step
-    later. every: steps between full passes, 1 or more.
+    later.
+
     Source: dKV-Cache, arXiv 2505.15781 (dKV-Cache-Decode).
+
+    Args:
+        every: steps between full passes, 1 or more.
     """
 
     every: int = 8
@@ -336,7 +381,10 @@ class CertaintyCache(CachePolicy):
     seen at the column. Source: the certainty prior of d2Cache, arXiv 2509.23094; deviation: its
     second stage, which follows attention maps, is replaced by the periodic full pass.
 
-    top: columns, 1 or more; sigma: columns, > 0; every: steps, 1 or more.
+    Args:
+        top: columns recomputed in a step, 1 or more.
+        sigma: how far a decided column lends certainty, in columns, above 0.
+        every: steps between full passes, 1 or more.
     """
 
     top: int = 32
@@ -373,7 +421,8 @@ class BlockExact(CachePolicy):
     current block is computed, because nothing may attend to it.
     Source: the block caches of BD3-LM (arXiv 2503.09573), SDAR and LLaDA2.
 
-    length: columns per block; must be the model's block length.
+    Args:
+        length: columns per block, 1 or more; must be the model's block length.
     """
 
     length: int = 32

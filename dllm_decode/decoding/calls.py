@@ -16,23 +16,21 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction, PredictionError
-from dllm_decode.decoding.returned import named
+from dllm_decode.decoding.returned import FLOATS, INTEGERS, kind_of, named, plane_fault
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import ConfigError, DecisionError
 
 # Parts are untyped here: their classes stand in `strategy`, which calls them through this module.
 
-# What a plane may hold, and how a message says so.
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_INTEGERS = (torch.int64, torch.int32)
-_KINDS: Mapping[str, tuple[Sequence[torch.dtype], str]] = {
-    "commit": ((torch.bool,), "it must be bool"),
-    "remask": ((torch.bool,), "it must be bool"),
-    "keep": ((torch.bool,), "it must be bool"),
-    "tokens": (_INTEGERS, "they must be integers (int64 or int32)"),
-    "horizon": (_INTEGERS, "it must be integers (int64 or int32)"),
-    "scores": ((*_FLOATS, *_INTEGERS), "they must be numbers (floating point, int64 or int32)"),
-    "confidence": (_FLOATS, "it must be floating point"),
+# What a plane may hold.
+_TYPES: Mapping[str, Sequence[torch.dtype]] = {
+    "commit": (torch.bool,),
+    "remask": (torch.bool,),
+    "keep": (torch.bool,),
+    "tokens": INTEGERS,
+    "horizon": INTEGERS,
+    "scores": (*FLOATS, *INTEGERS),
+    "confidence": FLOATS,
 }
 _PLANES = ("commit", "remask", "tokens", "scores", "confidence")
 
@@ -44,7 +42,7 @@ def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory
         memory = part.begin(request, snapshot)
     if memory is not None and not isinstance(memory, Memory):
         raise DecisionError(
-            f"{who}: begin returned {_kind(memory)}; it must return None or a Memory"
+            f"{who}: begin returned {kind_of(memory)}; it must return None or a Memory"
         )
     if memory is not None:
         _check_memory(memory, snapshot.horizon.shape[0], f"{who}: the memory's")
@@ -59,10 +57,19 @@ def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
 
 
 def author(view: StepView, decision: Decision, row: int, slot: int, token: int | None) -> str:
-    """Which part is to blame for a token, or for a score that is NaN (token None), of a slot.
+    """The part to blame for a faulty slot.
 
-    view: as the loop made it, so that its prediction is the sampler's; decision: as `decide`
-    returned it. The first part whose prediction already has the fault, else the selection.
+    It is the first part whose prediction already has the fault, else the selection.
+
+    Args:
+        view: as the loop made it, so that its prediction is the sampler's.
+        decision: as `decide` returned it.
+        row: of the batch.
+        slot: of the view.
+        token: the id that must not be there; None where the fault is a score that is NaN.
+
+    Returns:
+        The part's place and class, as messages name it.
     """
     for name, pred in (("sampler", view.pred), *decision.predictions):
         if token is None:
@@ -80,7 +87,7 @@ def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
         pred = transform.adjust(view, memory)
     if not isinstance(pred, Prediction):
         raise DecisionError(
-            f"{who}: adjust returned {_kind(pred)}; it must return a Prediction, such as "
+            f"{who}: adjust returned {kind_of(pred)}; it must return a Prediction, such as "
             f"view.pred.with_logit_bias(ids, delta){_when(view)}"
         )
     if pred.shape != view.pred.shape:
@@ -112,7 +119,7 @@ def check_decision(decision: Any, view: StepView, who: str) -> Decision:
     """
     if not isinstance(decision, Decision):
         raise DecisionError(
-            f"{who}: decide returned {_kind(decision)}; it must return a Decision{_when(view)}"
+            f"{who}: decide returned {kind_of(decision)}; it must return a Decision{_when(view)}"
         )
     for name in _PLANES:
         value = getattr(decision, name)
@@ -126,40 +133,24 @@ def check_decision(decision: Any, view: StepView, who: str) -> Decision:
 def _check_notes(notes: Any, view: StepView, who: str) -> None:
     if not isinstance(notes, Mapping):
         raise DecisionError(
-            f"{who} returned notes, {_kind(notes)}; they must be a mapping from names to tensors"
+            f"{who} returned notes, {kind_of(notes)}; they must be a mapping from names to tensors"
             f"{_when(view)}"
         )
     rows = view.open.shape[0]
     for name, note in notes.items():
         if not isinstance(note, Tensor) or note.dim() == 0 or note.shape[0] != rows:
             raise DecisionError(
-                f"{who} returned the note {name!r}, {_kind(note)}; it must be a tensor with the "
+                f"{who} returned the note {name!r}, {kind_of(note)}; it must be a tensor with the "
                 f"{rows} rows of the batch in front{_when(view)}"
             )
 
 
 def _checked(name: str, value: Any, like: Tensor, who: str, view: StepView) -> Tensor:
     """One plane of an answer, of the shape and on the device of another."""
-    shape, when = tuple(like.shape), _when
-    if not isinstance(value, Tensor):
-        raise DecisionError(
-            f"{who} returned {name}, {_kind(value)}; it must be a tensor of shape {shape}"
-            f"{when(view)}"
-        )
-    if tuple(value.shape) != shape:
-        raise DecisionError(
-            f"{who} returned {name} of shape {tuple(value.shape)}; it must be a tensor of shape "
-            f"{shape}{when(view)}"
-        )
-    allowed, words = _KINDS[name]
-    if value.dtype not in allowed:
-        raise DecisionError(f"{who} returned {name} of type {value.dtype}; {words}{when(view)}")
-    if value.device != like.device or value.layout != torch.strided:
-        raise DecisionError(
-            f"{who} returned {name} on {value.device} ({value.layout}); it must be an ordinary "
-            f"tensor on {like.device}, as the view's are{when(view)}"
-        )
-    return value
+    if fault := plane_fault(value, like.shape, _TYPES[name], like.device):
+        raise DecisionError(f"{who} returned {name}, {fault}{_when(view)}")
+    plane: Tensor = value
+    return plane
 
 
 def _check_memory(memory: Memory, rows: int, whose: str) -> None:
@@ -218,9 +209,3 @@ def _placed(who: str) -> Iterator[None]:
 def _when(view: StepView) -> str:
     """The step, as messages say it; only asked when something is refused."""
     return f" (step {int(view.step.max())})" if view.step.numel() else ""
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return "None" if value is None else f"a {type(value).__name__}"

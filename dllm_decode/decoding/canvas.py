@@ -18,7 +18,15 @@ class Canvas(Memory):
     Only `apply` and `narrow` write. Rows leave and join as in any memory.
 
     Attributes:
-        rows, tokens, editable, decided, first, start, end, horizon, vocab: see `Snapshot`.
+        rows: (B,) which row of the request each one is.
+        tokens: (B, L) ids, the mask id in undecided columns.
+        editable: (B, L) bool, columns that a strategy may decide.
+        decided: (B, L) bool, columns that hold their token.
+        first: (B,) first column of the row's prompt, behind the padding.
+        start: first generated column, the same for all rows.
+        end: (B,) one past the row's last column as requested.
+        horizon: (B,) one past the last column still worth decoding.
+        vocab: special token ids.
         step_of: (B, L) step at which a column was committed, -1 before.
         confidence_of: (B, L) with what confidence, NaN before.
         kept: (B,) one past the last column that the request fixed, in front of which no row is
@@ -103,7 +111,9 @@ class Canvas(Memory):
     def apply(self, change: Change, *, revocable: bool = True) -> None:
         """Write one legal change; `change.index` counts from the first generated column.
 
-        revocable: False skips the re-masks of strategies that have none.
+        Args:
+            change: of the rows of this canvas.
+            revocable: False skips the re-masks of strategies that have none.
         """
         if revocable:
             hit = self._columns(change, change.remask)[1]

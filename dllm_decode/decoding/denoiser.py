@@ -31,11 +31,11 @@ class Denoiser(Protocol):
 
     @property
     def vocab(self) -> Vocab:
-        """Special token ids."""
+        """The token ids that the loop has to know."""
 
     @property
     def device(self) -> torch.device:
-        """Where tokens must be."""
+        """The device on which it takes tokens and gives logits."""
 
     @property
     def max_length(self) -> int | None:

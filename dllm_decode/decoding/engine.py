@@ -9,17 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
+from dllm_decode.decoding.batching import check_batching
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.types import Request
-from dllm_decode.errors import (
-    ConfigError,
-    DeviceError,
-    DllmDecodeError,
-    require_choice,
-    require_count,
-)
+from dllm_decode.errors import ConfigError, DeviceError, DllmDecodeError
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +27,16 @@ class Engine:
     settings here change speed and memory only. A pass is as wide as the widest row of the batch:
     rows are taken in the order of their width, the widest first.
 
-    decoder: the parts; max_batch: rows in the batch, 1 or more; max_tokens_in_flight: canvas
-    columns of all rows in the batch together, None for no bound; batching: `continuous` (a waiting
-    row joins as soon as one leaves) or `static` (a batch is filled again when all of it is done).
+    Attributes:
+        decoder: the parts.
+        max_batch: rows in the batch, 1 or more.
+        max_tokens_in_flight: canvas columns of all rows in the batch together, 1 or more; None for
+            no bound.
+        batching: `continuous` (a waiting row joins as soon as one leaves) or `static` (a batch is
+            filled again when all of it is done).
+
+    Raises:
+        ConfigError: for values out of range.
     """
 
     decoder: Decoder
@@ -43,17 +45,17 @@ class Engine:
     batching: str = "continuous"
 
     def __post_init__(self) -> None:
-        require_count("max_batch", self.max_batch)
-        if self.max_tokens_in_flight is not None:
-            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
-        require_choice("batching", self.batching, ("continuous", "static"))
+        check_batching(self.max_batch, self.max_tokens_in_flight, self.batching, "max_batch")
 
     def decode(self, request: Request) -> Result:
         """Decode all rows; the result is in request order.
 
-        A row that fails ends with finish reason `error`, and `Result.errors` says why. Raises
-        `ConfigError` for requests that do not fit, `DeviceError` where nothing can be computed any
-        more, and `Interrupted` with all finished and the partial rows on Ctrl-C.
+        A row that fails ends with finish reason `error`, and `Result.errors` says why.
+
+        Raises:
+            ConfigError: for requests that do not fit.
+            DeviceError: where nothing can be computed any more.
+            Interrupted: on Ctrl-C, with the finished and the partial rows.
         """
         work = _Work(self, request)
         try:

@@ -20,7 +20,6 @@ from dllm_decode.decoding.cache import Store
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.returned import named
-from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.decoding.types import Memory
 from dllm_decode.errors import PluginError
 
@@ -33,9 +32,13 @@ _METHODS = ("begin", "decide", "adjust", "keep", "horizon", "window", "plan", "n
 
 def guarded(parts: Parts) -> Parts:
     """The same parts, each of which is refused as soon as it writes to what it was handed."""
+
+    def twin(key: str, part: Part) -> Part:
+        return _twin(f"strategy.{key}" if key else "strategy", part)
+
     return replace(
         parts,
-        strategy=_strategy("strategy", parts.strategy),
+        strategy=parts.strategy.with_parts(twin),
         schedule=_twin("schedule", parts.schedule),
         cache=_twin("cache", parts.cache),
         sampler=_twin("sampler", parts.sampler),
@@ -74,16 +77,6 @@ def _planes(value: Any, name: str = "", depth: int = 4) -> Iterator[tuple[str, T
         return
     for key, entry in list(inside.items()):
         yield from _planes(entry, f"{name}.{key}" if name else str(key), depth - 1)
-
-
-def _strategy(place: str, strategy: Strategy) -> Strategy:
-    if not isinstance(strategy, Pipeline):
-        return _twin(place, strategy)
-    slots = {
-        slot: {n: _twin(f"{place}.{slot}.{n}", part) for n, part in getattr(strategy, slot).items()}
-        for slot in ("transforms", "filters", "stop")
-    }
-    return replace(strategy, select=_strategy(f"{place}.select", strategy.select), **slots)
 
 
 def _twin(place: str, part: Part) -> Part:

@@ -156,7 +156,7 @@ class Monitor:
         self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
 
     def _judge(self, check: PendingCheck, counts: Counts) -> None:
-        """Refuse illegal decisions and unusable logits; warn where scores rank nothing."""
+        """Refuse illegal decisions and unusable logits; warn where ties decide."""
         if counts.unusable:
             raise self._unusable(check.view)
         if counts.illegal:

@@ -26,7 +26,10 @@ def parameters_of_strategy(strategy: Strategy) -> dict[str, tuple[Any, str]]:
 def check_parameters(strategy: Strategy, request: Request, sources: Sequence[str] = ()) -> None:
     """Raise `ConfigError` for names that rows cannot set, and for values that a part refuses.
 
-    sources: what rows are called in messages, by default `row 0`, `row 1`, ...
+    Args:
+        strategy: whose parts know the names.
+        request: with the parameters of each row.
+        sources: what rows are called in messages, by default `row 0`, `row 1`, ...
     """
     known = parameters_of_strategy(strategy)
     for row, own in enumerate(request.parameters or ()):

@@ -34,7 +34,7 @@ class Draw(Protocol):
     """How a proposal is drawn from a prediction; `None` in its place means the argmax."""
 
     def __call__(self, prediction: Prediction) -> Tensor:
-        """Token ids (B, W)."""
+        """The token ids that are drawn, (B, W) int64."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Prediction(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
-        """(B, W, V)."""
+        """Rows B, slots W, and the size of the vocabulary V."""
 
     @property
     @abstractmethod

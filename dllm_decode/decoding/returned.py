@@ -18,8 +18,6 @@ from dllm_decode.decoding.prediction import DrawError, HiddenStates, Prediction,
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.errors import ModelOutputError, PluginError
 
-LOGITS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
 
 def named(place: str, part: object) -> str:
     """How messages name a part: its config key and its class."""
@@ -36,6 +34,17 @@ def blamed(observer: object) -> Iterator[None]:
         raise
 
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32)
+
+
+def kind_of(value: object) -> str:
+    """What something is, as messages say it."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def plane_fault(
     value: Any, shape: Sequence[int | str], dtypes: Sequence[torch.dtype], device: torch.device
 ) -> str:
@@ -49,13 +58,13 @@ def plane_fault(
     """
     wanted = f"a tensor of shape ({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
     if not isinstance(value, Tensor):
-        return f"{type(value).__name__}; it must be {wanted}"
+        return f"{kind_of(value)}; it must be {wanted}"
     sizes = zip(value.shape, shape, strict=False)
     fits = all(have >= 1 if isinstance(want, str) else have == want for have, want in sizes)
     if value.dim() != len(shape) or not fits:
-        return f"a tensor of shape {tuple(value.shape)}; it must be {wanted}"
+        return f"{kind_of(value)}; it must be {wanted}"
     if value.dtype not in dtypes:
-        return f"{value.dtype} numbers; they must be {' or '.join(map(str, dtypes))}"
+        return f"a tensor of type {value.dtype}; it must be {' or '.join(map(str, dtypes))}"
     if value.device != device or value.layout != torch.strided:
         return f"a {value.layout} tensor on {value.device}; it must be a dense one on {device}"
     return ""
@@ -68,7 +77,15 @@ def check_plane(
     dtypes: Sequence[torch.dtype],
     device: torch.device,
 ) -> None:
-    """Raise `PluginError` for a tensor that is not what it must be; what: who returned what."""
+    """Raise `PluginError` for a tensor that is not what it must be.
+
+    Args:
+        what: who returned what, as the message begins.
+        value: see `plane_fault`.
+        shape: see `plane_fault`.
+        dtypes: see `plane_fault`.
+        device: see `plane_fault`.
+    """
     if fault := plane_fault(value, shape, dtypes, device):
         raise PluginError(f"{what} is {fault}")
 
@@ -77,7 +94,7 @@ def check_logits(model: object, logits: Any, index: Tensor, vocabulary: int) -> 
     """Raise `ModelOutputError` unless these are logits (B, W, V) for the columns index (B, W)."""
     if isinstance(logits, HiddenStates):
         return
-    fault = plane_fault(logits, (*index.shape, vocabulary), LOGITS, index.device)
+    fault = plane_fault(logits, (*index.shape, vocabulary), FLOATS, index.device)
     if fault:
         raise ModelOutputError(
             f"{named('model', model)} returned logits that cannot be used, {fault}: one row per "
@@ -91,7 +108,7 @@ def check_prediction(
     """Raise `PluginError` unless this is a prediction for the columns index (B, W)."""
     who = f"{named('sampler', sampler)}: what predict returned"
     if not isinstance(prediction, Prediction):
-        raise PluginError(f"{who} is {type(prediction).__name__}; it must be a Prediction")
+        raise PluginError(f"{who} is {kind_of(prediction)}; it must be a Prediction")
     size = logits.weight.shape[0] if isinstance(logits, HiddenStates) else logits.shape[-1]
     if tuple(prediction.shape) != (*index.shape, size):
         raise PluginError(

@@ -55,7 +55,7 @@ class Greedy(Sampler):
         return True
 
     def predict(self, logits: Tensor | HiddenStates, banned: Tensor, noise: Noise) -> Prediction:
-        """The argmax prediction."""
+        """The prediction that proposes the most likely token of every slot."""
         return Prediction.of(logits, banned)
 
 

@@ -17,8 +17,9 @@ from dllm_decode.errors import CapabilityError, require_choice, require_count
 class Window:
     """The open part of the canvas.
 
-    index (B, W): canvas column of each slot in rising order, -1 where a row has fewer; key (B,):
-    a number that changes when a row enters a new window.
+    Attributes:
+        index: (B, W) canvas column of each slot in rising order, -1 where a row has fewer.
+        key: (B,) a number that changes when a row enters a new window.
     """
 
     index: Tensor
@@ -38,9 +39,13 @@ class Schedule(ABC):
         return
 
     def on_grid(self, block_length: int | None) -> Schedule:
-        """This schedule for a model whose attention follows a block grid, None for full attention.
+        """This schedule as a model needs it.
 
-        Raises `CapabilityError` where windows would not be blocks of the model's grid.
+        Args:
+            block_length: columns per block of the model's attention, None for full attention.
+
+        Raises:
+            CapabilityError: where windows would not be blocks of the model's grid.
         """
         if block_length is not None:
             raise CapabilityError(
@@ -85,7 +90,7 @@ class Blocks(Schedule):
 
     @property
     def block_length(self) -> int:
-        """`length`."""
+        """The grid's length is that of the blocks."""
         return self.length
 
     def on_grid(self, block_length: int | None) -> Blocks:
@@ -125,8 +130,11 @@ class WholeCanvas(Schedule):
 class SlidingWindow(Schedule):
     """The next `width` columns from the first undecided one on; moves with every commit there.
 
-    width: columns, 1 or more. The window never counts as new, so what a strategy remembers of a
-    column stays while the window slides over it.
+    The window never counts as new, so that what a strategy remembers of a column stays while the
+    window slides over it.
+
+    Args:
+        width: columns, 1 or more.
     """
 
     width: int = 32

@@ -78,6 +78,10 @@ def reaching(
 
 
 def first_column(flags: Tensor) -> Tensor:
-    """Lowest column that is set in each row, L where none is, (B,) int64. flags: (B, L) bool."""
+    """Lowest column that is set in each row, L where none is, (B,) int64.
+
+    Args:
+        flags: (B, L) bool.
+    """
     columns = torch.arange(flags.shape[1], device=flags.device)
     return torch.where(flags, columns, flags.shape[1]).amin(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -128,6 +128,15 @@ class Strategy(Part):
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Every part with its key below `strategy`; one that is not composed has the key ""."""
         yield "", self
+
+    def with_parts(self, change: Callable[[str, Any], Any]) -> Strategy:
+        """The strategy with other parts in place of those that `parts` yields.
+
+        Args:
+            change: from a part and its key below `strategy` to the part that takes its place.
+        """
+        changed: Strategy = change("", self)
+        return changed
 
     @property
     def progress(self) -> Progress:
@@ -326,6 +335,18 @@ class Pipeline(Strategy):
             else:
                 yield key, part
 
+    def with_parts(self, change: Callable[[str, Any], Any]) -> Pipeline:
+        """The pipeline with other parts in place of its own; see `Strategy.with_parts`."""
+
+        def selection(key: str, part: Any) -> Any:
+            return change(f"select.{key}" if key else "select", part)
+
+        slots = {
+            slot: {key: change(f"{slot}.{key}", part) for key, part in getattr(self, slot).items()}
+            for slot in ("transforms", "filters", "stop")
+        }
+        return replace(self, select=self.select.with_parts(selection), **slots)
+
     @property
     def revocable(self) -> bool:  # type: ignore[override]
         """Whether the selection may re-mask."""
@@ -333,11 +354,11 @@ class Pipeline(Strategy):
 
     @property
     def progress(self) -> Progress:
-        """The selection's rule."""
+        """How the loop makes progress where nothing is committed: as the selection says."""
         return self.select.progress
 
     def begin(self, request: Request, snapshot: Snapshot) -> PipelineMemory:
-        """One memory per part."""
+        """The memories of all parts, by place."""
         return PipelineMemory(
             {
                 key: calls.begin(part, f"strategy.{key}", request, snapshot)

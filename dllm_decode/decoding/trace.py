@@ -28,8 +28,12 @@ class TraceError(DllmDecodeError):
 class Commit:
     """One decided token.
 
-    row: of the request; column: counted from the first generated one; token: id; confidence: as the
-    rule saw it; probability: as the model gave it.
+    Attributes:
+        row: of the request.
+        column: counted from the first generated one.
+        token: its id.
+        confidence: as the rule saw it, in [0, 1].
+        probability: as the model gave it, in [0, 1].
     """
 
     row: int
@@ -43,9 +47,14 @@ class Commit:
 class StepRecord:
     """One step of the batch.
 
-    rows: request rows that took part; steps: how many steps each had done before; horizon:
-    generated columns of each still worth decoding afterwards; forced: whether progress had to be
-    forced; probes: extra forward passes; commits; remasks: (row, column) pairs opened again.
+    Attributes:
+        rows: request rows that took part.
+        steps: for each of them, how many steps it had done before.
+        horizon: for each, generated columns that are still worth decoding afterwards.
+        forced: for each, whether progress had to be forced.
+        probes: extra forward passes, 0 or more.
+        commits: the tokens that were decided.
+        remasks: (row, column) pairs that were opened again.
     """
 
     rows: tuple[int, ...]
@@ -96,7 +105,14 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a trace amounts to; the fields are those of `Result`."""
+    """The result that a trace leads to, per row and column.
+
+    Attributes:
+        sequences: token ids.
+        step_of: step that committed each of them, -1 where none did.
+        confidence_of: with what confidence, None where none did.
+        forwards: passes that each row took part in.
+    """
 
     sequences: tuple[tuple[int, ...], ...]
     step_of: tuple[tuple[int, ...], ...]
@@ -108,9 +124,16 @@ class Replayed:
 class Trace:
     """A decode, step by step.
 
-    titles: the prompts for people; prompts: token ids; lengths: generated columns per row; fixed:
-    tokens given in advance per row; mask_id: what stands in undecided columns; eot_ids: what ends a
-    text; pieces: text of every id that occurs; steps; finish_reasons: per row.
+    Attributes:
+        titles: the prompts for people, one per row.
+        prompts: their token ids.
+        lengths: generated columns per row.
+        fixed: tokens given in advance per row, by column.
+        mask_id: what stands in undecided columns.
+        eot_ids: ids that end a text.
+        pieces: text of every id that occurs.
+        steps: of the batch, in order.
+        finish_reasons: per row, as in `Outcome`.
     """
 
     titles: tuple[str, ...]
@@ -131,7 +154,15 @@ class Trace:
         titles: Sequence[str] = (),
         pieces: Mapping[int, str] | None = None,
     ) -> Trace:
-        """The trace of a result that was decoded with `record=True`."""
+        """The trace of a result that was decoded with `record=True`.
+
+        Args:
+            request: what was asked.
+            result: its result.
+            vocab: of the model.
+            titles: one per row; none of them: "prompt 0", "prompt 1", ...
+            pieces: text of every id that occurs, None to leave them out.
+        """
         return Trace(
             titles=tuple(titles) or tuple(f"prompt {row}" for row in range(request.rows)),
             prompts=request.prompts,
@@ -234,7 +265,12 @@ def read_trace(path: str | Path) -> Trace:
 
 @dataclass(frozen=True)
 class _Record:
-    """One line of a trace. values: its JSON object; place: file and line, for messages."""
+    """One line of a trace.
+
+    Attributes:
+        values: its JSON object.
+        place: file and line, for messages.
+    """
 
     values: Mapping[str, Any]
     place: str
@@ -368,7 +404,15 @@ def _by_number(mapping: Mapping[str, Any]) -> dict[int, Any]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two traces first part. row; step: of that row; column; left, right: what each did."""
+    """Where two traces first differ.
+
+    Attributes:
+        row: of the request.
+        step: of that row, from 0.
+        column: counted from the first generated one.
+        left: what the first trace did there.
+        right: what the second one did.
+    """
 
     row: int
     step: int
@@ -384,8 +428,13 @@ class Difference:
 def first_difference(left: Trace, right: Trace) -> Difference | None:
     """The earliest step, then row and column, at which two decodes of the same prompts differ.
 
-    Compared are commits, re-masks and the length of a row's decode; confidences are not. Raises
-    `TraceError` for traces of different prompts.
+    Compared are commits, re-masks and the length of a row's decode; confidences are not.
+
+    Returns:
+        The difference, None where there is none.
+
+    Raises:
+        TraceError: the traces are of different prompts.
     """
     if (left.prompts, left.lengths, left.fixed) != (right.prompts, right.lengths, right.fixed):
         raise TraceError("the traces belong to different prompts and cannot be compared")

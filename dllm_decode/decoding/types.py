@@ -394,8 +394,10 @@ class StepView:
     def parameter(self, name: str, default: float, like: Tensor) -> Tensor | float:
         """A setting of the part that asks: the default, or (B, 1) where rows set their own.
 
-        name: a field that the part lists in `request_parameters`; default: its value; like: tensor
-        of the precision in which it is used.
+        Args:
+            name: a field that the part lists in `request_parameters`.
+            default: its value.
+            like: a tensor of the dtype in which it is used.
         """
         own = self.parameters.get(f"{self.part}.{name}")
         return default if own is None else own.to(like.dtype)
@@ -505,7 +507,11 @@ class Change:
     notes: Mapping[str, Tensor]
 
     def take(self, rows: Tensor) -> Change:
-        """The change restricted to some of its rows; rows: (B',) int64 positions."""
+        """The change restricted to some of its rows.
+
+        Args:
+            rows: (B',) int64 positions in `Change.rows`.
+        """
         values: dict[str, Any] = {
             entry.name: value[rows] if isinstance(value, Tensor) else value
             for entry in fields(self)

@@ -15,6 +15,9 @@ def pareto_front(points: Sequence[Point]) -> list[int]:
 
     A point is beaten by one that is at least as good in both and better in one; of equal points
     the first counts.
+
+    Args:
+        points: (tokens per forward, accuracy) in any order.
     """
     order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i))
     front: list[int] = []
@@ -32,13 +35,22 @@ def aup(points: Sequence[Point], best_accuracy: float | None = None) -> float:
         W(y)  = min(exp(-3 (1 - y / y_max)), 1)
         AUP   = x_1 y_1 + sum_{i >= 2} (x_i - x_{i-1}) (y_i W(y_i) + y_{i-1} W(y_{i-1})) / 2
 
-    points: (tokens per forward x, accuracy y in %), sorted here by x; points more than 5 below the
-    first one's accuracy are left out; best_accuracy: y_max, the best accuracy of all methods that
-    are compared, in % (None: of these points). Returns % x tokens per forward.
+    The figure depends on what else is in the table (y_max), and its first term is not weighted.
+
     Source: d3LLM, arXiv 2601.07568. Deviation: their code refuses a curve whose last point has
-    fallen by more than 5; here that point does not count. The figure depends on who else is in the
-    table (y_max), and its first term is not weighted.
-    Raises `ConfigError` for no points and for a y_max below the best point.
+    fallen by more than 5 %; here that point does not count.
+
+    Args:
+        points: (tokens per forward x, accuracy y in %) in any order; those more than 5 % below the
+            accuracy of the slowest one are left out.
+        best_accuracy: y_max, the best accuracy of all methods that are compared, in %; None: of
+            these points.
+
+    Returns:
+        The area, in % x tokens per forward.
+
+    Raises:
+        ConfigError: There are no points, or y_max is below the best one.
     """
     if not points:
         raise ConfigError("AUP needs at least one point, got none")
@@ -59,11 +71,21 @@ def aup(points: Sequence[Point], best_accuracy: float | None = None) -> float:
 def pbx(points: Sequence[Point], accuracy: float, *, interpolate: bool = True) -> float:
     """PBx: the most tokens per step at which the average accuracy is still x %.
 
-    points: (slot-based tokens per step, accuracy in %); accuracy: x, in (0, 100]; interpolate:
-    linearly between neighbouring points, as for adaptive rules; without it the best measured
-    point counts, as for fixed numbers of tokens per step. Of points with equal tokens per step
-    the more accurate one counts. Returns tokens per step, NaN where x is never reached.
+    Of points with equal tokens per step the more accurate one counts.
+
     Source: the leaderboard rule of ParallelBench, arXiv 2510.04767.
+
+    Args:
+        points: (slot-based tokens per step, accuracy in %) in any order.
+        accuracy: x, in (0, 100].
+        interpolate: Linearly between neighbouring points, as for adaptive rules; without it the
+            fastest measured point counts, as for fixed numbers of tokens per step.
+
+    Returns:
+        Tokens per step, NaN where x is never reached.
+
+    Raises:
+        ConfigError: The accuracy is out of range.
     """
     require_in_range("accuracy", accuracy, 0, 100, open_low=True, unit="%")
     best: dict[float, float] = {}

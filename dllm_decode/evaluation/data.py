@@ -148,7 +148,7 @@ def from_file(
     """
     path = Path(path)
     entries = read_entries(path)
-    kind = _told_from(entries, path) if format is None else format_named(format)
+    kind = _recognise(entries, path) if format is None else format_named(format)
     if count is not None:
         require_count("task.count", count)
         entries = entries[:count]
@@ -174,7 +174,7 @@ def shots_from_file(
     """
     require_count("task.shots", count)
     entries = read_entries(Path(path), "task.shots")
-    kind = _told_from(entries, Path(path), "task.shots") if format is None else format_named(format)
+    kind = _recognise(entries, Path(path), "task.shots") if format is None else format_named(format)
     if len(entries) < count:
         raise ConfigError(f"task.shots asks for {count} examples, {path} has {len(entries)}")
     checked = [entry.checked(kind) for entry in entries[:count]]
@@ -312,8 +312,8 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
-def _told_from(entries: Sequence[Entry], path: Path, setting: str = "task.data") -> Format:
-    """The format of the first line that fits one."""
+def _recognise(entries: Sequence[Entry], path: Path, setting: str = "task.data") -> Format:
+    """The format that a file is in, told from the keys of the first line that fits any."""
     for entry in entries:
         for kind in FORMATS.values():
             if not entry.fault and not _fault_in(entry.record, kind):

@@ -30,9 +30,12 @@ Reference = tuple[Sequence[Sequence[int]], Sequence[int]]
 def encode(tokenizer: Tokenizer, question: Question, template: str = "auto") -> tuple[int, ...]:
     """Token ids of a question with its earlier turns.
 
-    template: `chat` (the checkpoint's template, turns as user and assistant), `plain` (question,
-    newline, answer, blank line, ..., question, newline; a lone question stands as it is), `auto`
-    (chat where the checkpoint has one).
+    Args:
+        tokenizer: Of the model.
+        question: What is asked.
+        template: `chat` (the checkpoint's template, turns as user and assistant), `plain`
+            (question, newline, answer, blank line, ..., question, newline; a lone question stands
+            as it is), `auto` (chat where the checkpoint has one).
     """
     if template_of(tokenizer, template) == "plain":
         turns = "".join(f"{asked}\n{answer}\n\n" for asked, answer in question.shots)
@@ -58,16 +61,18 @@ def infilling(
 ) -> tuple[int, dict[int, int] | None]:
     """Columns of a question, and the tokens its form fixes, by column, None without a form.
 
-    All columns behind the last gap hold the end of text, where the model has one. Raises
-    `ConfigError` where the answer does not fit into the gaps, one token each.
+    All columns behind the last gap hold the end of text, where the model has one.
+
+    Raises:
+        ConfigError: The answer does not fit into the gaps, one token each.
     """
     if not question.form:
         return question.max_new_tokens, None
     ids: list[int] = []
     for number, piece in enumerate(question.form.split(GAP)):
         ids += [vocab.mask_id] if number else []
-        ids += tokenizer.encode(piece) if piece else []
-    answer = tokenizer.encode(f" {question.label}")
+        ids += tokenizer.encode(piece, framed=False) if piece else []
+    answer = tokenizer.encode(f" {question.label}", framed=False)
     pairs = zip(ids, answer, strict=False)
     if len(ids) != len(answer) or any(own not in (vocab.mask_id, token) for own, token in pairs):
         raise ConfigError(
@@ -81,7 +86,8 @@ def infilling(
 class Proposals(Observer):
     """Notes since which step each token has been proposed without a break.
 
-    ready: request row to a list with one step per generated column, -1 where nothing was proposed.
+    Args:
+        lengths: Generated columns of each row of the request.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -102,7 +108,15 @@ class Proposals(Observer):
         self._token[at] = new
 
     def of(self, row: int, length: int) -> list[int]:
-        """Steps of a row's first `length` columns."""
+        """Since which step the token of each of a row's first columns has been proposed.
+
+        Args:
+            row: Of the request.
+            length: How many columns.
+
+        Returns:
+            A step per column, -1 where nothing was proposed.
+        """
         steps: list[int] = self._since[row, :length].tolist()
         return steps
 
@@ -227,7 +241,11 @@ class Evaluation:
             )
 
     def request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
-        """What is decoded for some questions. chosen: (number, question), for the seeds."""
+        """What is decoded for some questions.
+
+        Args:
+            chosen: (number, question) of each; the number counts for the seed.
+        """
         vocab = self.decoder.denoiser.vocab
         canvases = [infilling(self.tokenizer, vocab, q) for _, q in chosen]
         return Request(

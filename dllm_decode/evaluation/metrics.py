@@ -37,7 +37,7 @@ class Sample:
             proposal; empty where that was not recorded.
         confidence: The probability in [0, 1] with which each of them was committed.
         end_step: Step that committed the end of text, -1 where there is none.
-        spent: Commits behind the first end of text, which no reader gets.
+        spent: Commits behind the first end of text, which are not delivered.
         seconds: Wall time of decoding since the problem before was finished.
         finish_reason: As in `Outcome`.
         tokens: Everything that was generated, end of text included.
@@ -141,7 +141,20 @@ def sample_of(
     seconds: float = 0.0,
     reference_forwards: int = 0,
 ) -> Sample:
-    """What one decoded row counts as; outcome: of the row; the rest: see `Sample`."""
+    """What one decoded row counts as.
+
+    Args:
+        outcome: Of the row.
+        problem: See `Sample`.
+        family: See `Sample`.
+        prompt: See `Sample`.
+        text: See `Sample`.
+        correct: See `Sample`.
+        slots: See `Sample`.
+        ready: As in `Sample`, but for every generated column; empty where it was not recorded.
+        seconds: See `Sample`.
+        reference_forwards: See `Sample`.
+    """
     end = outcome.end
     found = [place for place in outcome.delivered_places if outcome.step_of[place] >= 0]
     return Sample(
@@ -244,7 +257,11 @@ def effective_token_ratio(samples: Sequence[Sample]) -> float:
 def decoding_order(samples: Sequence[Sample]) -> float:
     """Kendall's tau between position and step of delivered tokens, averaged over problems.
 
-    1: left to right, 0: any order, -1: right to left; problems decoded in one step do not count.
+    Problems decoded in one step do not count.
+
+    Returns:
+        A number in [-1, 1], which is 1 from left to right, 0 without an order, and -1 from right to
+        left; NaN where no problem counts.
     """
     taus = orders([sample.steps for sample in samples])
     return _mean([tau for tau in taus if not math.isnan(tau)])
@@ -265,7 +282,12 @@ def commits_per_step(samples: Sequence[Sample]) -> list[float]:
 def temporal_redundancy(samples: Sequence[Sample], steps: int = 1) -> float:
     """Share of delivered tokens proposed, unbroken, at least `steps` steps before their commit.
 
-    NaN where no run recorded proposals.
+    Args:
+        samples: Of a run.
+        steps: How long before, 1 or more.
+
+    Returns:
+        The share in [0, 1], NaN where the run did not record proposals.
     """
     gaps = [
         step - ready
@@ -293,8 +315,12 @@ class Bin:
 def calibration(tokens: Sequence[tuple[float, bool]], bins: int = 10) -> list[Bin]:
     """How often tokens committed with a confidence are right, in bins of equal width over 0..1.
 
-    tokens: (confidence at commit, whether the token is right) of each; empty bins are left out.
-    Raises `ConfigError` for a confidence outside of 0..1.
+    Args:
+        tokens: (confidence at commit, whether the token is right) of each.
+        bins: How many, 1 or more; empty ones are left out.
+
+    Raises:
+        ConfigError: A confidence is outside of [0, 1].
     """
     members: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
     for confidence, right in tokens:
@@ -394,7 +420,11 @@ METRICS: tuple[Metric, ...] = (
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, Any]:
-    """All metrics of a run, with `low` and `high` where there is an interval."""
+    """All metrics of a run by name, with `low` and `high` where there is an interval.
+
+    Raises:
+        ConfigError: There are no samples.
+    """
     if not samples:
         raise ConfigError("metrics need at least one problem, got none")
     figures: dict[str, Any] = {"problems": len(samples)}
@@ -434,7 +464,15 @@ class Speedup:
 
 
 def speedup(samples: Sequence[Sample], sequential: Sequence[Sample]) -> Speedup:
-    """How much faster a run was than the sequential one; raises `ConfigError` if not comparable."""
+    """How much faster a run was than the sequential one.
+
+    Args:
+        samples: Of the run.
+        sequential: Of the sequential run.
+
+    Raises:
+        ConfigError: The two runs are not of the same problems.
+    """
     if {s.problem for s in samples} != {s.problem for s in sequential}:
         raise ConfigError("a speedup compares runs on the same problems; these two differ in them")
     before, after = sum(s.forwards for s in sequential), sum(s.forwards for s in samples)
@@ -452,7 +490,12 @@ def speedup(samples: Sequence[Sample], sequential: Sequence[Sample]) -> Speedup:
 def headroom(samples: Sequence[Sample], oracle: Sequence[Sample]) -> float:
     """Share of the oracle's tokens per forward that a run reaches; above 1 is possible.
 
-    oracle: the run of `strategy=oracle` on the same problems. Raises `ConfigError` otherwise.
+    Args:
+        samples: Of the run.
+        oracle: Of the run of `strategy=oracle`.
+
+    Raises:
+        ConfigError: The two runs are not of the same problems.
     """
     if {s.problem for s in samples} != {s.problem for s in oracle}:
         raise ConfigError("headroom compares runs on the same problems; these two differ in them")

@@ -19,7 +19,13 @@ Numbers = Sequence[float] | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A number with its confidence interval; low <= value <= high."""
+    """A number with its confidence interval.
+
+    Attributes:
+        value: The number.
+        low: Lower bound, at most the number; NaN where there is none.
+        high: Upper bound, at least the number; NaN where there is none.
+    """
 
     value: float
     low: float
@@ -31,8 +37,18 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
 
         (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
-    successes: 0..trials; trials: n, 1 or more; level: coverage, in (0, 1). Returns shares in
-    [0, 1]. Raises `ConfigError` for values out of range. Source: Wilson, JASA 22 (1927).
+    Source: Wilson, JASA 22 (1927).
+
+    Args:
+        successes: p n, from 0 to n.
+        trials: n, 1 or more.
+        level: Coverage, in (0, 1); z is the normal quantile of (1 + level) / 2.
+
+    Returns:
+        The share with its bounds, all in [0, 1].
+
+    Raises:
+        ConfigError: A value is out of range.
     """
     require_count("trials", trials)
     require_in_range("successes", successes, 0, trials)
@@ -53,8 +69,18 @@ def bootstrap_ratio(
 ) -> Interval:
     """Percentile bootstrap of sum(top) / sum(bottom) over problems; a mean has bottom = 1, 1, ...
 
-    top, bottom: one number per problem, in the same order; draws: resamples of all problems;
-    level: coverage. NaN where sum(bottom) is 0. Raises `ConfigError` for unequal lengths or none.
+    Args:
+        top: One number per problem.
+        bottom: One number per problem, in the same order.
+        draws: Resamples, 1 or more, each with as many problems as there are.
+        level: Coverage, in (0, 1).
+        seed: Of the draws.
+
+    Returns:
+        The ratio with its bounds, NaN where sum(bottom) is 0.
+
+    Raises:
+        ConfigError: The lengths differ or are 0, or a value is out of range.
     """
     return _bootstrapped(_paired(top, bottom).tobytes(), draws, level, seed)
 
@@ -70,7 +96,10 @@ def _bootstrapped(pair: bytes, draws: int, level: float, seed: int) -> Interval:
 class Comparison:
     """A paired difference `first - second` with its interval.
 
-    p_value: two-sided, the share of resamples on the far side of 0, doubled, at most 1.
+    Attributes:
+        difference: The mean over problems, with its bounds.
+        p_value: Two-sided: the share of resamples on the far side of 0, doubled, at most 1.
+        problems: How many were compared.
     """
 
     difference: Interval
@@ -83,8 +112,15 @@ def paired_bootstrap(
 ) -> Comparison:
     """Mean difference of two runs on the same problems, by resampling problems.
 
-    first, second: one value per problem (0 or 1 for accuracy), in the same order.
-    Raises `ConfigError` for unequal lengths or none.
+    Args:
+        first: One value per problem, 0 or 1 for accuracy.
+        second: One value per problem, in the same order.
+        draws: Resamples, 1 or more, each with as many problems as there are.
+        level: Coverage, in (0, 1).
+        seed: Of the draws.
+
+    Raises:
+        ConfigError: The lengths differ or are 0, or a value is out of range.
     """
     pair = _paired(first, second)
     gaps = pair[0] - pair[1]
@@ -100,7 +136,14 @@ def kendall_tau(first: Numbers, second: Numbers) -> float:
 
         tau_b = (concordant - discordant) / sqrt((n0 - ties_first) (n0 - ties_second))
 
-    Raises `ConfigError` for unequal lengths or none. Source: Kendall, Biometrika 33 (1945).
+    Source: Kendall, Biometrika 33 (1945).
+
+    Args:
+        first: Any numbers.
+        second: As many.
+
+    Raises:
+        ConfigError: The lengths differ or are 0.
     """
     a, b = _paired(first, second)
     return float(_taus(a[None], b[None])[0])

@@ -50,7 +50,8 @@ class StoreError(DllmDecodeError):
 def job_key(description: Mapping[str, Any]) -> str:
     """16 hex digits that stand for everything that matters to a job's figures.
 
-    description: plain JSON values; the order of keys does not matter.
+    Args:
+        description: Plain JSON values; the order of keys does not matter.
     """
     text = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

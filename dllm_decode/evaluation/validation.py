@@ -67,7 +67,7 @@ def label(value: Any) -> str:
 
 
 def flag(value: Any) -> str:
-    """True or false."""
+    """A bool, and not 0 or 1."""
     return "" if isinstance(value, bool) else "must be true or false"
 
 

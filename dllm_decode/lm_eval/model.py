@@ -484,7 +484,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """The checkpoint's name."""
+        """The name of the checkpoint, under which the harness stores requests."""
         return self.text.model.description.checkpoint.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
@@ -540,7 +540,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     @property
     def rank(self) -> int:
-        """Number of this process."""
+        """The number of this process among those that share the requests, from 0."""
         return self.processes.rank
 
     @property

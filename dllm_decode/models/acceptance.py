@@ -5,7 +5,6 @@ The network and its file format; `strategy=learn2pd` decodes with it, `task=trai
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dllm_decode import storage
 from dllm_decode.errors import CheckpointError
 from dllm_decode.models.files import FLOATS, StoredTensor, read_header
 
@@ -102,9 +102,8 @@ class AcceptanceFilter:
             name: weight.contiguous().clone()
             for name, weight in zip(_NAMES, self.weights(), strict=True)
         }
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(save(tensors, metadata=notes))
-        os.replace(partial, path)
+        with storage.replacing(path) as partial:
+            partial.write_bytes(save(tensors, metadata=notes))
 
 
 def find(path: str | Path) -> Path:

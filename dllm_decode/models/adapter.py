@@ -41,7 +41,7 @@ class TransformersDenoiser:
 
     @property
     def device(self) -> torch.device:
-        """Where tokens must be."""
+        """The device on which it takes tokens and gives logits."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
@@ -65,7 +65,7 @@ class TransformersDenoiser:
 
     @property
     def head_obstacle(self) -> str:
-        """See `models.head.head_obstacle`."""
+        """Why the fused head cannot be used, "" where it can; see `models.head`."""
         return head_obstacle(self.model, self.vocab.size)
 
     def _wanted(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:

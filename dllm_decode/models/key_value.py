@@ -67,7 +67,7 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
         return 0
 
     def get_max_length(self) -> int:
-        """Columns of the canvas."""
+        """The number of columns of the canvas, which is all that can be stored."""
         return self.columns
 
 

@@ -26,7 +26,12 @@ class LLaDARotaryEmbedding(LlamaRotaryEmbedding):  # type: ignore[misc]
     """
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine tables, (B, L, head size) each. x: any tensor on the right device."""
+        """Cosine and sine tables, (B, L, head size) each.
+
+        Args:
+            x: Any tensor on the right device.
+            position_ids: (B, L).
+        """
         like = torch.empty(0, dtype=torch.float32, device=x.device)
         cosine, sine = super().forward(like, position_ids)
         return cosine, sine

@@ -33,11 +33,11 @@ class Rows:
     end: int
 
     def get_shape(self) -> list[int]:
-        """Rows and columns."""
+        """The shape of the part: its rows, then the sizes of the stored tensor."""
         return [self.end - self.begin, *self.stored.get_shape()[1:]]
 
     def get_dtype(self) -> str:
-        """As safetensors names it."""
+        """The dtype as safetensors names it."""
         return str(self.stored.get_dtype())
 
     def __getitem__(self, where: Any) -> Tensor:

@@ -111,14 +111,25 @@ class Published:
         return float(value)
 
     def switch(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """The value as a bool; raises `CheckpointError` for anything but true and false.
+
+        Args:
+            key: Its name.
+            default: The value where the key is missing.
+        """
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise self.refused(key, value, "true or false")
         return value
 
     def layers(self, key: str, default: list[int], *, most: int) -> list[int]:
-        """A list of whole numbers from 0 to `most`."""
+        """Numbers of layers; raises `CheckpointError` for anything else.
+
+        Args:
+            key: Its name.
+            default: The value where the key is missing.
+            most: The largest number, 0 or more.
+        """
         value = self.get(key, default)
         whole = isinstance(value, list) and all(type(entry) is int for entry in value)
         if not whole or not all(0 <= entry <= most for entry in value):
@@ -522,7 +533,7 @@ def _llada2(config: Published) -> Settings:
 
 
 def _qwen2(config: Published) -> Settings:
-    """Dream: Qwen2.5."""
+    """The settings of Dream, which is a Qwen2.5."""
     config.expect("use_mrope", False)
     sizes = _sizes(config)
     _plain_head_size(config, sizes["hidden_size"], sizes["num_attention_heads"])
@@ -530,13 +541,13 @@ def _qwen2(config: Published) -> Settings:
 
 
 def _fast_dllm(config: Published) -> Settings:
-    """Fast-dLLM v2: Qwen2.5 with a block length."""
+    """The settings of Fast-dLLM v2, which is a Qwen2.5 with a block length."""
     config.skip("bd_size")
     return _qwen2(config)
 
 
 def _qwen3(config: Published) -> Settings:
-    """SDAR: Qwen3."""
+    """The settings of SDAR, which is a Qwen3."""
     config.expect("attention_bias", False)
     config.skip("block_size", "ep_size", "fuse_cross_entropy")
     return {
@@ -547,7 +558,7 @@ def _qwen3(config: Published) -> Settings:
 
 
 def _qwen3_moe(config: Published) -> Settings:
-    """SDAR-30B-A3B: Qwen3-MoE."""
+    """The settings of SDAR-30B-A3B, which is a Qwen3-MoE."""
     config.skip("output_router_logits", "router_aux_loss_coef")
     config.need("norm_topk_prob")
     sizes = _qwen3(config)

@@ -60,7 +60,7 @@ class SymbolTokenizer:
 
     @property
     def reads_text(self) -> bool:
-        """Always."""
+        """True: prompts are symbols."""
         return True
 
     @property
@@ -89,7 +89,7 @@ class SymbolTokenizer:
         return [separator if s == _SEPARATOR else self.symbols.index(s) for s in text]
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: object) -> list[int]:
-        """Always refused: a toy world holds no conversation."""
+        """Raise `ConfigError`, since a toy world holds no conversation."""
         raise ConfigError("a toy world has no chat template; give the prompt as text, e.g. abc>")
 
     def decode(self, ids: list[int], *, keep_special: bool = False) -> str:
@@ -164,25 +164,36 @@ class World(ABC):
 
     @abstractmethod
     def lengths(self, items: Tensor) -> Tensor:
-        """Length of the answer without end of text, (B,); items: see `marginals`."""
+        """Length of each row's answer without end of text, (B,).
+
+        Args:
+            items: See `marginals`.
+        """
 
     @abstractmethod
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
-        """P(y_i = v | decided answer columns), (B, N, S + 1) float64.
+        """P(y_i = v | decided answer columns), (B, N, S + 1) float64, S the number of symbols.
 
-        items (B, M): symbol ids of the instance, -1 behind the last; answer (B, N): symbol ids,
-        S for end of text, `UNDECIDED`, or `FOREIGN` for a token that no answer contains.
+        Args:
+            items: (B, M) symbol ids of the instance, -1 behind the last.
+            answer: (B, N) symbol ids, S for end of text, `UNDECIDED`, or `FOREIGN` for a token that
+                no answer contains.
         """
 
     def sample_prompts(self, count: int = 4, seed: int = 0) -> list[str]:
-        """Prompts to try the world with."""
+        """Prompts to try the world with.
+
+        Args:
+            count: How many.
+            seed: Of the draws, for worlds whose instances are drawn.
+        """
         return [self.default_prompt + _SEPARATOR] * count
 
     # What a loaded model has.
 
     @property
     def denoiser(self) -> World:
-        """The world itself."""
+        """The world itself, which is its own model."""
         return self
 
     @cached_property
@@ -206,16 +217,16 @@ class World(ABC):
 
     @property
     def device(self) -> torch.device:
-        """The CPU."""
+        """The processor, where the exact marginals are computed."""
         return torch.device("cpu")
 
     @property
     def max_length(self) -> None:
-        """No limit."""
+        """None: answers may be of any length."""
         return
 
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        """Logits (B, W, V) in float64; see the class for their definition."""
+        """Logits (B, W, V) in float64, as `World` defines them."""
         items, start = self._instance(tokens, live)
         size = self.lengths(items)
         answer = self._answer(tokens, live, start, int(size.max()))
@@ -317,12 +328,12 @@ class ListWorld(World):
 
     @property
     def symbols(self) -> str:
-        """Letters and digits."""
+        """All letters and digits, whatever n is."""
         return _LETTERS
 
     @property
     def default_prompt(self) -> str:
-        """The first letters."""
+        """The first n symbols, and what stands behind the list."""
         return _LETTERS[: self.n + self._words]
 
     def sample_prompts(self, count: int = 4, seed: int = 0) -> list[str]:
@@ -348,7 +359,7 @@ class Copy(ListWorld):
     """y = x. Nothing depends on anything: every strategy solves it in any number of steps."""
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
-        """All mass on the item."""
+        """P(y_i = x_i) = 1; see `World.marginals`."""
         return self._one_hot(self._fit(items, answer.shape[1]))
 
 
@@ -357,7 +368,7 @@ class Reverse(ListWorld):
     """y_i = x_(n-1-i). As parallel as `Copy`."""
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
-        """All mass on the mirrored item."""
+        """P(y_i = x_(n-1-i)) = 1; see `World.marginals`."""
         slots = torch.arange(answer.shape[1], device=items.device)
         mirrored = self.lengths(items)[:, None] - 1 - slots
         return self._one_hot(items.gather(1, mirrored.clamp(min=0)))
@@ -395,7 +406,7 @@ class ReplaceIndex(_Replace):
         require_count("model.index", self.index, minimum=0)
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
-        """All mass on one item."""
+        """P(y_i = new) = 1 at i = `index`, P(y_i = x_i) = 1 elsewhere; see `World.marginals`."""
         slots = torch.arange(answer.shape[1], device=items.device)
         chance = (slots == self.index).to(torch.float64).expand(answer.shape)
         return self._replaced(items, answer, chance)
@@ -410,7 +421,7 @@ class ReplaceRandom(_Replace):
     """
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
-        """The new item with probability P(J = i | decided), else the old one."""
+        """P(y_i = new) = P(J = i | decided), P(y_i = x_i) the rest; see `World.marginals`."""
         width = answer.shape[1]
         size = self.lengths(items)
         slots = torch.arange(width, device=items.device)
@@ -433,7 +444,7 @@ class Shuffle(ListWorld):
     """
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
-        """Uniform over the items that no decided column has used."""
+        """P(y_i = v) = 1 / m for the m items that are left; see `World.marginals`."""
         have = (self._one_hot(items) * (items >= 0)[..., None]).sum(1)
         used = (self._one_hot(answer) * (answer >= 0)[..., None]).sum(1)
         left = (have - used).clamp(min=0)
@@ -483,11 +494,11 @@ class Markov(World):
         return ""
 
     def lengths(self, items: Tensor) -> Tensor:
-        """Always n."""
+        """n, since every answer has the length of the chain."""
         return torch.full((items.shape[0],), self.n, device=items.device)
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
-        """Forward times backward message, normalised."""
+        """Forward times backward message, normalised; see `World.marginals`."""
         states = len(self.initial)
         one_hot = torch.nn.functional.one_hot(answer.clamp(min=0), states + 1)[..., :states]
         allowed = torch.where(
@@ -570,7 +581,7 @@ class Table(World):
         return torch.full((items.shape[0],), self._rows.shape[1], device=items.device)
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
-        """Weights of the outcomes that agree with the decided columns, added up by symbol."""
+        """Weights of the answers that agree with the decided columns, added up by symbol."""
         weights = torch.tensor(list(self.outcomes.values()), dtype=torch.float64)
         agree = (answer == UNDECIDED)[:, None, :] | (answer[:, None, :] == self._rows)
         posterior = agree.all(2) * weights

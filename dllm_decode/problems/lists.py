@@ -158,7 +158,7 @@ class Replace(ListFamily):
 
 @dataclass(frozen=True)
 class Swap(ListFamily):
-    """Two names change places."""
+    """Swap: the list again, with two of its names in each other's place."""
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """Two different positions are drawn; the smaller one is named first."""

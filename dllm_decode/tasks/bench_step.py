@@ -113,8 +113,8 @@ class StepBench(Task):
             "steps": steps,
         }
         written = context.folder.write_json("step.json", report)
-        table = context.folder.path / "step_profile.txt"
-        table.write_text(self._profile(context, loaded, size))
+        profile = self._profile(context, loaded, size)
+        table = context.folder.write_text("step_profile.txt", profile)
         context.display.show(step_table(steps))
         say(f"written: {written}, {table}")
         return 0

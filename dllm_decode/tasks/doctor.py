@@ -57,7 +57,11 @@ def facts_table(report: Examination) -> Table:
 
 
 def ids_table(report: Examination) -> Table:
-    """Special ids by source."""
+    """A table of the special ids, with where each of them comes from.
+
+    Args:
+        report: What was found.
+    """
     from rich.table import Table
 
     table = Table("id", "tokenizer", "config.json", "configuration", "used", title="special ids")

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dllm_decode.decoding.batching import check_batching
 from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
@@ -86,10 +87,7 @@ class Eval(Task):
         require_count("task.count", self.count)
         require_count("task.timing", self.timing, minimum=0)
         require_count("seed", self.seed, minimum=0)
-        require_count("batch_size", self.batch_size)
-        if self.max_tokens_in_flight is not None:
-            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
-        require_choice("batching", self.batching, ("continuous", "static"))
+        check_batching(self.batch_size, self.max_tokens_in_flight, self.batching)
         require_count("task.shot_count", self.shot_count, minimum=0)
         if self.max_new_tokens is not None:
             require_count("max_new_tokens", self.max_new_tokens)
@@ -122,7 +120,12 @@ class Eval(Task):
     def evaluate(self, context: Context, order: int | None) -> int:
         """`run` without its table.
 
-        order: place of the job in reports; None: the one it has, 0 for a new one.
+        Args:
+            context: Of the job.
+            order: Its place in reports; None for the one it has, 0 for a new one.
+
+        Returns:
+            0, or 1 if a problem could not be decoded.
         """
         from dllm_decode.evaluation.store import RESULTS, JobFolder, read_json, write_json
 
@@ -397,7 +400,7 @@ def settings_of(cfg: DictConfig) -> dict[str, Any]:
 
 
 def model_settings(cfg: DictConfig) -> Any:
-    """The resolved group `model`."""
+    """The settings of the group `model`, references in them resolved."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(cfg.model, resolve=True)
@@ -438,8 +441,9 @@ def environment() -> dict[str, Any]:
 def job_name(strategy: str, overrides: Sequence[str]) -> str:
     """What tables call a job: its strategy, then what else was set.
 
-    strategy: the option of the group; overrides: of the command line or sweep, e.g.
-    `strategy.select.threshold=0.8`.
+    Args:
+        strategy: The option of the group.
+        overrides: Of the command line or sweep, e.g. `strategy.select.threshold=0.8`.
     """
     words = [strategy_name(strategy, overrides)]
     for text in overrides:

@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dllm_decode.console.prompts import Asked, one_prompt, read_prompts
-from dllm_decode.errors import ConfigError, require, require_choice, require_count
+from dllm_decode.decoding.batching import check_batching
+from dllm_decode.errors import ConfigError, require, require_count
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Job:
     Attributes:
         asked: The prompt and what its line asked for.
         columns: To generate.
-        grade: Whether a text is right, None where nobody knows.
+        grade: Whether a text is right, None where that is not known.
         form: For infilling, the answer with a gap for every token to be found, "" where all are.
     """
 
@@ -95,10 +96,7 @@ class Generate(Task):
             require_count("max_new_tokens", self.max_new_tokens)
         require_count("seed", self.seed, minimum=0)
         require(self.seed < 2**63, f"seed must be less than 2**63, got {self.seed}")
-        require_count("batch_size", self.batch_size)
-        if self.max_tokens_in_flight is not None:
-            require_count("max_tokens_in_flight", self.max_tokens_in_flight)
-        require_choice("batching", self.batching, ("continuous", "static"))
+        check_batching(self.batch_size, self.max_tokens_in_flight, self.batching)
         require_count("task.samples", self.samples)
         if self.prompt is not None:
             one_prompt(self.prompt)
@@ -112,7 +110,7 @@ class Generate(Task):
         request = self._request(decoder, jobs)
         runs = {context.strategy_name: self._decode(context, decoder, request, jobs)}
         first = next(iter(runs.values()))
-        if self.compare and not first.interrupted and not is_sequential(decoder):
+        if self.compare and not first.interrupted and not is_baseline(decoder):
             runs["sequential"] = self._baseline(context, decoder, request)
         samples = {name: samples_of(jobs, run) for name, run in runs.items()}
         self._show(context, jobs, runs, samples)
@@ -290,8 +288,8 @@ def first_line(decoder: TextDecoder) -> str:
     return f"{words}; {', '.join(map(describe_part, others))}"
 
 
-def is_sequential(decoder: TextDecoder) -> bool:
-    """Whether a decoder is the baseline itself."""
+def is_baseline(decoder: TextDecoder) -> bool:
+    """Whether a decoder is the one that others are compared with, one token per step."""
     return decoder.decoder == decoder.sequential.decoder
 
 
@@ -335,7 +333,13 @@ def figures(samples: Sequence[Sample], seconds: float, graded: bool) -> dict[str
 
 
 def table(runs: dict[str, Decoded], samples: dict[str, list[Sample]], graded: bool) -> Table:
-    """One line per strategy."""
+    """The figures of each decode, a line per strategy.
+
+    Args:
+        runs: Decodes by the name of their strategy.
+        samples: What was measured of each row, by the same names.
+        graded: Whether it is known what is right.
+    """
     from rich.table import Table
 
     sheet = Table()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dllm_decode import storage
 from dllm_decode.errors import ConfigError
 from dllm_decode.tasks import Context, Task
 
@@ -102,6 +103,6 @@ class Report(Task):
             target.mkdir(parents=True, exist_ok=True)
             for figure in sorted((folder / "figures").glob("*.svg")):
                 (target / figure.name).write_bytes(figure.read_bytes())
-            page.write_text(text.replace("](figures/", f"]({target.name}/"), encoding="utf-8")
+            storage.write_text(page, text.replace("](figures/", f"]({target.name}/"))
         except OSError as error:
             raise ConfigError(f"task.markdown: {page} cannot be written: {error}") from None

@@ -68,7 +68,12 @@ def _filled(found: re.Match[str], page: Path, runs: Sequence[EvalRun]) -> str:
 
 
 def section(chosen: Sequence[EvalRun], runs: Sequence[EvalRun]) -> str:
-    """What was measured with the chosen runs; runs: all, for the baseline."""
+    """What was measured with the chosen runs.
+
+    Args:
+        chosen: Those that are shown.
+        runs: All of them, among which the baseline is.
+    """
     first = chosen[0]
     loose = [
         family

@@ -217,6 +217,23 @@ def test_a_filter_survives_its_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["filter.safetensors"]
 
 
+def test_a_filter_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "filter.safetensors"
+    network(5, fingerprint="old").save(file, {})
+
+    def full(path: Path, data: bytes) -> int:
+        path.open("wb").write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(OSError, match="No space left"):
+        disk.setattr(Path, "write_bytes", full)
+        network(5, fingerprint="new").save(file, {})
+    assert AcceptanceFilter.load(file).fingerprint == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["filter.safetensors"]
+
+
 def test_published_weights_without_metadata_are_read(tmp_path: Path) -> None:
     names = ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")
     tensors = dict(zip(names, network(8).weights(), strict=True))

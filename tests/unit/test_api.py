@@ -207,6 +207,23 @@ def test_a_template_sets_the_length_and_its_masks_are_filled(bundled: TextDecode
     assert again.sequences == result.sequences
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
+        ({"batch_size": "2"}, "batch_size must be a whole number >= 1, got '2'"),
+        ({"max_tokens_in_flight": 0}, "max_tokens_in_flight must be a whole number >= 1, got 0"),
+        ({"batching": "fast"}, "batching must be one of continuous, static; got 'fast'"),
+        ({"batching": None}, "batching must be one of continuous, static; got None"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused_by_the_name_of_the_argument(
+    copying: TextDecoder, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        copying.generate("a", max_new_tokens=4, **settings)
+
+
 def test_infilling_needs_one_entry_per_prompt(copying: TextDecoder) -> None:
     with pytest.raises(ConfigError, match="infill must have one entry per prompt"):
         copying.generate(["a", "b"], infill=["x"])

@@ -160,14 +160,17 @@ HORIZONS = {
     "None": (lambda horizon: None, "horizon, None"),
     "number": (lambda horizon: 5, "horizon, a int"),
     "list": (lambda horizon: horizon.tolist(), "horizon, a list"),
-    "one for all rows": (lambda horizon: horizon[:1], r"horizon of shape \(1,\)"),
-    "scalar": (lambda horizon: horizon.min(), r"horizon of shape \(\)"),
-    "column": (lambda horizon: horizon[:, None], r"horizon of shape \(3, 1\)"),
-    "too many rows": (lambda horizon: torch.cat([horizon] * 2), r"horizon of shape \(6,\)"),
-    "fractions": (lambda horizon: horizon - 0.5, "horizon of type torch.float32"),
-    "NaN": (lambda horizon: horizon * float("nan"), "horizon of type torch.float32"),
-    "bool": (lambda horizon: horizon > 0, "horizon of type torch.bool"),
-    "elsewhere": (lambda horizon: horizon.to("meta"), "horizon on meta"),
+    "one for all rows": (lambda horizon: horizon[:1], r"horizon, a tensor of shape \(1,\)"),
+    "scalar": (lambda horizon: horizon.min(), r"horizon, a tensor of shape \(\)"),
+    "column": (lambda horizon: horizon[:, None], r"horizon, a tensor of shape \(3, 1\)"),
+    "too many rows": (
+        lambda horizon: torch.cat([horizon] * 2),
+        r"horizon, a tensor of shape \(6,\)",
+    ),
+    "fractions": (lambda horizon: horizon - 0.5, "horizon, a tensor of type torch.float32"),
+    "NaN": (lambda horizon: horizon * float("nan"), "horizon, a tensor of type torch.float32"),
+    "bool": (lambda horizon: horizon > 0, "horizon, a tensor of type torch.bool"),
+    "elsewhere": (lambda horizon: horizon.to("meta"), "horizon, a torch.strided tensor on meta"),
 }
 
 
@@ -326,7 +329,7 @@ def test_a_progress_rule_that_is_none_is_refused_when_the_parts_are_composed(pro
         Decoder(HashDenoiser(), kind(), Blocks(4))
 
 
-# Faults of values, which are known only when the host looks at the device.
+# Faults of values, which the host learns of with the next sync.
 
 
 def removes(view, ids):

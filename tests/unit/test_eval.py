@@ -29,7 +29,7 @@ from dllm_decode.evaluation.evaluate import Evaluation, check_questions, encode,
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting import controls
 from dllm_decode.models.toy import Shuffle
-from dllm_decode.problems import FAMILIES, TRAINED, Variant
+from dllm_decode.problems import FAMILIES, GAP, TRAINED, Variant
 from dllm_decode.tasks import build_task
 from dllm_decode.tasks import eval as task_module
 from dllm_decode.tasks.eval import Eval, job_name, world_questions
@@ -142,17 +142,35 @@ def test_infilling_needs_one_token_for_each_name():
         infilling(Words(chat=False), Vocab(size=300, mask_id=299), question)
 
 
+def test_infilling_leaves_out_what_a_tokenizer_puts_around_a_text():
+    question = Question("k", "t", "Q", "Ada", 6, bool, form=f" {GAP}da")
+    bare, framed = Words(chat=False), Framed(chat=False)
+    assert framed.encode("Q") == [1, ord("Q"), 2]
+    vocab = Vocab(size=300, mask_id=299, eot_ids=(298,))
+    columns, fixed = infilling(framed, vocab, question)
+    assert (columns, fixed) == infilling(bare, vocab, question)
+    assert fixed == {0: ord(" "), 2: ord("d"), 3: ord("a"), 4: 298, 5: 298}
+
+
 class Words:
     """A tokenizer with one id per letter."""
 
     def __init__(self, chat: bool) -> None:
         self.has_chat_template = chat
 
-    def encode(self, text):
+    def encode(self, text, *, framed=True):
         return [ord(letter) for letter in text]
 
     def encode_chat(self, messages, *, open_reply=True):
         return self.encode("".join(f"<{m['role'][0]}>{m['content']}" for m in messages) + "<a>")
+
+
+class Framed(Words):
+    """One that writes a beginning and an end around every text."""
+
+    def encode(self, text, *, framed=True):
+        ids = super().encode(text)
+        return [1, *ids, 2] if framed else ids
 
 
 def text_of(chat: bool, template: str, shots=()) -> str:

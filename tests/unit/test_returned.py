@@ -69,24 +69,27 @@ def refused(error, message, *, model=None, schedule=None, cache=None, sampler=No
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda w: None, "is NoneType; it must be a Window"),
-        (lambda w: (w.index, w.key), "is tuple; it must be a Window"),
-        (lambda w: w.index, "is Tensor; it must be a Window"),
+        (lambda w: None, "is None; it must be a Window"),
+        (lambda w: (w.index, w.key), "is a tuple; it must be a Window"),
+        (lambda w: w.index, "is a tensor of shape .*; it must be a Window"),
         (
             lambda w: Window(None, w.key),
-            r"index is NoneType; it must .* \(3, W\)",
+            r"index is None; it must .* \(3, W\)",
         ),
-        (lambda w: Window(w.index.tolist(), w.key), "index is list; it must be a tensor"),
+        (lambda w: Window(w.index.tolist(), w.key), "index is a list; it must be a tensor"),
         (lambda w: Window(w.index[:1], w.key), r"index is a tensor of shape \(1, 4\)"),
         (lambda w: Window(w.index[0], w.key), r"index is a tensor of shape \(4,\)"),
         (lambda w: Window(w.index[:, :0], w.key), r"index is a tensor of shape \(3, 0\)"),
-        (lambda w: Window(w.index.double(), w.key), "index is torch.float64 numbers; they must be"),
-        (lambda w: Window(w.index >= 0, w.key), "index is torch.bool numbers; they must be"),
+        (
+            lambda w: Window(w.index.double(), w.key),
+            "index is a tensor of type torch.float64; it must be",
+        ),
+        (lambda w: Window(w.index >= 0, w.key), "index is a tensor of type torch.bool; it must be"),
         (lambda w: Window(w.index.to("meta"), w.key), "index is a torch.strided tensor on meta"),
-        (lambda w: Window(w.index, None), r"key is NoneType; it must be a tensor of shape \(3,\)"),
+        (lambda w: Window(w.index, None), r"key is None; it must be a tensor of shape \(3,\)"),
         (lambda w: Window(w.index, w.key[:1]), r"key is a tensor of shape \(1,\)"),
         (lambda w: Window(w.index, w.key[:, None]), r"key is a tensor of shape \(3, 1\)"),
-        (lambda w: Window(w.index, w.key.float()), "key is torch.float32 numbers"),
+        (lambda w: Window(w.index, w.key.float()), "key is a tensor of type torch.float32"),
     ],
 )
 def test_a_window_that_is_none_is_laid_on_the_schedule(answer, message):
@@ -110,13 +113,16 @@ def test_columns_beyond_the_canvas_are_no_columns():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda r: r.columns, "is Tensor; it must be a Refresh or None"),
-        (lambda r: (r.columns, r.valid), "is tuple; it must be a Refresh or None"),
-        (lambda r: Refresh(None, r.valid), r"as columns is NoneType; .* of shape \(3, 12\)"),
+        (lambda r: r.columns, "is a tensor of shape .*; it must be a Refresh or None"),
+        (lambda r: (r.columns, r.valid), "is a tuple; it must be a Refresh or None"),
+        (lambda r: Refresh(None, r.valid), r"as columns is None; .* of shape \(3, 12\)"),
         (lambda r: Refresh(r.columns[:1], r.valid), r"as columns is a tensor of shape \(1, 12\)"),
         (lambda r: Refresh(r.columns, r.valid[:, :3]), r"as valid is a tensor of shape \(3, 3\)"),
-        (lambda r: Refresh(r.columns.int(), r.valid), "as columns is torch.int32 numbers"),
-        (lambda r: Refresh(r.columns, r.valid.float()), "as valid is torch.float32 numbers"),
+        (lambda r: Refresh(r.columns.int(), r.valid), "as columns is a tensor of type torch.int32"),
+        (
+            lambda r: Refresh(r.columns, r.valid.float()),
+            "as valid is a tensor of type torch.float32",
+        ),
     ],
 )
 def test_a_plan_that_is_none_is_laid_on_the_cache(answer, message):
@@ -130,12 +136,12 @@ def test_a_plan_that_is_none_is_laid_on_the_cache(answer, message):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda c: None, r"is NoneType; it must be a tensor of shape \(3, 12\)"),
-        (lambda c: c.tolist(), "is list; it must be a tensor"),
+        (lambda c: None, r"is None; it must be a tensor of shape \(3, 12\)"),
+        (lambda c: c.tolist(), "is a list; it must be a tensor"),
         (lambda c: c[:1], r"is a tensor of shape \(1, 12\)"),
         (lambda c: c[:, :-1], r"is a tensor of shape \(3, 11\)"),
-        (lambda c: c.float(), "is torch.float32 numbers; they must be torch.bool"),
-        (lambda c: c.int(), "is torch.int32 numbers; they must be torch.bool"),
+        (lambda c: c.float(), "is a tensor of type torch.float32; it must be torch.bool"),
+        (lambda c: c.int(), "is a tensor of type torch.int32; it must be torch.bool"),
     ],
 )
 def test_columns_to_recompute_that_are_none_are_laid_on_the_cache(answer, message):
@@ -151,7 +157,7 @@ def test_a_cache_policy_whose_memory_is_missing_is_named():
         def begin(self, request, snapshot):
             return None
 
-    message = r"^cache \(Forgetful\): what begin returned is NoneType; plan needs a StoreMemory"
+    message = r"^cache \(Forgetful\): what begin returned is None; plan needs a StoreMemory"
     refused(PluginError, message, cache=Forgetful())
 
 
@@ -163,8 +169,8 @@ def proposing(token):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda logits, banned: None, "is NoneType; it must be a Prediction"),
-        (lambda logits, banned: logits, "is Tensor; it must be a Prediction"),
+        (lambda logits, banned: None, "is None; it must be a Prediction"),
+        (lambda logits, banned: logits, "is a tensor of shape .*; it must be a Prediction"),
         (
             lambda logits, banned: Prediction.of(logits[:1], banned),
             r"has shape \(1, 4, 12\); it must have that of the logits, \(3, 4, 12\)",
@@ -200,9 +206,9 @@ def test_a_prediction_without_numbers_is_laid_on_a_sampler_of_ones_own():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda x: None, r"NoneType; it must be a tensor of shape \(3, 4, 12\)"),
-        (lambda x: (x,), "tuple; it must be a tensor"),
-        (lambda x: x.numpy(), "ndarray; it must be a tensor"),
+        (lambda x: None, r"None; it must be a tensor of shape \(3, 4, 12\)"),
+        (lambda x: (x,), "a tuple; it must be a tensor"),
+        (lambda x: x.numpy(), "a ndarray; it must be a tensor"),
         (lambda x: x[:1], r"a tensor of shape \(1, 4, 12\)"),
         (lambda x: x[:, :1], r"a tensor of shape \(3, 1, 12\)"),
         (lambda x: torch.cat([x, x], 1), r"a tensor of shape \(3, 8, 12\)"),
@@ -211,9 +217,9 @@ def test_a_prediction_without_numbers_is_laid_on_a_sampler_of_ones_own():
         (lambda x: torch.cat([x, x + 30], -1), r"a tensor of shape \(3, 4, 24\)"),
         (lambda x: x[..., :0], r"a tensor of shape \(3, 4, 0\)"),
         (lambda x: x.permute(2, 0, 1), r"a tensor of shape \(12, 3, 4\)"),
-        (lambda x: x.long(), "torch.int64 numbers"),
-        (lambda x: x.to(torch.complex64), "torch.complex64 numbers"),
-        (lambda x: x.to(torch.float8_e4m3fn), "torch.float8_e4m3fn numbers"),
+        (lambda x: x.long(), "a tensor of type torch.int64"),
+        (lambda x: x.to(torch.complex64), "a tensor of type torch.complex64"),
+        (lambda x: x.to(torch.float8_e4m3fn), "a tensor of type torch.float8_e4m3fn"),
         (lambda x: x.to("meta"), "a torch.strided tensor on meta"),
         (lambda x: x.to_sparse(), "a torch.sparse_coo tensor on cpu"),
     ],

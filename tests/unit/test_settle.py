@@ -50,20 +50,20 @@ NOTHING = flags()
     [
         (
             Decision(torch.zeros(2, 2, dtype=torch.bool)),
-            r"returned commit of shape \(2, 2\); it must be a tensor of shape \(2, 3\)",
+            r"returned commit, a tensor of shape \(2, 2\); it must be a tensor of shape \(2, 3\)",
         ),
         (Decision([1]), "returned commit, a list; it must be a tensor of shape"),
         (
             Decision(OPEN.int()),
-            "returned commit of type torch.int32; it must be bool",
+            "returned commit, a tensor of type torch.int32; it must be torch.bool",
         ),
         (
             Decision(OPEN, remask=NOTHING.float()),
-            "returned remask of type torch.float32; it must be bool",
+            "returned remask, a tensor of type torch.float32; it must be torch.bool",
         ),
         (
             Decision(OPEN, tokens=torch.zeros(2, 3)),
-            "returned tokens of type torch.float32; they must be integers",
+            "returned tokens, a tensor of type torch.float32; it must be torch.int64 or",
         ),
         (
             Decision(flags((1, 2))),

@@ -116,6 +116,31 @@ def test_parts_are_listed_with_their_keys_in_the_order_they_act():
     assert [key for key, _ in outer.parts()] == ["transforms.c", *(f"select.{key}" for key in keys)]
 
 
+REPLACEMENTS = {
+    "transforms.c": Push(7, 7.0),
+    "select.transforms.push": Push(8, 8.0),
+    "select.select": Revoking(),
+    "filters.veto": Veto(7),
+    "stop.never": CutTo(7),
+}
+
+
+@pytest.mark.parametrize("place", REPLACEMENTS)
+def test_every_part_may_be_replaced_at_its_own_place(place):
+    inner = Pipeline(All(), {"push": Push(0, 1.0)})
+    whole = Pipeline(inner, {"c": Push(2, 1.0)}, {"veto": Veto(0)}, {"never": NeverStop()})
+    before = dict(whole.parts())
+    assert before.keys() == REPLACEMENTS.keys()
+    assert whole.with_parts(lambda key, part: part) == whole
+    other = whole.with_parts(lambda key, part: REPLACEMENTS[key] if key == place else part)
+    assert dict(other.parts()) == {**before, place: REPLACEMENTS[place]}
+    assert dict(whole.parts()) == before
+
+
+def test_a_strategy_that_is_not_composed_is_replaced_as_a_whole():
+    assert All().with_parts(lambda key, part: {"": Revoking()}[key]) == Revoking()
+
+
 def test_transforms_act_in_order_then_the_selection_then_the_filters():
     pipeline = Pipeline(All(), {"a": Push(0, 5.0), "b": Push(1, 6.0)}, {"veto": Veto(1)})
     view = view_of(logits())

@@ -25,6 +25,59 @@ from dllm_decode.evaluation.store import EvalRun, one_line
 
 _PADDING_SHARE = 0.1
 
+# What notes say; the functions below fill in the figures.
+_NOT_DECODED = (
+    "{failed} of {problems:,} problems of {run} could not be decoded and count as wrong; the "
+    "first: {error}"
+)
+_NO_CURVE = (
+    "{where}. Whether credit beats a plain threshold cannot be said: that needs at least two runs "
+    "of strategy=threshold with the same surroundings; add strategy=threshold "
+    "strategy.select.threshold=0.5,0.6,0.7,0.8,0.9 to the sweep."
+)
+_NONE_AS_ACCURATE = (
+    "{where}. None of the {count} plain thresholds is as accurate (the best has {best:.1f} %), so "
+    "the comparison at equal accuracy is open; add higher thresholds to the sweep."
+)
+_ALL_SLOWER = (
+    "{where}. All plain thresholds that were run are slower and at least as accurate, so the "
+    "comparison at equal accuracy is open; add lower thresholds to the sweep."
+)
+_MATCHED = (
+    "{where}. A plain threshold fitted to be as accurate reaches {matched:.2f} (linear "
+    "interpolation between {count} thresholds): {verdict}. At nearly equal speed, against "
+    "{nearest} ({speed:.2f} tokens per forward), {gap}"
+)
+_STOP_ALONE = (
+    "The stop rule alone ({alone} against {full}, {problems:,} problems): {forwards:.2f}x fewer "
+    "forwards, {wall_time:.2f}x less wall time, accuracy {share:.1f} % against {full_share:.1f} %. "
+    "Speedups in the table are against the sequential run with the same stop rule, so that this "
+    "gain is not in them."
+)
+_PADDING_PASSES = (
+    "Without a stop rule {full} needs {full_passes:.1f} passes per problem, of which "
+    "{full_wasted:.0f} % decide nothing that is delivered; with it {wasted:.0f} % of {passes:.1f} "
+    "do."
+)
+_STOP_UNKNOWN = (
+    "What the stop rule alone gives is not shown for {runs}, because strategy=sequential with and "
+    "without it (strategy/stop=never) was not run with the same schedule, cache and sampler."
+)
+_PADDING_LAST = (
+    "A sequential run that decides padding last ({run}, {problems:,} problems) needs "
+    "{passes:.1f} passes per problem instead of {base_passes:.1f}, accuracy {share:.1f} % against "
+    "{base_share:.1f} %. Against it, every speedup in forwards is {ratio:.2f} times smaller."
+)
+_SHORTER = (
+    "{run} delivers {fewer:.0f} % fewer tokens than {base}; part of its speedup in forwards is "
+    "shorter answers."
+)
+_PADDING_SAVED = (
+    "Of the passes saved against the sequential run, this share decided nothing but padding behind "
+    "the end of the answer there: {shares}. The column that leaves padding out counts only passes "
+    "that decided something delivered."
+)
+
 
 @dataclass(frozen=True)
 class Note:
@@ -44,8 +97,10 @@ def notes(
 ) -> list[Note]:
     """All controls that apply to a set of comparable runs.
 
-    parts: runs on some of the same problems at the same batch size, which can serve as controls;
-    times: wall times that go before those of the runs.
+    Args:
+        runs: On the same problems.
+        parts: Runs on some of these at the same batch size, which can serve as controls.
+        times: Wall times that go before those of the runs.
     """
     found = [_not_decoded(run) for run in (*runs, *parts) if any(s.error for s in run.samples)]
     found += [_credit(run, runs) for run in runs if _has_credit(run)]
@@ -58,11 +113,10 @@ def notes(
 def _not_decoded(run: EvalRun) -> Note:
     """Problems that count as wrong because something else went wrong."""
     errors = [sample.error for sample in run.samples if sample.error]
-    return Note(
-        "not decoded",
-        f"{len(errors)} of {len(run.samples):,} problems of {run.name} could not be decoded and "
-        f"count as wrong; the first: {one_line(errors[0])}",
+    text = _NOT_DECODED.format(
+        failed=len(errors), problems=len(run.samples), run=run.name, error=one_line(errors[0])
     )
+    return Note("not decoded", text)
 
 
 def _has_credit(run: EvalRun) -> bool:
@@ -70,7 +124,7 @@ def _has_credit(run: EvalRun) -> bool:
     return any("Credit" in str(part.get("_target_", "")) for part in parts.values())
 
 
-def _but_threshold(run: EvalRun) -> dict[str, object]:
+def _rule_apart_from_threshold(run: EvalRun) -> dict[str, object]:
     """The selection rule of a run without its threshold."""
     select = run.settings["strategy"].get("select") or {}
     return {key: value for key, value in select.items() if key != "threshold"}
@@ -92,43 +146,33 @@ def _credit(run: EvalRun, runs: Sequence[EvalRun]) -> Note:
         other
         for other in runs
         if is_plain(other)
-        and _but_threshold(other) == _but_threshold(run)
+        and _rule_apart_from_threshold(other) == _rule_apart_from_threshold(run)
         and surroundings(other) == surroundings(run)
         and stops(other) == stops(run)
     ]
     speed, share = _point(run)
     where = f"{run.name}: {100 * share:.1f} % at {speed:.2f} tokens per forward"
     if "threshold" not in select or len(curve) < 2:
-        return Note(
-            "credit",
-            f"{where}. Whether credit beats a plain threshold cannot be said: that needs at least "
-            "two runs of strategy=threshold with the same surroundings; add "
-            "strategy=threshold strategy.select.threshold=0.5,0.6,0.7,0.8,0.9 to the sweep.",
-        )
+        return Note("credit", _NO_CURVE.format(where=where))
     points = [_point(other) for other in curve]
     matched = pbx([(x, 100 * y) for x, y in points], 100 * share) if share > 0 else math.nan
     if math.isnan(matched):
-        return Note(
-            "credit",
-            f"{where}. None of the {len(curve)} plain thresholds is as accurate (the best has "
-            f"{100 * max(y for _, y in points):.1f} %), so the comparison at equal accuracy is "
-            "open; add higher thresholds to the sweep.",
-        )
+        best = 100 * max(y for _, y in points)
+        text = _NONE_AS_ACCURATE.format(where=where, count=len(curve), best=best)
+        return Note("credit", text)
     if matched == max(x for x, _ in points) and speed >= matched:
-        return Note(
-            "credit",
-            f"{where}. All plain thresholds that were run are slower and at least as accurate, so "
-            "the comparison at equal accuracy is open; add lower thresholds to the sweep.",
-        )
+        return Note("credit", _ALL_SLOWER.format(where=where))
     nearest = min(curve, key=lambda other: abs(_point(other)[0] - speed))
-    gap = _accuracy_gap(run, nearest)
-    gain = _gain_over_thresholds(run, curve)
-    return Note(
-        "credit",
-        f"{where}. A plain threshold fitted to be as accurate reaches {matched:.2f} (linear "
-        f"interpolation between {len(curve)} thresholds): {_verdict(gain)}. At nearly equal speed, "
-        f"against {nearest.name} ({_point(nearest)[0]:.2f} tokens per forward), {gap}",
+    text = _MATCHED.format(
+        where=where,
+        matched=matched,
+        count=len(curve),
+        verdict=_verdict(_gain_over_thresholds(run, curve)),
+        nearest=nearest.name,
+        speed=_point(nearest)[0],
+        gap=_accuracy_gap(run, nearest),
     )
+    return Note("credit", text)
 
 
 def _verdict(gain: Interval) -> str:
@@ -222,39 +266,37 @@ def _end_of_text(
         if alone is None or full is None:
             missing += [r.name for r in runs if (stops(r), surroundings(r)) == rule]
             continue
-        alone = _same_problems(alone, full)
-        gain = metrics.speedup(alone.samples, full.samples)
-        wall_time = _time_ratio(full, alone, times) or gain.wall_time
-        found.append(
-            Note(
-                "end of text",
-                f"The stop rule alone ({alone.name} against {full.name}, "
-                f"{len(full.samples):,} problems): {gain.forwards:.2f}x "
-                f"fewer forwards, {wall_time:.2f}x less wall time, accuracy "
-                f"{100 * metrics.accuracy(alone.samples).value:.1f} % against "
-                f"{100 * metrics.accuracy(full.samples).value:.1f} %. Speedups in the table are "
-                "against the sequential run with the same stop rule, so that this gain is not in "
-                "them.",
-            )
-        )
-        found.append(
-            Note(
-                "padding",
-                f"Without a stop rule {full.name} needs {_forwards(full):.1f} passes per problem, "
-                f"of which {100 * _wasted_share(full):.0f} % decide nothing that is delivered; "
-                f"with it {100 * _wasted_share(alone):.0f} % of {_forwards(alone):.1f} do.",
-            )
-        )
+        found += _stop_alone(_same_problems(alone, full), full, times)
     if missing:
-        found.append(
-            Note(
-                "end of text",
-                f"What the stop rule alone gives is not shown for {', '.join(missing)}, because "
-                "strategy=sequential with and without it (strategy/stop=never) was not run with "
-                "the same schedule, cache and sampler.",
-            )
-        )
+        found.append(Note("end of text", _STOP_UNKNOWN.format(runs=", ".join(missing))))
     return found
+
+
+def _stop_alone(alone: EvalRun, full: EvalRun, times: Sequence[WallTime]) -> list[Note]:
+    """A sequential run with the stop rule against one without it, on the same problems."""
+    gain = metrics.speedup(alone.samples, full.samples)
+    stop = _STOP_ALONE.format(
+        alone=alone.name,
+        full=full.name,
+        problems=len(full.samples),
+        forwards=gain.forwards,
+        wall_time=_time_ratio(full, alone, times) or gain.wall_time,
+        share=_accuracy(alone),
+        full_share=_accuracy(full),
+    )
+    padding = _PADDING_PASSES.format(
+        full=full.name,
+        full_passes=_forwards(full),
+        full_wasted=100 * _wasted_share(full),
+        wasted=100 * _wasted_share(alone),
+        passes=_forwards(alone),
+    )
+    return [Note("end of text", stop), Note("padding", padding)]
+
+
+def _accuracy(run: EvalRun) -> float:
+    """Share of right answers in %."""
+    return 100 * metrics.accuracy(run.samples).value
 
 
 def _time_ratio(run: EvalRun, other: EvalRun, times: Sequence[WallTime]) -> float | None:
@@ -280,30 +322,28 @@ def _forwards(run: EvalRun) -> float:
 
 
 def _padding_last(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> list[Note]:
-    """The baseline against one that decides padding last: what remains of all speedups."""
+    """The baseline against one that decides padding last, which makes all speedups smaller."""
     found = []
     for run in (*runs, *parts):
         late = with_padding_last(run)
         base = late and sequential_of(late, runs)
         if base:
             base = _same_problems(base, run)
-            ratio = metrics.speedup(run.samples, base.samples).forwards
-            found.append(
-                Note(
-                    "padding",
-                    f"A sequential run that decides padding last ({run.name}, "
-                    f"{len(run.samples):,} problems) needs "
-                    f"{_forwards(run):.1f} passes per problem instead of {_forwards(base):.1f}, "
-                    f"accuracy {100 * metrics.accuracy(run.samples).value:.1f} % against "
-                    f"{100 * metrics.accuracy(base.samples).value:.1f} %. Against it, every "
-                    f"speedup in forwards is {ratio:.2f} times smaller.",
-                )
+            text = _PADDING_LAST.format(
+                run=run.name,
+                problems=len(run.samples),
+                passes=_forwards(run),
+                base_passes=_forwards(base),
+                share=_accuracy(run),
+                base_share=_accuracy(base),
+                ratio=metrics.speedup(run.samples, base.samples).forwards,
             )
+            found.append(Note("padding", text))
     return found
 
 
 def _padding(runs: Sequence[EvalRun]) -> list[Note]:
-    """Notes where passes were saved that decided nothing anybody gets, or less was delivered."""
+    """Notes where passes were saved that decided nothing delivered, or less was delivered."""
     found: list[Note] = []
     shares: list[tuple[float, str]] = []
     for run in runs:
@@ -314,21 +354,10 @@ def _padding(runs: Sequence[EvalRun]) -> list[Note]:
         if gain.forwards > 1 and gain.padding > _PADDING_SHARE:
             shares.append((gain.padding, run.name))
         if gain.forwards > 1 and gain.tokens < 1 - _PADDING_SHARE:
-            found.append(
-                Note(
-                    "padding",
-                    f"{run.name} delivers {100 * (1 - gain.tokens):.0f} % fewer tokens than "
-                    f"{base.name}; part of its speedup in forwards is shorter answers.",
-                )
-            )
+            fewer = 100 * (1 - gain.tokens)
+            text = _SHORTER.format(run=run.name, fewer=fewer, base=base.name)
+            found.append(Note("padding", text))
     if shares:
         listing = ", ".join(f"{name} {100 * share:.0f} %" for share, name in sorted(shares))
-        found.append(
-            Note(
-                "padding",
-                "Of the passes saved against the sequential run, this share decided nothing but "
-                f"padding behind the end of the answer there: {listing}. The column that leaves "
-                "padding out counts only passes that decided something delivered.",
-            )
-        )
+        found.append(Note("padding", _PADDING_SAVED.format(shares=listing)))
     return found

@@ -24,7 +24,11 @@ _LINES = ("-", "--", "-.", ":")
 
 
 def style(number: int) -> tuple[str, str, str]:
-    """Colour, marker and line of the n-th run; 140 differ."""
+    """Colour, marker and line of a run, so that 140 of them differ.
+
+    Args:
+        number: Of the run, from 0.
+    """
     return (
         _COLOURS[number % len(_COLOURS)],
         _MARKERS[number % len(_MARKERS)],
@@ -33,9 +37,17 @@ def style(number: int) -> tuple[str, str, str]:
 
 
 def draw_all(runs: Sequence[EvalRun], folder: Path) -> list[Path]:
-    """All figures as SVG and PNG; returns the SVG files.
+    """Draw all figures as SVG and PNG.
 
-    Raises `ConfigError` where matplotlib is not installed.
+    Args:
+        runs: What they show.
+        folder: Where to write; it is made.
+
+    Returns:
+        The SVG files.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
     """
     plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +71,13 @@ def draw_all(runs: Sequence[EvalRun], folder: Path) -> list[Path]:
 
 
 def canvas(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
-    """A figure of a size in inches and its axes."""
+    """A figure and its axes.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        grid: What else `matplotlib.pyplot.subplots` takes.
+    """
     made: tuple[Figure, Any] = pyplot().subplots(
         figsize=(width, height), layout="constrained", **grid
     )
@@ -67,7 +85,11 @@ def canvas(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
 
 
 def pyplot() -> Any:
-    """Matplotlib's pyplot, for files and not for a screen; raises `ConfigError` without it."""
+    """Matplotlib's pyplot, for files and not for a screen.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError:

@@ -88,7 +88,12 @@ class ReportPage:
 
 
 def to_markdown(report: ReportPage, figures: Sequence[str] = ()) -> str:
-    """The whole report as Markdown; figures: paths that are linked."""
+    """The whole report as Markdown.
+
+    Args:
+        report: Its content.
+        figures: Paths of the figures that are linked.
+    """
     parts = [f"# {escaped(report.title)}\n"]
     if report.preface:
         parts.append(report.preface.strip() + "\n")

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from dllm_decode import storage
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation.reporting import figures, tables
 from dllm_decode.evaluation.reporting import render as page
@@ -44,7 +45,11 @@ def terminal_table(
 ) -> Table:
     """A table for the terminal.
 
-    families: name the family of each row instead of the strategy; columns: those to show.
+    Args:
+        rows: What it shows, a line each.
+        title: Above the table.
+        families: Whether a line names its family instead of its strategy.
+        columns: Those to show, keys of `HEADS`.
     """
     names = [name for name in columns if name != ("strategy" if families else "family")]
     table = Table(title=Text(title), title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
@@ -81,7 +86,13 @@ def terminal_wall_times(times: Sequence[tables.WallTime]) -> Table:
 
 @dataclass(frozen=True)
 class Written:
-    """What a report consists of. report: its content; files: what was written."""
+    """What a report consists of.
+
+    Attributes:
+        report: Its content.
+        collection: The runs it was made from.
+        files: What was written.
+    """
 
     report: page.ReportPage
     collection: RunCollection
@@ -92,7 +103,10 @@ class Written:
 class Chosen:
     """The runs of a report, the baseline first, the oracle last.
 
-    whole: on the same problems; parts: on some of these; timed: for their wall time only.
+    Attributes:
+        whole: Runs on the same problems.
+        parts: Runs on some of these.
+        timed: Runs made for their wall time only.
     """
 
     whole: Sequence[EvalRun]
@@ -114,8 +128,14 @@ class Chosen:
 def chosen_runs(collection: RunCollection, only: str | None) -> Chosen:
     """The runs whose name or folder contains a text.
 
-    Of runs on part of the problems those are left out that are there on all of them. Raises
-    `ConfigError` for none, and for runs that no table should mix.
+    Of runs on part of the problems those are left out that are there on all of them.
+
+    Args:
+        collection: What there is.
+        only: The text, None for all runs.
+
+    Raises:
+        ConfigError: There are none, or no table should mix them.
     """
     runs = [
         run
@@ -141,7 +161,12 @@ def chosen_runs(collection: RunCollection, only: str | None) -> Chosen:
 def distinct(
     runs: Sequence[EvalRun], key: Callable[[EvalRun], tuple[object, ...]]
 ) -> list[EvalRun]:
-    """Of runs with the same key (the code differs) the newest."""
+    """Of runs with the same key, which differ in the code alone, the newest.
+
+    Args:
+        runs: In any order, which is kept.
+        key: What runs that are the same have in common.
+    """
     newest: dict[tuple[object, ...], EvalRun] = {}
     for run in runs:
         other = newest.get(key(run))
@@ -171,8 +196,16 @@ def write_report(
 ) -> Written:
     """Write CSV, Markdown, HTML and figures into a folder.
 
-    only: keep runs whose name or folder contains this text; preface: Markdown before the tables.
-    Raises `ConfigError` for runs that no table should mix, saying which differ and how.
+    Args:
+        collection: The runs.
+        folder: Where to write; it is made.
+        only: Keep runs whose name or folder contains this text, None for all.
+        title: Of the page.
+        preface: Markdown before the tables.
+        draw: Whether there are figures.
+
+    Raises:
+        ConfigError: No table should mix the runs; says which differ, and how.
     """
     chosen = chosen_runs(collection, only)
     runs, smaller = chosen.whole, chosen.beside
@@ -208,7 +241,7 @@ def write_report(
     if report.times:
         texts["wall_time.csv"] = tables.wall_time_csv(report.times)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        storage.write_text(folder / name, text)
     return Written(report, collection, (*(folder / name for name in texts), *drawn))
 
 
@@ -216,6 +249,10 @@ def beside(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> list[EvalRun]:
     """Runs on part of the problems, with the baseline and the oracle on the same ones.
 
     Of parts that hold different problems the most frequent choice is kept.
+
+    Args:
+        runs: On all problems.
+        parts: On some of them, one or more.
     """
     choices = [frozenset(s.problem for s in part.samples) for part in parts]
     problems = max(choices, key=choices.count)

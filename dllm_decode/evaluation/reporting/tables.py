@@ -20,7 +20,24 @@ ALL = "all families"
 
 @dataclass(frozen=True)
 class Row:
-    """One run on one task. speedup, headroom: None where there is no run to compare with."""
+    """One run on one family, or on all of them together.
+
+    Attributes:
+        strategy: Name of the run.
+        family: Name of the family, `ALL` for all of them together.
+        problems: How many.
+        accuracy: Share in [0, 1].
+        forwards: Passes per problem.
+        tokens_per_forward: Delivered tokens per pass.
+        slots_per_forward: Requested columns per pass.
+        tokens_per_second: Delivered tokens over wall time.
+        seconds_per_problem: Wall time.
+        wasted_forwards: Passes per problem that decided nothing delivered.
+        decoding_order: Kendall's tau of position and step, in [-1, 1].
+        redundancy: Share of tokens in [0, 1] that were proposed before their commit.
+        speedup: Against the sequential run, None without one on the same problems.
+        headroom: Share of the oracle's tokens per forward, None without one on the same problems.
+    """
 
     strategy: str
     family: str
@@ -40,7 +57,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: head, unit, and how a row fills it."""
+    """A column of a table.
+
+    Attributes:
+        head: What stands above it.
+        unit: In parentheses behind the head, "" for none.
+        numeric: Whether it is set to the right.
+    """
 
     head: str
     unit: str
@@ -68,7 +91,12 @@ COLUMNS: dict[str, Column] = {
 
 
 def rows_of(runs: Sequence[EvalRun], family: str | None) -> list[Row]:
-    """One row per run, in the order of the runs; family: None for all problems together."""
+    """One row per run, in the order of the runs.
+
+    Args:
+        runs: Those to compare; the sequential ones and the oracle are found among them.
+        family: The one whose problems count, None for all of them.
+    """
     oracle = next((run for run in runs if is_oracle(run)), None)
     rows = []
     for run in runs:
@@ -202,7 +230,8 @@ class WallTime:
 def wall_times(runs: Sequence[EvalRun]) -> list[WallTime]:
     """One entry per strategy and batch size, by rising size.
 
-    Empty if all have the same size and none of them was made for its wall time.
+    Returns:
+        The entries; none if all runs have the same size and none was made for its wall time.
     """
     sizes = sorted({run.batch_size for run in runs})
     if len(sizes) < 2 and not any(run.timing for run in runs):
@@ -325,7 +354,12 @@ def _csv(value: float) -> str:
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """A Markdown table of runs."""
+    """A Markdown table of runs.
+
+    Args:
+        rows: What it shows, a line each.
+        columns: Keys of `COLUMNS`.
+    """
     filled = [[cells(row)[name] for name in columns] for row in rows]
     numeric = [COLUMNS[name].numeric for name in columns]
     return markdown_table([head(name) for name in columns], filled, numeric) + "\n"
@@ -334,7 +368,13 @@ def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
 def markdown_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[bool] = ()
 ) -> str:
-    """A Markdown table. numeric: columns set to the right, none of them: all but the first."""
+    """A Markdown table.
+
+    Args:
+        heads: One per column.
+        rows: Cells of each line, as many.
+        numeric: Per column, whether it is set to the right; empty for all but the first.
+    """
     right = numeric or [False] + [True] * (len(heads) - 1)
     lines = [heads, ["---:" if number else "---" for number in right], *rows]
     return "\n".join("| " + " | ".join(map(escaped, line)) + " |" for line in lines)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dllm_decode import storage
 from dllm_decode.errors import CheckpointError
 
 _RECORD = "checkpoint.json"
@@ -34,9 +35,7 @@ def save(
     name = f"checkpoint-{step}.safetensors"
     flat = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     save_file(flat, folder / name)
-    fresh = folder / f"{_RECORD}.part"
-    fresh.write_text(json.dumps({"tensors": name, **record}, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(folder / _RECORD)
+    storage.write_text(folder / _RECORD, json.dumps({"tensors": name, **record}, indent=1) + "\n")
     for old in folder.glob("checkpoint-*.safetensors"):
         if old.name != name:
             old.unlink()

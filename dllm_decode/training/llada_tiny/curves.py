@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dllm_decode import storage
+
 
 def read(path: Path) -> list[dict[str, Any]]:
     """All lines of a training log.
@@ -26,7 +28,7 @@ def cut(path: Path, step: int) -> None:
     """
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+        storage.write_text(path, "".join(kept))
 
 
 def thinned(lines: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:

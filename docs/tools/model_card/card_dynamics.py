@@ -19,9 +19,12 @@ _POINT = 0.01  # accuracies this close count as equal
 class Dynamics:
     """Finished runs on the hard families, all of the same problems.
 
-    sequential: one token per step; thresholds: (threshold, run), ascending; oracle: the run of
-    `strategy=oracle`; orders: (order, run) of one token per step on the whole canvas, for puzzles;
-    history: what age adds below a threshold of 0.9, by family, None where too little was seen.
+    Attributes:
+        sequential: One token per step.
+        thresholds: (threshold, run), ascending.
+        oracle: The run of `strategy=oracle`.
+        orders: (order, run) of one token per step on the whole canvas, for puzzles.
+        history: What age adds below a threshold of 0.9, by family, None where too little was seen.
     """
 
     sequential: EvalRun

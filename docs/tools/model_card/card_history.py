@@ -24,10 +24,12 @@ _FEWEST = 50  # sightings, for figures that mean something
 
 @dataclass(frozen=True)
 class Sightings:
-    """Open columns of answers, each once per step; all (n,).
+    """Open columns of answers, each once per step.
 
-    probability: of the proposal; age: steps since it is proposed without a break, 0 where it is
-    new; final: whether it is the token delivered at that column.
+    Attributes:
+        probability: (n,) of the proposal, in [0, 1].
+        age: (n,) steps for which it has been proposed without a break, 0 where it is new.
+        final: (n,) bool, whether it is the token delivered at that column.
     """
 
     probability: Tensor
@@ -43,7 +45,9 @@ class Sightings:
 class Watch(Observer):
     """Notes the proposal of every open column at every step of one decode of whole requests.
 
-    rows, columns: of the request.
+    Args:
+        rows: Of the request.
+        columns: Of its longest row.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
@@ -64,7 +68,12 @@ class Watch(Observer):
         self._seen.append((place, token, self._age[at], change.probability[slots].cpu().double()))
 
     def sightings(self, sequences: Sequence[Sequence[int]], ends: Sequence[int]) -> Sightings:
-        """What was seen of the answers. sequences: delivered ids; ends: end-of-text ids."""
+        """What was seen of the answers.
+
+        Args:
+            sequences: Delivered ids of each row.
+            ends: Ids that end a text.
+        """
         final = torch.full_like(self._token, -1)
         for row, sequence in enumerate(sequences):
             answer = [token for token in sequence if token not in ends]
@@ -80,7 +89,12 @@ class Watch(Observer):
 def auc(score: Tensor, positive: Tensor) -> float:
     """Probability that a positive case has the larger score than a negative one, ties half.
 
-    score (n,): any real numbers; positive (n,) bool. NaN where either kind is missing.
+    Args:
+        score: (n,) any real numbers.
+        positive: (n,) bool.
+
+    Returns:
+        The area under the curve in [0, 1], NaN where either kind is missing.
     """
     good, bad = int(positive.sum()), int((~positive).sum())
     if not good or not bad:
@@ -95,7 +109,11 @@ def auc(score: Tensor, positive: Tensor) -> float:
 class Redundancy:
     """What age adds.
 
-    count: sightings; right: share that is final; alone, aged: AUC of p, of p and age.
+    Attributes:
+        count: How many sightings.
+        right: Share of them that are final.
+        alone: AUC of p.
+        aged: AUC of p and age.
     """
 
     count: int

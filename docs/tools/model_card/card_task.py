@@ -35,13 +35,20 @@ class ModelCard(Task):
     Measured: accuracy of every family with one token per step, with several, and for confidence
     thresholds; temporal redundancy; calibration. Finished jobs in `runs` are not done again.
 
-    count: held-out problems per family that is shown, one token per step; compared_count: the same
-    for everything else (the first of them); weak_count: of the families that are not shown, which
-    are decoded one token per step only (0: leave them out); tokens_per_step, thresholds: what is
-    compared with one token per step; hard_count: problems of each family on which decoding is hard,
-    for how it behaves there (0: leave it out); batch_size, runs, resume: see `Eval`; card: a
-    Markdown page whose part between the marks of `card_text` is replaced, with the
-    pictures beside it, None: `card.md` in the run folder.
+    Attributes:
+        count: Held-out problems per family that is shown, with one token per step.
+        compared_count: The same for everything else, of which these are the first.
+        weak_count: Of the families that are not shown, which are decoded one token per step only;
+            0 leaves them out.
+        hard_count: Problems of each family on which decoding is hard, for how it behaves there; 0
+            leaves it out.
+        tokens_per_step: What is compared with one token per step.
+        thresholds: The same for confidences.
+        batch_size: See `Eval`.
+        runs: See `Eval`.
+        resume: See `Eval`.
+        card: A Markdown page whose part between the marks of `card_text` is replaced, with the
+            pictures beside it; None for `card.md` in the run folder.
     """
 
     count: int = 500

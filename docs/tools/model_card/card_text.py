@@ -31,8 +31,11 @@ Determined = Mapping[str, bool]
 class Measured:
     """The runs a card is made of.
 
-    sequential: one token per step on the families that are shown; weak: the same on the others,
-    None where there are none; parallel: (tokens per step, run); thresholds: (threshold, run).
+    Attributes:
+        sequential: One token per step on the families that are shown.
+        weak: The same on the others, None where there are none.
+        parallel: (tokens per step, run).
+        thresholds: (threshold, run).
     """
 
     sequential: EvalRun
@@ -42,7 +45,13 @@ class Measured:
 
 
 def text(found: Measured, determined: Determined, answers: Mapping[str, Sequence[int]]) -> str:
-    """The figures of a card as Markdown. answers: right tokens of each problem, by its key."""
+    """The figures of a card as Markdown.
+
+    Args:
+        found: The runs.
+        determined: By family, whether a problem has one right answer.
+        answers: Right tokens of each problem, by its key.
+    """
     parts = [
         "### One token per step",
         families(found, determined),
