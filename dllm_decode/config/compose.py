@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -147,11 +148,12 @@ def written_out(app: Application, overrides: Sequence[str], sweep: bool = False)
     return [*several, *expand((text for text in overrides if text not in several), known)]
 
 
-def _top() -> list[str]:
+@cache
+def _top() -> tuple[str, ...]:
     """What may stand at the top of the configuration, groups included."""
     own = OmegaConf.load(str(files(CONF) / "config.yaml"))
     names = [str(name) for name in own if name not in ("defaults", "hydra")]
-    return list(dict.fromkeys([*names, *groups()]))
+    return tuple(dict.fromkeys([*names, *groups()]))
 
 
 def compose_checked(overrides: Sequence[str] = ()) -> DictConfig:

@@ -9,11 +9,16 @@ from __future__ import annotations
 import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.importlib_resources_config_source import (
+    ImportlibResourcesConfigSource,
+)
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
@@ -21,6 +26,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import run_job
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import HydraContext, RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, flag_override
@@ -57,9 +63,52 @@ def application(config_module: str, folder: Path | None = None) -> Application:
             if folder is not None:
                 last = SearchPathQuery(provider="schema")
                 search_path.prepend("command-line", f"file://{folder}", last)
-            return Application(Hydra.create_main_hydra2("dllm_decode", search_path))
+            hydra = Hydra.create_main_hydra2("dllm_decode", search_path)
         finally:
             state.hydra = outer
+        repository = hydra.config_loader.repository
+        repository.sources = [_once(source, config_module) for source in repository.sources]
+        return Application(hydra)
+
+
+def _once(source: Any, config_module: str) -> Any:
+    """The same place; of our package and of Hydra each file is read once in a process.
+
+    Hydra would read and parse some twenty files each time that it composes. Other packages and
+    folders may change while the process runs.
+    """
+    if source.scheme() == "pkg" and source.path in (config_module, "hydra.conf"):
+        return _PackageData(source.provider, f"pkg://{source.path}")
+    return source
+
+
+class _PackageData(ImportlibResourcesConfigSource):  # type: ignore[misc] # hydra is untyped here
+    """The configuration files of a package, which stay as they are."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        # Hydra takes the list of defaults out of what it gets
+        return deepcopy(_read(self.provider, self.path, config_path))
+
+    def is_config(self, config_path: str) -> bool:
+        return _has_file(self.path, config_path)
+
+    def is_group(self, config_path: str) -> bool:
+        return _has_folder(self.path, config_path)
+
+
+@cache
+def _read(provider: str, package: str, name: str) -> ConfigResult:
+    return ImportlibResourcesConfigSource(provider, f"pkg://{package}").load_config(name)
+
+
+@cache
+def _has_file(package: str, name: str) -> bool:
+    return bool(ImportlibResourcesConfigSource("", f"pkg://{package}").is_config(name))
+
+
+@cache
+def _has_folder(package: str, name: str) -> bool:
+    return bool(ImportlibResourcesConfigSource("", f"pkg://{package}").is_group(name))
 
 
 @dataclass(frozen=True)

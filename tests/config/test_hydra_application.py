@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf, open_dict
 
 import dllm_decode
 from dllm_decode import load
-from dllm_decode.config.compose import hydra_application
+from dllm_decode.config.compose import compose, hydra_application
 
 CORE = Path(dllm_decode.__file__).parent
 
@@ -52,6 +53,10 @@ def test_one_module_alone_imports_private_names_of_hydra() -> None:
             ["lst", "n"],
         ),
         ("hydra.plugins.sweeper:Sweeper.validate_batch_is_legal", ["batch"]),
+        ("hydra.plugins.config_source:ConfigSource.__init__", ["provider", "path"]),
+        ("hydra.plugins.config_source:ConfigSource.load_config", ["config_path"]),
+        ("hydra.plugins.config_source:ConfigSource.is_config", ["config_path"]),
+        ("hydra.plugins.config_source:ConfigSource.is_group", ["config_path"]),
         (
             "hydra.core.utils:run_job",
             ["task_function", "config", "job_dir_key", "job_subdir_key", "hydra_context"],
@@ -75,6 +80,15 @@ def test_composing_leaves_a_hydra_application_of_the_user_alone() -> None:
         assert state.hydra is mine
     finally:
         state.clear()
+
+
+def test_files_of_the_package_are_read_once_and_every_configuration_is_its_own(monkeypatch) -> None:
+    first = compose(["model=toy_copy"])
+    kept = OmegaConf.to_yaml(first)
+    with open_dict(first):
+        first.clear()
+    monkeypatch.setattr(OmegaConf, "load", None)
+    assert OmegaConf.to_yaml(compose(["model=toy_copy"])) == kept
 
 
 def test_load_works_in_many_threads_at_once() -> None:

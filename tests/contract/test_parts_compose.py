@@ -5,7 +5,7 @@ import warnings
 from dataclasses import replace
 
 import pytest
-from drawing import examples
+from drawing import examples, number
 from hypothesis import given
 from hypothesis import strategies as st
 from test_strategies import FILTERS, STOPS, STRATEGIES, TRANSFORMS, WIDTH, built, fits, new
@@ -84,8 +84,11 @@ def check(result):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_no_statistic_is_undefined_where_a_truncation_leaves_only_what_is_taken_away(name):
+    # by default three of the samplers, for each strategy others
+    first = STRATEGIES.index(name)
+    some = [list(SAMPLERS)[(first + 3 * n) % len(SAMPLERS)] for n in range(number(3, 10))]
     for transform in ("defer_eot", "ban_eot"):
-        for sampler in SAMPLERS.values():
+        for sampler in (SAMPLERS[key] for key in some):
             result = decode(composed(name, [transform]), sampler)
             check(result)
             if transform == "ban_eot":

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from hydra import compose, initialize_config_module
 
 import dllm_decode.conf
+from dllm_decode.config.compose import compose
 from dllm_decode.config.instantiate import build_node
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.schedule import Blocks
@@ -73,8 +73,7 @@ def small_filter():
 @cache
 def built(*overrides):
     """The strategy of a command line, composed once; tests get copies of it."""
-    with initialize_config_module("dllm_decode.conf", version_base="1.3"):
-        return build_node(compose("config", overrides=list(overrides)), "strategy")
+    return build_node(compose(overrides), "strategy")
 
 
 def new(name, *, stop="never", **settings):

@@ -211,7 +211,11 @@ def test_the_card_has_a_row_for_every_family_that_is_shown():
 
 @pytest.mark.parametrize(
     ("dtype", "count"),
-    [("float32", 8), pytest.param("bfloat16", 50, marks=pytest.mark.slow)],
+    [
+        ("float32", 2),
+        pytest.param("float32", 8, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 50, marks=pytest.mark.slow),
+    ],
 )
 def test_new_problems_agree_with_the_card(dtype, count):
     checkpoint = ["model.checkpoint=bundled:llada-tiny", f"model.dtype={dtype}"]
