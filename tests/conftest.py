@@ -5,6 +5,7 @@ or `--hypothesis-profile=thorough`. Both draw the same examples in every run, so
 there for everybody.
 """
 
+import gc
 import os
 import random
 import sys
@@ -17,6 +18,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from drawing import load_profiles
 
 load_profiles(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+# Importing and collecting make millions of objects that stay: to look through them again and again
+# for garbage took a good part of a run.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, among what the tests make."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Otherwise libraries would report the frozen objects as leaks when the process ends."""
+    gc.unfreeze()
 
 
 def pytest_runtest_setup() -> None:

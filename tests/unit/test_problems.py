@@ -60,7 +60,7 @@ def test_same_seed_same_problems(family: Family) -> None:
 @EVERY
 def test_splits_are_disjoint_and_prompts_distinct(family: Family) -> None:
     # the large sudokus take long to make
-    count = number(30, 60) if isinstance(family, SudokuSix) else number(200, 500)
+    count = number(15, 60) if isinstance(family, SudokuSix) else number(100, 500)
     kept = {problem.shown for problem in problems(family.name, "held_out", count, seed=0)}
     seen = {problem.shown for problem in problems(family.name, "train", count, seed=0)}
     assert len(kept) == len(seen) == count
