@@ -1,6 +1,6 @@
 """Settings of every test run: threads, and how many examples Hypothesis draws.
 
-Profiles: `default` draws few, `thorough` ten times as many; chosen by HYPOTHESIS_PROFILE=thorough
+Profiles: `default` draws few, `thorough` many; chosen by HYPOTHESIS_PROFILE=thorough
 or `--hypothesis-profile=thorough`. Both draw the same examples in every run, so that a failure is
 there for everybody.
 """

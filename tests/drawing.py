@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-DEFAULT, THOROUGH = 10, 100
+DEFAULT, THOROUGH = 6, 100
 
 
 def load_profiles(chosen: str) -> None:
@@ -25,5 +25,5 @@ def number(default: int, thorough: int) -> int:
 
 
 def examples(count: int) -> settings:
-    """Draw `count` examples by default and as many times more as a thorough run draws elsewhere."""
-    return settings(max_examples=count * settings().max_examples // DEFAULT)
+    """Draw `count` examples by default and ten times as many in a thorough run."""
+    return settings(max_examples=number(count, 10 * count))

@@ -85,7 +85,16 @@ def test_unknown_ids_are_never_committed(sampler, cache, padded):
         assert all(len(row) > 0 for row in result.sequences)
 
 
-@pytest.mark.parametrize("strategy", ["credit", "sequential", "random", "entropy", "topk", "ccd"])
+# one rule of each kind by default: a transform, a ranking, an entropy; the others are slow
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "credit",
+        "topk",
+        "entropy",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sequential", "random", "ccd")),
+    ],
+)
 def test_no_strategy_commits_them(strategy, padded):
     loaded = load(
         "checkpoint", strategy, overrides=[f"model.checkpoint={padded}", "model.device=cpu"]
