@@ -621,6 +621,7 @@ def ablation(folder: Path, *words: str) -> list[str]:
     return [*common, *place, *words]
 
 
+@pytest.mark.slow
 def test_an_ablation_adds_parts_and_wall_times(tmp_path, capsys):
     words = ['task.jobs=["strategy=oracle","strategy=sequential"]', "task.common='schedule=whole'"]
     words += ['task.parts=["strategy=sequential strategy/stop=never"]', "task.part_count=3"]

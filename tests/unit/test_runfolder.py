@@ -33,7 +33,13 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", [(), ("-m", "strategy=credit,topk")], ids=["runs", "sweeps"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param((), id="runs"),
+        pytest.param(("-m", "strategy=credit,topk"), id="sweeps", marks=pytest.mark.slow),
+    ],
+)
 def test_command_lines_of_one_second_lose_nothing(
     kind: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

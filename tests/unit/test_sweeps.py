@@ -57,6 +57,7 @@ def test_each_job_of_a_sweep_says_which_of_how_many_it_is(tmp_path: Path, capsys
     assert "HYDRA" not in out
 
 
+@pytest.mark.slow
 def test_a_report_lists_evaluations_that_could_not_begin_until_they_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
