@@ -118,7 +118,7 @@ def claim(wanted: Path, *, fresh: bool) -> Iterator[Claim]:
             f"the run folder {wanted} is in use by another process; choose another with "
             "hydra.run.dir=..., or wait until it is done"
         ) from None
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         raise unwritable(wanted, error) from None
     held = _look_at(path, made)
     try:

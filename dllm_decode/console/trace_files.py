@@ -25,22 +25,12 @@ class TraceFormat(ABC):
     wanted: ClassVar[bool] = True
 
     @abstractmethod
-    def write(
-        self,
-        folder: RunFolder,
-        request: Request,
-        result: Result,
-        titles: Sequence[str],
-        model: LoadedModel,
-    ) -> None:
+    def write(self, folder: RunFolder, trace: Trace) -> None:
         """Write the steps of a result into the run folder.
 
         Args:
             folder: Of the run.
-            request: What was asked.
-            result: Its result, with every change recorded.
-            titles: The prompts for people, one per row.
-            model: Whose tokenizer tells the text of each id.
+            trace: Its steps.
 
         Raises:
             OutputError: A file cannot be written.
@@ -53,14 +43,7 @@ class NoTrace(TraceFormat):
 
     wanted: ClassVar[bool] = False
 
-    def write(
-        self,
-        folder: RunFolder,
-        request: Request,
-        result: Result,
-        titles: Sequence[str],
-        model: LoadedModel,
-    ) -> None:
+    def write(self, folder: RunFolder, trace: Trace) -> None:
         """Write no file, since no steps were recorded."""
 
 
@@ -68,16 +51,8 @@ class NoTrace(TraceFormat):
 class JsonlTrace(TraceFormat):
     """`trace.jsonl`, which `read_trace` reads back."""
 
-    def write(
-        self,
-        folder: RunFolder,
-        request: Request,
-        result: Result,
-        titles: Sequence[str],
-        model: LoadedModel,
-    ) -> None:
+    def write(self, folder: RunFolder, trace: Trace) -> None:
         """Write `trace.jsonl`."""
-        trace = _with_pieces(request, result, titles, model)
         folder.write_text("trace.jsonl", "\n".join(trace.lines()) + "\n")
 
 
@@ -85,23 +60,21 @@ class JsonlTrace(TraceFormat):
 class HtmlTrace(JsonlTrace):
     """`trace.jsonl`, and `trace.html`, a page that plays it in any browser without a network."""
 
-    def write(
-        self,
-        folder: RunFolder,
-        request: Request,
-        result: Result,
-        titles: Sequence[str],
-        model: LoadedModel,
-    ) -> None:
+    def write(self, folder: RunFolder, trace: Trace) -> None:
         """Write `trace.jsonl` and `trace.html`."""
-        super().write(folder, request, result, titles, model)
-        trace = _with_pieces(request, result, titles, model)
+        super().write(folder, trace)
         folder.write_text("trace.html", player(trace))
 
 
-def _with_pieces(
-    request: Request, result: Result, titles: Sequence[str], model: LoadedModel
-) -> Trace:
+def trace_of(request: Request, result: Result, titles: Sequence[str], model: LoadedModel) -> Trace:
+    """The steps of a result, with the text of every token that occurs.
+
+    Args:
+        request: What was asked.
+        result: Its result, with every change recorded.
+        titles: The prompts for people, one per row.
+        model: Whose tokenizer tells the text of each id.
+    """
     vocab = model.denoiser.vocab
     seen = {token for change in result.trace for token in change.tokens[change.commit].tolist()}
     seen |= {token for given in request.fixed or () for token in (given or {}).values()}

@@ -107,7 +107,10 @@ class Context:
 
     def write_trace(self, request: Request, result: Result, titles: Sequence[str]) -> None:
         """Write the recorded steps of a result, in the format of the group `trace`."""
-        self.trace.write(self.folder, request, result, titles, self.model)
+        from dllm_decode.console.trace_files import trace_of
+
+        if self.trace.wanted:
+            self.trace.write(self.folder, trace_of(request, result, titles, self.model))
 
 
 def strategy_name(option: str, overrides: Sequence[str]) -> str:
