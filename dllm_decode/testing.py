@@ -314,8 +314,10 @@ class Recorder(Observer):
 
     def steps_of(self, row: int, result: Result) -> int:
         """Steps in which a row took part; passes behind its end, before the sync, do not count."""
-        steps = sum(int((change.rows == row).sum()) for change in self.changes)
-        return steps - result.surplus_forwards[row]
+        took_part = [
+            change.live[change.rows == row] for change in self.changes if change.live is not None
+        ]
+        return sum(int(live.sum()) for live in took_part)
 
 
 @dataclass(frozen=True)
@@ -347,7 +349,7 @@ def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list
             for slot, column in enumerate(change.index[place].tolist()):
                 if change.remask[place, slot]:
                     rows[row][column] = vocab.mask_id
-                if change.commit[place, slot]:
+                if change.written[place, slot]:
                     rows[row][column] = int(change.tokens[place, slot])
     return [tokens[:horizon] for tokens, horizon in zip(rows, horizons, strict=True)]
 
@@ -658,7 +660,7 @@ class StrategyContract:
         for change in result.trace:
             for place, row in enumerate(change.rows.tolist()):
                 step = int(change.step[place])
-                wrote = bool((change.commit | change.remask)[place].any())
+                wrote = bool(change.touched[place].any())
                 assert not wrote or step < result.forwards[row], (
                     f"row {row}: step {step} was not counted"
                 )
@@ -719,7 +721,7 @@ class StrategyContract:
                 probed[row] -= set(own.computed[place].nonzero()[:, 0].tolist())
                 left = probed[row] & set(own.attended[place].nonzero()[:, 0].tolist())
                 assert not left, f"row {row} attends to columns {sorted(left)} of a probe"
-            for _ in range(change.probes):
+            for _ in range(0 if change.probes is None else int(change.probes.max())):
                 probe = next(passes)
                 for place, row in enumerate(change.rows.tolist()):
                     probed[row] |= set(probe.computed[place].nonzero()[:, 0].tolist())

@@ -27,10 +27,12 @@ class Canvas(Memory):
         end: (B,) one past the row's last column as requested.
         horizon: (B,) one past the last column still worth decoding.
         vocab: special token ids.
-        step_of: (B, L) step at which a column was committed, -1 before.
+        step_of: (B, L) step at which a column's token was last written, -1 before.
         confidence_of: (B, L) with what confidence, NaN before.
         kept: (B,) one past the last column that the request fixed, in front of which no row is
             cut; None where no row of the request has such a column.
+        revised: (B, L) how often a column was opened again or written over; None where nobody
+            counts.
     """
 
     rows: Tensor
@@ -46,6 +48,7 @@ class Canvas(Memory):
     confidence_of: Tensor
     kept: Tensor | None
     vocab: Vocab
+    revised: Tensor | None = None
 
     @staticmethod
     def of(
@@ -53,6 +56,8 @@ class Canvas(Memory):
         vocab: Vocab,
         device: torch.device | str = "cpu",
         rows: Sequence[int] | None = None,
+        *,
+        counted: bool = False,
     ) -> Canvas:
         """The canvas before the first step: left-padded prompts, fixed tokens, masks.
 
@@ -61,6 +66,7 @@ class Canvas(Memory):
             vocab: special ids.
             device: where the planes lie.
             rows: the rows that the canvas holds, None for all of them.
+            counted: whether revisions are counted.
         """
         start, width = request.start, request.width
         rows = range(request.rows) if rows is None else rows
@@ -92,6 +98,7 @@ class Canvas(Memory):
             confidence_of=torch.full(tokens.shape, float("nan"), device=device),
             kept=start + 1 + torch.tensor(request.last_fixed, device=device) if infills else None,
             vocab=vocab,
+            revised=torch.zeros_like(tokens).to(device) if counted else None,
         )
 
     def snapshot(self) -> Snapshot:
@@ -106,6 +113,7 @@ class Canvas(Memory):
             horizon=self.horizon,
             vocab=self.vocab,
             rows=self.rows,
+            revised=self.revised,
         )
 
     def apply(self, change: Change, *, revocable: bool = True) -> None:
@@ -115,13 +123,16 @@ class Canvas(Memory):
             change: of the rows of this canvas.
             revocable: False skips the re-masks of strategies that have none.
         """
+        if self.revised is not None:
+            again = change.remask if change.edit is None else change.remask | change.edit
+            self.revised = self.revised + self._columns(change, again)[1]
         if revocable:
             hit = self._columns(change, change.remask)[1]
             self.tokens = self.tokens.masked_fill(hit, self.vocab.mask_id)
             self.decided = self.decided & ~hit
             self.step_of = self.step_of.masked_fill(hit, -1)
             self.confidence_of = self.confidence_of.masked_fill(hit, float("nan"))
-        columns, hit = self._columns(change, change.commit)
+        columns, hit = self._columns(change, change.written)
         self.tokens = torch.where(hit, self._spread(columns, change.tokens), self.tokens)
         self.decided = self.decided | hit
         self.step_of = torch.where(hit, change.step[:, None], self.step_of)

@@ -27,7 +27,10 @@ Parts = TypeVar("Parts", bound=Composition)
 Part = TypeVar("Part")
 
 # Methods that are handed tensors; `probe` runs the model, which has a guard of its own.
-_METHODS = ("begin", "decide", "adjust", "keep", "horizon", "window", "plan", "note", "predict")
+_METHODS = (
+    "begin", "decide", "adjust", "keep", "horizon", "lingers", "closes", "window", "plan", "note",
+    "predict",
+)  # fmt: skip
 
 
 def guarded(parts: Parts) -> Parts:

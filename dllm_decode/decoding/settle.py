@@ -1,13 +1,14 @@
 """Decision to change: the invariants of decoding, and nothing else.
 
 Whatever a plugin asks for, what leaves here is legal: commits lie inside the open slots, no mask
-or control token is ever committed, nothing else than settled slots is re-masked and only by
-strategies that declared it, and each live row makes progress.
+or control token is ever committed, nothing else than settled slots is re-masked or written over and
+only by strategies that declared it, and each live row makes progress.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from torch import Tensor
 from dllm_decode.decoding import calls
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import Budget, Progress, Strategy, complete
-from dllm_decode.decoding.types import Change, Decision, StepView
+from dllm_decode.decoding.strategy import Budget, Progress, Revisions, Strategy, complete
+from dllm_decode.decoding.types import Change, Decision, Snapshot, StepView
 from dllm_decode.errors import DecisionError
 
 
@@ -40,8 +41,8 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     if not decision.author:  # made by hand, not by a call of `calls.decide`
         decision = calls.check_decision(decision, view, named(view.part, strategy))
     decision = complete(decision, view)
-    planes = faults_of(view, decision, strategy.revocable)
-    change = legal_change(view, decision, strategy.progress)
+    planes = faults_of(view, decision, strategy)
+    change = legal_change(view, decision, strategy)
     return change, Faults(view, decision, strategy, change, planes)
 
 
@@ -79,14 +80,18 @@ class Faults:
         kind, row, slot = self.planes.nonzero()[0].tolist()
         token = int(tokens[row, slot])
         reason = (
-            "committed a position that is not open",
+            "committed a position that is neither open nor settled"
+            if self.strategy.revises
+            else "committed a position that is not open",
             f"committed token {token}, which lies outside the vocabulary of "
             f"{view.snapshot.vocab.size}"
             + ("; -1 says that every token has been removed" if token == -1 else ""),
             f"committed token {token}, a mask or control token that is never generated",
-            "re-masked a position that is not settled"
-            if self.strategy.revocable
-            else "re-masked a position, but does not declare revocable = True",
+            "re-masked a position, but does not declare revocable = True"
+            if not self.strategy.revocable
+            else "re-masked a position that is not settled"
+            if not bool(view.settled[row, slot])
+            else "re-masked a position and wrote to it in the same step",
             "gave a score that is NaN",
         )[kind]
         who = self.decision.author
@@ -103,39 +108,78 @@ def where(view: StepView, row: int, slot: int) -> str:
     return f"row {int(view.snapshot.rows[row])}, {place}, step {int(view.step[row])}"
 
 
-def legal_change(view: StepView, decision: Decision, progress: Progress) -> Change:
+class Slots(NamedTuple):
+    """What is to happen at the slots of a step, (B, W) bool each; None: never, by this strategy.
+
+    Attributes:
+        commit: open slots to decide.
+        edit: settled slots to write over.
+        remask: settled slots to open again.
+    """
+
+    commit: Tensor
+    edit: Tensor | None
+    remask: Tensor | None
+
+
+def legal_change(view: StepView, decision: Decision, strategy: Strategy) -> Change:
     """The change that follows from a complete decision; whatever is illegal in it is left out."""
     scores, confidence = decision.scores, decision.confidence
     assert decision.tokens is not None and scores is not None and confidence is not None
     tokens = decision.tokens.clamp(0, view.snapshot.vocab.size - 1)
-    remask = (
-        torch.zeros_like(view.open) if decision.remask is None else decision.remask & view.settled
-    )
-    # a row that is done stays done, also while the host has not looked yet
-    remask = remask & view.open.any(1, keepdim=True)
-    decision = replace(decision, commit=decision.commit & view.open)
-    commit, remask, forced = _with_progress(view, decision, remask, progress)
+    asked = _asked(view, decision, tokens, strategy)
+    granted, forced = _with_progress(view, scores, asked, strategy.progress)
     # what a strategy says about positions it does not choose need not be legal
     unfit = (tokens != decision.tokens) | torch.isin(tokens, view.snapshot.never_generated)
-    tokens = torch.where(unfit & commit & ~decision.commit, view.pred.token, tokens)
+    tokens = torch.where(unfit & granted.commit & ~decision.commit, view.pred.token, tokens)
+    remask = torch.zeros_like(view.open) if granted.remask is None else granted.remask
     return Change(
         rows=view.snapshot.rows,
         step=view.step,
         index=torch.where(view.index >= 0, view.index - view.snapshot.start, -1),
-        commit=commit,
+        commit=granted.commit,
+        edit=granted.edit,
         remask=remask,
+        not_granted=_not_granted(asked, granted),
         tokens=tokens,
         confidence=confidence,
         probability=view.pred.prob_of(tokens[..., None])[..., 0],
         scores=scores,
         forced=forced,
         horizon=view.snapshot.horizon - view.snapshot.start,
-        probes=0,
+        live=view.live,
+        steps=None if decision.steps is None else decision.steps.clamp(min=1),
         notes=decision.notes,
     )
 
 
-def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
+def _asked(view: StepView, decision: Decision, tokens: Tensor, strategy: Strategy) -> Slots:
+    """What a decision asks for and may have, but for the progress that a row has to make."""
+    commit = decision.commit & view.open
+    edit = remask = None
+    if strategy.revises:
+        edit = decision.commit & view.settled & (tokens != view.tokens)
+    if strategy.revocable and decision.remask is not None:
+        remask = decision.remask & view.settled
+        remask = remask if edit is None else remask & ~edit
+    if decision.close is not None:
+        commit = commit | (view.masked & decision.close[:, None])
+    # a row that is done stays done, also while the host has not looked yet
+    live = view.live[:, None]
+    return Slots(commit, *(None if slots is None else slots & live for slots in (edit, remask)))
+
+
+def _not_granted(asked: Slots, granted: Slots) -> Tensor | None:
+    """Edits and re-masks that were asked for in vain, (B,); None for strategies without any."""
+    counts = [
+        (before & ~after).sum(1)
+        for before, after in zip(asked[1:], granted[1:], strict=True)
+        if before is not None and after is not None
+    ]
+    return sum(counts[1:], counts[0]) if counts else None
+
+
+def faults_of(view: StepView, decision: Decision, strategy: Strategy) -> Tensor:
     """Everything a complete decision asks for and may not have, (5, B, W) bool.
 
     One tensor for all kinds, so that a legal step costs the host one number.
@@ -143,34 +187,80 @@ def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
     assert decision.tokens is not None and decision.scores is not None
     vocab = view.snapshot.vocab
     outside = (decision.tokens < 0) | (decision.tokens >= vocab.size)
+    writable = view.open | view.settled if strategy.revises else view.open
     remask = torch.zeros_like(view.open) if decision.remask is None else decision.remask
-    allowed = view.settled if revocable else torch.zeros_like(view.settled)
+    if strategy.revocable:
+        remask = remask & (~view.settled | decision.commit)
     never = torch.isin(decision.tokens, view.snapshot.never_generated)
     return torch.stack(
         [
-            decision.commit & ~view.open,
+            decision.commit & ~writable,
             decision.commit & outside,
             decision.commit & never,
-            remask & ~allowed,
+            remask,
             view.open & decision.scores.isnan(),
         ]
     )
 
 
 def _with_progress(
-    view: StepView, decision: Decision, remask: Tensor, progress: Progress
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Commits, re-masks and the rows in which something had to be forced."""
-    assert decision.scores is not None
+    view: StepView, scores: Tensor, asked: Slots, progress: Progress
+) -> tuple[Slots, Tensor]:
+    """What is granted, and the rows in which something had to be forced."""
     if isinstance(progress, Budget):
-        closing = view.step >= progress.steps - 1
-        commit = decision.commit | (view.open & closing[:, None])
-        remask = remask & ~closing[:, None]
-        return commit, remask, (commit & ~decision.commit).any(1)
-    live = view.open.any(1)
-    stuck = live & (decision.commit.sum(1) - remask.sum(1) < 1)
-    remask = remask & ~stuck[:, None]
+        closing = (view.step >= progress.steps - 1)[:, None]
+        commit = asked.commit | (view.open & closing)
+        remask = None if asked.remask is None else asked.remask & ~closing
+        return Slots(commit, asked.edit, remask), (commit & ~asked.commit).any(1)
+    gain, remask = asked.commit.sum(1), asked.remask
+    if remask is not None and not isinstance(progress, Revisions):
+        stuck = gain - remask.sum(1) < 1
+        remask = remask & ~stuck[:, None]
     # a row that committed something only has to give up its re-masks
-    needs_commit = stuck & ~decision.commit.any(1)
-    forced = best(decision.scores, view.open) & needs_commit[:, None]
-    return decision.commit | forced, remask, needs_commit
+    needs_commit = view.open.any(1) & (gain < 1)
+    commit = asked.commit | (best(scores, view.open) & needs_commit[:, None])
+    granted = Slots(commit, asked.edit, remask)
+    if isinstance(progress, Revisions):
+        granted = _bounded(view, granted, progress)
+    return granted, needs_commit
+
+
+def _bounded(view: StepView, asked: Slots, progress: Revisions) -> Slots:
+    """Revisions of columns that have some left, as far as the row can still end in time."""
+    assert view.snapshot.revised is not None
+    some_left = view.gather(view.snapshot.revised) < progress.per_column
+    edit = None if asked.edit is None else asked.edit & some_left
+    if asked.remask is None:
+        return Slots(asked.commit, edit, None)
+    remask = asked.remask & some_left
+    open_after = view.snapshot.undecided.sum(1) - asked.commit.sum(1) + remask.sum(1)
+    in_time = view.step + 1 + open_after <= _most_steps(view.snapshot, progress)
+    return Slots(asked.commit, edit, remask & in_time[:, None])
+
+
+def _most_steps(snapshot: Snapshot, progress: Revisions) -> Tensor:
+    """L(1 + k): what a row of L columns may take, (B,)."""
+    return (snapshot.end - snapshot.start) * (1 + progress.per_column)
+
+
+def staying(
+    asked: Tensor | None, after: Snapshot, view: StepView, change: Change, progress: Revisions
+) -> tuple[Tensor, Tensor]:
+    """Rows that stay in their window although it is full, and all that have not left it, (B,) bool.
+
+    A row stays in a full window while its strategy asks for it, but only behind a step that changed
+    something, and only while a step without a commit still leaves it enough of them.
+
+    Args:
+        asked: (B,) bool, what `Strategy.lingers` said; None for no row.
+        after: the canvas after the change.
+        view: the step.
+        change: what it did.
+        progress: the strategy's rule.
+    """
+    unfinished = (view.gather(after.undecided) & view.active).any(1)
+    if asked is None:
+        return torch.zeros_like(unfinished), unfinished
+    in_time = view.step + 2 + after.undecided.sum(1) <= _most_steps(after, progress)
+    stays = asked & ~unfinished & in_time & view.live & change.touched.any(1)
+    return stays, unfinished | stays

@@ -273,22 +273,27 @@ class Unbanned(Sampler):
 # Wrong core, by replacing one function of it.
 
 
-def no_forced_progress(view, decision, remask, progress):
-    return decision.commit, remask, torch.zeros_like(view.open.any(1))
+def no_forced_progress(view, scores, asked, progress):
+    return asked, torch.zeros_like(view.open.any(1))
 
 
-def no_faults(view, decision, revocable):
+def no_faults(view, decision, strategy):
     return torch.zeros(5, *view.open.shape, dtype=torch.bool)
 
 
 _legal_change = settle.legal_change
 
 
-def settled_counts_as_open(view, decision, progress):
-    return _legal_change(replace(view, open=view.open | view.settled), decision, progress)
+def settled_counts_as_open(view, decision, strategy):
+    return _legal_change(replace(view, open=view.open | view.settled), decision, strategy)
 
 
-def probes_are_free(self):
+def everybody_may_re_mask(view, decision, strategy):
+    change = _legal_change(view, decision, strategy)
+    return change if decision.remask is None else replace(change, remask=decision.remask)
+
+
+def probes_are_free(self, rows, passes, unasked):
     """What `Batch.count_probe` does, without the counting."""
 
 
@@ -444,6 +449,7 @@ MUTANTS: dict[str, Mutant] = {
         {MONOTONE},
         replaced={
             (settle, "faults_of"): no_faults,
+            (settle, "legal_change"): everybody_may_re_mask,
             (canvas.Canvas, "apply"): applies_every_remask,
         },
     ),
