@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,9 +72,9 @@ class Counters(Memory):
             parameters: what rows set for themselves, each (B, 1).
         """
         zero = torch.zeros_like(seeds)
-        counts = {entry.name: zero for entry in fields(Counters)}
-        own = {"window_key": zero - 1, "over_budget": zero.bool(), "parameters": parameters}
-        return Counters(**{**counts, **own, "seeds": seeds})
+        counts: dict[str, Any] = {entry.name: zero for entry in fields(Counters)}
+        counts |= {"seeds": seeds, "window_key": zero - 1, "over_budget": zero.bool()}
+        return Counters(**{**counts, "parameters": parameters})
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
         """Note the window each row is in; returns the rows that have just entered it."""
@@ -446,7 +447,7 @@ class Batch:
         counters.window_step = counters.window_step + steps
         if isinstance(self.parts.strategy.progress, Budget):
             counters.over_budget = counters.over_budget | change.forced
-        if tally.probes is not None:
+        if tally.probes is not None and tally.waits is not None:
             counters.probes = counters.probes + tally.probes
             counters.waits = counters.waits + tally.waits
         if tally.unasked is not None:

@@ -96,8 +96,8 @@ class ModelPasses:
         rows = (~carried.rows).nonzero()[:, 0]  # the host waits, and saves passes
         if not len(rows):
             return carried.values
-        planes = (batch.tokens, batch.snapshot.live, batch.next.index)
-        fresh = self._values(*(plane[rows] for plane in planes), plan)
+        tokens, live, index = batch.tokens[rows], batch.snapshot.live[rows], batch.next.index[rows]
+        fresh = self._values(tokens, live, index, plan)
         return carried.values.to(fresh.dtype).index_copy(0, rows, fresh)
 
     def _values(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
@@ -157,7 +157,8 @@ class ModelPasses:
         planes = [spread(batch.tokens, index, tokens) for tokens in canvases]
         states, plan = self._states, self._plan
         if plan.store is not None:
-            values = [self._values(plane, batch.snapshot.live, index, plan) for plane in planes]
+            live = batch.snapshot.live
+            values = tuple(self._values(plane, live, index, plan) for plane in planes)
         else:
             values = self._together(planes, rows, everyone, plan)
         self._states = states
@@ -173,15 +174,15 @@ class ModelPasses:
 
     def _together(
         self, planes: Sequence[Tensor], rows: Tensor, everyone: bool, plan: Plan
-    ) -> Sequence[Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Several alternatives of the rows that ask, in one pass, (B, W, ...) each."""
         live, index, count = self.batch.snapshot.live, self.batch.next.index, len(planes)
         if everyone:
             once = (torch.cat([*planes]), live.repeat(count, 1), index.repeat(count, 1))
-            return self._values(*once, plan).chunk(count)
+            return tuple(self._values(*once, plan).chunk(count))
         asking = rows.nonzero()[:, 0]  # the host waits, and saves the passes of the others
         if not len(asking):
-            return [self._last] * count
+            return (self._last,) * count
         found = self._values(
             torch.cat([plane[asking] for plane in planes]),
             live[asking].repeat(count, 1),
@@ -189,7 +190,7 @@ class ModelPasses:
             plan,
         )
         empty = found.new_zeros(index.shape[0], *found.shape[1:])
-        return [empty.index_copy(0, asking, part) for part in found.chunk(count)]
+        return tuple(empty.index_copy(0, asking, part) for part in found.chunk(count))
 
     def head(self, hidden: Tensor) -> Prediction:
         """The prediction of states (B, W, D); see `StepView.head`."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from numbers import Integral
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -392,12 +392,6 @@ class StepView:
         """Rows that are not done: something in them is open, or they linger, (B,) bool."""
         opened = self.open.any(1)
         return opened if self.lingering is None else opened | self.lingering
-
-    @overload
-    def probe(self, tokens: Tensor, **asked: Any) -> Prediction: ...
-
-    @overload
-    def probe(self, tokens: Sequence[Tensor], **asked: Any) -> tuple[Prediction, ...]: ...
 
     def probe(
         self,
