@@ -270,6 +270,15 @@ class Snapshot:
         rows: (B,) which row of the request each one is.
         revised: (B, L) how often a column has been opened again or written over; None unless the
             strategy's progress rule is `Revisions`.
+
+    Examples:
+        >>> from dllm_decode.decoding.canvas import Canvas
+        >>> request = Request(((7, 8),), max_new_tokens=3)
+        >>> snapshot = Canvas.of(request, Vocab(mask_id=9, size=10)).snapshot()
+        >>> snapshot.undecided
+        tensor([[False, False,  True,  True,  True]])
+        >>> snapshot.mask_ratio
+        tensor([1.])
     """
 
     tokens: Tensor
@@ -709,6 +718,16 @@ class Change:
         drafts: (B,) calls of a drafter; None for none.
         steps: (B,) steps of its rule that the row has done in this one; None for one.
         notes: tensors (B, ...) by name; see `Decision`.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Copy(n=3)
+        >>> request = Request((tuple(world.tokenizer.encode("abc>")),), max_new_tokens=4)
+        >>> changes = Decoder(world, TopK(3), record=True).decode(request).trace
+        >>> [int(change.commit.sum()) for change in changes]
+        [3, 1]
     """
 
     rows: Tensor
