@@ -411,19 +411,19 @@ class Batch:
 
     # What a step changed.
 
-    def count_probe(self, rows: Tensor, passes: int, unasked: bool) -> None:
+    def count_probe(self, rows: Tensor, *, unasked: bool) -> None:
         """Note further passes over other tokens; what they stored is not the canvas's.
 
         Args:
-            rows: (B,) bool, those that asked.
-            passes: how many.
+            rows: (B, K) bool, who asked each of K alternatives.
             unasked: whether the others were computed as well.
         """
-        waits = passes if self.store is not None else 1
-        self._tally.add("probes", rows * passes)
-        self._tally.add("waits", rows * waits)
+        passes = rows.sum(1)
+        waits = passes if self.store is not None else rows.any(1).long()
+        self._tally.add("probes", passes)
+        self._tally.add("waits", waits)
         if unasked:
-            self._tally.add("unasked", ~rows * passes)
+            self._tally.add("unasked", rows.shape[1] - passes)
         if isinstance(self.cache_memory, StoreMemory) and self.next.refresh is not None:
             self.cache_memory.distrust(self.next.refresh)
 

@@ -293,7 +293,7 @@ def everybody_may_re_mask(view, decision, strategy):
     return change if decision.remask is None else replace(change, remask=decision.remask)
 
 
-def probes_are_free(self, rows, passes, unasked):
+def probes_are_free(self, rows, unasked):
     """What `Batch.count_probe` does, without the counting."""
 
 
