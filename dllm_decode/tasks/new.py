@@ -35,7 +35,7 @@ class New(Task):
         output: The folder to write, which must not exist; null takes the name.
 
     Examples:
-        >>> sorted(New(name="my_rule", kind="cache").files)[2:4]
+        >>> sorted(New(name="my_rule", kind="cache").files)[1:3]
         ['my_rule/__init__.py', 'my_rule/conf/__init__.py']
     """
 
