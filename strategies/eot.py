@@ -104,9 +104,9 @@ class CommittedEot(_EotRule):
     def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         """One past the first end of text that counts, (B,)."""
         ends = snapshot.decided & self._is_end(snapshot.tokens, snapshot) & self._may_end(snapshot)
-        if self.whole_prefix:
-            ends = ends & (snapshot.columns < first_column(snapshot.undecided)[:, None])
-        return self._behind(snapshot, first_column(ends))
+        end = first_column(ends)
+        limit = snapshot.first_undecided if self.whole_prefix else snapshot.tokens.shape[1]
+        return torch.where(end < limit, end + 1, snapshot.horizon)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,15 @@ class Prediction(ABC):
     def _suppressed(self, ids: Tensor) -> Prediction:
         """What `suppress` returns."""
 
+    def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
+        """Whether it is known without a look that `token` exists and is none of some ids.
+
+        Args:
+            banned: (M,) the ids, the very tensor with which the origin was made.
+            origin: the prediction of a pass, whose health somebody looks at.
+        """
+        return False
+
     # What follows from those.
 
     @staticmethod
@@ -511,6 +520,12 @@ class DensePrediction(Prediction):
     def _at(self, ids: Tensor) -> Tensor:
         return self._shaped(reference.logits_at(self._rows, ids.flatten(0, 1), self._banned))
 
+    def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
+        kind = type(self) in (DensePrediction, HeadPrediction)
+        own = isinstance(self._draw, GumbelDraw | None)
+        known = banned is not None and self._banned is banned
+        return kind and own and known and self is origin
+
     def _suppressed(self, ids: Tensor) -> Prediction:
         return DensePrediction(self._raw, self._more_banned(ids), self._draw)
 
@@ -666,6 +681,11 @@ class BiasedPrediction(Prediction):
         same = (ids[..., :, None] == added[..., None, :]) & (ids >= 0)[..., None]
         zero = torch.zeros((), dtype=delta.dtype, device=ids.device)
         return self._base._at(ids) + torch.where(same, delta[..., None, :], zero).sum(-1)
+
+    def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
+        """An addition of 0 or more takes no id out and brings none back."""
+        kind = type(self) is BiasedPrediction and isinstance(self._draw, GumbelDraw | None)
+        return kind and self._never_negative and self._base.never_proposes(banned, origin)
 
     def _suppressed(self, ids: Tensor) -> Prediction:
         return BiasedPrediction(

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction, check_tokens
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
+from dllm_decode.decoding.selection import first_column
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels.noise import Noise
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,77 @@ def _join(own: Any, new: Any) -> Any:
     return own
 
 
+class Later(Generic[Value]):
+    """A value that is computed when somebody first asks for it, and only once.
+
+    Args:
+        make: computes it; forgotten, with all it holds on to, as soon as it has.
+
+    Examples:
+        >>> Later(lambda: 6 * 7)()
+        42
+    """
+
+    __slots__ = ("_make", "_value")
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make: Callable[[], Value] | None = make
+
+    def __call__(self) -> Value:
+        """The value, computed if nobody has asked before."""
+        if self._make is not None:
+            self._value, self._make = self._make(), None
+        return self._value
+
+
+class LazyFields:
+    """Fields of a frozen dataclass that may be given as `Later`: what nobody reads costs nothing.
+
+    Whoever reads such a field gets the value, not the `Later`; copies made by `but` share it.
+
+    Attributes:
+        lazy: names of the fields.
+
+    Examples:
+        >>> @dataclass(frozen=True)
+        ... class Sum(LazyFields):
+        ...     total: int
+        ...     lazy = ("total",)
+        >>> Sum(Later(lambda: 1 + 2)).total
+        3
+    """
+
+    lazy: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        self._put_off(vars(self))
+
+    def _put_off(self, own: dict[str, Any]) -> None:
+        waiting = {name: own.pop(name) for name in self.lazy if type(own.get(name)) is Later}
+        own["_later"] = own.get("_later", {}) | waiting
+
+    def __getattr__(self, name: str) -> Any:
+        """A field that is not there yet; everything else is found before this is asked."""
+        later = vars(self).get("_later", {}).get(name)
+        if later is None:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        value = vars(self)[name] = later()
+        return value
+
+    def known(self) -> Any:
+        """The same, with every field computed: it holds on to nothing that they follow from."""
+        for name in self.lazy:
+            getattr(self, name)
+        return self
+
+    def but(self, **fields: Any) -> Any:
+        """A copy with other fields, which computes nothing; `dataclasses.replace` would."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), **fields)
+        twin._put_off(vars(twin))
+        return twin
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The canvas at one moment, read-only: for schedules, caches, stop rules and observers.
@@ -283,12 +357,42 @@ class Snapshot:
     @cached_property
     def live(self) -> Tensor:
         """Columns that still exist: behind the padding, before the horizon, (B, L) bool."""
-        return (self.columns >= self.first[:, None]) & (self.columns < self.horizon[:, None])
+        return (self.columns >= self.first[:, None]) & self._near
 
     @cached_property
     def undecided(self) -> Tensor:
         """Columns that still have to be decided, (B, L) bool."""
-        return self.editable & ~self.decided & (self.columns < self.horizon[:, None])
+        return (self.editable > self.decided) & self._near
+
+    @cached_property
+    def left(self) -> Tensor:
+        """How many columns each row still has to decide, (B,) int64."""
+        return self.undecided.sum(1)
+
+    @cached_property
+    def first_undecided(self) -> Tensor:
+        """The first column that each row still has to decide, L where none is left, (B,) int64."""
+        return first_column(self.undecided)
+
+    @cached_property
+    def _near(self) -> Tensor:
+        """Columns before the horizon, (B, L) bool."""
+        return self.columns < self.horizon[:, None]
+
+    def written(self, tokens: Tensor, decided: Tensor) -> Snapshot:
+        """The snapshot after a write; horizons, and what follows from them alone, are the same."""
+        after = replace(self, tokens=tokens, decided=decided)
+        same = ("columns", "live", "_near")
+        vars(after).update({name: vars(self)[name] for name in same if name in vars(self)})
+        return after
+
+    def narrowed(self, horizon: Tensor) -> Snapshot:
+        """The snapshot with horizons (B,) that are as near as before, or nearer."""
+        after = replace(self, horizon=horizon)
+        vars(after)["columns"] = self.columns
+        near = after._near
+        vars(after).update(live=self.live & near, undecided=self.undecided & near)
+        return after
 
     @cached_property
     def never_generated(self) -> Tensor:
@@ -307,13 +411,14 @@ class Snapshot:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Ids on a device, uploaded once: an upload in every step would make the host wait."""
     return torch.tensor(ids, device=device, dtype=torch.long)
 
 
 @dataclass(frozen=True)
-class StepView:
+class StepView(LazyFields):
     """Everything a plugin may know about one step; read-only.
 
     A view has B rows and W slots. Each slot looks at one column of the canvas; where a row has
@@ -341,6 +446,7 @@ class StepView:
         prober: what `probe` calls; None in views made by hand.
         parameters: what rows set for themselves, full key to (B, 1); see `parameter`.
         part: place of the part that looks, e.g. "strategy.select".
+        banned: (M,) ids that the sampler was told never to propose; None in views made by hand.
 
     Examples:
         A rule that commits what is more likely than not:
@@ -366,6 +472,8 @@ class StepView:
     prober: Callable[[Tensor], Prediction] | None = field(default=None, repr=False)
     parameters: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     part: str = "strategy"
+    banned: Tensor | None = field(default=None, repr=False)
+    lazy: ClassVar[tuple[str, ...]] = ("tokens", "settled", "window_step", "steps_left")
 
     @cached_property
     def mask_ratio(self) -> Tensor:
@@ -415,11 +523,13 @@ class StepView:
 
     def for_part(self, place: str) -> StepView:
         """The step as the part at a place of this one's pipeline sees it, e.g. "filters.mine"."""
-        return replace(self, part=f"{self.part}.{place}")
+        twin: StepView = self.but(part=f"{self.part}.{place}")
+        return twin
 
     def with_prediction(self, pred: Prediction) -> StepView:
         """The same step with another prediction, as transforms produce it."""
-        return replace(self, pred=pred)
+        twin: StepView = self.but(pred=pred)
+        return twin
 
     def gather(self, plane: Tensor) -> Tensor:
         """Values of a canvas plane at the slots: (B, L, ...) to (B, W, ...)."""
@@ -473,7 +583,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(LazyFields):
     """What one step did, and all that a trace keeps: replaying the changes gives the result.
 
     Attributes:
@@ -505,6 +615,7 @@ class Change:
     horizon: Tensor
     probes: int
     notes: Mapping[str, Tensor]
+    lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon")
 
     def take(self, rows: Tensor) -> Change:
         """The change restricted to some of its rows.

@@ -61,7 +61,8 @@ class RowStatistics:
     @property
     def healthy(self) -> Tensor:
         """Whether the row can be used at all, (N,): no NaN, no +inf, not -inf everywhere."""
-        return self.maximum.isfinite() & self.total.isfinite()
+        # finite numbers less themselves are 0, all others are not
+        return (self.maximum - self.maximum) == (self.total - self.total)
 
 
 @dataclass(frozen=True)
@@ -434,14 +435,37 @@ def threshold_selection(
         >>> threshold_selection(scores, scores > 0, torch.tensor([0.8, 0.8]))[0].tolist()
         [[True, False], [False, True]]
     """
-    level = threshold[:, None]
-    enough = open & (scores > level if strict else scores >= level)
-    # a candidate may have -inf, closed slots lie below; the best one is enough where any is
-    floor = torch.finfo(scores.dtype).min
-    ranked = scores.clamp(min=floor).masked_fill(~open, float("-inf"))
-    best = lowest_argmax(ranked)[1][:, None]
-    commit = enough.scatter(1, best, open.gather(1, best))
+    commit = reaching(scores, open, threshold[:, None], strict)
     return commit, open.sum(1) - commit.sum(1)
+
+
+def reaching(scores: Tensor, open: Tensor, level: Tensor | float, strict: bool = False) -> Tensor:
+    """What `threshold_selection` commits, (B, W) bool.
+
+    Args:
+        scores: (B, W), no NaN in open slots.
+        open: (B, W) bool.
+        level: the threshold, one for all rows or (B, 1).
+        strict: Ask for more than the threshold.
+    """
+    enough = open & (scores > level if strict else scores >= level)
+    best = best_slot(scores, open)
+    # the best one is enough where any is
+    return enough.scatter(1, best, open.gather(1, best))
+
+
+def best_slot(scores: Tensor, among: Tensor) -> Tensor:
+    """The candidate with the largest score in each row, the lowest column on ties, (B, 1) int64.
+
+    A row without candidates gets any slot.
+
+    Args:
+        scores: (B, W), no NaN among the candidates.
+        among: (B, W) bool, the candidates.
+    """
+    # a candidate may have -inf, the others lie below; argmax takes the first
+    floor = torch.finfo(scores.dtype).min
+    return torch.where(among, scores.clamp(min=floor), float("-inf")).argmax(1, keepdim=True)
 
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
