@@ -61,9 +61,7 @@ class _EotRule(StopRule):
 
     def _may_end(self, snapshot: Snapshot) -> Tensor:
         """Columns a row may be cut behind: generated, live, no fixed column behind, (B, L)."""
-        generated = (snapshot.columns >= snapshot.start) & snapshot.live
-        last_fixed = torch.where(generated & ~snapshot.editable, snapshot.columns, -1).amax(1)
-        return generated & (snapshot.columns >= last_fixed[:, None])
+        return snapshot.behind_fixed & snapshot.live
 
     def _behind(self, snapshot: Snapshot, column: Tensor) -> Tensor:
         """Horizon behind a column (B,); the present one where it lies beyond the canvas."""

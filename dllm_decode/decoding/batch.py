@@ -20,13 +20,13 @@ from dllm_decode.decoding.schedule import Window
 from dllm_decode.decoding.strategy import Budget
 from dllm_decode.decoding.types import (
     Change,
-    Later,
     Memory,
     Request,
     Snapshot,
     gather_columns,
 )
 from dllm_decode.errors import PluginError
+from dllm_decode.kernels.lazy import Later
 from dllm_decode.kernels.noise import Noise
 
 
@@ -233,8 +233,8 @@ class Batch:
 
     def plan(self) -> Plan:
         """What the next pass recomputes; its window and its random numbers are in the batch."""
-        index = self.next.index
-        self.noise = Noise(self.counters.seeds, self.counters.step, index - self.snapshot.start)
+        offsets = (self.next.index - self.snapshot.start).clamp_(min=-1)
+        self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
         # horizons may have moved since the host last saw them
         complete = self._complete and not self._unseen
         if self.next.refresh is None:

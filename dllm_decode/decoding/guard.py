@@ -20,8 +20,9 @@ from dllm_decode.decoding.cache import Store
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.returned import named
-from dllm_decode.decoding.types import LazyFields, Memory
+from dllm_decode.decoding.types import Memory
 from dllm_decode.errors import PluginError
+from dllm_decode.kernels.lazy import LazyFields
 
 Parts = TypeVar("Parts", bound=Composition)
 Part = TypeVar("Part")

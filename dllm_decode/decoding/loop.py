@@ -22,8 +22,9 @@ from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.returned import blamed, check_logits, check_prediction, named
 from dllm_decode.decoding.settle import settle
 from dllm_decode.decoding.strategy import Budget
-from dllm_decode.decoding.types import Later, Memory, Request, StepView, gather_columns
+from dllm_decode.decoding.types import Memory, Request, StepView, gather_columns
 from dllm_decode.kernels import dispatch
+from dllm_decode.kernels.lazy import Later
 
 
 class Decoder(Composition):
@@ -178,7 +179,7 @@ class Run:
                 return (progress.steps - step).clamp(min=0)
             return snapshot.left
 
-        return StepView(
+        view = StepView(
             step=step,
             index=index,
             pred=prediction,
@@ -197,6 +198,8 @@ class Run:
             parameters=counters.parameters,
             banned=self._banned,
         )
+        vars(view)["offsets"] = batch.noise.index  # they are known already
+        return view
 
     def take_over(self, other: Run, again: Sequence[int]) -> None:
         """Take over what another run of the request has done, less the rows decoded again."""

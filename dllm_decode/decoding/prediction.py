@@ -375,18 +375,17 @@ class Prediction(ABC):
 
         Args:
             slots: the credit of every slot before the step, with (B, W) in the place of N: ids,
-                credit (B, W, K), open (B, W); alpha, beta (B,), one per row.
+                credit (B, W, K), open (B, W); alpha, beta (B,), one per row, or one for all.
         """
-        _, width, _ = self.shape
         update = self._credit_update(
             Slots(
                 ids=slots.ids.flatten(0, 1),
                 credit=slots.credit.flatten(0, 1),
-                alpha=slots.alpha.repeat_interleave(width),
-                beta=slots.beta.repeat_interleave(width),
+                alpha=self._per_slot(slots.alpha),
+                beta=self._per_slot(slots.beta),
                 gamma=slots.gamma,
                 # nothing wins where every token has been removed, so nothing earns there
-                open=(slots.open & ~self._emptied).flatten(),
+                open=(slots.open & self.healthy).flatten(),
             )
         )
         new_ids = self._shaped(update.ids)
@@ -394,6 +393,16 @@ class Prediction(ABC):
             self, new_ids, update.delta.view(new_ids.shape), self._draw, statistics=update.fused
         )
         return Credited(raised, new_ids, update.credit.view(new_ids.shape))
+
+    def _per_slot(self, strength: Tensor | float) -> Tensor | float:
+        """A number per row as one per slot, (B * W,); kernels take no number for all."""
+        rows, width, _ = self.shape
+        if isinstance(strength, Tensor):
+            return strength.repeat_interleave(width)
+        maximum = self._statistics.maximum
+        if not dispatch.uses_triton(maximum):
+            return strength
+        return maximum.new_full((rows * width,), strength, dtype=torch.float64)
 
     def _credit_update(self, slots: Slots) -> reference.CreditUpdate:
         """`kernels.reference.credit_update` on whatever logits this prediction has."""

@@ -17,8 +17,9 @@ from dllm_decode.decoding.prediction import DensePrediction
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Budget, EveryStep, Progress, Strategy, complete
-from dllm_decode.decoding.types import Change, Decision, Later, StepView
+from dllm_decode.decoding.types import Change, Decision, StepView
 from dllm_decode.errors import DecisionError
+from dllm_decode.kernels.lazy import Later
 
 
 def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
@@ -142,7 +143,7 @@ def legal_change(
     return Change(
         rows=view.snapshot.rows,
         step=view.step,
-        index=(view.index - view.snapshot.start).clamp_(min=-1),
+        index=view.offsets,
         commit=commit,
         remask=remask,  # type: ignore[arg-type]
         tokens=tokens,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from numbers import Integral
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,9 +18,8 @@ from dllm_decode.decoding.prediction import Prediction, check_tokens
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.decoding.selection import first_column
 from dllm_decode.errors import ConfigError
+from dllm_decode.kernels.lazy import LazyFields
 from dllm_decode.kernels.noise import Noise
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -251,77 +250,6 @@ def _join(own: Any, new: Any) -> Any:
     return own
 
 
-class Later(Generic[Value]):
-    """A value that is computed when somebody first asks for it, and only once.
-
-    Args:
-        make: computes it; forgotten, with all it holds on to, as soon as it has.
-
-    Examples:
-        >>> Later(lambda: 6 * 7)()
-        42
-    """
-
-    __slots__ = ("_make", "_value")
-
-    def __init__(self, make: Callable[[], Value]) -> None:
-        self._make: Callable[[], Value] | None = make
-
-    def __call__(self) -> Value:
-        """The value, computed if nobody has asked before."""
-        if self._make is not None:
-            self._value, self._make = self._make(), None
-        return self._value
-
-
-class LazyFields:
-    """Fields of a frozen dataclass that may be given as `Later`: what nobody reads costs nothing.
-
-    Whoever reads such a field gets the value, not the `Later`; copies made by `but` share it.
-
-    Attributes:
-        lazy: names of the fields.
-
-    Examples:
-        >>> @dataclass(frozen=True)
-        ... class Sum(LazyFields):
-        ...     total: int
-        ...     lazy = ("total",)
-        >>> Sum(Later(lambda: 1 + 2)).total
-        3
-    """
-
-    lazy: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        self._put_off(vars(self))
-
-    def _put_off(self, own: dict[str, Any]) -> None:
-        waiting = {name: own.pop(name) for name in self.lazy if type(own.get(name)) is Later}
-        own["_later"] = own.get("_later", {}) | waiting
-
-    def __getattr__(self, name: str) -> Any:
-        """A field that is not there yet; everything else is found before this is asked."""
-        later = vars(self).get("_later", {}).get(name)
-        if later is None:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        value = vars(self)[name] = later()
-        return value
-
-    def known(self) -> Any:
-        """The same, with every field computed: it holds on to nothing that they follow from."""
-        for name in self.lazy:
-            getattr(self, name)
-        return self
-
-    def but(self, **fields: Any) -> Any:
-        """A copy with other fields, which computes nothing; `dataclasses.replace` would."""
-        twin = object.__new__(type(self))
-        vars(twin).update(vars(self), **fields)
-        twin._put_off(vars(twin))
-        return twin
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """The canvas at one moment, read-only: for schedules, caches, stop rules and observers.
@@ -375,6 +303,14 @@ class Snapshot:
         return first_column(self.undecided)
 
     @cached_property
+    def behind_fixed(self) -> Tensor:
+        """Generated columns from the last one on that the request fixed, (B, L) bool."""
+        generated = self.columns >= self.start
+        fixed = generated & self.live & ~self.editable
+        last = torch.where(fixed, self.columns, -1).amax(1, keepdim=True)
+        return generated & (self.columns >= last)
+
+    @cached_property
     def _near(self) -> Tensor:
         """Columns before the horizon, (B, L) bool."""
         return self.columns < self.horizon[:, None]
@@ -382,14 +318,16 @@ class Snapshot:
     def written(self, tokens: Tensor, decided: Tensor) -> Snapshot:
         """The snapshot after a write; horizons, and what follows from them alone, are the same."""
         after = replace(self, tokens=tokens, decided=decided)
-        same = ("columns", "live", "_near")
-        vars(after).update({name: vars(self)[name] for name in same if name in vars(self)})
+        return self._hand_on(after, "columns", "behind_fixed", "live", "_near")
+
+    def _hand_on(self, after: Snapshot, *names: str) -> Snapshot:
+        """A later snapshot with what is already known and still holds."""
+        vars(after).update({name: vars(self)[name] for name in names if name in vars(self)})
         return after
 
     def narrowed(self, horizon: Tensor) -> Snapshot:
         """The snapshot with horizons (B,) that are as near as before, or nearer."""
-        after = replace(self, horizon=horizon)
-        vars(after)["columns"] = self.columns
+        after = self._hand_on(replace(self, horizon=horizon), "columns", "behind_fixed")
         near = after._near
         vars(after).update(live=self.live & near, undecided=self.undecided & near)
         return after
@@ -474,6 +412,11 @@ class StepView(LazyFields):
     part: str = "strategy"
     banned: Tensor | None = field(default=None, repr=False)
     lazy: ClassVar[tuple[str, ...]] = ("tokens", "settled", "window_step", "steps_left")
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """The columns counted from the first generated one, -1 for an empty slot, (B, W) int64."""
+        return (self.index - self.snapshot.start).clamp_(min=-1)
 
     @cached_property
     def mask_ratio(self) -> Tensor:

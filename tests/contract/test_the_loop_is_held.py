@@ -517,8 +517,8 @@ DEFECTS = {
         "begin + self.length", {"views"},
     ),
     "a sliding window starts behind the first open column": Defect(
-        schedule.SlidingWindow, "window", "begin = first_column(snapshot.undecided)",
-        "begin = first_column(snapshot.undecided) + 1", set(),
+        schedule.SlidingWindow, "window", "begin = snapshot.first_undecided",
+        "begin = snapshot.first_undecided + 1", set(),
     ),
     "a predicted end needs more than the threshold": Defect(
         eot.PredictedEot, "horizon", "(confidence >= self.threshold)",
@@ -533,8 +533,8 @@ DEFECTS = {
         'change.notes["accepted"]', {"stops"},
     ),
     "an end counts in front of fixed text": Defect(
-        eot._EotRule, "_may_end", "(snapshot.columns >= last_fixed[:, None])",
-        "(snapshot.columns >= 0)", {"stops"},
+        eot._EotRule, "_may_end", "snapshot.behind_fixed",
+        "(snapshot.columns >= snapshot.start)", {"stops"},
     ),
     "an end counts in front of open columns": Defect(
         eot.CommittedEot, "horizon", "if self.whole_prefix else", "if False else", {"stops"}
