@@ -18,9 +18,16 @@ from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.decoding.prediction import DensePrediction
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.sampling import Categorical, Greedy
-from dllm_decode.decoding.settle import Faults, where
+from dllm_decode.decoding.settle import Faults, takes_its_word, where
+from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import StepView
-from dllm_decode.errors import DeviceError, DllmDecodeError, ModelOutputError, PluginError
+from dllm_decode.errors import (
+    DecisionError,
+    DeviceError,
+    DllmDecodeError,
+    ModelOutputError,
+    PluginError,
+)
 
 
 def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
@@ -29,7 +36,8 @@ def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
     Whole numbers come back as int, exact up to 2**53 where floating-point ones stand beside them.
     """
     values = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
-    numbers = iter(torch.cat([value.reshape(-1) for value in values.values()]).tolist())
+    flat = [value if value.dim() == 1 else value.reshape(-1) for value in values.values()]
+    numbers = iter(torch.cat(flat).tolist())
     return {
         name: _nested(numbers, value.shape, float if value.is_floating_point() else int)
         for name, value in values.items()
@@ -107,15 +115,15 @@ class PendingCheck:
     @staticmethod
     def of(view: StepView, faults: Faults) -> PendingCheck:
         """Count on the device what the host will want to know."""
-        illegal, pred, scores = faults.count, view.pred, faults.decision.scores
+        pred, scores = view.pred, faults.decision.scores
         assert scores is not None
-        unusable = torch.zeros_like(illegal)
+        unusable = torch.zeros_like(view.open)
         if isinstance(pred, DensePrediction):
-            unusable = (view.masked & ~pred.healthy).sum()
+            unusable = view.masked > pred.healthy
         ties = view.open & (scores == 1)
         chosen = ties & faults.change.commit
-        counts = torch.stack([illegal, unusable, ties.sum(), chosen.sum(), view.open.sum()])
-        return PendingCheck(view, faults, counts)
+        flags = torch.stack([faults.wrong, unusable, ties, chosen, view.open])
+        return PendingCheck(view, faults, flags.sum((1, 2)))
 
 
 class Monitor:
@@ -142,6 +150,7 @@ class Monitor:
         self.outcomes: dict[int, Outcome] = {}
         self._every = 1 if batch.parts.cache.stores else batch.parts.sync_every
         self._longest = 1
+        self._left: dict[int, int] = {}  # undecided columns of each row when last seen
         self._pending: list[PendingCheck] = []
         self._warned = False
 
@@ -162,6 +171,7 @@ class Monitor:
         for at, (left, opened) in enumerate(zip(facts["undecided"], facts["open"], strict=True)):
             if left and not opened:
                 raise self.batch.stuck(at)
+        self._check_gains(facts["undecided"], len(pending))
         self._longest = max([1, *facts["undecided"]])
         done = [at for at, left in enumerate(facts["undecided"]) if not left]
         if done:
@@ -169,6 +179,28 @@ class Monitor:
             self.batch.remove(done)
         stay = [at for at, left in enumerate(facts["undecided"]) if left]
         self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
+
+    def _check_gains(self, left: Sequence[int], steps: int) -> None:
+        """Refuse a strategy that promised to commit something in every step and did not."""
+        rows, before = self.batch.rows, self._left
+        self._left = dict(zip(rows, left, strict=True))
+        if not takes_its_word(self.batch.parts.strategy):
+            return
+        for at, row in enumerate(rows):
+            if 0 < before.get(row, self._left[row] + steps) - steps < self._left[row]:
+                raise self._broken_word(at)
+
+    def _broken_word(self, at: int) -> DecisionError:
+        place, part = next(
+            (place, part)
+            for place, part in self.batch.parts.strategy.parts()
+            if isinstance(part, Strategy)
+        )
+        step = int(self.batch.counters.step[at]) - 1
+        return DecisionError(
+            f"{named(f'strategy.{place}' if place else 'strategy', part)} declares always_commits, "
+            f"but committed nothing: row {self.batch.rows[at]}, step {step}"
+        )
 
     def _judge(self, check: PendingCheck, counts: Counts) -> None:
         """Refuse illegal decisions and unusable logits; warn where ties decide."""

@@ -178,6 +178,15 @@ class Prediction(ABC):
     def _suppressed(self, ids: Tensor) -> Prediction:
         """What `suppress` returns."""
 
+    def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
+        """Whether it is known without a look that `token` exists and is none of some ids.
+
+        Args:
+            banned: (M,) the ids, the very tensor with which the origin was made.
+            origin: the prediction of a pass, whose health somebody looks at.
+        """
+        return False
+
     # What follows from those.
 
     @staticmethod
@@ -390,18 +399,17 @@ class Prediction(ABC):
 
         Args:
             slots: the credit of every slot before the step, with (B, W) in the place of N: ids,
-                credit (B, W, K), open (B, W); alpha, beta (B,), one per row.
+                credit (B, W, K), open (B, W); alpha, beta (B,), one per row, or one for all.
         """
-        _, width, _ = self.shape
         update = self._credit_update(
             Slots(
                 ids=slots.ids.flatten(0, 1),
                 credit=slots.credit.flatten(0, 1),
-                alpha=slots.alpha.repeat_interleave(width),
-                beta=slots.beta.repeat_interleave(width),
+                alpha=self._per_slot(slots.alpha),
+                beta=self._per_slot(slots.beta),
                 gamma=slots.gamma,
                 # nothing wins where every token has been removed, so nothing earns there
-                open=(slots.open & ~self._emptied).flatten(),
+                open=(slots.open & self.healthy).flatten(),
             )
         )
         new_ids = self._shaped(update.ids)
@@ -409,6 +417,16 @@ class Prediction(ABC):
             self, new_ids, update.delta.view(new_ids.shape), self._draw, statistics=update.fused
         )
         return Credited(raised, new_ids, update.credit.view(new_ids.shape))
+
+    def _per_slot(self, strength: Tensor | float) -> Tensor | float:
+        """A number per row as one per slot, (B * W,); kernels take no number for all."""
+        rows, width, _ = self.shape
+        if isinstance(strength, Tensor):
+            return strength.repeat_interleave(width)
+        maximum = self._statistics.maximum
+        if not dispatch.uses_triton(maximum):
+            return strength
+        return maximum.new_full((rows * width,), strength, dtype=torch.float64)
 
     def _credit_update(self, slots: Slots) -> reference.CreditUpdate:
         """`kernels.reference.credit_update` on whatever logits this prediction has."""
@@ -546,6 +564,12 @@ class DensePrediction(Prediction):
 
     def _at(self, ids: Tensor) -> Tensor:
         return self._shaped(reference.logits_at(self._rows, ids.flatten(0, 1), self._banned))
+
+    def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
+        kind = type(self) in (DensePrediction, HeadPrediction)
+        own = isinstance(self._draw, GumbelDraw | None)
+        known = banned is not None and self._banned is banned
+        return kind and own and known and self is origin
 
     def _suppressed(self, ids: Tensor) -> Prediction:
         return DensePrediction(self._raw, self._more_banned(ids), self._draw)
@@ -714,6 +738,11 @@ class BiasedPrediction(Prediction):
         same = (ids[..., :, None] == added[..., None, :]) & (ids >= 0)[..., None]
         zero = torch.zeros((), dtype=delta.dtype, device=ids.device)
         return self._base._at(ids) + torch.where(same, delta[..., None, :], zero).sum(-1)
+
+    def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
+        """An addition of 0 or more takes no id out and brings none back."""
+        kind = type(self) is BiasedPrediction and isinstance(self._draw, GumbelDraw | None)
+        return kind and self._never_negative and self._base.never_proposes(banned, origin)
 
     def _suppressed(self, ids: Tensor) -> Prediction:
         return BiasedPrediction(

@@ -14,7 +14,7 @@ from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas, Window
 from dllm_decode.decoding.strategy import Budget, Filter, Pipeline, Strategy
 from dllm_decode.decoding.types import Decision, Request
-from dllm_decode.errors import ConfigError, DeviceError, PluginError
+from dllm_decode.errors import ConfigError, DecisionError, DeviceError, PluginError
 from dllm_decode.strategies.at_most import AtMost
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.fixed import FixedSchedule, TopK
@@ -161,6 +161,31 @@ def test_nothing_is_asked_of_the_device_between_two_syncs_that_sync_every_allows
 
 
 # Ties.
+
+
+@dataclass(frozen=True)
+class BreaksItsWord(Strategy):
+    """Promises to commit something in every step, and commits nothing from a step on."""
+
+    after: int = 2
+    always_commits = True
+
+    def decide(self, view, memory):
+        late = view.step[:, None] >= self.after
+        return Decision(view.open & ~late & (view.index == view.index.amin(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("sync_every", [1, 3])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_strategy_that_promised_to_commit_and_does_not_is_refused_by_name(sync_every, inside):
+    rule = BreaksItsWord()
+    strategy = Pipeline(Pipeline(rule)) if inside else rule
+    place = "strategy.select.select" if inside else "strategy"
+    decoder = Decoder(HashDenoiser(added=QUIET), strategy, Blocks(1), sync_every=sync_every)
+    promise = rf"^{place} \(BreaksItsWord\) declares always_commits"
+    message = rf"{promise}, but committed nothing: row 0, step 2$"
+    with pytest.raises(DecisionError, match=message):
+        decoder.decode(REQUEST)
 
 
 @dataclass(frozen=True)
