@@ -1,4 +1,4 @@
-"""A tokenizer read by the library `tokenizers` alone, where its files leave nothing to interpret."""
+"""A tokenizer read with the library `tokenizers` alone, where its files leave nothing open."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from dllm_decode.models.key_value import KeyValueStore
 from dllm_decode.models.spec import LeanForm
@@ -42,13 +42,10 @@ class Rotation(nn.Module):
 
     def __init__(self, size: int, theta: float, full_precision: bool) -> None:
         super().__init__()
-        self.size, self.theta, self.full_precision = size, theta, full_precision
-        self.register_buffer("inv_freq", torch.empty(size // 2), persistent=False)
-
-    def fill(self, device: torch.device) -> None:
-        """Write theta^(-2i/size), i = 0, 1, ..., in float32, whatever dtype the model has."""
-        exponents = torch.arange(0, self.size, 2, dtype=torch.float32) / self.size
-        self.inv_freq = (1.0 / self.theta**exponents).to(device)
+        self.full_precision = full_precision
+        # on the processor wherever the weights are made, so that it always holds its numbers
+        exponents = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
+        self.register_buffer("inv_freq", 1.0 / theta**exponents, persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Turn:
         """Cosine and signed sine, (B, Q, 1, size) each, of positions (B, Q)."""
@@ -63,6 +60,8 @@ class Rotation(nn.Module):
 class LeanLayer(nn.Module):
     """Attention and gated MLP, each behind a norm and added to its input.
 
+    Matrices are stored (inputs, outputs), the order in which a processor multiplies fastest.
+
     Args:
         config: As of `LeanModel`.
         number: Of the layer.
@@ -74,35 +73,43 @@ class LeanLayer(nn.Module):
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.number, self.eps, self.width = number, config.rms_norm_eps, width
         every = (self.heads + 2 * self.shared) * self.size
-        self.norms = nn.Parameter(torch.empty(2, width))
-        self.attention_in = nn.Linear(width, every, bias=config.qkv_bias)
-        self.attention_out = nn.Linear(self.heads * self.size, width, bias=False)
-        self.mlp_in = nn.Linear(width, 2 * inner, bias=False)
-        self.mlp_out = nn.Linear(inner, width, bias=False)
+
+        def weights(*sides: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(sides, dtype=config.dtype))
+
+        self.attention_norm, self.mlp_norm = weights(width), weights(width)
+        self.attention_in, self.attention_out = (
+            weights(width, every),
+            weights(self.heads * self.size, width),
+        )
+        self.mlp_in, self.mlp_out = weights(width, 2 * inner), weights(inner, width)
+        self.bias = weights(every) if config.qkv_bias else None
 
     def forward(
         self, hidden: Tensor, turn: Turn, mask: Tensor | None, store: KeyValueStore | None
     ) -> Tensor:
-        """Hidden states (B, Q, D) behind the layer."""
-        inside = rms_norm(hidden, (self.width,), self.norms[0], self.eps)
-        hidden = hidden + self._attend(inside, turn, mask, store)
-        inside = rms_norm(hidden, (self.width,), self.norms[1], self.eps)
-        gate, up = linear(inside, self.mlp_in.weight).chunk(2, -1)
-        return hidden + linear(silu(gate) * up, self.mlp_out.weight)
+        """Hidden states (B * Q, D) behind the layer; the turn says what B and Q are."""
+        inside = rms_norm(hidden, (self.width,), self.attention_norm, self.eps)
+        hidden = torch.addmm(hidden, self._attend(inside, turn, mask, store), self.attention_out)
+        inside = rms_norm(hidden, (self.width,), self.mlp_norm, self.eps)
+        gate, up = torch.mm(inside, self.mlp_in).chunk(2, 1)
+        return torch.addmm(hidden, silu(gate) * up, self.mlp_out)
 
     def _attend(
         self, inside: Tensor, turn: Turn, mask: Tensor | None, store: KeyValueStore | None
     ) -> Tensor:
-        rows, slots, _ = inside.shape
-        fused = linear(inside, self.attention_in.weight, self.attention_in.bias)
-        fused = fused.view(rows, slots, -1, self.size)
-        turned, value = fused.split((self.heads + self.shared, self.shared), 2)
+        """What the heads found, (B * Q, heads * size)."""
+        fused = torch.mm(inside, self.attention_in)
+        if self.bias is not None:
+            fused = fused + self.bias
         cosine, sine = turn
+        rows, slots = cosine.shape[:2]
+        states = fused.view(rows, slots, -1, self.size)
+        turned, value = states.split((self.heads + self.shared, self.shared), 2)
         exact = turned.to(cosine.dtype)
         turned = torch.addcmul(exact * cosine, exact.roll(self.size // 2, -1), sine)
-        turned = turned.to(value.dtype)
-        query, key = turned.split((self.heads, self.shared), 2)
-        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+        query, key = turned.to(value.dtype).split((self.heads, self.shared), 2)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if store is not None:
             key, value = store.update(key, value, self.number)
         groups = self.heads // self.shared
@@ -111,24 +118,23 @@ class LeanLayer(nn.Module):
         mixed = scaled_dot_product_attention(
             query, key, value, mask, enable_gqa=groups > 1 and mask is None
         )
-        mixed = mixed.transpose(1, 2).reshape(rows, slots, -1)
-        return linear(mixed, self.attention_out.weight)
+        return mixed.transpose(1, 2).reshape(rows * slots, -1)
 
     def parts(self) -> dict[str, Tensor]:
         """The weights as views with the names of the stock class, relative to the layer."""
-        sizes = [count * self.size for count in (self.heads, self.shared, self.shared)]
         found = {
-            "input_layernorm.weight": self.norms[0],
-            "post_attention_layernorm.weight": self.norms[1],
-            "self_attn.o_proj.weight": self.attention_out.weight,
-            "mlp.down_proj.weight": self.mlp_out.weight,
+            "input_layernorm.weight": self.attention_norm,
+            "post_attention_layernorm.weight": self.mlp_norm,
+            "self_attn.o_proj.weight": self.attention_out.T,
+            "mlp.down_proj.weight": self.mlp_out.T,
         }
-        names = [f"self_attn.{name}_proj" for name in "qkv"]
-        for kind, tensor in self.attention_in.named_parameters():
-            views = tensor.split(sizes)
-            found |= {f"{name}.{kind}": view for name, view in zip(names, views, strict=True)}
-        gate, up = self.mlp_in.weight.chunk(2)
+        gate, up = self.mlp_in.T.chunk(2)
         found |= {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up}
+        sizes = [count * self.size for count in (self.heads, self.shared, self.shared)]
+        for kind, tensor in (("weight", self.attention_in.T), ("bias", self.bias)):
+            if tensor is not None:
+                views = zip("qkv", tensor.split(sizes), strict=True)
+                found |= {f"self_attn.{name}_proj.{kind}": view for name, view in views}
         return found
 
 
@@ -142,9 +148,11 @@ class LeanBody(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.eps, self.width = config.rms_norm_eps, config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, self.width)
+        # given, not drawn: to draw on the meta device imports torch's compiler
+        table = torch.empty(config.vocab_size, self.width, dtype=config.dtype)
+        self.embed_tokens = nn.Embedding(config.vocab_size, self.width, _weight=table)
         self.layers = nn.ModuleList(LeanLayer(config, n) for n in range(config.num_hidden_layers))
-        self.norm = nn.Parameter(torch.empty(self.width))
+        self.norm = nn.Parameter(torch.empty(self.width, dtype=config.dtype))
         theta = config.rope_parameters["rope_theta"]
         self.rotary_emb = Rotation(config.head_dim, theta, config.rope_full_precision)
 
@@ -157,11 +165,12 @@ class LeanBody(nn.Module):
         use_cache: bool = False,
     ) -> LeanOutput:
         """Hidden states (B, Q, D) of tokens (B, Q); see `models.compiled.run_body`."""
-        hidden = self.embed_tokens(input_ids)
+        hidden = self.embed_tokens(input_ids).flatten(0, 1)
         turn = self.rotary_emb(position_ids, hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, turn, attention_mask, past_key_values)
-        return LeanOutput(rms_norm(hidden, (self.width,), self.norm, self.eps))
+        hidden = rms_norm(hidden, (self.width,), self.norm, self.eps)
+        return LeanOutput(hidden.unflatten(0, input_ids.shape))
 
 
 class LeanModel(nn.Module):
@@ -170,19 +179,27 @@ class LeanModel(nn.Module):
     Args:
         settings: Of the stock configuration class.
         form: What the family declares.
+        dtype: Of the weights, which are made on torch's current device and hold nothing yet.
     """
 
-    def __init__(self, settings: Mapping[str, Any], form: LeanForm) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], form: LeanForm, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         share = settings["hidden_size"] // settings["num_attention_heads"]
         usual = {"head_dim": share, "rope_full_precision": False}
         fixed = {"is_causal": False, "_attn_implementation": "sdpa"}
-        self.config = SimpleNamespace(**(usual | dict(settings) | fixed), qkv_bias=form.qkv_bias)
+        own = {"qkv_bias": form.qkv_bias, "dtype": dtype}
+        self.config = SimpleNamespace(**(usual | dict(settings) | fixed | own))
         self.published = form.published
         self.model = LeanBody(self.config)
-        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        width, rows = self.config.hidden_size, self.config.vocab_size
+        self.lm_head = nn.Linear(width, rows, bias=False, device="meta")
+        self.lm_head.weight = (
+            self.model.embed_tokens.weight
+            if self.config.tie_word_embeddings
+            else nn.Parameter(torch.empty(rows, width, dtype=dtype))
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -194,7 +211,7 @@ class LeanModel(nn.Module):
         return self.model.embed_tokens
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head."""
+        """The head, one matrix of all ids."""
         return self.lm_head
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]

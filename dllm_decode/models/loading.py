@@ -84,7 +84,7 @@ def load_model(
             as it is, with a warning.
         body: What computes the layers: the `stock` class of transformers, which is the definition;
             `lean`, the same function in fewer operations for dense models of Llama's kind with
-            SDPA on one device (`dllm_decode.models.lean`); `auto`, lean where it can be.
+            SDPA on one device (`dllm_decode.models.lean`); `auto`, lean on a processor.
         chat_template_kwargs: What the chat template is given beside the messages, e.g.
             `{"enable_thinking": False}`.
         parse_control_tokens: Whether control tokens in prompts become what they stand for, instead
@@ -155,15 +155,17 @@ def chooses_lean(body: str, spec: ModelSpec, placement: Placement) -> bool:
         body != "lean" or not obstacle,
         f"model.body=lean cannot be used: {obstacle}; use model.body=stock",
     )
-    return body != "stock" and not obstacle
+    on_processor = body == "auto" and placement.device.type == "cpu"  # measured nowhere else
+    return (body == "lean" or on_processor) and not obstacle
 
 
 def load_lean(plan: Blueprint, placement: Placement) -> LeanModel:
     """The lean model with all of its weights, read tensor by tensor to where they stay."""
     from safetensors import SafetensorError, safe_open
 
-    model: LeanModel = build_on_meta(plan).to(placement.dtype).to_empty(device=placement.device)
-    model.model.rotary_emb.fill(placement.device)
+    assert plan.spec.lean is not None
+    with placement.device:
+        model = LeanModel(plan.settings, plan.spec.lean, placement.dtype)
     places = model.state_dict() | model.published_state()
     try:
         for file in sorted({tensor.file for tensor in stored_tensors(plan.folder).values()}):
@@ -172,7 +174,7 @@ def load_lean(plan: Blueprint, placement: Placement) -> LeanModel:
                     places[name].copy_(content.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{plan.folder} cannot be loaded: {error}") from error
-    return model.eval().requires_grad_(False)
+    return model.to(placement.device).eval().requires_grad_(False)
 
 
 def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> TransformersDenoiser:
