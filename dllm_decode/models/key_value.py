@@ -50,13 +50,10 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
         return keys[:, :, : self.width], values[:, :, : self.width]
 
     def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy the stored rows `source` to the places `target`."""
-        if self.is_initialized:
-            assert self.keys is not None and self.values is not None
-            source = source.to(self.keys.device, non_blocking=True)
-            target = target.to(self.keys.device, non_blocking=True)
-            self.keys[target] = self.keys[source]
-            self.values[target] = self.values[source]
+        """Copy the stored rows `source` to the places `target`, both on the layer's device."""
+        assert self.keys is not None and self.values is not None
+        self.keys[target] = self.keys[source]
+        self.values[target] = self.values[source]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Number of columns attended to, and the first of them."""
@@ -108,9 +105,13 @@ class KeyValueStore(Cache):  # type: ignore[misc]
         moved = [(source, target) for target, source in enumerate(rows) if source != target]
         if not moved:
             return
-        source, target = torch.tensor(moved).T
+        places = torch.tensor(moved)
+        on: dict[torch.device, Tensor] = {}  # one upload, however many layers a device holds
         for layer in self.positional:
-            layer.move(source, target)
+            if layer.is_initialized:
+                if layer.device not in on:
+                    on[layer.device] = places.to(layer.device, non_blocking=True)
+                layer.move(*on[layer.device].T)
 
     def join(self, count: int) -> None:
         """Nothing to do: there is room, and what it held before is never attended to."""
