@@ -233,7 +233,8 @@ class SimulatedGpu(contextlib.ExitStack):
         if name == "_fused_sdp_choice":
             return 0
         if on_gpu and name in ("div", "div_") and not isinstance(args[1], OnGpu):
-            if math.frexp(args[1])[0] not in (0.5, -0.5):  # powers of two round nothing
+            exact = abs(math.frexp(args[1])[0]) == 0.5  # powers of two
+            if not exact:
                 self.note(self.reciprocals, f"/ {args[1]}")
         if on_gpu and name not in FREE and name not in WAITING:
             self.launch()
