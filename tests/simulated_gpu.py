@@ -301,8 +301,12 @@ class SimulatedGpu(contextlib.ExitStack):
         if name == "repeat_interleave" and len(args) > 1 and isinstance(args[1], Tensor):
             self.note(self.waits, "repeat_interleave")
 
-    def launch_programs(self, programs, names) -> None:
-        """Run Triton programs under the interpreter on the numbers of the tensors."""
+    def interpret(self, names) -> None:
+        """Run Triton programs of the package under the interpreter, on the numbers of tensors."""
+        if not names:
+            return
+        from dllm_decode.kernels import programs
+
         for name in names:
             program = _Program(self, getattr(programs, name), name)
             self.enter_context(mock.patch.object(programs, name, program))

@@ -1,6 +1,9 @@
 """Whatever is composed decodes on a GPU as on the processor, and never keeps the host waiting."""
 
 import copy
+import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawing import examples
+from drawing import examples, profile
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated_gpu import MixedDevices, SimulatedGpu, spread_over_two
@@ -77,12 +80,17 @@ def decoder_of(strategy, cache="none", sampler="greedy", schedule="blocks", fami
         return None
 
 
-def check(decoder, devices=1, sync_every=1):
-    """Decode here and there: the same tokens, one wait per step, and no upload."""
-    with warnings.catch_warnings(), dispatch.using("reference"):
+def check(decoder, devices=1, sync_every=1, programs=()):
+    """Decode here and there: the same tokens, one wait per step, and no upload.
+
+    Args:
+        programs: Triton programs, to be interpreted; plain torch where there are none.
+    """
+    with warnings.catch_warnings(), dispatch.using("auto" if programs else "reference"):
         warnings.simplefilter("ignore", RuntimeWarning)
         want = decoder.decode(REQUEST)
         with SimulatedGpu() as gpu:
+            gpu.interpret(programs)
             model = copy.deepcopy(decoder.denoiser.model)
             model = gpu.place(model) if devices == 1 else spread_over_two(gpu, model)
             there = replace(decoder.denoiser, model=model)
@@ -109,7 +117,7 @@ def watched(gpu, run):
         assert not gpu.reciprocals
         if len(steps) > 1:  # constants are uploaded once
             assert len(gpu.uploads) <= (0 if stayed else 4), gpu.uploads
-        steps.append(gpu.launches.copy() if stayed else None)
+        steps.append(gpu.launches + gpu.programs if stayed else None)
     return [step for step in steps[2:] if step is not None]
 
 
@@ -251,3 +259,18 @@ def test_any_composition_decodes_there_as_here(
     decoder = decoder_of(composed(name, transforms, stop=stop), cache, sampler)
     if decoder is not None:
         check(decoder, devices, sync_every)
+
+
+@pytest.mark.slow
+def test_the_triton_programs_decode_there_as_the_processor_under_the_interpreter():
+    pytest.importorskip("triton", reason="Triton is published for Linux only")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "simulated_kernels.py"],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "TRITON_INTERPRET": "1", "HYPOTHESIS_PROFILE": profile()},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
