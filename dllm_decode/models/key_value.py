@@ -57,13 +57,10 @@ class PositionalLayer:
         return keys[:, :, : self.width], values[:, :, : self.width]
 
     def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy the stored rows `source` to the places `target`."""
-        if self.is_initialized:
-            assert self.keys is not None and self.values is not None
-            source = source.to(self.keys.device, non_blocking=True)
-            target = target.to(self.keys.device, non_blocking=True)
-            self.keys[target] = self.keys[source]
-            self.values[target] = self.values[source]
+        """Copy the stored rows `source` to the places `target`, both on the layer's device."""
+        assert self.keys is not None and self.values is not None
+        self.keys[target] = self.keys[source]
+        self.values[target] = self.values[source]
 
 
 class KeyValueStore:
@@ -112,9 +109,14 @@ class KeyValueStore:
         moved = [(source, target) for target, source in enumerate(rows) if source != target]
         if not moved:
             return
-        source, target = torch.tensor(moved).T
+        places = torch.tensor(moved)
+        on: dict[torch.device, Tensor] = {}  # one upload, however many layers a device holds
         for layer in self.positional:
-            layer.move(source, target)
+            if layer.keys is not None:
+                device = layer.keys.device
+                if device not in on:
+                    on[device] = places.to(device, non_blocking=True)
+                layer.move(*on[device].T)
 
     def join(self, count: int) -> None:
         """Nothing to do: there is room, and what it held before is never attended to."""
