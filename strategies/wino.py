@@ -1,4 +1,4 @@
-"""Wide in, narrow out: commit many positions, and open again those that the rest does not support."""
+"""Wide in, narrow out: commit many positions, open again those that the rest does not support."""
 
 from __future__ import annotations
 

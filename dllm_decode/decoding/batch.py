@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any
 
@@ -20,9 +20,20 @@ from dllm_decode.decoding.parameters import columns_of_parameters
 from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
 from dllm_decode.decoding.strategy import Budget, Revisions
-from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, StepView, gather_columns
+from dllm_decode.decoding.types import (
+    Change,
+    Memory,
+    Request,
+    Snapshot,
+    StepView,
+    gather_columns,
+)
 from dllm_decode.errors import PluginError
+from dllm_decode.kernels.lazy import Later
 from dllm_decode.kernels.noise import Noise
+
+# What the outcome of a row tells of it beside its forwards.
+COUNTS = ("probes", "waits", "drafts", "edits", "remasks", "not_granted")
 
 
 @dataclass
@@ -32,62 +43,72 @@ class Counters(Memory):
     Attributes:
         seeds: (B,) seeds of the rows' random numbers.
         step: (B,) steps the row has done.
-        forwards: (B,) passes it took part in, probes included.
-        probes: (B,) of them, those that a part asked for with other tokens.
-        waits: (B,) passes that came one after the other for these probes.
+        jumped: (B,) of them, those that were no steps of the loop of their own.
+        carried: (B,) steps that began with a probe of the step before, without a pass.
+        probes: (B,) further passes, over other tokens, that a part asked for.
+        waits: (B,) of them, passes one after the other.
+        unasked: (B,) passes beside rows that probed.
         drafts: (B,) calls of a drafter.
         edits: (B,) settled tokens written over.
         remasks: (B,) settled columns opened again.
         not_granted: (B,) edits and re-masks that were asked for in vain.
+        joined: (B,) steps that the batch had done when it joined.
         window_key: (B,) key of the window it is in.
-        window_step: (B,) steps done in this window.
-        window_open: (B,) open slots when it was entered.
-        surplus: (B,) passes after it was done.
+        window_entered: (B,) its step when it was entered.
+        window_open: (B,) open slots then.
         over_budget: (B,) bool, closing commits were forced.
         parameters: what rows set for themselves, each (B, 1).
 
     Examples:
         >>> import torch
         >>> counters = Counters.of(torch.tensor([3, 4]), {})
-        >>> counters.forwards.tolist()
+        >>> counters.step.tolist()
         [0, 0]
     """
 
     seeds: Tensor
     step: Tensor
-    forwards: Tensor
+    jumped: Tensor
+    carried: Tensor
     probes: Tensor
     waits: Tensor
+    unasked: Tensor
     drafts: Tensor
     edits: Tensor
     remasks: Tensor
     not_granted: Tensor
+    joined: Tensor
     window_key: Tensor
-    window_step: Tensor
+    window_entered: Tensor
     window_open: Tensor
-    surplus: Tensor
     over_budget: Tensor
     parameters: Mapping[str, Tensor]
 
     @staticmethod
-    def of(seeds: Tensor, parameters: Mapping[str, Tensor]) -> Counters:
+    def of(seeds: Tensor, parameters: Mapping[str, Tensor], steps: int = 0) -> Counters:
         """The counters of rows that have not done a step.
 
         Args:
             seeds: (B,) seeds of the rows' random numbers.
             parameters: what rows set for themselves, each (B, 1).
+            steps: how many the batch has done.
         """
         zero = torch.zeros_like(seeds)
         counts: dict[str, Any] = {entry.name: zero for entry in fields(Counters)}
         counts |= {"seeds": seeds, "window_key": zero - 1, "over_budget": zero.bool()}
-        return Counters(**{**counts, "parameters": parameters})
+        counts |= {"joined": zero + steps, "parameters": parameters}
+        return Counters(**counts)
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
-        """Note the window each row is in; returns the rows that have just entered it."""
+        """Note the window each row is in, and how many slots are open in it, (B,).
+
+        Returns:
+            The rows that have just entered it, (B,) bool.
+        """
         fresh = key != self.window_key
         self.window_key = key
-        self.window_step = torch.where(fresh, 0, self.window_step)
-        self.window_open = torch.where(fresh, opened.sum(1), self.window_open)
+        self.window_entered = torch.where(fresh, self.step, self.window_entered)
+        self.window_open = torch.where(fresh, opened, self.window_open)
         return fresh
 
 
@@ -96,6 +117,34 @@ def of_one_width(one: Tensor, other: Tensor, value: int | bool) -> tuple[Tensor,
     width = max(one.shape[1], other.shape[1])
     wide = [pad(plane, (0, width - plane.shape[1]), value=value) for plane in (one, other)]
     return wide[0], wide[1]
+
+
+@dataclass
+class Carried(Memory):
+    """What probes have said about the canvas that a step begins with.
+
+    Attributes:
+        rows: (B,) bool, rows for which there is something.
+        values: (B, W, V) logits, or (B, W, D) states from which the head makes them.
+
+    Examples:
+        >>> carried = Carried(torch.tensor([True]), torch.zeros(1, 2, 5))
+        >>> carried.fit(3)
+        >>> carried.values.shape
+        torch.Size([1, 3, 5])
+    """
+
+    rows: Tensor
+    values: Tensor
+
+    def none(self, index: Tensor) -> Carried:
+        """Nothing, for the rows of a window (B, W)."""
+        empty = self.values.new_zeros(*index.shape, self.values.shape[-1])
+        return Carried(torch.zeros_like(index[:, 0], dtype=torch.bool), empty)
+
+    def fit(self, slots: int) -> None:
+        """Make as many slots of it as the next window has."""
+        self.values = pad(self.values, (0, 0, 0, slots - self.values.shape[1]))
 
 
 @dataclass
@@ -109,6 +158,7 @@ class NextStep(Memory):
         masked: (B, W) the undecided ones.
         active: (B, W) those in the row's window.
         open: (B, W) both: those that may be committed.
+        opened: (B,) how many these are.
         fresh: (B,) the row has just entered this window.
         refresh: (B, L) columns to recompute, None without a store.
         valid: (B, L) columns that may be attended to, None without a store.
@@ -121,6 +171,7 @@ class NextStep(Memory):
     masked: Tensor
     active: Tensor
     open: Tensor
+    opened: Tensor
     fresh: Tensor
     refresh: Tensor | None
     valid: Tensor | None
@@ -146,29 +197,7 @@ class NextStep(Memory):
 
 
 @dataclass
-class Carried(Memory):
-    """What probes have said about the canvas that a step begins with.
-
-    Attributes:
-        rows: (B,) bool, rows for which there is something.
-        values: (B, W, V) logits, or (B, W, D) states from which the head makes them.
-    """
-
-    rows: Tensor
-    values: Tensor
-
-    def none(self, index: Tensor) -> Carried:
-        """Nothing, for the rows of a window (B, W)."""
-        empty = self.values.new_zeros(*index.shape, self.values.shape[-1])
-        return Carried(torch.zeros_like(index[:, 0], dtype=torch.bool), empty)
-
-    def fit(self, slots: int) -> None:
-        """Make as many slots of it as the next window has."""
-        self.values = pad(self.values, (0, 0, 0, slots - self.values.shape[1]))
-
-
-@dataclass
-class Tally:
+class ExtraPasses:
     """What parts have asked the model in a step beyond its own pass; None for nothing.
 
     Attributes:
@@ -244,9 +273,9 @@ class Batch:
         )
         # schedules that do not look at predictions may do without the second argument
         self._shows_view = len(signature(parts.schedule.window).parameters) > 1
-        self._tally = Tally()
+        self._steps = 0  # passes over the batch, probes aside
+        self._extra = ExtraPasses()  # what is asked beside them in this step
         self._counts_revisions = isinstance(parts.strategy.progress, Revisions)
-        self._revises = parts.strategy.revises or parts.strategy.revocable
         self._unseen = 0  # steps since the host last measured the batch
         self._first = 0  # the first column of the longest prompt in the batch
         self._reach = 0  # columns up to the furthest horizon
@@ -265,6 +294,7 @@ class Batch:
         counters = Counters.of(
             torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
             columns_of_parameters(parts.strategy, self.request, rows, self.device),
+            self._steps,
         )
         memory = calls.begin(parts.strategy, "strategy", request, snapshot)
         cache_memory = parts.cache.begin(request, snapshot)
@@ -318,8 +348,8 @@ class Batch:
 
     def plan(self) -> Plan:
         """What the next pass recomputes; its window and its random numbers are in the batch."""
-        index = self.next.index
-        self.noise = Noise(self.counters.seeds, self.counters.step, index - self.snapshot.start)
+        offsets = (self.next.index - self.snapshot.start).clamp_(min=-1)
+        self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
         # horizons may have moved since the host last saw them
         complete = self._complete and not self._unseen
         if self.next.refresh is None:
@@ -348,27 +378,33 @@ class Batch:
         """Window and plan of the next step, made before the sync so that it can tell their size."""
         window = self._window(snapshot, view)
         if lingering is not None:
-            stay, keys = lingering[:, None], (counters.window_key, window.key)
-            own = torch.where(stay, *of_one_width(self.next.window, window.index, -1))
-            window = Window(own, torch.where(lingering, *keys))
+            own = torch.where(lingering[:, None], *of_one_width(self.next.window, window.index, -1))
+            window = Window(own, torch.where(lingering, counters.window_key, window.key))
         index, active = self._seen(snapshot, window)
-        masked = gather_columns(snapshot.undecided, index) & (index >= 0)
-        opened = masked & active
-        fresh = counters.enter(window.key, opened)
+        masked = gather_columns(snapshot.undecided, index)
+        if self._sees_canvas:
+            masked = masked & (index >= 0)
+            opened = masked & active
+        else:  # every slot that is not empty is in the window
+            opened = masked = masked & active
+        count = opened.sum(1)
+        fresh = counters.enter(window.key, count)
         refresh = self._refresh(snapshot, index, fresh, cache_memory)
         if refresh is None:
-            step = (index, masked, active, opened, fresh)
-            return NextStep(*step, None, None, window.index, lingering)
+            slots = (index, masked, active, opened)
+            return NextStep(*slots, count, fresh, None, None, window.index, lingering)
         columns = refresh.columns
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
         index, masked = torch.where(computed, index, -1), masked & computed
         opened = opened & computed
+        count = opened.sum(1)
         if self._sources is not None:
             sources = self._sources(index, snapshot.live)
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
-        step, valid = (index, masked, active, opened, fresh), refresh.valid | columns
-        return NextStep(*step, columns, valid, window.index, lingering)
+        valid = refresh.valid | columns
+        slots = (index, masked, active, opened)
+        return NextStep(*slots, count, fresh, columns, valid, window.index, lingering)
 
     def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
@@ -380,8 +416,8 @@ class Batch:
         rows, device = snapshot.rows.numel(), snapshot.rows.device
         check_plane(f"{who} as index", window.index, (rows, "W"), (torch.long,), device)
         check_plane(f"{who} as key", window.key, (rows,), (torch.long,), device)
-        inside = window.index < snapshot.tokens.shape[1]
-        return Window(torch.where(inside, window.index, -1), window.key)
+        beyond = window.index >= snapshot.tokens.shape[1]
+        return Window(window.index.masked_fill(beyond, -1), window.key)
 
     def _refresh(
         self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Memory | None
@@ -419,63 +455,63 @@ class Batch:
             unasked: whether the others were computed as well.
         """
         passes = rows.sum(1)
-        waits = passes if self.store is not None else rows.any(1).long()
-        self._tally.add("probes", passes)
-        self._tally.add("waits", waits)
+        self._extra.add("probes", passes)
+        self._extra.add("waits", passes if self.store is not None else rows.any(1).long())
         if unasked:
-            self._tally.add("unasked", rows.shape[1] - passes)
+            self._extra.add("unasked", rows.shape[1] - passes)
         if isinstance(self.cache_memory, StoreMemory) and self.next.refresh is not None:
             self.cache_memory.distrust(self.next.refresh)
 
     def count_drafts(self, rows: Tensor) -> None:
         """Note a call of a drafter; rows (B,) bool."""
-        self._tally.add("drafts", rows.long())
+        self._extra.add("drafts", rows.long())
 
     def note(self, change: Change, view: StepView, lingering: Tensor | None = None) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
-        tally, self._tally = self._tally, Tally()
-        carried = self.next.carried
-        change = replace(
-            change,
-            horizon=snapshot.horizon - snapshot.start,
-            probes=tally.probes,
-            drafts=tally.drafts,
+        horizon = Later(lambda: snapshot.horizon - snapshot.start)
+        extra, carried = self._extra, self.next.carried
+        change = change.but(
+            horizon=horizon,
+            probes=extra.probes,
+            drafts=extra.drafts,
             carried=None if carried is None else carried.rows & view.live,
         )
         self._unseen += 1
-        self._count(change, tally)
+        self._count(change, extra)
         self.parts.cache.note(change, self.cache_memory)
         if self.parts.record:
-            self.trace.append(change)
+            self.trace.append(change.known())
         for observer in self.parts.observers:
             with blamed(observer):
-                observer.step(change, snapshot)
+                observer.step(change.known(), snapshot)
         self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
 
-    def _count(self, change: Change, tally: Tally) -> None:
-        counters, live = self.counters, change.live
-        assert live is not None
-        steps = live if change.steps is None else live * change.steps
-        counters.forwards = counters.forwards + change.forwards
-        counters.surplus = counters.surplus + ~live
-        counters.step = counters.step + steps
-        counters.window_step = counters.window_step + steps
+    def _count(self, change: Change, extra: ExtraPasses) -> None:
+        counters, upcoming = self.counters, self.next
+        took_part = upcoming.opened > 0
+        if upcoming.lingering is not None:
+            took_part = took_part | upcoming.lingering
+        counters.step = counters.step + took_part
+        self._steps += 1
+        if change.steps is not None:
+            more = (change.steps - 1) * took_part
+            counters.step, counters.jumped = counters.step + more, counters.jumped + more
+        for name, count in (
+            ("probes", extra.probes),
+            ("waits", extra.waits),
+            ("unasked", extra.unasked),
+            ("drafts", extra.drafts),
+            ("carried", change.carried),
+            ("edits", None if change.edit is None else change.edit.sum(1)),
+            ("remasks", None if change.not_granted is None else change.remask.sum(1)),
+            ("not_granted", change.not_granted),
+        ):
+            if count is not None:
+                setattr(counters, name, getattr(counters, name) + count)
+        self._extra = ExtraPasses()
         if isinstance(self.parts.strategy.progress, Budget):
             counters.over_budget = counters.over_budget | change.forced
-        if tally.probes is not None and tally.waits is not None:
-            counters.probes = counters.probes + tally.probes
-            counters.waits = counters.waits + tally.waits
-        if tally.unasked is not None:
-            counters.surplus = counters.surplus + tally.unasked
-        if tally.drafts is not None:
-            counters.drafts = counters.drafts + tally.drafts
-        if self._revises:
-            counters.remasks = counters.remasks + change.remask.sum(1)
-            if change.edit is not None:
-                counters.edits = counters.edits + change.edit.sum(1)
-            if change.not_granted is not None:
-                counters.not_granted = counters.not_granted + change.not_granted
 
     # What the host wants to know.
 
@@ -483,8 +519,8 @@ class Batch:
         """What every sync fetches of each row, (B,): what is left, horizon, size of a pass."""
         upcoming, snapshot = self.next, self.snapshot
         facts = {
-            "undecided": snapshot.undecided.sum(1),
-            "open": upcoming.open.sum(1),
+            "undecided": snapshot.left,
+            "open": upcoming.opened,
             "horizon": snapshot.horizon,
         }
         if upcoming.lingering is not None:  # a row that lingers is not done, and not stuck
@@ -533,20 +569,16 @@ class Batch:
         canvas, counters = self.canvas, self.counters
         at = torch.tensor(list(positions)).to(self.device, non_blocking=True)
         columns = slice(canvas.start, None)
+        passes = counters.step - counters.jumped
         planes = {
             "tokens": canvas.tokens[:, columns],
             "step_of": canvas.step_of[:, columns],
             "confidence_of": canvas.confidence_of[:, columns],
             "undecided": (canvas.editable & ~canvas.decided)[:, columns],
             "length": canvas.horizon - canvas.start,
-            "forwards": counters.forwards,
-            "surplus": counters.surplus,
-            "probes": counters.probes,
-            "waits": counters.waits,
-            "drafts": counters.drafts,
-            "edits": counters.edits,
-            "remasks": counters.remasks,
-            "not_granted": counters.not_granted,
+            "forwards": passes - counters.carried + counters.probes,
+            "surplus": self._steps - counters.joined - passes + counters.unasked,
             "over_budget": counters.over_budget,
+            **{name: getattr(counters, name) for name in COUNTS},
         }
         return {name: plane[at] for name, plane in planes.items()}

@@ -29,6 +29,7 @@ from dllm_decode.decoding.types import (
     StepView,
     gather_columns,
 )
+from dllm_decode.kernels.lazy import Later
 
 
 class Decoder(Composition):
@@ -158,28 +159,41 @@ class Run:
         """Everything the strategy may know about this step."""
         batch = self.batch
         snapshot, upcoming, counters = batch.snapshot, batch.next, batch.counters
-        index, masked, active = upcoming.index, upcoming.masked, upcoming.active
-        settled = gather_columns(snapshot.editable & snapshot.decided, index)
-        return StepView(
-            step=counters.step,
+        index, active, progress = upcoming.index, upcoming.active, self.strategy.progress
+        step, entered = counters.step, counters.window_entered
+
+        def settled() -> Tensor:
+            decided = gather_columns(snapshot.editable & snapshot.decided, index)
+            return decided & (index >= 0) & active
+
+        def steps_left() -> Tensor:
+            if isinstance(progress, Budget):
+                return (progress.steps - step).clamp(min=0)
+            return snapshot.left
+
+        view = StepView(
+            step=step,
             index=index,
             pred=prediction,
-            tokens=gather_columns(snapshot.tokens, index),
+            tokens=Later(lambda: gather_columns(snapshot.tokens, index)),
             active=active,
             open=upcoming.open,
-            masked=masked,
-            settled=settled & (index >= 0) & active,
+            masked=upcoming.masked,
+            settled=Later(settled),
             fresh=upcoming.fresh,
-            window_step=counters.window_step,
+            window_step=Later(lambda: step - entered),
             window_open=counters.window_open,
-            steps_left=self._steps_left(),
+            steps_left=Later(steps_left),
             snapshot=snapshot,
             noise=batch.noise,
             lingering=upcoming.lingering,
             hidden=hidden,
             passes=self.passes,
             parameters=counters.parameters,
+            banned=self.passes.banned,
         )
+        vars(view)["offsets"] = batch.noise.index  # they are known already
+        return view
 
     def _outlook(
         self, after: Snapshot, view: StepView, change: Change
@@ -196,12 +210,6 @@ class Run:
         asked = calls.lingers(self.strategy, after, view, change, self.memory)
         lingering, busy = staying(asked, after, view, change, progress)
         return torch.where(busy, after.horizon, horizon), lingering
-
-    def _steps_left(self) -> Tensor:
-        progress = self.strategy.progress
-        if isinstance(progress, Budget):
-            return (progress.steps - self.batch.counters.step).clamp(min=0)
-        return self.batch.snapshot.undecided.sum(1)
 
     def take_over(self, other: Run, again: Sequence[int]) -> None:
         """Take over what another run of the request has done, less the rows decoded again."""

@@ -33,6 +33,12 @@ class Probed:
         values: (B, W, ...) of the pass.
         canvas: (B, L) the tokens it looked at.
         rows: (B,) bool, the rows that asked.
+
+    Examples:
+        >>> logits = torch.zeros(1, 2, 3)
+        >>> everything = torch.tensor([True])
+        >>> Probed(Prediction.of(logits), logits, torch.zeros(1, 4).long(), everything).rows
+        tensor([True])
     """
 
     prediction: Prediction
@@ -47,6 +53,19 @@ class ModelPasses:
     Args:
         parts: the model and the plugins.
         batch: the rows that are decoded.
+
+    Attributes:
+        banned: (M,) ids that the sampler is told never to propose.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder, Run
+        >>> from dllm_decode.decoding.types import Request
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> run = Run(Decoder(Copy(n=3), TopK(2)), Request(((0, 1, 2, 63),), max_new_tokens=4))
+        >>> run.admit([0])
+        >>> run.passes.predict(run.batch.plan())[0].token.shape
+        torch.Size([1, 32])
     """
 
     def __init__(self, parts: Composition, batch: Batch) -> None:
@@ -58,7 +77,7 @@ class ModelPasses:
         self._drafter = next((part.drafter for part in inside if part.drafter), None)
         self._shows_hidden = bool(inside)
         self._run = self._pass_of(parts)
-        self._banned = torch.tensor(_banned_ids(parts), device=parts.denoiser.device)
+        self.banned = torch.tensor(_banned_ids(parts), device=parts.denoiser.device)
         self._weight: Tensor | None = None  # of the head, where a pass stops in front of it
         self._states: Tensor | None = None  # (B, L', D) where a drafter goes on from them
         self._probes: list[Probed] = []
@@ -104,8 +123,9 @@ class ModelPasses:
         """One forward pass; tokens, live (B, L), index (B, W)."""
         span = self.batch.span
         if span.start:
-            index = torch.where(index >= 0, index - span.start, -1)
-        tokens, live = tokens[:, span], live[:, span]
+            index = (index - span.start).clamp_(min=-1)
+        if span != slice(0, tokens.shape[1]):
+            tokens, live = tokens[:, span], live[:, span]
         if self._drafter is not None:
             everywhere = torch.arange(tokens.shape[1], device=index.device).expand_as(tokens)
             self._states = self._checked(self._run(tokens, live, everywhere, plan), everywhere)
@@ -131,9 +151,9 @@ class ModelPasses:
             check_logits(self._model, logits, values[..., 0], self._model.vocab.size)
         elif self._weight is not None:
             logits = HiddenStates(values, self._weight)
-        prediction = self._sampler.predict(logits, self._banned, noise)
+        prediction = self._sampler.predict(logits, self.banned, noise)
         check_prediction(self._sampler, prediction, values[..., 0], logits)
-        if self._debug:  # what is computed while a plugin is at work has no version before
+        if self._debug:  # what a plugin makes while it is at work has no version before
             _ = prediction.token, prediction.confidence
         return prediction
 

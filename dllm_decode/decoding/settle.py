@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding import calls
+from dllm_decode.decoding.prediction import DensePrediction
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import Budget, Progress, Revisions, Strategy, complete
+from dllm_decode.decoding.strategy import (
+    Budget,
+    EveryStep,
+    Progress,
+    Revisions,
+    Strategy,
+    complete,
+)
 from dllm_decode.decoding.types import Change, Decision, Snapshot, StepView
 from dllm_decode.errors import DecisionError
+from dllm_decode.kernels.lazy import Later
 
 
 def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
@@ -41,9 +50,10 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     if not decision.author:  # made by hand, not by a call of `calls.decide`
         decision = calls.check_decision(decision, view, named(view.part, strategy))
     decision = complete(decision, view)
-    planes = faults_of(view, decision, strategy)
-    change = legal_change(view, decision, strategy)
-    return change, Faults(view, decision, strategy, change, planes)
+    unfit = unfit_tokens(view, decision)
+    change = legal_change(view, decision, strategy, unfit)
+    wrong = faulty(view, decision, strategy, unfit)
+    return change, Faults(view, decision, strategy, change, wrong)
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Faults:
         decision: the complete decision.
         strategy: who made it.
         change: the legal change that was made of it.
-        planes: (5, B, W) bool, one plane per kind; see `faults_of`.
+        wrong: (B, W) bool, slots at which something is not legal; what, is only asked when it is.
 
     Examples:
         >>> from dllm_decode.decoding.loop import Decoder
@@ -77,12 +87,12 @@ class Faults:
     decision: Decision
     strategy: Strategy
     change: Change
-    planes: Tensor
+    wrong: Tensor
 
     @property
     def count(self) -> Tensor:
-        """How many there are, a number on the device."""
-        return self.planes.sum()
+        """At how many slots there are any, a number on the device."""
+        return self.wrong.sum()
 
     def error(self, sampler: str = "sampler") -> DecisionError:
         """The first fault in words, with plugin, row, column and step; asks the device.
@@ -92,7 +102,8 @@ class Faults:
         """
         view, tokens = self.view, self.decision.tokens
         assert tokens is not None
-        kind, row, slot = self.planes.nonzero()[0].tolist()
+        planes = faults_of(view, self.decision, self.strategy)
+        kind, row, slot = planes.nonzero()[0].tolist()
         token = int(tokens[row, slot])
         reason = (
             "committed a position that is neither open nor settled"
@@ -123,8 +134,23 @@ def where(view: StepView, row: int, slot: int) -> str:
     return f"row {int(view.snapshot.rows[row])}, {place}, step {int(view.step[row])}"
 
 
-class Slots(NamedTuple):
-    """What is to happen at the slots of a step, (B, W) bool each; None: never, by this strategy.
+def unfit_tokens(view: StepView, decision: Decision) -> Tensor | None:
+    """SlotChanges whose token can never be committed, (B, W) bool; None where there can be none.
+
+    A decision that takes over what a prediction proposes needs no look at its tokens: what is never
+    generated is gone before the argmax.
+    """
+    tokens = decision.tokens
+    assert tokens is not None
+    for pred in (view.pred, *(pred for _, pred in decision.predictions)):
+        if vars(pred).get("token") is tokens and pred.never_proposes(view.banned, view.pred):
+            return None
+    known = tokens.clamp(0, view.snapshot.vocab.size - 1)
+    return (known != tokens) | torch.isin(tokens, view.snapshot.never_generated)
+
+
+class SlotChanges(NamedTuple):
+    """What is to happen at the slots of a step, (B, W) bool each; None: nothing.
 
     Attributes:
         commit: open slots to decide.
@@ -133,124 +159,157 @@ class Slots(NamedTuple):
     """
 
     commit: Tensor
-    edit: Tensor | None
-    remask: Tensor | None
+    edit: Tensor | None = None
+    remask: Tensor | None = None
 
 
-def legal_change(view: StepView, decision: Decision, strategy: Strategy) -> Change:
+def legal_change(
+    view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor | None
+) -> Change:
     """The change that follows from a complete decision; whatever is illegal in it is left out."""
-    scores, confidence = decision.scores, decision.confidence
-    assert decision.tokens is not None and scores is not None and confidence is not None
-    tokens = decision.tokens.clamp(0, view.snapshot.vocab.size - 1)
-    asked = _asked(view, decision, tokens, strategy)
-    granted, forced = _with_progress(view, scores, asked, strategy.progress)
-    # what a strategy says about positions it does not choose need not be legal
-    unfit = (tokens != decision.tokens) | torch.isin(tokens, view.snapshot.never_generated)
-    tokens = torch.where(unfit & granted.commit & ~decision.commit, view.pred.token, tokens)
-    remask = torch.zeros_like(view.open) if granted.remask is None else granted.remask
+    scores, confidence, tokens = decision.scores, decision.confidence, decision.tokens
+    assert tokens is not None and scores is not None and confidence is not None
+    asked = granted = _asked(view, decision, strategy)
+    forced: Tensor | Later[Tensor] = Later(lambda: torch.zeros_like(view.fresh))
+    if asked.remask is not None or not takes_its_word(strategy):
+        granted, forced = _with_progress(view, scores, asked, strategy.progress)
+    if unfit is not None:
+        # what a strategy says about positions it does not choose need not be legal
+        tokens = torch.where(unfit & (granted.commit > decision.commit), view.pred.token, tokens)
+        tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
+    ids, remask = tokens[..., None], granted.remask
     return Change(
         rows=view.snapshot.rows,
         step=view.step,
-        index=torch.where(view.index >= 0, view.index - view.snapshot.start, -1),
+        index=view.offsets,
         commit=granted.commit,
         edit=granted.edit,
-        remask=remask,
+        remask=Later(lambda: torch.zeros_like(asked.commit)) if remask is None else remask,  # type: ignore[arg-type]
         not_granted=_not_granted(asked, granted),
         tokens=tokens,
         confidence=confidence,
-        probability=view.pred.prob_of(tokens[..., None])[..., 0],
+        probability=Later(lambda: view.pred.prob_of(ids)[..., 0]),  # type: ignore[arg-type]
         scores=scores,
-        forced=forced,
-        horizon=view.snapshot.horizon - view.snapshot.start,
-        live=view.live,
+        forced=forced,  # type: ignore[arg-type]
+        horizon=Later(lambda: view.snapshot.horizon - view.snapshot.start),  # type: ignore[arg-type]
+        live=Later(lambda: view.live),  # type: ignore[arg-type]
         steps=None if decision.steps is None else decision.steps.clamp(min=1),
         notes=decision.notes,
     )
 
 
-def _asked(view: StepView, decision: Decision, tokens: Tensor, strategy: Strategy) -> Slots:
+def _asked(view: StepView, decision: Decision, strategy: Strategy) -> SlotChanges:
     """What a decision asks for and may have, but for the progress that a row has to make."""
     commit = decision.commit & view.open
-    edit = remask = None
-    if strategy.revises:
-        edit = decision.commit & view.settled & (tokens != view.tokens)
-    if strategy.revocable and decision.remask is not None:
-        remask = decision.remask & view.settled
-        remask = remask if edit is None else remask & ~edit
     if decision.close is not None:
         commit = commit | (view.masked & decision.close[:, None])
+    edit = remask = None
     # a row that is done stays done, also while the host has not looked yet
-    live = view.live[:, None]
-    return Slots(commit, *(None if slots is None else slots & live for slots in (edit, remask)))
+    if strategy.revises:
+        edit = decision.commit & view.settled & (decision.tokens != view.tokens)
+        edit = edit & view.live[:, None]
+    if strategy.revocable and decision.remask is not None:
+        remask = decision.remask & view.settled & view.live[:, None]
+        remask = remask if edit is None else remask & ~edit
+    return SlotChanges(commit, edit, remask)
 
 
-def _not_granted(asked: Slots, granted: Slots) -> Tensor | None:
-    """Edits and re-masks that were asked for in vain, (B,); None for strategies without any."""
+def _not_granted(asked: SlotChanges, granted: SlotChanges) -> Tensor | None:
+    """Edits and re-masks that were asked for in vain, (B,); None where none were asked for."""
     counts = [
-        (before & ~after).sum(1)
+        (before > after).sum(1)
         for before, after in zip(asked[1:], granted[1:], strict=True)
         if before is not None and after is not None
     ]
     return sum(counts[1:], counts[0]) if counts else None
 
 
-def faults_of(view: StepView, decision: Decision, strategy: Strategy) -> Tensor:
-    """Everything a complete decision asks for and may not have, (5, B, W) bool.
+def takes_its_word(strategy: Strategy) -> bool:
+    """Whether the loop need not look for a slot that a row may gain."""
+    return strategy.always_commits and isinstance(strategy.progress, EveryStep)
 
-    One tensor for all kinds, so that a legal step costs the host one number.
-    """
+
+def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor | None) -> Tensor:
+    """SlotChanges at which any of `faults_of` is set, (B, W) bool, by looking at no more than need be."""
+    wrong = decision.commit > _writable(view, strategy)
+    if unfit is not None:
+        wrong = wrong | (decision.commit & unfit)
+    if decision.remask is not None:
+        wrong = wrong | _wrong_remasks(view, decision.remask, decision, strategy)
+    assert decision.scores is not None
+    # where the model's own confidence is no number, its logits are refused
+    own = isinstance(view.pred, DensePrediction) and vars(view.pred).get("confidence")
+    if decision.scores is not own:
+        wrong = wrong | (view.open & decision.scores.isnan())
+    return wrong
+
+
+def _writable(view: StepView, strategy: Strategy) -> Tensor:
+    """SlotChanges that a strategy may commit, edits included."""
+    return view.open | view.settled if strategy.revises else view.open
+
+
+def _wrong_remasks(
+    view: StepView, remask: Tensor, decision: Decision, strategy: Strategy
+) -> Tensor:
+    """SlotChanges that may not be opened again, because of who asks, what stands there, or a commit."""
+    if not strategy.revocable:
+        return remask
+    wrong = remask > view.settled
+    return wrong | (remask & decision.commit) if strategy.revises else wrong
+
+
+def faults_of(view: StepView, decision: Decision, strategy: Strategy) -> Tensor:
+    """Everything a complete decision asks for and may not have, (5, B, W) bool, kind by kind."""
     assert decision.tokens is not None and decision.scores is not None
     vocab = view.snapshot.vocab
     outside = (decision.tokens < 0) | (decision.tokens >= vocab.size)
-    writable = view.open | view.settled if strategy.revises else view.open
     remask = torch.zeros_like(view.open) if decision.remask is None else decision.remask
-    if strategy.revocable:
-        remask = remask & (~view.settled | decision.commit)
     never = torch.isin(decision.tokens, view.snapshot.never_generated)
     return torch.stack(
         [
-            decision.commit & ~writable,
+            decision.commit & ~_writable(view, strategy),
             decision.commit & outside,
             decision.commit & never,
-            remask,
+            _wrong_remasks(view, remask, decision, strategy),
             view.open & decision.scores.isnan(),
         ]
     )
 
 
 def _with_progress(
-    view: StepView, scores: Tensor, asked: Slots, progress: Progress
-) -> tuple[Slots, Tensor]:
+    view: StepView, scores: Tensor, asked: SlotChanges, progress: Progress
+) -> tuple[SlotChanges, Tensor]:
     """What is granted, and the rows in which something had to be forced."""
+    remask = asked.remask
     if isinstance(progress, Budget):
         closing = (view.step >= progress.steps - 1)[:, None]
         commit = asked.commit | (view.open & closing)
-        remask = None if asked.remask is None else asked.remask & ~closing
-        return Slots(commit, asked.edit, remask), (commit & ~asked.commit).any(1)
-    gain, remask = asked.commit.sum(1), asked.remask
-    if remask is not None and not isinstance(progress, Revisions):
-        stuck = gain - remask.sum(1) < 1
-        remask = remask & ~stuck[:, None]
-    # a row that committed something only has to give up its re-masks
-    needs_commit = view.open.any(1) & (gain < 1)
-    commit = asked.commit | (best(scores, view.open) & needs_commit[:, None])
-    granted = Slots(commit, asked.edit, remask)
+        if remask is not None:
+            remask = remask & ~closing
+        return SlotChanges(commit, None, remask), (commit > asked.commit).any(1)
+    if remask is not None and isinstance(progress, EveryStep):
+        # a row that committed something only has to give up its re-masks
+        remask = remask & (asked.commit.sum(1) > remask.sum(1))[:, None]
+    stuck = view.open.any(1) > asked.commit.any(1)
+    commit = asked.commit | (best(scores, view.open) & stuck[:, None])
+    granted = SlotChanges(commit, asked.edit, remask)
     if isinstance(progress, Revisions):
         granted = _bounded(view, granted, progress)
-    return granted, needs_commit
+    return granted, stuck
 
 
-def _bounded(view: StepView, asked: Slots, progress: Revisions) -> Slots:
+def _bounded(view: StepView, asked: SlotChanges, progress: Revisions) -> SlotChanges:
     """Revisions of columns that have some left, as far as the row can still end in time."""
     assert view.snapshot.revised is not None
     some_left = view.gather(view.snapshot.revised) < progress.per_column
     edit = None if asked.edit is None else asked.edit & some_left
     if asked.remask is None:
-        return Slots(asked.commit, edit, None)
+        return SlotChanges(asked.commit, edit)
     remask = asked.remask & some_left
-    open_after = view.snapshot.undecided.sum(1) - asked.commit.sum(1) + remask.sum(1)
+    open_after = view.snapshot.left - asked.commit.sum(1) + remask.sum(1)
     in_time = view.step + 1 + open_after <= _most_steps(view.snapshot, progress)
-    return Slots(asked.commit, edit, remask & in_time[:, None])
+    return SlotChanges(asked.commit, edit, remask & in_time[:, None])
 
 
 def _most_steps(snapshot: Snapshot, progress: Revisions) -> Tensor:
@@ -276,6 +335,6 @@ def staying(
     unfinished = (view.gather(after.undecided) & view.active).any(1)
     if asked is None:
         return torch.zeros_like(unfinished), unfinished
-    in_time = view.step + 2 + after.undecided.sum(1) <= _most_steps(after, progress)
+    in_time = view.step + 2 + after.left <= _most_steps(after, progress)
     stays = asked & ~unfinished & in_time & view.live & change.touched.any(1)
     return stays, unfinished | stays
