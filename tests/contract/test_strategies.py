@@ -43,6 +43,9 @@ THRESHOLDS = {
     "factor": ("factor", (1.9, 1.0, 0.7)),
     "hierarchical": ("threshold", (0.6, 0.8, 0.9)),
     "learn2pd": ("tau", (0.3, 0.5, 0.7)),
+    "local_leap": ("threshold", (0.3, 0.6, 0.9)),
+    "prefix_run": ("threshold", (0.3, 0.6, 0.9)),
+    "relaxing": ("threshold", (0.3, 0.6, 0.9)),
     "threshold": ("threshold", (0.3, 0.6, 0.9)),
 }
 # Settings that make small canvases interesting.
@@ -53,8 +56,11 @@ SETTINGS = {
     "dream_origin": {"steps": 5},
     "dream_topk_margin": {"steps": 5, "position_temperature": 0.5},
     "hierarchical": {"low_threshold": 0.55},
+    "local_leap": {"threshold": 0.6, "relaxed": 0.4, "radius": 1},
     "low_confidence": {"steps_per_block": 2},
+    "prefix_run": {"threshold": 0.4},
     "random": {"steps_per_block": 2},
+    "relaxing": {"threshold": 0.6},
     "threshold": {"threshold": 0.6},
 }
 
