@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -146,7 +147,11 @@ class Batch:
         self.store: Store | None = None
         self.trace: list[Change] = []
         self._sources = Capabilities.of(parts.denoiser).sources
-        self._sees_canvas = any(part.sees_canvas for _, part in parts.strategy.parts())
+        self._sees_canvas = parts.schedule.sees_canvas or any(
+            part.sees_canvas for _, part in parts.strategy.parts()
+        )
+        # schedules that do not look at predictions may do without the second argument
+        self._shows_view = len(signature(parts.schedule.window).parameters) > 1
         self._probes = 0
         self._unseen = 0  # steps since the host last measured the batch
         self._first = 0  # the first column of the longest prompt in the batch
@@ -237,10 +242,14 @@ class Batch:
         return slice(self._first, self._reach)
 
     def _look_ahead(
-        self, snapshot: Snapshot, counters: Counters, cache_memory: Memory | None
+        self,
+        snapshot: Snapshot,
+        counters: Counters,
+        cache_memory: Memory | None,
+        view: StepView | None = None,
     ) -> NextStep:
         """Window and plan of the next step, made before the sync so that it can tell their size."""
-        window = self._window(snapshot)
+        window = self._window(snapshot, view)
         index, active = self._seen(snapshot, window)
         masked = gather_columns(snapshot.undecided, index) & (index >= 0)
         opened = masked & active
@@ -258,11 +267,11 @@ class Batch:
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
         return NextStep(index, masked, active, opened, fresh, columns, refresh.valid | columns)
 
-    def _window(self, snapshot: Snapshot) -> Window:
+    def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
         schedule = self.parts.schedule
         who = f"{named('schedule', schedule)}: what window returned"
-        window = schedule.window(snapshot)
+        window = schedule.window(*((snapshot, view) if self._shows_view else (snapshot,)))
         if not isinstance(window, Window):
             raise PluginError(f"{who} is {kind_of(window)}; it must be a Window")
         rows, device = snapshot.rows.numel(), snapshot.rows.device
@@ -318,7 +327,7 @@ class Batch:
         for observer in self.parts.observers:
             with blamed(observer):
                 observer.step(change, snapshot)
-        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory)
+        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view)
 
     def _count(self, change: Change, took_part: Tensor) -> None:
         counters = self.counters
