@@ -28,8 +28,8 @@ OTHERS = ["dllm_decode.models.toy", "dllm_decode.testing"]
 WITHOUT = {
     "BiasedPrediction", "Budget", "CandidateMemory", "Change", "CreditMemory", "Credited",
     "DensePrediction", "EveryStep", "FilterMemory", "GumbelDraw", "HeadPrediction", "HiddenStates",
-    "NeverStop", "Part", "PipelineMemory", "PredictionError", "ReferenceMemory", "Run", "Sampler",
-    "Snapshot", "Draw", "DrawError",
+    "MovementMemory", "NeverStop", "Part", "PipelineMemory", "PredictionError", "ProposalMemory",
+    "ReferenceMemory", "Run", "Sampler", "Snapshot", "Draw", "DrawError",
 }  # fmt: skip
 
 
