@@ -64,6 +64,7 @@ SETTINGS = {
     "prefix_run": {"threshold": 0.4},
     "random": {"steps_per_block": 2},
     "relaxing": {"threshold": 0.6},
+    "slowfast": {"threshold": 0.5, "slow_steps": 2},
     "threshold": {"threshold": 0.6},
 }
 

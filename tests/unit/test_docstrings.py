@@ -28,8 +28,8 @@ OTHERS = ["dllm_decode.models.toy", "dllm_decode.testing"]
 WITHOUT = {
     "BiasedPrediction", "Budget", "CandidateMemory", "Change", "CreditMemory", "Credited",
     "DensePrediction", "EveryStep", "FilterMemory", "GumbelDraw", "HeadPrediction", "HiddenStates",
-    "MovementMemory", "NeverStop", "Part", "PipelineMemory", "PredictionError", "ProposalMemory",
-    "ReferenceMemory", "Run", "Sampler", "Snapshot", "Draw", "DrawError",
+    "MovementMemory", "NeverStop", "Part", "PhaseMemory", "PipelineMemory", "PredictionError",
+    "ProposalMemory", "ReferenceMemory", "Run", "Sampler", "Snapshot", "Draw", "DrawError",
 }  # fmt: skip
 
 
