@@ -157,14 +157,16 @@ class TestTransformsAndFilters(StrategyContract):
             *(partial(with_part, "filters", name) for name in FILTERS),
             partial(with_part, "filters", "at_most", tokens=1),
             partial(with_part, "transforms", "ban_eot", "defer_eot"),
+            partial(with_part, "transforms", "copy_prior", span=1, ahead=2),
             credit,
             lambda: replace(new("entropy_bound", bound=1.0), transforms=credit().transforms),
         ])  # fmt: skip
 
     def with_weight_zero(self):
-        names = ("credit", "credit_dinfer")
+        off = {"credit": "alpha", "credit_dinfer": "alpha", "copy_prior": "alpha"}
+        off["left_repeat"] = "penalty"
         absent = new("threshold", stop="eot")
-        return [(with_part("transforms", name, alpha=0.0), absent) for name in names]
+        return [(with_part("transforms", name, **{key: 0.0}), absent) for name, key in off.items()]
 
 
 def test_stop_rules_that_need_a_filter_fit_only_strategies_that_have_one():
