@@ -1,6 +1,7 @@
 """Every strategy, stop rule, transform and filter of the configuration keeps the contract."""
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -17,7 +18,8 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError
 from dllm_decode.models.acceptance import AcceptanceFilter
-from dllm_decode.testing import HashDenoiser, StrategyContract
+from dllm_decode.models.frequencies import counted
+from dllm_decode.testing import VOCAB, HashDenoiser, StrategyContract
 
 WIDTH = 4
 FOLDER = TemporaryDirectory()
@@ -81,6 +83,17 @@ def small_filter():
 
 
 @cache
+def small_table():
+    """Frequencies of the small vocabulary, because the bundled ones are those of a model."""
+    path = Path(FOLDER.name) / "frequencies.json"
+    path.write_text(json.dumps(counted([range(VOCAB.size), [1, 1, 4]], VOCAB.size)))
+    return built("strategy=uncode", f"strategy.select.frequencies={path}")
+
+
+MADE = {"learn2pd": small_filter, "uncode": small_table}
+
+
+@cache
 def built(*overrides):
     """The strategy of a command line, composed once; tests get copies of it."""
     return build_node(compose(overrides), "strategy")
@@ -88,7 +101,7 @@ def built(*overrides):
 
 def new(name, *, stop="never", **settings):
     """A new object of a strategy with another stop rule and other settings of its selection."""
-    strategy = small_filter() if name == "learn2pd" else built(f"strategy={name}")
+    strategy = MADE[name]() if name in MADE else built(f"strategy={name}")
     select = replace(strategy.select, **{**SETTINGS.get(name, {}), **settings})
     rule = built("strategy=threshold", f"strategy/stop={stop}").stop
     return copy.deepcopy(replace(strategy, select=select, stop=rule))
