@@ -29,6 +29,10 @@ class CountTokens(Task):
 
     Raises:
         ConfigError: A value is out of range.
+
+    Examples:
+        >>> CountTokens(families=["copy"], problems=50)
+        CountTokens(prompts=None, families=['copy'], problems=50, seed=0)
     """
 
     prompts: str | None = None
