@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from dllm_decode.decoding.types import (
     Memory,
     Request,
     Snapshot,
+    StepView,
     gather_columns,
 )
 from dllm_decode.errors import PluginError
@@ -176,7 +178,11 @@ class Batch:
         self.store: Store | None = None
         self.trace: list[Change] = []
         self._sources = Capabilities.of(parts.denoiser).sources
-        self._sees_canvas = any(part.sees_canvas for _, part in parts.strategy.parts())
+        self._sees_canvas = parts.schedule.sees_canvas or any(
+            part.sees_canvas for _, part in parts.strategy.parts()
+        )
+        # schedules that do not look at predictions may do without the second argument
+        self._shows_view = len(signature(parts.schedule.window).parameters) > 1
         self._steps = 0  # passes over the batch, probes aside
         self._probes = 0  # further ones in this step
         self._unseen = 0  # steps since the host last measured the batch
@@ -269,10 +275,14 @@ class Batch:
         return slice(self._first, self._reach)
 
     def _look_ahead(
-        self, snapshot: Snapshot, counters: Counters, cache_memory: Memory | None
+        self,
+        snapshot: Snapshot,
+        counters: Counters,
+        cache_memory: Memory | None,
+        view: StepView | None = None,
     ) -> NextStep:
         """Window and plan of the next step, made before the sync so that it can tell their size."""
-        window = self._window(snapshot)
+        window = self._window(snapshot, view)
         index, active = self._seen(snapshot, window)
         masked = gather_columns(snapshot.undecided, index)
         if self._sees_canvas:
@@ -297,11 +307,11 @@ class Batch:
         valid = refresh.valid | columns
         return NextStep(index, masked, active, opened, count, fresh, columns, valid)
 
-    def _window(self, snapshot: Snapshot) -> Window:
+    def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
         schedule = self.parts.schedule
         who = f"{named('schedule', schedule)}: what window returned"
-        window = schedule.window(snapshot)
+        window = schedule.window(*((snapshot, view) if self._shows_view else (snapshot,)))
         if not isinstance(window, Window):
             raise PluginError(f"{who} is {kind_of(window)}; it must be a Window")
         rows, device = snapshot.rows.numel(), snapshot.rows.device
@@ -344,7 +354,7 @@ class Batch:
         if isinstance(self.cache_memory, StoreMemory) and self.next.refresh is not None:
             self.cache_memory.distrust(self.next.refresh)
 
-    def note(self, change: Change) -> None:
+    def note(self, change: Change, view: StepView) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
         horizon = Later(lambda: snapshot.horizon - snapshot.start)
@@ -357,7 +367,7 @@ class Batch:
         for observer in self.parts.observers:
             with blamed(observer):
                 observer.step(change.known(), snapshot)
-        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory)
+        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view)
 
     def _count(self, change: Change) -> None:
         counters, took_part = self.counters, self.next.opened > 0

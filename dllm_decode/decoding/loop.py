@@ -149,7 +149,7 @@ class Run:
         self.canvas.apply(change, revocable=self._revocable)
         after = self.canvas.snapshot()
         self.canvas.narrow(calls.horizon(self.strategy, after, view, change, self.memory))
-        self.batch.note(change)
+        self.batch.note(change, view)
         self.monitor.check(view, faults)
 
     def predict(self, tokens: Tensor, plan: Plan) -> Prediction:

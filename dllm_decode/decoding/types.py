@@ -500,6 +500,73 @@ def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
     return plane.gather(1, safe)
 
 
+@dataclass
+class ColumnMemory(Memory):
+    """A memory of one value (or one tensor of values) per generated column.
+
+    A window moves, a column does not: what a plugin remembers of a column it writes with the slots
+    of one view and reads with those of another. Use it as a memory, or as a field of one.
+
+    Attributes:
+        values: (B, G + 1, ...) by column, counted from the first generated one; the last entry
+            takes what empty slots write.
+
+    Examples:
+        >>> from dllm_decode import Request
+        >>> from dllm_decode.decoding.canvas import Canvas
+        >>> snapshot = Canvas.of(Request(((1, 2),), 4), Vocab(size=9, mask_id=8)).snapshot()
+        >>> ColumnMemory.of(snapshot, -1).values
+        tensor([[-1, -1, -1, -1, -1]])
+    """
+
+    values: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        snapshot: Snapshot,
+        fill: float | bool,
+        *size: int,
+        dtype: torch.dtype | None = None,
+    ) -> ColumnMemory:
+        """One value everywhere.
+
+        Args:
+            snapshot: as `begin` is given it.
+            fill: what stands in every column that nothing has been written to; its kind (flag,
+                whole number, float32) is that of the memory.
+            size: shape of what belongs to one column, nothing for a number.
+            dtype: another type.
+        """
+        rows, width = snapshot.tokens.shape
+        kind = {bool: torch.bool, int: torch.long}.get(type(fill), torch.float32)
+        shape = (rows, width - snapshot.start + 1, *size)
+        return cls(torch.full(shape, fill, dtype=dtype or kind, device=snapshot.tokens.device))
+
+    def read(self, view: StepView) -> Tensor:
+        """The values at the slots of a step, (B, W, ...)."""
+        return gather_columns(self.values, self._places(view))
+
+    def write(self, view: StepView, values: Tensor, where: Tensor | None = None) -> None:
+        """Keep new values of the columns of a step.
+
+        Args:
+            view: the step.
+            values: (B, W, ...).
+            where: (B, W) bool, the slots to write; None for all of them.
+        """
+        places = self._places(view)
+        if where is not None:
+            places = torch.where(where, places, self.values.shape[1] - 1)
+        extra = (1,) * (values.dim() - 2)
+        places = places.reshape(*places.shape, *extra).expand(values.shape)
+        self.values = self.values.scatter(1, places, values.to(self.values.dtype))
+
+    def _places(self, view: StepView) -> Tensor:
+        spare = self.values.shape[1] - 1
+        return torch.where(view.index >= 0, view.index - view.snapshot.start, spare)
+
+
 @dataclass(frozen=True)
 class Decision:
     """What a strategy would like to do in one step; `settle` turns it into a legal change.
