@@ -295,13 +295,15 @@ class _Job:
 
 def _task(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, title: str) -> int:
     """One run: of the command line, or of a sweep."""
+    from dllm_decode.config.instantiate import build_node
     from dllm_decode.console.allocator import keep_freed_memory
     from dllm_decode.console.display import make_display
     from dllm_decode.tasks import Context, build_task
 
     keep_freed_memory()
     check(cfg, overrides)
-    display = make_display("none" if os.environ.get("RANK", "0") != "0" else cfg.display)
+    first = os.environ.get("RANK", "0") == "0"
+    display = build_node(cfg, "display") if first else make_display("none")
     if title:
         display.say(title, "bold")
     with _warnings_as_words():

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import ClassVar
 
 from dllm_decode.console.runfolder import RunFolder
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.trace import Trace
 from dllm_decode.decoding.types import Request
+from dllm_decode.errors import require_count
 from dllm_decode.models.loaded import LoadedModel
 
 
 class TraceFormat(ABC):
-    """What the group `trace` selects.
-
-    Attributes:
-        wanted: Whether a decode has to record its steps.
-    """
-
-    wanted: ClassVar[bool] = True
+    """What the group `trace` selects."""
 
     @abstractmethod
-    def write(self, folder: RunFolder, trace: Trace) -> None:
-        """Write the steps of a result into the run folder.
+    def records(self, prompts: int) -> bool:
+        """Whether the steps of a run are recorded.
+
+        Args:
+            prompts: How many the run has.
+        """
+
+    @abstractmethod
+    def write(self, folder: RunFolder, traces: Mapping[str, Trace]) -> None:
+        """Write the steps of a run into its folder.
 
         Args:
             folder: Of the run.
-            trace: Its steps.
+            traces: By the name of the strategy, the run's own first.
 
         Raises:
             OutputError: A file cannot be written.
@@ -41,29 +44,58 @@ class TraceFormat(ABC):
 class NoTrace(TraceFormat):
     """Steps are not recorded."""
 
-    wanted: ClassVar[bool] = False
+    def records(self, prompts: int) -> bool:
+        """No run is recorded."""
+        return False
 
-    def write(self, folder: RunFolder, trace: Trace) -> None:
+    def write(self, folder: RunFolder, traces: Mapping[str, Trace]) -> None:
         """Write no file, since no steps were recorded."""
 
 
 @dataclass(frozen=True)
 class JsonlTrace(TraceFormat):
-    """`trace.jsonl`, which `read_trace` reads back."""
+    """`trace.jsonl`, which `read_trace` reads back, and one like it per further strategy."""
 
-    def write(self, folder: RunFolder, trace: Trace) -> None:
-        """Write `trace.jsonl`."""
-        folder.write_text("trace.jsonl", "\n".join(trace.lines()) + "\n")
+    def records(self, prompts: int) -> bool:
+        """Every run is recorded."""
+        return True
+
+    def write(self, folder: RunFolder, traces: Mapping[str, Trace]) -> None:
+        """Write `trace.jsonl` for the run's own strategy, `trace-NAME.jsonl` for others."""
+        for number, (name, trace) in enumerate(traces.items()):
+            file = f"trace-{file_name(name)}.jsonl" if number else "trace.jsonl"
+            folder.write_text(file, "\n".join(trace.lines()) + "\n")
 
 
 @dataclass(frozen=True)
 class HtmlTrace(JsonlTrace):
-    """`trace.jsonl`, and `trace.html`, a page that plays it in any browser without a network."""
+    """`trace.jsonl`, and `trace.html`, a page that plays it in any browser without a network.
 
-    def write(self, folder: RunFolder, trace: Trace) -> None:
+    Attributes:
+        prompts: Runs of more prompts than this are not recorded, 1 or more.
+
+    Raises:
+        ConfigError: The number is out of range.
+    """
+
+    prompts: int = 64
+
+    def __post_init__(self) -> None:
+        require_count("prompts", self.prompts)
+
+    def records(self, prompts: int) -> bool:
+        """Where the run has no more prompts than that."""
+        return prompts <= self.prompts
+
+    def write(self, folder: RunFolder, traces: Mapping[str, Trace]) -> None:
         """Write `trace.jsonl` and `trace.html`."""
-        super().write(folder, trace)
-        folder.write_text("trace.html", player(trace))
+        super().write(folder, traces)
+        folder.write_text("trace.html", player(next(iter(traces.values()))))
+
+
+def file_name(words: str) -> str:
+    """A name as part of the name of a file."""
+    return re.sub(r"[^\w.=-]+", "_", words)
 
 
 def trace_of(request: Request, result: Result, titles: Sequence[str], model: LoadedModel) -> Trace:
