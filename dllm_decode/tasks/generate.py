@@ -108,7 +108,7 @@ class Generate(Task):
     def run(self, context: Context) -> int:
         """Decode, show, compare, write; returns 0, 1 if a row failed, 130 after Ctrl-C."""
         asked = self._asked()
-        decoder = context.decoder
+        decoder = with_candidates(context.decoder, context.trace.candidates)
         display = context.display
         display.paragraph(first_line(decoder))
         jobs = self._jobs(context, asked)
@@ -372,6 +372,11 @@ def first_line(decoder: TextDecoder) -> str:
     return f"{words}; {', '.join(map(describe_part, others))}"
 
 
+def with_candidates(decoder: TextDecoder, most: int) -> TextDecoder:
+    """The decoder with so many candidates per open column in its records."""
+    return replace(decoder, decoder=replace(decoder.decoder, candidates=most))
+
+
 def is_baseline(decoder: TextDecoder) -> bool:
     """Whether a decoder is the one that others are compared with, one token per step."""
     return decoder.decoder == decoder.sequential.decoder
@@ -517,4 +522,9 @@ def write(
         ),
     )
     if context.trace.records(len(jobs)):
-        context.trace.write(context.folder, traces)
+        known = [job.grade is not None for job in jobs]
+        correct = {
+            name: [s.correct if k else None for s, k in zip(group, known, strict=True)]
+            for name, group in samples.items()
+        }
+        context.trace.write(context.folder, traces, correct)
