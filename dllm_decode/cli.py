@@ -49,7 +49,7 @@ from dllm_decode.console.runfolder import CONFIG, RunFolder, claim, unwritable
 from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
 
-_FREE_TEXT = ("prompt", "prompts")
+_FREE_TEXT = ("prompt", "prompts", "against", "task.against")
 # Names of settings that hold paths and titles, which may hold anything that Hydra's grammar does
 # not take unquoted.
 _PATHS = ("checkpoint", "dir", "data", "output", "runs", "shots", "weights", "markdown", "preface",

@@ -79,17 +79,25 @@ class Lane:
                 widths[column] = max(widths[column], cell_len(self.pieces(cell.token)))
         return widths
 
-    def lines(self, frame: Frame, width: int) -> list[Text]:
-        """The canvas in lines of at most so many terminal cells; columns keep their places."""
+    def lines(self, frame: Frame, width: int, marked: int = -1) -> list[Text]:
+        """The canvas in lines of at most so many terminal cells; columns keep their places.
+
+        Args:
+            frame: Of this lane.
+            width: Of a line.
+            marked: A column that is to be seen at once.
+        """
         lines, used = [Text()], 0
         for column, (cell, room) in enumerate(zip(frame.cells, self.widths, strict=False)):
             if used + room > width and used:
                 lines.append(Text())
                 used = 0
             used += room
-            if cell is None:
-                style = "reverse" if column in frame.reopened else "dim"
-                lines[-1].append(_OPEN.center(room), style=style)
+            if cell is None or column == marked:
+                loud = column in frame.reopened or column == marked
+                style = "reverse" if loud else "dim"
+                piece = _OPEN.center(room) if cell is None else self.pieces(cell.token)
+                lines[-1].append(piece + " " * (room - cell_len(piece)), style=style)
                 continue
             style = f"{INK} on {colour_of(cell.confidence)}"
             if column in frame.fresh:
@@ -112,10 +120,12 @@ class Heat:
     Attributes:
         title: The prompt on one line.
         lanes: The decodes, the baseline first.
+        difference: Pass (counted from 1) and column at which they first do different things.
     """
 
     title: str
     lanes: tuple[Lane, ...]
+    difference: tuple[int, int] | None = None
 
     @property
     def moments(self) -> int:
@@ -203,7 +213,9 @@ def picture(heats: Sequence[Heat], moment: int, console: Console) -> RenderableT
         parts.append(Text(heat.title, style="bold", no_wrap=True, overflow="ellipsis"))
         width = _room(console, len(heat.lanes))
         most = _most(heats, console)
-        drawn = [_drawn(lane, moment, width, most) for lane in heat.lanes]
+        now = heat.difference is not None and heat.difference[0] == moment
+        marked = heat.difference[1] if heat.difference is not None and now else -1
+        drawn = [_drawn(lane, moment, width, most, marked) for lane in heat.lanes]
         if console.width < _NARROW:
             parts += [line for lines in drawn for line in lines]
         else:
@@ -217,10 +229,10 @@ def picture(heats: Sequence[Heat], moment: int, console: Console) -> RenderableT
     return Group(*parts)
 
 
-def _drawn(lane: Lane, moment: int, width: int, most: int) -> list[Text]:
+def _drawn(lane: Lane, moment: int, width: int, most: int, marked: int) -> list[Text]:
     """A lane in lines; of a long canvas those around the first open column."""
     frame = lane.at(moment)
-    lines = lane.lines(frame, width)
+    lines = lane.lines(frame, width, marked)
     height = len(lane.lines(lane.frames[0], width))
     lines += [Text()] * (height - len(lines))
     if height > most:
@@ -247,10 +259,11 @@ def _say(heat: Heat, display: Display) -> None:
     blank = " " * width
     height = max(len(lane.lines(lane.frames[0], width)) for lane in heat.lanes)
     shown = max(2, min(heat.moments + 1, _PLAIN_LINES // height))
-    moments = [round(n * heat.moments / (shown - 1)) for n in range(shown)]
+    parting = {heat.difference[0]} if heat.difference else set()
+    even = {round(n * heat.moments / (shown - 1)) for n in range(shown)}
     display.say(heat.title)
     display.say("pass " + "".join(f" | {lane.name:{width}}" for lane in heat.lanes).rstrip())
-    for moment in dict.fromkeys(moments):
+    for moment in sorted(even | parting):
         columns = [lane.lines(lane.at(moment), width) for lane in heat.lanes]
         for number in range(max(map(len, columns))):
             cells = [
@@ -259,5 +272,6 @@ def _say(heat: Heat, display: Display) -> None:
                 else blank
                 for column in columns
             ]
-            head = f"{moment:4d} " if number == 0 else "     "
+            sign = "*" if moment in parting else " "
+            head = f"{moment:4d}{sign}" if number == 0 else "     "
             display.say((head + "".join(f" | {cell}" for cell in cells)).rstrip())

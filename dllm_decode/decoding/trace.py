@@ -508,15 +508,22 @@ def first_difference(left: Trace, right: Trace) -> Difference | None:
     Raises:
         TraceError: the traces are of different prompts.
     """
+    found = differences(left, right)
+    return min(found.values(), key=lambda d: (d.step, d.row, d.column), default=None)
+
+
+def differences(left: Trace, right: Trace) -> dict[int, Difference]:
+    """The first difference of each row that has one; see `first_difference`."""
     if (left.prompts, left.lengths, left.fixed) != (right.prompts, right.lengths, right.fixed):
         raise TraceError("the traces belong to different prompts and cannot be compared")
     mine, theirs = _events(left), _events(right)
+    found: dict[int, Difference] = {}
     for key in sorted(mine.keys() | theirs.keys()):
-        if mine.get(key) != theirs.get(key):
-            step, row, column = key
+        step, row, column = key
+        if row not in found and mine.get(key) != theirs.get(key):
             words = [_words(events.get(key), t) for events, t in ((mine, left), (theirs, right))]
-            return Difference(row, step, column, *words)
-    return None
+            found[row] = Difference(row, step, column, *words)
+    return found
 
 
 _END, _REMASK = -1, -2

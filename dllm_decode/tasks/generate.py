@@ -111,8 +111,7 @@ class Generate(Task):
         decoder = with_candidates(context.decoder, context.trace.candidates)
         display = context.display
         display.paragraph(first_line(decoder))
-        jobs = self._jobs(context, asked)
-        request = self._request(decoder, jobs)
+        jobs, request = self.prepare(context, decoder, asked)
         self._warn_of_strangers(context, decoder, jobs)
         racing = self.compare and not is_baseline(decoder)
         keep = context.trace.records(len(jobs)) or (racing and len(jobs) <= _MOST_RACING)
@@ -132,6 +131,19 @@ class Generate(Task):
         return int(any(any(run.result.errors) for run in runs.values()))
 
     # What to decode.
+
+    def prepare(
+        self, context: Context, decoder: TextDecoder, asked: list[Asked] | None = None
+    ) -> tuple[list[Job], Request]:
+        """The prompts, or sample problems, and the request for them.
+
+        Args:
+            context: Whose model the samples belong to.
+            decoder: That will decode them.
+            asked: The prompts, None to read them as the settings say.
+        """
+        jobs = self._jobs(context, self._asked() if asked is None else asked)
+        return jobs, self._request(decoder, jobs)
 
     def _asked(self) -> list[Asked] | None:
         if self.prompt is not None:
