@@ -37,6 +37,10 @@ class Mark:
         bold: Whether it stands out.
         since: First moment, counted in passes.
         until: First moment at which it is gone, None where it stays.
+
+    Examples:
+        >>> Mark(column=0, line=3, width=1, text="·", until=2).since
+        0
     """
 
     column: int
@@ -58,6 +62,12 @@ class Picture:
         heat: The prompt and its lanes.
         columns: Characters across.
         seconds: That the race takes, more than 0.
+
+    Examples:
+        >>> from dllm_decode.decoding.playback import Frame
+        >>> lane = Lane("credit", [Frame((None,)), Frame(())], str)
+        >>> Picture(Heat("Sort", (lane,)), columns=40, seconds=6.0).size
+        (392, 128)
     """
 
     heat: Heat

@@ -36,6 +36,13 @@ class Lane:
         frames: The canvas before the first pass and after each.
         pieces: The text of each column's token in a frame.
         correct: Whether the answer is right, None where that is not known.
+
+    Examples:
+        >>> from dllm_decode.decoding.playback import Cell
+        >>> cell = Cell(7, 0, 0.9, "commit")
+        >>> frames = [Frame((None,)), Frame((cell,), frozenset({0}), forwards=1)]
+        >>> Lane("credit", frames, {7: "yes"}.__getitem__, correct=True).status(1)
+        'credit: pass 1, done ✓'
     """
 
     name: str
@@ -121,6 +128,11 @@ class Heat:
         title: The prompt on one line.
         lanes: The decodes, the baseline first.
         difference: Pass (counted from 1) and column at which they first do different things.
+
+    Examples:
+        >>> lane = Lane("credit", [Frame((None,)), Frame((None,)), Frame((None,))], str)
+        >>> Heat("Sort: 1 Eva 2 Ben 3 Cleo", (lane, lane)).moments
+        2
     """
 
     title: str

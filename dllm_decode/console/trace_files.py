@@ -27,6 +27,16 @@ class TraceFormat(ABC):
 
     Attributes:
         candidates: Tokens to keep of what the model offers at each open column.
+
+    Examples:
+        >>> class Counted(TraceFormat):
+        ...     candidates = 0
+        ...     def records(self, prompts):
+        ...         return True
+        ...     def write(self, folder, traces, correct=None):
+        ...         folder.write_json("steps.json", [len(t.steps) for t in traces.values()])
+        >>> Counted().records(prompts=3)
+        True
     """
 
     candidates: int
@@ -57,7 +67,12 @@ class TraceFormat(ABC):
 
 @dataclass(frozen=True)
 class NoTrace(TraceFormat):
-    """Steps are not recorded."""
+    """Steps are not recorded.
+
+    Examples:
+        >>> NoTrace().records(1), JsonlTrace().records(1000)
+        (False, True)
+    """
 
     candidates: ClassVar[int] = 0
 
@@ -81,6 +96,10 @@ class JsonlTrace(TraceFormat):
 
     Raises:
         ConfigError: The number is out of range.
+
+    Examples:
+        >>> JsonlTrace(candidates=0).records(1000)
+        True
     """
 
     candidates: int = 8
@@ -110,6 +129,10 @@ class HtmlTrace(JsonlTrace):
 
     Raises:
         ConfigError: The number is out of range.
+
+    Examples:
+        >>> HtmlTrace().records(64), HtmlTrace().records(65)
+        (True, False)
     """
 
     prompts: int = 64

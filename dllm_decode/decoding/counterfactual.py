@@ -18,7 +18,12 @@ Offers = Mapping[int, Sequence[tuple[int, float]]]
 
 
 class Judge(ABC):
-    """A rule on its way through one row."""
+    """A rule on its way through one row.
+
+    Examples:
+        >>> Threshold(0.8).begin().confidence({4: [(7, 0.75), (9, 0.2)]}, fresh=True)
+        {4: 0.75}
+    """
 
     @abstractmethod
     def confidence(self, offers: Offers, fresh: bool) -> dict[int, float]:
@@ -36,6 +41,10 @@ class Threshold:
 
     Attributes:
         threshold: Probability, [0, 1].
+
+    Examples:
+        >>> Threshold(0.8).name
+        'threshold 0.8'
     """
 
     threshold: float
@@ -71,6 +80,12 @@ class Credit(Threshold):
         beta: Share of the credit kept per step, [0, 1].
         gamma: Exponent of the winner's probability, 0 or more.
         slots: Tokens remembered per column, 1 or more.
+
+    Examples:
+        >>> judge = Credit().begin()
+        >>> offers = {4: [(7, 0.75), (9, 0.2)]}
+        >>> [round(judge.confidence(offers, fresh=step == 0)[4], 3) for step in range(3)]
+        [0.822, 0.848, 0.861]
     """
 
     threshold: float = 0.9

@@ -17,6 +17,10 @@ class Cell:
         confidence: As the rule saw it, in [0, 1]; None for tokens given in advance.
         kind: `given`, `commit`, `edit` (written over another token) or `forced` (the row had to
             gain a token that its strategy did not ask for).
+
+    Examples:
+        >>> Cell(token=7, step=0, confidence=0.95, kind="commit").kind
+        'commit'
     """
 
     token: int
@@ -34,6 +38,11 @@ class Frame:
         fresh: Columns written in the pass before.
         reopened: Columns that lost their token in it.
         forwards: Passes so far, probes included.
+
+    Examples:
+        >>> frame = Frame((Cell(7, 0, 0.95, "commit"), None), fresh=frozenset({0}), forwards=1)
+        >>> [cell is None for cell in frame.cells]
+        [False, True]
     """
 
     cells: tuple[Cell | None, ...]

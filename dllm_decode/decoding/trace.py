@@ -39,6 +39,10 @@ class Commit:
         token: its id.
         confidence: as the rule saw it, in [0, 1].
         probability: as the model gave it, in [0, 1].
+
+    Examples:
+        >>> Commit(row=0, column=5, token=7, confidence=0.9, probability=0.9).column
+        5
     """
 
     row: int
@@ -57,6 +61,10 @@ class Offer:
         column: counted from the first generated one.
         pairs: (token id, probability), the likeliest first; what is below 0.001 is left out, except
             the likeliest.
+
+    Examples:
+        >>> Offer(0, 4, ((7, 0.75), (9, 0.2))).record()
+        [0, 4, 7, 0.75, 9, 0.2]
     """
 
     row: int
@@ -83,6 +91,11 @@ class StepRecord:
         fresh: for each row, whether it had just entered its window; empty where candidates were
             not recorded.
         candidates: what the model offered at the open columns, where that was recorded.
+
+    Examples:
+        >>> step = StepRecord((0,), (3,), (9,), (False,), 0, (Commit(0, 5, 7, 0.9, 0.9),))
+        >>> step.record()["steps"]
+        (3,)
     """
 
     rows: tuple[int, ...]
@@ -158,6 +171,11 @@ class Replayed:
         step_of: step that committed each of them, -1 where none did.
         confidence_of: with what confidence, None where none did.
         forwards: passes that each row took part in.
+
+    Examples:
+        >>> replayed = Replayed(((7, 3),), ((-1, 0),), ((None, 0.9),), (1,))
+        >>> replayed.sequences
+        ((7, 3),)
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -180,6 +198,17 @@ class Trace:
         pieces: text of every id that occurs.
         steps: of the batch, in order.
         finish_reasons: per row, as in `Outcome`.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Copy(n=3)
+        >>> request = Request((tuple(world.tokenizer.encode("abc>")),), max_new_tokens=4)
+        >>> result = Decoder(world, TopK(2), record=True).decode(request)
+        >>> trace = Trace.of(request, result, world.vocab)
+        >>> len(trace.steps), trace.replay().sequences == result.sequences
+        (2, True)
     """
 
     titles: tuple[str, ...]
@@ -484,6 +513,10 @@ class Difference:
         column: counted from the first generated one.
         left: what the first trace did there.
         right: what the second one did.
+
+    Examples:
+        >>> Difference(row=0, step=3, column=7, left="a", right="b").step
+        3
     """
 
     row: int

@@ -39,6 +39,10 @@ class Compare(Task):
     Raises:
         ConfigError: Neither or both of `runs` and `against` are given, or a setting is out of
             range.
+
+    Examples:
+        >>> Compare(against="batch_size=1").samples
+        6
     """
 
     runs: str | list[str] = "runs/eval"

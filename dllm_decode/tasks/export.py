@@ -32,6 +32,10 @@ class Export(Task):
 
     Raises:
         ConfigError: A setting is out of range.
+
+    Examples:
+        >>> Export(runs="runs/mine", format="svg", theme="auto").seconds
+        6.0
     """
 
     runs: str | list[str] = "runs/eval"
