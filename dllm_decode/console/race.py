@@ -190,7 +190,8 @@ def _room(console: Console, lanes: int) -> int:
 
 def _fitting(heats: Sequence[Heat], console: Console) -> list[Heat]:
     """As many prompts as the height of the terminal holds, at least one."""
-    left, chosen = console.height - 3, []
+    left = console.height - 3
+    chosen: list[Heat] = []
     for heat in heats:
         stacked = len(heat.lanes) if console.width < _NARROW else 1
         left -= stacked * (_height(heat, console) + 1) + 2

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 from dllm_decode.console.colours import GIVEN, SCALE, legend
 from dllm_decode.console.runfolder import RunFolder
@@ -39,7 +39,7 @@ class TraceFormat(ABC):
         True
     """
 
-    candidates: int
+    candidates: int = 0
 
     @abstractmethod
     def records(self, prompts: int) -> bool:
@@ -73,8 +73,6 @@ class NoTrace(TraceFormat):
         >>> NoTrace().records(1), JsonlTrace().records(1000)
         (False, True)
     """
-
-    candidates: ClassVar[int] = 0
 
     def records(self, prompts: int) -> bool:
         """No run is recorded."""

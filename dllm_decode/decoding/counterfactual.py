@@ -6,6 +6,7 @@ the other rule would have seen the same states only up to the first step at whic
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,9 +121,9 @@ class _WithCredit(Judge):
         own = {token: rule.beta * c for token, c in self.credit.get(column, {}).items()}
         if winner not in own and len(own) == rule.slots:
             del own[min(own, key=lambda token: own[token])]
-        own[winner] = own.get(winner, 0.0) + sure**rule.gamma
+        own[winner] = own.get(winner, 0.0) + math.pow(sure, rule.gamma)
         self.credit[column] = own
-        factor = {token: (1.0 + c) ** rule.alpha for token, c in own.items()}
+        factor = {token: math.pow(1.0 + c, rule.alpha) for token, c in own.items()}
         mass = 1.0 + sum(p * (factor.get(token, 1.0) - 1.0) for token, p in found)
         return max(p * factor.get(token, 1.0) for token, p in found) / mass
 

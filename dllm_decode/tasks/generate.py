@@ -366,7 +366,8 @@ class Generate(Task):
             display.say(f"  {sample.text.strip() or '(empty)'}{mark}{note}", style)
         graded = any(job.grade is not None for job in jobs)
         if len(runs) == 2:
-            display.say(verdict(*samples.items(), graded), "bold")
+            own, baseline = samples.items()
+            display.say(verdict(own, baseline, graded), "bold")
         display.show(table(runs, samples, graded))
         if len(runs) == 2:
             display.say(compared(*samples.values()))
