@@ -49,7 +49,7 @@ from dllm_decode.console.runfolder import CONFIG, RunFolder, claim, unwritable
 from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
 
-_FREE_TEXT = ("prompt", "prompts")
+_FREE_TEXT = ("prompt", "prompts", "against", "task.against")
 # Names of settings that hold paths and titles, which may hold anything that Hydra's grammar does
 # not take unquoted.
 _PATHS = ("checkpoint", "dir", "data", "output", "runs", "shots", "weights", "markdown", "preface",
@@ -295,13 +295,15 @@ class _Job:
 
 def _task(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, title: str) -> int:
     """One run: of the command line, or of a sweep."""
+    from dllm_decode.config.instantiate import build_node
     from dllm_decode.console.allocator import keep_freed_memory
     from dllm_decode.console.display import make_display
     from dllm_decode.tasks import Context, build_task
 
     keep_freed_memory()
     check(cfg, overrides)
-    display = make_display("none" if os.environ.get("RANK", "0") != "0" else cfg.display)
+    first = os.environ.get("RANK", "0") == "0"
+    display = build_node(cfg, "display") if first else make_display("none")
     if title:
         display.say(title, "bold")
     with _warnings_as_words():
