@@ -37,6 +37,12 @@ class Counters(Memory):
         surplus: (B,) passes after it was done.
         over_budget: (B,) bool, closing commits were forced.
         parameters: what rows set for themselves, each (B, 1).
+
+    Examples:
+        >>> import torch
+        >>> counters = Counters.of(torch.tensor([3, 4]), {})
+        >>> counters.forwards.tolist()
+        [0, 0]
     """
 
     seeds: Tensor
@@ -120,6 +126,16 @@ class Batch:
         snapshot: the canvas as plugins see it.
         noise: the random numbers of the step.
         trace: every change, where recording was asked for.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder, Run
+        >>> from dllm_decode.decoding.types import Request
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> run = Run(Decoder(Copy(n=3), TopK(2)), Request(((0, 1, 2, 63),), max_new_tokens=4))
+        >>> run.admit([0])
+        >>> run.batch.span, run.batch.tokens.shape
+        (slice(0, 8, None), torch.Size([1, 8]))
     """
 
     canvas: Canvas

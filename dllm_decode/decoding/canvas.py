@@ -31,6 +31,12 @@ class Canvas(Memory):
         confidence_of: (B, L) with what confidence, NaN before.
         kept: (B,) one past the last column that the request fixed, in front of which no row is
             cut; None where no row of the request has such a column.
+
+    Examples:
+        >>> from dllm_decode.decoding.types import Request, Vocab
+        >>> canvas = Canvas.of(Request(((7, 8),), max_new_tokens=3), Vocab(mask_id=9, size=10))
+        >>> canvas.tokens, canvas.decided
+        (tensor([[7, 8, 9, 9, 9]]), tensor([[ True,  True, False, False, False]]))
     """
 
     rows: Tensor

@@ -75,6 +75,18 @@ class Run:
         strategy: whose decisions are carried out.
         batch: the rows that are decoded together at the moment.
         monitor: what the host has seen of them, and the outcomes of those that are done.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Copy(n=3)
+        >>> prompts = tuple(tuple(world.tokenizer.encode(text)) for text in ("abc>", "cab>"))
+        >>> run = Run(Decoder(world, TopK(2)), Request(prompts, max_new_tokens=4))
+        >>> run.admit([0, 1])
+        >>> while run.live:
+        ...     run.step()
+        >>> run.outcomes[1].forwards
+        2
     """
 
     def __init__(self, decoder: Decoder, request: Request, capacity: int | None = None) -> None:

@@ -77,6 +77,10 @@ class Counts(NamedTuple):
         ties: their score is exactly 1.
         chosen: of those, committed.
         candidates: open.
+
+    Examples:
+        >>> Counts(illegal=0, unusable=0, ties=2, chosen=1, candidates=3).ties
+        2
     """
 
     illegal: int
@@ -120,6 +124,17 @@ class Monitor:
     Every sync fetches everything the host wants to know in one transfer; `sync_every` steps pass
     between two of them. With a key/value store each step ends with one, because the width of the
     next pass comes with it.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder, Run
+        >>> from dllm_decode.decoding.types import Request
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> run = Run(Decoder(Copy(n=3), TopK(4)), Request(((0, 1, 2, 63),), max_new_tokens=4))
+        >>> run.admit([0])
+        >>> run.step()  # ends with a look at the device: the row is full and leaves
+        >>> run.live, run.outcomes[0].finish_reason
+        ((), 'length')
     """
 
     def __init__(self, batch: Batch) -> None:

@@ -31,7 +31,14 @@ _INTEGERS = (torch.int64, torch.int32)
 
 
 class Draw(Protocol):
-    """How a proposal is drawn from a prediction; `None` in its place means the argmax."""
+    """How a proposal is drawn from a prediction; `None` in its place means the argmax.
+
+    Examples:
+        >>> def last(prediction):
+        ...     return prediction.logits.argmax(dim=-1) * 0 + prediction.shape[2] - 1
+        >>> Prediction.of(torch.zeros(1, 2, 5), draw=last).token
+        tensor([[4, 4]])
+    """
 
     def __call__(self, prediction: Prediction) -> Tensor:
         """The token ids that are drawn, (B, W) int64."""
@@ -46,6 +53,16 @@ class GumbelDraw:
     Attributes:
         noise: random numbers of the step.
         temperature: T > 0.
+
+    Examples:
+        >>> import torch
+        >>> from dllm_decode.kernels.noise import Noise
+        >>> row = torch.zeros(1, dtype=torch.long)
+        >>> noise = Noise(row, row, torch.tensor([[0, 1, 2]]))
+        >>> draw = GumbelDraw(noise, temperature=1.0)
+        >>> prediction = Prediction.of(torch.zeros(1, 3, 50), draw=draw)
+        >>> bool((prediction.token == Prediction.of(torch.zeros(1, 3, 50), draw=draw).token).all())
+        True
     """
 
     noise: Noise
@@ -76,6 +93,13 @@ class HiddenStates:
     Attributes:
         hidden: (B, W, D) states.
         weight: (V, D) of the head, without gradient.
+
+    Examples:
+        >>> import torch
+        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> states = HiddenStates(torch.tensor([[[1.0, 2.0]]]), weight)
+        >>> states.logits
+        tensor([[[1., 2., 3.]]])
     """
 
     hidden: Tensor
@@ -400,6 +424,12 @@ class Credited:
         prediction: the prediction with the credit fused in.
         ids: (B, W, K) credited tokens to keep for the next step, -1 where empty.
         credit: (B, W, K) their credit.
+
+    Examples:
+        >>> ids = torch.tensor([[[2]]])
+        >>> credited = Credited(Prediction.of(torch.zeros(1, 1, 3)), ids, torch.ones(1, 1, 1))
+        >>> credited.ids.shape
+        torch.Size([1, 1, 1])
     """
 
     prediction: Prediction
@@ -459,7 +489,13 @@ def _drawn(rows: Tensor, draw: GumbelDraw, banned: Tensor | None) -> Tensor:
 
 
 class DensePrediction(Prediction):
-    """A prediction that owns the logits of a forward pass."""
+    """A prediction that owns the logits of a forward pass.
+
+    Examples:
+        >>> prediction = Prediction.of(torch.tensor([[[2.0, 1.0, 0.0]]]))
+        >>> type(prediction).__name__, prediction.shape
+        ('DensePrediction', (1, 1, 3))
+    """
 
     def __init__(self, logits: Tensor, banned: Tensor | None, draw: Draw | None) -> None:
         self._raw = logits
@@ -531,6 +567,12 @@ class HeadPrediction(DensePrediction):
 
     On a GPU the head and the statistics are one kernel. Dense logits are made, once for all that is
     derived from the same pass, when a plugin or a draw asks for them; elsewhere at once.
+
+    Examples:
+        >>> source = HiddenStates(torch.ones(1, 2, 4), torch.eye(4))
+        >>> prediction = Prediction.of(source)
+        >>> type(prediction).__name__, prediction.shape
+        ('HeadPrediction', (1, 2, 4))
     """
 
     def __init__(self, source: HiddenStates, banned: Tensor | None, draw: Draw | None) -> None:
@@ -592,6 +634,12 @@ class BiasedPrediction(Prediction):
     The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions that
     are 0 or more. A negative addition can cancel nearly all of the mass, so predictions that hold
     one compute their statistics densely.
+
+    Examples:
+        >>> base = Prediction.of(torch.tensor([[[2.0, 1.0, 0.0]]]))
+        >>> raised = base.with_logit_bias(torch.tensor([[[2]]]), torch.tensor([[[5.0]]]))
+        >>> type(raised).__name__, raised.token
+        ('BiasedPrediction', tensor([[2]]))
     """
 
     def __init__(

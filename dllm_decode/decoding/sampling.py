@@ -15,7 +15,19 @@ from dllm_decode.kernels.noise import Noise
 
 
 class Sampler(ABC):
-    """Turns the logits of a forward pass into a prediction whose `token` is the proposal."""
+    """Turns the logits of a forward pass into a prediction whose `token` is the proposal.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> @dataclass(frozen=True)
+        ... class Flat(Sampler):
+        ...     def predict(self, logits, banned, noise):
+        ...         return Prediction.of(logits / 2, banned)
+        >>> Copy(n=4).answer(TopK(2), "abcd", sampler=Flat())
+        ('abcd', 3)
+    """
 
     @property
     def reshapes(self) -> bool:

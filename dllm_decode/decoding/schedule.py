@@ -20,6 +20,11 @@ class Window:
     Attributes:
         index: (B, W) canvas column of each slot in rising order, -1 where a row has fewer.
         key: (B,) a number that changes when a row enters a new window.
+
+    Examples:
+        >>> import torch
+        >>> Window(index=torch.tensor([[4, 5, -1]]), key=torch.tensor([4])).index
+        tensor([[ 4,  5, -1]])
     """
 
     index: Tensor
@@ -27,7 +32,19 @@ class Window:
 
 
 class Schedule(ABC):
-    """Says, row by row, which columns may be committed next."""
+    """Says, row by row, which columns may be committed next.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> @dataclass(frozen=True)
+        ... class NextTwo(Schedule):
+        ...     def window(self, snapshot):
+        ...         return SlidingWindow(2).window(snapshot)
+        >>> Copy(n=4).answer(TopK(2), "abcd", schedule=NextTwo())
+        ('abcd', 3)
+    """
 
     @property
     def block_length(self) -> int | None:
@@ -79,6 +96,12 @@ class Blocks(Schedule):
 
     Sources: LLaDA, arXiv 2502.09992, appendix B.4; the absolute grid is that of the released
     samplers of LLaDA2, SDAR and Fast-dLLM v2.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(TopK(4), "abcd", schedule=Blocks(2))
+        ('abcd', 3)
     """
 
     length: int = 32
@@ -117,7 +140,14 @@ class Blocks(Schedule):
 
 @dataclass(frozen=True)
 class WholeCanvas(Schedule):
-    """Every live generated column at once (Dream, and LLaDA's base models)."""
+    """Every live generated column at once (Dream, and LLaDA's base models).
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(TopK(4), "abcd", schedule=WholeCanvas())
+        ('abcd', 2)
+    """
 
     def window(self, snapshot: Snapshot) -> Window:
         """All columns up to the horizon."""
@@ -135,6 +165,12 @@ class SlidingWindow(Schedule):
 
     Args:
         width: columns, 1 or more.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(TopK(4), "abcd", schedule=SlidingWindow(3))
+        ('abcd', 2)
     """
 
     width: int = 32

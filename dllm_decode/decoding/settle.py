@@ -55,6 +55,21 @@ class Faults:
         strategy: who made it.
         change: the legal change that was made of it.
         planes: (5, B, W) bool, one plane per kind; see `faults_of`.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.decoding.types import Decision, Request
+        >>> from dllm_decode.errors import DecisionError
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> class Twice(TopK):
+        ...     def decide(self, view, memory):
+        ...         return Decision(~view.open)  # what is decided already, for good
+        >>> try:
+        ...     Copy(n=3).answer(Twice(1), "abc")
+        ... except DecisionError as fault:
+        ...     print(str(fault)[:40])
+        strategy (Twice) committed a position th
     """
 
     view: StepView

@@ -20,7 +20,13 @@ from dllm_decode.errors import ConfigError, require_count
 
 @dataclass(frozen=True)
 class EveryStep:
-    """Progress rule: each live row gains at least one decided position per step."""
+    """Progress rule: each live row gains at least one decided position per step.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> TopK(1).progress
+        EveryStep()
+    """
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ class Budget:
 
     Raises:
         ConfigError: for other numbers of steps.
+
+    Examples:
+        >>> Budget(steps=64)
+        Budget(steps=64)
     """
 
     steps: int
@@ -60,6 +70,11 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
             several steps of them included, so that no cache may leave some out.
         request_parameters: numeric fields that the rows of a request may set for themselves; the
             part reads them with `view.parameter`.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> [name for name, part in TopK(1).parts()]
+        ['']
     """
 
     sees_canvas: bool = False
@@ -251,7 +266,14 @@ class StopRule(Part):
 
 @dataclass(frozen=True)
 class NeverStop(StopRule):
-    """The null stop rule: every row is decoded to its full length."""
+    """The null stop rule: every row is decoded to its full length.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(Pipeline(TopK(1), stop={"never": NeverStop()}), "abcd")
+        ('abcd', 5)
+    """
 
     def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         """The horizon as it is."""
@@ -264,6 +286,11 @@ class PipelineMemory(Memory):
 
     Attributes:
         parts: place in the pipeline, e.g. "transforms.credit", to memory.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> PipelineMemory({"select": None}).parts
+        {'select': None}
     """
 
     parts: dict[str, Memory | None] = field(default_factory=dict)

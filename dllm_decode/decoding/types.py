@@ -263,6 +263,15 @@ class Snapshot:
         horizon: (B,) one past the last column still worth decoding.
         vocab: special token ids.
         rows: (B,) which row of the request each one is.
+
+    Examples:
+        >>> from dllm_decode.decoding.canvas import Canvas
+        >>> request = Request(((7, 8),), max_new_tokens=3)
+        >>> snapshot = Canvas.of(request, Vocab(mask_id=9, size=10)).snapshot()
+        >>> snapshot.undecided
+        tensor([[False, False,  True,  True,  True]])
+        >>> snapshot.mask_ratio
+        tensor([1.])
     """
 
     tokens: Tensor
@@ -490,6 +499,16 @@ class Change:
         horizon: (B,) generated columns still worth decoding after the step.
         probes: further forward passes of the step, the same for all rows.
         notes: tensors (B, ...) by name; see `Decision`.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Copy(n=3)
+        >>> request = Request((tuple(world.tokenizer.encode("abc>")),), max_new_tokens=4)
+        >>> changes = Decoder(world, TopK(3), record=True).decode(request).trace
+        >>> [int(change.commit.sum()) for change in changes]
+        [3, 1]
     """
 
     rows: Tensor

@@ -30,7 +30,12 @@ _LARGEST_WINDOW = 1 << 15
 
 
 class Unsupported(Exception):
-    """A shape, dtype or device that the kernels do not serve; says which."""
+    """A shape, dtype or device that the kernels do not serve; says which.
+
+    Examples:
+        >>> isinstance(Unsupported("float16 states"), Exception)
+        True
+    """
 
 
 def layout(rows: int, vocabulary: int, draw: bool = False) -> tuple[int, int, int]:

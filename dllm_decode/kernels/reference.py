@@ -75,6 +75,13 @@ class Slots:
         beta: (N,) share of the credit that is kept, [0, 1].
         gamma: exponent of the winner's probability, 0 or more.
         open: (N,) bool, rows that earn; all others come back empty.
+
+    Examples:
+        >>> one = torch.ones(1)
+        >>> ids, credit = torch.tensor([[2, -1]]), torch.tensor([[0.5, 0.0]])
+        >>> slots = Slots(ids, credit, one, one, 0.7, one > 0)
+        >>> slots.gamma
+        0.7
     """
 
     ids: Tensor

@@ -59,6 +59,12 @@ class CompiledBody:
         model: A `...ForCausalLM` on one device.
         mode: Of torch.compile, one of `MODES`.
         backend: As torch.compile names it.
+
+    Examples:
+        >>> from dllm_decode.models.loading import load_model
+        >>> model = load_model("bundled:llada-tiny", compile="default").denoiser
+        >>> type(model.compiled).__name__
+        'CompiledBody'
     """
 
     def __init__(self, model: Any, mode: str = "default", backend: str = "inductor") -> None:

@@ -33,6 +33,11 @@ class StoredTensor:
         dtype: As safetensors names it.
         begin: Its first byte in the file.
         bytes: Their number.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> StoredTensor(Path("model.safetensors"), (4, 2), "F32", begin=128, bytes=32).shape
+        (4, 2)
     """
 
     file: Path
@@ -171,6 +176,11 @@ class Fit:
         missing: Names that no file holds.
         unexpected: Names that the model does not have.
         mismatched: Names with both shapes, in words.
+
+    Examples:
+        >>> fit = Fit(expected=3, missing=["norm.weight"], unexpected=[], mismatched=[])
+        >>> fit.matched, fit.complete
+        (2, False)
     """
 
     expected: int

@@ -14,6 +14,11 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
 
     A pass writes the columns it computed, at per-row places, and gets back all columns of the
     canvas; the attention mask says which of them are valid.
+
+    Examples:
+        >>> layer = PositionalLayer(capacity=2, columns=8)
+        >>> layer.get_max_length()
+        8
     """
 
     def __init__(self, capacity: int, columns: int) -> None:
@@ -81,6 +86,11 @@ class KeyValueStore(Cache):  # type: ignore[misc]
         layers: Number of layers.
         rows: Most rows at once.
         columns: Of the canvas.
+
+    Examples:
+        >>> store = KeyValueStore(layers=2, rows=1, columns=8)
+        >>> store.is_ready, store.bytes  # buffers are made by the first pass
+        (False, 0)
     """
 
     def __init__(self, layers: int, rows: int, columns: int) -> None:

@@ -26,6 +26,14 @@ class Rows:
         stored: A safetensors slice.
         begin: First row of the whole matrix.
         end: One past the last.
+
+    Examples:
+        >>> import torch
+        >>> class Stored:  # what safetensors gives for a tensor that was not read
+        ...     def get_shape(self): return [4, 2]
+        ...     def get_dtype(self): return "F32"
+        >>> Rows(Stored(), 1, 3).get_shape()
+        [2, 2]
     """
 
     stored: Any

@@ -31,6 +31,11 @@ class Located:
         name: The name it was asked for by.
         folder: Where it is.
         passed_over: Names tried before it, with the reason.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> Located("mine", Path("checkpoints/mine")).passed_over
+        {}
     """
 
     name: str

@@ -63,6 +63,11 @@ class Published:
         values: the JSON object.
         ignored: keys that are known to be harmless.
         file: what to name in messages.
+
+    Examples:
+        >>> published = Published({"architectures": ["LLaDAModelLM"], "vocab_size": 10})
+        >>> published.count("vocab_size"), published.get("rope_theta", 1e4)
+        (10, 10000.0)
     """
 
     def __init__(

@@ -39,6 +39,12 @@ class CheckpointTokenizer:
         parse_control: Whether control tokens in a text of the user's become what they stand for;
             by default they are plain text.
         arguments: What the chat template is given beside the messages.
+
+    Examples:
+        >>> from dllm_decode.models.loading import load_model
+        >>> tokenizer = load_model("bundled:llada-tiny").tokenizer
+        >>> tokenizer.has_chat_template, tokenizer.decode(tokenizer.encode(" Ada"))
+        (True, ' Ada')
     """
 
     backend: Any

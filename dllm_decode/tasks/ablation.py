@@ -50,6 +50,10 @@ class Ablation(Task):
         output: See `Report`.
         figures: See `Report`.
         answers: See `Report`.
+
+    Examples:
+        >>> Ablation(jobs=["strategy=threshold", "strategy=credit"], count=20).count
+        20
     """
 
     jobs: list[str] = field(default_factory=list)

@@ -576,6 +576,7 @@ def test_the_core_does_what_the_check_says(name):
         CHECKS[name](seed)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_wrong_line_is_caught_by_the_intended_checks(name, monkeypatch):
     defect = DEFECTS[name]

@@ -297,6 +297,7 @@ CONFIGURATION_FAULTS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("fault", CONFIGURATION_FAULTS)
 def test_a_configuration_fault_is_one_message_and_exit_code_2(cli: Cli, fault: str) -> None:
     words, expected = CONFIGURATION_FAULTS[fault]
@@ -350,6 +351,7 @@ RUN_TIME_FAULTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("fault", RUN_TIME_FAULTS)
 def test_a_run_time_fault_is_one_message_and_exit_code_1(
     cli: Cli, tmp_path: Path, fault: str
@@ -421,6 +423,7 @@ def test_help_shows_groups_options_examples_and_what_settings_mean(
     assert all(len(line) <= 90 for line in text.splitlines() if line not in examples)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["dir=eq", "it's (odd), really", "a:b", "x{1}", "tail "])
 def test_a_path_may_hold_what_the_override_grammar_does_not_take(
     cli: Cli, name: str, tmp_path: Path

@@ -76,6 +76,7 @@ CLOSED = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize("sync_every", [1, 4, 10**30])
 @pytest.mark.parametrize("kind", CLOSED)
@@ -134,6 +135,7 @@ class Wait(Strategy):
         return Decision(torch.zeros_like(view.open))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("sync_every", [7, 1000, 10**30])
 @pytest.mark.parametrize("strategy", [TopK(1), ConfidenceThreshold(0.3), Wait()])
 @pytest.mark.parametrize("schedule", [Blocks(4), WholeCanvas(), SlidingWindow(3)])
