@@ -444,22 +444,45 @@ def test_a_report_writes_every_form_and_the_same_figures_twice(runs, tmp_path):
 @pytest.mark.slow
 def test_the_oracle_is_shown_but_is_not_the_pareto_front(runs):
     run(runs, "oracle", samples(40, 2), select={"_target_": "x.Oracle"})
-    (axes,) = figures.accuracy_against_speed(read(runs)).axes
+    (axes,) = figures.accuracy_against_speed(figures.shown_runs(read(runs))).axes
     front = next(line for line in axes.lines if line.get_label().startswith("Pareto"))
     assert len(front.get_xdata()) == 4 and max(front.get_xdata()) < 4  # tokens per forward
     alone = [r for r in read(runs) if r.name == "oracle"]
-    assert figures.accuracy_against_speed(alone) is not None
+    assert figures.accuracy_against_speed(figures.shown_runs(alone)) is not None
 
 
-def test_more_runs_than_colours_get_further_panels(runs):
-    found = read(runs)
-    many = [
-        replace(r, results={**r.results, "name": f"{r.name} {n}"}) for n in range(2) for r in found
+def test_a_line_joins_the_settings_of_one_rule_and_every_rule_is_named_at_its_point(tmp_path):
+    pytest.importorskip("matplotlib")
+    shown = figures.shown_runs(factors.named(read(grid(tmp_path / "runs"))))
+    drawn = figures.accuracy_against_speed(shown)
+    (axes,) = drawn.axes
+    lines = [line for line in axes.lines if line.get_marker() not in ("None", "_", "|")]
+    sizes = sorted(len(line.get_xdata()) for line in lines)
+    assert sizes == [1, 1, 1, 1, 1, 3]  # the thresholds; credit changes two settings at once
+    thresholds = next(line for line in lines if len(line.get_xdata()) == 3)
+    assert list(thresholds.get_ydata()) == [50.0, 70.0, 90.0]
+    hues = {line.get_color() for line in lines}
+    assert {"#8C8C8C", "#000000"} <= hues and len(hues) == 4  # control, oracle, two kinds of rules
+    names = [text.get_text() for text in axes.texts]
+    assert {"sequential", "oracle", "0.5", "0.7"} <= set(names) and len(names) == len(shown)
+    places = [text.get_window_extent() for text in axes.texts]
+    overlapping = [
+        (a, b) for i, a in enumerate(places) for b in places[:i] if a.overlaps(b) and a is not b
     ]
-    panels = figures.commits_over_steps(many).axes
-    shown = [[text.get_text() for text in a.get_legend().get_texts()] for a in panels if a.lines]
-    assert [len(names) for names in shown] == [7, 1]
-    assert [name for names in shown for name in names] == [r.name for r in many]
+    assert overlapping == []
+    figures.pyplot().close(drawn)
+
+
+def test_families_on_which_rules_differ_have_a_panel_and_the_others_share_one(tmp_path):
+    one = [replace(s, family="hard", correct=n < 10) for n, s in enumerate(samples(40, 4))]
+    alike = [replace(s, problem=f"x{s.problem}") for s in samples(40, 8)]
+    for name, found in (("a", one), ("b", [replace(s, correct=True) for s in one])):
+        run(tmp_path / "runs", name, [*found, *alike], families=["copy", "sort", "hard"])
+    panels = figures.panels_of(figures.shown_runs(read(tmp_path / "runs")))
+    assert list(panels) == ["hard", "the other 2 families"]
+    pooled = panels["the other 2 families"][0]
+    assert (pooled.problems, pooled.accuracy.value, pooled.forwards.value) == (40, 1.0, 8.0)
+    assert pooled.tokens_per_forward.value == 1.0
 
 
 def test_csv_holds_full_figures(runs):
@@ -560,16 +583,17 @@ def test_the_page_is_the_markdown_and_its_figures(runs, tmp_path):
 @pytest.mark.one_in(5)
 @pytest.mark.parametrize("form", ["$", "$a$ $", "$\\frac{$", "$\\undefined$", "_hidden"])
 def test_figures_show_names_as_they_are(runs, form):
-    pytest.importorskip("matplotlib")
+    Text = pytest.importorskip("matplotlib.text").Text
     found = [replace(r, results={**r.results, "name": f"{form}{r.name}"}) for r in read(runs)]
-    for make in (figures.accuracy_against_speed, figures.per_family, figures.commits_over_steps,
-                 figures.ablation_grid):  # fmt: skip
-        drawn = make(found)
+    shown = figures.shown_runs(found)
+    for drawn in (figures.accuracy_against_speed(shown), figures.per_family(shown),
+                  figures.commits_over_steps(found), figures.ablation_grid(shown)):  # fmt: skip
         drawn.canvas.draw()
-        for legend in drawn.legends:
-            shown = {text.get_text().strip() for text in legend.get_texts()}
-            assert {r.name for r in found} <= shown
+        texts = {text.get_text().strip() for text in drawn.findobj(Text)}
+        assert {r.name for r in found} & texts, drawn
         figures.pyplot().close(drawn)
+    grid = figures.ablation_grid(shown)
+    assert {r.name for r in found} <= {text.get_text().strip() for text in grid.findobj(Text)}
 
 
 def test_definitions_are_printed_on_request(runs, tmp_path, capsys):

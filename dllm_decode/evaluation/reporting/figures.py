@@ -184,7 +184,7 @@ def accuracy_against_speed(shown: Sequence[Shown]) -> Figure:
     )
     axes.set_xlim(left=0)
     axes.set_ylim(top=min(101, axes.get_ylim()[1]))
-    _legend(axes, shown, style, loc="lower left", bbox_to_anchor=(0.12, 0.02))
+    _legend(figure, shown, style)
     place_labels(axes, labels)
     return figure
 
@@ -258,7 +258,8 @@ def _along(
     ]
 
 
-def _legend(axes: Axes, shown: Sequence[Shown], style: Style, **where: Any) -> None:
+def _legend(figure: Figure, shown: Sequence[Shown], style: Style) -> None:
+    """Kinds of rules below a figure."""
     from matplotlib.lines import Line2D
 
     first: dict[str, Traits] = {}
@@ -270,20 +271,24 @@ def _legend(axes: Axes, shown: Sequence[Shown], style: Style, **where: Any) -> N
         for kind, t in first.items()
     ]
     handles.append(Line2D([], [], color="#c4c4c4", linewidth=5, label="Pareto front (no oracle)"))
-    axes.legend(handles=handles, frameon=False, fontsize=FONT - 1, **where)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=FONT - 1
+    )
 
 
 # Places of a label around its point, in points: near first, then further away with a line to it.
-_OFFSETS = [
-    (radius * x, radius * y)
-    for radius in (7, 14, 22, 32, 44, 58, 74)
-    for x, y in ((1, 0), (0.7, 0.75), (0.7, -0.75), (0, 1.2), (0, -1.2), (-0.7, 0.75), (-0.7, -0.75),
-                 (-1, 0))
-]  # fmt: skip
+_AROUND = ((1, 0), (0.7, 0.75), (0.7, -0.75), (0, 1.2), (0, -1.2), (-0.7, 0.75), (-0.7, -0.75),
+           (-1, 0))  # fmt: skip
+_RADII = (7, 14, 22, 32, 44, 58, 74)
+_OFFSETS = [(radius * x, radius * y) for radius in _RADII for x, y in _AROUND]
+_NEAR = 16  # of these are so near that no line is needed
 
 
 def place_labels(
-    axes: Axes, labels: Sequence[tuple[float, float, str]], size: float = FONT - 1.5
+    axes: Axes,
+    labels: Sequence[tuple[float, float, str]],
+    size: float = FONT - 1.5,
+    everywhere: bool = True,
 ) -> None:
     """Write names at their points, so that none lies on another one or on a point.
 
@@ -291,6 +296,8 @@ def place_labels(
         axes: With the points drawn and its limits set.
         labels: Place in data and text of each.
         size: Of the letters [points].
+        everywhere: Whether a name that has no free place near its point is put further away, and
+            not left out.
     """
     figure = axes.get_figure()
     assert figure is not None
@@ -300,14 +307,13 @@ def place_labels(
     frame = axes.get_window_extent()
     inside = tuple(scale * edge for edge in (frame.x0, frame.y0, frame.x1, frame.y1))
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
-    legend = axes.get_legend()
-    if legend is not None:
-        box = legend.get_window_extent()
-        taken.append(tuple(scale * edge for edge in (box.x0, box.y0, box.x1, box.y1)))
-    order = sorted(range(len(labels)), key=lambda i: -points[i][0])
-    for number in order:
+    places = list(range(len(labels)))
+    for number in sorted(places, key=lambda i: -points[i][0]) if everywhere else places:
         x, y, text = labels[number]
-        right, up, box = _free_place(points[number], text, size, taken, inside)
+        offsets = _OFFSETS if everywhere else _OFFSETS[:_NEAR]
+        right, up, box, covered = _free_place(points[number], text, size, taken, inside, offsets)
+        if covered and not everywhere:
+            continue
         taken.append(box)
         far = math.hypot(right, up) > 16
         axes.annotate(
@@ -327,12 +333,21 @@ Box = tuple[float, ...]
 
 
 def _free_place(
-    point: tuple[float, ...], text: str, size: float, taken: Sequence[Box], inside: Box
-) -> tuple[float, float, Box]:
-    """The nearest offset of a label that covers nothing, or the one that covers least."""
+    point: tuple[float, ...],
+    text: str,
+    size: float,
+    taken: Sequence[Box],
+    inside: Box,
+    offsets: Sequence[tuple[float, float]],
+) -> tuple[float, float, Box, float]:
+    """The nearest offset of a label that covers nothing, or the one that covers least.
+
+    Returns:
+        To the right and up, its box, and the area that it covers.
+    """
     best, least = None, math.inf
     wide, high = 0.58 * size * len(text) + 1, 1.25 * size
-    for right, up in _OFFSETS:
+    for right, up in offsets:
         x, y = point[0] + right, point[1] + up
         left = x if right > 1 else x - wide if right < -1 else x - wide / 2
         box = (left, y - high / 2, left + wide, y + high / 2)
@@ -342,7 +357,7 @@ def _free_place(
         if covered == 0:
             break
     assert best is not None
-    return best
+    return *best, least
 
 
 def _common(a: Box, b: Box) -> float:
@@ -352,7 +367,9 @@ def _common(a: Box, b: Box) -> float:
 
 
 def _outside(a: Box, frame: Box) -> float:
-    return sum(max(0.0, x) for x in (frame[0] - a[0], frame[1] - a[1], a[2] - frame[2], a[3] - frame[3]))
+    return sum(
+        max(0.0, x) for x in (frame[0] - a[0], frame[1] - a[1], a[2] - frame[2], a[3] - frame[3])
+    )
 
 
 def _label(name: str) -> str:
@@ -376,17 +393,9 @@ def per_family(shown: Sequence[Shown]) -> Figure:
         axes.set_xlabel("tokens per forward")
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy [%]")
-    handles: dict[str, Any] = {}
-    for one in shown:
-        kind = one.traits.kind if one.traits.role == RULE else one.traits.role
-        (handle,) = grid.flat[0].plot(
-            [], [], linestyle="none", color=style.colour(one.traits), marker=style.marker(one.traits)
-        )
-        handles.setdefault(kind, handle)
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False,
-        fontsize=FONT - 1,
-    )  # fmt: skip
+    _legend(figure, shown, style)
+    for (_, rows), axes in zip(panels.items(), grid.flat, strict=False):
+        _names(axes, shown, rows)
     return figure
 
 
@@ -438,18 +447,25 @@ def _panel(axes: Axes, shown: Sequence[Shown], rows: Sequence[Row | None], style
     here = [one for one in shown if one.rows[ALL].strategy in by_name]
     own = [by_name[one.rows[ALL].strategy] for one in here]
     _front(axes, here, own)
-    labels = []
     for line in lines_of(here):
-        found = [by_name[one.rows[ALL].strategy] for one in line]
-        labels += _along(axes, line, found, style)
+        _along(axes, line, [by_name[one.rows[ALL].strategy] for one in line], style)
     axes.set_xlim(left=0)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 88), min(102, high + 1))
-    # names of the fastest at each accuracy, and of the oracle; the others are in the figure above
-    points = [(row.tokens_per_forward.value, 100 * row.accuracy.value) for row in own]
-    front = {points[i] for i in pareto_front(points)}
-    kept = [label for label in labels if (label[0], label[1]) in front]
-    place_labels(axes, kept, FONT - 2.5)
+
+
+def _names(axes: Axes, shown: Sequence[Shown], rows: Sequence[Row | None]) -> None:
+    """Names in a panel where there is room; all of them are in the figure of all families."""
+    own = [(one, row) for one, row in zip(shown, rows, strict=True) if row is not None]
+    front = set(
+        pareto_front([(row.tokens_per_forward.value, row.accuracy.value) for _, row in own])
+    )
+    order = sorted(range(len(own)), key=lambda number: number not in front)
+    labels = [
+        (row.tokens_per_forward.value, 100 * row.accuracy.value, row.strategy)
+        for _, row in (own[number] for number in order)
+    ]
+    place_labels(axes, labels, FONT - 2.5, everywhere=False)
 
 
 def commits_over_steps(runs: Sequence[EvalRun]) -> Figure:

@@ -32,7 +32,7 @@ PER_FAMILY = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forwar
 
 _CAPTIONS = {
     "accuracy_speed": "Accuracy against tokens per forward, with 95 % intervals and Pareto front.",
-    "families": "Tokens per forward on each family, with the accuracy at the end of each bar.",
+    "families": "The same for each family on which the rules differ, and for all others together.",
     "steps": "Tokens committed in each model pass.",
     "grid": "Accuracy of every run on every family, tokens per forward below.",
 }
