@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from dllm_decode.decoding import calls
 from dllm_decode.decoding.cache import Plan, Refresh, Store, StoreMemory, columns_of, mask_of
+from dllm_decode.decoding.candidates import with_candidates
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
@@ -481,7 +482,8 @@ class Batch:
         self._count(change, extra)
         self.parts.cache.note(change, self.cache_memory)
         if self.parts.record:
-            self.trace.append(change.known())
+            known, kept = change.known(), self.parts.candidates
+            self.trace.append(with_candidates(known, view, kept) if kept else known)
         for observer in self.parts.observers:
             with blamed(observer):
                 observer.step(change.known(), snapshot)

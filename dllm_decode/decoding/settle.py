@@ -135,7 +135,7 @@ def where(view: StepView, row: int, slot: int) -> str:
 
 
 def unfit_tokens(view: StepView, decision: Decision) -> Tensor | None:
-    """SlotChanges whose token can never be committed, (B, W) bool; None where there can be none.
+    """Slots whose token can never be committed, (B, W) bool; None where there can be none.
 
     A decision that takes over what a prediction proposes needs no look at its tokens: what is never
     generated is gone before the argmax.
@@ -230,7 +230,7 @@ def takes_its_word(strategy: Strategy) -> bool:
 
 
 def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor | None) -> Tensor:
-    """SlotChanges at which any of `faults_of` is set, (B, W) bool, by looking at no more than need be."""
+    """Slots at which any of `faults_of` is set, (B, W) bool, by looking at no more than need be."""
     wrong = decision.commit > _writable(view, strategy)
     if unfit is not None:
         wrong = wrong | (decision.commit & unfit)
@@ -245,14 +245,14 @@ def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor
 
 
 def _writable(view: StepView, strategy: Strategy) -> Tensor:
-    """SlotChanges that a strategy may commit, edits included."""
+    """Slots that a strategy may commit, edits included."""
     return view.open | view.settled if strategy.revises else view.open
 
 
 def _wrong_remasks(
     view: StepView, remask: Tensor, decision: Decision, strategy: Strategy
 ) -> Tensor:
-    """SlotChanges that may not be opened again, because of who asks, what stands there, or a commit."""
+    """Slots that may not be opened again, because of who asks, what stands there, or a commit."""
     if not strategy.revocable:
         return remask
     wrong = remask > view.settled
