@@ -1012,6 +1012,8 @@ class StrategyContract:
         if not ending:
             pytest.skip("no rule that ends a row there")
         strategy = case.pick(ending)
+        if isinstance(strategy.progress, Revisions):
+            pytest.skip("what may still be revised ends nothing")
         request = replace(self.request(case, strategy), fixed=None)
         model = self.model(case, added={VOCAB.eot_ids[0]: 2.0 + case.choice % 3})
         result, recorder, _ = self.decode(case, strategy, request, model)

@@ -67,12 +67,12 @@ class FreeDave(Strategy):
         >>> from dllm_decode.models.toy import Copy
         >>> from dllm_decode.strategies.fixed import TopK
         >>> world = Copy(n=4)
-        >>> world.answer(TopK(1), "abcd")
-        ('abcd', 5)
+        >>> world.answer(TopK(2), "abcd")
+        ('abcd', 3)
         >>> request = Request((tuple(world.tokenizer.encode("abcd")),), 5)
-        >>> result = Decoder(world, FreeDave(TopK(1), drafts=4)).decode(request)
+        >>> result = Decoder(world, FreeDave(TopK(2))).decode(request)
         >>> world.tokenizer.decode(list(result.sequences[0])), result.passes, result.forwards
-        ('abcd', (2,), (5,))
+        ('abcd', (2,), (3,))
     """
 
     rule: Strategy = field(default_factory=ConfidenceThreshold)
@@ -135,17 +135,14 @@ class FreeDave(Strategy):
             drafts.append(state)
             changes.append(change)
         going_on = torch.stack([draft.open.any(1) for draft in drafts], 1)
-        found = view.probe(
-            [draft.tokens for draft in drafts], rows=going_on, ahead=_counting(drafts)
-        )
+        ahead_of = range(1, self.drafts + 1)
+        found = view.probe([draft.tokens for draft in drafts], rows=going_on, ahead=ahead_of)
         accepted = torch.ones_like(view.step)
         committed, confidence = changes[0].commit, changes[0].confidence
         alive = going_on[:, 0]
         for ahead in range(1, self.drafts):
             state, change = self._step(drafts[ahead - 1], found[ahead - 1], memory)
-            alive = (
-                alive & _same(state, drafts[ahead]) & state.open.ne(drafts[ahead - 1].open).any(1)
-            )
+            alive = alive & _same(state, drafts[ahead])
             commit = change.commit & alive[:, None]
             confidence = torch.where(commit, change.confidence, confidence)
             committed = committed | commit
@@ -201,10 +198,6 @@ def _after(view: StepView, commit: Tensor, tokens: Tensor) -> StepView:
 def _same(one: StepView, other: StepView) -> Tensor:
     """Rows in which two states hold the same, (B,) bool."""
     return (one.open == other.open).all(1) & (one.tokens == other.tokens).all(1)
-
-
-def _counting(drafts: list[StepView]) -> list[int]:
-    return list(range(1, len(drafts) + 1))
 
 
 def _remembers(memory: Memory | None) -> bool:

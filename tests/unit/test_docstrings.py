@@ -30,7 +30,8 @@ WITHOUT = {
     "DensePrediction", "Draw", "DrawError", "EveryStep", "FilterMemory", "FrequencyMemory",
     "GumbelDraw", "HeadPrediction", "HiddenStates", "MovementMemory", "NeverStop", "Part",
     "PhaseMemory", "PipelineMemory", "PredictionError", "ProposalMemory", "ReferenceMemory",
-    "Carry", "Passes", "Run", "Sampler", "Snapshot",
+    "Carry", "Confidences", "DeferringPrediction", "Doubts", "LastCommits", "Passes", "PostSteps",
+    "Run", "Sampler", "Snapshot",
 }  # fmt: skip
 
 
