@@ -92,6 +92,8 @@ class Capabilities:
         before_head: the pass without its output head, arguments as of a call; None for a model
             that cannot stop there.
         head_obstacle: why the head may not be left to the loop's kernels, empty if it may.
+        passes_per_call: forward passes that one call makes for every row, 1 or more, which are all
+            counted.
 
     Examples:
         >>> from dllm_decode.models.toy import Copy
@@ -104,8 +106,10 @@ class Capabilities:
     sources: Callable[[Tensor, Tensor], Tensor] | None = None
     before_head: Callable[..., HiddenStates] | None = None
     head_obstacle: str = ""
+    passes_per_call: int = 1
 
     def __post_init__(self) -> None:
+        require_count("passes_per_call of the model", self.passes_per_call)
         if self.block_length is not None:
             require_count("block_length of the model", self.block_length)
 
