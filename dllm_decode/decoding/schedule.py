@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -102,8 +103,15 @@ class Schedule(ABC):
 
 def _slots(snapshot: Snapshot, begin: Tensor, width: int, limit: Tensor) -> Tensor:
     """Columns begin, begin + 1, ... of each row, -1 at and behind the limit, (B, width)."""
-    columns = begin[:, None] + torch.arange(width, device=snapshot.tokens.device)
-    return torch.where(columns < limit[:, None], columns, -1)
+    columns = begin[:, None] + _numbers(width, begin.device)
+    return columns.masked_fill_(columns >= limit[:, None], -1)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _numbers(count: int, device: torch.device) -> Tensor:
+    """0, 1, ... count - 1, made once for all steps, (count,) int64."""
+    return torch.arange(count, device=device)
 
 
 @dataclass(frozen=True)
@@ -153,10 +161,13 @@ class Blocks(Schedule):
 
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The block around the first undecided column of each row."""
-        absolute = self.origin == "absolute"
-        zero = snapshot.first if absolute else torch.full_like(snapshot.first, snapshot.start)
-        block = (first_column(snapshot.undecided) - zero) // self.length
-        begin = zero + block * self.length
+        if self.origin != "absolute":
+            block = (snapshot.first_undecided - snapshot.start) // self.length
+            begin = block * self.length + snapshot.start
+            return Window(_slots(snapshot, begin, self.length, snapshot.horizon), block)
+        block = (snapshot.first_undecided - snapshot.first) // self.length
+        begin = snapshot.first + block * self.length
+        # a block that begins in the prompt ends no later for it
         limit = torch.minimum(begin + self.length, snapshot.horizon)
         return Window(_slots(snapshot, begin.clamp(min=snapshot.start), self.length, limit), block)
 
@@ -203,7 +214,7 @@ class SlidingWindow(Schedule):
 
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """`width` columns from the first undecided one."""
-        begin = first_column(snapshot.undecided)
+        begin = snapshot.first_undecided
         return Window(
             _slots(snapshot, begin, self.width, snapshot.horizon), torch.zeros_like(begin)
         )

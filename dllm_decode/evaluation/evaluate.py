@@ -369,6 +369,7 @@ class Evaluation:
             correct=correct,
             slots=slots,
             ready=ready,
+            piece=lambda token: self.tokenizer.decode([token]),
             seconds=seconds,
             reference_forwards=reference_forwards,
         )

@@ -135,9 +135,16 @@ class Eval(Task):
 
     def run(self, context: Context) -> int:
         """Decode what is not done yet; returns 0, or 1 if a problem could not be decoded."""
-        code = self.evaluate(context, job_number())
-        show_table(context, list(_FINISHED))
+        number = job_number()
+        code = self.evaluate(context, number)
+        if number is None:
+            self.conclude(context)
         return code
+
+    def conclude(self, context: Context) -> None:
+        """The table of all jobs of this process."""
+        if _FINISHED and not context.display.silent:
+            show_table(context, list(_FINISHED))
 
     def evaluate(self, context: Context, order: int | None) -> int:
         """`run` without its table.
@@ -594,13 +601,24 @@ def so_far(samples: Sequence[Sample]) -> str:
 
 def show_table(context: Context, paths: Sequence[Path]) -> None:
     """The jobs of this process that can stand in one table with the last one."""
-    from dllm_decode.evaluation.reporting.report import read_runs, terminal_table
+    from dllm_decode.evaluation.reporting.factors import named
+    from dllm_decode.evaluation.reporting.overview import overview, table
+    from dllm_decode.evaluation.reporting.render import ReportPage
+    from dllm_decode.evaluation.reporting.report import facts_of, read_runs
     from dllm_decode.evaluation.reporting.tables import rows_of
 
     runs = read_runs(paths)
     last = runs[-1].results
     runs = [run for run in runs if all(run.results[k] == last[k] for k in ("model", "digest"))]
-    context.display.show(terminal_table(rows_of(runs, None), title="all families"))
-    if len(last["families"]) > 1:
-        rows = [row for family in last["families"] for row in rows_of(runs[-1:], family)]
-        context.display.show(terminal_table(rows, title=runs[-1].name, families=True))
+    width = context.display.console.width
+    if len(runs) > 1:
+        runs = named(runs)
+        report = ReportPage("", facts_of(runs), rows_of(runs, None), {}, ())
+        closing = ["task=report makes tables, figures and a page of them"]
+        for part in overview(report, width, closing):
+            context.display.show(part)
+        return
+    context.display.say(runs[0].name)
+    families = [None, *(last["families"] if len(last["families"]) > 1 else [])]
+    rows = [row for family in families for row in rows_of(runs, family)]
+    context.display.show(table(rows, families=True, width=width))
