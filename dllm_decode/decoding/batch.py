@@ -353,10 +353,11 @@ class Batch:
         self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
         # horizons may have moved since the host last saw them
         complete = self._complete and not self._unseen
+        start = self.snapshot.start - self._first  # of what `span` leaves
         if self.next.refresh is None:
-            return Plan(complete=complete)
+            return Plan(complete=complete, start=start)
         columns = columns_of(self.next.refresh, self._widest)
-        return Plan(columns, self.next.valid, self.store, complete)
+        return Plan(columns, self.next.valid, self.store, complete, start)
 
     @property
     def tokens(self) -> Tensor:

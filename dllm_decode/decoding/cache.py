@@ -49,6 +49,8 @@ class Plan:
         store: the model's key/value store, which the pass reads and writes.
         complete: whether every column of every row is live and valid, so that the pass needs no
             attention mask; None where that is not known without a sync.
+        start: the first generated column of the canvas that comes with it; what lies in front of it
+            is padding and prompt.
 
     Examples:
         >>> import torch
@@ -62,6 +64,7 @@ class Plan:
     valid: Tensor | None = None
     store: Store | None = None
     complete: bool | None = None
+    start: int = 0
 
     def places(self) -> Tensor:
         """The columns with the empty slots repeating the row's last one, (B, Q).

@@ -449,7 +449,8 @@ def model_facts(decoder: TextDecoder) -> dict[str, Any]:
     from dllm_decode.decoding.denoiser import Capabilities
 
     about = decoder.model.description
-    mark = Capabilities.of(decoder.model.denoiser).fingerprint
+    denoiser = decoder.decoder.denoiser  # with its guidance, where there is any
+    mark = Capabilities.of(denoiser).fingerprint
     facts: dict[str, Any] = {
         "description": str(about),
         "fingerprint": mark,
@@ -457,7 +458,7 @@ def model_facts(decoder: TextDecoder) -> dict[str, Any]:
         "device": about.device,
     }
     if mark is None:  # an exact world: its settings are all there is to it
-        facts["settings"] = repr(decoder.model.denoiser)
+        facts["settings"] = repr(denoiser)
     return facts
 
 
@@ -490,7 +491,7 @@ def job_name(strategy: str, overrides: Sequence[str]) -> str:
         if sign and path[0] in GROUPS and key != "strategy" and "strategy/" not in key:
             # "threshold 0.8" rather than "threshold threshold=0.8"
             words.append(value if path[-1] == strategy else f"{path[-1]}={value}")
-        elif key in ("task.n", "task.vote", "task.block_lengths"):
+        elif key in ("guidance", "task.n", "task.vote", "task.block_lengths"):
             words.append(text.lstrip("+").removeprefix("task."))
     return " ".join(words)
 
