@@ -15,6 +15,7 @@ class CanvasObserver(Observer):
 
     Attributes:
         view: What is drawn.
+        pause: Seconds to wait after each step, so that an eye can follow.
         seconds: Time spent here, so that timings of the decode can leave it out.
 
     Examples:
@@ -28,8 +29,9 @@ class CanvasObserver(Observer):
         'step   2 | abc'
     """
 
-    def __init__(self, view: CanvasView) -> None:
+    def __init__(self, view: CanvasView, pause: float = 0.0) -> None:
         self.view = view
+        self.pause = pause
         self.seconds = 0.0
 
     def step(self, change: Change, snapshot: Snapshot) -> None:
@@ -47,6 +49,8 @@ class CanvasObserver(Observer):
             span = range(snapshot.start, horizon[position])
             cells = [tokens[position][c] if decided[position][c] else None for c in span]
             self.view.update(row, steps[position], cells, sure.get(position))
+        if self.pause:
+            time.sleep(self.pause)
         self.seconds += time.perf_counter() - begin
 
 

@@ -120,7 +120,9 @@ class Generate(Task):
         display = context.display
         display.paragraph(first_line(decoder))
         jobs, request = self.prepare(context, decoder, asked)
-        self._warn_of_strangers(context, decoder, jobs)
+        note = note_for_strangers(decoder, [j.asked.title for j in jobs if j.grade is None])
+        if note:
+            display.say(note, "bold")
         racing = self.compare and not is_baseline(decoder)
         keep = context.trace.records(len(jobs)) or (racing and len(jobs) <= _MOST_RACING)
         own = context.strategy_name
@@ -228,29 +230,6 @@ class Generate(Task):
         )
         decoder.check(request, [job.asked.source for job in jobs])
         return request
-
-    def _warn_of_strangers(
-        self, context: Context, decoder: TextDecoder, jobs: Sequence[Job]
-    ) -> None:
-        """One line where the bundled model is asked what it has never learned."""
-        from dllm_decode.models.locate import BUNDLED
-
-        if not decoder.model.description.checkpoint.startswith(BUNDLED):
-            return
-        from dllm_decode.problems import FAMILIES
-        from dllm_decode.problems.recognise import family_of
-
-        known = [family for family in FAMILIES.values() if family.shown]
-        asked = [job.asked for job in jobs if job.grade is None]
-        strange = [a for a in asked if family_of(a.title, known) is None]
-        if strange:
-            which = "this prompt is" if len(jobs) == 1 else f"{len(strange)} of these prompts are"
-            context.display.say(
-                f"note: {which} outside what the small bundled model has learned, {len(known)} "
-                'kinds of short problems such as "Sort: 1 Eva 2 Ben 3 Cleo"; its answer means '
-                "nothing (model=llada_8b_instruct is one that answers)",
-                "bold",
-            )
 
     # Decoding.
 
@@ -391,6 +370,29 @@ def first_line(decoder: TextDecoder) -> str:
     words = f"{decoder.model.description}; {describe_strategy(loop.strategy)}"
     others = (loop.schedule, loop.cache, loop.sampler)
     return f"{words}; {', '.join(map(describe_part, others))}"
+
+
+def note_for_strangers(decoder: TextDecoder, prompts: Sequence[str]) -> str:
+    """One line where the bundled model is asked what it has never learned, else ""."""
+    from dllm_decode.models.locate import BUNDLED
+
+    if not decoder.model.description.checkpoint.startswith(BUNDLED):
+        return ""
+    from dllm_decode.problems import FAMILIES
+    from dllm_decode.problems.recognise import family_of
+
+    known = [family for family in FAMILIES.values() if family.shown]
+    strange = sum(family_of(prompt, known) is None for prompt in prompts)
+    if not strange:
+        return ""
+    which, whose = "this prompt is", "its answer means"
+    if len(prompts) > 1:
+        which, whose = f"{strange} of these prompts are", "answers to them mean"
+    return (
+        f"note: {which} outside what the small bundled model has learned, {len(known)} kinds of "
+        f'short problems such as "Sort: 1 Eva 2 Ben 3 Cleo"; {whose} nothing '
+        "(model=llada_8b_instruct is one that answers)"
+    )
 
 
 def with_candidates(decoder: TextDecoder, most: int) -> TextDecoder:
