@@ -149,6 +149,19 @@ class Task(ABC):
             DllmDecodeError: A fault, as one message.
         """
 
+    def conclude(self, context: Context) -> None:
+        """Show what the jobs of a sweep have in common; a task that does is silent in its jobs.
+
+        Args:
+            context: Of the last job that ran.
+        """
+        return
+
+    @property
+    def concludes(self) -> bool:
+        """Whether the task sums up a sweep itself."""
+        return type(self).conclude is not Task.conclude
+
 
 def build_task(cfg: DictConfig) -> Task:
     """The task of a configuration; raises `ConfigError` if it is not one."""

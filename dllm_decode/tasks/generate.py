@@ -140,6 +140,12 @@ class Generate(Task):
             return INTERRUPTED
         return int(any(any(run.result.errors) for run in runs.values()))
 
+    def conclude(self, context: Context) -> None:
+        """A line for every job of a sweep."""
+        from dllm_decode.tasks.sweep_table import table_of_jobs
+
+        context.display.show(table_of_jobs(context.folder.path.parent))
+
     # What to decode.
 
     def prepare(
