@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from dllm_decode import ConfigError
 from dllm_decode.cli import main
+from dllm_decode.tasks.chat import Chat
 
 
 def talk(folder: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -33,7 +35,21 @@ def turns(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "chat.jsonl").open()]
 
 
-def test_a_conversation_with_strategies_switched_in_the_middle(
+def test_the_strategy_can_be_switched_in_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["abcd", "/strategy threshold threshold=0.1", "/again", "/trace", "/quit", "never"]
+    assert talk(tmp_path, lines, monkeypatch) == 0
+    kept = turns(tmp_path)
+    assert [turn["strategy"] for turn in kept] == ["credit", "threshold"]
+    assert kept[0]["forwards"] > kept[1]["forwards"] == 1
+    told = capsys.readouterr().out
+    assert "confidence threshold (threshold 0.1)" in told and "1 pass, 4 tokens" in told
+    assert (tmp_path / "turn-2.html").is_file()
+
+
+@pytest.mark.slow
+def test_every_command_does_what_its_help_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [
@@ -62,6 +78,7 @@ def test_a_conversation_with_strategies_switched_in_the_middle(
     assert '"name": "threshold"' in (tmp_path / "turn-3.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_bundled_model_gets_each_question_alone_and_memory_can_be_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,15 +100,16 @@ def test_the_bundled_model_gets_each_question_alone_and_memory_can_be_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("settings", "message"),
     [
-        ("max_new_tokens=0", "max_new_tokens must be a whole number >= 1"),
-        ("seed=-1", "seed must be a whole number >= 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number >= 1"),
+        ({"seed": -1}, "seed must be a whole number >= 0"),
+        ({"seed": 2**62}, r"seed must be less than 2\*\*62"),
     ],
 )
-def test_settings_out_of_range_are_refused(tmp_path, monkeypatch, capsys, word, message) -> None:
-    assert talk(tmp_path / "out", [], monkeypatch, word) == 2
-    assert message in capsys.readouterr().err
+def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Chat(**settings)
 
 
 class Terminal:
