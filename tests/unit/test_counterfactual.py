@@ -65,7 +65,7 @@ def test_candidates_are_the_model_s_own_likeliest_tokens_of_open_columns(tmp_pat
 
 def test_recording_candidates_changes_nothing_else() -> None:
     bare = tuple(replace(step, fresh=(), candidates=()) for step in THRESHOLD.steps)
-    assert BARE == replace(THRESHOLD, steps=bare)
+    assert replace(THRESHOLD, steps=bare) == BARE
 
 
 @pytest.mark.parametrize(
