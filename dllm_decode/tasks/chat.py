@@ -197,13 +197,14 @@ class _Talk:
         from dllm_decode.decoding.observer import Interrupted
         from dllm_decode.tasks.generate import note_for_strangers, with_candidates
 
-        display, decoder = self.context.display, with_candidates(self.decoder, 8)
+        display, decoder = self.context.display, self.decoder
         note = note_for_strangers(decoder, [text])
         if note:
             display.say(note, "dim")
         view = CanvasView([text], decoder.piece)
         observer = CanvasObserver(view, _PAUSE / display.speed if display.mode == "live" else 0.0)
         request = self._request(decoder, text)
+        decoder = with_candidates(decoder, 8, request)
         begin = time.perf_counter()
         try:
             with display.canvas(view):

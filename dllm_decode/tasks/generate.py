@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 BASELINE = "sequential"
 _MOST_RACING = 64  # prompts; the steps of more are not kept for a race
+_MOST_OFFERS = 500_000  # open columns over all steps; of more no candidates are kept
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,11 @@ class Generate(Task):
     def run(self, context: Context) -> int:
         """Decode, show, compare, write; returns 0, 1 if a row failed, 130 after Ctrl-C."""
         asked = self._asked()
-        decoder = with_candidates(context.decoder, context.trace.candidates)
+        decoder = context.decoder
         display = context.display
         display.paragraph(first_line(decoder))
         jobs, request = self.prepare(context, decoder, asked)
+        decoder = with_candidates(decoder, context.trace.candidates, request)
         note = note_for_strangers(decoder, [j.asked.title for j in jobs if j.grade is None])
         if note:
             display.say(note, "bold")
@@ -401,9 +403,14 @@ def note_for_strangers(decoder: TextDecoder, prompts: Sequence[str]) -> str:
     )
 
 
-def with_candidates(decoder: TextDecoder, most: int) -> TextDecoder:
-    """The decoder with so many candidates per open column in its records."""
-    return replace(decoder, decoder=replace(decoder.decoder, candidates=most))
+def with_candidates(decoder: TextDecoder, most: int, request: Request) -> TextDecoder:
+    """The decoder with so many candidates per open column in its records.
+
+    None where the request is so large that they would fill hundreds of megabytes.
+    """
+    offers = sum(length**2 for length in request.lengths) // 2  # one pass per column at worst
+    kept = most if offers <= _MOST_OFFERS else 0
+    return replace(decoder, decoder=replace(decoder.decoder, candidates=kept))
 
 
 def is_baseline(decoder: TextDecoder) -> bool:
