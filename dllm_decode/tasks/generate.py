@@ -344,7 +344,7 @@ class Generate(Task):
         display = context.display
         first = next(iter(samples.values()))
         for row, (job, sample) in enumerate(zip(jobs, first, strict=True)):
-            if row in watched:
+            if row in watched and job.grade is not None:  # what people asked, they may want to copy
                 continue
             display.say(job.asked.title, "dim")
             mark = "" if job.grade is None else ("  ✓" if sample.correct else "  ✗ wrong")
