@@ -40,9 +40,9 @@ class CanvasObserver(Observer):
         tokens, decided = snapshot.tokens.tolist(), snapshot.decided.tolist()
         horizon, steps = snapshot.horizon.tolist(), change.step.tolist()
         sure: dict[int, dict[int, float]] = {}
-        places = change.commit.nonzero()
-        columns = change.index[change.commit].tolist()
-        values = change.confidence[change.commit].tolist()
+        places = change.written.nonzero()
+        columns = change.index[change.written].tolist()
+        values = change.confidence[change.written].tolist()
         for (position, _), column, value in zip(places.tolist(), columns, values, strict=True):
             sure.setdefault(position, {})[column] = value
         for position, row in enumerate(change.rows.tolist()):

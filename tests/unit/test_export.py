@@ -18,16 +18,19 @@ from dllm_decode.tasks.export import Export
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def record(step: int, commits, remasks=(), horizon=4) -> StepRecord:
-    made = tuple(Commit(0, column, token, sure, sure) for column, token, sure in commits)
-    return StepRecord((0,), (step,), (horizon,), (False,), 0, made, tuple((0, c) for c in remasks))
+def record(step: int, commits, edits=(), remasks=(), horizon=4) -> StepRecord:
+    made, over = (tuple(Commit(0, *one, one[2]) for one in some) for some in (commits, edits))
+    lost = tuple((0, column) for column in remasks)
+    flags = {"rows": (0,), "steps": (step,), "horizon": (horizon,), "forced": (False,)}
+    written = {"commits": made, "edits": over, "remasks": lost}
+    return StepRecord(**flags, forwards=(1,), probes=(0,), **written)
 
 
 TRACE = Trace(
     ("<who> & what",), ((5,),), (4,), ({},), 8, (9,), {1: " Ada", 2: " <b>"},
     (
         record(0, [(0, 1, 0.4), (1, 1, 0.6)]),
-        record(1, [(0, 2, 0.95)], remasks=[1]),
+        record(1, [], edits=[(0, 2, 0.95)], remasks=[1]),
         record(2, [(1, 2, 0.8), (2, 9, 1.0)], horizon=3),
     ),
     ("eot",),
