@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from dllm_decode.decoding.types import (
         Change,
+        ColumnMemory,
         Decision,
         Memory,
         Request,
@@ -81,6 +82,7 @@ _HOME = {
     "decoding.types": (
         "Snapshot",
         "Change",
+        "ColumnMemory",
         "Decision",
         "Memory",
         "Request",
@@ -94,6 +96,7 @@ __all__ = [
     "CapabilityError",
     "Change",
     "CheckpointError",
+    "ColumnMemory",
     "ConfigError",
     "Decision",
     "DecisionError",

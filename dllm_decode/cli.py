@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from dllm_decode.console.sweep_line import SweepLine
     from dllm_decode.tasks import Context, Task
 
-_FREE_TEXT = ("prompt", "prompts")
+_FREE_TEXT = ("prompt", "prompts", "against", "task.against")
 # Names of settings that hold paths and titles, which may hold anything that Hydra's grammar does
 # not take unquoted.
 _PATHS = ("checkpoint", "dir", "data", "output", "runs", "shots", "weights", "markdown", "preface",
@@ -330,13 +330,15 @@ class _Job:
 
     def _run(self, cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, state: Any) -> int:
         """One run: of the command line, or of a sweep."""
+        from dllm_decode.config.instantiate import build_node
         from dllm_decode.console.allocator import keep_freed_memory
         from dllm_decode.console.display import make_display
         from dllm_decode.tasks import Context, build_task
 
         keep_freed_memory()
         check(cfg, overrides)
-        display = make_display("none" if os.environ.get("RANK", "0") != "0" else cfg.display)
+        first = os.environ.get("RANK", "0") == "0"
+        display = build_node(cfg, "display") if first else make_display("none")
         with _warnings_as_words():
             task = build_task(cfg)
             choices = dict(HydraConfig.get().runtime.choices)

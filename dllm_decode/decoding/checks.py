@@ -33,8 +33,19 @@ def check_composition(
             f"{place_of('', strategy)}: progress must be EveryStep() or Budget(steps), got "
             f"{strategy.progress!r}"
         )
+    if schedule.sees_canvas:
+        _check_sight(named("schedule", schedule), cache)
     for key, part in strategy.parts():
         _check_part(place_of(key, part), part, denoiser, schedule, cache)
+
+
+def _check_sight(name: str, cache: CachePolicy) -> None:
+    if cache.logits != "canvas":
+        raise CapabilityError(
+            f"{name} reads predictions outside the current window, where cache "
+            f"({type(cache).__name__}) computes none; use cache=none or cache=prefix, or limit its "
+            "scope to the block"
+        )
 
 
 def _check_cache(denoiser: Denoiser, cache: CachePolicy) -> None:
@@ -69,11 +80,8 @@ def _check_part(
             f"{own or 'none'}; use that checkpoint, or train for this one "
             "(task=train_filter)"
         )
-    if part.sees_canvas and cache.logits != "canvas":
-        raise CapabilityError(
-            f"{name} reads predictions outside the current window, where cache ({kind}) "
-            "computes none; use cache=none or cache=prefix, or limit its scope to the block"
-        )
+    if part.sees_canvas:
+        _check_sight(name, cache)
     if part.needs_window and cache.logits == "part":
         raise CapabilityError(
             f"{name} reads the prediction at every column of the window, but cache ({kind}) "

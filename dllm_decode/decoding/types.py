@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction, check_tokens
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
+from dllm_decode.decoding.selection import first_column
 from dllm_decode.errors import ConfigError
+from dllm_decode.kernels.lazy import LazyFields
 from dllm_decode.kernels.noise import Noise
 
 
@@ -292,12 +294,52 @@ class Snapshot:
     @cached_property
     def live(self) -> Tensor:
         """Columns that still exist: behind the padding, before the horizon, (B, L) bool."""
-        return (self.columns >= self.first[:, None]) & (self.columns < self.horizon[:, None])
+        return (self.columns >= self.first[:, None]) & self._near
 
     @cached_property
     def undecided(self) -> Tensor:
         """Columns that still have to be decided, (B, L) bool."""
-        return self.editable & ~self.decided & (self.columns < self.horizon[:, None])
+        return (self.editable > self.decided) & self._near
+
+    @cached_property
+    def left(self) -> Tensor:
+        """How many columns each row still has to decide, (B,) int64."""
+        return self.undecided.sum(1)
+
+    @cached_property
+    def first_undecided(self) -> Tensor:
+        """The first column that each row still has to decide, L where none is left, (B,) int64."""
+        return first_column(self.undecided)
+
+    @cached_property
+    def behind_fixed(self) -> Tensor:
+        """Generated columns from the last one on that the request fixed, (B, L) bool."""
+        generated = self.columns >= self.start
+        fixed = generated & self.live & ~self.editable
+        last = torch.where(fixed, self.columns, -1).amax(1, keepdim=True)
+        return generated & (self.columns >= last)
+
+    @cached_property
+    def _near(self) -> Tensor:
+        """Columns before the horizon, (B, L) bool."""
+        return self.columns < self.horizon[:, None]
+
+    def written(self, tokens: Tensor, decided: Tensor) -> Snapshot:
+        """The snapshot after a write; horizons, and what follows from them alone, are the same."""
+        after = replace(self, tokens=tokens, decided=decided)
+        return self._hand_on(after, "columns", "behind_fixed", "live", "_near")
+
+    def _hand_on(self, after: Snapshot, *names: str) -> Snapshot:
+        """A later snapshot with what is already known and still holds."""
+        vars(after).update({name: vars(self)[name] for name in names if name in vars(self)})
+        return after
+
+    def narrowed(self, horizon: Tensor) -> Snapshot:
+        """The snapshot with horizons (B,) that are as near as before, or nearer."""
+        after = self._hand_on(replace(self, horizon=horizon), "columns", "behind_fixed")
+        near = after._near
+        vars(after).update(live=self.live & near, undecided=self.undecided & near)
+        return after
 
     @cached_property
     def never_generated(self) -> Tensor:
@@ -316,13 +358,14 @@ class Snapshot:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Ids on a device, uploaded once: an upload in every step would make the host wait."""
     return torch.tensor(ids, device=device, dtype=torch.long)
 
 
 @dataclass(frozen=True)
-class StepView:
+class StepView(LazyFields):
     """Everything a plugin may know about one step; read-only.
 
     A view has B rows and W slots. Each slot looks at one column of the canvas; where a row has
@@ -350,6 +393,7 @@ class StepView:
         prober: what `probe` calls; None in views made by hand.
         parameters: what rows set for themselves, full key to (B, 1); see `parameter`.
         part: place of the part that looks, e.g. "strategy.select".
+        banned: (M,) ids that the sampler was told never to propose; None in views made by hand.
 
     Examples:
         A rule that commits what is more likely than not:
@@ -375,6 +419,13 @@ class StepView:
     prober: Callable[[Tensor], Prediction] | None = field(default=None, repr=False)
     parameters: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     part: str = "strategy"
+    banned: Tensor | None = field(default=None, repr=False)
+    lazy: ClassVar[tuple[str, ...]] = ("tokens", "settled", "window_step", "steps_left")
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """The columns counted from the first generated one, -1 for an empty slot, (B, W) int64."""
+        return (self.index - self.snapshot.start).clamp_(min=-1)
 
     @cached_property
     def mask_ratio(self) -> Tensor:
@@ -424,11 +475,13 @@ class StepView:
 
     def for_part(self, place: str) -> StepView:
         """The step as the part at a place of this one's pipeline sees it, e.g. "filters.mine"."""
-        return replace(self, part=f"{self.part}.{place}")
+        twin: StepView = self.but(part=f"{self.part}.{place}")
+        return twin
 
     def with_prediction(self, pred: Prediction) -> StepView:
         """The same step with another prediction, as transforms produce it."""
-        return replace(self, pred=pred)
+        twin: StepView = self.but(pred=pred)
+        return twin
 
     def gather(self, plane: Tensor) -> Tensor:
         """Values of a canvas plane at the slots: (B, L, ...) to (B, W, ...)."""
@@ -445,6 +498,73 @@ def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
         extra = (1,) * (plane.dim() - 2)
         safe = safe.reshape(*safe.shape, *extra).expand(*index.shape, *plane.shape[2:])
     return plane.gather(1, safe)
+
+
+@dataclass
+class ColumnMemory(Memory):
+    """A memory of one value (or one tensor of values) per generated column.
+
+    A window moves, a column does not: what a plugin remembers of a column it writes with the slots
+    of one view and reads with those of another. Use it as a memory, or as a field of one.
+
+    Attributes:
+        values: (B, G + 1, ...) by column, counted from the first generated one; the last entry
+            takes what empty slots write.
+
+    Examples:
+        >>> from dllm_decode import Request
+        >>> from dllm_decode.decoding.canvas import Canvas
+        >>> snapshot = Canvas.of(Request(((1, 2),), 4), Vocab(size=9, mask_id=8)).snapshot()
+        >>> ColumnMemory.of(snapshot, -1).values
+        tensor([[-1, -1, -1, -1, -1]])
+    """
+
+    values: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        snapshot: Snapshot,
+        fill: float | bool,
+        *size: int,
+        dtype: torch.dtype | None = None,
+    ) -> ColumnMemory:
+        """One value everywhere.
+
+        Args:
+            snapshot: as `begin` is given it.
+            fill: what stands in every column that nothing has been written to; its kind (flag,
+                whole number, float32) is that of the memory.
+            size: shape of what belongs to one column, nothing for a number.
+            dtype: another type.
+        """
+        rows, width = snapshot.tokens.shape
+        kind = {bool: torch.bool, int: torch.long}.get(type(fill), torch.float32)
+        shape = (rows, width - snapshot.start + 1, *size)
+        return cls(torch.full(shape, fill, dtype=dtype or kind, device=snapshot.tokens.device))
+
+    def read(self, view: StepView) -> Tensor:
+        """The values at the slots of a step, (B, W, ...)."""
+        return gather_columns(self.values, self._places(view))
+
+    def write(self, view: StepView, values: Tensor, where: Tensor | None = None) -> None:
+        """Keep new values of the columns of a step.
+
+        Args:
+            view: the step.
+            values: (B, W, ...).
+            where: (B, W) bool, the slots to write; None for all of them.
+        """
+        places = self._places(view)
+        if where is not None:
+            places = torch.where(where, places, self.values.shape[1] - 1)
+        extra = (1,) * (values.dim() - 2)
+        places = places.reshape(*places.shape, *extra).expand(values.shape)
+        self.values = self.values.scatter(1, places, values.to(self.values.dtype))
+
+    def _places(self, view: StepView) -> Tensor:
+        spare = self.values.shape[1] - 1
+        return torch.where(view.index >= 0, view.index - view.snapshot.start, spare)
 
 
 @dataclass(frozen=True)
@@ -482,7 +602,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(LazyFields):
     """What one step did, and all that a trace keeps: replaying the changes gives the result.
 
     Attributes:
@@ -524,6 +644,7 @@ class Change:
     horizon: Tensor
     probes: int
     notes: Mapping[str, Tensor]
+    lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon")
 
     def take(self, rows: Tensor) -> Change:
         """The change restricted to some of its rows.

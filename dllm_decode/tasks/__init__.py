@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from dllm_decode.console.display import Display
     from dllm_decode.console.runfolder import RunFolder
     from dllm_decode.console.trace_files import TraceFormat
-    from dllm_decode.decoding.outcome import Result
-    from dllm_decode.decoding.types import Request
     from dllm_decode.models.loaded import LoadedModel
 
 
@@ -109,13 +107,6 @@ class Context:
 
         kind: TraceFormat = build_node(self.cfg, "trace")
         return kind
-
-    def write_trace(self, request: Request, result: Result, titles: Sequence[str]) -> None:
-        """Write the recorded steps of a result, in the format of the group `trace`."""
-        from dllm_decode.console.trace_files import trace_of
-
-        if self.trace.wanted:
-            self.trace.write(self.folder, trace_of(request, result, titles, self.model))
 
 
 def strategy_name(option: str, overrides: Sequence[str]) -> str:

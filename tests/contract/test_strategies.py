@@ -1,6 +1,7 @@
 """Every strategy, stop rule, transform and filter of the configuration keeps the contract."""
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -17,7 +18,8 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError
 from dllm_decode.models.acceptance import AcceptanceFilter
-from dllm_decode.testing import HashDenoiser, StrategyContract
+from dllm_decode.models.frequencies import counted
+from dllm_decode.testing import VOCAB, HashDenoiser, StrategyContract
 
 WIDTH = 4
 FOLDER = TemporaryDirectory()
@@ -42,7 +44,11 @@ THRESHOLDS = {
     "entropy_bound": ("bound", (2.0, 0.6, 0.1)),
     "factor": ("factor", (1.9, 1.0, 0.7)),
     "hierarchical": ("threshold", (0.6, 0.8, 0.9)),
+    "history_stable": ("threshold", (0.3, 0.6, 0.9)),
     "learn2pd": ("tau", (0.3, 0.5, 0.7)),
+    "local_leap": ("threshold", (0.3, 0.6, 0.9)),
+    "prefix_run": ("threshold", (0.3, 0.6, 0.9)),
+    "relaxing": ("threshold", (0.3, 0.6, 0.9)),
     "threshold": ("threshold", (0.3, 0.6, 0.9)),
 }
 # Settings that make small canvases interesting.
@@ -53,8 +59,14 @@ SETTINGS = {
     "dream_origin": {"steps": 5},
     "dream_topk_margin": {"steps": 5, "position_temperature": 0.5},
     "hierarchical": {"low_threshold": 0.55},
+    "history_stable": {"threshold": 0.6, "low_threshold": 0.55},
+    "klass": {"threshold": 0.3, "kl": 0.3, "history": 1},
+    "local_leap": {"threshold": 0.6, "relaxed": 0.4, "radius": 1},
     "low_confidence": {"steps_per_block": 2},
+    "prefix_run": {"threshold": 0.4},
     "random": {"steps_per_block": 2},
+    "relaxing": {"threshold": 0.6},
+    "slowfast": {"threshold": 0.5, "slow_steps": 2},
     "threshold": {"threshold": 0.6},
 }
 
@@ -71,6 +83,17 @@ def small_filter():
 
 
 @cache
+def small_table():
+    """Frequencies of the small vocabulary, because the bundled ones are those of a model."""
+    path = Path(FOLDER.name) / "frequencies.json"
+    path.write_text(json.dumps(counted([range(VOCAB.size), [1, 1, 4]], VOCAB.size)))
+    return built("strategy=uncode", f"strategy.select.frequencies={path}")
+
+
+MADE = {"learn2pd": small_filter, "uncode": small_table}
+
+
+@cache
 def built(*overrides):
     """The strategy of a command line, composed once; tests get copies of it."""
     return build_node(compose(overrides), "strategy")
@@ -78,7 +101,7 @@ def built(*overrides):
 
 def new(name, *, stop="never", **settings):
     """A new object of a strategy with another stop rule and other settings of its selection."""
-    strategy = small_filter() if name == "learn2pd" else built(f"strategy={name}")
+    strategy = MADE[name]() if name in MADE else built(f"strategy={name}")
     select = replace(strategy.select, **{**SETTINGS.get(name, {}), **settings})
     rule = built("strategy=threshold", f"strategy/stop={stop}").stop
     return copy.deepcopy(replace(strategy, select=select, stop=rule))
@@ -147,14 +170,16 @@ class TestTransformsAndFilters(StrategyContract):
             *(partial(with_part, "filters", name) for name in FILTERS),
             partial(with_part, "filters", "at_most", tokens=1),
             partial(with_part, "transforms", "ban_eot", "defer_eot"),
+            partial(with_part, "transforms", "copy_prior", span=1, ahead=2),
             credit,
             lambda: replace(new("entropy_bound", bound=1.0), transforms=credit().transforms),
         ])  # fmt: skip
 
     def with_weight_zero(self):
-        names = ("credit", "credit_dinfer")
+        off = {"credit": "alpha", "credit_dinfer": "alpha", "copy_prior": "alpha"}
+        off["left_repeat"] = "penalty"
         absent = new("threshold", stop="eot")
-        return [(with_part("transforms", name, alpha=0.0), absent) for name in names]
+        return [(with_part("transforms", name, **{key: 0.0}), absent) for name, key in off.items()]
 
 
 def test_stop_rules_that_need_a_filter_fit_only_strategies_that_have_one():
