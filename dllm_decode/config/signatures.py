@@ -58,6 +58,10 @@ class Described:
     Attributes:
         summary: Its first sentence.
         arguments: What each argument means: unit, range, default where it is not plain.
+
+    Examples:
+        >>> described("dllm_decode.strategies.fixed.TopK").arguments["tokens_per_step"][:12]
+        'k, 1 or more'
     """
 
     summary: str
