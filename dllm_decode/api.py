@@ -53,6 +53,15 @@ class Streamer(Protocol):
 
     `put` gets the prompt's ids, then ids that are final, from left to right; `put_draft`, where
     there is one, the whole canvas with masks after each step; `end` comes last.
+
+    Examples:
+        >>> import dllm_decode
+        >>> class Printer:
+        ...     def put(self, value): print(value.shape[0], end=" ")
+        ...     def end(self): print("end")
+        >>> decoder = dllm_decode.load("toy_copy", strategy="threshold")
+        >>> _ = decoder.generate("abc>", max_new_tokens=4, streamer=Printer())
+        4 4 end
     """
 
     def put(self, value: torch.Tensor) -> None:
@@ -237,6 +246,14 @@ class TextDecoder:
     Attributes:
         model: Denoiser, tokenizer and description.
         decoder: The loop and its parts.
+
+    Examples:
+        >>> import dllm_decode
+        >>> decoder = dllm_decode.load("toy_reverse", strategy="threshold")
+        >>> decoder.generate("abcdef>").texts
+        ('fedcba',)
+        >>> decoder.with_(strategy="sequential").generate("abcdef>").forwards
+        (8,)
     """
 
     model: LoadedModel

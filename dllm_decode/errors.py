@@ -7,39 +7,96 @@ from difflib import get_close_matches
 
 
 class DllmDecodeError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns.
+
+    Examples:
+        >>> issubclass(ConfigError, DllmDecodeError), DllmDecodeError("no").exit_code
+        (True, 1)
+    """
 
     exit_code = 1
 
 
 class ConfigError(DllmDecodeError, ValueError):
-    """A setting, option or request value that cannot work; names the key."""
+    """A setting, option or request value that cannot work; names the key.
+
+    Examples:
+        >>> import dllm_decode
+        >>> dllm_decode.load("toy_copy", strategy="credt")
+        Traceback (most recent call last):
+            ...
+        dllm_decode.errors.ConfigError: unknown option strategy=credt; did...
+    """
 
     exit_code = 2
 
 
 class CapabilityError(ConfigError):
-    """Two parts that are valid alone but cannot work together; names both config groups."""
+    """Two parts that are valid alone but cannot work together; names both config groups.
+
+    Examples:
+        >>> import dllm_decode
+        >>> dllm_decode.load("toy_copy", cache="dual")
+        Traceback (most recent call last):
+            ...
+        dllm_decode.errors.CapabilityError: cache (DualCache) needs keys and v...
+    """
 
 
 class CheckpointError(DllmDecodeError):
-    """A checkpoint, tokenizer or weight file that is missing, truncated or does not fit."""
+    """A checkpoint, tokenizer or weight file that is missing, truncated or does not fit.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from dllm_decode.models.acceptance import AcceptanceFilter
+        >>> AcceptanceFilter.load(Path("nowhere.safetensors"))
+        Traceback (most recent call last):
+            ...
+        dllm_decode.errors.CheckpointError: filter nowhere.safetensors was not...
+    """
 
 
 class PluginError(DllmDecodeError):
-    """A plugin returned or did something that it may not; names the plugin and its place."""
+    """A plugin returned or did something that it may not; names the plugin and its place.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> class Forgets(TopK):
+        ...     def decide(self, view, memory):
+        ...         return None
+        >>> Copy(n=3).answer(Forgets(1), "abc")
+        Traceback (most recent call last):
+            ...
+        dllm_decode.errors.DecisionError: strategy (Forgets): decide returne...
+    """
 
 
 class DecisionError(PluginError):
-    """A strategy asked for something illegal; names the plugin, row, column and step."""
+    """A strategy asked for something illegal; names the plugin, row, column and step.
+
+    Examples:
+        >>> issubclass(DecisionError, PluginError)
+        True
+    """
 
 
 class ModelOutputError(DllmDecodeError):
-    """The model returned logits that no rule can use (NaN, infinite, everything banned)."""
+    """The model returned logits that no rule can use (NaN, infinite, everything banned).
+
+    Examples:
+        >>> issubclass(ModelOutputError, DllmDecodeError)
+        True
+    """
 
 
 class DeviceError(DllmDecodeError):
-    """The device failed, and nothing more can be computed in this process; says what to do."""
+    """The device failed, and nothing more can be computed in this process; says what to do.
+
+    Examples:
+        >>> issubclass(DeviceError, DllmDecodeError)
+        True
+    """
 
 
 def require(condition: bool, message: str) -> None:

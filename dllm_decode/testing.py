@@ -40,11 +40,15 @@ from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
+from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Budget, Strategy
 from dllm_decode.decoding.types import (
     Change,
+    Decision,
+    Memory,
     Request,
     Snapshot,
+    StepView,
     Vocab,
 )
 from dllm_decode.errors import CapabilityError, PluginError
@@ -57,7 +61,12 @@ FAR = 1e6
 
 
 class ModelFailed(RuntimeError):
-    """What `HashDenoiser` raises when it was asked to fail."""
+    """What `HashDenoiser` raises when it was asked to fail.
+
+    Examples:
+        >>> issubclass(ModelFailed, RuntimeError)
+        True
+    """
 
 
 @dataclass
@@ -151,7 +160,13 @@ class Pass:
 
 @dataclass
 class HashStore:
-    """What a `StoringHashDenoiser` keeps of each column; stored (B, L) int64."""
+    """What a `StoringHashDenoiser` keeps of each column; stored (B, L) int64.
+
+    Examples:
+        >>> store = HashStore(capacity=2, columns=4)
+        >>> store.stored.shape
+        torch.Size([0, 4])
+    """
 
     capacity: int
     columns: int
@@ -181,6 +196,15 @@ class StoringHashDenoiser(HashDenoiser):
 
     Attributes:
         passes: what every pass with a store has computed and attended to.
+
+    Examples:
+        >>> from dllm_decode.decoding.cache import DualCache
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> model = StoringHashDenoiser()
+        >>> decoder = Decoder(model, TopK(1), cache=DualCache())
+        >>> _ = decoder.decode(Request(((3, 4),), max_new_tokens=3))
+        >>> [int(one.computed.sum()) for one in model.passes]
+        [5, 3, 3]
     """
 
     passes: list[Pass] = field(default_factory=list)
@@ -219,6 +243,32 @@ class StoringHashDenoiser(HashDenoiser):
         return (now * valid).sum(1)
 
 
+def columns_computed(cache: CachePolicy) -> list[int]:
+    """How many columns a policy recomputes in each pass of a small decode.
+
+    The decode has a prompt of 4 columns and an answer of 4 in blocks of 2, and commits one token
+    per step, the leftmost of the block first.
+
+    Args:
+        cache: The policy.
+
+    Examples:
+        >>> from dllm_decode.decoding.cache import DualCache
+        >>> columns_computed(DualCache())  # all on entering a block, then the block
+        [8, 2, 8, 2]
+    """
+
+    class Leftmost(Strategy):
+        def decide(self, view: StepView, memory: Memory | None) -> Decision:
+            columns = torch.arange(view.open.shape[1], 0, -1, dtype=torch.float64)
+            return Decision(best(columns.expand_as(view.open), view.open))
+
+    model = StoringHashDenoiser()
+    request = Request(((3, 4, 5, 6),), max_new_tokens=4)
+    Decoder(model, Leftmost(), schedule=Blocks(2), cache=cache).decode(request)
+    return [int(one.computed.sum()) for one in model.passes]
+
+
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "mixed": {},
     "ties": {"levels": 2},
@@ -243,7 +293,13 @@ CACHES: Mapping[str, CachePolicy] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A drawn decode: sizes and choices as plain numbers, so that a failing one can be read."""
+    """A drawn decode: sizes and choices as plain numbers, so that a failing one can be read.
+
+    Examples:
+        >>> case = Case(((3, 4),), (5,), ({},), 0, "hash", "whole", 1, choice=7, order=(0,))
+        >>> case.pick(["a", "b", "c"])
+        'b'
+    """
 
     prompts: tuple[tuple[int, ...], ...]
     lengths: tuple[int, ...]
@@ -295,7 +351,16 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 class Recorder(Observer):
-    """Keeps the canvas before and after every step, and the changes between."""
+    """Keeps the canvas before and after every step, and the changes between.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> recorder = Recorder()
+        >>> decoder = Decoder(HashDenoiser(), TopK(1), observers=(recorder,))
+        >>> _ = decoder.decode(Request(((3, 4),), max_new_tokens=3))
+        >>> len(recorder.changes)
+        3
+    """
 
     def __init__(self) -> None:
         self.request: Request | None = None

@@ -18,6 +18,9 @@ from dllm_decode.decoding.types import Memory, Request, Snapshot, StepView
 from dllm_decode.errors import require_choice, require_count, require_in_range
 from dllm_decode.kernels.reference import Slots
 
+# The precision of all credit.
+_EXACT = torch.zeros((), dtype=torch.float64)
+
 
 @dataclass
 class CreditMemory(Memory):
@@ -80,14 +83,13 @@ class _Credit(Transform):
         return done.prediction
 
     @abstractmethod
-    def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
-        """Alpha (B,), beta (B,) and gamma of this step."""
+    def strengths(self, view: StepView) -> tuple[Tensor | float, Tensor | float, float]:
+        """Alpha and beta, (B,) or one for all rows, and gamma of this step."""
 
 
 def _column(view: StepView, memory: CreditMemory) -> Tensor:
     """Index of each slot's entry in the memory, (B, W, K); absent slots point at the last one."""
-    spare = memory.ids.shape[1] - 1
-    columns = torch.where(view.index >= 0, view.index - view.snapshot.start, spare)
+    columns = view.offsets % memory.ids.shape[1]
     return columns[..., None].expand(*columns.shape, memory.ids.shape[2])
 
 
@@ -147,11 +149,13 @@ class TraceCredit(_Credit):
         off = not isinstance(alpha, Tensor) and alpha == 0.0
         return view.pred if off else super().adjust(view, memory)
 
-    def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
+    def strengths(self, view: StepView) -> tuple[Tensor | float, Tensor | float, float]:
         """The constants; alpha and beta are those of the row where it sets its own."""
-        one = torch.ones(view.open.shape[0], 1, dtype=torch.float64, device=view.open.device)
-        alpha, beta = (view.parameter(n, getattr(self, n), one) for n in ("alpha", "beta"))
-        return (alpha * one)[:, 0], (beta * one)[:, 0], self.gamma
+        return self._strength(view, "alpha"), self._strength(view, "beta"), self.gamma
+
+    def _strength(self, view: StepView, name: str) -> Tensor | float:
+        own = view.parameter(name, getattr(self, name), _EXACT)
+        return own[:, 0] if isinstance(own, Tensor) else own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,9 +61,7 @@ class _EotRule(StopRule):
 
     def _may_end(self, snapshot: Snapshot) -> Tensor:
         """Columns a row may be cut behind: generated, live, no fixed column behind, (B, L)."""
-        generated = (snapshot.columns >= snapshot.start) & snapshot.live
-        last_fixed = torch.where(generated & ~snapshot.editable, snapshot.columns, -1).amax(1)
-        return generated & (snapshot.columns >= last_fixed[:, None])
+        return snapshot.behind_fixed & snapshot.live
 
     def _behind(self, snapshot: Snapshot, column: Tensor) -> Tensor:
         """Horizon behind a column (B,); the present one where it lies beyond the canvas."""
@@ -104,9 +102,9 @@ class CommittedEot(_EotRule):
     def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         """One past the first end of text that counts, (B,)."""
         ends = snapshot.decided & self._is_end(snapshot.tokens, snapshot) & self._may_end(snapshot)
-        if self.whole_prefix:
-            ends = ends & (snapshot.columns < first_column(snapshot.undecided)[:, None])
-        return self._behind(snapshot, first_column(ends))
+        end = first_column(ends)
+        limit = snapshot.first_undecided if self.whole_prefix else snapshot.tokens.shape[1]
+        return torch.where(end < limit, end + 1, snapshot.horizon)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ class ConfidenceThreshold(Strategy):
     steps_per_block: int | None = None
     tie_slack: float | None = None
     request_parameters: ClassVar[tuple[str, ...]] = ("threshold",)
+    always_commits: ClassVar[bool] = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         require_in_range("threshold", self.threshold, 0.0, 1.0)

@@ -10,12 +10,14 @@ import os
 import random
 import sys
 
+import pytest
+
 # One thread per process, processes of the tests included, unless the user says otherwise: workers
 # share the cores already, and on small tensors threads cost more than they bring. Read once, when
 # torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from drawing import load_profiles
+from drawing import load_profiles, profile
 
 load_profiles(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
@@ -23,6 +25,22 @@ load_profiles(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # Importing and collecting make millions of objects that stay: to look through them again and again
 # for garbage took a good part of a run.
 gc.disable()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All but every n-th case of a test marked `one_in(n)` are slow, in a thorough run none."""
+    if profile() == "thorough":
+        return
+    seen: dict[str, int] = {}
+    for item in items:
+        mark = item.get_closest_marker("one_in")
+        if mark is None:
+            continue
+        function = item.nodeid.partition("[")[0]
+        place = seen[function] = seen.get(function, -1) + 1
+        if place % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

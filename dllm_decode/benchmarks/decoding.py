@@ -239,6 +239,12 @@ class Clock:
 
     Args:
         denoiser: On its device pending work is waited for before the time is read.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> clock = Clock(Copy(n=3))
+        >>> with clock.part("warming"):
+        ...     pass
     """
 
     def __init__(self, denoiser: Denoiser) -> None:

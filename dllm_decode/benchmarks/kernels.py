@@ -128,6 +128,11 @@ class Inputs:
         open: (N,) bool.
         hidden: (N, D).
         weight: (V, D), the output head.
+
+    Examples:
+        >>> case = KernelCase(rows=2, vocabulary=64, dtype=torch.float32, slots=2, width=16)
+        >>> Inputs.of(case, torch.device("cpu")).logits.shape
+        torch.Size([2, 64])
     """
 
     logits: Tensor

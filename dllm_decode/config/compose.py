@@ -49,6 +49,10 @@ class InstalledConfigurations(SearchPathPlugin):  # type: ignore[misc] # hydra i
 
     A distribution announces one by an entry point of the group `dllm_decode.conf` whose value is
     the package, e.g. `acme = "acme.conf"`. Nothing of it is imported.
+
+    Examples:
+        >>> issubclass(InstalledConfigurations, SearchPathPlugin)
+        True
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:

@@ -119,6 +119,10 @@ class Sweep:
         total: How many there are, those included that cannot be composed.
         results: What the jobs returned, in their order.
         refused: Overrides of each job that cannot be composed, with the reason.
+
+    Examples:
+        >>> Sweep(total=3, results=[0, 0], refused=[(["strategy=x"], ValueError("no such"))]).total
+        3
     """
 
     total: int
@@ -128,7 +132,13 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Application:
-    """One Hydra application, between composing and running."""
+    """One Hydra application, between composing and running.
+
+    Examples:
+        >>> cfg = application("dllm_decode.conf").compose("config", ["strategy=threshold"])
+        >>> cfg.strategy.select.threshold
+        0.9
+    """
 
     hydra: Any
 

@@ -63,6 +63,12 @@ class KnownNames:
         top: Names that may stand at the top of the configuration, groups included.
         options: Gives the options of a group, those of other packages included.
         keys: Gives the full keys of the configuration that overrides compose.
+
+    Examples:
+        >>> rules = ("credit", "threshold")
+        >>> known = KnownNames(("seed",), lambda group: rules, lambda overrides: ("seed",))
+        >>> list(known.options("strategy"))
+        ['credit', 'threshold']
     """
 
     top: Sequence[str]

@@ -51,6 +51,11 @@ class Display:
     Attributes:
         mode: `live`, `plain` or `none`.
         console: Of rich.
+
+    Examples:
+        >>> display = make_display("plain")
+        >>> display.say("two rows are done")
+        two rows are done
     """
 
     mode: str
@@ -155,6 +160,12 @@ class CanvasView:
     Args:
         titles: One per row.
         piece: The text of one token id.
+
+    Examples:
+        >>> view = CanvasView(["first"], piece=lambda token: "abc"[token])
+        >>> view.update(0, step=1, tokens=[2, None, 0])
+        >>> view.line(0)
+        'step   2 | c·a'
     """
 
     def __init__(self, titles: Sequence[str], piece: Callable[[int], str]) -> None:

@@ -14,7 +14,12 @@ INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + SIGINT, 128 + SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; a task does for it what it does for Ctrl-C."""
+    """SIGTERM; a task does for it what it does for Ctrl-C.
+
+    Examples:
+        >>> issubclass(Terminated, KeyboardInterrupt)
+        True
+    """
 
 
 @contextmanager

@@ -33,6 +33,10 @@ class Asked:
         chat_template_kwargs: What the chat template is given beside the messages.
         continue_final_message: Whether the last message of a chat is continued, None: if it is the
             assistant's.
+
+    Examples:
+        >>> Asked("Sort: Eve, Ada.", source="prompts.jsonl, line 1", max_new_tokens=16).title
+        'Sort: Eve, Ada.'
     """
 
     content: str | list[dict[str, Any]]

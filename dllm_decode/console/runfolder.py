@@ -32,6 +32,12 @@ class RunFolder:
 
     Attributes:
         path: The folder, made when the first file is written.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     RunFolder(Path(place)).write_json("results.json", {"forwards": 3}).name
+        'results.json'
     """
 
     path: Path

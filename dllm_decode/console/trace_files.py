@@ -20,6 +20,13 @@ class TraceFormat(ABC):
 
     Attributes:
         wanted: Whether a decode has to record its steps.
+
+    Examples:
+        >>> class Counted(TraceFormat):
+        ...     def write(self, folder, trace):
+        ...         folder.write_json("steps.json", len(trace.steps))
+        >>> Counted().wanted
+        True
     """
 
     wanted: ClassVar[bool] = True
@@ -39,7 +46,12 @@ class TraceFormat(ABC):
 
 @dataclass(frozen=True)
 class NoTrace(TraceFormat):
-    """Steps are not recorded."""
+    """Steps are not recorded.
+
+    Examples:
+        >>> NoTrace().wanted, JsonlTrace().wanted
+        (False, True)
+    """
 
     wanted: ClassVar[bool] = False
 
@@ -49,7 +61,12 @@ class NoTrace(TraceFormat):
 
 @dataclass(frozen=True)
 class JsonlTrace(TraceFormat):
-    """`trace.jsonl`, which `read_trace` reads back."""
+    """`trace.jsonl`, which `read_trace` reads back.
+
+    Examples:
+        >>> JsonlTrace().wanted
+        True
+    """
 
     def write(self, folder: RunFolder, trace: Trace) -> None:
         """Write `trace.jsonl`."""
@@ -58,7 +75,12 @@ class JsonlTrace(TraceFormat):
 
 @dataclass(frozen=True)
 class HtmlTrace(JsonlTrace):
-    """`trace.jsonl`, and `trace.html`, a page that plays it in any browser without a network."""
+    """`trace.jsonl`, and `trace.html`, a page that plays it in any browser without a network.
+
+    Examples:
+        >>> isinstance(HtmlTrace(), JsonlTrace)
+        True
+    """
 
     def write(self, folder: RunFolder, trace: Trace) -> None:
         """Write `trace.jsonl` and `trace.html`."""

@@ -16,6 +16,16 @@ class CanvasObserver(Observer):
     Attributes:
         view: What is drawn.
         seconds: Time spent here, so that timings of the decode can leave it out.
+
+    Examples:
+        >>> from dllm_decode.console.display import CanvasView
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Copy(n=3)
+        >>> view = CanvasView(["abc"], piece=lambda token: world.tokenizer.decode([token]))
+        >>> _ = world.answer(TopK(2), "abc", observers=(CanvasObserver(view),))
+        >>> view.line(0)
+        'step   2 | abc'
     """
 
     def __init__(self, view: CanvasView) -> None:
@@ -40,6 +50,14 @@ class ProgressObserver(Observer):
     Args:
         columns: Of all rows together.
         report: Takes the number that is done so far.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> done = []
+        >>> _ = Copy(n=3).answer(TopK(2), "abc", observers=(ProgressObserver(4, done.append),))
+        >>> done
+        [2, 4]
     """
 
     def __init__(self, columns: int, report: Callable[[float], None]) -> None:

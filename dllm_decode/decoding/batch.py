@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +18,15 @@ from dllm_decode.decoding.parameters import columns_of_parameters
 from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
 from dllm_decode.decoding.strategy import Budget
-from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, StepView, gather_columns
+from dllm_decode.decoding.types import (
+    Change,
+    Memory,
+    Request,
+    Snapshot,
+    gather_columns,
+)
 from dllm_decode.errors import PluginError
+from dllm_decode.kernels.lazy import Later
 from dllm_decode.kernels.noise import Noise
 
 
@@ -30,42 +37,53 @@ class Counters(Memory):
     Attributes:
         seeds: (B,) seeds of the rows' random numbers.
         step: (B,) steps the row has done.
-        forwards: (B,) passes it took part in, probes included.
+        probes: (B,) further passes it took part in.
+        joined: (B,) steps that the batch had done when it joined.
         window_key: (B,) key of the window it is in.
-        window_step: (B,) steps done in this window.
-        window_open: (B,) open slots when it was entered.
-        surplus: (B,) passes after it was done.
+        window_entered: (B,) its step when it was entered.
+        window_open: (B,) open slots then.
         over_budget: (B,) bool, closing commits were forced.
         parameters: what rows set for themselves, each (B, 1).
+
+    Examples:
+        >>> import torch
+        >>> counters = Counters.of(torch.tensor([3, 4]), {})
+        >>> counters.step.tolist()
+        [0, 0]
     """
 
     seeds: Tensor
     step: Tensor
-    forwards: Tensor
+    probes: Tensor
+    joined: Tensor
     window_key: Tensor
-    window_step: Tensor
+    window_entered: Tensor
     window_open: Tensor
-    surplus: Tensor
     over_budget: Tensor
     parameters: Mapping[str, Tensor]
 
     @staticmethod
-    def of(seeds: Tensor, parameters: Mapping[str, Tensor]) -> Counters:
+    def of(seeds: Tensor, parameters: Mapping[str, Tensor], steps: int = 0) -> Counters:
         """The counters of rows that have not done a step.
 
         Args:
             seeds: (B,) seeds of the rows' random numbers.
             parameters: what rows set for themselves, each (B, 1).
+            steps: how many the batch has done.
         """
-        zero = torch.zeros_like(seeds)
-        return Counters(seeds, zero, zero, zero - 1, zero, zero, zero, zero.bool(), parameters)
+        zero, joined = torch.zeros_like(seeds), torch.full_like(seeds, steps)
+        return Counters(seeds, zero, zero, joined, zero - 1, zero, zero, zero.bool(), parameters)
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
-        """Note the window each row is in; returns the rows that have just entered it."""
+        """Note the window each row is in, and how many slots are open in it, (B,).
+
+        Returns:
+            The rows that have just entered it, (B,) bool.
+        """
         fresh = key != self.window_key
         self.window_key = key
-        self.window_step = torch.where(fresh, 0, self.window_step)
-        self.window_open = torch.where(fresh, opened.sum(1), self.window_open)
+        self.window_entered = torch.where(fresh, self.step, self.window_entered)
+        self.window_open = torch.where(fresh, opened, self.window_open)
         return fresh
 
 
@@ -80,6 +98,7 @@ class NextStep(Memory):
         masked: (B, W) the undecided ones.
         active: (B, W) those in the row's window.
         open: (B, W) both: those that may be committed.
+        opened: (B,) how many these are.
         fresh: (B,) the row has just entered this window.
         refresh: (B, L) columns to recompute, None without a store.
         valid: (B, L) columns that may be attended to, None without a store.
@@ -89,6 +108,7 @@ class NextStep(Memory):
     masked: Tensor
     active: Tensor
     open: Tensor
+    opened: Tensor
     fresh: Tensor
     refresh: Tensor | None
     valid: Tensor | None
@@ -120,6 +140,16 @@ class Batch:
         snapshot: the canvas as plugins see it.
         noise: the random numbers of the step.
         trace: every change, where recording was asked for.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder, Run
+        >>> from dllm_decode.decoding.types import Request
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> run = Run(Decoder(Copy(n=3), TopK(2)), Request(((0, 1, 2, 63),), max_new_tokens=4))
+        >>> run.admit([0])
+        >>> run.batch.span, run.batch.tokens.shape
+        (slice(0, 8, None), torch.Size([1, 8]))
     """
 
     canvas: Canvas
@@ -147,7 +177,8 @@ class Batch:
         self.trace: list[Change] = []
         self._sources = Capabilities.of(parts.denoiser).sources
         self._sees_canvas = any(part.sees_canvas for _, part in parts.strategy.parts())
-        self._probes = 0
+        self._steps = 0  # passes over the batch, probes aside
+        self._probes = 0  # further ones in this step
         self._unseen = 0  # steps since the host last measured the batch
         self._first = 0  # the first column of the longest prompt in the batch
         self._reach = 0  # columns up to the furthest horizon
@@ -164,6 +195,7 @@ class Batch:
         counters = Counters.of(
             torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
             columns_of_parameters(parts.strategy, self.request, rows, self.device),
+            self._steps,
         )
         memory = calls.begin(parts.strategy, "strategy", request, snapshot)
         cache_memory = parts.cache.begin(request, snapshot)
@@ -217,8 +249,8 @@ class Batch:
 
     def plan(self) -> Plan:
         """What the next pass recomputes; its window and its random numbers are in the batch."""
-        index = self.next.index
-        self.noise = Noise(self.counters.seeds, self.counters.step, index - self.snapshot.start)
+        offsets = (self.next.index - self.snapshot.start).clamp_(min=-1)
+        self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
         # horizons may have moved since the host last saw them
         complete = self._complete and not self._unseen
         if self.next.refresh is None:
@@ -242,21 +274,28 @@ class Batch:
         """Window and plan of the next step, made before the sync so that it can tell their size."""
         window = self._window(snapshot)
         index, active = self._seen(snapshot, window)
-        masked = gather_columns(snapshot.undecided, index) & (index >= 0)
-        opened = masked & active
-        fresh = counters.enter(window.key, opened)
+        masked = gather_columns(snapshot.undecided, index)
+        if self._sees_canvas:
+            masked = masked & (index >= 0)
+            opened = masked & active
+        else:  # every slot that is not empty is in the window
+            opened = masked = masked & active
+        count = opened.sum(1)
+        fresh = counters.enter(window.key, count)
         refresh = self._refresh(snapshot, index, fresh, cache_memory)
         if refresh is None:
-            return NextStep(index, masked, active, opened, fresh, None, None)
+            return NextStep(index, masked, active, opened, count, fresh, None, None)
         columns = refresh.columns
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
         index, masked = torch.where(computed, index, -1), masked & computed
         opened = opened & computed
+        count = opened.sum(1)
         if self._sources is not None:
             sources = self._sources(index, snapshot.live)
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
-        return NextStep(index, masked, active, opened, fresh, columns, refresh.valid | columns)
+        valid = refresh.valid | columns
+        return NextStep(index, masked, active, opened, count, fresh, columns, valid)
 
     def _window(self, snapshot: Snapshot) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
@@ -268,8 +307,8 @@ class Batch:
         rows, device = snapshot.rows.numel(), snapshot.rows.device
         check_plane(f"{who} as index", window.index, (rows, "W"), (torch.long,), device)
         check_plane(f"{who} as key", window.key, (rows,), (torch.long,), device)
-        inside = window.index < snapshot.tokens.shape[1]
-        return Window(torch.where(inside, window.index, -1), window.key)
+        beyond = window.index >= snapshot.tokens.shape[1]
+        return Window(window.index.masked_fill(beyond, -1), window.key)
 
     def _refresh(
         self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Memory | None
@@ -305,27 +344,28 @@ class Batch:
         if isinstance(self.cache_memory, StoreMemory) and self.next.refresh is not None:
             self.cache_memory.distrust(self.next.refresh)
 
-    def note(self, change: Change, view: StepView) -> None:
+    def note(self, change: Change) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
-        change = replace(change, horizon=snapshot.horizon - snapshot.start, probes=self._probes)
-        self._probes = 0
+        horizon = Later(lambda: snapshot.horizon - snapshot.start)
+        change = change.but(horizon=horizon, probes=self._probes)
         self._unseen += 1
-        self._count(change, view.open.any(1))
+        self._count(change)
         self.parts.cache.note(change, self.cache_memory)
         if self.parts.record:
-            self.trace.append(change)
+            self.trace.append(change.known())
         for observer in self.parts.observers:
             with blamed(observer):
-                observer.step(change, snapshot)
+                observer.step(change.known(), snapshot)
         self.next = self._look_ahead(snapshot, self.counters, self.cache_memory)
 
-    def _count(self, change: Change, took_part: Tensor) -> None:
-        counters = self.counters
-        counters.forwards = counters.forwards + took_part * (1 + change.probes)
-        counters.surplus = counters.surplus + ~took_part
+    def _count(self, change: Change) -> None:
+        counters, took_part = self.counters, self.next.opened > 0
         counters.step = counters.step + took_part
-        counters.window_step = counters.window_step + took_part
+        self._steps += 1
+        if change.probes:
+            counters.probes = counters.probes + took_part * change.probes
+        self._probes = 0
         if isinstance(self.parts.strategy.progress, Budget):
             counters.over_budget = counters.over_budget | change.forced
 
@@ -335,8 +375,8 @@ class Batch:
         """What every sync fetches of each row, (B,): columns left, horizon, size of a pass."""
         upcoming, snapshot = self.next, self.snapshot
         facts = {
-            "undecided": snapshot.undecided.sum(1),
-            "open": upcoming.open.sum(1),
+            "undecided": snapshot.left,
+            "open": upcoming.opened,
             "horizon": snapshot.horizon,
         }
         if upcoming.refresh is not None and upcoming.valid is not None:
@@ -388,8 +428,8 @@ class Batch:
             "confidence_of": canvas.confidence_of[:, columns],
             "undecided": (canvas.editable & ~canvas.decided)[:, columns],
             "length": canvas.horizon - canvas.start,
-            "forwards": counters.forwards,
-            "surplus": counters.surplus,
+            "forwards": counters.step + counters.probes,
+            "surplus": self._steps - counters.joined - counters.step,
             "over_budget": counters.over_budget,
         }
         return {name: plane[at] for name, plane in planes.items()}

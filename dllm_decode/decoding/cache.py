@@ -23,7 +23,12 @@ from dllm_decode.errors import PluginError, require_count, require_in_range
 
 @runtime_checkable
 class Store(Protocol):
-    """Keys and values of every canvas column, allocated by `Denoiser.allocate`."""
+    """Keys and values of every canvas column, allocated by `Denoiser.allocate`.
+
+    Examples:
+        >>> from dllm_decode.testing import StoringHashDenoiser
+        >>> store: Store = StoringHashDenoiser().allocate(rows=2, columns=16)
+    """
 
     def take(self, rows: Sequence[int]) -> None:
         """Keep the given rows, in that order."""
@@ -44,6 +49,13 @@ class Plan:
         store: the model's key/value store, which the pass reads and writes.
         complete: whether every column of every row is live and valid, so that the pass needs no
             attention mask; None where that is not known without a sync.
+
+    Examples:
+        >>> import torch
+        >>> Plan(torch.tensor([[0, 4, 5]]), torch.tensor([[True, True, False]])).places()
+        tensor([[0, 4, 5]])
+        >>> Plan().columns is None  # everything
+        True
     """
 
     columns: Tensor | None = None
@@ -69,6 +81,11 @@ class Refresh:
     Attributes:
         columns: (B, L) bool, the columns to recompute.
         valid: (B, L) bool, the columns that may be attended to, recomputed ones included.
+
+    Examples:
+        >>> import torch
+        >>> Refresh(torch.tensor([[4, 5]]), torch.tensor([[True, False]])).valid
+        tensor([[ True, False]])
     """
 
     columns: Tensor
@@ -126,6 +143,15 @@ class StoreMemory(Memory):
         passes: (B,) passes since the row entered its window.
         certainty: (B, L) float32, the confidence last seen at the column, in [0, 1].
         start: first generated column.
+
+    Examples:
+        >>> import torch
+        >>> from dllm_decode.decoding.canvas import Canvas
+        >>> from dllm_decode.decoding.types import Request, Vocab
+        >>> request = Request(((7, 8),), max_new_tokens=3)
+        >>> memory = StoreMemory.of(Canvas.of(request, Vocab(mask_id=9, size=10)).snapshot())
+        >>> memory.valid
+        tensor([[False, False, False, False, False]])
     """
 
     valid: Tensor
@@ -160,6 +186,16 @@ class Step:
         window: (B, L) bool, columns of the row's window.
         fresh: (B,) bool, the row has just entered it.
         memory: what is stored.
+
+    Examples:
+        >>> import torch
+        >>> from dllm_decode.decoding.canvas import Canvas
+        >>> from dllm_decode.decoding.types import Request, Vocab
+        >>> canvas = Canvas.of(Request(((7, 8),), max_new_tokens=3), Vocab(mask_id=9, size=10))
+        >>> board = canvas.snapshot()
+        >>> step = Step(board, board.undecided, torch.tensor([True]), StoreMemory.of(board))
+        >>> int(DualCache().recompute(step).sum())  # all five columns on entering a window
+        5
     """
 
     snapshot: Snapshot
@@ -184,6 +220,20 @@ class CachePolicy:
         attention: `any` or `block_causal`.
         logits: where a step has fresh logits: `canvas` (every undecided column), `window`, or
             `part` (some of the window).
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.testing import StoringHashDenoiser
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.decoding.types import Request
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> @dataclass(frozen=True)
+        ... class WindowOnly(CachePolicy):
+        ...     def recompute(self, step: Step) -> Tensor:
+        ...         return step.window | step.fresh[:, None] & step.snapshot.live
+        >>> decoder = Decoder(StoringHashDenoiser(), TopK(1), cache=WindowOnly())
+        >>> decoder.decode(Request(((3, 4, 5),), max_new_tokens=4)).forwards
+        (4,)
     """
 
     exact: ClassVar[bool] = False
@@ -248,7 +298,14 @@ class CachePolicy:
 
 @dataclass(frozen=True)
 class NoCache(CachePolicy):
-    """Recompute every live column in every step; exact for every model."""
+    """Recompute every live column in every step; exact for every model.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=3).answer(TopK(2), "abc", cache=NoCache())
+        ('abc', 2)
+    """
 
     exact: ClassVar[bool] = True
     stores: ClassVar[bool] = False
@@ -274,6 +331,11 @@ class PrefixCache(CachePolicy):
 
     Source: Fast-dLLM, arXiv 2505.22618, section 3.2. Unlike its released loop, no further pass is
     run when the pass on entering a block already decides all of it.
+
+    Examples:
+        >>> from dllm_decode.testing import columns_computed
+        >>> columns_computed(PrefixCache())  # prompt of 4, two blocks of 2, one token per step
+        [8, 4, 8, 2]
     """
 
     logits: ClassVar[str] = "canvas"
@@ -289,6 +351,11 @@ class DualCache(CachePolicy):
     """Keep what lies before and behind the block: all columns on entering it, then the block.
 
     Source: Fast-dLLM, arXiv 2505.22618, section 3.2 (DualCache); same deviation as `PrefixCache`.
+
+    Examples:
+        >>> from dllm_decode.testing import columns_computed
+        >>> columns_computed(DualCache())
+        [8, 2, 8, 2]
     """
 
     def recompute(self, step: Step) -> Tensor:
@@ -304,6 +371,11 @@ class VicinityCache(CachePolicy):
         before: columns recomputed in front of the block, 0 or more.
         after: columns recomputed behind it, 0 or more.
         warmup: full passes on entering a block, 1 or more.
+
+    Examples:
+        >>> from dllm_decode.testing import columns_computed
+        >>> columns_computed(VicinityCache(before=1, after=1, warmup=1))
+        [8, 4, 8, 3]
     """
 
     before: int = 16
@@ -331,6 +403,11 @@ class PeriodicCache(CachePolicy):
 
     Args:
         every: steps between full passes, 1 or more; 1 recomputes everything always.
+
+    Examples:
+        >>> from dllm_decode.testing import columns_computed
+        >>> columns_computed(PeriodicCache(every=1))
+        [8, 8, 8, 8]
     """
 
     every: int = 8
@@ -355,6 +432,11 @@ class DelayedCache(CachePolicy):
 
     Args:
         every: steps between full passes, 1 or more.
+
+    Examples:
+        >>> from dllm_decode.testing import columns_computed
+        >>> columns_computed(DelayedCache(every=3))
+        [8, 4, 3, 8]
     """
 
     every: int = 8
@@ -385,6 +467,11 @@ class CertaintyCache(CachePolicy):
         top: columns recomputed in a step, 1 or more.
         sigma: how far a decided column lends certainty, in columns, above 0.
         every: steps between full passes, 1 or more.
+
+    Examples:
+        >>> from dllm_decode.testing import columns_computed
+        >>> columns_computed(CertaintyCache(top=1, every=3))
+        [8, 2, 2, 8]
     """
 
     top: int = 32
@@ -423,6 +510,10 @@ class BlockExact(CachePolicy):
 
     Args:
         length: columns per block, 1 or more; must be the model's block length.
+
+    Examples:
+        >>> BlockExact(length=4).exact, BlockExact(length=4).attention
+        (True, 'block_causal')
     """
 
     length: int = 32

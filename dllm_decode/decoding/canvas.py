@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, Vocab
 
@@ -19,33 +20,34 @@ class Canvas(Memory):
 
     Attributes:
         rows: (B,) which row of the request each one is.
-        tokens: (B, L) ids, the mask id in undecided columns.
+        planes: what is written per column, by name; see the properties of the same names. Each is
+            (B, L + 1): what belongs nowhere is written to the column behind the canvas.
         editable: (B, L) bool, columns that a strategy may decide.
-        decided: (B, L) bool, columns that hold their token.
         first: (B,) first column of the row's prompt, behind the padding.
         start: first generated column, the same for all rows.
         end: (B,) one past the row's last column as requested.
         horizon: (B,) one past the last column still worth decoding.
         vocab: special token ids.
-        step_of: (B, L) step at which a column was committed, -1 before.
-        confidence_of: (B, L) with what confidence, NaN before.
         kept: (B,) one past the last column that the request fixed, in front of which no row is
             cut; None where no row of the request has such a column.
+
+    Examples:
+        >>> from dllm_decode.decoding.types import Request, Vocab
+        >>> canvas = Canvas.of(Request(((7, 8),), max_new_tokens=3), Vocab(mask_id=9, size=10))
+        >>> canvas.tokens, canvas.decided
+        (tensor([[7, 8, 9, 9, 9]]), tensor([[ True,  True, False, False, False]]))
     """
 
     rows: Tensor
-
-    tokens: Tensor
+    planes: dict[str, Tensor]
     editable: Tensor
-    decided: Tensor
     first: Tensor
     start: int
     end: Tensor
     horizon: Tensor
-    step_of: Tensor
-    confidence_of: Tensor
     kept: Tensor | None
     vocab: Vocab
+    _seen: Snapshot | None = None
 
     @staticmethod
     def of(
@@ -79,34 +81,73 @@ class Canvas(Memory):
                 tokens[row, start + offset] = token
                 editable[row, start + offset] = False
         end = start + torch.tensor(request.lengths)
+        editable = editable.to(device)
+        planes = {
+            "tokens": tokens.to(device),
+            "decided": ~editable,
+            "step_of": torch.full(tokens.shape, -1, device=device),
+            "confidence_of": torch.full(tokens.shape, float("nan"), device=device),
+        }
         return Canvas(
             rows=torch.tensor(list(rows), device=device),
-            tokens=tokens.to(device),
-            editable=editable.to(device),
-            decided=~editable.to(device),
+            planes={name: functional.pad(plane, (0, 1)) for name, plane in planes.items()},
+            editable=editable,
             first=(start - torch.tensor([len(p) for p in request.prompts])).to(device),
             start=start,
             end=end.to(device),
             horizon=end.clone().to(device),
-            step_of=torch.full(tokens.shape, -1, device=device),
-            confidence_of=torch.full(tokens.shape, float("nan"), device=device),
             kept=start + 1 + torch.tensor(request.last_fixed, device=device) if infills else None,
             vocab=vocab,
         )
 
+    @property
+    def tokens(self) -> Tensor:
+        """Ids, the mask id in undecided columns, (B, L)."""
+        return self._plane("tokens")
+
+    @property
+    def decided(self) -> Tensor:
+        """Columns that hold their token, (B, L) bool."""
+        return self._plane("decided")
+
+    @property
+    def step_of(self) -> Tensor:
+        """Step at which a column was committed, -1 before, (B, L)."""
+        return self._plane("step_of")
+
+    @property
+    def confidence_of(self) -> Tensor:
+        """With what confidence, NaN before, (B, L)."""
+        return self._plane("confidence_of")
+
+    def _plane(self, name: str) -> Tensor:
+        return self.planes[name][:, :-1]
+
     def snapshot(self) -> Snapshot:
         """What plugins and observers may see; the planes are replaced, never written to."""
-        return Snapshot(
-            tokens=self.tokens,
-            editable=self.editable,
-            decided=self.decided,
-            first=self.first,
-            start=self.start,
-            end=self.end,
-            horizon=self.horizon,
-            vocab=self.vocab,
-            rows=self.rows,
-        )
+        if self._seen is None:
+            self._seen = Snapshot(
+                tokens=self.tokens,
+                editable=self.editable,
+                decided=self.decided,
+                first=self.first,
+                start=self.start,
+                end=self.end,
+                horizon=self.horizon,
+                vocab=self.vocab,
+                rows=self.rows,
+            )
+        return self._seen
+
+    def take(self, rows: Tensor) -> None:
+        """Keep the given rows (B',) int64, in that order."""
+        super().take(rows)
+        self._seen = None
+
+    def join(self, other: Memory) -> None:
+        """Append the rows of another canvas of the same request."""
+        super().join(other)
+        self._seen = None
 
     def apply(self, change: Change, *, revocable: bool = True) -> None:
         """Write one legal change; `change.index` counts from the first generated column.
@@ -115,29 +156,27 @@ class Canvas(Memory):
             change: of the rows of this canvas.
             revocable: False skips the re-masks of strategies that have none.
         """
+        before, columns = self.snapshot(), change.index + self.start
         if revocable:
-            hit = self._columns(change, change.remask)[1]
-            self.tokens = self.tokens.masked_fill(hit, self.vocab.mask_id)
-            self.decided = self.decided & ~hit
-            self.step_of = self.step_of.masked_fill(hit, -1)
-            self.confidence_of = self.confidence_of.masked_fill(hit, float("nan"))
-        columns, hit = self._columns(change, change.commit)
-        self.tokens = torch.where(hit, self._spread(columns, change.tokens), self.tokens)
-        self.decided = self.decided | hit
-        self.step_of = torch.where(hit, change.step[:, None], self.step_of)
-        confidence = self._spread(columns, change.confidence.float())
-        self.confidence_of = torch.where(hit, confidence, self.confidence_of)
+            opened = torch.where(change.remask, columns, self.editable.shape[1])
+            self._write(opened, self.vocab.mask_id, False, -1, float("nan"))
+        decided = torch.where(change.commit, columns, self.editable.shape[1])
+        step = change.step[:, None].expand_as(decided)
+        self._write(decided, change.tokens, True, step, change.confidence.float())
+        self._seen = before.written(self.tokens, self.decided)
 
-    def _columns(self, change: Change, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Canvas columns of slots (others: one past the canvas), and the plane they cover."""
-        width = self.tokens.shape[1]
-        columns = torch.where(slots, change.index + self.start, width)
-        return columns, self._spread(columns, slots)
-
-    def _spread(self, columns: Tensor, values: Tensor) -> Tensor:
-        """Values (B, W) on a plane (B, L) of zeros; column L takes what belongs nowhere."""
-        rows, width = self.tokens.shape
-        return values.new_zeros(rows, width + 1).scatter_(1, columns, values)[:, :width]
+    def _write(
+        self,
+        columns: Tensor,
+        tokens: Tensor | int,
+        decided: bool,
+        step: Tensor | int,
+        confidence: Tensor | float,
+    ) -> None:
+        """New planes with values (B, W), or one for all, written at columns (B, W)."""
+        values = (tokens, decided, step, confidence)
+        for name, value in zip(self.planes, values, strict=True):
+            self.planes[name] = self.planes[name].scatter(1, columns, value)
 
     def narrow(self, horizon: Tensor) -> None:
         """Shrink the horizons.
@@ -148,7 +187,9 @@ class Canvas(Memory):
         Args:
             horizon: (B,) canvas columns.
         """
+        if horizon is self.horizon:
+            return
         nearer = torch.minimum(self.horizon, horizon).clamp(min=self.start)
         if self.kept is not None:
             nearer = torch.where(nearer < self.kept, self.horizon, nearer)
-        self.horizon = nearer
+        self._seen, self.horizon = self.snapshot().narrowed(nearer), nearer

@@ -36,6 +36,12 @@ class Composition:
 
     Raises:
         CapabilityError: where the parts cannot work together.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Composition(Copy(n=3), TopK(2)).schedule
+        Blocks(length=32, origin='auto')
     """
 
     denoiser: Denoiser

@@ -27,6 +27,12 @@ class Denoiser(Protocol):
         vocab: special token ids.
         device: where tokens must be.
         max_length: longest canvas including the prompt [tokens], or None for no limit.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> world: Denoiser = Copy(n=3)  # any object with these members is one
+        >>> world.vocab.mask_id, world.device
+        (65, device(type='cpu'))
     """
 
     @property
@@ -59,7 +65,14 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class StoringDenoiser(Denoiser, Protocol):
-    """A denoiser that can keep keys and values, as every cache policy but `none` needs."""
+    """A denoiser that can keep keys and values, as every cache policy but `none` needs.
+
+    Examples:
+        >>> from dllm_decode.testing import StoringHashDenoiser
+        >>> store = StoringHashDenoiser().allocate(rows=2, columns=16)
+        >>> store.capacity, store.columns
+        (2, 16)
+    """
 
     def allocate(self, rows: int, columns: int) -> Store:
         """A key/value store without rows, with room for `rows` of `columns` canvas columns."""
@@ -79,6 +92,11 @@ class Capabilities:
         before_head: the pass without its output head, arguments as of a call; None for a model
             that cannot stop there.
         head_obstacle: why the head may not be left to the loop's kernels, empty if it may.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> Capabilities.of(Copy(n=3)).block_length is None
+        True
     """
 
     block_length: int | None = None

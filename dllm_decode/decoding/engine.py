@@ -37,6 +37,19 @@ class Engine:
 
     Raises:
         ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.decoding.types import Request
+        >>> world = Copy(n=3)
+        >>> prompts = tuple(tuple(world.tokenizer.encode(text)) for text in ("abc>", "cab>"))
+        >>> engine = Engine(Decoder(world, TopK(2)), max_batch=2)
+        >>> engine.decode(Request(prompts, max_new_tokens=4)).forwards
+        (2, 2)
+        >>> sorted(row for row, outcome in engine.stream(Request(prompts, max_new_tokens=4)))
+        [0, 1]
     """
 
     decoder: Decoder

@@ -22,9 +22,11 @@ from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.types import Memory
 from dllm_decode.errors import PluginError
+from dllm_decode.kernels.lazy import LazyFields
 
 Parts = TypeVar("Parts", bound=Composition)
 Part = TypeVar("Part")
+Record = TypeVar("Record", bound=LazyFields)
 
 # Methods that are handed tensors; `probe` runs the model, which has a guard of its own.
 _METHODS = ("begin", "decide", "adjust", "keep", "horizon", "window", "plan", "note", "predict")
@@ -46,11 +48,23 @@ def guarded(parts: Parts) -> Parts:
     )
 
 
+def with_own_planes(record: Record) -> Record:
+    """A copy none of whose planes has a second name, and none of which is still to be computed.
+
+    A tensor that is made while a plugin is at work has no version from before.
+    """
+    values = vars(record.known())
+    planes = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
+    copied: Record = record.but(**planes)
+    return copied
+
+
 def read_only(call: Callable[..., Any], who: str) -> Callable[..., Any]:
     """A call that raises `PluginError` in somebody's name if it writes to its arguments."""
 
     @functools.wraps(call)
     def checked(*given: Any) -> Any:
+        given = tuple(with_own_planes(v) if isinstance(v, LazyFields) else v for v in given)
         before = [
             (name, plane, plane._version) for value in given for name, plane in _planes(value)
         ]

@@ -24,6 +24,7 @@ from dllm_decode.decoding.settle import settle
 from dllm_decode.decoding.strategy import Budget
 from dllm_decode.decoding.types import Memory, Request, StepView, gather_columns
 from dllm_decode.kernels import dispatch
+from dllm_decode.kernels.lazy import Later
 
 
 class Decoder(Composition):
@@ -75,6 +76,18 @@ class Run:
         strategy: whose decisions are carried out.
         batch: the rows that are decoded together at the moment.
         monitor: what the host has seen of them, and the outcomes of those that are done.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Copy(n=3)
+        >>> prompts = tuple(tuple(world.tokenizer.encode(text)) for text in ("abc>", "cab>"))
+        >>> run = Run(Decoder(world, TopK(2)), Request(prompts, max_new_tokens=4))
+        >>> run.admit([0, 1])
+        >>> while run.live:
+        ...     run.step()
+        >>> run.outcomes[1].forwards
+        2
     """
 
     def __init__(self, decoder: Decoder, request: Request, capacity: int | None = None) -> None:
@@ -136,23 +149,25 @@ class Run:
         self.canvas.apply(change, revocable=self._revocable)
         after = self.canvas.snapshot()
         self.canvas.narrow(calls.horizon(self.strategy, after, view, change, self.memory))
-        self.batch.note(change, view)
+        self.batch.note(change)
         self.monitor.check(view, faults)
 
     def predict(self, tokens: Tensor, plan: Plan) -> Prediction:
         """One forward pass over the given tokens (B, L); row statistics are computed when read."""
         batch, span = self.batch, self.batch.span
-        index = batch.next.index
+        index, live = batch.next.index, batch.snapshot.live
         if span.start:
-            index = torch.where(index >= 0, index - span.start, -1)
+            index = (index - span.start).clamp_(min=-1)
+        if span != slice(0, tokens.shape[1]):
+            tokens, live = tokens[:, span], live[:, span]
         model, sampler = self.decoder.denoiser, self.decoder.sampler
-        logits = self._forward(tokens[:, span], batch.snapshot.live[:, span], index, plan)
+        logits = self._forward(tokens, live, index, plan)
         check_logits(model, logits, index, model.vocab.size)
         # a model may ask for gradients itself, and plugins may keep what they saw
         logits = logits.detach() if isinstance(logits, Tensor) else logits
         prediction = sampler.predict(logits, self._banned, batch.noise)
         check_prediction(sampler, prediction, index, logits)
-        if self.decoder.debug:  # what is computed while a plugin is at work has no version before
+        if self.decoder.debug:  # what a plugin makes while it is at work has no version before
             _ = prediction.token, prediction.confidence
         return prediction
 
@@ -160,37 +175,43 @@ class Run:
         """Everything the strategy may know about this step."""
         batch = self.batch
         snapshot, upcoming, counters = batch.snapshot, batch.next, batch.counters
-        index, masked, active = upcoming.index, upcoming.masked, upcoming.active
-        settled = gather_columns(snapshot.editable & snapshot.decided, index)
+        index, active, progress = upcoming.index, upcoming.active, self.strategy.progress
+        step, entered = counters.step, counters.window_entered
 
         def prober(tokens: Tensor) -> Prediction:
             batch.count_probe()
             return self.predict(spread(snapshot.tokens, index, tokens), plan)
 
-        return StepView(
-            step=counters.step,
+        def settled() -> Tensor:
+            decided = gather_columns(snapshot.editable & snapshot.decided, index)
+            return decided & (index >= 0) & active
+
+        def steps_left() -> Tensor:
+            if isinstance(progress, Budget):
+                return (progress.steps - step).clamp(min=0)
+            return snapshot.left
+
+        view = StepView(
+            step=step,
             index=index,
             pred=prediction,
-            tokens=gather_columns(snapshot.tokens, index),
+            tokens=Later(lambda: gather_columns(snapshot.tokens, index)),
             active=active,
             open=upcoming.open,
-            masked=masked,
-            settled=settled & (index >= 0) & active,
+            masked=upcoming.masked,
+            settled=Later(settled),
             fresh=upcoming.fresh,
-            window_step=counters.window_step,
+            window_step=Later(lambda: step - entered),
             window_open=counters.window_open,
-            steps_left=self._steps_left(),
+            steps_left=Later(steps_left),
             snapshot=snapshot,
             noise=batch.noise,
             prober=prober,
             parameters=counters.parameters,
+            banned=self._banned,
         )
-
-    def _steps_left(self) -> Tensor:
-        progress = self.strategy.progress
-        if isinstance(progress, Budget):
-            return (progress.steps - self.batch.counters.step).clamp(min=0)
-        return self.batch.snapshot.undecided.sum(1)
+        vars(view)["offsets"] = batch.noise.index  # they are known already
+        return view
 
     def take_over(self, other: Run, again: Sequence[int]) -> None:
         """Take over what another run of the request has done, less the rows decoded again."""

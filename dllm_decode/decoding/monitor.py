@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding.batch import Batch
 from dllm_decode.decoding.outcome import Outcome
-from dllm_decode.decoding.prediction import DensePrediction
+from dllm_decode.decoding.prediction import DensePrediction, Prediction
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.sampling import Categorical, Greedy
-from dllm_decode.decoding.settle import Faults, where
+from dllm_decode.decoding.settle import Faults, takes_its_word, where
+from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import StepView
-from dllm_decode.errors import DeviceError, DllmDecodeError, ModelOutputError, PluginError
+from dllm_decode.errors import (
+    DecisionError,
+    DeviceError,
+    DllmDecodeError,
+    ModelOutputError,
+    PluginError,
+)
+from dllm_decode.kernels.dispatch import lost_device
 
 
 def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
@@ -29,7 +36,8 @@ def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
     Whole numbers come back as int, exact up to 2**53 where floating-point ones stand beside them.
     """
     values = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
-    numbers = iter(torch.cat([value.reshape(-1) for value in values.values()]).tolist())
+    flat = [value if value.dim() == 1 else value.reshape(-1) for value in values.values()]
+    numbers = iter(torch.cat(flat).tolist())
     return {
         name: _nested(numbers, value.shape, float if value.is_floating_point() else int)
         for name, value in values.items()
@@ -40,9 +48,6 @@ def _nested(numbers: Iterator[Any], shape: Sequence[int], kind: type) -> list[An
     if len(shape) == 1:
         return list(map(kind, islice(numbers, shape[0])))
     return [_nested(numbers, shape[1:], kind) for _ in range(shape[0])]
-
-
-_DEVICE = re.compile("CUDA error|CUBLAS_STATUS|cuDNN error|HIP error|device-side assert")
 
 
 @contextmanager
@@ -59,7 +64,7 @@ def device_faults_end_it() -> Iterator[None]:
         text = str(error)
         if "out of memory" in text or "ALLOC_FAILED" in text:
             raise torch.OutOfMemoryError(text) from error
-        if not isinstance(error, torch.AcceleratorError) and not _DEVICE.search(text):
+        if not lost_device(error):
             raise
         raise DeviceError(
             f"the device failed and computes nothing more in this process ({text.splitlines()[0]})"
@@ -77,6 +82,10 @@ class Counts(NamedTuple):
         ties: their score is exactly 1.
         chosen: of those, committed.
         candidates: open.
+
+    Examples:
+        >>> Counts(illegal=0, unusable=0, ties=2, chosen=1, candidates=3).ties
+        2
     """
 
     illegal: int
@@ -103,15 +112,46 @@ class PendingCheck:
     @staticmethod
     def of(view: StepView, faults: Faults) -> PendingCheck:
         """Count on the device what the host will want to know."""
-        illegal, pred, scores = faults.count, view.pred, faults.decision.scores
+        pred, scores = view.pred, faults.decision.scores
         assert scores is not None
-        unusable = torch.zeros_like(illegal)
+        unusable = torch.zeros_like(view.open)
         if isinstance(pred, DensePrediction):
-            unusable = (view.masked & ~pred.healthy).sum()
+            unusable = view.masked > pred.healthy
         ties = view.open & (scores == 1)
         chosen = ties & faults.change.commit
-        counts = torch.stack([illegal, unusable, ties.sum(), chosen.sum(), view.open.sum()])
-        return PendingCheck(view, faults, counts)
+        flags = torch.stack([faults.wrong, unusable, ties, chosen, view.open])
+        return PendingCheck(view, faults, flags.sum((1, 2)))
+
+    def let_go(self) -> PendingCheck:
+        """The same without the predictions, whose logits would be kept until the next sync."""
+        made = self.faults.decision.predictions
+        decision = replace(
+            self.faults.decision, predictions=tuple((who, _kept(pred)) for who, pred in made)
+        )
+        view = replace(self.view, pred=_kept(self.view.pred), prober=None)
+        return PendingCheck(view, replace(self.faults, view=view, decision=decision), self.counts)
+
+
+class KeptPrediction(NamedTuple):
+    """What messages need of a prediction: who proposed a token, and which slots are unusable.
+
+    Attributes:
+        token: (B, W) its proposals.
+        confidence: (B, W) their probability, NaN where there is none.
+        entropy: The same: what is NaN in one is in the other.
+        healthy: (B, W) bool, None where nobody asked.
+    """
+
+    token: Tensor
+    confidence: Tensor
+    entropy: Tensor
+    healthy: Tensor | None
+
+
+def _kept(pred: Prediction) -> Prediction:
+    healthy = pred.healthy if isinstance(pred, DensePrediction) else None
+    kept = KeptPrediction(pred.token, pred.confidence, pred.confidence, healthy)
+    return cast(Prediction, kept)  # all that is read of it later
 
 
 class Monitor:
@@ -120,6 +160,17 @@ class Monitor:
     Every sync fetches everything the host wants to know in one transfer; `sync_every` steps pass
     between two of them. With a key/value store each step ends with one, because the width of the
     next pass comes with it.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder, Run
+        >>> from dllm_decode.decoding.types import Request
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> run = Run(Decoder(Copy(n=3), TopK(4)), Request(((0, 1, 2, 63),), max_new_tokens=4))
+        >>> run.admit([0])
+        >>> run.step()  # ends with a look at the device: the row is full and leaves
+        >>> run.live, run.outcomes[0].finish_reason
+        ((), 'length')
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -127,14 +178,17 @@ class Monitor:
         self.outcomes: dict[int, Outcome] = {}
         self._every = 1 if batch.parts.cache.stores else batch.parts.sync_every
         self._longest = 1
+        self._left: dict[int, int] = {}  # undecided columns of each row when last seen
         self._pending: list[PendingCheck] = []
         self._warned = False
 
     def check(self, view: StepView, faults: Faults) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
-        self._pending.append(PendingCheck.of(view, faults))
+        check = PendingCheck.of(view, faults)
         # no row needs more steps than it had undecided columns
-        if len(self._pending) >= min(self._every, self._longest):
+        now = len(self._pending) + 1 >= min(self._every, self._longest)
+        self._pending.append(check if now else check.let_go())
+        if now:
             self.sync()
 
     def sync(self) -> None:
@@ -147,6 +201,7 @@ class Monitor:
         for at, (left, opened) in enumerate(zip(facts["undecided"], facts["open"], strict=True)):
             if left and not opened:
                 raise self.batch.stuck(at)
+        self._check_gains(facts["undecided"], len(pending))
         self._longest = max([1, *facts["undecided"]])
         done = [at for at, left in enumerate(facts["undecided"]) if not left]
         if done:
@@ -154,6 +209,28 @@ class Monitor:
             self.batch.remove(done)
         stay = [at for at, left in enumerate(facts["undecided"]) if left]
         self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
+
+    def _check_gains(self, left: Sequence[int], steps: int) -> None:
+        """Refuse a strategy that promised to commit something in every step and did not."""
+        rows, before = self.batch.rows, self._left
+        self._left = dict(zip(rows, left, strict=True))
+        if not takes_its_word(self.batch.parts.strategy):
+            return
+        for at, row in enumerate(rows):
+            if 0 < before.get(row, self._left[row] + steps) - steps < self._left[row]:
+                raise self._broken_word(at)
+
+    def _broken_word(self, at: int) -> DecisionError:
+        place, part = next(
+            (place, part)
+            for place, part in self.batch.parts.strategy.parts()
+            if isinstance(part, Strategy)
+        )
+        step = int(self.batch.counters.step[at]) - 1
+        return DecisionError(
+            f"{named(f'strategy.{place}' if place else 'strategy', part)} declares always_commits, "
+            f"but committed nothing: row {self.batch.rows[at]}, step {step}"
+        )
 
     def _judge(self, check: PendingCheck, counts: Counts) -> None:
         """Refuse illegal decisions and unusable logits; warn where ties decide."""
@@ -179,7 +256,6 @@ class Monitor:
 
     def _unusable(self, view: StepView) -> DllmDecodeError:
         """Who made a prediction that no rule can use, and where."""
-        assert isinstance(view.pred, DensePrediction)
         row, slot = (int(number) for number in (view.masked & ~view.pred.healthy).nonzero()[0])
         fault = "cannot be used (NaN, infinite, or every allowed token at -inf)"
         sampler = self.batch.parts.sampler

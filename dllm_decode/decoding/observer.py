@@ -7,7 +7,20 @@ from dllm_decode.decoding.types import Change, Request, Snapshot
 
 
 class Observer:
-    """Watches a decode; override what you need. Raising from an observer ends the decode."""
+    """Watches a decode; override what you need. Raising from an observer ends the decode.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> class Counting(Observer):
+        ...     def step(self, change, snapshot):
+        ...         print(int(change.commit.sum()), "committed")
+        >>> world = Copy(n=3)
+        >>> world.answer(TopK(2), "abc", observers=(Counting(),))
+        2 committed
+        2 committed
+        ('abc', 2)
+    """
 
     def start(self, request: Request, snapshot: Snapshot) -> None:
         """Called when rows join: once before the first pass, more often under an engine."""
@@ -20,7 +33,12 @@ class Observer:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a decode; `result` holds what was decided, finish reason `interrupted`."""
+    """Ctrl-C during a decode; `result` holds what was decided, finish reason `interrupted`.
+
+    Examples:
+        >>> issubclass(Interrupted, KeyboardInterrupt)
+        True
+    """
 
     def __init__(self, result: Result) -> None:
         super().__init__("decoding was interrupted")

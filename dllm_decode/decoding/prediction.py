@@ -31,7 +31,14 @@ _INTEGERS = (torch.int64, torch.int32)
 
 
 class Draw(Protocol):
-    """How a proposal is drawn from a prediction; `None` in its place means the argmax."""
+    """How a proposal is drawn from a prediction; `None` in its place means the argmax.
+
+    Examples:
+        >>> def last(prediction):
+        ...     return prediction.logits.argmax(dim=-1) * 0 + prediction.shape[2] - 1
+        >>> Prediction.of(torch.zeros(1, 2, 5), draw=last).token
+        tensor([[4, 4]])
+    """
 
     def __call__(self, prediction: Prediction) -> Tensor:
         """The token ids that are drawn, (B, W) int64."""
@@ -46,6 +53,16 @@ class GumbelDraw:
     Attributes:
         noise: random numbers of the step.
         temperature: T > 0.
+
+    Examples:
+        >>> import torch
+        >>> from dllm_decode.kernels.noise import Noise
+        >>> row = torch.zeros(1, dtype=torch.long)
+        >>> noise = Noise(row, row, torch.tensor([[0, 1, 2]]))
+        >>> draw = GumbelDraw(noise, temperature=1.0)
+        >>> prediction = Prediction.of(torch.zeros(1, 3, 50), draw=draw)
+        >>> bool((prediction.token == Prediction.of(torch.zeros(1, 3, 50), draw=draw).token).all())
+        True
     """
 
     noise: Noise
@@ -62,7 +79,7 @@ class _ProposalBelow:
     def __call__(self, prediction: Prediction) -> Tensor:
         # what later transforms put on top hands this draw on; the lowest holder is what deferred
         while True:
-            assert isinstance(prediction, BiasedPrediction)
+            assert isinstance(prediction, BiasedPrediction | DeferringPrediction)
             below = prediction._base
             if below._draw is not self:
                 return below.token
@@ -76,6 +93,13 @@ class HiddenStates:
     Attributes:
         hidden: (B, W, D) states.
         weight: (V, D) of the head, without gradient.
+
+    Examples:
+        >>> import torch
+        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> states = HiddenStates(torch.tensor([[[1.0, 2.0]]]), weight)
+        >>> states.logits
+        tensor([[[1., 2., 3.]]])
     """
 
     hidden: Tensor
@@ -153,6 +177,15 @@ class Prediction(ABC):
     @abstractmethod
     def _suppressed(self, ids: Tensor) -> Prediction:
         """What `suppress` returns."""
+
+    def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
+        """Whether it is known without a look that `token` exists and is none of some ids.
+
+        Args:
+            banned: (M,) the ids, the very tensor with which the origin was made.
+            origin: the prediction of a pass, whose health somebody looks at.
+        """
+        return False
 
     # What follows from those.
 
@@ -357,27 +390,24 @@ class Prediction(ABC):
 
         Ids that a later transform suppresses are not proposed any more, deferred or not.
         """
-        removed = ids.expand(*self.shape[:2], -1)
-        removal = torch.full_like(removed, float("-inf"), dtype=torch.float32)
-        return BiasedPrediction(self, removed, removal, _ProposalBelow())
+        return DeferringPrediction(self, ids)
 
     def credited(self, slots: Slots) -> Credited:
         """CreditDecoding's update and fusion; see `kernels.reference.credit_update`.
 
         Args:
             slots: the credit of every slot before the step, with (B, W) in the place of N: ids,
-                credit (B, W, K), open (B, W); alpha, beta (B,), one per row.
+                credit (B, W, K), open (B, W); alpha, beta (B,), one per row, or one for all.
         """
-        _, width, _ = self.shape
         update = self._credit_update(
             Slots(
                 ids=slots.ids.flatten(0, 1),
                 credit=slots.credit.flatten(0, 1),
-                alpha=slots.alpha.repeat_interleave(width),
-                beta=slots.beta.repeat_interleave(width),
+                alpha=self._per_slot(slots.alpha),
+                beta=self._per_slot(slots.beta),
                 gamma=slots.gamma,
                 # nothing wins where every token has been removed, so nothing earns there
-                open=(slots.open & ~self._emptied).flatten(),
+                open=(slots.open & self.healthy).flatten(),
             )
         )
         new_ids = self._shaped(update.ids)
@@ -385,6 +415,16 @@ class Prediction(ABC):
             self, new_ids, update.delta.view(new_ids.shape), self._draw, statistics=update.fused
         )
         return Credited(raised, new_ids, update.credit.view(new_ids.shape))
+
+    def _per_slot(self, strength: Tensor | float) -> Tensor | float:
+        """A number per row as one per slot, (B * W,); kernels take no number for all."""
+        rows, width, _ = self.shape
+        if isinstance(strength, Tensor):
+            return strength.repeat_interleave(width)
+        maximum = self._statistics.maximum
+        if not dispatch.uses_triton(maximum):
+            return strength
+        return maximum.new_full((rows * width,), strength, dtype=torch.float64)
 
     def _credit_update(self, slots: Slots) -> reference.CreditUpdate:
         """`kernels.reference.credit_update` on whatever logits this prediction has."""
@@ -400,6 +440,12 @@ class Credited:
         prediction: the prediction with the credit fused in.
         ids: (B, W, K) credited tokens to keep for the next step, -1 where empty.
         credit: (B, W, K) their credit.
+
+    Examples:
+        >>> ids = torch.tensor([[[2]]])
+        >>> credited = Credited(Prediction.of(torch.zeros(1, 1, 3)), ids, torch.ones(1, 1, 1))
+        >>> credited.ids.shape
+        torch.Size([1, 1, 1])
     """
 
     prediction: Prediction
@@ -453,13 +499,17 @@ def _refuse_outside(ids: Tensor, vocabulary: int, least: int | None) -> None:
 
 def _drawn(rows: Tensor, draw: GumbelDraw, banned: Tensor | None) -> Tensor:
     states = draw.noise.states().flatten()
-    if dispatch.uses_triton(rows):
-        return dispatch.gumbel_statistics(rows, states, draw.temperature, banned)[1]
-    return reference.gumbel_argmax(rows, states, draw.temperature, banned)
+    return dispatch.gumbel_argmax(rows, states, draw.temperature, banned)
 
 
 class DensePrediction(Prediction):
-    """A prediction that owns the logits of a forward pass."""
+    """A prediction that owns the logits of a forward pass.
+
+    Examples:
+        >>> prediction = Prediction.of(torch.tensor([[[2.0, 1.0, 0.0]]]))
+        >>> type(prediction).__name__, prediction.shape
+        ('DensePrediction', (1, 1, 3))
+    """
 
     def __init__(self, logits: Tensor, banned: Tensor | None, draw: Draw | None) -> None:
         self._raw = logits
@@ -511,6 +561,12 @@ class DensePrediction(Prediction):
     def _at(self, ids: Tensor) -> Tensor:
         return self._shaped(reference.logits_at(self._rows, ids.flatten(0, 1), self._banned))
 
+    def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
+        kind = type(self) in (DensePrediction, HeadPrediction)
+        own = isinstance(self._draw, GumbelDraw | None)
+        known = banned is not None and self._banned is banned
+        return kind and own and known and self is origin
+
     def _suppressed(self, ids: Tensor) -> Prediction:
         return DensePrediction(self._raw, self._more_banned(ids), self._draw)
 
@@ -531,6 +587,12 @@ class HeadPrediction(DensePrediction):
 
     On a GPU the head and the statistics are one kernel. Dense logits are made, once for all that is
     derived from the same pass, when a plugin or a draw asks for them; elsewhere at once.
+
+    Examples:
+        >>> source = HiddenStates(torch.ones(1, 2, 4), torch.eye(4))
+        >>> prediction = Prediction.of(source)
+        >>> type(prediction).__name__, prediction.shape
+        ('HeadPrediction', (1, 2, 4))
     """
 
     def __init__(self, source: HiddenStates, banned: Tensor | None, draw: Draw | None) -> None:
@@ -592,6 +654,12 @@ class BiasedPrediction(Prediction):
     The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions that
     are 0 or more. A negative addition can cancel nearly all of the mass, so predictions that hold
     one compute their statistics densely.
+
+    Examples:
+        >>> base = Prediction.of(torch.tensor([[[2.0, 1.0, 0.0]]]))
+        >>> raised = base.with_logit_bias(torch.tensor([[[2]]]), torch.tensor([[[5.0]]]))
+        >>> type(raised).__name__, raised.token
+        ('BiasedPrediction', tensor([[2]]))
     """
 
     def __init__(
@@ -667,6 +735,11 @@ class BiasedPrediction(Prediction):
         zero = torch.zeros((), dtype=delta.dtype, device=ids.device)
         return self._base._at(ids) + torch.where(same, delta[..., None, :], zero).sum(-1)
 
+    def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
+        """An addition of 0 or more takes no id out and brings none back."""
+        kind = type(self) is BiasedPrediction and isinstance(self._draw, GumbelDraw | None)
+        return kind and self._never_negative and self._base.never_proposes(banned, origin)
+
     def _suppressed(self, ids: Tensor) -> Prediction:
         return BiasedPrediction(
             self._base._suppressed(ids),
@@ -689,11 +762,53 @@ class BiasedPrediction(Prediction):
         below = self._base.gumbel_max(draw)[..., None]
         ids = torch.cat([below, self._additions[0]], -1)
         states = draw.noise.states()[..., None]
-        noisy = (self._at(ids).to(self._dtype) / draw.temperature).double() + gumbel(states, ids)
+        scaled = reference.tempered(self._at(ids).to(self._dtype), draw.temperature)
+        noisy = scaled.double() + gumbel(states, ids)
         best = noisy.amax(-1, keepdim=True)
         beyond = self.shape[-1]
         winner = ids.masked_fill((noisy < best) | (ids < 0), beyond).amin(-1)
         return torch.where(winner < beyond, winner, below[..., 0])
+
+
+class DeferringPrediction(Prediction):
+    """The proposals of one prediction with the statistics of the same without some ids."""
+
+    def __init__(self, base: Prediction, ids: Tensor) -> None:
+        self._base = base
+        self._ids = ids
+        self._draw = _ProposalBelow()
+
+    @cached_property
+    def _rest(self) -> Prediction:
+        """The distribution without the ids; nobody asks what it would propose."""
+        rest = self._base._suppressed(self._ids)
+        rest._draw = None
+        return rest
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._base.shape
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._base._dtype
+
+    @property
+    def _statistics(self) -> RowStatistics:
+        return self._rest._statistics
+
+    @property
+    def logits(self) -> Tensor:
+        return self._rest.logits
+
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        return self._rest._top(k)
+
+    def _at(self, ids: Tensor) -> Tensor:
+        return self._rest._at(ids)
+
+    def _suppressed(self, ids: Tensor) -> Prediction:
+        return DeferringPrediction(self._base._suppressed(ids), self._ids)
 
 
 __getattr__ = renamed_names(

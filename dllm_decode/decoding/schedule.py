@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import first_column
 from dllm_decode.decoding.types import Request, Snapshot
 from dllm_decode.errors import CapabilityError, require_choice, require_count
 
@@ -20,6 +20,11 @@ class Window:
     Attributes:
         index: (B, W) canvas column of each slot in rising order, -1 where a row has fewer.
         key: (B,) a number that changes when a row enters a new window.
+
+    Examples:
+        >>> import torch
+        >>> Window(index=torch.tensor([[4, 5, -1]]), key=torch.tensor([4])).index
+        tensor([[ 4,  5, -1]])
     """
 
     index: Tensor
@@ -27,7 +32,19 @@ class Window:
 
 
 class Schedule(ABC):
-    """Says, row by row, which columns may be committed next."""
+    """Says, row by row, which columns may be committed next.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> @dataclass(frozen=True)
+        ... class NextTwo(Schedule):
+        ...     def window(self, snapshot):
+        ...         return SlidingWindow(2).window(snapshot)
+        >>> Copy(n=4).answer(TopK(2), "abcd", schedule=NextTwo())
+        ('abcd', 3)
+    """
 
     @property
     def block_length(self) -> int | None:
@@ -62,8 +79,15 @@ class Schedule(ABC):
 
 def _slots(snapshot: Snapshot, begin: Tensor, width: int, limit: Tensor) -> Tensor:
     """Columns begin, begin + 1, ... of each row, -1 at and behind the limit, (B, width)."""
-    columns = begin[:, None] + torch.arange(width, device=snapshot.tokens.device)
-    return torch.where(columns < limit[:, None], columns, -1)
+    columns = begin[:, None] + _numbers(width, begin.device)
+    return columns.masked_fill_(columns >= limit[:, None], -1)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _numbers(count: int, device: torch.device) -> Tensor:
+    """0, 1, ... count - 1, made once for all steps, (count,) int64."""
+    return torch.arange(count, device=device)
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,12 @@ class Blocks(Schedule):
 
     Sources: LLaDA, arXiv 2502.09992, appendix B.4; the absolute grid is that of the released
     samplers of LLaDA2, SDAR and Fast-dLLM v2.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(TopK(4), "abcd", schedule=Blocks(2))
+        ('abcd', 3)
     """
 
     length: int = 32
@@ -107,17 +137,27 @@ class Blocks(Schedule):
 
     def window(self, snapshot: Snapshot) -> Window:
         """The block around the first undecided column of each row."""
-        absolute = self.origin == "absolute"
-        zero = snapshot.first if absolute else torch.full_like(snapshot.first, snapshot.start)
-        block = (first_column(snapshot.undecided) - zero) // self.length
-        begin = zero + block * self.length
+        if self.origin != "absolute":
+            block = (snapshot.first_undecided - snapshot.start) // self.length
+            begin = block * self.length + snapshot.start
+            return Window(_slots(snapshot, begin, self.length, snapshot.horizon), block)
+        block = (snapshot.first_undecided - snapshot.first) // self.length
+        begin = snapshot.first + block * self.length
+        # a block that begins in the prompt ends no later for it
         limit = torch.minimum(begin + self.length, snapshot.horizon)
         return Window(_slots(snapshot, begin.clamp(min=snapshot.start), self.length, limit), block)
 
 
 @dataclass(frozen=True)
 class WholeCanvas(Schedule):
-    """Every live generated column at once (Dream, and LLaDA's base models)."""
+    """Every live generated column at once (Dream, and LLaDA's base models).
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(TopK(4), "abcd", schedule=WholeCanvas())
+        ('abcd', 2)
+    """
 
     def window(self, snapshot: Snapshot) -> Window:
         """All columns up to the horizon."""
@@ -135,6 +175,12 @@ class SlidingWindow(Schedule):
 
     Args:
         width: columns, 1 or more.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(TopK(4), "abcd", schedule=SlidingWindow(3))
+        ('abcd', 2)
     """
 
     width: int = 32
@@ -144,7 +190,7 @@ class SlidingWindow(Schedule):
 
     def window(self, snapshot: Snapshot) -> Window:
         """`width` columns from the first undecided one."""
-        begin = first_column(snapshot.undecided)
+        begin = snapshot.first_undecided
         return Window(
             _slots(snapshot, begin, self.width, snapshot.horizon), torch.zeros_like(begin)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_decode.kernels import dispatch
+from dllm_decode.kernels import dispatch, reference
 
 
 def ranks(scores: Tensor, among: Tensor) -> Tensor:
@@ -43,9 +43,7 @@ def best(scores: Tensor, among: Tensor, count: Tensor | int = 1) -> Tensor:
         tensor([[False, False,  True]])
     """
     if isinstance(count, int) and count == 1 and scores.is_floating_point():
-        # argmax takes the lowest column on ties; a candidate may have -inf, the others lie below
-        floor = torch.finfo(scores.dtype).min
-        top = scores.clamp(min=floor).masked_fill(~among, float("-inf")).argmax(1, keepdim=True)
+        top = reference.best_slot(scores, among)
         return torch.zeros_like(among).scatter_(1, top, True) & among
     limit = count[:, None] if isinstance(count, Tensor) else count
     return among & (ranks(scores, among) < limit)
@@ -71,9 +69,14 @@ def reaching(
                 [False, False,  True]])
     """
     if isinstance(threshold, Tensor):
-        level = threshold[:, 0].to(scores.dtype)
-    else:
-        level = scores.new_full(scores.shape[:1], threshold)
+        threshold = threshold.to(scores.dtype)
+    if not dispatch.uses_triton(scores):
+        return reference.reaching(scores, among, threshold, strict)
+    level = (
+        threshold[:, 0]
+        if isinstance(threshold, Tensor)
+        else scores.new_full(scores.shape[:1], threshold)
+    )
     return dispatch.threshold_selection(scores, among, level, strict)[0]
 
 
@@ -83,5 +86,6 @@ def first_column(flags: Tensor) -> Tensor:
     Args:
         flags: (B, L) bool.
     """
-    columns = torch.arange(flags.shape[1], device=flags.device)
-    return torch.where(flags, columns, flags.shape[1]).amin(1)
+    # of equal ones, max takes the first
+    found, column = flags.max(1)
+    return column.masked_fill(~found, flags.shape[1])

@@ -7,17 +7,19 @@ strategies that declared it, and each live row makes progress.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding import calls
+from dllm_decode.decoding.prediction import DensePrediction
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import Budget, Progress, Strategy, complete
+from dllm_decode.decoding.strategy import Budget, EveryStep, Progress, Strategy, complete
 from dllm_decode.decoding.types import Change, Decision, StepView
 from dllm_decode.errors import DecisionError
+from dllm_decode.kernels.lazy import Later
 
 
 def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
@@ -40,9 +42,10 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     if not decision.author:  # made by hand, not by a call of `calls.decide`
         decision = calls.check_decision(decision, view, named(view.part, strategy))
     decision = complete(decision, view)
-    planes = faults_of(view, decision, strategy.revocable)
-    change = legal_change(view, decision, strategy.progress)
-    return change, Faults(view, decision, strategy, change, planes)
+    unfit = unfit_tokens(view, decision)
+    change = legal_change(view, decision, strategy, unfit)
+    wrong = faulty(view, decision, strategy.revocable, unfit)
+    return change, Faults(view, decision, strategy, change, wrong)
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,34 @@ class Faults:
         decision: the complete decision.
         strategy: who made it.
         change: the legal change that was made of it.
-        planes: (5, B, W) bool, one plane per kind; see `faults_of`.
+        wrong: (B, W) bool, slots at which something is not legal; what, is only asked when it is.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.decoding.types import Decision, Request
+        >>> from dllm_decode.errors import DecisionError
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> class Twice(TopK):
+        ...     def decide(self, view, memory):
+        ...         return Decision(~view.open)  # what is decided already, for good
+        >>> try:
+        ...     Copy(n=3).answer(Twice(1), "abc")
+        ... except DecisionError as fault:
+        ...     print(str(fault)[:40])
+        strategy (Twice) committed a position th
     """
 
     view: StepView
     decision: Decision
     strategy: Strategy
     change: Change
-    planes: Tensor
+    wrong: Tensor
 
     @property
     def count(self) -> Tensor:
-        """How many there are, a number on the device."""
-        return self.planes.sum()
+        """At how many slots there are any, a number on the device."""
+        return self.wrong.sum()
 
     def error(self, sampler: str = "sampler") -> DecisionError:
         """The first fault in words, with plugin, row, column and step; asks the device.
@@ -76,7 +94,8 @@ class Faults:
         """
         view, tokens = self.view, self.decision.tokens
         assert tokens is not None
-        kind, row, slot = self.planes.nonzero()[0].tolist()
+        planes = faults_of(view, self.decision, self.strategy.revocable)
+        kind, row, slot = planes.nonzero()[0].tolist()
         token = int(tokens[row, slot])
         reason = (
             "committed a position that is not open",
@@ -103,43 +122,78 @@ def where(view: StepView, row: int, slot: int) -> str:
     return f"row {int(view.snapshot.rows[row])}, {place}, step {int(view.step[row])}"
 
 
-def legal_change(view: StepView, decision: Decision, progress: Progress) -> Change:
+def unfit_tokens(view: StepView, decision: Decision) -> Tensor | None:
+    """Slots whose token can never be committed, (B, W) bool; None where there can be none.
+
+    A decision that takes over what a prediction proposes needs no look at its tokens: what is never
+    generated is gone before the argmax.
+    """
+    tokens = decision.tokens
+    assert tokens is not None
+    for pred in (view.pred, *(pred for _, pred in decision.predictions)):
+        if vars(pred).get("token") is tokens and pred.never_proposes(view.banned, view.pred):
+            return None
+    known = tokens.clamp(0, view.snapshot.vocab.size - 1)
+    return (known != tokens) | torch.isin(tokens, view.snapshot.never_generated)
+
+
+def legal_change(
+    view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor | None
+) -> Change:
     """The change that follows from a complete decision; whatever is illegal in it is left out."""
-    scores, confidence = decision.scores, decision.confidence
-    assert decision.tokens is not None and scores is not None and confidence is not None
-    tokens = decision.tokens.clamp(0, view.snapshot.vocab.size - 1)
-    remask = (
-        torch.zeros_like(view.open) if decision.remask is None else decision.remask & view.settled
-    )
-    # a row that is done stays done, also while the host has not looked yet
-    remask = remask & view.open.any(1, keepdim=True)
-    decision = replace(decision, commit=decision.commit & view.open)
-    commit, remask, forced = _with_progress(view, decision, remask, progress)
-    # what a strategy says about positions it does not choose need not be legal
-    unfit = (tokens != decision.tokens) | torch.isin(tokens, view.snapshot.never_generated)
-    tokens = torch.where(unfit & commit & ~decision.commit, view.pred.token, tokens)
+    scores, confidence, tokens = decision.scores, decision.confidence, decision.tokens
+    assert tokens is not None and scores is not None and confidence is not None
+    asked = decision.commit & view.open
+    remask: Tensor | Later[Tensor] = Later(lambda: torch.zeros_like(asked))
+    forced: Tensor | Later[Tensor] = Later(lambda: torch.zeros_like(view.fresh))
+    commit = asked
+    if decision.remask is not None or not takes_its_word(strategy):
+        commit, remask, forced = _with_progress(view, decision, asked, strategy.progress)
+        if unfit is not None:
+            # what a strategy says about positions it does not choose need not be legal
+            tokens = torch.where(unfit & (commit > asked), view.pred.token, tokens)
+    if unfit is not None:
+        tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
+    ids = tokens[..., None]
     return Change(
         rows=view.snapshot.rows,
         step=view.step,
-        index=torch.where(view.index >= 0, view.index - view.snapshot.start, -1),
+        index=view.offsets,
         commit=commit,
-        remask=remask,
+        remask=remask,  # type: ignore[arg-type]
         tokens=tokens,
         confidence=confidence,
-        probability=view.pred.prob_of(tokens[..., None])[..., 0],
+        probability=Later(lambda: view.pred.prob_of(ids)[..., 0]),  # type: ignore[arg-type]
         scores=scores,
-        forced=forced,
-        horizon=view.snapshot.horizon - view.snapshot.start,
+        forced=forced,  # type: ignore[arg-type]
+        horizon=Later(lambda: view.snapshot.horizon - view.snapshot.start),  # type: ignore[arg-type]
         probes=0,
         notes=decision.notes,
     )
 
 
-def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
-    """Everything a complete decision asks for and may not have, (5, B, W) bool.
+def takes_its_word(strategy: Strategy) -> bool:
+    """Whether the loop need not look for a slot that a row may gain."""
+    return strategy.always_commits and isinstance(strategy.progress, EveryStep)
 
-    One tensor for all kinds, so that a legal step costs the host one number.
-    """
+
+def faulty(view: StepView, decision: Decision, revocable: bool, unfit: Tensor | None) -> Tensor:
+    """Slots at which any of `faults_of` is set, (B, W) bool, by looking at no more than need be."""
+    wrong = decision.commit > view.open
+    if unfit is not None:
+        wrong = wrong | (decision.commit & unfit)
+    if decision.remask is not None:
+        wrong = wrong | (decision.remask > view.settled if revocable else decision.remask)
+    assert decision.scores is not None
+    # where the model's own confidence is no number, its logits are refused
+    own = isinstance(view.pred, DensePrediction) and vars(view.pred).get("confidence")
+    if decision.scores is not own:
+        wrong = wrong | (view.open & decision.scores.isnan())
+    return wrong
+
+
+def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
+    """Everything a complete decision asks for and may not have, (5, B, W) bool, kind by kind."""
     assert decision.tokens is not None and decision.scores is not None
     vocab = view.snapshot.vocab
     outside = (decision.tokens < 0) | (decision.tokens >= vocab.size)
@@ -158,19 +212,27 @@ def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
 
 
 def _with_progress(
-    view: StepView, decision: Decision, remask: Tensor, progress: Progress
-) -> tuple[Tensor, Tensor, Tensor]:
+    view: StepView, decision: Decision, asked: Tensor, progress: Progress
+) -> tuple[Tensor, Tensor | Later[Tensor], Tensor]:
     """Commits, re-masks and the rows in which something had to be forced."""
     assert decision.scores is not None
+    remask = None
+    if decision.remask is not None:
+        # a row that is done stays done, also while the host has not looked yet
+        remask = decision.remask & view.settled & view.open.any(1, keepdim=True)
     if isinstance(progress, Budget):
-        closing = view.step >= progress.steps - 1
-        commit = decision.commit | (view.open & closing[:, None])
-        remask = remask & ~closing[:, None]
-        return commit, remask, (commit & ~decision.commit).any(1)
-    live = view.open.any(1)
-    stuck = live & (decision.commit.sum(1) - remask.sum(1) < 1)
-    remask = remask & ~stuck[:, None]
-    # a row that committed something only has to give up its re-masks
-    needs_commit = stuck & ~decision.commit.any(1)
-    forced = best(decision.scores, view.open) & needs_commit[:, None]
-    return decision.commit | forced, remask, needs_commit
+        closing = (view.step >= progress.steps - 1)[:, None]
+        commit = asked | (view.open & closing)
+        if remask is not None:
+            remask = remask & ~closing
+        forced = (commit > asked).any(1)
+    else:
+        if remask is not None:
+            # a row that committed something only has to give up its re-masks
+            remask = remask & (asked.sum(1) > remask.sum(1))[:, None]
+        stuck = view.open.any(1) > asked.any(1)
+        commit = asked | (best(decision.scores, view.open) & stuck[:, None])
+        forced = stuck
+    if remask is None:
+        return commit, Later(lambda: torch.zeros_like(asked)), forced
+    return commit, remask, forced

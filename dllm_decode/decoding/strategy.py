@@ -20,7 +20,13 @@ from dllm_decode.errors import ConfigError, require_count
 
 @dataclass(frozen=True)
 class EveryStep:
-    """Progress rule: each live row gains at least one decided position per step."""
+    """Progress rule: each live row gains at least one decided position per step.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> TopK(1).progress
+        EveryStep()
+    """
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ class Budget:
 
     Raises:
         ConfigError: for other numbers of steps.
+
+    Examples:
+        >>> Budget(steps=64)
+        Budget(steps=64)
     """
 
     steps: int
@@ -60,6 +70,11 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
             several steps of them included, so that no cache may leave some out.
         request_parameters: numeric fields that the rows of a request may set for themselves; the
             part reads them with `view.parameter`.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> [name for name, part in TopK(1).parts()]
+        ['']
     """
 
     sees_canvas: bool = False
@@ -110,6 +125,9 @@ class Strategy(Part):
 
     Attributes:
         revocable: whether the strategy may open again what it has committed.
+        always_commits: the strategy's word that each of its decisions commits at least one slot of
+            every row that has an open one, so that the loop need not have another ready; whoever
+            overrides `decide` has to give it anew. A broken one ends the decode with an error.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -124,6 +142,13 @@ class Strategy(Part):
     """
 
     revocable: bool = False
+    always_commits: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class does not vouch for another class's `decide`."""
+        super().__init_subclass__(**options)
+        if "decide" in vars(cls) and "always_commits" not in vars(cls):
+            cls.always_commits = False
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Every part with its key below `strategy`; one that is not composed has the key ""."""
@@ -251,7 +276,14 @@ class StopRule(Part):
 
 @dataclass(frozen=True)
 class NeverStop(StopRule):
-    """The null stop rule: every row is decoded to its full length."""
+    """The null stop rule: every row is decoded to its full length.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(Pipeline(TopK(1), stop={"never": NeverStop()}), "abcd")
+        ('abcd', 5)
+    """
 
     def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: None) -> Tensor:
         """The horizon as it is."""
@@ -264,6 +296,11 @@ class PipelineMemory(Memory):
 
     Attributes:
         parts: place in the pipeline, e.g. "transforms.credit", to memory.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> PipelineMemory({"select": None}).parts
+        {'select': None}
     """
 
     parts: dict[str, Memory | None] = field(default_factory=dict)
@@ -353,6 +390,11 @@ class Pipeline(Strategy):
         return self.select.revocable
 
     @property
+    def always_commits(self) -> bool:  # type: ignore[override]
+        """Whether the selection does, and no filter may veto it."""
+        return self.select.always_commits and not self.filters
+
+    @property
     def progress(self) -> Progress:
         """How the loop makes progress where nothing is committed: as the selection says."""
         return self.select.progress
@@ -393,20 +435,21 @@ class Pipeline(Strategy):
             place = f"stop.{name}"
             own = view.for_part(place)
             asked = calls.horizon(rule, snapshot, own, change, memory.parts[place])
-            nearest = torch.minimum(nearest, asked)
+            # most parts of most pipelines leave it where it is
+            nearest = asked if nearest is snapshot.horizon else torch.minimum(nearest, asked)
         return nearest
 
 
 def complete(decision: Decision, view: StepView) -> Decision:
     """A decision with tokens, scores and confidence filled in from the view's prediction."""
-    tokens = view.pred.token if decision.tokens is None else decision.tokens
-    confidence = decision.confidence
-    if confidence is None:
-        own = decision.tokens is None
-        pred = view.pred
+    pred, tokens, confidence = view.pred, decision.tokens, decision.confidence
+    if confidence is None and tokens is None:
+        confidence = pred.confidence
+    elif confidence is None:
         # ids outside the vocabulary are refused later, by name
         known = tokens.clamp(0, view.snapshot.vocab.size - 1)[..., None]
-        confidence = pred.confidence if own else pred.prob_of(known)[..., 0]
+        confidence = pred.prob_of(known)[..., 0]
+    tokens = pred.token if tokens is None else tokens
     scores = confidence if decision.scores is None else decision.scores
     return replace(decision, tokens=tokens, confidence=confidence, scores=scores)
 

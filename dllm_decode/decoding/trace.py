@@ -34,6 +34,10 @@ class Commit:
         token: its id.
         confidence: as the rule saw it, in [0, 1].
         probability: as the model gave it, in [0, 1].
+
+    Examples:
+        >>> Commit(row=0, column=5, token=7, confidence=0.9, probability=0.9).column
+        5
     """
 
     row: int
@@ -55,6 +59,11 @@ class StepRecord:
         probes: extra forward passes, 0 or more.
         commits: the tokens that were decided.
         remasks: (row, column) pairs that were opened again.
+
+    Examples:
+        >>> step = StepRecord((0,), (3,), (9,), (False,), 0, (Commit(0, 5, 7, 0.9, 0.9),))
+        >>> step.record()["steps"]
+        (3,)
     """
 
     rows: tuple[int, ...]
@@ -112,6 +121,11 @@ class Replayed:
         step_of: step that committed each of them, -1 where none did.
         confidence_of: with what confidence, None where none did.
         forwards: passes that each row took part in.
+
+    Examples:
+        >>> replayed = Replayed(((7, 3),), ((-1, 0),), ((None, 0.9),), (1,))
+        >>> replayed.sequences
+        ((7, 3),)
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -134,6 +148,17 @@ class Trace:
         pieces: text of every id that occurs.
         steps: of the batch, in order.
         finish_reasons: per row, as in `Outcome`.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Copy(n=3)
+        >>> request = Request((tuple(world.tokenizer.encode("abc>")),), max_new_tokens=4)
+        >>> result = Decoder(world, TopK(2), record=True).decode(request)
+        >>> trace = Trace.of(request, result, world.vocab)
+        >>> len(trace.steps), trace.replay().sequences == result.sequences
+        (2, True)
     """
 
     titles: tuple[str, ...]
@@ -412,6 +437,10 @@ class Difference:
         column: counted from the first generated one.
         left: what the first trace did there.
         right: what the second one did.
+
+    Examples:
+        >>> Difference(row=0, step=3, column=7, left="a", right="b").step
+        3
     """
 
     row: int

@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction, check_tokens
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
+from dllm_decode.decoding.selection import first_column
 from dllm_decode.errors import ConfigError
+from dllm_decode.kernels.lazy import LazyFields
 from dllm_decode.kernels.noise import Noise
 
 
@@ -263,6 +265,15 @@ class Snapshot:
         horizon: (B,) one past the last column still worth decoding.
         vocab: special token ids.
         rows: (B,) which row of the request each one is.
+
+    Examples:
+        >>> from dllm_decode.decoding.canvas import Canvas
+        >>> request = Request(((7, 8),), max_new_tokens=3)
+        >>> snapshot = Canvas.of(request, Vocab(mask_id=9, size=10)).snapshot()
+        >>> snapshot.undecided
+        tensor([[False, False,  True,  True,  True]])
+        >>> snapshot.mask_ratio
+        tensor([1.])
     """
 
     tokens: Tensor
@@ -283,12 +294,52 @@ class Snapshot:
     @cached_property
     def live(self) -> Tensor:
         """Columns that still exist: behind the padding, before the horizon, (B, L) bool."""
-        return (self.columns >= self.first[:, None]) & (self.columns < self.horizon[:, None])
+        return (self.columns >= self.first[:, None]) & self._near
 
     @cached_property
     def undecided(self) -> Tensor:
         """Columns that still have to be decided, (B, L) bool."""
-        return self.editable & ~self.decided & (self.columns < self.horizon[:, None])
+        return (self.editable > self.decided) & self._near
+
+    @cached_property
+    def left(self) -> Tensor:
+        """How many columns each row still has to decide, (B,) int64."""
+        return self.undecided.sum(1)
+
+    @cached_property
+    def first_undecided(self) -> Tensor:
+        """The first column that each row still has to decide, L where none is left, (B,) int64."""
+        return first_column(self.undecided)
+
+    @cached_property
+    def behind_fixed(self) -> Tensor:
+        """Generated columns from the last one on that the request fixed, (B, L) bool."""
+        generated = self.columns >= self.start
+        fixed = generated & self.live & ~self.editable
+        last = torch.where(fixed, self.columns, -1).amax(1, keepdim=True)
+        return generated & (self.columns >= last)
+
+    @cached_property
+    def _near(self) -> Tensor:
+        """Columns before the horizon, (B, L) bool."""
+        return self.columns < self.horizon[:, None]
+
+    def written(self, tokens: Tensor, decided: Tensor) -> Snapshot:
+        """The snapshot after a write; horizons, and what follows from them alone, are the same."""
+        after = replace(self, tokens=tokens, decided=decided)
+        return self._hand_on(after, "columns", "behind_fixed", "live", "_near")
+
+    def _hand_on(self, after: Snapshot, *names: str) -> Snapshot:
+        """A later snapshot with what is already known and still holds."""
+        vars(after).update({name: vars(self)[name] for name in names if name in vars(self)})
+        return after
+
+    def narrowed(self, horizon: Tensor) -> Snapshot:
+        """The snapshot with horizons (B,) that are as near as before, or nearer."""
+        after = self._hand_on(replace(self, horizon=horizon), "columns", "behind_fixed")
+        near = after._near
+        vars(after).update(live=self.live & near, undecided=self.undecided & near)
+        return after
 
     @cached_property
     def never_generated(self) -> Tensor:
@@ -307,13 +358,14 @@ class Snapshot:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Ids on a device, uploaded once: an upload in every step would make the host wait."""
     return torch.tensor(ids, device=device, dtype=torch.long)
 
 
 @dataclass(frozen=True)
-class StepView:
+class StepView(LazyFields):
     """Everything a plugin may know about one step; read-only.
 
     A view has B rows and W slots. Each slot looks at one column of the canvas; where a row has
@@ -341,6 +393,7 @@ class StepView:
         prober: what `probe` calls; None in views made by hand.
         parameters: what rows set for themselves, full key to (B, 1); see `parameter`.
         part: place of the part that looks, e.g. "strategy.select".
+        banned: (M,) ids that the sampler was told never to propose; None in views made by hand.
 
     Examples:
         A rule that commits what is more likely than not:
@@ -366,6 +419,13 @@ class StepView:
     prober: Callable[[Tensor], Prediction] | None = field(default=None, repr=False)
     parameters: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     part: str = "strategy"
+    banned: Tensor | None = field(default=None, repr=False)
+    lazy: ClassVar[tuple[str, ...]] = ("tokens", "settled", "window_step", "steps_left")
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """The columns counted from the first generated one, -1 for an empty slot, (B, W) int64."""
+        return (self.index - self.snapshot.start).clamp_(min=-1)
 
     @cached_property
     def mask_ratio(self) -> Tensor:
@@ -415,11 +475,13 @@ class StepView:
 
     def for_part(self, place: str) -> StepView:
         """The step as the part at a place of this one's pipeline sees it, e.g. "filters.mine"."""
-        return replace(self, part=f"{self.part}.{place}")
+        twin: StepView = self.but(part=f"{self.part}.{place}")
+        return twin
 
     def with_prediction(self, pred: Prediction) -> StepView:
         """The same step with another prediction, as transforms produce it."""
-        return replace(self, pred=pred)
+        twin: StepView = self.but(pred=pred)
+        return twin
 
     def gather(self, plane: Tensor) -> Tensor:
         """Values of a canvas plane at the slots: (B, L, ...) to (B, W, ...)."""
@@ -473,7 +535,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(LazyFields):
     """What one step did, and all that a trace keeps: replaying the changes gives the result.
 
     Attributes:
@@ -490,6 +552,16 @@ class Change:
         horizon: (B,) generated columns still worth decoding after the step.
         probes: further forward passes of the step, the same for all rows.
         notes: tensors (B, ...) by name; see `Decision`.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Copy(n=3)
+        >>> request = Request((tuple(world.tokenizer.encode("abc>")),), max_new_tokens=4)
+        >>> changes = Decoder(world, TopK(3), record=True).decode(request).trace
+        >>> [int(change.commit.sum()) for change in changes]
+        [3, 1]
     """
 
     rows: Tensor
@@ -505,6 +577,7 @@ class Change:
     horizon: Tensor
     probes: int
     notes: Mapping[str, Tensor]
+    lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon")
 
     def take(self, rows: Tensor) -> Change:
         """The change restricted to some of its rows.

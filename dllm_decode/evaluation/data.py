@@ -38,6 +38,11 @@ class Question:
         source: Where it stands, e.g. "test.jsonl, line 3"; "" for problems that are drawn.
         refused: Why it cannot be asked, with its source; "" where it can. A refused question has
             neither prompt nor label and no answer is right.
+
+    Examples:
+        >>> question = Question("q/0", "sums", "1 + 1?", "2", 8, "2".__eq__, stops=(";",))
+        >>> question.cut("2; and more")
+        '2'
     """
 
     key: str
@@ -193,6 +198,10 @@ class Entry:
         source: File and line, for messages.
         record: What it holds; empty where that is no object.
         fault: What is wrong with it, with its source; "" where nothing is.
+
+    Examples:
+        >>> Entry(number=3, source="mine.jsonl", record={"prompt": "1 + 1?"}).number
+        3
     """
 
     number: int

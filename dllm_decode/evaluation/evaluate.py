@@ -88,6 +88,10 @@ class Proposals(Observer):
 
     Args:
         lengths: Generated columns of each row of the request.
+
+    Examples:
+        >>> Proposals(lengths=[4]).of(row=0, length=0)
+        []
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -135,6 +139,17 @@ class Evaluation:
         max_batch: See `Engine`, as are `max_tokens_in_flight` and `batching`.
         seed: Question i is decoded with seed + i.
         clock: Seconds, for tests.
+
+    Examples:
+        >>> from dllm_decode.evaluation.data import Question
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> world = Copy(n=3)
+        >>> question = Question("q/0", "copy", "abc>", "abc", 4, lambda text: text == "abc")
+        >>> [sample] = Evaluation(Decoder(world, TopK(2)), world.tokenizer).samples([question])
+        >>> sample.text, sample.correct, sample.forwards
+        ('abc', True, 2)
     """
 
     decoder: Decoder

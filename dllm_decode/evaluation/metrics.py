@@ -43,6 +43,12 @@ class Sample:
         tokens: Everything that was generated, end of text included.
         reference_forwards: Passes of the decode that `strategy=oracle` imitates.
         error: Why there is no answer, "" where there is one.
+
+    Examples:
+        >>> steps = (0, 0, 1)  # of three tokens
+        >>> sample = Sample("sort/0", "sort", "Sort: ...", "Ada Eve", True, 2, 32, steps)
+        >>> sample.delivered, Sample.from_record(sample.to_record()) == sample
+        (3, True)
     """
 
     problem: str
@@ -195,6 +201,10 @@ class Metric:
         definition: One sentence for people.
         of: Computes it from samples.
         interval: The same with a confidence interval, where there is one.
+
+    Examples:
+        >>> Metric("answers", "", "How many there are.", lambda samples: float(len(samples))).of([])
+        0.0
     """
 
     name: str
@@ -305,6 +315,10 @@ class Bin:
         confidence: Their mean.
         right: Share of them that are right.
         count: How many.
+
+    Examples:
+        >>> Bin(confidence=0.93, right=0.91, count=120).right
+        0.91
     """
 
     confidence: float
@@ -454,6 +468,10 @@ class Speedup:
         padding: Share of the saved passes that decided nothing delivered in the sequential run
             either, 0 if none were saved.
         useful: Speedup in forwards counting only passes that decided something delivered.
+
+    Examples:
+        >>> Speedup(forwards=4.0, wall_time=3.1, tokens=4.0, padding=1.0, useful=4.0).forwards
+        4.0
     """
 
     forwards: float

@@ -25,6 +25,10 @@ class Interval:
         value: The number.
         low: Lower bound, at most the number; NaN where there is none.
         high: Upper bound, at least the number; NaN where there is none.
+
+    Examples:
+        >>> Interval(0.9, low=0.85, high=0.94)
+        Interval(value=0.9, low=0.85, high=0.94)
     """
 
     value: float
@@ -100,6 +104,10 @@ class Comparison:
         difference: The mean over problems, with its bounds.
         p_value: Two-sided: the share of resamples on the far side of 0, doubled, at most 1.
         problems: How many were compared.
+
+    Examples:
+        >>> Comparison(Interval(0.02, -0.01, 0.05), p_value=0.2, problems=500).difference
+        Interval(value=0.02, low=-0.01, high=0.05)
     """
 
     difference: Interval

@@ -132,6 +132,14 @@ class JobFolder:
         description: What `job.json` says.
         samples: Those that are done, in the order in which they finished.
         fresh: Whether what an earlier run left is dropped instead of continued.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     with JobFolder(Path(place) / "job", {"strategy": "x"}) as job:
+        ...         job.finish({"accuracy": 1.0})
+        ...     sorted(file.name for file in job.path.glob("*.json*"))
+        ['job.json', 'results.json', 'samples.jsonl']
     """
 
     path: Path
@@ -332,6 +340,11 @@ class RunCollection:
         broken: A sentence for each finished job with a damaged file, naming file and key.
         failed: A sentence for each job that ended with an error.
         unfinished: A sentence for each job that was begun and can go on.
+
+    Examples:
+        >>> broken = ("job 3: results.json is no JSON",)
+        >>> RunCollection((), broken, failed=(), unfinished=()).runs
+        ()
     """
 
     runs: tuple[EvalRun, ...]

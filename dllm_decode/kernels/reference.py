@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from dllm_decode.kernels.lazy import Later, LazyFields
 from dllm_decode.kernels.noise import gumbel
 
 # Shifted logits are held above this, so that 0 * (-inf) cannot arise; exp of it is 0.
 FLOOR = -1e30
+# Logits of a block of rows: with their exponentials they stay in the cache of one core.
+_BLOCK = 1 << 17
+# Ids among which the maximum is looked for in one go, which processors do many at a time.
+_CHUNK = 512
+# Float64 planes (noise, entropies of prefixes) are made for so many ids at a time, for all rows.
+COLUMNS = 8192
 
 
 @dataclass(frozen=True)
-class RowStatistics:
+class RowStatistics(LazyFields):
     """What most decoding rules need of N rows of logits.
 
     With a row's maximum m: logsumexp = m + log(total), the top-1 probability is 1 / total, and the
@@ -24,7 +34,7 @@ class RowStatistics:
         token: (N,) int64, the lowest id among the maxima.
         maximum: (N,) the largest logit m.
         total: (N,) sum of exp(l - m).
-        moment: (N,) sum of exp(l - m) * (l - m).
+        moment: (N,) sum of exp(l - m) * (l - m); in plain torch it is summed when it is asked for.
         top_values: (N, k) the largest logits, largest first, where asked for in the same pass.
         top_ids: (N, k) their ids, the lower one first on ties.
         at: (N, K) the logits at given ids, where asked for in the same pass.
@@ -42,6 +52,7 @@ class RowStatistics:
     top_values: Tensor | None = None
     top_ids: Tensor | None = None
     at: Tensor | None = None
+    lazy: ClassVar[tuple[str, ...]] = ("moment",)
 
     @property
     def logsumexp(self) -> Tensor:
@@ -61,7 +72,8 @@ class RowStatistics:
     @property
     def healthy(self) -> Tensor:
         """Whether the row can be used at all, (N,): no NaN, no +inf, not -inf everywhere."""
-        return self.maximum.isfinite() & self.total.isfinite()
+        # finite numbers less themselves are 0, all others are not
+        return (self.maximum - self.maximum) == (self.total - self.total)
 
 
 @dataclass(frozen=True)
@@ -71,16 +83,23 @@ class Slots:
     Attributes:
         ids: (N, K) int64 credited tokens, distinct within a row, -1 for an empty slot.
         credit: (N, K) their credit, 0 where empty.
-        alpha: (N,) strength of the fusion, 0 or more.
-        beta: (N,) share of the credit that is kept, [0, 1].
+        alpha: strength of the fusion, 0 or more, (N,) or, in plain torch, one for all.
+        beta: share of the credit that is kept, [0, 1], (N,) or one for all.
         gamma: exponent of the winner's probability, 0 or more.
         open: (N,) bool, rows that earn; all others come back empty.
+
+    Examples:
+        >>> one = torch.ones(1)
+        >>> ids, credit = torch.tensor([[2, -1]]), torch.tensor([[0.5, 0.0]])
+        >>> slots = Slots(ids, credit, one, one, 0.7, one > 0)
+        >>> slots.gamma
+        0.7
     """
 
     ids: Tensor
     credit: Tensor
-    alpha: Tensor
-    beta: Tensor
+    alpha: Tensor | float
+    beta: Tensor | float
     gamma: float
     open: Tensor
 
@@ -129,7 +148,8 @@ def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
 def lowest_argmax(values: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the last dimension and the lowest index that reaches it.
 
-    `torch.max` promises the lowest index.
+    `torch.max` promises the lowest index, but a processor takes its elements one by one; `amax`
+    takes many at a time, and leaves only one chunk of them to look through.
 
     Args:
         values: (..., V).
@@ -137,7 +157,19 @@ def lowest_argmax(values: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The maximum and the index, both (...).
     """
-    maximum, index = values.max(-1)
+    whole = values.shape[-1] // _CHUNK * _CHUNK
+    if whole < 8 * _CHUNK or values.device.type != "cpu" or values.dim() != 2:
+        maximum, index = values.max(-1)
+        return maximum, index
+    chunks = values[:, :whole].unflatten(1, (-1, _CHUNK))
+    maximum, chunk = chunks.amax(-1).max(-1)
+    place = chunk[:, None, None].expand(-1, 1, _CHUNK)
+    index = chunk * _CHUNK + chunks.gather(1, place)[:, 0].max(-1).indices
+    if whole < values.shape[-1]:
+        last, inside = values[:, whole:].max(-1)
+        beyond = (last > maximum) | (last.isnan() & ~maximum.isnan())
+        maximum = torch.where(beyond, last, maximum)
+        index = torch.where(beyond, whole + inside, index)
     return maximum, index
 
 
@@ -154,15 +186,55 @@ def row_statistics(
         k: How many of the largest logits to return, 0 to V.
         ids: (N, K) in [-1, V), whose logits to return.
     """
-    values = suppress(logits, banned)
-    maximum, token = lowest_argmax(values)
-    shifted = (values - maximum[:, None]).clamp_(min=FLOOR)
-    weights = shifted.exp()
-    total = weights.sum(-1)
-    moment = weights.mul_(shifted).sum(-1)
+    scanned = [_scan(block, own) for block, own in _blocks(logits, banned)]
+    token, maximum, total = (
+        scanned[0] if len(scanned) == 1 else map(torch.cat, zip(*scanned, strict=True))
+    )
+    moment = Later(lambda: _moment(logits, banned, maximum))
     top_values, top_ids = top_k(logits, k, banned) if k else (None, None)
     at = None if ids is None else logits_at(logits, ids, banned)
-    return RowStatistics(token, maximum, total, moment, top_values, top_ids, at)
+    return RowStatistics(token, maximum, total, moment, top_values, top_ids, at)  # type: ignore[arg-type]
+
+
+def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, bool]]:
+    """The rows, banned ids at -inf, and whether they may be written to.
+
+    On a processor they come in blocks of one buffer that stays in its cache. None of these has a
+    single row: a sum over a single row is made in another order where several threads share it.
+    """
+    count, vocabulary = logits.shape
+    rows = max(2, torch.get_num_threads() * _BLOCK // max(1, vocabulary))
+    if logits.device.type != "cpu" or count <= rows + 1:
+        yield suppress(logits, banned), False
+        return
+    buffer = logits.new_empty(rows + 1, vocabulary, dtype=working_dtype(logits.dtype))
+    begin = 0
+    while begin < count:
+        end = count if count - begin <= rows + 1 else begin + rows
+        block = buffer[: end - begin].copy_(logits[begin:end])
+        if banned is not None:
+            block.index_fill_(-1, banned, float("-inf"))
+        yield block, True
+        begin = end
+
+
+def _scan(block: Tensor, own: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Argmax, maximum and partition sum of some rows, which may be lost if they are one's own."""
+    maximum, token = lowest_argmax(block)
+    top = maximum[:, None]
+    shifted = block.sub_(top) if own else block - top
+    return token, maximum, shifted.exp_().sum(-1)
+
+
+def _moment(logits: Tensor, banned: Tensor | None, maximum: Tensor) -> Tensor:
+    """The entropy moment of every row, given the maxima."""
+    parts, begin = [], 0
+    for block, _ in _blocks(logits, banned):
+        end = begin + block.shape[0]
+        shifted = (block - maximum[begin:end, None]).clamp_(min=FLOOR)
+        parts.append(shifted.exp().mul_(shifted).sum(-1))
+        begin = end
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -182,6 +254,8 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
     """
     values = suppress(logits, banned)
     k = min(k, values.shape[-1])
+    if values.is_cuda:
+        return _top_k_without_a_look(values, k)
     top = values.topk(k, dim=-1)
     # topk leaves the choice among equals open: only rows with a tie at the cut need the full sort
     smallest = top.values[:, -1:]
@@ -195,6 +269,23 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
     picked = values.gather(-1, ids)
     order = picked.sort(dim=-1, descending=True, stable=True)
     return order.values, ids.gather(-1, order.indices)
+
+
+def _top_k_without_a_look(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`top_k` where the host would have to wait to see whether there are ties.
+
+    Keys whose order is "larger first, then lower id" are all distinct: the bits of a float32, made
+    monotone, in front of the id, counted backwards. Other dtypes are sorted.
+    """
+    if values.dtype != torch.float32:
+        order = values.sort(dim=-1, descending=True, stable=True)
+        return order.values[:, :k], order.indices[:, :k]
+    bits = torch.where(values == 0, 0.0, values).view(torch.int32)  # -0.0 ties with 0.0
+    bits = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
+    last = values.shape[-1] - 1
+    keys = bits | torch.arange(last, -1, -1, device=values.device)
+    ids = last - (keys.topk(k, dim=-1).values & 0x7FFFFFFF)
+    return values.gather(-1, ids), ids
 
 
 def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tensor:
@@ -213,7 +304,7 @@ def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tens
     values = logits.gather(-1, ids.clamp(0, largest)).to(working_dtype(logits.dtype))
     dead = ids < 0
     if banned is not None and banned.numel():
-        dead = dead | (ids[..., None] == banned).any(-1)
+        dead = dead | torch.isin(ids, banned)
     return values.masked_fill(dead, float("-inf"))
 
 
@@ -255,11 +346,29 @@ def gumbel_argmax(
         temperature: T > 0.
         banned: (M,) ids that count as -inf.
     """
-    values = suppress(logits, banned)
-    # by a tensor: CUDA would multiply by the reciprocal of a plain number, and round otherwise
-    scaled = values / torch.full((), temperature, dtype=values.dtype, device=values.device)
+    scaled = tempered(suppress(logits, banned), temperature)
     ids = torch.arange(logits.shape[-1], device=logits.device)
-    return lowest_argmax(scaled.double() + gumbel(states[:, None], ids))[1]
+    best, drawn = None, ids
+    for part, own in zip(scaled.split(COLUMNS, -1), ids.split(COLUMNS), strict=True):
+        noisy, at = lowest_argmax(part.double() + gumbel(states[:, None], own))
+        if best is None:
+            best, drawn = noisy, at
+        else:
+            drawn = torch.where(noisy > best, own[at], drawn)
+            best = torch.maximum(best, noisy)
+    return drawn
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """The logits over T, rounded alike on every device.
+
+    CUDA multiplies by the reciprocal of a plain number, which rounds otherwise than a division.
+
+    Args:
+        logits: of any shape.
+        temperature: T > 0.
+    """
+    return logits / torch.full((), temperature, dtype=logits.dtype, device=logits.device)
 
 
 def merged_additions(ids: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -315,29 +424,30 @@ def raised_statistics(
         >>> round(row_statistics(torch.tensor([[2.0, 4.0, 0.0]])).confidence.item(), 4)
         0.8668
     """
-    # in a row that is -inf everywhere, 0 stands for the maximum: -inf - (-inf) would be NaN
-    below = (
-        values.double()
-        - base.maximum.double().masked_fill(base.maximum == float("-inf"), 0.0)[:, None]
-    )
-    above = (below + delta).masked_fill(ids < 0, float("-inf"))
+    # in a row that is -inf everywhere: -inf - (-inf) would be NaN
+    maximum, total = base.maximum.double(), base.total.double()
+    below = values.double() - maximum.clamp(min=torch.finfo(torch.float64).min)[:, None]
+    above = below + delta  # -inf in an empty slot
     # the base's argmax still stands at 0, or in a slot of its own at 0 or more
-    candidates = torch.cat([torch.zeros_like(above[:, :1]), above], 1)
+    candidates = functional.pad(above, (1, 0))
     rise = candidates.amax(1)
+    most = rise[:, None]
     holders = torch.cat([base.token[:, None], ids], 1)
-    beyond = torch.iinfo(torch.int64).max
-    winners = holders.masked_fill((holders < 0) | (candidates < rise[:, None]), beyond)
-    after = (above - rise[:, None]).clamp(min=FLOOR)
-    before = (below - rise[:, None]).clamp(min=FLOOR)
-    scale = (-rise).exp()
+    winner = holders.masked_fill(candidates < most, torch.iinfo(torch.int64).max).amin(1)
+    after, before = above - most, below - most
     weight, removed = after.exp(), before.exp()
-    total = base.total.double()
-    moment = scale * (base.moment.double() - rise * total)
+    scale = (-rise).exp()
+
+    def moment() -> Tensor:
+        # held above -inf, whose product with a weight of 0 would be NaN
+        added = weight * after.clamp(min=FLOOR) - removed * before.clamp(min=FLOOR)
+        return scale * (base.moment.double() - rise * total) + added.sum(1)
+
     return RowStatistics(
-        token=winners.amin(1).where(rise.isfinite(), base.token),
-        maximum=base.maximum.double() + rise,
+        token=winner.where(rise < float("inf"), base.token),
+        maximum=maximum + rise,
         total=scale * total + (weight - removed).sum(1),
-        moment=moment + (weight * after - removed * before).sum(1),
+        moment=Later(moment),  # type: ignore[arg-type]
     )
 
 
@@ -355,18 +465,19 @@ def earned_credit(raw: RowStatistics, slots: Slots) -> tuple[Tensor, Tensor]:
         Ids and credit after it, (N, K) int64 and float64.
     """
     ids, winner = slots.ids, raw.token[:, None]
-    kept = slots.credit.double() * slots.beta.double()[:, None]
+    kept = slots.credit.double() * _per_row(slots.beta)
     match = ids == winner
     rank = kept.masked_fill(ids < 0, -1.0).masked_fill(match, -2.0)
-    slot = lowest_argmax(-rank)[1][:, None]
-    chosen = torch.arange(ids.shape[1], device=ids.device) == slot
+    slot = rank.argmin(1, keepdim=True)  # the first of equals
     gain = raw.confidence.double()[:, None] ** slots.gamma
-    kept = torch.where(chosen, kept.masked_fill(~match, 0.0) + gain, kept)
+    kept = kept.scatter(1, slot, (kept * match).gather(1, slot) + gain)
     closed = ~slots.open[:, None]
-    return (
-        torch.where(chosen, winner, ids).masked_fill(closed, -1),
-        kept.masked_fill(closed, 0.0),
-    )
+    return ids.scatter(1, slot, winner).masked_fill(closed, -1), kept.masked_fill(closed, 0.0)
+
+
+def _per_row(strength: Tensor | float) -> Tensor | float:
+    """One number for all rows, or one for each, beside their slots."""
+    return strength.double()[:, None] if isinstance(strength, Tensor) else strength
 
 
 def credit_update(
@@ -389,7 +500,7 @@ def credit_update(
     """  # noqa: E501
     raw = row_statistics(logits, banned) if raw is None else raw
     ids, kept = earned_credit(raw, slots)
-    delta = slots.alpha.double()[:, None] * kept.log1p()
+    delta = _per_row(slots.alpha) * kept.log1p()
     fused = raised_statistics(raw, logits_at(logits, ids, banned), ids, delta)
     return CreditUpdate(ids, kept.to(slots.credit.dtype), delta, raw, fused)
 
@@ -403,7 +514,7 @@ def credit_from(values: Tensor, raw: RowStatistics, slots: Slots) -> CreditUpdat
         slots: credit before the step.
     """
     after, kept = earned_credit(raw, slots)
-    delta = slots.alpha.double()[:, None] * kept.log1p()
+    delta = _per_row(slots.alpha) * kept.log1p()
     # the only id that can be new to a slot is the winner
     winner = after == raw.token[:, None]
     values = values.where(~winner, raw.maximum[:, None].to(values.dtype))
@@ -434,14 +545,37 @@ def threshold_selection(
         >>> threshold_selection(scores, scores > 0, torch.tensor([0.8, 0.8]))[0].tolist()
         [[True, False], [False, True]]
     """
-    level = threshold[:, None]
-    enough = open & (scores > level if strict else scores >= level)
-    # a candidate may have -inf, closed slots lie below; the best one is enough where any is
-    floor = torch.finfo(scores.dtype).min
-    ranked = scores.clamp(min=floor).masked_fill(~open, float("-inf"))
-    best = lowest_argmax(ranked)[1][:, None]
-    commit = enough.scatter(1, best, open.gather(1, best))
+    commit = reaching(scores, open, threshold[:, None], strict)
     return commit, open.sum(1) - commit.sum(1)
+
+
+def reaching(scores: Tensor, open: Tensor, level: Tensor | float, strict: bool = False) -> Tensor:
+    """What `threshold_selection` commits, (B, W) bool.
+
+    Args:
+        scores: (B, W), no NaN in open slots.
+        open: (B, W) bool.
+        level: the threshold, one for all rows or (B, 1).
+        strict: Ask for more than the threshold.
+    """
+    enough = open & (scores > level if strict else scores >= level)
+    best = best_slot(scores, open)
+    # the best one is enough where any is
+    return enough.scatter(1, best, open.gather(1, best))
+
+
+def best_slot(scores: Tensor, among: Tensor) -> Tensor:
+    """The candidate with the largest score in each row, the lowest column on ties, (B, 1) int64.
+
+    A row without candidates gets any slot.
+
+    Args:
+        scores: (B, W), no NaN among the candidates.
+        among: (B, W) bool, the candidates.
+    """
+    # a candidate may have -inf, the others lie below; argmax takes the first
+    floor = torch.finfo(scores.dtype).min
+    return torch.where(among, scores.clamp(min=floor), float("-inf")).argmax(1, keepdim=True)
 
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:

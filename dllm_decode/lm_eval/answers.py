@@ -45,6 +45,10 @@ class Cost:
         tokens: Tokens of their texts.
         contexts_cut: Requests whose context was too long and lost its beginning.
         failed: Requests that got an empty answer because they could not be decoded.
+
+    Examples:
+        >>> Cost().tokens_per_forward
+        0.0
     """
 
     requests: int = 0

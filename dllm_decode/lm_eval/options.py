@@ -34,6 +34,10 @@ class Options:
         sampling: Values of `SAMPLING` that were given.
         do_sample: Whether tokens are drawn; None: not said.
         overrides: Settings of the decoder, as on the command line.
+
+    Examples:
+        >>> Options(length=64, stops=(";",)).stops
+        (';',)
     """
 
     length: int

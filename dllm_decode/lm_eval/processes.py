@@ -22,6 +22,10 @@ class Processes:
         rank: Number of this one, from 0.
         size: How many there are.
         device: Where this one's model goes, None for no choice.
+
+    Examples:
+        >>> Processes(rank=1, size=4).rank
+        1
     """
 
     rank: int = 0

@@ -37,6 +37,12 @@ class AcceptanceFilter:
         weight2: (N, H) float32.
         bias2: (N,) float32.
         fingerprint: Of the model it was trained for, None where the file does not say.
+
+    Examples:
+        >>> import torch
+        >>> one = AcceptanceFilter(torch.eye(2), torch.zeros(2), torch.eye(2), torch.zeros(2))
+        >>> one.block_length, one.logits(torch.tensor([[0.9, 0.2]]))
+        (2, tensor([[0.9000, 0.2000]]))
     """
 
     weight1: Tensor

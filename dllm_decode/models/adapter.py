@@ -29,6 +29,12 @@ class TransformersDenoiser:
             None for full attention.
         fingerprint: Of the checkpoint, see `models.fingerprint`; None for models without one.
         compiled: Runs the model's body; None to run it as it is.
+
+    Examples:
+        >>> from dllm_decode.models.loading import load_model
+        >>> model = load_model("bundled:llada-tiny").denoiser
+        >>> model.shifted, model.block_length
+        (False, None)
     """
 
     model: Any

@@ -24,6 +24,10 @@ class Check:
     Attributes:
         name: What was checked.
         problem: What is wrong, empty if nothing is.
+
+    Examples:
+        >>> Check("tokenizer").problem == ""
+        True
     """
 
     name: str

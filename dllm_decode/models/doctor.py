@@ -54,6 +54,10 @@ class Finding:
         text: What was found.
         fix: What to do about it.
         problem: Whether it stands in the way.
+
+    Examples:
+        >>> Finding("no GPU is visible", "install a CUDA build of torch", problem=False).text
+        'no GPU is visible'
     """
 
     text: str
@@ -69,6 +73,10 @@ class Examination:
         facts: Name and value, in words.
         ids: Per special id what tokenizer, config.json and the configuration say, and what is used.
         findings: What a person should know.
+
+    Examples:
+        >>> Examination(findings=[Finding("no weights", "load them")]).healthy
+        False
     """
 
     facts: dict[str, str] = field(default_factory=dict)

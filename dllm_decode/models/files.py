@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from dllm_decode.errors import CheckpointError
+from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.locate import SINGLE, missing_files, weight_map
 from dllm_decode.storage import parse_json
 
@@ -33,6 +34,11 @@ class StoredTensor:
         dtype: As safetensors names it.
         begin: Its first byte in the file.
         bytes: Their number.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> StoredTensor(Path("model.safetensors"), (4, 2), "F32", begin=128, bytes=32).shape
+        (4, 2)
     """
 
     file: Path
@@ -171,6 +177,11 @@ class Fit:
         missing: Names that no file holds.
         unexpected: Names that the model does not have.
         mismatched: Names with both shapes, in words.
+
+    Examples:
+        >>> fit = Fit(expected=3, missing=["norm.weight"], unexpected=[], mismatched=[])
+        >>> fit.matched, fit.complete
+        (2, False)
     """
 
     expected: int
@@ -226,6 +237,8 @@ def published_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 def published_state(model: Any) -> dict[str, Any]:
     """The state of a model under its published names."""
+    if isinstance(model, LeanModel):
+        return model.published_state()
     from transformers.core_model_loading import revert_weight_conversion
 
     state: dict[str, Any] = revert_weight_conversion(model, model.state_dict())

@@ -26,6 +26,14 @@ class Rows:
         stored: A safetensors slice.
         begin: First row of the whole matrix.
         end: One past the last.
+
+    Examples:
+        >>> import torch
+        >>> class Stored:  # what safetensors gives for a tensor that was not read
+        ...     def get_shape(self): return [4, 2]
+        ...     def get_dtype(self): return "F32"
+        >>> Rows(Stored(), 1, 3).get_shape()
+        [2, 2]
     """
 
     stored: Any
@@ -53,6 +61,15 @@ class Rows:
 
 class LLaDA2MoeModelLM(Glm4MoeForCausalLM):  # type: ignore[misc]
     """GLM-4 MoE that reads and writes the published LLaDA2 names."""
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """As the class below says; for this one transformers would search this file for a word.
+
+        Where it does not find it, each expert is a product of its own, for which the host waits.
+        """
+        can: bool = Glm4MoeForCausalLM._can_set_experts_implementation()
+        return can
 
     @staticmethod
     def lazy_state(files: Mapping[str, Any], config: Glm4MoeConfig) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from dllm_decode.models.quiet import transformers_output
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back; never asks on stdin and never runs code from a checkpoint."""
+    """Text to token ids and back; never asks on stdin and never runs code from a checkpoint.
+
+    Examples:
+        >>> from dllm_decode.models.toy import SymbolTokenizer
+        >>> tokenizer: Tokenizer = SymbolTokenizer("abc")
+        >>> tokenizer.decode(tokenizer.encode("cab"))
+        'cab'
+    """
 
     @property
     def reads_text(self) -> bool:
@@ -71,6 +78,12 @@ class Description:
         licence: Of the weights, None where unknown.
         passed_over: Checkpoints that stood earlier in the list and were not available, with the
             reason.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> description = Copy(n=3).description
+        >>> description.family, description.parameters
+        ('exact toy world', 0)
     """
 
     family: str
@@ -104,6 +117,12 @@ class LoadedModel:
         tokenizer: Text to ids and back.
         description: What was loaded.
         source: The published `config.json` as read, empty for models without one.
+
+    Examples:
+        >>> from dllm_decode.models.loading import load_model
+        >>> model = load_model("bundled:llada-tiny")
+        >>> model.tokenizer.decode(model.tokenizer.encode(" Ada"))
+        ' Ada'
     """
 
     denoiser: Denoiser

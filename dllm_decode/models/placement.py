@@ -27,6 +27,10 @@ class Placement:
         attention: As transformers names it.
         device_map: As transformers takes it, instead of a device.
         tensor_parallel: Number of ranks started by torchrun, instead of `device_map`.
+
+    Examples:
+        >>> Placement(dtype_name="float32", device_name="cpu").dtype
+        torch.float32
     """
 
     dtype_name: str = "auto"

@@ -54,6 +54,11 @@ class SymbolTokenizer:
 
     Attributes:
         symbols: The symbols in the order of their ids.
+
+    Examples:
+        >>> tokenizer = SymbolTokenizer("abc")
+        >>> tokenizer.encode("cab>"), tokenizer.decode([2, 0, 1])
+        ([2, 0, 1, 4], 'cab')
     """
 
     symbols: str
@@ -119,6 +124,12 @@ class World(ABC):
         floor: Probability given to what cannot happen, in [0, 1), so that all logits are finite; 0
             makes them -inf.
         seed: Of the noise.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Shuffle(n=3)
+        >>> world.answer(TopK(1), "abc")[1], round(world.probability("abc>", "cab"), 3)
+        (4, 0.167)
     """
 
     noise: float = 1e-6
@@ -311,6 +322,10 @@ class ListWorld(World):
     Attributes:
         n: Items of the default instance and of the sample prompts, 1 or more; the items of a prompt
             may be any symbols and any number.
+
+    Examples:
+        >>> Copy(n=4).default_prompt, Copy(n=4).symbols
+        ('abcd', 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789')
     """
 
     n: int = 6
@@ -356,7 +371,13 @@ class ListWorld(World):
 
 @dataclass(frozen=True, kw_only=True)
 class Copy(ListWorld):
-    """y = x. Nothing depends on anything: every strategy solves it in any number of steps."""
+    """y = x. Nothing depends on anything: every strategy solves it in any number of steps.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Copy(n=4).answer(TopK(5), "dbca")  # all at once, the end of text included
+        ('dbca', 1)
+    """
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
         """P(y_i = x_i) = 1; see `World.marginals`."""
@@ -365,7 +386,13 @@ class Copy(ListWorld):
 
 @dataclass(frozen=True, kw_only=True)
 class Reverse(ListWorld):
-    """y_i = x_(n-1-i). As parallel as `Copy`."""
+    """y_i = x_(n-1-i). As parallel as `Copy`.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Reverse(n=4).answer(TopK(5), "dbca")
+        ('acbd', 1)
+    """
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
         """P(y_i = x_(n-1-i)) = 1; see `World.marginals`."""
@@ -397,6 +424,11 @@ class ReplaceIndex(_Replace):
 
     Attributes:
         index: 0-based, 0 or more; lists that are too short stay as they are.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> ReplaceIndex(n=3, index=1).answer(TopK(4), "abcd")
+        ('adc', 2)
     """
 
     index: int = 0
@@ -418,6 +450,11 @@ class ReplaceRandom(_Replace):
 
     With J the replaced column, P(J = j | decided) is uniform over the j that explain the decided
     columns, and P(y_i = new) = P(J = i | decided).
+
+    Examples:
+        >>> world = ReplaceRandom(n=3)
+        >>> [round(world.probability("abcd>", answer), 3) for answer in ("dbc", "adc", "ddc")]
+        [0.333, 0.333, 0.0]
     """
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
@@ -441,6 +478,12 @@ class Shuffle(ListWorld):
     """Any order of the items, equally likely (the identity included).
 
     With m items left, each open column holds each of them with probability 1 / m.
+
+    Examples:
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> text, forwards = Shuffle(n=4).answer(TopK(1), "abcd")
+        >>> sorted(text)
+        ['a', 'b', 'c', 'd']
     """
 
     def marginals(self, items: Tensor, answer: Tensor) -> Tensor:
@@ -462,6 +505,10 @@ class Markov(World):
         n: Length, 1 or more.
         initial: P(y_0), one probability per state; states are called a, b, c ...
         transition: One row of probabilities per state.
+
+    Examples:
+        >>> round(Markov(n=2).probability(">", "aa"), 3)  # 0.5 * 0.9
+        0.45
     """
 
     n: int = 8
@@ -538,6 +585,10 @@ class Table(World):
     Attributes:
         outcomes: Mapping from an answer to its weight, 0 or more; they need not add up to 1, and
             shorter answers end in end of text.
+
+    Examples:
+        >>> round(Table(outcomes={"ab": 0.9, "ba": 0.1}).probability(">", "ba"), 3)
+        0.1
     """
 
     outcomes: Mapping[str, float] = field(default_factory=lambda: {"ab": 0.4, "ba": 0.4, "aa": 0.2})

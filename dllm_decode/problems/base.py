@@ -57,6 +57,13 @@ class Family(ABC):
         canvas: Columns that hold every answer and its end of text.
         shown: Whether the bundled model can do it, so that it belongs in default runs and tables.
         trained: Whether the bundled model is trained on it.
+
+    Examples:
+        >>> from dllm_decode.problems.lists import Sort
+        >>> family = Sort("sort", "Put names into alphabetical order.")
+        >>> problem = family.generate(random.Random(0))
+        >>> family.grade(problem, problem.answer), family.grade(problem, "")
+        (True, False)
     """
 
     name: str

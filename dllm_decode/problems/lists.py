@@ -71,7 +71,12 @@ class Labelled(Family):
 
 @dataclass(frozen=True)
 class ListFamily(Labelled):
-    """A family whose problems turn one list into another."""
+    """A family whose problems turn one list into another.
+
+    Examples:
+        >>> Sort("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))[1]
+        ['Ada', 'Eve']
+    """
 
     def generate(self, rng: random.Random) -> Problem:
         """Draw different names and apply the operation."""
@@ -101,7 +106,12 @@ class ListFamily(Labelled):
 
 @dataclass(frozen=True)
 class CopyNames(ListFamily):
-    """The list as it is."""
+    """The list as it is.
+
+    Examples:
+        >>> CopyNames("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))[1]
+        ['Eve', 'Ada']
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """The result is the list itself."""
@@ -110,7 +120,12 @@ class CopyNames(ListFamily):
 
 @dataclass(frozen=True)
 class ReverseNames(ListFamily):
-    """The list from its end to its beginning."""
+    """The list from its end to its beginning.
+
+    Examples:
+        >>> ReverseNames("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))[1]
+        ['Ada', 'Eve']
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """The last name comes first."""
@@ -119,7 +134,12 @@ class ReverseNames(ListFamily):
 
 @dataclass(frozen=True)
 class Sort(ListFamily):
-    """The names in alphabetical order."""
+    """The names in alphabetical order.
+
+    Examples:
+        >>> Sort("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))[1]
+        ['Ada', 'Eve']
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """Names are ordered by all of their letters."""
@@ -128,7 +148,12 @@ class Sort(ListFamily):
 
 @dataclass(frozen=True)
 class Insert(ListFamily):
-    """A new name at a position; what stood there and behind moves on by one."""
+    """A new name at a position; what stood there and behind moves on by one.
+
+    Examples:
+        >>> Insert("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))
+        ('Insert Tom at 2', ['Eve', 'Tom', 'Ada'])
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """The position is drawn from 1 to n + 1."""
@@ -138,7 +163,12 @@ class Insert(ListFamily):
 
 @dataclass(frozen=True)
 class Remove(ListFamily):
-    """The list without the name at a position."""
+    """The list without the name at a position.
+
+    Examples:
+        >>> Remove("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))
+        ('Remove 2', ['Eve'])
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """The position is drawn from 1 to n."""
@@ -148,7 +178,12 @@ class Remove(ListFamily):
 
 @dataclass(frozen=True)
 class Replace(ListFamily):
-    """A new name instead of the one at a position."""
+    """A new name instead of the one at a position.
+
+    Examples:
+        >>> Replace("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))
+        ('Replace 2 with Tom', ['Eve', 'Tom'])
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """The position is drawn from 1 to n."""
@@ -158,7 +193,12 @@ class Replace(ListFamily):
 
 @dataclass(frozen=True)
 class Swap(ListFamily):
-    """Swap: the list again, with two of its names in each other's place."""
+    """Swap: the list again, with two of its names in each other's place.
+
+    Examples:
+        >>> Swap("mine", "For people.").apply(["Eve", "Ada", "Ben"], "Tom", random.Random(0))
+        ('Swap 2 and 3', ['Eve', 'Ben', 'Ada'])
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """Two different positions are drawn; the smaller one is named first."""
@@ -170,7 +210,16 @@ class Swap(ListFamily):
 
 @dataclass(frozen=True)
 class ShuffleNames(ListFamily):
-    """Any order but the one shown: many answers are right."""
+    """Any order but the one shown: many answers are right.
+
+    Examples:
+        >>> family = ShuffleNames("mine", "For people.")
+        >>> problem = family.generate(random.Random(0))
+        >>> problem.prompt
+        'Shuffle: 1 Max 2 Nils 3 Ben 4 Iris 5 Quin 6 Pia 7 Mila 8 Jade 9 Paul'
+        >>> family.grade(problem, problem.answer)
+        True
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """The order is drawn uniformly from all but the one shown."""
@@ -188,7 +237,12 @@ class ShuffleNames(ListFamily):
 
 @dataclass(frozen=True)
 class ReplaceOne(ListFamily):
-    """A new name instead of any one of the list: n answers are right."""
+    """A new name instead of any one of the list: n answers are right.
+
+    Examples:
+        >>> ReplaceOne("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))
+        ('Replace any one with Tom', ['Eve', 'Tom'])
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """The position is drawn uniformly."""
@@ -207,7 +261,12 @@ class ReplaceOne(ListFamily):
 
 @dataclass(frozen=True)
 class InsertOne(ListFamily):
-    """A new name at any position: n + 1 answers are right."""
+    """A new name at any position: n + 1 answers are right.
+
+    Examples:
+        >>> InsertOne("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))
+        ('Insert Tom at any', ['Eve', 'Tom', 'Ada'])
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """The position is drawn uniformly."""
@@ -224,7 +283,12 @@ class InsertOne(ListFamily):
 
 @dataclass(frozen=True)
 class RemoveOne(ListFamily):
-    """The list without any one of its names: n answers are right."""
+    """The list without any one of its names: n answers are right.
+
+    Examples:
+        >>> RemoveOne("mine", "For people.").apply(["Eve", "Ada"], "Tom", random.Random(0))
+        ('Remove any one', ['Eve'])
+    """
 
     def apply(self, names: list[str], spare: str, rng: random.Random) -> tuple[str, list[str]]:
         """The position is drawn uniformly."""
@@ -240,7 +304,12 @@ class RemoveOne(ListFamily):
 
 @dataclass(frozen=True)
 class Who(Labelled):
-    """The name at a position, with its label."""
+    """The name at a position, with its label.
+
+    Examples:
+        >>> Who("mine", "For people.").generate(random.Random(0)).answer
+        '6 Pia'
+    """
 
     def generate(self, rng: random.Random) -> Problem:
         """Draw names and ask for one of the positions 1 to n."""
@@ -252,7 +321,12 @@ class Who(Labelled):
 
 @dataclass(frozen=True)
 class Where(Labelled):
-    """The position of a name, with the name."""
+    """The position of a name, with the name.
+
+    Examples:
+        >>> Where("mine", "For people.").generate(random.Random(0)).answer
+        '6 Pia'
+    """
 
     def generate(self, rng: random.Random) -> Problem:
         """Draw names and ask for the position of one of them."""
@@ -268,6 +342,10 @@ class Pick(Labelled):
 
     Attributes:
         most: The largest number of names that is asked for.
+
+    Examples:
+        >>> Pick("mine", "For people.").generate(random.Random(0)).answer
+        '3 Ben 4 Iris'
     """
 
     most: int = 3

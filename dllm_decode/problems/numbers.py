@@ -17,6 +17,10 @@ class Count(Family):
     Attributes:
         longest: Numbers in the longest answer.
         largest_step: The largest difference between two neighbours.
+
+    Examples:
+        >>> Count("mine", "For people.").generate(random.Random(0)).answer
+        '76 74 72 70 68 66 64 62 60 58 56 54 52 50 48 46 44 42 40 38 36 34 32 30 28 26'
     """
 
     longest: int = 96
@@ -43,6 +47,10 @@ class Tally(Family):
     Attributes:
         shortest: Names in the shortest list.
         longest: Names in the longest list.
+
+    Examples:
+        >>> Tally("mine", "For people.").generate(random.Random(0)).answer
+        '1 Max = 1, 2 Ben = 1, 3 Ben = 1, 4 Nils = 1, 5 Ben = 1, 6 Max = 2, 7 Max = 3; total 3'
     """
 
     shortest: int = 3
@@ -68,6 +76,11 @@ class Add(Family):
     Attributes:
         fewest_digits: Digits of the shortest numbers.
         most_digits: Digits of the longest numbers.
+
+    Examples:
+        >>> problem = Add("mine", "For people.").generate(random.Random(0))
+        >>> problem.prompt, problem.answer
+        ('Add 4 3 0 + 3 4 6', '0 + 6 + 0 = 6, 3 + 4 + 0 = 7, 4 + 3 + 0 = 7; total 7 7 6')
     """
 
     fewest_digits: int = 2
@@ -94,6 +107,12 @@ class Story(Family):
 
     Attributes:
         pool: Names to draw from.
+
+    Examples:
+        >>> family = Story("mine", "For people.")
+        >>> problem = family.generate(random.Random(0))
+        >>> family.grade(problem, problem.answer)
+        True
     """
 
     pool: tuple[str, ...] = NAMES

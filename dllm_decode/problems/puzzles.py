@@ -21,6 +21,12 @@ class Sudoku(Family):
 
     Attributes:
         clues: Cells that are given, 4 to 15.
+
+    Examples:
+        >>> family = Sudoku("mine", "For people.")
+        >>> problem = family.generate(random.Random(0))
+        >>> family.grade(problem, problem.answer), family.grade(problem, problem.answer[::-1])
+        (True, False)
     """
 
     clues: int = 8
@@ -100,6 +106,11 @@ class Countdown(Family):
     Attributes:
         count: How many numbers are given.
         largest: The largest of them.
+
+    Examples:
+        >>> problem = Countdown("mine", "For people.").generate(random.Random(0))
+        >>> problem.prompt, problem.answer
+        ('Reach 5 with 13 25 14 2', '25 + 14 = 39, 39 / 13 = 3, 3 + 2 = 5')
     """
 
     count: int = 4

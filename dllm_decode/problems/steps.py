@@ -23,6 +23,12 @@ class Chain(Family):
     Attributes:
         shortest: Steps of the shortest chain.
         longest: Steps of the longest chain, 26 at most.
+
+    Examples:
+        >>> family = Chain("mine", "For people.")
+        >>> problem = family.generate(random.Random(0))
+        >>> family.grade(problem, problem.answer)
+        True
     """
 
     shortest: int = 6
@@ -63,6 +69,12 @@ class Track(Family):
         places: Things in the row.
         shortest: Exchanges of the shortest problem.
         longest: Exchanges of the longest problem, 26 at most.
+
+    Examples:
+        >>> family = Track("mine", "For people.")
+        >>> problem = family.generate(random.Random(0))
+        >>> family.grade(problem, problem.answer)
+        True
     """
 
     places: int = 4

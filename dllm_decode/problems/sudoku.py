@@ -24,6 +24,12 @@ class SudokuSix(Family):
         read: Whether the puzzle stands in the prompt. Otherwise the givens stand on the canvas, and
             only the empty cells are decoded: half of the tokens, and a thing that only a masked
             model can do.
+
+    Examples:
+        >>> family = SudokuSix("mine", "For people.")
+        >>> problem = family.generate(random.Random(0))
+        >>> family.grade(problem, problem.answer)
+        True
     """
 
     fewest: int = 10

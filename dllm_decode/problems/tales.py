@@ -164,6 +164,12 @@ class Tale(Family):
         fewest: Events in the middle of the shortest tale.
         most: Events in the middle of the longest tale.
         pool: Names to draw from.
+
+    Examples:
+        >>> family = Tale("mine", "For people.")
+        >>> problem = family.generate(random.Random(0))
+        >>> family.grade(problem, problem.answer)
+        True
     """
 
     fewest: int = 3

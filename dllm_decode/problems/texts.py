@@ -24,6 +24,12 @@ class Records(Family):
     Attributes:
         most: People in the longest text.
         pool: Names to draw from.
+
+    Examples:
+        >>> family = Records("mine", "For people.")
+        >>> problem = family.generate(random.Random(0))
+        >>> family.grade(problem, problem.answer)
+        True
     """
 
     most: int = 3
@@ -47,6 +53,12 @@ class LatinSquare(Family):
 
     Attributes:
         size: Rows and columns.
+
+    Examples:
+        >>> family = LatinSquare("mine", "For people.")
+        >>> problem = family.generate(random.Random(0))
+        >>> family.grade(problem, problem.answer)
+        True
     """
 
     size: int = 4

@@ -53,6 +53,11 @@ class Context:
         choices: The option of each group.
         folder: Where results go.
         display: How people are told.
+
+    Examples:
+        >>> from dataclasses import fields
+        >>> sorted(field.name for field in fields(Context))
+        ['cfg', 'choices', 'display', 'folder', 'overrides']
     """
 
     cfg: DictConfig
@@ -131,7 +136,13 @@ def strategy_name(option: str, overrides: Sequence[str]) -> str:
 
 
 class Task(ABC):
-    """What `task=` selects: frozen settings and one method."""
+    """What `task=` selects: frozen settings and one method.
+
+    Examples:
+        >>> from dllm_decode.tasks.doctor import Doctor
+        >>> issubclass(Doctor, Task), Doctor().load
+        (True, False)
+    """
 
     @abstractmethod
     def run(self, context: Context) -> int:

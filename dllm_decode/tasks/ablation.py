@@ -49,6 +49,10 @@ class Ablation(Task):
         markdown: See `Report`.
         output: See `Report`.
         figures: See `Report`.
+
+    Examples:
+        >>> Ablation(jobs=["strategy=threshold", "strategy=credit"], count=20).count
+        20
     """
 
     jobs: list[str] = field(default_factory=list)

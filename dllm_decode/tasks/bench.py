@@ -44,6 +44,10 @@ class KernelBench(Task):
 
     Raises:
         ConfigError: A value is out of range, or the device is not there.
+
+    Examples:
+        >>> KernelBench(batches=(1,), windows=(32,)).vocabularies
+        (126464,)
     """
 
     batches: tuple[int, ...] = (1, 8, 64)

@@ -44,6 +44,10 @@ class DecodingBench(Task):
 
     Raises:
         ConfigError: A value is out of range.
+
+    Examples:
+        >>> DecodingBench(rounds=1).rows
+        32
     """
 
     groups: tuple[str, ...] = GROUPS

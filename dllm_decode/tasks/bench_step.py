@@ -48,6 +48,10 @@ class StepBench(Task):
     Raises:
         ConfigError: A value is out of range, the device is not there, or the model has more than
             10^9 parameters on a CPU.
+
+    Examples:
+        >>> StepBench(batches=(1,), layers=2).vocabulary
+        126464
     """
 
     batches: tuple[int, ...] = (1, 32)

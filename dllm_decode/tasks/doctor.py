@@ -19,6 +19,10 @@ class Doctor(Task):
 
     Attributes:
         load: Also load the weights, which runs the self-check of the model.
+
+    Examples:
+        >>> Doctor(load=True)
+        Doctor(load=True)
     """
 
     load: bool = False

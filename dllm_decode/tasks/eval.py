@@ -63,6 +63,10 @@ class Eval(Task):
         resume: False does the job again from the start.
         timing: n > 0 makes it the n-th repetition of a job that reports use for its wall time and
             for nothing else.
+
+    Examples:
+        >>> Eval(families="sort", count=20).split
+        'held_out'
     """
 
     families: str | list[str] = "shown"
@@ -521,6 +525,10 @@ class Ticker:
         total: Problems in all.
         pause: Seconds between two lines.
         clock: Seconds, for tests.
+
+    Examples:
+        >>> Ticker(print, total=20).pause
+        5.0
     """
 
     say: Callable[[str], None]

@@ -33,6 +33,10 @@ class Job:
         columns: To generate.
         grade: Whether a text is right, None where that is not known.
         form: For infilling, the answer with a gap for every token to be found, "" where all are.
+
+    Examples:
+        >>> Job(Asked("Sort: Eve, Ada.", source="the command line"), columns=32).columns
+        32
     """
 
     asked: Asked
@@ -76,6 +80,10 @@ class Generate(Task):
         compare: Decode the same prompts with `strategy=sequential` as well.
         samples: Number of sample problems.
         chat: Whether prompts become a user's message where the model has a chat template.
+
+    Examples:
+        >>> Generate(prompt="Sort: Eve, Ada.", compare=False).max_new_tokens is None
+        True
     """
 
     prompt: str | None = None

@@ -32,6 +32,10 @@ class Pretrain(Recipe, Task):
     a checkpoint from which the same command continues; with `early` also `early/`, the model as it
     was after so many million tokens: half-trained, for the study of rules that look back. The
     settings are those of `Recipe`.
+
+    Examples:
+        >>> Pretrain(tokens=10.0).shape().width
+        192
     """
 
     def run(self, context: Context) -> int:

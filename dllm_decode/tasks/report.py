@@ -24,6 +24,10 @@ class Report(Task):
         define: Print the definition of every metric as well.
         markdown: Also write the Markdown page to this file, with its figures beside it in a folder
             of the same name.
+
+    Examples:
+        >>> Report(runs="runs/eval", figures=False).title
+        'Evaluation'
     """
 
     runs: str = "runs/eval"

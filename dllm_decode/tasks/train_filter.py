@@ -51,6 +51,10 @@ class TrainFilter(Task):
     Raises:
         ConfigError: A value is out of range, the schedule has no blocks, or there are fewer than
             two prompts.
+
+    Examples:
+        >>> TrainFilter(problems=10).steps
+        3000
     """
 
     prompts: str | None = None

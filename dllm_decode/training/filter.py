@@ -89,6 +89,10 @@ class FilterRecorder(Observer):
 
     Attributes:
         parts: The records of each step.
+
+    Examples:
+        >>> FilterRecorder().parts
+        []
     """
 
     parts: list[FilterRecords] = field(default_factory=list)

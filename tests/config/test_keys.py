@@ -76,6 +76,7 @@ PLACES = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
     ("value", "message"),

@@ -42,6 +42,7 @@ WRITTEN_OUT = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("words", WRITTEN_OUT)
 def test_a_word_whose_meaning_is_unique_stands_for_its_key(words: str) -> None:
     cfg = compose_checked(words.split())
@@ -80,6 +81,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("words", ANSWERS)
 def test_what_cannot_be_meant_is_answered_with_what_can(words: str) -> None:
     with pytest.raises(ConfigError) as error:
@@ -135,6 +137,7 @@ def test_the_table_says_what_runs(option: str, overrides: list[str], name: str) 
     assert strategy_name(option, overrides) == name
 
 
+@pytest.mark.slow
 def test_words_in_a_sweep_are_written_out_for_each_job(tmp_path: Path) -> None:
     words = ["-m", "model=toy_copy", "display=none", "compare=false", "task.samples=1"]
     words += ["strategy=threshold,fixed", "temperature=0,0.5", f"hydra.sweep.dir={tmp_path / 's'}"]

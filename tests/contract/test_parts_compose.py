@@ -82,6 +82,7 @@ def check(result):
         assert not any(math.isnan(value) for part in numbers for value in part.tolist())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_no_statistic_is_undefined_where_a_truncation_leaves_only_what_is_taken_away(name):
     # by default three of the samplers, for each strategy others
@@ -128,6 +129,7 @@ def bundled():
     return load(model="llada")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["entropy", "entropy_bound", "dream", "ccd"])
 def test_the_bundled_model_decodes_with_deferral_and_the_nucleus_of_dream(bundled, name):
     loop = bundled.decoder

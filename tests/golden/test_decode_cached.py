@@ -75,6 +75,7 @@ def commits_of(tensors, key: str) -> list[list[tuple[int, int]]]:
     ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("case", "number", "run"), runs())
 def test_a_cached_decode_follows_the_released_loop(case, number, run):
     tensors = load_file(FOLDER / "decode" / f"{case}.safetensors")

@@ -239,6 +239,7 @@ def test_lower_bound_of_a_partition_of_a_shuffle(sizes, expected):
 # Greedy decoding.
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("n", "k", "expected"),
     [
@@ -303,6 +304,7 @@ def test_the_boundary_of_the_threshold_belongs_to_it_unless_strict():
     assert decode(world, ConfidenceThreshold(0.5, strict=True), 1)[2].forwards == (2,)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("factor", "variant", "expected"),
     [
@@ -409,6 +411,7 @@ def test_one_at_a_time_the_loop_gives_every_answer_its_probability_in_every_orde
             assert math.prod(confidences) == pytest.approx(chance, rel=1e-5)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.filterwarnings("ignore:.*confidence exactly 1:RuntimeWarning")
 @pytest.mark.parametrize("world", [Shuffle(n=3), CHAIN, TABLE], ids=["shuffle", "chain", "table"])
 @pytest.mark.parametrize("order", ["random", "entropy", "left to right"])

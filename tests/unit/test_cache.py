@@ -137,6 +137,7 @@ def test_a_policy_that_recomputes_everything_equals_no_cache(cache, schedule):
     assert stored.forwards == plain.forwards
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cache", [*APPROXIMATE, NoCache()], ids=name)
 @pytest.mark.parametrize("max_batch", [2, 6])
 def test_a_row_decodes_alike_alone_and_in_a_refilled_batch(cache, max_batch):

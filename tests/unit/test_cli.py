@@ -297,6 +297,7 @@ CONFIGURATION_FAULTS = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("fault", CONFIGURATION_FAULTS)
 def test_a_configuration_fault_is_one_message_and_exit_code_2(cli: Cli, fault: str) -> None:
     words, expected = CONFIGURATION_FAULTS[fault]
@@ -350,6 +351,7 @@ RUN_TIME_FAULTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("fault", RUN_TIME_FAULTS)
 def test_a_run_time_fault_is_one_message_and_exit_code_1(
     cli: Cli, tmp_path: Path, fault: str
@@ -421,6 +423,7 @@ def test_help_shows_groups_options_examples_and_what_settings_mean(
     assert all(len(line) <= 90 for line in text.splitlines() if line not in examples)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", ["dir=eq", "it's (odd), really", "a:b", "x{1}", "tail "])
 def test_a_path_may_hold_what_the_override_grammar_does_not_take(
     cli: Cli, name: str, tmp_path: Path
@@ -485,6 +488,32 @@ def test_importing_the_package_and_refusing_a_key_need_no_torch() -> None:
     done, _ = _python("-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# What the main command must never import before its first token: 6.5 seconds of processor time.
+HEAVY = (
+    "transformers",
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "scipy",
+    "matplotlib",
+    "pandas",
+)
+
+
+def test_the_main_command_and_refused_values_import_nothing_that_decodes_nothing() -> None:
+    script = (
+        "import sys, dllm_decode.cli as c\n"
+        "wrong = ('model.dtype=int8', 'strategy.select.threshold=7', 'batch_size=0')\n"
+        "run = 'strategy=credit model=llada compare=false task.samples=1 max_new_tokens=32'\n"
+        "codes = [c.main(w.split()) for w in (*wrong, run)]\n"
+        "assert codes == [2, 2, 2, 0], codes\n"
+        f"print(sorted({set(HEAVY)} & set(sys.modules)), 'tokenizers' in sys.modules)"
+    )
+    done, _ = _python("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[] True"
 
 
 def test_the_module_runs_as_a_program_and_returns_the_exit_code(tmp_path: Path) -> None:

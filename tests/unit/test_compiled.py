@@ -49,6 +49,7 @@ def decode(denoiser, cache, max_batch=2):
     return Engine(decoder, max_batch).decode(REQUEST)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cache", [NoCache(), DualCache()], ids=["none", "dual"])
 def test_padded_shapes_change_nothing_and_are_few(cache):
     body = Shapes(plain().model)

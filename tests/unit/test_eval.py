@@ -58,6 +58,7 @@ def within(successes: int, trials: int, share: float) -> bool:
     return abs(successes - trials * share) <= 4.5 * math.sqrt(trials * share * (1 - share)) + 1e-9
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("strategy", "accuracy", "forwards"),
     [
@@ -431,6 +432,7 @@ def test_problems_of_which_none_can_be_decoded_are_refused(tmp_path, capsys):
     assert "data.jsonl, line 1: a toy world has no chat template" in capsys.readouterr().err
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -512,6 +514,7 @@ def given(name: str) -> list[str]:
     ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_builds(name):
     cfg = compose_checked([f"experiment={name}", *given(name)])

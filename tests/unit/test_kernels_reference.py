@@ -286,3 +286,35 @@ def test_selection_by_threshold_never_leaves_a_live_row_without_a_commit(
             wanted = [max(slots, key=lambda slot: (float(scores[row, slot]), -slot))]
         assert commit[row].nonzero()[:, 0].tolist() == wanted
         assert left[row] == len(slots) - len(wanted)
+
+
+@pytest.mark.parametrize(("rows", "vocabulary"), [(7, 70_001), (8, 66_048), (1, 70_001), (5, 9)])
+def test_rows_taken_in_blocks_give_the_digits_of_all_rows_at_once(rows, vocabulary):
+    generator = torch.Generator().manual_seed(rows)
+    logits = torch.randn(rows, vocabulary, generator=generator).mul(4).round(decimals=1)
+    logits[0, :: vocabulary // 3] = 99.0  # ties, the first of them banned
+    logits[-1, vocabulary // 2] = float("nan")
+    banned = torch.tensor([0, vocabulary - 1])
+    allowed = logits.index_fill(-1, banned, float("-inf"))
+    maximum, token = allowed.max(-1)
+    weights = (allowed - maximum[:, None]).clamp(min=-1e30)
+    found = reference.row_statistics(logits, banned)
+    assert torch.equal(found.token, token)
+    for got, wanted in (
+        (found.maximum, maximum),
+        (found.total, weights.exp().sum(-1)),
+        (found.moment, (weights.exp() * weights).sum(-1)),
+    ):
+        assert torch.equal(got.nan_to_num(-1.0), wanted.nan_to_num(-1.0))
+    assert found.healthy.tolist() == [True] * (rows - 1) + [False]
+
+
+def test_the_entropy_moment_is_summed_when_somebody_asks_for_it(monkeypatch):
+    asked = []
+    moment = reference._moment
+    monkeypatch.setattr(reference, "_moment", lambda *given: asked.append(1) or moment(*given))
+    statistics = reference.row_statistics(torch.randn(3, 5))
+    _ = statistics.confidence, statistics.healthy
+    assert not asked
+    _ = statistics.entropy, statistics.entropy
+    assert asked == [1]

@@ -347,6 +347,7 @@ def test_one_step_loses_the_total_correlation_of_a_replacement(n, total):
     assert laws.kl_divergence(joint, law) == pytest.approx(total, abs=5e-6)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("sizes", "bound"),
     [([6], 6.0179), ([3, 3], 3.0179), ([4, 2], 2.848), ([2, 4], 3.6781), ([2, 2, 2], 1.6781)],

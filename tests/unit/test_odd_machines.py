@@ -46,6 +46,7 @@ def run(encoding: str, script: str, *words: str, cwd: Path) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=300, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "encoding",
     [
@@ -68,6 +69,7 @@ def test_output_that_is_half_a_character_is_written_all_the_same(capsys) -> None
     assert sys.stdout.errors != "dllm_decode.simplified"
 
 
+@pytest.mark.slow
 def test_a_simulated_windows_runs_generate_eval_and_report(tmp_path: Path) -> None:
     done = run("cp1252", WINDOWS, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, b"")

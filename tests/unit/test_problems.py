@@ -50,6 +50,7 @@ def test_corrupted_answer_is_wrong(family: Family) -> None:
     assert not family.grade(problem, "")
 
 
+@pytest.mark.one_in(3)
 @EVERY
 def test_same_seed_same_problems(family: Family) -> None:
     first = problems(family.name, "held_out", 6, seed=5)
@@ -57,6 +58,7 @@ def test_same_seed_same_problems(family: Family) -> None:
     assert first != problems(family.name, "held_out", 6, seed=6)
 
 
+@pytest.mark.one_in(3)
 @EVERY
 def test_splits_are_disjoint_and_prompts_distinct(family: Family) -> None:
     # the large sudokus take long to make

@@ -490,6 +490,7 @@ class Words(HTMLParser):
             self.cells[-1] += data
 
 
+@pytest.mark.slow
 def test_names_that_mean_something_elsewhere_do_no_harm_in_any_form(tmp_path):
     pytest.importorskip("matplotlib")
     for number, name in enumerate(HOSTILE):
@@ -546,6 +547,7 @@ def test_the_page_is_the_markdown_and_its_figures(runs, tmp_path):
     assert html.count("<table>") == html.count('<div class="wide"><table>') == 4
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("form", ["$", "$a$ $", "$\\frac{$", "$\\undefined$", "_hidden"])
 def test_figures_show_names_as_they_are(runs, form):
     pytest.importorskip("matplotlib")
@@ -643,6 +645,7 @@ def test_an_ablation_adds_parts_and_wall_times(tmp_path, capsys):
     assert "against sequential stop=never schedule=whole, 3 problems)" in page
 
 
+@pytest.mark.slow
 def test_a_finished_job_takes_the_place_it_has_in_the_present_list(tmp_path):
     jobs = ["strategy=sequential", "strategy=topk", "strategy=credit"]
     for order in (jobs, jobs[::-1]):

@@ -75,6 +75,7 @@ def test_a_folder_that_another_process_holds_is_refused(tmp_path: Path, capsys) 
     assert main([*TOY, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("before", "words"),
     [

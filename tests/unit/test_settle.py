@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from views import view_of
 
 from dllm_decode.decoding.settle import settle
-from dllm_decode.decoding.strategy import Budget, EveryStep, Strategy
+from dllm_decode.decoding.strategy import Budget, EveryStep, Pipeline, Strategy
 from dllm_decode.decoding.types import Decision
 from dllm_decode.errors import DecisionError
+from dllm_decode.strategies.at_most import AtMost
 
 OPEN = torch.tensor([[True, True, False], [True, False, False]])
 SETTLED = torch.tensor([[False, False, True], [False, True, False]])
@@ -179,3 +180,33 @@ def test_whatever_is_asked_for_each_live_row_gains_and_nothing_closed_is_touched
     gain = change.commit.sum(1) - change.remask.sum(1)
     assert (gain >= view.open.any(1).long()).all()
     assert not (change.commit & closed).any() and not (change.remask & ~settled_slots).any()
+
+
+class Promises(Mine):
+    """Says that it always commits."""
+
+    always_commits = True
+
+
+def test_the_word_that_something_is_always_committed_holds_for_the_class_that_gave_it_alone():
+    class Another(Promises):
+        def decide(self, view, memory):
+            return Decision(NOTHING)
+
+    class Renewed(Promises):
+        always_commits = True
+
+        def decide(self, view, memory):
+            return Decision(OPEN)
+
+    assert Renewed.always_commits and not Another.always_commits and not Strategy.always_commits
+    assert Pipeline(Renewed()).always_commits
+    assert not Pipeline(Renewed(), filters={"two": AtMost(2)}).always_commits
+    assert not Pipeline(Another()).always_commits
+
+
+def test_where_a_strategy_always_commits_no_other_slot_is_looked_for():
+    decision = Decision(NOTHING)
+    assert settle(a_view(), decision, Mine())[0].forced.all()
+    change, _ = settle(a_view(), decision, Promises())
+    assert not change.forced.any() and not change.commit.any()

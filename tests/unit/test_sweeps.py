@@ -43,6 +43,7 @@ def test_a_sweep_in_which_no_job_composes_is_one_error_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_without_failures_says_nothing_more(tmp_path: Path, capsys) -> None:
     assert main([*TOY, "strategy=threshold,topk", f"hydra.sweep.dir={tmp_path / 's'}"]) == 0
     assert capsys.readouterr() == ("", "")

@@ -82,6 +82,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("family", "cache", "strategy", "sampler"),
     CASES,

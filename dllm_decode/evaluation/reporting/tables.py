@@ -63,6 +63,10 @@ class Column:
         head: What stands above it.
         unit: In parentheses behind the head, "" for none.
         numeric: Whether it is set to the right.
+
+    Examples:
+        >>> Column("accuracy", "%").numeric
+        True
     """
 
     head: str
@@ -216,6 +220,11 @@ class WallTime:
         tokens_per_second: Median.
         speedup: Median over the sequential run of the same settings and repetition at the same
             batch size, None without one.
+
+    Examples:
+        >>> from dllm_decode.evaluation.statistics import Interval
+        >>> WallTime("credit", 8, 500, 3, Interval(0.02, 0.018, 0.022), 400.0, 1.8).speedup
+        1.8
     """
 
     strategy: str

@@ -57,6 +57,10 @@ class Mixture:
             people try first is not new to the model.
         brief: Share of problems worked out step by step that have few steps, because finding a step
             by its label is learned where there are few to choose from.
+
+    Examples:
+        >>> Mixture(batch_tokens=512).buckets
+        (40, 56, 96, 144, 192, 256)
     """
 
     buckets: tuple[int, ...] = (28, 36, 48, 64, 88, 104, 128, 152, 192, 256)
@@ -114,6 +118,10 @@ class Example:
         padding: Slots of end-of-text behind the answer.
         given: For infilling, whether each slot of the answer stands on the canvas in advance; ()
             for other problems.
+
+    Examples:
+        >>> Example(family=0, prompt=[1, 2, 3], answer=[4, 5], padding=3).length
+        9
     """
 
     family: int
@@ -140,6 +148,12 @@ class TrainingBatch:
         family: (n,) index into `TRAINED`.
         hard: (n,) the slot is masked, is no padding, and most of its answer is masked as well, so
             that it measures what the model knows.
+
+    Examples:
+        >>> weights = {name: 1.0 for name in TRAINED}
+        >>> batch = Batches(Mixture(batch_tokens=256), seed=0, rank=0).batch(0, weights)
+        >>> batch.tokens.dtype, batch.weight.dtype
+        (dtype('int64'), dtype('float32'))
     """
 
     tokens: Ints

@@ -36,6 +36,13 @@ class Loader:
         rank: Of the worker that trains on the batches.
         processes: How many work ahead, each of them two steps; 0 makes each batch when it is asked
             for.
+
+    Examples:
+        >>> from dllm_decode.problems import TRAINED
+        >>> loader = Loader(Mixture(batch_tokens=256), seed=0, rank=0, processes=0)
+        >>> loader.batch(0, {name: 1.0 for name in TRAINED}).tokens.dtype
+        dtype('int64')
+        >>> loader.close()
     """
 
     def __init__(self, mixture: Mixture, seed: int, rank: int, processes: int) -> None:

@@ -25,6 +25,10 @@ class Shape:
         hidden: Width of the feed-forward layers.
         rope_theta: Base of the rotary positions.
         norm_eps: Added to the mean square in a norm.
+
+    Examples:
+        >>> Shape(vocab=100, width=64, heads=2).layers
+        6
     """
 
     vocab: int
@@ -42,6 +46,10 @@ class Norm(nn.Module):
     Args:
         width: Of the rows.
         eps: Added to the mean square.
+
+    Examples:
+        >>> Norm(4, 1e-5)(torch.full((1, 4), 3.0)).round(decimals=3).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
     """
 
     def __init__(self, width: int, eps: float) -> None:
@@ -66,6 +74,11 @@ class Block(nn.Module):
 
     Args:
         shape: Sizes of the network.
+
+    Examples:
+        >>> shape = Shape(vocab=10, width=8, layers=1, heads=2, hidden=16)
+        >>> sum(weight.numel() for weight in Block(shape).parameters())
+        656
     """
 
     def __init__(self, shape: Shape) -> None:

@@ -69,6 +69,11 @@ class Recipe:
         measured_problems: Held-out problems per family and measurement; 0 measures none.
         display: `auto`, `live`, `plain` or `none`.
         resume: Continue from a checkpoint in `output`; else a folder that holds one is refused.
+
+    Examples:
+        >>> recipe = Recipe(tokens=10.0, width=64, heads=2)
+        >>> recipe.shape().width
+        64
     """
 
     output: str = "runs/pretrain"

@@ -18,6 +18,10 @@ class Reporter:
 
     Args:
         display: `auto` and `live` show a bar in a terminal, `plain` prints lines, `none` is silent.
+
+    Examples:
+        >>> Reporter("plain") is not None
+        True
     """
 
     def __init__(self, display: str) -> None:

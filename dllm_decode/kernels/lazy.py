@@ -1,0 +1,80 @@
+"""Values that are computed when somebody asks for them: what nobody reads costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+class Later(Generic[Value]):
+    """A value that is computed when somebody first asks for it, and only once.
+
+    Args:
+        make: computes it; forgotten, with all it holds on to, as soon as it has.
+
+    Examples:
+        >>> Later(lambda: 6 * 7)()
+        42
+    """
+
+    __slots__ = ("_make", "_value")
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make: Callable[[], Value] | None = make
+
+    def __call__(self) -> Value:
+        """The value, computed if nobody has asked before."""
+        if self._make is not None:
+            self._value, self._make = self._make(), None
+        return self._value
+
+
+class LazyFields:
+    """Fields of a frozen dataclass that may be given as `Later`: what nobody reads costs nothing.
+
+    Whoever reads such a field gets the value, not the `Later`; copies made by `but` share it.
+
+    Attributes:
+        lazy: names of the fields.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Sum(LazyFields):
+        ...     total: int
+        ...     lazy = ("total",)
+        >>> Sum(Later(lambda: 1 + 2)).total
+        3
+    """
+
+    lazy: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        self._put_off(vars(self))
+
+    def _put_off(self, own: dict[str, Any]) -> None:
+        waiting = {name: own.pop(name) for name in self.lazy if type(own.get(name)) is Later}
+        own["_later"] = own.get("_later", {}) | waiting
+
+    def __getattr__(self, name: str) -> Any:
+        """A field that is not there yet; everything else is found before this is asked."""
+        later = vars(self).get("_later", {}).get(name)
+        if later is None:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        value = vars(self)[name] = later()
+        return value
+
+    def known(self) -> Any:
+        """The same, with every field computed: it holds on to nothing that they follow from."""
+        for name in self.lazy:
+            getattr(self, name)
+        return self
+
+    def but(self, **fields: Any) -> Any:
+        """A copy with other fields, which computes nothing; `dataclasses.replace` would."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), **fields)
+        twin._put_off(vars(twin))
+        return twin
