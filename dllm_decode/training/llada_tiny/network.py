@@ -165,6 +165,7 @@ class Network(nn.Module):
         shared = _SPREAD * torch.randn(self.shape.width).sign()
         self.wte.weight.data += shared
         for block in self.blocks[:2]:
+            assert isinstance(block, Block)
             for head, offset in enumerate((-1, 1)[: self.shape.heads]):
                 look(block, head, offset, shared, self.shape)
 
