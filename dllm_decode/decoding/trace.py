@@ -7,11 +7,14 @@ Replaying it gives the result, which makes it a complete account of a decode.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from dllm_decode.decoding.candidates import FRESH, IDS, OPEN, PROBABILITIES
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.types import Change, Request, Vocab
 from dllm_decode.errors import DllmDecodeError
@@ -20,13 +23,17 @@ FORMAT = "dllm_decode.decoding.trace"
 VERSION = 1
 
 
+_OPTIONAL = ("edits", "fresh", "candidates")
+_LEAST = 0.001  # candidates that are less likely are not kept
+
+
 class TraceError(DllmDecodeError):
     """A trace file that cannot be read; names file and line."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One decided token.
+    """One token that was written: decided, or written over another one.
 
     Attributes:
         row: of the request.
@@ -48,6 +55,30 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What the model offered at one open column.
+
+    Attributes:
+        row: of the request.
+        column: counted from the first generated one.
+        pairs: (token id, probability), the likeliest first; what is below 0.001 is left out, except
+            the likeliest.
+
+    Examples:
+        >>> Offer(0, 4, ((7, 0.75), (9, 0.2))).record()
+        [0, 4, 7, 0.75, 9, 0.2]
+    """
+
+    row: int
+    column: int
+    pairs: tuple[tuple[int, float], ...]
+
+    def record(self) -> list[int | float]:
+        """[row, column, token, probability, token, probability, ...]."""
+        return [self.row, self.column, *(value for pair in self.pairs for value in pair)]
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One step of the batch.
 
@@ -56,12 +87,19 @@ class StepRecord:
         steps: for each of them, how many steps it had done before.
         horizon: for each, generated columns that are still worth decoding afterwards.
         forced: for each, whether progress had to be forced.
-        probes: extra forward passes, 0 or more.
+        forwards: for each, forward passes, probes included; 0 where a probe of the step before
+            had said everything, and for rows that are done.
+        probes: for each, those among them that asked about other tokens.
         commits: the tokens that were decided.
+        edits: the tokens that were written over settled ones.
         remasks: (row, column) pairs that were opened again.
+        not_granted: for each, edits and re-masks that were asked for in vain.
+        fresh: for each row, whether it had just entered its window; empty where candidates were
+            not recorded.
+        candidates: what the model offered at the open columns, where that was recorded.
 
     Examples:
-        >>> step = StepRecord((0,), (3,), (9,), (False,), 0, (Commit(0, 5, 7, 0.9, 0.9),))
+        >>> step = StepRecord((0,), (3,), (9,), (False,), (1,), (0,), (Commit(0, 5, 7, 0.9, 0.9),))
         >>> step.record()["steps"]
         (3,)
     """
@@ -70,9 +108,14 @@ class StepRecord:
     steps: tuple[int, ...]
     horizon: tuple[int, ...]
     forced: tuple[bool, ...]
-    probes: int
+    forwards: tuple[int, ...]
+    probes: tuple[int, ...]
     commits: tuple[Commit, ...]
+    edits: tuple[Commit, ...] = ()
     remasks: tuple[tuple[int, int], ...] = ()
+    not_granted: tuple[int, ...] = ()
+    fresh: tuple[bool, ...] = ()
+    candidates: tuple[Offer, ...] = ()
 
     @staticmethod
     def of(change: Change) -> StepRecord:
@@ -87,29 +130,55 @@ class StepRecord:
                 change.probability,
             )
         ]
-        commits = [
-            Commit(rows[row], *(plane[row][slot] for plane in values))
-            for row, slot in change.commit.nonzero().tolist()
-        ]
-        remasks = [
-            (rows[row], values[0][row][slot]) for row, slot in change.remask.nonzero().tolist()
-        ]
+
+        def written(slots: Tensor | None) -> tuple[Commit, ...]:
+            found = [] if slots is None else slots.nonzero().tolist()
+            return tuple(
+                Commit(rows[row], *(plane[row][slot] for plane in values)) for row, slot in found
+            )
+
+        def each(count: Tensor | int | None) -> tuple[int, ...]:
+            known = count.tolist() if isinstance(count, Tensor) else [count or 0] * len(rows)
+            return tuple(map(int, known))
+
         return StepRecord(
             rows=tuple(rows),
             steps=tuple(change.step.tolist()),
             horizon=tuple(change.horizon.tolist()),
             forced=tuple(change.forced.tolist()),
-            probes=change.probes,
-            commits=tuple(commits),
-            remasks=tuple(remasks),
+            forwards=each(change.forwards),
+            probes=each(change.probes),
+            commits=written(change.commit),
+            edits=written(change.edit),
+            remasks=tuple(
+                (rows[row], values[0][row][slot]) for row, slot in change.remask.nonzero().tolist()
+            ),
+            not_granted=each(change.not_granted),
+            fresh=tuple(change.notes[FRESH].tolist()) if FRESH in change.notes else (),
+            candidates=tuple(_offers(change, rows, values[0])) if IDS in change.notes else (),
         )
 
     def record(self) -> dict[str, Any]:
-        """The JSON object; commits are [row, column, token, confidence, probability]."""
-        return {
-            **asdict(self),
-            "commits": [list(asdict(commit).values()) for commit in self.commits],
+        """The JSON object; tokens written are [row, column, token, confidence, probability]."""
+        written = {"commits": self.commits, "edits": self.edits}
+        kept = {
+            **asdict(replace(self, candidates=())),
+            **{name: [list(asdict(c).values()) for c in found] for name, found in written.items()},
+            "candidates": [offer.record() for offer in self.candidates],
         }
+        return {name: value for name, value in kept.items() if value or name not in _OPTIONAL}
+
+
+def _offers(change: Change, rows: Sequence[int], columns: list[list[int]]) -> Iterator[Offer]:
+    """The candidates that a change carries in its notes, at the slots that were open."""
+    ids, probabilities = change.notes[IDS].tolist(), change.notes[PROBABILITIES].tolist()
+    for row, slot in change.notes[OPEN].nonzero().tolist():
+        pairs = [
+            (token, float(f"{probability:.9g}"))  # all that a float32 can tell
+            for token, probability in zip(ids[row][slot], probabilities[row][slot], strict=True)
+        ]
+        likely = [pair for number, pair in enumerate(pairs) if pair[1] >= _LEAST or not number]
+        yield Offer(rows[row], columns[row][slot], tuple(likely))
 
 
 @dataclass(frozen=True)
@@ -214,12 +283,12 @@ class Trace:
             for row, column in step.remasks:
                 tokens[row][column], step_of[row][column] = self.mask_id, -1
                 confidence[row][column] = None
-            for c in step.commits:
+            for c in (*step.commits, *step.edits):
                 tokens[c.row][c.column], step_of[c.row][c.column] = c.token, number[c.row]
                 confidence[c.row][c.column] = c.confidence
-            for row, horizon in zip(step.rows, step.horizon, strict=True):
+            for row, horizon, passes in zip(step.rows, step.horizon, step.forwards, strict=True):
                 ends[row] = horizon
-                forwards[row] += 1 + step.probes
+                forwards[row] += passes
 
         def cut(planes: list[list[Any]]) -> tuple[tuple[Any, ...], ...]:
             return tuple(tuple(plane[:end]) for plane, end in zip(planes, ends, strict=True))
@@ -331,6 +400,12 @@ class _Record:
             raise TraceError(f"{self.place}: {key} must have {count} entries, has {len(value)}")
         return value
 
+    def optional(
+        self, key: str, fits: Callable[[Any], bool], kind: str, count: int | None = None
+    ) -> Any:
+        """Like `get`, and an empty list where the key is missing."""
+        return self.get(key, fits, kind, count) if key in self.values else []
+
     def step(self, lengths: Sequence[int]) -> StepRecord:
         """The step of a line; raises `TraceError` where it does not fit rows of these lengths."""
 
@@ -348,22 +423,50 @@ class _Record:
             raise TraceError(
                 f"{self.place}: horizon is beyond the end of a row, got {_shown(ends)}"
             )
-        commits = self.get(
-            "commits",
-            _is_list_of(lambda entry: is_cell(entry, 5) and entry[0] in rows),
-            "a list of [row, column, token, confidence, probability] in this step's rows",
-        )
+
+        def written(key: str) -> tuple[Commit, ...]:
+            found = self.get(
+                key,
+                _is_list_of(lambda entry: is_cell(entry, 5) and entry[0] in rows),
+                "a list of [row, column, token, confidence, probability] in this step's rows",
+            )
+            return tuple(Commit(*commit) for commit in found)
+
+        def counts(key: str, default: Sequence[int]) -> tuple[int, ...]:
+            if key not in self.values:  # traces written before rows were counted apart
+                return tuple(default)
+            return tuple(self.get(key, _is_counts, "a list of whole numbers >= 0", len(rows)))
+
+        probes = self.get("probes", _is_probes, "whole numbers >= 0, one per row")
+        probes = [probes] * len(rows) if _is_int(probes) else probes
+        if len(probes) != len(rows):
+            raise TraceError(f"{self.place}: probes must have {len(rows)} entries")
         remasks = self.get(
             "remasks", _is_list_of(lambda entry: is_cell(entry, 2)), "a list of [row, column]"
+        )
+        offers = self.optional(
+            "candidates",
+            _is_list_of(lambda entry: _is_offer(entry, lengths) and entry[0] in rows),
+            "a list of [row, column, token, probability, ...] in this step's rows",
         )
         return StepRecord(
             rows=tuple(rows),
             steps=tuple(self.get("steps", _is_counts, "a list of whole numbers >= 0", len(rows))),
             horizon=tuple(ends),
             forced=tuple(self.get("forced", _is_list_of(_is_bool), "a list of flags", len(rows))),
-            probes=self.get("probes", lambda n: _is_int(n) and n >= 0, "a whole number >= 0"),
-            commits=tuple(Commit(*commit) for commit in commits),
+            forwards=counts("forwards", [1 + number for number in probes]),
+            probes=tuple(probes),
+            commits=written("commits"),
+            edits=written("edits") if "edits" in self.values else (),
             remasks=tuple((row, column) for row, column in remasks),
+            not_granted=counts("not_granted", [0] * len(rows)),
+            fresh=tuple(
+                self.optional("fresh", _is_list_of(_is_bool), "a list of flags", len(rows))
+            ),
+            candidates=tuple(
+                Offer(row, column, tuple(zip(pairs[::2], pairs[1::2], strict=True)))
+                for row, column, *pairs in offers
+            ),
         )
 
 
@@ -396,8 +499,21 @@ _is_ints = _is_list_of(_is_int)
 _is_counts = _is_list_of(lambda value: _is_int(value) and value >= 0)
 
 
+def _is_probes(value: Any) -> bool:
+    """Whether a value counts probes: row by row, or one number for all of them."""
+    return (_is_int(value) and value >= 0) or _is_counts(value)
+
+
 def _inside(row: int, column: int, lengths: Sequence[int]) -> bool:
     return 0 <= row < len(lengths) and 0 <= column < lengths[row]
+
+
+def _is_offer(entry: Any, lengths: Sequence[int]) -> bool:
+    """Whether a value is [row, column, token, probability, token, probability, ...]."""
+    numbers = isinstance(entry, list) and len(entry) >= 4 and all(map(_is_number, entry))
+    if not numbers or len(entry) % 2:
+        return False
+    return _is_ints([*entry[:2], *entry[2::2]]) and _inside(entry[0], entry[1], lengths)
 
 
 def _is_pieces(value: Any) -> bool:
@@ -457,7 +573,7 @@ class Difference:
 def first_difference(left: Trace, right: Trace) -> Difference | None:
     """The earliest step, then row and column, at which two decodes of the same prompts differ.
 
-    Compared are commits, re-masks and the length of a row's decode; confidences are not.
+    Compared are commits, edits, re-masks and the length of a row's decode; confidences are not.
 
     Returns:
         The difference, None where there is none.
@@ -465,15 +581,22 @@ def first_difference(left: Trace, right: Trace) -> Difference | None:
     Raises:
         TraceError: the traces are of different prompts.
     """
+    found = differences(left, right)
+    return min(found.values(), key=lambda d: (d.step, d.row, d.column), default=None)
+
+
+def differences(left: Trace, right: Trace) -> dict[int, Difference]:
+    """The first difference of each row that has one; see `first_difference`."""
     if (left.prompts, left.lengths, left.fixed) != (right.prompts, right.lengths, right.fixed):
         raise TraceError("the traces belong to different prompts and cannot be compared")
     mine, theirs = _events(left), _events(right)
+    found: dict[int, Difference] = {}
     for key in sorted(mine.keys() | theirs.keys()):
-        if mine.get(key) != theirs.get(key):
-            step, row, column = key
+        step, row, column = key
+        if row not in found and mine.get(key) != theirs.get(key):
             words = [_words(events.get(key), t) for events, t in ((mine, left), (theirs, right))]
-            return Difference(row, step, column, *words)
-    return None
+            found[row] = Difference(row, step, column, *words)
+    return found
 
 
 _END, _REMASK = -1, -2
@@ -485,7 +608,8 @@ def _events(trace: Trace) -> dict[tuple[int, int, int], int]:
     for step in trace.steps:
         number = dict(zip(step.rows, step.steps, strict=True))
         events.update({(number[row], row, column): _REMASK for row, column in step.remasks})
-        events.update({(number[c.row], c.row, c.column): c.token for c in step.commits})
+        written = (*step.commits, *step.edits)
+        events.update({(number[c.row], c.row, c.column): c.token for c in written})
         events.update(
             {
                 (number[row], row, horizon): _END
