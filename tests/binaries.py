@@ -7,6 +7,7 @@ disassembler of its own wheel.
 from __future__ import annotations
 
 import heapq
+import itertools
 import re
 import subprocess
 import tempfile
@@ -145,7 +146,7 @@ def _blocks(lines):
     begins = {lines[0][0], *target.values()}
     ends = re.compile(r"\b(BRA|EXIT|RET|BRX|CALL)\b")
     begins |= {
-        after for (_, text), (after, _) in zip(lines, lines[1:], strict=False) if ends.search(text)
+        after for (_, text), (after, _) in itertools.pairwise(lines) if ends.search(text)
     }
     blocks, starts = [], []
     for place, text in lines:
