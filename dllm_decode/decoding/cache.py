@@ -21,7 +21,6 @@ from dllm_decode.decoding.returned import check_plane, kind_of, named
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
 
-
 _UNDERFLOW = 14.5  # exp(-x * x / 2) is 0 in float32 from here on
 
 

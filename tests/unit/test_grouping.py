@@ -7,7 +7,6 @@ from functools import cache as remember
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
