@@ -207,10 +207,10 @@ class Monitor:
         self._check_gains(facts["undecided"], len(pending))
         self._longest = max([1, *facts["undecided"]])
         done = [at for at, left in enumerate(facts["undecided"]) if not left]
+        stay: Sequence[int] = range(len(facts["undecided"]))
         if done:
             self.record(done)
-            self.batch.remove(done)
-        stay = [at for at, left in enumerate(facts["undecided"]) if left]
+            stay = self.batch.remove(done)
         self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
 
     def _check_gains(self, left: Sequence[int], steps: int) -> None:
