@@ -221,8 +221,8 @@ class CachePolicy:
             `attention`.
         stores: whether it uses a key/value store.
         attention: `any` or `block_causal`.
-        logits: where a step has fresh logits: `canvas` (every undecided column), `window`, or
-            `part` (some of the window).
+        logits: where a step has fresh logits: `canvas` (every generated column), `undecided`
+            (every undecided one), `window`, or `part` (some of the window).
 
     Examples:
         >>> from dataclasses import dataclass
@@ -294,7 +294,7 @@ class CachePolicy:
             return
         width = memory.stale.shape[1]
         columns = torch.where(change.index >= 0, change.index + memory.start, -1)
-        changed = torch.where(change.commit | change.remask, columns, -1)
+        changed = torch.where(change.touched, columns, -1)
         memory.stale = memory.stale | mask_of(changed, width)
         memory.certainty = spread(memory.certainty, columns, change.confidence)
 
@@ -443,7 +443,7 @@ class DelayedCache(CachePolicy):
     """
 
     every: int = 8
-    logits: ClassVar[str] = "canvas"
+    logits: ClassVar[str] = "undecided"
 
     def __post_init__(self) -> None:
         require_count("every", self.every)

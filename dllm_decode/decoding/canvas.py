@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dllm_decode.decoding.cache import mask_of
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, Vocab
 
 
@@ -30,6 +31,8 @@ class Canvas(Memory):
         vocab: special token ids.
         kept: (B,) one past the last column that the request fixed, in front of which no row is
             cut; None where no row of the request has such a column.
+        revised: (B, L) how often a column was opened again or written over; None where nobody
+            counts.
 
     Examples:
         >>> from dllm_decode.decoding.types import Request, Vocab
@@ -47,6 +50,7 @@ class Canvas(Memory):
     horizon: Tensor
     kept: Tensor | None
     vocab: Vocab
+    revised: Tensor | None = None
     _seen: Snapshot | None = None
 
     @staticmethod
@@ -55,6 +59,8 @@ class Canvas(Memory):
         vocab: Vocab,
         device: torch.device | str = "cpu",
         rows: Sequence[int] | None = None,
+        *,
+        counted: bool = False,
     ) -> Canvas:
         """The canvas before the first step: left-padded prompts, fixed tokens, masks.
 
@@ -63,6 +69,7 @@ class Canvas(Memory):
             vocab: special ids.
             device: where the planes lie.
             rows: the rows that the canvas holds, None for all of them.
+            counted: whether revisions are counted.
         """
         start, width = request.start, request.width
         rows = range(request.rows) if rows is None else rows
@@ -98,6 +105,7 @@ class Canvas(Memory):
             horizon=end.clone().to(device),
             kept=start + 1 + torch.tensor(request.last_fixed, device=device) if infills else None,
             vocab=vocab,
+            revised=torch.zeros_like(planes["step_of"]) if counted else None,
         )
 
     @property
@@ -112,7 +120,7 @@ class Canvas(Memory):
 
     @property
     def step_of(self) -> Tensor:
-        """Step at which a column was committed, -1 before, (B, L)."""
+        """Step at which a column's token was last written, -1 before, (B, L)."""
         return self._plane("step_of")
 
     @property
@@ -136,6 +144,7 @@ class Canvas(Memory):
                 horizon=self.horizon,
                 vocab=self.vocab,
                 rows=self.rows,
+                revised=self.revised,
             )
         return self._seen
 
@@ -160,10 +169,15 @@ class Canvas(Memory):
         if revocable:
             opened = torch.where(change.remask, columns, self.editable.shape[1])
             self._write(opened, self.vocab.mask_id, False, -1, float("nan"))
-        decided = torch.where(change.commit, columns, self.editable.shape[1])
+        decided = torch.where(change.written, columns, self.editable.shape[1])
         step = change.step[:, None].expand_as(decided)
         self._write(decided, change.tokens, True, step, change.confidence.float())
-        self._seen = before.written(self.tokens, self.decided)
+        if self.revised is not None:
+            again = change.remask if change.edit is None else change.remask | change.edit
+            self.revised = self.revised + mask_of(
+                torch.where(again, columns, -1), self.editable.shape[1]
+            )
+        self._seen = before.written(self.tokens, self.decided, self.revised)
 
     def _write(
         self,

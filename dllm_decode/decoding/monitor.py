@@ -129,7 +129,7 @@ class PendingCheck:
         decision = replace(
             self.faults.decision, predictions=tuple((who, _kept(pred)) for who, pred in made)
         )
-        view = replace(self.view, pred=_kept(self.view.pred), prober=None)
+        view = replace(self.view, pred=_kept(self.view.pred), passes=None)
         return PendingCheck(view, replace(self.faults, view=view, decision=decision), self.counts)
 
 
@@ -183,11 +183,12 @@ class Monitor:
         self._pending: list[PendingCheck] = []
         self._warned = False
         self._passes = Capabilities.of(batch.parts.denoiser).passes_per_call
+        self._said = False
 
     def check(self, view: StepView, faults: Faults) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
         check = PendingCheck.of(view, faults)
-        # no row needs more steps than it had undecided columns
+        # no row needs more steps than it had undecided columns, unless it revises
         now = len(self._pending) + 1 >= min(self._every, self._longest)
         self._pending.append(check if now else check.let_go())
         if now:
@@ -282,6 +283,21 @@ class Monitor:
             row = self.batch.rows[position]
             own = {name: values[at] for name, values in facts.items()}
             self.outcomes[row] = self._outcome(row, own, reason)
+            self._say_not_granted(row, own)
+
+    def _say_not_granted(self, row: int, facts: dict[str, Any]) -> None:
+        """Say once per decode that a strategy could not revise all that it wanted to."""
+        if not facts["not_granted"] or self._said:
+            return
+        self._said = True
+        strategy = self.batch.parts.strategy
+        warnings.warn(
+            f"strategy asked for {facts['not_granted']} edits and re-masks in row {row} that its "
+            f"progress rule, {strategy.progress}, did not allow; they are counted in "
+            "Outcome.not_granted",
+            RuntimeWarning,
+            stacklevel=8,
+        )
 
     def _outcome(self, row: int, facts: dict[str, Any], reason: str | None) -> Outcome:
         batch, length = self.batch, facts["length"]
@@ -296,6 +312,12 @@ class Monitor:
             confidence_of=tuple(facts["confidence_of"][:length]),
             undecided=sum(facts["undecided"][:length]),
             surplus_forwards=facts["surplus"] * self._passes,
+            probes=facts["probes"] * self._passes,
+            passes=(facts["forwards"] - facts["probes"] + facts["waits"]) * self._passes,
+            drafts=facts["drafts"],
+            edits=facts["edits"],
+            remasks=facts["remasks"],
+            not_granted=facts["not_granted"],
             eot_ids=batch.canvas.vocab.eot_ids,
             last_fixed=batch.request.last_fixed[row],
         )

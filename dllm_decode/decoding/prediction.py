@@ -501,6 +501,18 @@ def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> Non
         _refuse_outside(tokens, vocabulary, 0)
 
 
+def check_flags(who: str, flags: Tensor, like: Tensor) -> None:
+    """Refuse what are no flags of the shape and on the device of others."""
+    fits = isinstance(flags, Tensor) and flags.shape == like.shape and flags.dtype == torch.bool
+    if not fits or flags.device != like.device:
+        got: object = flags
+        if isinstance(flags, Tensor):
+            got = f"{flags.dtype} of shape {tuple(flags.shape)} on {flags.device}"
+        raise PredictionError(
+            f"{who} flags (bool) of shape {tuple(like.shape)} on {like.device}, got {got}"
+        )
+
+
 def _refuse_outside(ids: Tensor, vocabulary: int, least: int | None) -> None:
     """Refuse ids beyond the vocabulary, or below `least`; asks the device."""
     wrong = ids >= vocabulary
