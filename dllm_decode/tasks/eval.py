@@ -431,10 +431,12 @@ def _can_happen(world: Any, prompt: str, text: str) -> bool:
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved groups that decide which tokens come out."""
+    """The resolved groups and the guidance, which decide what tokens come out."""
     from omegaconf import OmegaConf
 
-    return {name: OmegaConf.to_container(cfg[name], resolve=True) for name in GROUPS}
+    groups = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in GROUPS}
+    # without guidance the hash of a job stays as it was
+    return {**groups, **({"guidance": float(cfg.guidance)} if cfg.guidance else {})}
 
 
 def model_settings(cfg: DictConfig) -> Any:
@@ -449,8 +451,7 @@ def model_facts(decoder: TextDecoder) -> dict[str, Any]:
     from dllm_decode.decoding.denoiser import Capabilities
 
     about = decoder.model.description
-    denoiser = decoder.decoder.denoiser  # with its guidance, where there is any
-    mark = Capabilities.of(denoiser).fingerprint
+    mark = Capabilities.of(decoder.model.denoiser).fingerprint
     facts: dict[str, Any] = {
         "description": str(about),
         "fingerprint": mark,
@@ -458,7 +459,7 @@ def model_facts(decoder: TextDecoder) -> dict[str, Any]:
         "device": about.device,
     }
     if mark is None:  # an exact world: its settings are all there is to it
-        facts["settings"] = repr(denoiser)
+        facts["settings"] = repr(decoder.model.denoiser)
     return facts
 
 
