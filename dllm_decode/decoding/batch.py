@@ -288,14 +288,13 @@ class Batch:
         columns = refresh.columns
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
-        index, masked = torch.where(computed, index, -1), masked & computed
-        opened = opened & computed
-        count = opened.sum(1)
-        if self._sources is not None:
-            sources = self._sources(index, snapshot.live)
+        index, masked = index.masked_fill(~computed, -1), masked & computed
+        opened = opened & computed if self._sees_canvas else masked
+        sources = index if self._sources is None else self._sources(index, snapshot.live)
+        if sources is not index:
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
         valid = refresh.valid | columns
-        return NextStep(index, masked, active, opened, count, fresh, columns, valid)
+        return NextStep(index, masked, active, opened, opened.sum(1), fresh, columns, valid)
 
     def _window(self, snapshot: Snapshot) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""

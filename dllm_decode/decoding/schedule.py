@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Request, Snapshot
 from dllm_decode.errors import CapabilityError, require_choice, require_count
 
@@ -79,15 +79,8 @@ class Schedule(ABC):
 
 def _slots(snapshot: Snapshot, begin: Tensor, width: int, limit: Tensor) -> Tensor:
     """Columns begin, begin + 1, ... of each row, -1 at and behind the limit, (B, width)."""
-    columns = begin[:, None] + _numbers(width, begin.device)
+    columns = begin[:, None] + numbers(width, begin.device)
     return columns.masked_fill_(columns >= limit[:, None], -1)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _numbers(count: int, device: torch.device) -> Tensor:
-    """0, 1, ... count - 1, made once for all steps, (count,) int64."""
-    return torch.arange(count, device=device)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def legal_change(
     if unfit is not None:
         tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
     ids = tokens[..., None]
-    return Change(
+    change = Change(
         rows=view.snapshot.rows,
         step=view.step,
         index=view.offsets,
@@ -170,6 +170,9 @@ def legal_change(
         probes=0,
         notes=decision.notes,
     )
+    if decision.remask is None:
+        vars(change)["touched"] = commit  # is known already
+    return change
 
 
 def takes_its_word(strategy: Strategy) -> bool:

@@ -339,6 +339,9 @@ class Snapshot:
         after = self._hand_on(replace(self, horizon=horizon), "columns", "behind_fixed")
         near = after._near
         vars(after).update(live=self.live & near, undecided=self.undecided & near)
+        if "first_undecided" in vars(self):
+            first, width = self.first_undecided, self.tokens.shape[1]
+            vars(after)["first_undecided"] = first.masked_fill(first >= horizon, width)
         return after
 
     @cached_property
@@ -578,6 +581,11 @@ class Change(LazyFields):
     probes: int
     notes: Mapping[str, Tensor]
     lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon")
+
+    @cached_property
+    def touched(self) -> Tensor:
+        """Slots whose column holds something else than before, (B, W) bool."""
+        return self.commit | self.remask
 
     def take(self, rows: Tensor) -> Change:
         """The change restricted to some of its rows.

@@ -439,16 +439,16 @@ DEFECTS = {
         cache.DelayedCache, "recompute", "age + 1 >=", "age >=", {"plans"}
     ),
     "padding keeps the age of a row": of_policy(
-        "plan", "(mask | ~snapshot.live).all(1)", "mask.all(1)", {"plans"}
+        "plan", "(mask == snapshot.live).all(1)", "mask.all(1)", {"plans"}
     ),
     "a changed token is attended to as it was": of_policy(
         "plan", "(wanted | (memory.stale & memory.valid))", "wanted", {"plans"}
     ),
     "a column opened again is not stale": of_policy(
-        "note", "change.commit | change.remask", "change.commit", {"plans"}
+        "note", "~change.touched", "~change.commit", {"plans"}
     ),
     "confidences are not remembered": of_policy(
-        "note", "memory.certainty = ", "_ = ", {"plans"}
+        "note", "memory.seen = ", "_ = ", {"plans"}
     ),
     "the vicinity is a column short": Defect(
         cache.VicinityCache, "recompute", "<= last + self.after", "< last + self.after", {"plans"}
@@ -468,13 +468,15 @@ DEFECTS = {
         cache.PrefixCache, "recompute", "step.window.int().cumsum(1) > 0", "step.window", {"plans"}
     ),
     "a probe is trusted": Defect(
-        cache.StoreMemory, "distrust", "self.stale | columns", "self.stale", {"plans"}
+        cache.StoreMemory, "distrust", "self.changed | functional.pad(columns, (0, 1))",
+        "self.changed", {"plans"},
     ),
     "sources of a shifted model are not computed": of_batch(
         "_look_ahead", "self._sources is not None", "False", {"plans"}
     ),
     "columns without logits are open": of_batch(
-        "_look_ahead", "opened = opened & computed", "pass", {"views"}
+        "_look_ahead", "masked = index.masked_fill(~computed, -1), masked & computed",
+        "masked = index.masked_fill(~computed, -1), masked", {"views"},
     ),
     "columns cut since the last sync are attended to": of_batch(
         "plan", "self._complete and not self._unseen", "self._complete", {"syncs"}
