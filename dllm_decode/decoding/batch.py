@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +19,8 @@ from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
 from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
-from dllm_decode.decoding.strategy import Budget
-from dllm_decode.decoding.types import (
-    Change,
-    Memory,
-    Request,
-    Snapshot,
-    gather_columns,
-)
+from dllm_decode.decoding.strategy import Budget, Revisions
+from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, StepView, gather_columns
 from dllm_decode.errors import PluginError
 from dllm_decode.kernels.lazy import Later
 from dllm_decode.kernels.noise import Noise
@@ -37,8 +33,16 @@ class Counters(Memory):
     Attributes:
         seeds: (B,) seeds of the rows' random numbers.
         step: (B,) steps the row has done.
-        probes: (B,) further passes it took part in.
         joined: (B,) steps that the batch had done when it joined.
+        leaps: (B,) steps of their rule that rows did beyond one in a step of the loop.
+        further: (B,) passes it took part in beyond one for each of its steps.
+        unasked: (B,) passes of probes that it did not ask for.
+        probes: (B,) passes that a part asked for with other tokens.
+        waits: (B,) passes that came one after the other for these probes.
+        drafts: (B,) calls of a drafter.
+        edits: (B,) settled tokens written over.
+        remasks: (B,) settled columns opened again.
+        not_granted: (B,) edits and re-masks that were asked for in vain.
         window_key: (B,) key of the window it is in.
         window_entered: (B,) its step when it was entered.
         window_open: (B,) open slots then.
@@ -54,8 +58,16 @@ class Counters(Memory):
 
     seeds: Tensor
     step: Tensor
-    probes: Tensor
     joined: Tensor
+    leaps: Tensor
+    further: Tensor
+    unasked: Tensor
+    probes: Tensor
+    waits: Tensor
+    drafts: Tensor
+    edits: Tensor
+    remasks: Tensor
+    not_granted: Tensor
     window_key: Tensor
     window_entered: Tensor
     window_open: Tensor
@@ -71,8 +83,11 @@ class Counters(Memory):
             parameters: what rows set for themselves, each (B, 1).
             steps: how many the batch has done.
         """
-        zero, joined = torch.zeros_like(seeds), torch.full_like(seeds, steps)
-        return Counters(seeds, zero, zero, joined, zero - 1, zero, zero, zero.bool(), parameters)
+        zero = torch.zeros_like(seeds)
+        counts: dict[str, Any] = {entry.name: zero for entry in fields(Counters)}
+        counts |= {"seeds": seeds, "window_key": zero - 1, "over_budget": zero.bool()}
+        counts |= {"joined": zero + steps}
+        return Counters(**{**counts, "parameters": parameters})
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
         """Note the window each row is in, and how many slots are open in it, (B,).
@@ -85,6 +100,13 @@ class Counters(Memory):
         self.window_entered = torch.where(fresh, self.step, self.window_entered)
         self.window_open = torch.where(fresh, opened, self.window_open)
         return fresh
+
+
+def of_one_width(one: Tensor, other: Tensor, value: int | bool) -> tuple[Tensor, Tensor]:
+    """Two planes (B, W) with as many slots as the wider one."""
+    width = max(one.shape[1], other.shape[1])
+    wide = [pad(plane, (0, width - plane.shape[1]), value=value) for plane in (one, other)]
+    return wide[0], wide[1]
 
 
 @dataclass
@@ -102,6 +124,9 @@ class NextStep(Memory):
         fresh: (B,) the row has just entered this window.
         refresh: (B, L) columns to recompute, None without a store.
         valid: (B, L) columns that may be attended to, None without a store.
+        window: (B, W') columns of the schedule's window, -1 for none.
+        lingering: (B,) the row stays in a full window, None for strategies that never do.
+        carried: what was predicted already, None for nothing.
     """
 
     index: Tensor
@@ -112,18 +137,69 @@ class NextStep(Memory):
     fresh: Tensor
     refresh: Tensor | None
     valid: Tensor | None
+    window: Tensor
+    lingering: Tensor | None = None
+    carried: Carried | None = None
 
     def join(self, other: Memory) -> None:
         """Append rows whose windows may have another number of slots."""
         assert isinstance(other, NextStep)
-        slots = max(self.index.shape[1], other.index.shape[1])
-        for part in (self, other):
-            missing = (0, slots - part.index.shape[1])
-            part.index = pad(part.index, missing, value=-1)
-            part.masked = pad(part.masked, missing, value=False)
-            part.active = pad(part.active, missing, value=False)
-            part.open = pad(part.open, missing, value=False)
+        for name, value in (
+            ("index", -1), ("masked", False), ("active", False), ("open", False), ("window", -1)
+        ):  # fmt: skip
+            planes = of_one_width(getattr(self, name), getattr(other, name), value)
+            for part, plane in zip((self, other), planes, strict=True):
+                setattr(part, name, plane)
+        if self.lingering is not None and other.lingering is None:
+            other.lingering = torch.zeros_like(other.fresh)
+        if self.carried is not None and other.carried is None:
+            other.carried = self.carried.none(other.index)
+            self.carried.fit(self.index.shape[1])
         super().join(other)
+
+
+@dataclass
+class Carried(Memory):
+    """What probes have said about the canvas that a step begins with.
+
+    Attributes:
+        rows: (B,) bool, rows for which there is something.
+        values: (B, W, V) logits, or (B, W, D) states from which the head makes them.
+    """
+
+    rows: Tensor
+    values: Tensor
+
+    def none(self, index: Tensor) -> Carried:
+        """Nothing, for the rows of a window (B, W)."""
+        empty = self.values.new_zeros(*index.shape, self.values.shape[-1])
+        return Carried(torch.zeros_like(index[:, 0], dtype=torch.bool), empty)
+
+    def fit(self, slots: int) -> None:
+        """Make as many slots of it as the next window has."""
+        self.values = pad(self.values, (0, 0, 0, slots - self.values.shape[1]))
+
+
+@dataclass
+class Tally:
+    """What parts have asked the model in a step beyond its own pass; None for nothing.
+
+    Attributes:
+        probes: (B,) passes with other tokens.
+        waits: (B,) of them, passes one after the other.
+        unasked: (B,) passes of rows beside those that asked.
+        drafts: (B,) calls of a drafter.
+    """
+
+    probes: Tensor | None = None
+    waits: Tensor | None = None
+    unasked: Tensor | None = None
+    drafts: Tensor | None = None
+
+    def add(self, name: str, count: Tensor) -> None:
+        """Add to what was counted of one kind, (B,)."""
+        known = getattr(self, name)
+        setattr(self, name, count if known is None else known + count)
 
 
 class Batch:
@@ -176,9 +252,15 @@ class Batch:
         self.store: Store | None = None
         self.trace: list[Change] = []
         self._sources = Capabilities.of(parts.denoiser).sources
-        self._sees_canvas = any(part.sees_canvas for _, part in parts.strategy.parts())
-        self._steps = 0  # passes over the batch, probes aside
-        self._probes = 0  # further ones in this step
+        self._sees_canvas = parts.schedule.sees_canvas or any(
+            part.sees_canvas for _, part in parts.strategy.parts()
+        )
+        # schedules that do not look at predictions may do without the second argument
+        self._shows_view = len(signature(parts.schedule.window).parameters) > 1
+        self._steps = 0  # steps of the loop over the batch
+        self._tally = Tally()
+        self._counts_revisions = isinstance(parts.strategy.progress, Revisions)
+        self._revises = parts.strategy.revises or parts.strategy.revocable
         self._unseen = 0  # steps since the host last measured the batch
         self._first = 0  # the first column of the longest prompt in the batch
         self._reach = 0  # columns up to the furthest horizon
@@ -190,7 +272,9 @@ class Batch:
     def admit(self, rows: Sequence[int]) -> None:
         """Let rows of the request join; nothing has changed if a plugin raises in `begin`."""
         parts, request = self.parts, self.request.take(rows)
-        canvas = Canvas.of(self.request, parts.denoiser.vocab, self.device, rows)
+        canvas = Canvas.of(
+            self.request, parts.denoiser.vocab, self.device, rows, counted=self._counts_revisions
+        )
         snapshot = canvas.snapshot()
         counters = Counters.of(
             torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
@@ -269,10 +353,19 @@ class Batch:
         return slice(self._first, self._reach)
 
     def _look_ahead(
-        self, snapshot: Snapshot, counters: Counters, cache_memory: Memory | None
+        self,
+        snapshot: Snapshot,
+        counters: Counters,
+        cache_memory: Memory | None,
+        view: StepView | None = None,
+        lingering: Tensor | None = None,
     ) -> NextStep:
         """Window and plan of the next step, made before the sync so that it can tell their size."""
-        window = self._window(snapshot)
+        window = self._window(snapshot, view)
+        if lingering is not None:
+            stay, keys = lingering[:, None], (counters.window_key, window.key)
+            own = torch.where(stay, *of_one_width(self.next.window, window.index, -1))
+            window = Window(own, torch.where(lingering, *keys))
         index, active = self._seen(snapshot, window)
         masked = gather_columns(snapshot.undecided, index)
         if self._sees_canvas:
@@ -284,7 +377,8 @@ class Batch:
         fresh = counters.enter(window.key, count)
         refresh = self._refresh(snapshot, index, fresh, cache_memory)
         if refresh is None:
-            return NextStep(index, masked, active, opened, count, fresh, None, None)
+            step = (index, masked, active, opened, count, fresh)
+            return NextStep(*step, None, None, window.index, lingering)
         columns = refresh.columns
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
@@ -293,14 +387,14 @@ class Batch:
         sources = index if self._sources is None else self._sources(index, snapshot.live)
         if sources is not index:
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
-        valid = refresh.valid | columns
-        return NextStep(index, masked, active, opened, opened.sum(1), fresh, columns, valid)
+        step, valid = (index, masked, active, opened, opened.sum(1), fresh), refresh.valid | columns
+        return NextStep(*step, columns, valid, window.index, lingering)
 
-    def _window(self, snapshot: Snapshot) -> Window:
+    def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
         schedule = self.parts.schedule
         who = f"{named('schedule', schedule)}: what window returned"
-        window = schedule.window(snapshot)
+        window = schedule.window(*((snapshot, view) if self._shows_view else (snapshot,)))
         if not isinstance(window, Window):
             raise PluginError(f"{who} is {kind_of(window)}; it must be a Window")
         rows, device = snapshot.rows.numel(), snapshot.rows.device
@@ -337,47 +431,87 @@ class Batch:
 
     # What a step changed.
 
-    def count_probe(self) -> None:
-        """One more pass over other tokens; what it stored must not be taken for the canvas's."""
-        self._probes += 1
+    def count_probe(self, rows: Tensor, passes: int, unasked: bool) -> None:
+        """Note further passes over other tokens; what they stored is not the canvas's.
+
+        Args:
+            rows: (B,) bool, those that asked.
+            passes: how many.
+            unasked: whether the others were computed as well.
+        """
+        waits = passes if self.store is not None else 1
+        self._tally.add("probes", rows * passes)
+        self._tally.add("waits", rows * waits)
+        if unasked:
+            self._tally.add("unasked", ~rows * passes)
         if isinstance(self.cache_memory, StoreMemory) and self.next.refresh is not None:
             self.cache_memory.distrust(self.next.refresh)
 
-    def note(self, change: Change) -> None:
+    def count_drafts(self, rows: Tensor) -> None:
+        """Note a call of a drafter; rows (B,) bool."""
+        self._tally.add("drafts", rows.long())
+
+    def note(self, change: Change, view: StepView, lingering: Tensor | None = None) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
-        horizon = Later(lambda: snapshot.horizon - snapshot.start)
-        change = change.but(horizon=horizon, probes=self._probes)
+        tally, self._tally = self._tally, Tally()
+        carried = self.next.carried
+        change = change.but(
+            horizon=Later(lambda: snapshot.horizon - snapshot.start),
+            probes=tally.probes,
+            drafts=tally.drafts,
+            carried=None if carried is None else carried.rows & view.live,
+        )
+        self._steps += 1
         self._unseen += 1
-        self._count(change)
+        self._count(change, tally)
         self.parts.cache.note(change, self.cache_memory)
         if self.parts.record:
             self.trace.append(change.known())
         for observer in self.parts.observers:
             with blamed(observer):
                 observer.step(change.known(), snapshot)
-        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory)
+        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
 
-    def _count(self, change: Change) -> None:
-        counters, took_part = self.counters, self.next.opened > 0
-        counters.step = counters.step + took_part
-        self._steps += 1
-        if change.probes:
-            counters.probes = counters.probes + took_part * change.probes
-        self._probes = 0
+    def _count(self, change: Change, tally: Tally) -> None:
+        counters, live, steps = self.counters, change.live, change.steps
+        assert live is not None
+        if steps is None:
+            counters.step = counters.step + live
+        else:
+            counters.step = counters.step + live * steps
+            counters.leaps = counters.leaps + live * (steps - 1)
+        if change.probes is not None or change.carried is not None:
+            counters.further = counters.further + change.forwards - live.long()
         if isinstance(self.parts.strategy.progress, Budget):
             counters.over_budget = counters.over_budget | change.forced
+        if tally.probes is not None and tally.waits is not None:
+            counters.probes = counters.probes + tally.probes
+            counters.waits = counters.waits + tally.waits
+        if tally.unasked is not None:
+            counters.unasked = counters.unasked + tally.unasked
+        if tally.drafts is not None:
+            counters.drafts = counters.drafts + tally.drafts
+        if self._revises:
+            counters.remasks = counters.remasks + change.remask.sum(1)
+            if change.edit is not None:
+                counters.edits = counters.edits + change.edit.sum(1)
+            if change.not_granted is not None:
+                counters.not_granted = counters.not_granted + change.not_granted
 
     # What the host wants to know.
 
     def sizes(self) -> dict[str, Tensor]:
-        """What every sync fetches of each row, (B,): columns left, horizon, size of a pass."""
+        """What every sync fetches of each row, (B,): what is left, horizon, size of a pass."""
         upcoming, snapshot = self.next, self.snapshot
         facts = {
             "undecided": snapshot.left,
             "open": upcoming.opened,
             "horizon": snapshot.horizon,
         }
+        if upcoming.lingering is not None:  # a row that lingers is not done, and not stuck
+            facts["undecided"] = facts["undecided"] + upcoming.lingering
+            facts["open"] = facts["open"] + upcoming.lingering
         if upcoming.refresh is not None and upcoming.valid is not None:
             facts |= {"refresh": upcoming.refresh.sum(1), "valid": upcoming.valid.sum(1)}
         return facts
@@ -405,7 +539,7 @@ class Batch:
     def stuck(self, position: int) -> PluginError:
         """Why a row that has undecided columns cannot decide any of them in its next step."""
         snapshot, schedule, cache = self.snapshot, self.parts.schedule, self.parts.cache
-        window = self._window(snapshot).index
+        window = self.next.window
         opened = gather_columns(snapshot.undecided, window) & (window >= 0)
         left = snapshot.undecided[position].nonzero()[:, 0] - snapshot.start
         row, step = self.rows[position], int(self.counters.step[position])
@@ -427,8 +561,18 @@ class Batch:
             "confidence_of": canvas.confidence_of[:, columns],
             "undecided": (canvas.editable & ~canvas.decided)[:, columns],
             "length": canvas.horizon - canvas.start,
-            "forwards": counters.step + counters.probes,
-            "surplus": self._steps - counters.joined - counters.step,
+            "forwards": counters.step - counters.leaps + counters.further,
+            "surplus": self._steps
+            - counters.joined
+            - counters.step
+            + counters.leaps
+            + counters.unasked,
+            "probes": counters.probes,
+            "waits": counters.waits,
+            "drafts": counters.drafts,
+            "edits": counters.edits,
+            "remasks": counters.remasks,
+            "not_granted": counters.not_granted,
             "over_budget": counters.over_budget,
         }
         return {name: plane[at] for name, plane in planes.items()}

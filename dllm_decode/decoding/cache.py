@@ -234,8 +234,8 @@ class CachePolicy:
             `attention`.
         stores: whether it uses a key/value store.
         attention: `any` or `block_causal`.
-        logits: where a step has fresh logits: `canvas` (every undecided column), `window`, or
-            `part` (some of the window).
+        logits: where a step has fresh logits: `canvas` (every generated column), `undecided`
+            (every undecided one), `window`, or `part` (some of the window).
 
     Examples:
         >>> from dataclasses import dataclass
@@ -457,7 +457,7 @@ class DelayedCache(CachePolicy):
     """
 
     every: int = 8
-    logits: ClassVar[str] = "canvas"
+    logits: ClassVar[str] = "undecided"
 
     def __post_init__(self) -> None:
         require_count("every", self.every)

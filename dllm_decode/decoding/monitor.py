@@ -153,11 +153,12 @@ class Monitor:
         self._left: dict[int, int] = {}  # undecided columns of each row when last seen
         self._pending: list[PendingCheck] = []
         self._warned = False
+        self._said = False
 
     def check(self, view: StepView, faults: Faults) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
         self._pending.append(PendingCheck.of(view, faults))
-        # no row needs more steps than it had undecided columns
+        # no row needs more steps than it had undecided columns, unless it revises
         if len(self._pending) >= min(self._every, self._longest):
             self.sync()
 
@@ -251,6 +252,21 @@ class Monitor:
             row = self.batch.rows[position]
             own = {name: values[at] for name, values in facts.items()}
             self.outcomes[row] = self._outcome(row, own, reason)
+            self._say_not_granted(row, own)
+
+    def _say_not_granted(self, row: int, facts: dict[str, Any]) -> None:
+        """Say once per decode that a strategy could not revise all that it wanted to."""
+        if not facts["not_granted"] or self._said:
+            return
+        self._said = True
+        strategy = self.batch.parts.strategy
+        warnings.warn(
+            f"strategy asked for {facts['not_granted']} edits and re-masks in row {row} that its "
+            f"progress rule, {strategy.progress}, did not allow; they are counted in "
+            "Outcome.not_granted",
+            RuntimeWarning,
+            stacklevel=8,
+        )
 
     def _outcome(self, row: int, facts: dict[str, Any], reason: str | None) -> Outcome:
         batch, length = self.batch, facts["length"]
@@ -265,6 +281,12 @@ class Monitor:
             confidence_of=tuple(facts["confidence_of"][:length]),
             undecided=sum(facts["undecided"][:length]),
             surplus_forwards=facts["surplus"],
+            probes=facts["probes"],
+            passes=facts["forwards"] - facts["probes"] + facts["waits"],
+            drafts=facts["drafts"],
+            edits=facts["edits"],
+            remasks=facts["remasks"],
+            not_granted=facts["not_granted"],
             eot_ids=batch.canvas.vocab.eot_ids,
             last_fixed=batch.request.last_fixed[row],
         )

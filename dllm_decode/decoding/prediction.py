@@ -335,6 +335,24 @@ class Prediction(ABC):
         """Dense probabilities (B, W, V) for plugins that need them; nothing here does."""
         return self.logits.softmax(-1).masked_fill(self._emptied[..., None], 0.0)
 
+    def kl_from(self, previous: Tensor) -> Tensor:
+        """How far the prediction has moved: KL(this || previous) in nats, (B, W).
+
+        It is infinite where `previous` holds nothing yet (-inf everywhere), and where this
+        prediction gives probability to an id that the other excludes; see
+        `kernels.reference.kl_divergence`.
+
+        Args:
+            previous: (B, W, V), the `logits` of another prediction, for example of the step
+                before, as a `ColumnMemory` keeps them.
+        """
+        _check("previous", previous, self.shape[:2], floating=True)
+        if previous.shape[-1] != self.shape[-1]:
+            raise PredictionError(
+                f"previous must have shape {self.shape}, got {tuple(previous.shape)}"
+            )
+        return reference.kl_divergence(self.logits, previous).to(self._dtype)
+
     def suppress(self, ids: Tensor) -> Prediction:
         """This prediction with ids (M,) banned at every slot: probability 0, never proposed."""
         if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype not in _INTEGERS:
@@ -483,6 +501,18 @@ def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> Non
         )
     if tokens.device.type == "cpu":  # elsewhere a look at them would make the host wait
         _refuse_outside(tokens, vocabulary, 0)
+
+
+def check_flags(who: str, flags: Tensor, like: Tensor) -> None:
+    """Refuse what are no flags of the shape and on the device of others."""
+    fits = isinstance(flags, Tensor) and flags.shape == like.shape and flags.dtype == torch.bool
+    if not fits or flags.device != like.device:
+        got: object = flags
+        if isinstance(flags, Tensor):
+            got = f"{flags.dtype} of shape {tuple(flags.shape)} on {flags.device}"
+        raise PredictionError(
+            f"{who} flags (bool) of shape {tuple(like.shape)} on {like.device}, got {got}"
+        )
 
 
 def _refuse_outside(ids: Tensor, vocabulary: int, least: int | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.selection import numbers
-from dllm_decode.decoding.types import Request, Snapshot
+from dllm_decode.decoding.types import Request, Snapshot, StepView
 from dllm_decode.errors import CapabilityError, require_choice, require_count
 
 
@@ -34,17 +34,26 @@ class Window:
 class Schedule(ABC):
     """Says, row by row, which columns may be committed next.
 
+    Attributes:
+        sees_canvas: the view that `window` is given shows every live generated column, not the
+            row's window alone.
+
     Examples:
+        A window as wide as the surest half of what was predicted last:
+
         >>> from dataclasses import dataclass
         >>> from dllm_decode.models.toy import Copy
         >>> from dllm_decode.strategies.fixed import TopK
         >>> @dataclass(frozen=True)
-        ... class NextTwo(Schedule):
-        ...     def window(self, snapshot):
-        ...         return SlidingWindow(2).window(snapshot)
-        >>> Copy(n=4).answer(TopK(2), "abcd", schedule=NextTwo())
-        ('abcd', 3)
+        ... class OneThenAll(Schedule):
+        ...     def window(self, snapshot, view=None):
+        ...         width = 1 if view is None else snapshot.tokens.shape[1]
+        ...         return SlidingWindow(width).window(snapshot)
+        >>> Copy(n=4).answer(TopK(9), "abcd", schedule=OneThenAll())
+        ('abcd', 2)
     """
+
+    sees_canvas: bool = False
 
     @property
     def block_length(self) -> int | None:
@@ -73,8 +82,15 @@ class Schedule(ABC):
         return self
 
     @abstractmethod
-    def window(self, snapshot: Snapshot) -> Window:
-        """The window of each row; what a row without undecided columns gets does not matter."""
+    def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
+        """The window of each row; what a row without undecided columns gets does not matter.
+
+        Args:
+            snapshot: the canvas.
+            view: the step that has just been done, as the model predicted it, whose `active` slots
+                are the window of then; None for rows that have not done one. Read it row by row,
+                so that a row gets the same window in any batch.
+        """
 
 
 def _slots(snapshot: Snapshot, begin: Tensor, width: int, limit: Tensor) -> Tensor:
@@ -128,7 +144,7 @@ class Blocks(Schedule):
             )
         return replace(self, origin="absolute")
 
-    def window(self, snapshot: Snapshot) -> Window:
+    def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The block around the first undecided column of each row."""
         if self.origin != "absolute":
             block = (snapshot.first_undecided - snapshot.start) // self.length
@@ -152,7 +168,7 @@ class WholeCanvas(Schedule):
         ('abcd', 2)
     """
 
-    def window(self, snapshot: Snapshot) -> Window:
+    def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """All columns up to the horizon."""
         begin = torch.full_like(snapshot.horizon, snapshot.start)
         width = snapshot.tokens.shape[1] - snapshot.start
@@ -181,7 +197,7 @@ class SlidingWindow(Schedule):
     def __post_init__(self) -> None:
         require_count("width", self.width)
 
-    def window(self, snapshot: Snapshot) -> Window:
+    def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """`width` columns from the first undecided one."""
         begin = snapshot.first_undecided
         return Window(

@@ -235,6 +235,40 @@ def _moment(logits: Tensor, banned: Tensor | None, maximum: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def kl_divergence(logits: Tensor, previous: Tensor) -> Tensor:
+    """How far rows have moved, in nats: KL(p || q) of the distributions of two rows of logits.
+
+        KL = sum_v p_v (l_v - m) - (l'_v - m')  -  (log total - log total')
+
+    over ids that p does not exclude, relative to the maxima m and m', so that large logits cost no
+    precision. It is infinite where q excludes an id of p, as a row of -inf does.
+
+    Args:
+        logits: (..., V) of p, -inf for ids that are excluded.
+        previous: (..., V) of q, likewise.
+
+    Returns:
+        (...) in working precision, 0 or more.
+
+    Examples:
+        >>> one, two = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+        >>> round(kl_divergence(one, two).item(), 4)
+        0.1438
+        >>> kl_divergence(one, one + 5.0).tolist()
+        [0.0]
+    """
+    values = logits.to(working_dtype(logits.dtype))
+    own = values - values.amax(-1, keepdim=True)
+    past = previous.to(values.dtype)
+    past = past - past.amax(-1, keepdim=True)
+    total, total_past = own.exp().sum(-1), past.exp().sum(-1)
+    kept = own > float("-inf")
+    terms = torch.where(kept, own.exp() * (own - past), 0.0)
+    divergence = terms.sum(-1) / total - (total.log() - total_past.log())
+    # a row of which nothing is left has no distribution: nan above
+    return divergence.clamp(min=0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
+
+
 def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k largest logits of every row and their ids, largest first, lower id first on ties.
 

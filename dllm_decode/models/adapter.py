@@ -74,6 +74,26 @@ class TransformersDenoiser:
         """Why the fused head cannot be used, "" where it can; see `models.head`."""
         return head_obstacle(self.model, self.vocab.size)
 
+    @property
+    def provides(self) -> frozenset[str]:
+        """What parts may see of its inside; see `Capabilities`."""
+        return frozenset({"hidden"})
+
+    @torch.no_grad()
+    def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """Hidden states (B, W, D) that predict the wanted columns; see `Capabilities`."""
+        return self._wanted(tokens, live, index, plan)
+
+    @torch.no_grad()
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (B, W, V) of such states."""
+        return self._head(hidden)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings of tokens (B, L), (B, L, D); with gradients, for training a drafter."""
+        embedded: Tensor = self.model.get_input_embeddings()(tokens)
+        return embedded
+
     def _wanted(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """Hidden states (B, W, D) from which the logits of the wanted columns follow."""
         source = self.sources(index, live)

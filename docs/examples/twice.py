@@ -1,13 +1,6 @@
 from dataclasses import dataclass
 
-import torch
-
-from dllm_decode import Decision, Memory, Strategy
-
-
-@dataclass
-class LastProposals(Memory):
-    token: torch.Tensor  # (B, L + 1) by canvas column; the last one is for empty slots
+from dllm_decode import ColumnMemory, Decision, Strategy
 
 
 @dataclass(frozen=True)
@@ -16,11 +9,9 @@ class SaidTwice(Strategy):
     needs_window = True  # proposals are compared over two steps, so no cache may leave some out
 
     def begin(self, request, snapshot):
-        rows, columns = snapshot.tokens.shape
-        return LastProposals(snapshot.tokens.new_full((rows, columns + 1), -1))
+        return ColumnMemory.of(snapshot, -1)
 
     def decide(self, view, memory):
-        column = torch.where(view.index >= 0, view.index, memory.token.shape[1] - 1)
-        same = memory.token.gather(1, column) == view.pred.token
-        memory.token = memory.token.scatter(1, column, view.pred.token)
+        same = memory.read(view) == view.pred.token
+        memory.write(view, view.pred.token)
         return Decision(view.open & same & (view.pred.confidence >= self.threshold))

@@ -274,11 +274,11 @@ class Unbanned(Sampler):
 # Wrong core, by replacing one function of it.
 
 
-def no_forced_progress(view, decision, asked, progress):
-    return asked, torch.zeros_like(asked), torch.zeros_like(view.open.any(1))
+def no_forced_progress(view, scores, asked, strategy):
+    return asked, torch.zeros_like(view.open.any(1))
 
 
-def no_faults(view, decision, revocable, unfit):
+def no_faults(view, decision, strategy, unfit):
     return torch.zeros_like(view.open)
 
 
@@ -289,7 +289,12 @@ def settled_counts_as_open(view, decision, *rest):
     return _legal_change(replace(view, open=view.open | view.settled), decision, *rest)
 
 
-def probes_are_free(self):
+def everybody_may_re_mask(view, decision, *rest):
+    change = _legal_change(view, decision, *rest)
+    return change if decision.remask is None else replace(change, remask=decision.remask)
+
+
+def probes_are_free(self, rows, passes, unasked):
     """What `Batch.count_probe` does, without the counting."""
 
 
@@ -445,6 +450,7 @@ MUTANTS: dict[str, Mutant] = {
         {MONOTONE},
         replaced={
             (settle, "faulty"): no_faults,
+            (settle, "legal_change"): everybody_may_re_mask,
             (canvas.Canvas, "apply"): applies_every_remask,
         },
     ),

@@ -210,7 +210,8 @@ def check_plans(seed):
     rows = defaultdict(Stored)
     for view, change, _ in run.steps():
         done = next(passes)
-        probes = [next(passes) for _ in range(change.probes)]
+        asked = 0 if change.probes is None else int(change.probes.max())
+        probes = [next(passes) for _ in range(asked)]
         snapshot = view.snapshot
         for place, name in enumerate(snapshot.rows.tolist()):
             row = rows[name]
@@ -278,7 +279,8 @@ def check_counts(seed):
     for view, change, after in run.steps():
         for place, row in enumerate(change.rows.tolist()):
             took_part = bool(view.open[place].any())
-            forwards[row] += took_part * (1 + change.probes)
+            asked = 0 if change.probes is None else int(change.probes[place])
+            forwards[row] += took_part * (1 + asked)
             surplus[row] += not took_part
             forced[row] |= bool(change.forced[place])
             horizon[row] = int(after.horizon[place]) - after.start
@@ -445,7 +447,7 @@ DEFECTS = {
         "plan", "(wanted | (memory.stale & memory.valid))", "wanted", {"plans"}
     ),
     "a column opened again is not stale": of_policy(
-        "note", "~change.touched", "~change.commit", {"plans"}
+        "note", "~change.touched", "~change.written", {"plans"}
     ),
     "confidences are not remembered": of_policy(
         "note", "memory.seen = ", "_ = ", {"plans"}
@@ -493,9 +495,10 @@ DEFECTS = {
     "closing commits are forgotten": of_batch(
         "_count", "counters.over_budget | change.forced", "change.forced", {"counts", "syncs"}
     ),
-    "probes are free": of_batch("_count", "took_part * change.probes", "0", {"counts"}),
+    "probes are free": of_batch("_count", "change.forwards - live.long()", "0", {"counts"}),
     "passes behind the end are counted": of_batch(
-        "_count", "counters.step + took_part", "counters.step + 1", {"counts", "syncs"}
+        "_count", "counters.step = counters.step + live\n", "counters.step = counters.step + 1\n",
+        {"counts", "syncs"},
     ),
     "surplus passes are not counted": of_batch("_count", "self._steps += 1", "pass", {"counts"}),
     "the host waits as long as it was told": Defect(
@@ -506,7 +509,8 @@ DEFECTS = {
         "view.step == progress.steps - 1", {"counts", "syncs"},
     ),
     "a re-mask may undo the gain of a step": Defect(
-        settle, "_with_progress", "(asked.sum(1) > remask.sum(1))", "asked.any(1)", {"views"},
+        settle, "_with_progress", "asked.commit.sum(1) > remask.sum(1)", "asked.commit.any(1)",
+        {"views"},
     ),
     "a cut goes through fixed text": Defect(
         canvas.Canvas, "narrow", "self.kept is not None", "False", {"stops"}

@@ -29,7 +29,7 @@ WITHOUT = {
     "BiasedPrediction", "Budget", "CandidateMemory", "Change", "CreditMemory", "Credited",
     "DensePrediction", "EveryStep", "FilterMemory", "GumbelDraw", "HeadPrediction", "HiddenStates",
     "NeverStop", "Part", "PipelineMemory", "PredictionError", "ReferenceMemory", "Run", "Sampler",
-    "Snapshot", "Draw", "DrawError",
+    "Snapshot", "Draw", "DrawError", "Carry", "Passes",
 }  # fmt: skip
 
 

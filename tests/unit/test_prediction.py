@@ -3,7 +3,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dllm_decode.decoding.prediction import BiasedPrediction, Prediction
+from dllm_decode.decoding.prediction import BiasedPrediction, Prediction, PredictionError
 
 INF = float("inf")
 
@@ -176,3 +176,30 @@ def test_a_proposal_that_is_drawn_has_its_own_confidence_and_survives_a_raise():
     raised = drawn.with_logit_bias(torch.tensor([[[1]]]), torch.tensor([[[2.0]]]))
     assert isinstance(raised, BiasedPrediction) and raised.token.item() == 1
     assert raised.confidence.item() == pytest.approx(0.5)
+
+
+@given(rows_of_logits(), rows_of_logits(), st.sampled_from([torch.float64, torch.float32]))
+def test_kl_from_is_the_divergence_that_a_loop_over_tokens_finds(now, before, dtype):
+    (rows, banned), (old, _) = now, before
+    size = min(len(rows[0]), len(old[0]))
+    new = torch.tensor(rows[0][:size], dtype=dtype)
+    past = torch.tensor(old[0][:size], dtype=dtype)
+    pred = Prediction.of(new.view(1, 1, -1), torch.tensor([b for b in banned if b < size]).long())
+    assume(pred.healthy.all())
+    p = pred.logits[0, 0].double().softmax(0).tolist()
+    q = past.double().softmax(0).tolist() if past.amax() > -INF else [0.0] * size
+    wanted = 0.0
+    for mine, yours in zip(p, q, strict=True):
+        if mine > 0:
+            wanted += mine * (torch.tensor(mine).log() - torch.tensor(yours).log()).item()
+    got = pred.kl_from(past.view(1, 1, -1)).item()
+    assert got == pytest.approx(wanted, rel=1e-4, abs=1e-5) and got >= 0
+
+
+def test_kl_from_refuses_another_shape_and_type():
+    pred = Prediction.of(torch.zeros(1, 2, 3))
+    with pytest.raises(PredictionError, match=r"previous must have shape \(1, 2, 3\), got"):
+        pred.kl_from(torch.zeros(1, 2, 4))
+    with pytest.raises(PredictionError, match="previous must be floating-point numbers"):
+        pred.kl_from(torch.zeros(1, 2, 3, dtype=torch.long))
+    assert pred.kl_from(torch.full((1, 2, 3), -INF)).tolist() == [[INF, INF]]

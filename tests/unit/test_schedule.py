@@ -1,13 +1,14 @@
 import pytest
 import torch
 
+from dllm_decode.decoding.cache import DualCache
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.loop import Decoder
-from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
+from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.types import Request, Vocab
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.strategies.fixed import TopK
-from dllm_decode.testing import HashDenoiser, row_of
+from dllm_decode.testing import HashDenoiser, StoringHashDenoiser, row_of
 
 VOCAB = Vocab(9, 8, (2,))
 
@@ -108,3 +109,44 @@ def test_a_sliding_window_starts_at_the_first_undecided_column_and_is_never_new(
     later = board_of(((),), 5, decided=[(0, 0), (0, 1), (0, 2)])
     assert columns(SlidingWindow(3).window(later), later) == [[3, 4, -1]]
     assert torch.equal(window.key, SlidingWindow(3).window(later).key)
+
+
+def test_a_schedule_sees_the_last_step_of_each_row_and_none_at_its_start():
+    seen = []
+
+    class Grows(Schedule):
+        def window(self, snapshot, view=None):
+            seen.append((snapshot, view))
+            return SlidingWindow(2).window(snapshot)
+
+    decoder = Decoder(HashDenoiser(), TopK(1), Grows())
+    decoder.decode(Request(((1,), (2, 3)), 3))
+    assert seen[0][1] is None and all(view is not None for _, view in seen[1:])
+    for (_, view), (before, _) in zip(seen[1:], seen, strict=False):
+        assert torch.equal(view.snapshot.tokens, before.tokens)
+        assert view.pred.confidence.shape == view.index.shape
+
+
+def test_a_schedule_that_looks_at_the_whole_canvas_is_shown_it():
+    seen = []
+
+    class Wide(Blocks):
+        sees_canvas = True
+
+        def window(self, snapshot, view=None):
+            seen.append(view)
+            return super().window(snapshot)
+
+    Decoder(HashDenoiser(), TopK(1), Wide(2)).decode(Request(((1,),), 6))
+    assert seen[1].index.tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert seen[1].active.tolist() == [[True, True, False, False, False, False]]
+    with pytest.raises(CapabilityError, match=r"schedule \(Wide\) reads predictions outside"):
+        Decoder(StoringHashDenoiser(), TopK(1), Wide(2), DualCache())
+
+
+def test_a_schedule_with_one_argument_still_works():
+    class Old(Schedule):
+        def window(self, snapshot):
+            return WholeCanvas().window(snapshot)
+
+    assert Decoder(HashDenoiser(), TopK(4), Old()).decode(Request(((1,),), 4)).forwards == (1,)

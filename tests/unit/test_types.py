@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -6,7 +6,13 @@ from views import view_of
 
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.types import Memory, Request, Vocab, gather_columns
+from dllm_decode.decoding.types import (
+    ColumnMemory,
+    Memory,
+    Request,
+    Vocab,
+    gather_columns,
+)
 from dllm_decode.errors import ConfigError
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.testing import HashDenoiser
@@ -138,3 +144,29 @@ def test_the_largest_seeds_are_taken():
     request = Request(((1,), (2,)), 3, seeds=(2**63 - 1, -(2**63)))
     result = Decoder(HashDenoiser(), TopK(1)).decode(request)
     assert [len(row) for row in result.sequences] == [3, 3]
+
+
+def test_what_is_written_by_column_is_read_by_column_wherever_the_window_is():
+    view = view_of(torch.zeros(2, 4, 9), prompts=((1, 2), (3,)))
+
+    def at(*rows):
+        return replace(view, index=torch.tensor(rows))
+
+    memory = ColumnMemory.of(view.snapshot, 0.5, 2)
+    here, there = at([2, 3, -1], [4, 5, -1]), at([3, 4], [2, 5])
+    memory.write(here, torch.arange(12.0).reshape(2, 3, 2))
+    assert memory.read(there).tolist() == [[[2, 3], [0.5, 0.5]], [[0.5, 0.5], [8, 9]]]
+    memory.write(here, torch.zeros(2, 3, 2), where=torch.tensor([[True, False, True]] * 2))
+    assert memory.read(there).tolist() == [[[2, 3], [0.5, 0.5]], [[0.5, 0.5], [8, 9]]]
+    memory.take(torch.tensor([1]))
+    assert memory.values[0, 2].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("fill", "kind"), [(True, torch.bool), (0, torch.long), (0.0, torch.float32)]
+)
+def test_a_column_memory_has_the_kind_of_what_fills_it(fill, kind):
+    snapshot = view_of(torch.zeros(1, 3, 9)).snapshot
+    memory = ColumnMemory.of(snapshot, fill)
+    assert memory.values.dtype == kind and memory.values.shape == (1, 4)
+    assert ColumnMemory.of(snapshot, 0, dtype=torch.int8).values.dtype == torch.int8
