@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Budget, Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_choice, require_count, require_in_range
+from dllm_decode.kernels.reference import tempered
 from dllm_decode.strategies.fixed import order_scores
 
 
@@ -26,6 +27,12 @@ def transfer_shares(steps: int, eps: float) -> Tensor:
     shares = 1.0 - grid[1:] / grid[:-1]
     shares[-1] = 1.0
     return shares
+
+
+@lru_cache(maxsize=64)
+def _shares_on(steps: int, eps: float, device: torch.device) -> Tensor:
+    """The shares on a device, uploaded once: an upload in every step would make the host wait."""
+    return transfer_shares(steps, eps).to(device)
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,9 @@ class _TimeGrid(Strategy):
         """`steps` passes per row; the last one commits whatever is left."""
         return Budget(self.steps)
 
-    @cached_property
-    def _shares(self) -> Tensor:
-        return transfer_shares(self.steps, self.eps)
-
     def share(self, view: StepView) -> Tensor:
         """The share of this step, (B,) float32."""
-        shares = self._shares.to(view.step.device)
+        shares = _shares_on(self.steps, self.eps, view.step.device)
         return shares[view.step.clamp(max=self.steps - 1)]
 
 
@@ -94,7 +97,7 @@ class DreamSchedule(_TimeGrid):
         if self.position_temperature > 0.0:
             # the k largest of score / T + Gumbel noise are a draw without replacement
             noise = -(-view.noise.uniform().log()).log()
-            scores = scores / self.position_temperature + noise
+            scores = tempered(scores, self.position_temperature) + noise
         count = (view.open.sum(1).float() * self.share(view)).long()
         return Decision(best(scores, view.open, count), scores=scores)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dllm_decode.decoding.selection import reaching
@@ -67,7 +66,7 @@ def peaks(scores: Tensor, among: Tensor) -> Tensor:
     begins = among.clone()
     begins[:, 1:] &= ~among[:, :-1]
     run = begins.cumsum(1)
-    floor = torch.full((scores.shape[0], scores.shape[1] + 1), -1.0, dtype=scores.dtype)
+    floor = scores.new_full((scores.shape[0], scores.shape[1] + 1), -1.0)
     candidates = scores.masked_fill(~among, -1.0)
-    top = floor.to(scores.device).scatter_reduce(1, run, candidates, "amax")
+    top = floor.scatter_reduce(1, run, candidates, "amax")
     return among & (scores == top.gather(1, run))

@@ -1,5 +1,8 @@
 """Sizes of the published checkpoints, as config.json gives them, and tiny ones of each family."""
 
+import json
+from pathlib import Path
+
 LLADA_8B = {
     "architectures": ["LLaDAModelLM"],
     "model_type": "llada",
@@ -236,3 +239,27 @@ TINY = {
     | {key: value for key, value in _SMALL.items() if key != "head_dim"}
     | {"bd_size": 8, "layer_types": ["full_attention"] * 2},
 }
+
+
+def write_tiny(name: str, folder: Path) -> Path:
+    """Write a random checkpoint of `TINY` in its published format; returns its folder."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dllm_decode.models.blueprint import import_class, make_config
+    from dllm_decode.models.files import published_state
+    from dllm_decode.models.spec import Published, spec_of
+
+    values = TINY[name]
+    spec = spec_of(values)
+    torch.manual_seed(0)
+    model = import_class(spec.model_class)(make_config(spec, spec.translate(Published(values))))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(values))
+    state = {key: value.contiguous() for key, value in published_state(model).items()}
+    if values["tie_word_embeddings"]:
+        del state["lm_head.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding.batch import Batch
 from dllm_decode.decoding.outcome import Outcome
-from dllm_decode.decoding.prediction import DensePrediction
+from dllm_decode.decoding.prediction import DensePrediction, Prediction
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.settle import Faults, takes_its_word, where
@@ -28,6 +27,7 @@ from dllm_decode.errors import (
     ModelOutputError,
     PluginError,
 )
+from dllm_decode.kernels.dispatch import lost_device
 
 
 def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
@@ -50,9 +50,6 @@ def _nested(numbers: Iterator[Any], shape: Sequence[int], kind: type) -> list[An
     return [_nested(numbers, shape[1:], kind) for _ in range(shape[0])]
 
 
-_DEVICE = re.compile("CUDA error|CUBLAS_STATUS|cuDNN error|HIP error|device-side assert")
-
-
 @contextmanager
 def device_faults_end_it() -> Iterator[None]:
     """Raise `DeviceError` for errors after which a device computes nothing more.
@@ -67,7 +64,7 @@ def device_faults_end_it() -> Iterator[None]:
         text = str(error)
         if "out of memory" in text or "ALLOC_FAILED" in text:
             raise torch.OutOfMemoryError(text) from error
-        if not isinstance(error, torch.AcceleratorError) and not _DEVICE.search(text):
+        if not lost_device(error):
             raise
         raise DeviceError(
             f"the device failed and computes nothing more in this process ({text.splitlines()[0]})"
@@ -125,6 +122,39 @@ class PendingCheck:
         flags = torch.stack([faults.wrong, unusable, ties, chosen, view.open])
         return PendingCheck(view, faults, flags.sum((1, 2)))
 
+    def let_go(self) -> PendingCheck:
+        """The same without the predictions, whose logits would be kept until the next sync."""
+        made = self.faults.decision.predictions
+        decision = replace(
+            self.faults.decision, predictions=tuple((who, _kept(pred)) for who, pred in made)
+        )
+        view = self.view.but(pred=_kept(self.view.pred), hidden=None, passes=None)
+        change = self.faults.change.but(probability=self.faults.change.confidence)  # not asked for
+        faults = replace(self.faults, view=view, decision=decision, change=change)
+        return PendingCheck(view, faults, self.counts)
+
+
+class KeptPrediction(NamedTuple):
+    """What messages need of a prediction: who proposed a token, and which slots are unusable.
+
+    Attributes:
+        token: (B, W) its proposals.
+        confidence: (B, W) their probability, NaN where there is none.
+        entropy: The same: what is NaN in one is in the other.
+        healthy: (B, W) bool, None where nobody asked.
+    """
+
+    token: Tensor
+    confidence: Tensor
+    entropy: Tensor
+    healthy: Tensor | None
+
+
+def _kept(pred: Prediction) -> Prediction:
+    healthy = pred.healthy if isinstance(pred, DensePrediction) else None
+    kept = KeptPrediction(pred.token, pred.confidence, pred.confidence, healthy)
+    return cast(Prediction, kept)  # all that is read of it later
+
 
 class Monitor:
     """Watches a batch from the host: raises for faults, and takes finished rows out.
@@ -157,9 +187,11 @@ class Monitor:
 
     def check(self, view: StepView, faults: Faults) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
-        self._pending.append(PendingCheck.of(view, faults))
+        check = PendingCheck.of(view, faults)
         # no row needs more steps than it had undecided columns, unless it revises
-        if len(self._pending) >= min(self._every, self._longest):
+        now = len(self._pending) + 1 >= min(self._every, self._longest)
+        self._pending.append(check if now else check.let_go())
+        if now:
             self.sync()
 
     def sync(self) -> None:
@@ -227,7 +259,6 @@ class Monitor:
 
     def _unusable(self, view: StepView) -> DllmDecodeError:
         """Who made a prediction that no rule can use, and where."""
-        assert isinstance(view.pred, DensePrediction)
         row, slot = (int(number) for number in (view.masked & ~view.pred.healthy).nonzero()[0])
         fault = "cannot be used (NaN, infinite, or every allowed token at -inf)"
         sampler = self.batch.parts.sampler

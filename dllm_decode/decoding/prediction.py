@@ -79,7 +79,7 @@ class _ProposalBelow:
     def __call__(self, prediction: Prediction) -> Tensor:
         # what later transforms put on top hands this draw on; the lowest holder is what deferred
         while True:
-            assert isinstance(prediction, BiasedPrediction)
+            assert isinstance(prediction, BiasedPrediction | DeferringPrediction)
             below = prediction._base
             if below._draw is not self:
                 return below.token
@@ -408,9 +408,7 @@ class Prediction(ABC):
 
         Ids that a later transform suppresses are not proposed any more, deferred or not.
         """
-        removed = ids.expand(*self.shape[:2], -1)
-        removal = torch.full_like(removed, float("-inf"), dtype=torch.float32)
-        return BiasedPrediction(self, removed, removal, _ProposalBelow())
+        return DeferringPrediction(self, ids)
 
     def credited(self, slots: Slots) -> Credited:
         """CreditDecoding's update and fusion; see `kernels.reference.credit_update`.
@@ -531,9 +529,7 @@ def _refuse_outside(ids: Tensor, vocabulary: int, least: int | None) -> None:
 
 def _drawn(rows: Tensor, draw: GumbelDraw, banned: Tensor | None) -> Tensor:
     states = draw.noise.states().flatten()
-    if dispatch.uses_triton(rows):
-        return dispatch.gumbel_statistics(rows, states, draw.temperature, banned)[1]
-    return reference.gumbel_argmax(rows, states, draw.temperature, banned)
+    return dispatch.gumbel_argmax(rows, states, draw.temperature, banned)
 
 
 class DensePrediction(Prediction):
@@ -796,11 +792,53 @@ class BiasedPrediction(Prediction):
         below = self._base.gumbel_max(draw)[..., None]
         ids = torch.cat([below, self._additions[0]], -1)
         states = draw.noise.states()[..., None]
-        noisy = (self._at(ids).to(self._dtype) / draw.temperature).double() + gumbel(states, ids)
+        scaled = reference.tempered(self._at(ids).to(self._dtype), draw.temperature)
+        noisy = scaled.double() + gumbel(states, ids)
         best = noisy.amax(-1, keepdim=True)
         beyond = self.shape[-1]
         winner = ids.masked_fill((noisy < best) | (ids < 0), beyond).amin(-1)
         return torch.where(winner < beyond, winner, below[..., 0])
+
+
+class DeferringPrediction(Prediction):
+    """The proposals of one prediction with the statistics of the same without some ids."""
+
+    def __init__(self, base: Prediction, ids: Tensor) -> None:
+        self._base = base
+        self._ids = ids
+        self._draw = _ProposalBelow()
+
+    @cached_property
+    def _rest(self) -> Prediction:
+        """The distribution without the ids; nobody asks what it would propose."""
+        rest = self._base._suppressed(self._ids)
+        rest._draw = None
+        return rest
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._base.shape
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._base._dtype
+
+    @property
+    def _statistics(self) -> RowStatistics:
+        return self._rest._statistics
+
+    @property
+    def logits(self) -> Tensor:
+        return self._rest.logits
+
+    def _top(self, k: int) -> tuple[Tensor, Tensor]:
+        return self._rest._top(k)
+
+    def _at(self, ids: Tensor) -> Tensor:
+        return self._rest._at(ids)
+
+    def _suppressed(self, ids: Tensor) -> Prediction:
+        return DeferringPrediction(self._base._suppressed(ids), self._ids)
 
 
 __getattr__ = renamed_names(

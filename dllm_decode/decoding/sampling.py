@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from dllm_decode.decoding.prediction import GumbelDraw, HiddenStates, Prediction
 from dllm_decode.errors import require_choice, require_count, require_in_range
+from dllm_decode.kernels import dispatch
 from dllm_decode.kernels.noise import Noise
+from dllm_decode.kernels.reference import COLUMNS, FLOOR, tempered
 
 
 class Sampler(ABC):
@@ -122,9 +125,7 @@ class Categorical(Sampler):
         if self.confidence_from == "untempered":
             return Prediction.of(logits, banned, lambda pred: self._draw(pred.logits, noise))
         plain = Prediction.of(logits, banned).logits
-        return Prediction.of(
-            self.truncated(plain), None, lambda pred: self._gumbel_max(pred.logits, noise)
-        )
+        return self._proposing(self.truncated(plain), noise)
 
     @property
     def reshapes(self) -> bool:
@@ -137,17 +138,16 @@ class Categorical(Sampler):
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.top_h < 1.0
 
     def _draw(self, logits: Tensor, noise: Noise) -> Tensor:
-        return self._gumbel_max(self.truncated(logits), noise)
+        return self._proposing(self.truncated(logits), noise).token
 
-    def _gumbel_max(self, logits: Tensor, noise: Noise) -> Tensor:
-        if self.temperature == 0.0:
-            return Prediction.of(logits).top_token
-        noisy = logits.double() + noise.gumbel_over(logits.shape[-1])
-        return Prediction.of(noisy).top_token
+    def _proposing(self, logits: Tensor, noise: Noise) -> Prediction:
+        """A prediction that draws from logits that are tempered already."""
+        draw = GumbelDraw(noise, 1.0) if self.temperature > 0.0 else None
+        return Prediction.of(logits, None, draw)
 
     def truncated(self, logits: Tensor) -> Tensor:
         """Tempered logits with -inf at every token that the truncations remove, (B, W, V)."""
-        scaled = logits if self.temperature == 0.0 else logits / self.temperature
+        scaled = tempered(logits, self.temperature) if self.temperature > 0.0 else logits
         if 0 < self.top_k < logits.shape[-1]:
             scaled = scaled.masked_fill(~_in_top_k(scaled, self.top_k), float("-inf"))
         if self.top_p < 1.0:
@@ -161,20 +161,26 @@ class Categorical(Sampler):
 
 
 def _in_top_k(logits: Tensor, k: int) -> Tensor:
-    _, ids = Prediction.of(logits).topk(k)
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, True)
+    _, ids = dispatch.top_k(logits.flatten(0, 1), k)
+    return _places(logits, ids.view(*logits.shape[:2], -1), True)
+
+
+def _places(logits: Tensor, ids: Tensor, inside: Tensor | bool) -> Tensor:
+    """What holds at ids, as a plane over the vocabulary, bool."""
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, inside)
 
 
 def _sorted(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities in falling order (lower id first on ties) and their ids."""
+    """Logits in falling order, lower id first on ties, and their ids."""
     order = logits.sort(dim=-1, descending=True, stable=True)
-    return order.values.softmax(-1), order.indices
+    return order.values, order.indices
 
 
 def _in_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    probs, ids = _sorted(logits)
+    values, ids = _sorted(logits)
+    probs = values.softmax(-1)
     before = probs.cumsum(-1) - probs
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, before < top_p)
+    return _places(logits, ids, before < top_p)
 
 
 def _in_top_h(logits: Tensor, share: float) -> Tensor:
@@ -182,12 +188,29 @@ def _in_top_h(logits: Tensor, share: float) -> Tensor:
 
     With the prefix mass P and s = -sum p log p over it, its renormalised entropy is s / P + log P.
     It only grows along the prefix, so what is inside is one. The entropy of one token is 0, so at
-    least one is kept.
+    least one is kept. The sums are float64, of `COLUMNS` tokens at a time.
     """
-    probs, ids = _sorted(logits.double())
-    surprise = -(probs * probs.clamp(min=1e-300).log())
-    mass = probs.cumsum(-1)
-    entropy = surprise.cumsum(-1) / mass + mass.log()
-    inside = entropy <= share * surprise.sum(-1, keepdim=True) + 1e-12
-    inside[..., 0] = True
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, ids, inside)
+    values, ids = _sorted(logits)
+    total, moment = 0.0, 0.0
+    for below in _below_the_first(values):
+        weights = below.exp()
+        total = total + weights.sum(-1, keepdim=True)
+        moment = moment + (weights * below).sum(-1, keepdim=True)
+    scale = torch.as_tensor(total).log()
+    bound = share * (scale - moment / total) + 1e-12
+    inside, mass, surprise = [], 0.0, 0.0
+    for below in _below_the_first(values):
+        probs = (below - scale).exp()
+        mass = mass + probs.cumsum(-1)
+        surprise = surprise + (probs * (scale - below)).cumsum(-1)
+        inside.append(surprise / mass + mass.log() <= bound)
+        mass, surprise = mass[..., -1:], surprise[..., -1:]
+    kept = torch.cat(inside, -1)
+    kept[..., 0] = True
+    return _places(logits, ids, kept)
+
+
+def _below_the_first(values: Tensor) -> Iterator[Tensor]:
+    """How far each value of a sorted row lies below the first, float64, `COLUMNS` at a time."""
+    for part in values.split(COLUMNS, -1):
+        yield (part.double() - values[..., :1].double()).clamp_(min=FLOOR)

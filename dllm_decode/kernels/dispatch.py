@@ -28,6 +28,10 @@ _head = "auto"
 _said: set[str] = set()
 # Kernels that did not start, by name and device; the others go on.
 _broken: set[tuple[str, torch.device]] = set()
+# What torch says of a device whose context is gone.
+_LOST = (
+    "CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "HIP error", "device-side assert",
+)  # fmt: skip
 
 
 def choose(kernels: str, head: str = "auto") -> None:
@@ -88,9 +92,12 @@ def uses_triton(tensor: Tensor) -> bool:
     """Whether the kernels would be tried for a tensor.
 
     Args:
-        tensor: Its device decides.
+        tensor: Its device and dtype decide.
     """
-    return _runs_on(tensor.device)
+    if not _runs_on(tensor.device):
+        return False
+    fused = _triton()
+    return fused is not None and tensor.dtype in fused.DTYPES
 
 
 def fuses_head(device: torch.device, obstacle: str) -> bool:
@@ -128,6 +135,14 @@ def gumbel_statistics(
     """The row statistics and a draw; see `reference.gumbel_statistics`."""
     result: tuple[RowStatistics, Tensor]
     result = _run("gumbel_statistics", logits, states, temperature, banned, k)
+    return result
+
+
+def gumbel_argmax(
+    logits: Tensor, states: Tensor, temperature: float, banned: Tensor | None = None
+) -> Tensor:
+    """The draw alone; see `reference.gumbel_argmax`."""
+    result: Tensor = _run("gumbel_argmax", logits, states, temperature, banned)
     return result
 
 
@@ -177,7 +192,7 @@ def head_logits_at(
 
 
 def _run(name: str, tensor: Tensor, *rest: Any) -> Any:
-    if uses_triton(tensor) and (name, tensor.device) not in _broken:
+    if _runs_on(tensor.device) and (name, tensor.device) not in _broken:
         fused = _triton()
         assert fused is not None
         try:
@@ -203,13 +218,13 @@ def lost_device(error: BaseException) -> bool:
     Args:
         error: What was raised.
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    text = str(error)
+    memory = "out of memory" in text or "ALLOC_FAILED" in text
+    if memory or isinstance(error, torch.OutOfMemoryError):
         return False
-    kind = getattr(torch, "AcceleratorError", None)
-    if kind is not None and isinstance(error, kind):
+    if isinstance(error, torch.AcceleratorError):
         return True
-    signs = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS_EXECUTION_FAILED", "HIP error")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _LOST)
 
 
 def _runs_on(device: torch.device) -> bool:

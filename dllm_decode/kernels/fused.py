@@ -22,7 +22,7 @@ from dllm_decode.kernels import programs
 from dllm_decode.kernels.reference import CreditUpdate, RowStatistics, Slots
 
 INTERPRETED = not isinstance(programs.scan_rows, JITFunction)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Enough programs to keep every multiprocessor of a large chip busy with several at a time.
 _PROGRAMS = 1024
 _LARGEST_K = 32
@@ -112,6 +112,13 @@ def gumbel_statistics(
     stats, drawn = _statistics(logits, banned, k, None, states, temperature)
     assert drawn is not None
     return stats, drawn
+
+
+def gumbel_argmax(
+    logits: Tensor, states: Tensor, temperature: float, banned: Tensor | None = None
+) -> Tensor:
+    """See `reference.gumbel_argmax`; the statistics come with the same read."""
+    return gumbel_statistics(logits, states, temperature, banned)[1]
 
 
 def credit_update(
@@ -411,7 +418,7 @@ def _check_device(tensor: Tensor) -> None:
 
 def _check_rows(rows: Tensor) -> None:
     _check_device(rows)
-    if rows.dtype not in _DTYPES:
+    if rows.dtype not in DTYPES:
         raise Unsupported(f"{rows.dtype}; the kernels take float32, bfloat16 and float16")
     if rows.dim() != 2 or rows.shape[1] == 0 or (rows.shape[1] > 1 and rows.stride(1) != 1):
         raise Unsupported(

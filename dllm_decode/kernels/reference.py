@@ -19,6 +19,8 @@ FLOOR = -1e30
 _BLOCK = 1 << 17
 # Ids among which the maximum is looked for in one go, which processors do many at a time.
 _CHUNK = 512
+# Float64 planes (noise, entropies of prefixes) are made for so many ids at a time, for all rows.
+COLUMNS = 8192
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,8 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
     """
     values = suppress(logits, banned)
     k = min(k, values.shape[-1])
+    if values.is_cuda:
+        return _top_k_without_a_look(values, k)
     top = values.topk(k, dim=-1)
     # topk leaves the choice among equals open: only rows with a tie at the cut need the full sort
     smallest = top.values[:, -1:]
@@ -299,6 +303,23 @@ def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor,
     picked = values.gather(-1, ids)
     order = picked.sort(dim=-1, descending=True, stable=True)
     return order.values, ids.gather(-1, order.indices)
+
+
+def _top_k_without_a_look(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`top_k` where the host would have to wait to see whether there are ties.
+
+    Keys whose order is "larger first, then lower id" are all distinct: the bits of a float32, made
+    monotone, in front of the id, counted backwards. Other dtypes are sorted.
+    """
+    if values.dtype != torch.float32:
+        order = values.sort(dim=-1, descending=True, stable=True)
+        return order.values[:, :k], order.indices[:, :k]
+    bits = torch.where(values == 0, 0.0, values).view(torch.int32)  # -0.0 ties with 0.0
+    bits = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
+    last = values.shape[-1] - 1
+    keys = bits | torch.arange(last, -1, -1, device=values.device)
+    ids = last - (keys.topk(k, dim=-1).values & 0x7FFFFFFF)
+    return values.gather(-1, ids), ids
 
 
 def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tensor:
@@ -359,11 +380,29 @@ def gumbel_argmax(
         temperature: T > 0.
         banned: (M,) ids that count as -inf.
     """
-    values = suppress(logits, banned)
-    # by a tensor: CUDA would multiply by the reciprocal of a plain number, and round otherwise
-    scaled = values / torch.full((), temperature, dtype=values.dtype, device=values.device)
+    scaled = tempered(suppress(logits, banned), temperature)
     ids = torch.arange(logits.shape[-1], device=logits.device)
-    return lowest_argmax(scaled.double() + gumbel(states[:, None], ids))[1]
+    best, drawn = None, ids
+    for part, own in zip(scaled.split(COLUMNS, -1), ids.split(COLUMNS), strict=True):
+        noisy, at = lowest_argmax(part.double() + gumbel(states[:, None], own))
+        if best is None:
+            best, drawn = noisy, at
+        else:
+            drawn = torch.where(noisy > best, own[at], drawn)
+            best = torch.maximum(best, noisy)
+    return drawn
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """The logits over T, rounded alike on every device.
+
+    CUDA multiplies by the reciprocal of a plain number, which rounds otherwise than a division.
+
+    Args:
+        logits: of any shape.
+        temperature: T > 0.
+    """
+    return logits / torch.full((), temperature, dtype=logits.dtype, device=logits.device)
 
 
 def merged_additions(ids: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:

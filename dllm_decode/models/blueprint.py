@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import CheckpointError
 from dllm_decode.models.files import StoredTensor
+from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.locate import ADAPTER
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import (
@@ -38,6 +39,7 @@ class Blueprint:
         published: Its config.json.
         settings: Those of the stock config class.
         tokenizer: Read from the same folder.
+        lean: Whether `models.lean` computes it, in place of the stock class.
     """
 
     folder: Path
@@ -45,14 +47,20 @@ class Blueprint:
     published: Published
     settings: Settings
     tokenizer: CheckpointTokenizer
+    lean: bool = False
 
 
-def blueprint(folder: Path, ignore_settings: Sequence[str] = ()) -> Blueprint:
+def blueprint(
+    folder: Path,
+    ignore_settings: Sequence[str] = (),
+    is_lean: Callable[[ModelSpec], bool] = lambda spec: False,
+) -> Blueprint:
     """Read config.json and the tokenizer of a checkpoint.
 
     Args:
         folder: Where it is.
         ignore_settings: Keys of config.json that are known to be harmless.
+        is_lean: Whether `models.lean` is to compute a family.
 
     Raises:
         CheckpointError: Something in it is damaged or not handled; the message names file and key.
@@ -65,7 +73,9 @@ def blueprint(folder: Path, ignore_settings: Sequence[str] = ()) -> Blueprint:
     published = Published(values, frozenset(ignore_settings), file)
     settings = spec.translate(published)
     published.finish()
-    return Blueprint(folder, spec, published, settings, load_tokenizer(folder, spec.reply_header))
+    lean = is_lean(spec)
+    tokenizer = load_tokenizer(folder, spec.reply_header, lean=lean)
+    return Blueprint(folder, spec, published, settings, tokenizer, lean)
 
 
 def build_on_meta(plan: Blueprint) -> Any:
@@ -74,6 +84,9 @@ def build_on_meta(plan: Blueprint) -> Any:
     Raises `CheckpointError` where config.json describes none; `check_sizes` goes first.
     """
     try:
+        if plan.lean and plan.spec.lean is not None:
+            with torch.device("meta"):
+                return LeanModel(plan.settings, plan.spec.lean)
         with transformers_output(progress=False), torch.device("meta"):
             return import_class(plan.spec.model_class)(make_config(plan.spec, plan.settings))
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:

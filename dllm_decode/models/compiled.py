@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dllm_decode.models.key_value import KeyValueStore
+from dllm_decode.models.lean import LeanModel
 
 MODES = ("default", "reduce-overhead", "max-autotune")
 COLUMNS = 32  # queries and canvas columns are padded to multiples of this, rows to powers of two
@@ -37,11 +38,16 @@ def run_body(
     """
     if mask is not None and mask.dim() == 4:
         mask = mask.expand(-1, 1, tokens.shape[1], -1)
+    past: Any = store
+    if store is not None and not isinstance(model, LeanModel):
+        from dllm_decode.models.stock_cache import stock_cache
+
+        past = stock_cache(store)
     output = model.model(
         input_ids=tokens,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=store,
+        past_key_values=past,
         use_cache=store is not None,
     )
     hidden: Tensor = output.last_hidden_state

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from dllm_decode.errors import CheckpointError
+from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.locate import SINGLE, missing_files, weight_map
 from dllm_decode.storage import parse_json
 
@@ -236,6 +237,8 @@ def published_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 def published_state(model: Any) -> dict[str, Any]:
     """The state of a model under its published names."""
+    if isinstance(model, LeanModel):
+        return model.published_state()
     from transformers.core_model_loading import revert_weight_conversion
 
     state: dict[str, Any] = revert_weight_conversion(model, model.state_dict())

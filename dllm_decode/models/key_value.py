@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
+class PositionalLayer:
     """Keys and values of one layer in preallocated buffers of shape (B, heads, L, size).
 
     A pass writes the columns it computed, at per-row places, and gets back all columns of the
@@ -22,29 +22,31 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
     """
 
     def __init__(self, capacity: int, columns: int) -> None:
-        super().__init__()
         self.capacity = capacity
         self.columns = columns
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
         self.target: Tensor | None = None
         self.width = columns
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate the buffers; sizes and dtype come from the first keys (B, heads, Q, size)."""
-        self.dtype, self.device = key_states.dtype, key_states.device
+    @property
+    def is_initialized(self) -> bool:
+        """Whether the buffers are allocated."""
+        return self.keys is not None
+
+    def _allocate(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make the buffers; sizes and dtype come from the first keys (B, heads, Q, size)."""
 
         def buffer(states: Tensor) -> Tensor:
             shape = (self.capacity, states.shape[1], self.columns, states.shape[3])
             return torch.zeros(shape, dtype=states.dtype, device=states.device)
 
         self.keys, self.values = buffer(key_states), buffer(value_states)
-        self.is_initialized = True
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Write the keys and values of the pass; returns those of all columns in use."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+        if self.keys is None:
+            self._allocate(key_states, value_states)
         assert self.keys is not None and self.values is not None and self.target is not None
         rows = key_states.shape[0]
         keys, values = self.keys[:rows], self.values[:rows]
@@ -55,28 +57,13 @@ class PositionalLayer(CacheLayerMixin):  # type: ignore[misc]
         return keys[:, :, : self.width], values[:, :, : self.width]
 
     def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy the stored rows `source` to the places `target`."""
-        if self.is_initialized:
-            assert self.keys is not None and self.values is not None
-            source = source.to(self.keys.device, non_blocking=True)
-            target = target.to(self.keys.device, non_blocking=True)
-            self.keys[target] = self.keys[source]
-            self.values[target] = self.values[source]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Number of columns attended to, and the first of them."""
-        return self.width, 0
-
-    def get_seq_length(self) -> int:
-        """Zero: positions are always given, never derived from what is stored."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """The number of columns of the canvas, which is all that can be stored."""
-        return self.columns
+        """Copy the stored rows `source` to the places `target`, both on the layer's device."""
+        assert self.keys is not None and self.values is not None
+        self.keys[target] = self.keys[source]
+        self.values[target] = self.values[source]
 
 
-class KeyValueStore(Cache):  # type: ignore[misc]
+class KeyValueStore:
     """The keys and values of a whole model; see `PositionalLayer`.
 
     Memory: layers x 2 x rows x columns x key/value heads x head size x bytes per number, allocated
@@ -95,7 +82,7 @@ class KeyValueStore(Cache):  # type: ignore[misc]
 
     def __init__(self, layers: int, rows: int, columns: int) -> None:
         self.positional = [PositionalLayer(rows, columns) for _ in range(layers)]
-        super().__init__(layers=list(self.positional))
+        self.for_transformers: Any = None  # see `models.stock_cache`
         self.rows = rows
         self.columns = columns
         self.width = columns
@@ -113,14 +100,23 @@ class KeyValueStore(Cache):  # type: ignore[misc]
             layer.target = places
             layer.width = width
 
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Write keys and values (B, heads, Q, size) of a layer; returns those of all columns."""
+        return self.positional[layer].update(keys, values)
+
     def take(self, rows: Sequence[int]) -> None:
         """Keep the given rows, in that order; only rows that move are copied."""
         moved = [(source, target) for target, source in enumerate(rows) if source != target]
         if not moved:
             return
-        source, target = torch.tensor(moved).T
+        places = torch.tensor(moved)
+        on: dict[torch.device, Tensor] = {}  # one upload, however many layers a device holds
         for layer in self.positional:
-            layer.move(source, target)
+            if layer.keys is not None:
+                device = layer.keys.device
+                if device not in on:
+                    on[device] = places.to(device, non_blocking=True)
+                layer.move(*on[device].T)
 
     def join(self, count: int) -> None:
         """Nothing to do: there is room, and what it held before is never attended to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
     eager_attention_forward,
 )
+
+from dllm_decode.models.spec import LLADA_NAMES
 
 
 class LLaDARotaryEmbedding(LlamaRotaryEmbedding):  # type: ignore[misc]
@@ -84,34 +87,15 @@ class LLaDAModelLM(LlamaForCausalLM):  # type: ignore[misc]
         self.post_init()
 
 
-# The published names of one block and where they stand in Llama. `ff_out` also names the head.
-_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "ff_norm": "post_attention_layernorm",
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "attn_out": "self_attn.o_proj",
-    "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "ff_out": "mlp.down_proj",
-}
-_OUTER = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
+def _renaming(ours: str, theirs: str) -> WeightRenaming:
+    """From the published place of a tensor to its place in Llama."""
+    number = re.escape(theirs).replace(re.escape("{}"), r"(\d+)")
+    return WeightRenaming(rf"^{number}\.", ours.replace("{}", r"\1") + ".")
+
 
 # Registered under the class name alone: other models of type `llama` or `llada` are not touched.
 register_checkpoint_conversion_mapping(
     "LLaDAModelLM",
-    [
-        *(
-            WeightRenaming(rf"^model\.transformer\.{theirs}\.", f"{ours}.")
-            for theirs, ours in _OUTER.items()
-        ),
-        *(
-            WeightRenaming(
-                rf"^model\.transformer\.blocks\.(\d+)\.{theirs}\.", rf"model.layers.\1.{ours}."
-            )
-            for theirs, ours in _BLOCK.items()
-        ),
-    ],
+    [_renaming(ours, theirs) for ours, theirs in LLADA_NAMES.items()],
     overwrite=True,
 )

@@ -24,13 +24,16 @@ from dllm_decode.models.checks import require_sound
 from dllm_decode.models.compiled import MODES, CompiledBody
 from dllm_decode.models.files import FLOATS, fit, some_of, stored_tensors
 from dllm_decode.models.fingerprint import fingerprint
+from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.locate import licence_of, locate
 from dllm_decode.models.placement import Placement
 from dllm_decode.models.quiet import transformers_output
+from dllm_decode.models.spec import ModelSpec
 from dllm_decode.models.text import control_ids
 
 log = logging.getLogger(__name__)
+BODIES = ("auto", "stock", "lean")
 # A smaller checkpoint loads at once and needs no progress bar [bytes].
 _BAR_FROM = 2**28
 
@@ -51,10 +54,13 @@ def load_model(
     licence: str | None = None,
     ignore_settings: Sequence[str] = (),
     compile: str | None = None,
+    body: str = "stock",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_control_tokens: bool = False,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
+
+    With `body` other than `stock` some families need none of transformers.
 
     Args:
         checkpoint: A folder, a Hub id or `bundled:NAME`, which must be there or be fetched; or
@@ -76,6 +82,9 @@ def load_model(
         compile: Mode of torch.compile for the forward pass (`default`, `reduce-overhead`, which
             uses CUDA graphs, `max-autotune`); None to run it as it is. What cannot be compiled runs
             as it is, with a warning.
+        body: What computes the layers: the `stock` class of transformers, which is the definition;
+            `lean`, the same function in fewer operations for dense models of Llama's kind with
+            SDPA on one device (`dllm_decode.models.lean`); `auto`, lean on a processor.
         chat_template_kwargs: What the chat template is given beside the messages, e.g.
             `{"enable_thinking": False}`.
         parse_control_tokens: Whether control tokens in prompts become what they stand for, instead
@@ -88,14 +97,17 @@ def load_model(
     placement = Placement(dtype, device, attn_implementation, device_map, tensor_parallel)
     if compile is not None:
         require_choice("model.compile", compile, MODES)
+    require_choice("model.body", body, BODIES)
     number = placement.dtype  # a device that is not there answers before anything is read
     found = locate(checkpoint)
-    plan = blueprint(found.folder, ignore_settings)
+    plan = blueprint(
+        found.folder, ignore_settings, lambda spec: chooses_lean(body, spec, placement)
+    )
     block = _block_length(plan, block_length, attn_implementation)
     vocab = special_ids(plan, mask_id, eot_ids, pad_id)
     parameters = _check_tensors(plan)
     denoiser = TransformersDenoiser(
-        model=_load_weights(plan, placement),
+        model=load_lean(plan, placement) if plan.lean else _load_weights(plan, placement),
         vocab=vocab,
         max_length=_longest(plan, max_length),
         shifted=plan.spec.shifted,
@@ -122,6 +134,47 @@ def load_model(
         passed_over=found.passed_over,
     )
     return LoadedModel(denoiser, tokenizer, description, plan.published.values)
+
+
+def chooses_lean(body: str, spec: ModelSpec, placement: Placement) -> bool:
+    """Whether the lean body computes a family; raises `ConfigError` where it is asked for in vain.
+
+    Args:
+        body: One of `BODIES`.
+        spec: Of the family.
+        placement: Where the model is to run.
+    """
+    obstacle = ""
+    if spec.lean is None:
+        obstacle = f"{spec.family} is no dense model of Llama's kind"
+    elif placement.attention != "sdpa":
+        obstacle = f"it has no model.attn_implementation={placement.attention}, only sdpa"
+    elif placement.is_spread:
+        obstacle = "it runs on one device; set model.device_map and model.tensor_parallel to null"
+    require(
+        body != "lean" or not obstacle,
+        f"model.body=lean cannot be used: {obstacle}; use model.body=stock",
+    )
+    on_processor = body == "auto" and placement.device.type == "cpu"  # measured nowhere else
+    return (body == "lean" or on_processor) and not obstacle
+
+
+def load_lean(plan: Blueprint, placement: Placement) -> LeanModel:
+    """The lean model with all of its weights, read tensor by tensor to where they stay."""
+    from safetensors import SafetensorError, safe_open
+
+    assert plan.spec.lean is not None
+    with placement.device:
+        model = LeanModel(plan.settings, plan.spec.lean, placement.dtype)
+    places = model.state_dict() | model.published_state()
+    try:
+        for file in sorted({tensor.file for tensor in stored_tensors(plan.folder).values()}):
+            with safe_open(file, framework="pt") as content:
+                for name in content.keys():  # noqa: SIM118 - it is no mapping
+                    places[name].copy_(content.get_tensor(name))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{plan.folder} cannot be loaded: {error}") from error
+    return model.to(placement.device).eval().requires_grad_(False)
 
 
 def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> TransformersDenoiser:

@@ -195,6 +195,11 @@ def _hub_cache() -> str:
 
 def _cached(name: str) -> Path | None:
     """The newest snapshot of a Hub id in the cache, without any network access."""
+    import huggingface_hub
+
+    kept = Path(_hub_cache()) / f"models--{name.replace('/', '--')}"
+    if "snapshot_download" not in vars(huggingface_hub) and not kept.is_dir():
+        return None  # importing it takes half a second, and there is nothing to find
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +236,20 @@ def refuse_quantised(values: Mapping[str, Any], file: Path | str = "config.json"
 
 
 @dataclass(frozen=True)
+class LeanForm:
+    """How `models.lean` computes a dense family of Llama's kind.
+
+    Attributes:
+        published: From stock names of tensors to published ones, `{}` for the number of a layer;
+            those left out are published under their stock name.
+        qkv_bias: Whether queries, keys and values have a bias, as Qwen2's do.
+    """
+
+    published: Mapping[str, str] = field(default_factory=dict)
+    qkv_bias: bool = False
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """How one published architecture is loaded and asked.
 
@@ -251,6 +265,7 @@ class ModelSpec:
         mask_token: The tokenizer's word for the mask.
         turn_end: Words that end a turn and so a text.
         reply_header: What the chat template appends even when it is asked not to.
+        lean: How `models.lean` computes it, None where only the stock class does.
     """
 
     family: str
@@ -262,6 +277,7 @@ class ModelSpec:
     mask_token: str | None = None
     turn_end: tuple[str, ...] = ()
     reply_header: str | None = None
+    lean: LeanForm | None = None
 
     def block_length(self, published: Published) -> int | None:
         """Columns of the published block grid, None for full attention."""
@@ -582,6 +598,28 @@ def _qwen3_moe(config: Published) -> Settings:
 # Ids with which LLaDA2.2 edits its own text; that needs positions to move, which no loop here does.
 EDIT_TOKENS = ("delete_token_id", "split_token_id")
 
+# Where LLaDA's files keep the tensors of a Llama; `ff_out` also names the head.
+_BLOCK = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ff_norm",
+    "self_attn.q_proj": "q_proj",
+    "self_attn.k_proj": "k_proj",
+    "self_attn.v_proj": "v_proj",
+    "self_attn.o_proj": "attn_out",
+    "mlp.gate_proj": "ff_proj",
+    "mlp.up_proj": "up_proj",
+    "mlp.down_proj": "ff_out",
+}
+LLADA_NAMES = {
+    "model.embed_tokens": "model.transformer.wte",
+    "model.norm": "model.transformer.ln_f",
+    "lm_head": "model.transformer.ff_out",
+    **{
+        f"model.layers.{{}}.{ours}": f"model.transformer.blocks.{{}}.{theirs}"
+        for ours, theirs in _BLOCK.items()
+    },
+}
+
 LLADA_HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 SPECS: dict[str, ModelSpec] = {
@@ -593,6 +631,7 @@ SPECS: dict[str, ModelSpec] = {
         mask_token="<|mdm_mask|>",
         turn_end=("<|eot_id|>",),
         reply_header=LLADA_HEADER,
+        lean=LeanForm(LLADA_NAMES),
     ),
     "ILLaDAForCausalLM": ModelSpec(
         family="iLLaDA",
@@ -600,6 +639,7 @@ SPECS: dict[str, ModelSpec] = {
         config_class="transformers:LlamaConfig",
         model_class="transformers:LlamaForCausalLM",
         mask_token="<[MASK]>",
+        lean=LeanForm(),
     ),
     "LLaDAMoEModelLM": ModelSpec(
         family="LLaDA-MoE",
@@ -626,6 +666,7 @@ SPECS: dict[str, ModelSpec] = {
         shifted=True,
         mask_token="<|mask|>",
         turn_end=("<|im_end|>",),
+        lean=LeanForm(qkv_bias=True),
     ),
     "SDARForCausalLM": ModelSpec(
         family="SDAR",
@@ -654,6 +695,7 @@ SPECS: dict[str, ModelSpec] = {
         block=("bd_size", 32),
         mask_token="|<MASK>|",
         turn_end=("<|im_end|>",),
+        lean=LeanForm(qkv_bias=True),
     ),
 }
 

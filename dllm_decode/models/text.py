@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models.chat import plain, plain_messages
+from dllm_decode.models.direct import read_directly
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.templates import TemplateOverrun, TemplateRefusal, render, variables
 
@@ -345,13 +346,21 @@ def _require_text(text: str) -> None:
         ) from None
 
 
-def load_tokenizer(folder: Path, reply_header: str | None = None) -> CheckpointTokenizer:
+def load_tokenizer(
+    folder: Path, reply_header: str | None = None, *, lean: bool = False
+) -> CheckpointTokenizer:
     """The tokenizer of a checkpoint folder, by explicit class, so that no remote code can run.
 
     `tokenizer.json` is read as it is; without it `vocab.json` and `merges.txt` make a Qwen2
     tokenizer (Dream's own class is remote code with the same ids).
+
+    Args:
+        folder: Of the checkpoint.
+        reply_header: See `CheckpointTokenizer`.
+        lean: Do without transformers where the files need none of it.
     """
-    return CheckpointTokenizer(_backend(folder), folder, reply_header)
+    direct = read_directly(folder) if lean else None
+    return CheckpointTokenizer(direct or _backend(folder), folder, reply_header)
 
 
 def _backend(folder: Path) -> Any:

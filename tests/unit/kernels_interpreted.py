@@ -14,8 +14,9 @@ import torch
 from drawing import examples, number
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated_gpu import SimulatedGpu
 
-from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.prediction import DensePrediction, HiddenStates, Prediction
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
@@ -26,6 +27,7 @@ from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
 CPU = "cpu"
+PROGRAMS = ("scan_rows", "finish_rows", "credit_rows", "select_rows", "scan_head", "gather_head")
 # few long rows or many short ones: the interpreter takes milliseconds for every block of every row
 LONG = number(300, 1000)
 FEW = properties.cases(st.integers(0, 4), st.one_of(st.integers(1, 40), st.integers(1, LONG)))
@@ -141,17 +143,29 @@ class Sketch:
 
 
 def test_a_credit_decode_is_the_same_fused_from_the_head_to_the_selection_and_in_plain_torch():
+    model, request = Sketch(), Request(((1, 2), (3,)), 6)
     credit = TraceCredit(slots=2)
     strategy = Pipeline(ConfidenceThreshold(threshold=0.15), transforms={"credit": credit})
-    decoder = Decoder(Sketch(), strategy, Blocks(3))
-    results = []
-    for kernels in ("triton", "reference"):
-        with dispatch.using(kernels):
-            results.append(decoder.decode(Request(((1, 2), (3,)), 6)))
-    assert results[0].sequences == results[1].sequences
-    assert results[0].step_of == results[1].step_of
-    assert max(results[0].forwards) < 6
-    assert results[0].confidence_of != results[1].confidence_of, "the kernels did not run"
+    plain = Decoder(model, strategy, Blocks(3)).decode(request)
+    with SimulatedGpu() as gpu:
+        gpu.interpret(PROGRAMS)
+        model.device = torch.device("cuda", 0)
+        model.embedding, model.weight = model.embedding.to("cuda"), model.weight.to("cuda")
+        run = Run(Decoder(model, strategy, Blocks(3)), request)
+        run.admit(range(2))
+        run.step()
+        gpu.clear()
+        run.step()
+        assert len(gpu.waits) == 1 and not gpu.uploads
+        once = {name: 1 for name in PROGRAMS if name != "scan_rows"}
+        assert gpu.programs == once | {"gather_head": 2}
+        while run.live:
+            run.step()
+        fused = run.result()
+    assert fused.sequences == plain.sequences
+    assert fused.step_of == plain.step_of
+    assert max(fused.forwards) < 6
+    assert fused.confidence_of != plain.confidence_of, "the kernels did not run"
 
 
 @pytest.mark.parametrize(

@@ -490,6 +490,32 @@ def test_importing_the_package_and_refusing_a_key_need_no_torch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+# What the main command must never import before its first token: 6.5 seconds of processor time.
+HEAVY = (
+    "transformers",
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "scipy",
+    "matplotlib",
+    "pandas",
+)
+
+
+def test_the_main_command_and_refused_values_import_nothing_that_decodes_nothing() -> None:
+    script = (
+        "import sys, dllm_decode.cli as c\n"
+        "wrong = ('model.dtype=int8', 'strategy.select.threshold=7', 'batch_size=0')\n"
+        "run = 'strategy=credit model=llada compare=false task.samples=1 max_new_tokens=32'\n"
+        "codes = [c.main(w.split()) for w in (*wrong, run)]\n"
+        "assert codes == [2, 2, 2, 0], codes\n"
+        f"print(sorted({set(HEAVY)} & set(sys.modules)), 'tokenizers' in sys.modules)"
+    )
+    done, _ = _python("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[] True"
+
+
 def test_the_module_runs_as_a_program_and_returns_the_exit_code(tmp_path: Path) -> None:
     done, _ = _python("-m", "dllm_decode", "strategy=crdit", cwd=tmp_path)
     assert done.returncode == 2

@@ -296,3 +296,10 @@ def test_a_block_may_be_longer_than_the_answer(denoisers, family):
     request = Request(((1,) * 5,), 3)
     strategy = Pipeline(ConfidenceThreshold(0.0))
     assert Decoder(denoisers[family], strategy, Blocks(8)).decode(request).forwards == (1,)
+
+
+@pytest.mark.parametrize("family", ["lladamoe", "llada2"])
+def test_the_experts_of_a_mixture_are_one_product_for_which_the_host_does_not_wait(
+    denoisers, family
+):
+    assert denoisers[family].model.config._experts_implementation == "grouped_mm"

@@ -16,9 +16,7 @@ from transformers.utils import logging
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models import checks, load_model
-from dllm_decode.models.blueprint import import_class, make_config
-from dllm_decode.models.files import published_state, stored_tensors
-from dllm_decode.models.spec import Published, spec_of
+from dllm_decode.models.files import stored_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 OPTIONS = {
@@ -77,23 +75,7 @@ def copy(tmp_path):
 def tiny(tmp_path):
     """Writes a random checkpoint of a family in its published format."""
 
-    def write(name):
-        values = sizes.TINY[name]
-        spec = spec_of(values)
-        torch.manual_seed(0)
-        model = import_class(spec.model_class)(make_config(spec, spec.translate(Published(values))))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(values))
-        state = {key: value.contiguous() for key, value in published_state(model).items()}
-        if values["tie_word_embeddings"]:
-            del state["lm_head.weight"]
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        return folder
-
-    return write
+    return lambda name: sizes.write_tiny(name, tmp_path / name)
 
 
 TOKENS = torch.tensor([[5, 9, 14, 3, 77, 20, 31, 8, 41, 12, 60, 2]])

@@ -1,6 +1,9 @@
 """The host's one sync: what it fetches, what it raises, and that no decode runs for ever."""
 
+import copy
+import gc
 import warnings
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -8,16 +11,25 @@ import torch
 
 from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.monitor import fetch
-from dllm_decode.decoding.sampling import Categorical
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas, Window
-from dllm_decode.decoding.strategy import Budget, Filter, Pipeline, Strategy
+from dllm_decode.decoding.strategy import (
+    Budget,
+    Filter,
+    Pipeline,
+    Strategy,
+    Transform,
+    complete,
+)
 from dllm_decode.decoding.types import Decision, Request
-from dllm_decode.errors import ConfigError, DecisionError, DeviceError, PluginError
+from dllm_decode.errors import ConfigError, DecisionError, DeviceError, DllmDecodeError, PluginError
 from dllm_decode.strategies.at_most import AtMost
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.fixed import FixedSchedule, TopK
+from dllm_decode.strategies.suppress import BanTokens, DeferTokens
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 from dllm_decode.testing import VOCAB, HashDenoiser, StoringHashDenoiser, row_of
 
@@ -354,3 +366,102 @@ def test_the_former_name_of_sync_every_works_and_says_so():
         pytest.raises(ConfigError, match="sync_every must be a whole number >= 1, got 0"),
     ):
         Decoder(HashDenoiser(), TopK(1), check_every=0)
+
+
+# What is kept until the next sync.
+
+
+class Remembering(HashDenoiser):
+    """Knows which of its logits are still alive."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.made = []
+
+    def __call__(self, tokens, live, index, plan):
+        logits = super().__call__(tokens, live, index, plan)
+        self.made.append(weakref.ref(logits))
+        return logits
+
+    def alive(self):
+        return sum(made() is not None for made in self.made)
+
+
+@pytest.mark.parametrize(
+    "sampler", [Greedy(), Categorical(0.7, top_p=0.9)], ids=["greedy", "drawn"]
+)
+@pytest.mark.parametrize("transforms", [{}, {"ban": BanTokens([3])}, {"defer": DeferTokens([3])}])
+def test_seldom_syncs_do_not_keep_the_logits_of_the_steps_between_alive(transforms, sampler):
+    model = Remembering(added=QUIET)
+    strategy = Pipeline(TopK(1), transforms=transforms)
+    run = Run(Decoder(model, strategy, WholeCanvas(), sampler=sampler, sync_every=8), REQUEST)
+    run.admit(range(3))
+    alive = []
+    gc.disable()
+    try:
+        for _ in range(6):
+            run.step()
+            alive.append(model.alive())
+    finally:
+        gc.enable()
+    assert alive == [0] * 6
+
+
+@dataclass(frozen=True)
+class Wrong(TopK):
+    """Does something illegal in its third step."""
+
+    kind: str = "closed"
+
+    def decide(self, view, memory):
+        decision = complete(super().decide(view, memory), view)
+        third = (view.step == 2)[:, None]
+        tokens, scores, commit = decision.tokens, decision.scores, decision.commit
+        if self.kind == "closed":
+            commit = commit | (third & ~view.open)
+        elif self.kind == "token":
+            tokens = torch.where(third, VOCAB.mask_id, tokens)
+        else:
+            scores = torch.where(third, float("nan"), scores)
+        return replace(decision, tokens=tokens, scores=scores, commit=commit)
+
+
+@dataclass(frozen=True)
+class WrongTransform(Transform):
+    """Proposes the mask in its third step."""
+
+    def adjust(self, view, memory):
+        logits = view.pred.logits.clone()
+        logits[view.step == 2, :, VOCAB.mask_id] = 1e9
+        return Prediction.of(logits)
+
+
+class NotANumber(HashDenoiser):
+    """Its logits are NaN from a pass on."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def __call__(self, tokens, live, index, plan):
+        logits = super().__call__(tokens, live, index, plan)
+        return logits * float("nan") if len(self.rows_per_pass) > self.at else logits
+
+
+@pytest.mark.parametrize(
+    ("model", "strategy"),
+    [
+        *((HashDenoiser(), Pipeline(Wrong(1, kind=kind))) for kind in ("closed", "token", "score")),
+        (HashDenoiser(), Pipeline(TopK(1), {"wrong": WrongTransform()})),
+        (NotANumber(2), Pipeline(TopK(1))),
+    ],
+    ids=["a closed slot", "a token", "a score", "a transform", "the model"],
+)
+def test_a_fault_is_told_in_the_same_words_however_seldom_the_host_syncs(model, strategy):
+    said = set()
+    for sync_every in (1, 2, 5):
+        own = copy.deepcopy(model)
+        with pytest.raises(DllmDecodeError) as caught:
+            Decoder(own, strategy, WholeCanvas(), sync_every=sync_every).decode(REQUEST)
+        said.add(str(caught.value))
+    assert len(said) == 1 and "step 2" in said.pop()

@@ -1,0 +1,276 @@
+"""Whatever is composed decodes on a GPU as on the processor, and never keeps the host waiting."""
+
+import copy
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from drawing import examples, profile
+from hypothesis import given
+from hypothesis import strategies as st
+from simulated_gpu import MixedDevices, SimulatedGpu, spread_over_two
+from test_parts_compose import composed
+from test_strategies import STOPS, STRATEGIES, TRANSFORMS, WIDTH, fits
+
+from dllm_decode.decoding.cache import (
+    BlockExact,
+    CertaintyCache,
+    DelayedCache,
+    DualCache,
+    NoCache,
+    PeriodicCache,
+    PrefixCache,
+    VicinityCache,
+)
+from dllm_decode.decoding.loop import Decoder, Run
+from dllm_decode.decoding.sampling import Categorical, Greedy
+from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
+from dllm_decode.decoding.types import Request
+from dllm_decode.errors import CapabilityError
+from dllm_decode.kernels import dispatch, reference
+from dllm_decode.kernels.noise import Noise
+from dllm_decode.kernels.reference import COLUMNS
+from dllm_decode.models import load_model
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
+CACHES = {
+    "none": NoCache(),
+    "prefix": PrefixCache(),
+    "dual": DualCache(),
+    "vicinity": VicinityCache(2, 2, 1),
+    "periodic": PeriodicCache(3),
+    "delayed": DelayedCache(3),
+    "certainty": CertaintyCache(top=2, every=3),
+    "block_exact": BlockExact(WIDTH),
+}
+SAMPLERS = {
+    "greedy": Greedy(),
+    "categorical": Categorical(0.7),
+    "dream": Categorical(0.2, top_p=0.95, confidence_from="sampled"),
+    "top_k": Categorical(0.7, top_k=5),
+    "min_p": Categorical(0.7, min_p=0.1),
+    "top_h": Categorical(0.7, top_h=0.5),
+    "zero": Categorical(0.0, top_p=0.9),
+}
+SCHEDULES = {"blocks": Blocks(WIDTH), "sliding": SlidingWindow(WIDTH), "whole": WholeCanvas()}
+LENGTHS = (8, 5)
+REQUEST = Request(((1, 2, 3), (4,)), LENGTHS, (3, 1), reference=tuple((7,) * n for n in LENGTHS))
+OPTIONS = {"llada": {}, "dream": {}, "llada2": {"mask_id": 213, "block_length": WIDTH}}
+
+
+@cache
+def model_of(family):
+    path = str(GOLDEN / family)
+    return load_model(path, device="cpu", dtype="float32", **OPTIONS[family]).denoiser
+
+
+def decoder_of(strategy, cache="none", sampler="greedy", schedule="blocks", family="llada"):
+    """The parts on the processor; None where they do not work together."""
+    family = "llada2" if cache == "block_exact" else family
+    parts = (SCHEDULES[schedule], CACHES[cache], SAMPLERS[sampler])
+    try:
+        return Decoder(model_of(family), strategy, *parts)
+    except CapabilityError:
+        return None
+
+
+def check(decoder, devices=1, sync_every=1, programs=()):
+    """Decode here and there: the same tokens, one wait per step, and no upload.
+
+    Args:
+        programs: Triton programs, to be interpreted; plain torch where there are none.
+    """
+    with warnings.catch_warnings(), dispatch.using("auto" if programs else "reference"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        want = decoder.decode(REQUEST)
+        with SimulatedGpu() as gpu:
+            gpu.interpret(programs)
+            model = copy.deepcopy(decoder.denoiser.model)
+            model = gpu.place(model) if devices == 1 else spread_over_two(gpu, model)
+            there = replace(decoder.denoiser, model=model)
+            run = Run(replace(decoder, denoiser=there, sync_every=sync_every), REQUEST)
+            run.admit(range(REQUEST.rows))
+            steps = watched(gpu, run)
+            got = run.result()
+    for name in ("sequences", "forwards", "step_of", "finish_reasons"):
+        assert getattr(got, name) == getattr(want, name)
+    return steps
+
+
+def watched(gpu, run):
+    """Step to the end; what each step launched, where no row left in it."""
+    steps = []
+    while run.live:
+        before = len(run.live)
+        gpu.clear()
+        run.step()
+        stayed = len(run.live) == before
+        # rows that leave are fetched, and those that stay are moved together
+        assert len(gpu.waits) <= (1 if stayed else 2), gpu.waits
+        assert all(" at monitor.py" in wait for wait in gpu.waits), gpu.waits
+        assert not gpu.reciprocals
+        if len(steps) > 1:  # constants are uploaded once
+            assert len(gpu.uploads) <= (0 if stayed else 4), gpu.uploads
+        steps.append(gpu.launches + gpu.programs if stayed else None)
+    return [step for step in steps[2:] if step is not None]
+
+
+def outside(launches):
+    """Launches outside the model's body."""
+    return sum(n for line, n in launches.items() if not line.startswith("transformers/"))
+
+
+@pytest.mark.parametrize(
+    ("name", "cache", "sampler", "devices", "sync_every"),
+    [("credit", "dual", "greedy", 2, 1), ("dream_topk_margin", "none", "top_h", 1, 4)],
+)
+def test_a_decode_on_a_gpu_is_the_processors_and_waits_once_per_step(
+    name, cache, sampler, devices, sync_every
+):
+    strategy = composed(name, stop="eot")
+    assert check(decoder_of(strategy, cache, sampler), devices, sync_every)
+
+
+def test_the_simulation_notices_what_a_gpu_would_not_forgive():
+    with SimulatedGpu() as gpu:
+        values = torch.arange(3.0, device="cuda")
+        here, other = torch.ones(3), torch.ones(3, device="cuda:1")
+        for mixed in (lambda: values + here, lambda: values + other, lambda: here[values.long()]):
+            with pytest.raises(MixedDevices):
+                mixed()
+        for wait in (
+            lambda: bool(values.all()),
+            lambda: int(values.max()),
+            lambda: values[values > 1],
+            lambda: values.nonzero(),
+            lambda: values.tolist(),
+            lambda: values.cpu(),
+            lambda: values.masked_select(values > 1),
+        ):
+            gpu.clear()
+            wait()
+            assert len(gpu.waits) == 1, gpu.waits
+        for upload in (
+            lambda: torch.tensor([1], device="cuda"),
+            lambda: here.to("cuda"),
+            lambda: here.to(values.device, non_blocking=True),
+            lambda: values[torch.tensor([0])],
+            lambda: values[[0, 1]],
+            lambda: values.copy_(here),
+        ):
+            gpu.clear()
+            upload()
+            assert len(gpu.uploads) == 1, gpu.uploads
+        gpu.clear()
+        assert (values.view(3, 1)[1:] / 3 + 1).device == torch.device("cuda:0")
+        assert gpu.launches.total() == 2 and len(gpu.reciprocals) == 1
+
+
+SETTINGS = {name: SAMPLERS[name] for name in SAMPLERS if name != "greedy"}
+
+
+@pytest.mark.parametrize("sampler", SETTINGS)
+def test_no_sampler_makes_a_float64_plane_of_the_vocabulary_or_waits(sampler):
+    vocabulary = COLUMNS + 5
+    logits = torch.randn(1, 2, vocabulary)
+    noise = Noise(torch.tensor([4]), torch.tensor([1]), torch.tensor([[0, 1]]))
+    drawn = SETTINGS[sampler].predict(logits, torch.tensor([3]), noise)
+    with SimulatedGpu() as gpu, dispatch.using("reference"):
+        there = Noise(*(plane.to("cuda") for plane in (noise.seeds, noise.step, noise.index)))
+        logits, banned = logits.to("cuda"), torch.tensor([3]).to("cuda")
+        gpu.clear()
+        pred = SETTINGS[sampler].predict(logits, banned, there)
+        assert pred.token.tolist() == drawn.token.tolist()
+        confidence = pred.confidence
+        assert gpu.largest[torch.float64] <= 2 * COLUMNS
+        assert gpu.waits == ["tolist at elsewhere"] and not gpu.uploads
+    torch.testing.assert_close(confidence.inner, drawn.confidence)
+
+
+@examples(10)
+@given(st.lists(st.lists(st.integers(-2, 2), min_size=7, max_size=7), min_size=1), st.data())
+def test_the_largest_logits_with_ties_are_found_there_without_a_wait(rows, data):
+    logits = torch.tensor(rows, dtype=data.draw(st.sampled_from([torch.float32, torch.float64])))
+    logits = torch.where(logits < -1, -0.0, logits)
+    k, bans = data.draw(st.integers(1, 7)), data.draw(st.sampled_from([None, [2], [0, 6]]))
+    here = reference.top_k(logits, k, None if bans is None else torch.tensor(bans))
+    with SimulatedGpu() as gpu:
+        banned = None if bans is None else torch.tensor(bans, device="cuda")
+        there = reference.top_k(logits.to("cuda"), k, banned)
+        assert not gpu.waits
+    assert torch.equal(there[0].inner, here[0]) and torch.equal(there[1].inner, here[1])
+
+
+PAIRS = [
+    *((name, cache, "greedy") for name in STRATEGIES for cache in CACHES),
+    *((name, "none", sampler) for name in STRATEGIES for sampler in SAMPLERS),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(0, len(PAIRS), 8))
+def test_every_strategy_with_every_cache_and_every_sampler_decodes_there_as_here(place):
+    for name, policy, sampler in PAIRS[place : place + 8]:
+        stop = "eot" if fits(name, "eot") else "never"
+        decoder = decoder_of(composed(name, stop=stop), policy, sampler)
+        if decoder is not None:
+            check(decoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["dream", "llada2"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_every_schedule_and_model_decodes_there_as_here(family, schedule, devices):
+    for policy in ("none", "dual"):
+        strategy = composed("credit", stop="eot")
+        check(decoder_of(strategy, policy, schedule=schedule, family=family), devices, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("stop", STOPS)
+def test_every_transform_filter_and_stop_rule_decodes_there_as_here(transform, stop):
+    name = "threshold" if fits("threshold", stop) else "learn2pd"
+    for sampler in ("greedy", "categorical"):
+        check(decoder_of(composed(name, [transform], ["at_most"], stop=stop), sampler=sampler))
+
+
+@examples(10)
+@given(
+    name=st.sampled_from(STRATEGIES),
+    cache=st.sampled_from(sorted(CACHES)),
+    sampler=st.sampled_from(sorted(SAMPLERS)),
+    transforms=st.lists(st.sampled_from(TRANSFORMS), unique=True, max_size=2),
+    devices=st.integers(1, 2),
+    sync_every=st.sampled_from([1, 4]),
+)
+@pytest.mark.slow
+def test_any_composition_decodes_there_as_here(
+    name, cache, sampler, transforms, devices, sync_every
+):
+    stop = "eot" if fits(name, "eot") else "never"
+    decoder = decoder_of(composed(name, transforms, stop=stop), cache, sampler)
+    if decoder is not None:
+        check(decoder, devices, sync_every)
+
+
+@pytest.mark.slow
+def test_the_triton_programs_decode_there_as_the_processor_under_the_interpreter():
+    pytest.importorskip("triton", reason="Triton is published for Linux only")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "simulated_kernels.py"],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "TRITON_INTERPRET": "1", "HYPOTHESIS_PROFILE": profile()},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
