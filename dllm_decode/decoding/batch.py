@@ -382,7 +382,7 @@ class Batch:
         columns = refresh.columns
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
-        index, masked = index.masked_fill(~computed, -1), masked & computed
+        index, masked = torch.where(computed, index, -1), masked & computed
         opened = opened & computed if self._sees_canvas else masked
         sources = index if self._sources is None else self._sources(index, snapshot.live)
         if sources is not index:
@@ -426,7 +426,7 @@ class Batch:
         begin = snapshot.start
         columns = snapshot.columns[begin:].expand(snapshot.tokens.shape[0], -1)
         index = torch.where(columns < snapshot.horizon[:, None], columns, -1)
-        inside = (index[:, :, None] == window.index[:, None, :]).any(-1)
+        inside = mask_of(window.index, snapshot.tokens.shape[1])[:, begin:]
         return index, inside & (index >= 0)
 
     # What a step changed.
@@ -466,12 +466,17 @@ class Batch:
         self._unseen += 1
         self._count(change, tally)
         self.parts.cache.note(change, self.cache_memory)
+        if self.parts.record or self.parts.observers:
+            self._tell(change.for_keeps(), snapshot)
+        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
+
+    def _tell(self, change: Change, snapshot: Snapshot) -> None:
+        """Hand a change to those who may keep it."""
         if self.parts.record:
-            self.trace.append(change.known())
+            self.trace.append(change)
         for observer in self.parts.observers:
             with blamed(observer):
-                observer.step(change.known(), snapshot)
-        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
+                observer.step(change, snapshot)
 
     def _count(self, change: Change, tally: Tally) -> None:
         counters, live, steps = self.counters, change.live, change.steps

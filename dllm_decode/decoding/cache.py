@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -22,6 +23,7 @@ from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
 from dllm_decode.kernels.lazy import Later, LazyFields
+from dllm_decode.kernels.reference import cast
 
 
 @runtime_checkable
@@ -307,10 +309,10 @@ class CachePolicy:
         if memory is None:
             return
         beyond = memory.changed.shape[1] - 1
-        columns = (change.index + memory.start).masked_fill_(~change.touched, beyond)
+        columns = torch.where(change.touched, change.index + memory.start, beyond)
         memory.changed = memory.changed.scatter(1, columns, True)
         slots = change.index % memory.seen.shape[1]
-        memory.seen = memory.seen.scatter(1, slots, change.confidence.to(memory.seen.dtype))
+        memory.seen = memory.seen.scatter(1, slots, cast(change.confidence, torch.float))
 
 
 @dataclass(frozen=True)
@@ -469,6 +471,15 @@ class DelayedCache(CachePolicy):
         return _all_if(due, step, step.snapshot.undecided)
 
 
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _lent_certainty(width: int, sigma: float, device: torch.device) -> Tensor:
+    """exp(-(i - j)^2 / (2 sigma^2)) for all pairs of columns, made once, (width, width) float32."""
+    columns = torch.arange(width, device=device)
+    distance = columns[:, None] - columns[None, :]
+    return torch.exp(-(distance**2) / (2 * sigma**2)).float()
+
+
 @dataclass(frozen=True)
 class CertaintyCache(CachePolicy):
     """Recompute the undecided columns that are likely to be decided next, and the just committed.
@@ -504,16 +515,15 @@ class CertaintyCache(CachePolicy):
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else the window's best by certainty."""
         snapshot, memory = step.snapshot, step.memory
-        distance = snapshot.columns[:, None] - snapshot.columns[None, :]
-        kernel = torch.exp(-(distance**2) / (2 * self.sigma**2)).float()
+        kernel = _lent_certainty(snapshot.tokens.shape[1], self.sigma, snapshot.tokens.device)
         decided = (snapshot.decided & snapshot.live).float()
         density = decided @ kernel / decided.sum(1, keepdim=True).clamp(min=1)
         candidates = step.window & snapshot.undecided
-        score = (memory.certainty * density).masked_fill(~candidates, -1.0)
+        score = torch.where(candidates, memory.certainty * density, -1.0)
         order = score.sort(dim=1, descending=True, stable=True).indices
-        rank = torch.empty_like(order).scatter_(1, order, snapshot.columns.expand_as(order))
+        chosen = torch.zeros_like(candidates).scatter_(1, order[:, : self.top], True)
         due = ~memory.valid.any(1) | (memory.age + 1 >= self.every)
-        return _all_if(due, step, candidates & (rank < self.top))
+        return _all_if(due, step, candidates & chosen)
 
 
 @dataclass(frozen=True)

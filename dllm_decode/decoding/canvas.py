@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from dllm_decode.decoding.cache import mask_of
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, Vocab
+from dllm_decode.kernels.reference import cast
 
 
 @dataclass
@@ -35,8 +36,7 @@ class Canvas(Memory):
             counts.
 
     Examples:
-        >>> from dllm_decode.decoding.cache import mask_of
-    from dllm_decode.decoding.types import Request, Vocab
+        >>> from dllm_decode.decoding.types import Request, Vocab
         >>> canvas = Canvas.of(Request(((7, 8),), max_new_tokens=3), Vocab(mask_id=9, size=10))
         >>> canvas.tokens, canvas.decided
         (tensor([[7, 8, 9, 9, 9]]), tensor([[ True,  True, False, False, False]]))
@@ -176,7 +176,7 @@ class Canvas(Memory):
             self._write(opened, self.vocab.mask_id, False, -1, float("nan"))
         written = torch.where(change.written, columns, beyond)
         step = change.step[:, None].expand_as(written)
-        self._write(written, change.tokens, True, step, change.confidence.float())
+        self._write(written, change.tokens, True, step, cast(change.confidence, torch.float))
         self._seen = before.written(self.tokens, self.decided, self.revised)
 
     def _write(

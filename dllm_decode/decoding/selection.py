@@ -102,4 +102,4 @@ def first_column(flags: Tensor) -> Tensor:
     """
     # of equal ones, max takes the first
     found, column = flags.max(1)
-    return column.masked_fill(~found, flags.shape[1])
+    return torch.where(found, column, flags.shape[1])

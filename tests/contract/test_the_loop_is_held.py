@@ -447,7 +447,7 @@ DEFECTS = {
         "plan", "(wanted | (memory.stale & memory.valid))", "wanted", {"plans"}
     ),
     "a column opened again is not stale": of_policy(
-        "note", "~change.touched", "~change.written", {"plans"}
+        "note", "change.touched", "change.written", {"plans"}
     ),
     "confidences are not remembered": of_policy(
         "note", "memory.seen = ", "_ = ", {"plans"}
@@ -460,7 +460,7 @@ DEFECTS = {
         {"plans"},
     ),
     "one column too many by certainty": Defect(
-        cache.CertaintyCache, "recompute", "rank < self.top", "rank <= self.top", {"plans"}
+        cache.CertaintyCache, "recompute", ": self.top]", ": self.top + 1]", {"plans"}
     ),
     "a new block is not computed in full": Defect(
         cache.DualCache, "recompute", "_all_if(step.fresh, step, step.window)", "step.window",
@@ -477,8 +477,8 @@ DEFECTS = {
         "_look_ahead", "self._sources is not None", "False", {"plans"}
     ),
     "columns without logits are open": of_batch(
-        "_look_ahead", "masked = index.masked_fill(~computed, -1), masked & computed",
-        "masked = index.masked_fill(~computed, -1), masked", {"views"},
+        "_look_ahead", "masked = torch.where(computed, index, -1), masked & computed",
+        "masked = torch.where(computed, index, -1), masked", {"views"},
     ),
     "columns cut since the last sync are attended to": of_batch(
         "plan", "self._complete and not self._unseen", "self._complete", {"syncs"}
