@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from numbers import Integral
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,13 +30,15 @@ from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Change, Request, Snapshot
-from dllm_decode.errors import ConfigError, require
+from dllm_decode.decoding.voting import Answer, Voting
+from dllm_decode.errors import ConfigError, require, require_choice
 from dllm_decode.kernels import dispatch
 from dllm_decode.models import foresee
 from dllm_decode.models.adopt import adopt
 from dllm_decode.models.chat import plain_messages
 from dllm_decode.models.loaded import LoadedModel
 from dllm_decode.models.stop_texts import cut, stop_texts
+from dllm_decode.problems.grading import ANSWERS, answer_in
 
 DEFAULT_NEW_TOKENS = 64
 MASK_WORD = "[MASK]"
@@ -322,6 +325,10 @@ class TextDecoder:
         continue_final_message: bool | None = None,
         observers: Sequence[Observer] = (),
         record: bool = False,
+        n: int = 1,
+        vote: str = "majority",
+        answer: str | Callable[[str], Hashable | None] = "text",
+        block_lengths: Sequence[int] | None = None,
         **unknown: Any,
     ) -> Result:
         """Decode one prompt or many.
@@ -356,6 +363,13 @@ class TextDecoder:
                 the assistant's.
             observers: Watch the steps.
             record: Keep all steps in `Result.trace`.
+            n: Decodes of each prompt, of which the one with the most common answer is delivered;
+                its `forwards` are those of all, and `candidates` holds them.
+            vote: How they differ and who votes: `majority`, `longer_half`, `block_lengths` or
+                `agreed`; see `dllm_decode.decoding.voting.Voting`.
+            answer: What of a text is compared: `text`, `number` (its last one), `boxed`, or a
+                function that gives None for a text without an answer.
+            block_lengths: Of `vote="block_lengths"`, n of them; None for 8, 16, 32, ...
             **unknown: Refused by name, with what was probably meant.
 
         Returns:
@@ -386,6 +400,12 @@ class TextDecoder:
             fixed=fixed,
             parameters=_per_row(parameters, len(ids)),
         )
+        voting = Voting(n, vote, block_lengths)
+        if not callable(answer):
+            require_choice("answer", answer, ANSWERS)
+        if n > 1:
+            for name, given in (("streamer", streamer), ("record", record or None)):
+                require(given is None, f"{name} shows one decode of a prompt; leave it out or n=1")
         if streamer is not None:
             if len(ids) > 1:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
@@ -400,6 +420,8 @@ class TextDecoder:
                 batching=batching,
                 observers=observers,
                 record=record,
+                voting=voting,
+                answer=lambda row: answer_in(cut(self.text(row), stops), answer),
             )
         except Interrupted as stopped:
             raise Interrupted(_cut(stopped.result, stops)) from None
@@ -415,6 +437,8 @@ class TextDecoder:
         batching: str = "continuous",
         observers: Sequence[Observer] = (),
         record: bool = False,
+        voting: Voting | None = None,
+        answer: Answer = attrgetter("delivered"),
     ) -> Result:
         """Decode a request of token ids, with texts in the result; see `generate`.
 
@@ -433,14 +457,22 @@ class TextDecoder:
             reference = self.sequential.decode(plain, sampler=sampler, batch_size=batch_size)
             reference_forwards = reference.forwards
             request = replace(request, reference=_full_length(reference, request, decoder))
-        try:
+
+        def run(own: Decoder, rows: Request) -> Result:
             if batch_size is None and max_tokens_in_flight is None:
-                result = decoder.decode(request)
+                return own.decode(rows)
+            together = rows.rows if batch_size is None else batch_size
+            return Engine(own, together, max_tokens_in_flight, batching).decode(rows)
+
+        try:
+            if voting is None or voting.n == 1:
+                result = run(decoder, request)
             else:
-                rows = request.rows if batch_size is None else batch_size
-                result = Engine(decoder, rows, max_tokens_in_flight, batching).decode(request)
+                result = Result(voting.decode(decoder, request, run, answer))
         except Interrupted as stop:
-            partial = self._with_texts(stop.result, reference_forwards)
+            # of several decodes of a prompt, what the first has come to
+            first = replace(stop.result, rows=stop.result.rows[: request.rows])
+            partial = self._with_texts(first, reference_forwards)
             raise Interrupted(partial) from None
         return self._with_texts(result, reference_forwards)
 
@@ -607,7 +639,12 @@ class TextDecoder:
 
     def _with_texts(self, result: Result, reference_forwards: tuple[int, ...]) -> Result:
         rows = [
-            replace(row, text=self.text(row), reference_forwards=forwards)
+            replace(
+                row,
+                text=self.text(row),
+                reference_forwards=forwards,
+                candidates=tuple(replace(own, text=self.text(own)) for own in row.candidates),
+            )
             for row, forwards in zip(result.rows, reference_forwards, strict=True)
         ]
         return replace(result, rows=tuple(rows))

@@ -12,9 +12,9 @@ import warnings
 from argparse import ArgumentError, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -49,7 +49,12 @@ from dllm_decode.console.runfolder import CONFIG, RunFolder, claim, unwritable
 from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
 
-_FREE_TEXT = ("prompt", "prompts")
+if TYPE_CHECKING:
+    from dllm_decode.console.display import Display
+    from dllm_decode.console.sweep_line import SweepLine
+    from dllm_decode.tasks import Context, Task
+
+_FREE_TEXT = ("prompt", "prompts", "against", "task.against")
 # Names of settings that hold paths and titles, which may hold anything that Hydra's grammar does
 # not take unquoted.
 _PATHS = ("checkpoint", "dir", "data", "output", "runs", "shots", "weights", "markdown", "preface",
@@ -204,6 +209,7 @@ def _sweep(app: Application, name: str, overrides: list[str], words: list[str]) 
             held.undo()  # a mistake of the command line, not of a job
             job_words, error = done.refused[0]
             raise explain(error, job_words)
+        job.conclude()
         return _summary(done, RunFolder(held.path))
 
 
@@ -254,16 +260,26 @@ class _Job:
     Attributes:
         words: The command line.
         sweep: Whether this is one of several jobs.
-        total: How many there are.
+        line: Says how far the sweep is; None where the number of jobs is not known.
+        done: Task and context of the last job that could run.
     """
 
     words: list[str]
     sweep: bool = False
-    total: int = 0
+    line: SweepLine | None = None
+    done: tuple[Task, Context] | None = None
 
     def expect(self, total: int) -> None:
         """Note the number of jobs."""
-        self.total = total
+        from dllm_decode.console.sweep_line import SweepLine
+
+        self.line = SweepLine(total)
+
+    def conclude(self) -> None:
+        """What stands behind the last job of a sweep."""
+        if self.done is not None:
+            task, context = self.done
+            task.conclude(context)
 
     def __call__(self, cfg: DictConfig) -> tuple[int, str]:
         from dllm_decode.tasks.failed import forget_failed_evaluation
@@ -276,7 +292,7 @@ class _Job:
         ]
         begin = time.time()
         try:
-            code = _task(cfg, overrides, folder, self._title(state))
+            code = self._run(cfg, overrides, folder, state)
         except Exception as error:
             if self.sweep:
                 _note_failure(folder, overrides, error, begin)
@@ -287,31 +303,37 @@ class _Job:
             raise KeyboardInterrupt  # the whole sweep was meant
         return code, "some rows failed" if code else ""
 
-    def _title(self, state: Any) -> str:
-        if not self.sweep or not self.total:
-            return ""
-        return f"job {state.job.num + 1} of {self.total}: {' '.join(state.overrides.task)}"
+    def _run(self, cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, state: Any) -> int:
+        """One run: of the command line, or of a sweep."""
+        from dllm_decode.config.instantiate import build_node
+        from dllm_decode.console.allocator import keep_freed_memory
+        from dllm_decode.console.display import make_display
+        from dllm_decode.tasks import Context, build_task
 
+        keep_freed_memory()
+        check(cfg, overrides)
+        first = os.environ.get("RANK", "0") == "0"
+        display = build_node(cfg, "display") if first else make_display("none")
+        with _warnings_as_words():
+            task = build_task(cfg)
+            choices = dict(HydraConfig.get().runtime.choices)
+            folder.write_text(CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+            with self._told(task, display, state) as shown:
+                context = Context(cfg, tuple(overrides), choices, folder, shown)
+                self.done = task, replace(context, display=display)
+                code = task.run(context)
+            folder.write_json("env.json", environment(overrides, context))
+            return code
 
-def _task(cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, title: str) -> int:
-    """One run: of the command line, or of a sweep."""
-    from dllm_decode.console.allocator import keep_freed_memory
-    from dllm_decode.console.display import make_display
-    from dllm_decode.tasks import Context, build_task
-
-    keep_freed_memory()
-    check(cfg, overrides)
-    display = make_display("none" if os.environ.get("RANK", "0") != "0" else cfg.display)
-    if title:
-        display.say(title, "bold")
-    with _warnings_as_words():
-        task = build_task(cfg)
-        choices = dict(HydraConfig.get().runtime.choices)
-        context = Context(cfg, tuple(overrides), choices, folder, display)
-        folder.write_text(CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
-        code = task.run(context)
-        folder.write_json("env.json", environment(overrides, context))
-        return code
+    @contextmanager
+    def _told(self, task: Task, display: Display, state: Any) -> Iterator[Display]:
+        """The display of a task; of a job of a sweep, a line that says how far the sweep is."""
+        if self.line is None:
+            yield display
+            return
+        words = list(state.overrides.task)
+        with self.line.job(display, int(state.job.num), words) as hushed:
+            yield hushed if task.concludes else display
 
 
 def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:

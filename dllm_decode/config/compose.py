@@ -88,6 +88,11 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     return cfg, words
 
 
+def without_shorthands(overrides: Sequence[str]) -> list[str]:
+    """The overrides of one run as `compose` reads them; raises `ConfigError`."""
+    return written_out(hydra_application(), overrides)
+
+
 def compose_with_hydra(
     app: Application, overrides: Sequence[str], name: str = "config", sweep: bool = False
 ) -> DictConfig:

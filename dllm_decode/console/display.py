@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.text import Text
 
-from dllm_decode.errors import require_choice
+from dllm_decode.console.colours import INK, colour_of
+from dllm_decode.errors import ConfigError, require_choice
 
 MODES = ("auto", "live", "plain", "none")
 PLAIN_WIDTH = 110
@@ -21,27 +22,36 @@ _MASK = "·"
 _SHOWN_ROWS = 8
 _QUIET_SECONDS = 2.0  # nothing longer than this goes by without a word
 _LINE_SECONDS = 10.0  # between further lines where nothing can be repainted
+_BRIEF_SECONDS = 0.7  # a decode that takes less would only flash
 
 
-def make_display(mode: str = "auto", console: Console | None = None) -> Display:
+def configured(mode: str = "auto", speed: float = 1.0) -> Display:
+    """The display that the group `display` selects, on standard output; see `make_display`."""
+    return make_display(mode, speed=speed)
+
+
+def make_display(mode: str = "auto", console: Console | None = None, speed: float = 1.0) -> Display:
     """The display of a setting.
 
     Args:
         mode: `live` repaints a terminal, `plain` writes lines, `none` nothing at all; `auto` is
             live in a terminal and plain elsewhere.
         console: Of rich; None for standard output.
+        speed: Of what is paced for the eye, more than 0; 2 is twice as fast.
 
     Raises:
-        ConfigError: Another word.
+        ConfigError: Another word, or a speed out of range.
     """
     require_choice("display", mode, MODES)
+    if not 0 < speed < float("inf"):
+        raise ConfigError(f"speed must be a number above 0, got {speed}")
     if console is None:
         console = Console()
         if not console.is_terminal:
             console = Console(width=PLAIN_WIDTH)
     if mode == "auto":
         mode = "live" if console.is_terminal else "plain"
-    return Display(mode, console)
+    return Display(mode, console, speed)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Display:
     Attributes:
         mode: `live`, `plain` or `none`.
         console: Of rich.
+        speed: Of what is paced for the eye; 2 is twice as fast.
 
     Examples:
         >>> display = make_display("plain")
@@ -60,6 +71,7 @@ class Display:
 
     mode: str
     console: Console
+    speed: float = 1.0
 
     @property
     def silent(self) -> bool:
@@ -114,18 +126,34 @@ class Display:
         yield _Lines(self, text, total) if self.mode == "plain" else lambda done: None
 
     @contextmanager
-    def canvas(self, view: CanvasView) -> Iterator[None]:
-        """Show a canvas while it is decoded; the view has to be among the decode's observers."""
+    def canvas(self, view: CanvasView, *, shown_later: bool = False) -> Iterator[None]:
+        """Show a canvas while it is decoded; the view has to be among the decode's observers.
+
+        Args:
+            view: What is drawn.
+            shown_later: Whether the decode will be shown once more, so that only one that takes
+                its time is shown now.
+        """
         if self.mode == "live":
-            with Live(
+            live = Live(
                 get_renderable=view.render,
                 console=self.console,
                 transient=True,
                 refresh_per_second=12,
-            ):
+            )
+            begin = time.monotonic() + (_BRIEF_SECONDS if shown_later else 0.0)
+
+            def start(_: int) -> None:
+                if not live.is_started and time.monotonic() >= begin:
+                    live.start()
+
+            view.on_step = start
+            try:
                 yield
+            finally:
+                live.stop()
             return
-        if self.mode == "plain":
+        if self.mode == "plain" and not shown_later:
             view.on_step = lambda row: self.say(view.line(row)) if row == 0 else None
         yield
 
@@ -145,10 +173,11 @@ class _Lines:
 
 @dataclass
 class _Row:
-    """One canvas: a token or None per column, and the step that committed it."""
+    """One canvas: a token or None per column, the step that committed it, and how sure it was."""
 
     tokens: list[int | None] = field(default_factory=list)
     step_of: list[int] = field(default_factory=list)
+    sure: dict[int, float] = field(default_factory=dict)
     step: int = -1
 
 
@@ -174,11 +203,25 @@ class CanvasView:
         self.rows = {row: _Row() for row in range(len(titles))}
         self.on_step: Callable[[int], None] | None = None
 
-    def update(self, row: int, step: int, tokens: Sequence[int | None]) -> None:
-        """Take over a row after a step; None stands for an undecided column."""
+    def update(
+        self,
+        row: int,
+        step: int,
+        tokens: Sequence[int | None],
+        confidence: Mapping[int, float] | None = None,
+    ) -> None:
+        """Take over a row after a step.
+
+        Args:
+            row: Which one.
+            step: That the row has done, counted from 0.
+            tokens: One per column, None where it is undecided.
+            confidence: Of the columns that were written in this step.
+        """
         state = self.rows[row]
         if step == 0:
-            state.tokens, state.step_of = [], []
+            state.tokens, state.step_of, state.sure = [], [], {}
+        state.sure.update(confidence or {})
         before = dict(enumerate(state.tokens))
         old_steps = dict(enumerate(state.step_of))
         state.step_of = [
@@ -190,13 +233,15 @@ class CanvasView:
             self.on_step(row)
 
     def text(self, row: int) -> Text:
-        """One canvas, what was committed in the last step in bold."""
+        """One canvas, coloured by confidence, what was committed in the last step in bold."""
         state, out = self.rows[row], Text()
-        for token, step in zip(state.tokens, state.step_of, strict=True):
+        for column, (token, step) in enumerate(zip(state.tokens, state.step_of, strict=True)):
             if token is None:
                 out.append(_MASK, style="dim")
-            else:
-                out.append(self.piece(token), style="bold green" if step == state.step else "")
+                continue
+            known = column in state.sure
+            colour = f"{INK} on {colour_of(state.sure[column])}" if known else ""
+            out.append(self.piece(token), f"bold {colour}" if step == state.step else colour)
         return out
 
     def line(self, row: int) -> str:

@@ -37,10 +37,16 @@ class CanvasObserver(Observer):
         begin = time.perf_counter()
         tokens, decided = snapshot.tokens.tolist(), snapshot.decided.tolist()
         horizon, steps = snapshot.horizon.tolist(), change.step.tolist()
+        sure: dict[int, dict[int, float]] = {}
+        places = change.commit.nonzero()
+        columns = change.index[change.commit].tolist()
+        values = change.confidence[change.commit].tolist()
+        for (position, _), column, value in zip(places.tolist(), columns, values, strict=True):
+            sure.setdefault(position, {})[column] = value
         for position, row in enumerate(change.rows.tolist()):
             span = range(snapshot.start, horizon[position])
             cells = [tokens[position][c] if decided[position][c] else None for c in span]
-            self.view.update(row, steps[position], cells)
+            self.view.update(row, steps[position], cells, sure.get(position))
         self.seconds += time.perf_counter() - begin
 
 

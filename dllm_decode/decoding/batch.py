@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from dllm_decode.decoding import calls
 from dllm_decode.decoding.cache import Plan, Refresh, Store, StoreMemory, columns_of, mask_of
+from dllm_decode.decoding.candidates import with_candidates
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
@@ -20,10 +21,20 @@ from dllm_decode.decoding.parameters import columns_of_parameters
 from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
 from dllm_decode.decoding.strategy import Budget, Revisions
-from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, StepView, gather_columns
+from dllm_decode.decoding.types import (
+    Change,
+    Memory,
+    Request,
+    Snapshot,
+    StepView,
+    gather_columns,
+)
 from dllm_decode.errors import PluginError
 from dllm_decode.kernels.lazy import Later
 from dllm_decode.kernels.noise import Noise
+
+# What the outcome of a row tells of it beside its forwards.
+COUNTS = ("probes", "waits", "drafts", "edits", "remasks", "not_granted")
 
 
 @dataclass
@@ -33,16 +44,16 @@ class Counters(Memory):
     Attributes:
         seeds: (B,) seeds of the rows' random numbers.
         step: (B,) steps the row has done.
-        joined: (B,) steps that the batch had done when it joined.
-        leaps: (B,) steps of their rule that rows did beyond one in a step of the loop.
-        further: (B,) passes it took part in beyond one for each of its steps.
-        unasked: (B,) passes of probes that it did not ask for.
-        probes: (B,) passes that a part asked for with other tokens.
-        waits: (B,) passes that came one after the other for these probes.
+        jumped: (B,) of them, those that were no steps of the loop of their own.
+        carried: (B,) steps that began with a probe of the step before, without a pass.
+        probes: (B,) further passes, over other tokens, that a part asked for.
+        waits: (B,) of them, passes one after the other.
+        unasked: (B,) passes beside rows that probed.
         drafts: (B,) calls of a drafter.
         edits: (B,) settled tokens written over.
         remasks: (B,) settled columns opened again.
         not_granted: (B,) edits and re-masks that were asked for in vain.
+        joined: (B,) steps that the batch had done when it joined.
         window_key: (B,) key of the window it is in.
         window_entered: (B,) its step when it was entered.
         window_open: (B,) open slots then.
@@ -58,16 +69,16 @@ class Counters(Memory):
 
     seeds: Tensor
     step: Tensor
-    joined: Tensor
-    leaps: Tensor
-    further: Tensor
-    unasked: Tensor
+    jumped: Tensor
+    carried: Tensor
     probes: Tensor
     waits: Tensor
+    unasked: Tensor
     drafts: Tensor
     edits: Tensor
     remasks: Tensor
     not_granted: Tensor
+    joined: Tensor
     window_key: Tensor
     window_entered: Tensor
     window_open: Tensor
@@ -86,8 +97,8 @@ class Counters(Memory):
         zero = torch.zeros_like(seeds)
         counts: dict[str, Any] = {entry.name: zero for entry in fields(Counters)}
         counts |= {"seeds": seeds, "window_key": zero - 1, "over_budget": zero.bool()}
-        counts |= {"joined": zero + steps}
-        return Counters(**{**counts, "parameters": parameters})
+        counts |= {"joined": zero + steps, "parameters": parameters}
+        return Counters(**counts)
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
         """Note the window each row is in, and how many slots are open in it, (B,).
@@ -107,6 +118,34 @@ def of_one_width(one: Tensor, other: Tensor, value: int | bool) -> tuple[Tensor,
     width = max(one.shape[1], other.shape[1])
     wide = [pad(plane, (0, width - plane.shape[1]), value=value) for plane in (one, other)]
     return wide[0], wide[1]
+
+
+@dataclass
+class Carried(Memory):
+    """What probes have said about the canvas that a step begins with.
+
+    Attributes:
+        rows: (B,) bool, rows for which there is something.
+        values: (B, W, V) logits, or (B, W, D) states from which the head makes them.
+
+    Examples:
+        >>> carried = Carried(torch.tensor([True]), torch.zeros(1, 2, 5))
+        >>> carried.fit(3)
+        >>> carried.values.shape
+        torch.Size([1, 3, 5])
+    """
+
+    rows: Tensor
+    values: Tensor
+
+    def none(self, index: Tensor) -> Carried:
+        """Nothing, for the rows of a window (B, W)."""
+        empty = self.values.new_zeros(*index.shape, self.values.shape[-1])
+        return Carried(torch.zeros_like(index[:, 0], dtype=torch.bool), empty)
+
+    def fit(self, slots: int) -> None:
+        """Make as many slots of it as the next window has."""
+        self.values = pad(self.values, (0, 0, 0, slots - self.values.shape[1]))
 
 
 @dataclass
@@ -159,29 +198,7 @@ class NextStep(Memory):
 
 
 @dataclass
-class Carried(Memory):
-    """What probes have said about the canvas that a step begins with.
-
-    Attributes:
-        rows: (B,) bool, rows for which there is something.
-        values: (B, W, V) logits, or (B, W, D) states from which the head makes them.
-    """
-
-    rows: Tensor
-    values: Tensor
-
-    def none(self, index: Tensor) -> Carried:
-        """Nothing, for the rows of a window (B, W)."""
-        empty = self.values.new_zeros(*index.shape, self.values.shape[-1])
-        return Carried(torch.zeros_like(index[:, 0], dtype=torch.bool), empty)
-
-    def fit(self, slots: int) -> None:
-        """Make as many slots of it as the next window has."""
-        self.values = pad(self.values, (0, 0, 0, slots - self.values.shape[1]))
-
-
-@dataclass
-class Tally:
+class ExtraPasses:
     """What parts have asked the model in a step beyond its own pass; None for nothing.
 
     Attributes:
@@ -257,10 +274,9 @@ class Batch:
         )
         # schedules that do not look at predictions may do without the second argument
         self._shows_view = len(signature(parts.schedule.window).parameters) > 1
-        self._steps = 0  # steps of the loop over the batch
-        self._tally = Tally()
+        self._steps = 0  # passes over the batch, probes aside
+        self._extra = ExtraPasses()  # what is asked beside them in this step
         self._counts_revisions = isinstance(parts.strategy.progress, Revisions)
-        self._revises = parts.strategy.revises or parts.strategy.revocable
         self._unseen = 0  # steps since the host last measured the batch
         self._first = 0  # the first column of the longest prompt in the batch
         self._reach = 0  # columns up to the furthest horizon
@@ -363,9 +379,8 @@ class Batch:
         """Window and plan of the next step, made before the sync so that it can tell their size."""
         window = self._window(snapshot, view)
         if lingering is not None:
-            stay, keys = lingering[:, None], (counters.window_key, window.key)
-            own = torch.where(stay, *of_one_width(self.next.window, window.index, -1))
-            window = Window(own, torch.where(lingering, *keys))
+            own = torch.where(lingering[:, None], *of_one_width(self.next.window, window.index, -1))
+            window = Window(own, torch.where(lingering, counters.window_key, window.key))
         index, active = self._seen(snapshot, window)
         masked = gather_columns(snapshot.undecided, index)
         if self._sees_canvas:
@@ -377,8 +392,8 @@ class Batch:
         fresh = counters.enter(window.key, count)
         refresh = self._refresh(snapshot, index, fresh, cache_memory)
         if refresh is None:
-            step = (index, masked, active, opened, count, fresh)
-            return NextStep(*step, None, None, window.index, lingering)
+            slots = (index, masked, active, opened)
+            return NextStep(*slots, count, fresh, None, None, window.index, lingering)
         columns = refresh.columns
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
@@ -387,8 +402,9 @@ class Batch:
         sources = index if self._sources is None else self._sources(index, snapshot.live)
         if sources is not index:
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
-        step, valid = (index, masked, active, opened, opened.sum(1), fresh), refresh.valid | columns
-        return NextStep(*step, columns, valid, window.index, lingering)
+        valid = refresh.valid | columns
+        slots = (index, masked, active, opened, opened.sum(1))
+        return NextStep(*slots, fresh, columns, valid, window.index, lingering)
 
     def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
@@ -431,78 +447,77 @@ class Batch:
 
     # What a step changed.
 
-    def count_probe(self, rows: Tensor, passes: int, unasked: bool) -> None:
+    def count_probe(self, rows: Tensor, *, unasked: bool) -> None:
         """Note further passes over other tokens; what they stored is not the canvas's.
 
         Args:
-            rows: (B,) bool, those that asked.
-            passes: how many.
+            rows: (B, K) bool, who asked each of K alternatives.
             unasked: whether the others were computed as well.
         """
-        waits = passes if self.store is not None else 1
-        self._tally.add("probes", rows * passes)
-        self._tally.add("waits", rows * waits)
+        passes = rows.sum(1)
+        self._extra.add("probes", passes)
+        self._extra.add("waits", passes if self.store is not None else rows.any(1).long())
         if unasked:
-            self._tally.add("unasked", ~rows * passes)
+            self._extra.add("unasked", rows.shape[1] - passes)
         if isinstance(self.cache_memory, StoreMemory) and self.next.refresh is not None:
             self.cache_memory.distrust(self.next.refresh)
 
     def count_drafts(self, rows: Tensor) -> None:
         """Note a call of a drafter; rows (B,) bool."""
-        self._tally.add("drafts", rows.long())
+        self._extra.add("drafts", rows.long())
 
     def note(self, change: Change, view: StepView, lingering: Tensor | None = None) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
-        tally, self._tally = self._tally, Tally()
-        carried = self.next.carried
+        horizon = Later(lambda: snapshot.horizon - snapshot.start)
+        extra, carried = self._extra, self.next.carried
         change = change.but(
-            horizon=Later(lambda: snapshot.horizon - snapshot.start),
-            probes=tally.probes,
-            drafts=tally.drafts,
+            horizon=horizon,
+            probes=extra.probes,
+            drafts=extra.drafts,
             carried=None if carried is None else carried.rows & view.live,
         )
-        self._steps += 1
         self._unseen += 1
-        self._count(change, tally)
+        self._count(change, extra)
         self.parts.cache.note(change, self.cache_memory)
         if self.parts.record or self.parts.observers:
-            self._tell(change.for_keeps(), snapshot)
+            self._tell(change, snapshot, view)
         self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
 
-    def _tell(self, change: Change, snapshot: Snapshot) -> None:
+    def _tell(self, change: Change, snapshot: Snapshot, view: StepView) -> None:
         """Hand a change to those who may keep it."""
+        told, kept = change.for_keeps(), self.parts.candidates
         if self.parts.record:
-            self.trace.append(change)
+            self.trace.append(with_candidates(change, view, kept).for_keeps() if kept else told)
         for observer in self.parts.observers:
             with blamed(observer):
-                observer.step(change, snapshot)
+                observer.step(told, snapshot)
 
-    def _count(self, change: Change, tally: Tally) -> None:
-        counters, live, steps = self.counters, change.live, change.steps
-        assert live is not None
-        if steps is None:
-            counters.step = counters.step + live
-        else:
-            counters.step = counters.step + live * steps
-            counters.leaps = counters.leaps + live * (steps - 1)
-        if change.probes is not None or change.carried is not None:
-            counters.further = counters.further + change.forwards - live.long()
+    def _count(self, change: Change, extra: ExtraPasses) -> None:
+        counters, upcoming = self.counters, self.next
+        took_part = upcoming.opened > 0
+        if upcoming.lingering is not None:
+            took_part = took_part | upcoming.lingering
+        counters.step = counters.step + took_part
+        self._steps += 1
+        if change.steps is not None:
+            more = (change.steps - 1) * took_part
+            counters.step, counters.jumped = counters.step + more, counters.jumped + more
+        for name, count in (
+            ("probes", extra.probes),
+            ("waits", extra.waits),
+            ("unasked", extra.unasked),
+            ("drafts", extra.drafts),
+            ("carried", change.carried),
+            ("edits", None if change.edit is None else change.edit.sum(1)),
+            ("remasks", None if change.not_granted is None else change.remask.sum(1)),
+            ("not_granted", change.not_granted),
+        ):
+            if count is not None:
+                setattr(counters, name, getattr(counters, name) + count)
+        self._extra = ExtraPasses()
         if isinstance(self.parts.strategy.progress, Budget):
             counters.over_budget = counters.over_budget | change.forced
-        if tally.probes is not None and tally.waits is not None:
-            counters.probes = counters.probes + tally.probes
-            counters.waits = counters.waits + tally.waits
-        if tally.unasked is not None:
-            counters.unasked = counters.unasked + tally.unasked
-        if tally.drafts is not None:
-            counters.drafts = counters.drafts + tally.drafts
-        if self._revises:
-            counters.remasks = counters.remasks + change.remask.sum(1)
-            if change.edit is not None:
-                counters.edits = counters.edits + change.edit.sum(1)
-            if change.not_granted is not None:
-                counters.not_granted = counters.not_granted + change.not_granted
 
     # What the host wants to know.
 
@@ -560,24 +575,16 @@ class Batch:
         canvas, counters = self.canvas, self.counters
         at = torch.tensor(list(positions)).to(self.device, non_blocking=True)
         columns = slice(canvas.start, None)
+        passes = counters.step - counters.jumped
         planes = {
             "tokens": canvas.tokens[:, columns],
             "step_of": canvas.step_of[:, columns],
             "confidence_of": canvas.confidence_of[:, columns],
             "undecided": (canvas.editable & ~canvas.decided)[:, columns],
             "length": canvas.horizon - canvas.start,
-            "forwards": counters.step - counters.leaps + counters.further,
-            "surplus": self._steps
-            - counters.joined
-            - counters.step
-            + counters.leaps
-            + counters.unasked,
-            "probes": counters.probes,
-            "waits": counters.waits,
-            "drafts": counters.drafts,
-            "edits": counters.edits,
-            "remasks": counters.remasks,
-            "not_granted": counters.not_granted,
+            "forwards": passes - counters.carried + counters.probes,
+            "surplus": self._steps - counters.joined - passes + counters.unasked,
             "over_budget": counters.over_budget,
+            **{name: getattr(counters, name) for name in COUNTS},
         }
         return {name: plane[at] for name, plane in planes.items()}

@@ -1,10 +1,13 @@
-"""How many rows are decoded together, checked in one place; nothing here needs torch."""
+"""How many rows are decoded together, and how often; checked here, where torch is not needed."""
 
 from __future__ import annotations
 
-from dllm_decode.errors import require_choice, require_count
+from collections.abc import Sequence
+
+from dllm_decode.errors import require, require_choice, require_count
 
 BATCHINGS = ("continuous", "static")
+VOTES = ("majority", "longer_half", "block_lengths", "agreed")
 
 
 def check_batching(
@@ -26,3 +29,27 @@ def check_batching(
     if max_tokens_in_flight is not None:
         require_count("max_tokens_in_flight", max_tokens_in_flight)
     require_choice("batching", batching, BATCHINGS)
+
+
+def check_voting(n: int, vote: str, block_lengths: Sequence[int] | None) -> None:
+    """Check the settings of several decodes that vote; see `voting.Voting`.
+
+    Args:
+        n: decodes per row, 1 or more.
+        vote: one of `VOTES`.
+        block_lengths: None, or n lengths for `vote=block_lengths`.
+
+    Raises:
+        ConfigError: one of them is out of range; names it.
+    """
+    require_count("n", n)
+    require_choice("vote", vote, VOTES)
+    if block_lengths is None:
+        return
+    require(vote == "block_lengths", f"block_lengths needs vote=block_lengths, got vote={vote}")
+    require(
+        len(block_lengths) == n,
+        f"block_lengths must have n = {n} entries, got {list(block_lengths)!r}",
+    )
+    for length in block_lengths:
+        require_count("block_lengths", length)

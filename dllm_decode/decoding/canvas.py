@@ -106,7 +106,7 @@ class Canvas(Memory):
             horizon=end.clone().to(device),
             kept=start + 1 + torch.tensor(request.last_fixed, device=device) if infills else None,
             vocab=vocab,
-            revised=torch.zeros_like(tokens).to(device) if counted else None,
+            revised=torch.zeros_like(planes["step_of"]) if counted else None,
         )
 
     @property
@@ -121,7 +121,7 @@ class Canvas(Memory):
 
     @property
     def step_of(self) -> Tensor:
-        """Step at which a column was committed, -1 before, (B, L)."""
+        """Step at which a column's token was last written, -1 before, (B, L)."""
         return self._plane("step_of")
 
     @property
@@ -168,15 +168,15 @@ class Canvas(Memory):
         """
         before, columns = self.snapshot(), change.index + self.start
         beyond = self.editable.shape[1]
-        if self.revised is not None:
-            again = change.remask if change.edit is None else change.remask | change.edit
-            self.revised = self.revised + mask_of(torch.where(again, columns, -1), beyond)
         if revocable:
             opened = torch.where(change.remask, columns, beyond)
             self._write(opened, self.vocab.mask_id, False, -1, float("nan"))
-        written = torch.where(change.written, columns, beyond)
-        step = change.step[:, None].expand_as(written)
-        self._write(written, change.tokens, True, step, cast(change.confidence, torch.float))
+        decided = torch.where(change.written, columns, beyond)
+        step = change.step[:, None].expand_as(decided)
+        self._write(decided, change.tokens, True, step, cast(change.confidence, torch.float))
+        if self.revised is not None:
+            again = change.remask if change.edit is None else change.remask | change.edit
+            self.revised = self.revised + mask_of(torch.where(again, columns, -1), beyond)
         self._seen = before.written(self.tokens, self.decided, self.revised)
 
     def _write(

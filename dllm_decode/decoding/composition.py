@@ -27,6 +27,8 @@ class Composition:
         sampler: how a token is proposed.
         observers: watch the steps.
         record: keep all changes in `Result.trace`.
+        candidates: tokens that the model offered at each open slot and that are kept with a
+            recorded change, likeliest first; 0 for none.
         sync_every: steps between two syncs of the host with the device, 1 or more. More than 1
             saves waiting for a GPU; rows that finish in between take part in surplus passes, which
             are counted apart, and faults are reported up to so many steps later. Tokens are the
@@ -53,6 +55,7 @@ class Composition:
     record: bool = False
     sync_every: int = 1
     debug: bool = False
+    candidates: int = 0
     check_every: InitVar[int | None] = None  # what `sync_every` was called
 
     def __post_init__(self, check_every: int | None) -> None:
@@ -60,6 +63,7 @@ class Composition:
             warnings.warn("check_every is now sync_every", DeprecationWarning, stacklevel=3)
             object.__setattr__(self, "sync_every", check_every)
         require_count("sync_every", self.sync_every)
+        require_count("candidates", self.candidates, minimum=0)
         grid = Capabilities.of(self.denoiser).block_length
         object.__setattr__(self, "schedule", self.schedule.on_grid(grid))
         check_composition(self.denoiser, self.strategy, self.schedule, self.cache)

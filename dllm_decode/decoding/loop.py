@@ -174,7 +174,7 @@ class Run:
         """Everything the strategy may know about this step."""
         batch, progress = self.batch, self.strategy.progress
         snapshot, upcoming, counters = batch.snapshot, batch.next, batch.counters
-        index, active = upcoming.index, upcoming.active
+        index, active, progress = upcoming.index, upcoming.active, self.strategy.progress
         step, entered = counters.step, counters.window_entered
 
         def settled() -> Tensor:

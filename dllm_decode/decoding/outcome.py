@@ -38,6 +38,9 @@ class Outcome:
         last_fixed: the last generated column whose token the request gave in advance, or -1.
         text: the delivered tokens as a string, empty without a tokenizer.
         reference_forwards: forwards of the reference decode that `strategy=oracle` needs, else 0.
+        candidates: the decodes that this row was chosen from by voting, in their order; none
+            without voting. `forwards` are then those of all of them.
+        votes: how many of them voted for its answer.
 
     Examples:
         >>> Outcome(tokens=(7, 8, 2, 2), eot_ids=(2,)).delivered
@@ -62,6 +65,8 @@ class Outcome:
     edits: int = 0
     remasks: int = 0
     not_granted: int = 0
+    candidates: tuple[Outcome, ...] = ()
+    votes: int = 0
 
     @cached_property
     def end(self) -> int:
@@ -95,7 +100,7 @@ class Result:
     Each field of the outcomes is also here as a column, one entry per row: `sequences` (their
     tokens), `texts`, `forwards`, `finish_reasons`, `step_of`, `confidence_of`, `undecided`,
     `surplus_forwards`, `reference_forwards`, `probes`, `passes`, `drafts`, `edits`, `remasks`,
-    `not_granted`, `errors`.
+    `not_granted`, `errors`, `candidates`, `votes`.
 
     Examples:
         >>> Result((Outcome((7, 2), 1), Outcome((8,), 3))).forwards
@@ -187,3 +192,13 @@ class Result:
     def errors(self) -> tuple[str, ...]:
         """`Outcome.error` of each row."""
         return self._column("error")
+
+    @property
+    def candidates(self) -> tuple[tuple[Outcome, ...], ...]:
+        """`Outcome.candidates` of each row."""
+        return self._column("candidates")
+
+    @property
+    def votes(self) -> tuple[int, ...]:
+        """`Outcome.votes` of each row."""
+        return self._column("votes")

@@ -33,6 +33,12 @@ class Probed:
         values: (B, W, ...) of the pass.
         canvas: (B, L) the tokens it looked at.
         rows: (B,) bool, the rows that asked.
+
+    Examples:
+        >>> logits = torch.zeros(1, 2, 3)
+        >>> everything = torch.tensor([True])
+        >>> Probed(Prediction.of(logits), logits, torch.zeros(1, 4).long(), everything).rows
+        tensor([True])
     """
 
     prediction: Prediction
@@ -47,6 +53,19 @@ class ModelPasses:
     Args:
         parts: the model and the plugins.
         batch: the rows that are decoded.
+
+    Attributes:
+        banned: (M,) ids that the sampler is told never to propose.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder, Run
+        >>> from dllm_decode.decoding.types import Request
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> run = Run(Decoder(Copy(n=3), TopK(2)), Request(((0, 1, 2, 63),), max_new_tokens=4))
+        >>> run.admit([0])
+        >>> run.passes.predict(run.batch.plan())[0].token.shape
+        torch.Size([1, 32])
     """
 
     def __init__(self, parts: Composition, batch: Batch) -> None:
@@ -134,7 +153,7 @@ class ModelPasses:
             logits = HiddenStates(values, self._weight)
         prediction = self._sampler.predict(logits, self.banned, noise)
         check_prediction(self._sampler, prediction, values[..., 0], logits)
-        if self._debug:  # what is computed while a plugin is at work has no version before
+        if self._debug:  # what a plugin makes while it is at work has no version before
             _ = prediction.token, prediction.confidence
         return prediction
 
@@ -150,48 +169,54 @@ class ModelPasses:
         return any(probe.prediction is prediction for probe in self._probes)
 
     def probe(
-        self, canvases: Sequence[Tensor], rows: Tensor, everyone: bool, ahead: Sequence[int]
+        self,
+        canvases: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        everyone: bool,
+        ahead: Sequence[int],
     ) -> tuple[Prediction, ...]:
         """The predictions with other tokens (B, W) at the slots; see `StepView.probe`."""
-        batch = self.batch
-        index = batch.next.index
-        planes = [spread(batch.tokens, index, tokens) for tokens in canvases]
-        states, plan = self._states, self._plan
-        if plan.store is not None:
-            live = batch.snapshot.live
-            values = tuple(self._values(plane, live, index, plan) for plane in planes)
-        else:
-            values = self._together(planes, rows, everyone, plan)
+        batch, states = self.batch, self._states
+        planes = [spread(batch.tokens, batch.next.index, tokens) for tokens in canvases]
+        stored = self._plan.store is not None
+        values = self._one_by_one(planes) if stored else self._together(planes, rows, everyone)
         self._states = states
-        batch.count_probe(rows, len(planes), unasked=plan.store is not None and not everyone)
+        batch.count_probe(torch.stack([*rows], 1), unasked=stored and not everyone)
         found = []
-        for plane, value, steps in zip(planes, values, ahead, strict=True):
-            noise = batch.noise
-            later = Noise(noise.seeds, noise.step + steps, noise.index) if steps else noise
-            prediction = self._prediction(value, later)
-            self._probes.append(Probed(prediction, value, plane, rows))
+        for plane, value, asked, steps in zip(planes, values, rows, ahead, strict=True):
+            prediction = self._prediction(value, self._noise(steps))
+            self._probes.append(Probed(prediction, value, plane, asked))
             found.append(prediction)
         return tuple(found)
 
+    def _noise(self, ahead: int) -> Noise:
+        noise = self.batch.noise
+        return Noise(noise.seeds, noise.step + ahead, noise.index) if ahead else noise
+
+    def later(self, steps: int) -> Prediction:
+        """The step's prediction with other random numbers; see `StepView.later`."""
+        return self._prediction(self._last, self._noise(steps))
+
+    def _one_by_one(self, planes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A pass of all rows for each alternative: a key/value store holds no second batch."""
+        live, index = self.batch.snapshot.live, self.batch.next.index
+        return tuple(self._values(plane, live, index, self._plan) for plane in planes)
+
     def _together(
-        self, planes: Sequence[Tensor], rows: Tensor, everyone: bool, plan: Plan
+        self, planes: Sequence[Tensor], rows: Sequence[Tensor], everyone: bool
     ) -> tuple[Tensor, ...]:
-        """Several alternatives of the rows that ask, in one pass, (B, W, ...) each."""
+        """All alternatives of the rows that ask for them in one pass, (B, W, ...) each."""
         live, index, count = self.batch.snapshot.live, self.batch.next.index, len(planes)
+        tokens, plan = torch.cat([*planes]), self._plan
+        live, index = live.repeat(count, 1), index.repeat(count, 1)
         if everyone:
-            once = (torch.cat([*planes]), live.repeat(count, 1), index.repeat(count, 1))
-            return tuple(self._values(*once, plan).chunk(count))
-        asking = rows.nonzero()[:, 0]  # the host waits, and saves the passes of the others
+            return self._values(tokens, live, index, plan).chunk(count)
+        asking = torch.cat([*rows]).nonzero()[:, 0]  # the host waits, and saves the other passes
         if not len(asking):
             return (self._last,) * count
-        found = self._values(
-            torch.cat([plane[asking] for plane in planes]),
-            live[asking].repeat(count, 1),
-            index[asking].repeat(count, 1),
-            plan,
-        )
-        empty = found.new_zeros(index.shape[0], *found.shape[1:])
-        return tuple(empty.index_copy(0, asking, part) for part in found.chunk(count))
+        found = self._values(tokens[asking], live[asking], index[asking], plan)
+        whole = found.new_zeros(len(tokens), *found.shape[1:]).index_copy(0, asking, found)
+        return whole.chunk(count)
 
     def head(self, hidden: Tensor) -> Prediction:
         """The prediction of states (B, W, D); see `StepView.head`."""

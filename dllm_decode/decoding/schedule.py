@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,13 @@ from torch import Tensor
 
 from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Request, Snapshot, StepView
-from dllm_decode.errors import CapabilityError, require_choice, require_count
+from dllm_decode.errors import (
+    CapabilityError,
+    require,
+    require_choice,
+    require_count,
+    require_in_range,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Schedule(ABC):
             row's window alone.
 
     Examples:
-        A window as wide as the surest half of what was predicted last:
+        One column in the first step of a row, all of them afterwards:
 
         >>> from dataclasses import dataclass
         >>> from dllm_decode.models.toy import Copy
@@ -203,3 +210,124 @@ class SlidingWindow(Schedule):
         return Window(
             _slots(snapshot, begin, self.width, snapshot.horizon), torch.zeros_like(begin)
         )
+
+
+@dataclass(frozen=True)
+class UndecidedColumns(Schedule):
+    """The next `width` undecided columns, wherever they are.
+
+    Unlike `SlidingWindow`, which is as narrow as its decided columns make it, the window always
+    holds `width` columns that can still be committed, until the row has fewer. Decided columns in
+    between are not part of it, so rules that open columns again find none, and the undecided share
+    of the window is always 1.
+
+    Source: DSB, arXiv 2602.05992, the greedy form; the constant form is `SlidingWindow`.
+
+    Args:
+        width: undecided columns, 1 or more.
+
+    Raises:
+        ConfigError: for fewer.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Reverse
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> Reverse(n=4).answer(TopK(2), "abcd", schedule=UndecidedColumns(3))
+        ('dcba', 3)
+    """
+
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        require_count("width", self.width)
+
+    def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
+        """The first `width` undecided columns of each row."""
+        undecided = snapshot.undecided
+        rows = undecided.shape[0]
+        # undecided columns go to their rank; all others share a place behind, which is cut off
+        place = torch.where(undecided, undecided.cumsum(1) - 1, self.width).clamp(max=self.width)
+        index = torch.full((rows, self.width + 1), -1, device=undecided.device)
+        index = index.scatter(1, place, snapshot.columns.expand(rows, -1))[:, :-1]
+        return Window(index, torch.zeros_like(snapshot.horizon))
+
+
+@dataclass(frozen=True)
+class AdaptiveBlocks(Schedule):
+    """Blocks that end where the model expects a delimiter.
+
+        D = { i : begin <= i < begin + share * columns, the proposal at i is a delimiter }
+        end = 1 + the most confident i of D if its confidence reaches tau, else begin + length
+
+    A row stays in its block until it is full; then the next one begins at its first undecided
+    column. The end is chosen by the last prediction, made before the last commits of the old block;
+    a row's first block has `length` columns.
+
+    Source: AdaBlock, arXiv 2509.26432. Deviations: the released code makes a pass of its own at the
+    boundary, and thereby chooses the first block as well; here the rows of a batch differ.
+
+    Args:
+        length: columns of a block without a delimiter, 1 or more.
+        tau: confidence that a delimiter has to reach, [0, 1].
+        share: how far behind the beginning of a block delimiters count, as a share of the row's
+            columns, (0, 1].
+        delimiters: token ids, or None for the model's end-of-text ids.
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.threshold import ConfidenceThreshold
+        >>> world = Copy(n=6)
+        >>> blocks = AdaptiveBlocks(2, share=1.0, delimiters=(world.symbols.index("e"),))
+        >>> rule = ConfidenceThreshold(0.9)
+        >>> world.answer(rule, "abcdef", schedule=blocks)  # ab, cde, f and the end
+        ('abcdef', 3)
+    """
+
+    length: int = 32
+    tau: float = 0.3
+    share: float = 0.25
+    delimiters: Sequence[int] | None = None
+
+    sees_canvas = True
+
+    def __post_init__(self) -> None:
+        require_count("length", self.length)
+        require_in_range("tau", self.tau, 0.0, 1.0)
+        require_in_range("share", self.share, 0.0, 1.0, open_low=True)
+        given = () if self.delimiters is None else self.delimiters
+        whole = all(isinstance(token, int) and not isinstance(token, bool) for token in given)
+        require(
+            self.delimiters is None or (len(given) > 0 and whole),
+            "delimiters must be null (the model's end-of-text ids) or a list of token ids, "
+            f"got {self.delimiters!r}",
+        )
+
+    def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
+        """The block around the first undecided column of each row."""
+        begin = snapshot.first_undecided
+        end = begin + self.length
+        if view is not None:
+            seen = view.active & (view.index >= 0)
+            old = torch.where(seen, view.index, snapshot.tokens.shape[1]).amin(1)
+            last = torch.where(seen, view.index, -1).amax(1)
+            stays = (begin >= old) & (begin <= last)
+            end = torch.where(stays, last + 1, self._end(snapshot, view, begin))
+            begin = torch.where(stays, old, begin)
+        columns = snapshot.columns[snapshot.start :].expand(begin.shape[0], -1)
+        limit = torch.minimum(end, snapshot.horizon)[:, None]
+        inside = (columns >= begin[:, None]) & (columns < limit)
+        return Window(torch.where(inside, columns, -1), begin)
+
+    def _end(self, snapshot: Snapshot, view: StepView, begin: Tensor) -> Tensor:
+        """One past the last column of a block that begins at `begin`, (B,)."""
+        vocab = snapshot.vocab
+        ids = vocab.eot_ids if self.delimiters is None else tuple(self.delimiters)
+        reach = ((snapshot.end - snapshot.start) * self.share).long().clamp(min=1)
+        near = (view.index >= begin[:, None]) & (view.index < (begin + reach)[:, None])
+        said = near & view.masked & torch.isin(view.pred.top_token, snapshot.ids(ids))
+        best, place = torch.where(said, view.pred.top_confidence, -1.0).max(1, keepdim=True)
+        found = view.index.gather(1, place)[:, 0] + 1
+        return torch.where(best[:, 0] >= self.tau, found, begin + self.length)

@@ -20,6 +20,7 @@ from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import (
     Budget,
     EveryStep,
+    Progress,
     Revisions,
     Strategy,
     complete,
@@ -148,8 +149,8 @@ def unfit_tokens(view: StepView, decision: Decision) -> Tensor | None:
     return (known != tokens) | torch.isin(tokens, view.snapshot.never_generated)
 
 
-class Slots(NamedTuple):
-    """What is to happen at the slots of a step, (B, W) bool each; None: never, by this strategy.
+class SlotChanges(NamedTuple):
+    """What is to happen at the slots of a step, (B, W) bool each; None: nothing.
 
     Attributes:
         commit: open slots to decide.
@@ -158,8 +159,8 @@ class Slots(NamedTuple):
     """
 
     commit: Tensor
-    edit: Tensor | None
-    remask: Tensor | None
+    edit: Tensor | None = None
+    remask: Tensor | None = None
 
 
 def legal_change(
@@ -168,22 +169,22 @@ def legal_change(
     """The change that follows from a complete decision; whatever is illegal in it is left out."""
     scores, confidence, tokens = decision.scores, decision.confidence, decision.tokens
     assert tokens is not None and scores is not None and confidence is not None
-    if unfit is not None:
-        tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
-    asked = _asked(view, decision, tokens, strategy)
-    granted, forced = _with_progress(view, scores, asked, strategy)
+    asked = granted = _asked(view, decision, strategy)
+    forced: Tensor | Later[Tensor] = Later(lambda: torch.zeros_like(view.fresh))
+    if asked.remask is not None or not takes_its_word(strategy):
+        granted, forced = _with_progress(view, scores, asked, strategy.progress)
     if unfit is not None:
         # what a strategy says about positions it does not choose need not be legal
-        replaced = unfit & (granted.commit > decision.commit)
-        tokens = torch.where(replaced, view.pred.token, tokens)
-    ids = tokens[..., None]
+        tokens = torch.where(unfit & (granted.commit > decision.commit), view.pred.token, tokens)
+        tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
+    ids, remask = tokens[..., None], granted.remask
     change = Change(
         rows=view.snapshot.rows,
         step=view.step,
         index=view.offsets,
         commit=granted.commit,
         edit=granted.edit,
-        remask=_none_of(granted.commit) if granted.remask is None else granted.remask,  # type: ignore[arg-type]
+        remask=Later(lambda: torch.zeros_like(asked.commit)) if remask is None else remask,  # type: ignore[arg-type]
         not_granted=_not_granted(asked, granted),
         tokens=tokens,
         confidence=confidence,
@@ -191,17 +192,39 @@ def legal_change(
         scores=scores,
         forced=forced,  # type: ignore[arg-type]
         horizon=Later(lambda: view.snapshot.horizon - view.snapshot.start),  # type: ignore[arg-type]
-        live=view.live,
+        live=Later(lambda: view.live),  # type: ignore[arg-type]
         steps=None if decision.steps is None else decision.steps.clamp(min=1),
         notes=decision.notes,
     )
-    if granted.remask is None:
-        vars(change).update(touched=change.written)  # is known already
+    if remask is None:
+        vars(change)["touched"] = change.written  # is known already
     return change
 
 
-def _none_of(slots: Tensor) -> Later[Tensor]:
-    return Later(lambda: torch.zeros_like(slots))
+def _asked(view: StepView, decision: Decision, strategy: Strategy) -> SlotChanges:
+    """What a decision asks for and may have, but for the progress that a row has to make."""
+    commit = decision.commit & view.open
+    if decision.close is not None:
+        commit = commit | (view.masked & decision.close[:, None])
+    edit = remask = None
+    # a row that is done stays done, also while the host has not looked yet
+    if strategy.revises:
+        edit = decision.commit & view.settled & (decision.tokens != view.tokens)
+        edit = edit & view.live[:, None]
+    if strategy.revocable and decision.remask is not None:
+        remask = decision.remask & view.settled & view.live[:, None]
+        remask = remask if edit is None else remask & ~edit
+    return SlotChanges(commit, edit, remask)
+
+
+def _not_granted(asked: SlotChanges, granted: SlotChanges) -> Tensor | None:
+    """Edits and re-masks that were asked for in vain, (B,); None where none were asked for."""
+    counts = [
+        (before > after).sum(1)
+        for before, after in zip(asked[1:], granted[1:], strict=True)
+        if before is not None and after is not None
+    ]
+    return sum(counts[1:], counts[0]) if counts else None
 
 
 def takes_its_word(strategy: Strategy) -> bool:
@@ -211,13 +234,11 @@ def takes_its_word(strategy: Strategy) -> bool:
 
 def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor | None) -> Tensor:
     """Slots at which any of `faults_of` is set, (B, W) bool, by looking at no more than need be."""
-    wrong = decision.commit > (view.open | view.settled if strategy.revises else view.open)
+    wrong = decision.commit > _writable(view, strategy)
     if unfit is not None:
         wrong = wrong | (decision.commit & unfit)
-    if decision.remask is not None and strategy.revocable:
-        wrong = wrong | (decision.remask & (decision.commit | ~view.settled))
-    elif decision.remask is not None:
-        wrong = wrong | decision.remask
+    if decision.remask is not None:
+        wrong = wrong | _wrong_remasks(view, decision.remask, decision, strategy)
     assert decision.scores is not None
     # where the model's own confidence is no number, its logits are refused
     own = isinstance(view.pred, DensePrediction) and vars(view.pred).get("confidence")
@@ -226,29 +247,19 @@ def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor
     return wrong
 
 
-def _asked(view: StepView, decision: Decision, tokens: Tensor, strategy: Strategy) -> Slots:
-    """What a decision asks for and may have, but for the progress that a row has to make."""
-    commit = decision.commit & view.open
-    edit = remask = None
-    # a row that is done stays done, also while the host has not looked yet
-    if strategy.revises:
-        edit = decision.commit & view.settled & (tokens != view.tokens) & view.live[:, None]
-    if strategy.revocable and decision.remask is not None:
-        remask = decision.remask & view.settled & view.live[:, None]
-        remask = remask if edit is None else remask & ~edit
-    if decision.close is not None:
-        commit = commit | (view.masked & decision.close[:, None])
-    return Slots(commit, edit, remask)
+def _writable(view: StepView, strategy: Strategy) -> Tensor:
+    """Slots that a strategy may commit, edits included."""
+    return view.open | view.settled if strategy.revises else view.open
 
 
-def _not_granted(asked: Slots, granted: Slots) -> Tensor | None:
-    """Edits and re-masks that were asked for in vain, (B,); None for strategies without any."""
-    counts = [
-        (before & ~after).sum(1)
-        for before, after in zip(asked[1:], granted[1:], strict=True)
-        if before is not None and after is not None
-    ]
-    return sum(counts[1:], counts[0]) if counts else None
+def _wrong_remasks(
+    view: StepView, remask: Tensor, decision: Decision, strategy: Strategy
+) -> Tensor:
+    """Slots that may not be opened again, because of who asks, what stands there, or a commit."""
+    if not strategy.revocable:
+        return remask
+    wrong = remask > view.settled
+    return wrong | (remask & decision.commit) if strategy.revises else wrong
 
 
 def faults_of(view: StepView, decision: Decision, strategy: Strategy) -> Tensor:
@@ -256,56 +267,52 @@ def faults_of(view: StepView, decision: Decision, strategy: Strategy) -> Tensor:
     assert decision.tokens is not None and decision.scores is not None
     vocab = view.snapshot.vocab
     outside = (decision.tokens < 0) | (decision.tokens >= vocab.size)
-    writable = view.open | view.settled if strategy.revises else view.open
     remask = torch.zeros_like(view.open) if decision.remask is None else decision.remask
-    if strategy.revocable:
-        remask = remask & (~view.settled | decision.commit)
     never = torch.isin(decision.tokens, view.snapshot.never_generated)
     return torch.stack(
         [
-            decision.commit & ~writable,
+            decision.commit & ~_writable(view, strategy),
             decision.commit & outside,
             decision.commit & never,
-            remask,
+            _wrong_remasks(view, remask, decision, strategy),
             view.open & decision.scores.isnan(),
         ]
     )
 
 
 def _with_progress(
-    view: StepView, scores: Tensor, asked: Slots, strategy: Strategy
-) -> tuple[Slots, Tensor | Later[Tensor]]:
+    view: StepView, scores: Tensor, asked: SlotChanges, progress: Progress
+) -> tuple[SlotChanges, Tensor]:
     """What is granted, and the rows in which something had to be forced."""
-    progress, remask = strategy.progress, asked.remask
+    remask = asked.remask
     if isinstance(progress, Budget):
         closing = (view.step >= progress.steps - 1)[:, None]
         commit = asked.commit | (view.open & closing)
-        remask = None if remask is None else remask & ~closing
-        return Slots(commit, asked.edit, remask), (commit > asked.commit).any(1)
-    if takes_its_word(strategy) and remask is None:
-        return asked, Later(lambda: torch.zeros_like(view.fresh))
-    if remask is not None and not isinstance(progress, Revisions):
+        if remask is not None:
+            remask = remask & ~closing
+        return SlotChanges(commit, None, remask), (commit > asked.commit).any(1)
+    if remask is not None and isinstance(progress, EveryStep):
         # a row that committed something only has to give up its re-masks
         remask = remask & (asked.commit.sum(1) > remask.sum(1))[:, None]
     stuck = view.open.any(1) > asked.commit.any(1)
     commit = asked.commit | (best(scores, view.open) & stuck[:, None])
-    granted = Slots(commit, asked.edit, remask)
+    granted = SlotChanges(commit, asked.edit, remask)
     if isinstance(progress, Revisions):
         granted = _bounded(view, granted, progress)
     return granted, stuck
 
 
-def _bounded(view: StepView, asked: Slots, progress: Revisions) -> Slots:
+def _bounded(view: StepView, asked: SlotChanges, progress: Revisions) -> SlotChanges:
     """Revisions of columns that have some left, as far as the row can still end in time."""
     assert view.snapshot.revised is not None
     some_left = view.gather(view.snapshot.revised) < progress.per_column
     edit = None if asked.edit is None else asked.edit & some_left
     if asked.remask is None:
-        return Slots(asked.commit, edit, None)
+        return SlotChanges(asked.commit, edit)
     remask = asked.remask & some_left
     open_after = view.snapshot.left - asked.commit.sum(1) + remask.sum(1)
     in_time = view.step + 1 + open_after <= _most_steps(view.snapshot, progress)
-    return Slots(asked.commit, edit, remask & in_time[:, None])
+    return SlotChanges(asked.commit, edit, remask & in_time[:, None])
 
 
 def _most_steps(snapshot: Snapshot, progress: Revisions) -> Tensor:

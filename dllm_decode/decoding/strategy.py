@@ -170,13 +170,13 @@ class Strategy(Part):
 
     Attributes:
         revocable: whether the strategy may open again what it has committed.
-        always_commits: the strategy's word that each of its decisions commits at least one slot of
-            every row that has an open one, so that the loop need not have another ready; whoever
-            overrides `decide` has to give it anew. A broken one ends the decode with an error.
         revises: whether it may write over what it has committed, and stay in a full window to look
             at it again; needs the progress rule `Revisions`.
         wraps: whether it stands for a whole rule of its own, whose transforms and filters belong
             inside it.
+        always_commits: the strategy's word that each of its decisions commits at least one slot of
+            every row that has an open one, so that the loop need not have another ready; whoever
+            overrides `decide` has to give it anew. A broken one ends the decode with an error.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -191,9 +191,9 @@ class Strategy(Part):
     """
 
     revocable: bool = False
-    always_commits: bool = False
     revises: bool = False
     wraps: ClassVar[bool] = False
+    always_commits: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A class does not vouch for another class's `decide`."""
@@ -482,14 +482,14 @@ class Pipeline(Strategy):
         return self.select.revocable
 
     @property
-    def always_commits(self) -> bool:  # type: ignore[override]
-        """Whether the selection does, and no filter may veto it."""
-        return self.select.always_commits and not self.filters
-
-    @property
     def revises(self) -> bool:  # type: ignore[override]
         """Whether the selection may write over what it has committed."""
         return self.select.revises
+
+    @property
+    def always_commits(self) -> bool:  # type: ignore[override]
+        """Whether the selection does, and no filter may veto it."""
+        return self.select.always_commits and not self.filters
 
     @property
     def progress(self) -> Progress:

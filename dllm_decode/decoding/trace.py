@@ -7,19 +7,24 @@ Replaying it gives the result, which makes it a complete account of a decode.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from dllm_decode.decoding.candidates import FRESH, IDS, OPEN, PROBABILITIES
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.types import Change, Request, Vocab
 from dllm_decode.errors import DllmDecodeError
 
 FORMAT = "dllm_decode.decoding.trace"
 VERSION = 1
+
+
+_OPTIONAL = ("edits", "fresh", "candidates")
+_LEAST = 0.001  # candidates that are less likely are not kept
 
 
 class TraceError(DllmDecodeError):
@@ -50,6 +55,30 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """What the model offered at one open column.
+
+    Attributes:
+        row: of the request.
+        column: counted from the first generated one.
+        pairs: (token id, probability), the likeliest first; what is below 0.001 is left out, except
+            the likeliest.
+
+    Examples:
+        >>> Offer(0, 4, ((7, 0.75), (9, 0.2))).record()
+        [0, 4, 7, 0.75, 9, 0.2]
+    """
+
+    row: int
+    column: int
+    pairs: tuple[tuple[int, float], ...]
+
+    def record(self) -> list[int | float]:
+        """[row, column, token, probability, token, probability, ...]."""
+        return [self.row, self.column, *(value for pair in self.pairs for value in pair)]
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """One step of the batch.
 
@@ -65,6 +94,9 @@ class StepRecord:
         edits: the tokens that were written over settled ones.
         remasks: (row, column) pairs that were opened again.
         not_granted: for each, edits and re-masks that were asked for in vain.
+        fresh: for each row, whether it had just entered its window; empty where candidates were
+            not recorded.
+        candidates: what the model offered at the open columns, where that was recorded.
 
     Examples:
         >>> step = StepRecord((0,), (3,), (9,), (False,), (1,), (0,), (Commit(0, 5, 7, 0.9, 0.9),))
@@ -82,6 +114,8 @@ class StepRecord:
     edits: tuple[Commit, ...] = ()
     remasks: tuple[tuple[int, int], ...] = ()
     not_granted: tuple[int, ...] = ()
+    fresh: tuple[bool, ...] = ()
+    candidates: tuple[Offer, ...] = ()
 
     @staticmethod
     def of(change: Change) -> StepRecord:
@@ -120,15 +154,31 @@ class StepRecord:
                 (rows[row], values[0][row][slot]) for row, slot in change.remask.nonzero().tolist()
             ),
             not_granted=each(change.not_granted),
+            fresh=tuple(change.notes[FRESH].tolist()) if FRESH in change.notes else (),
+            candidates=tuple(_offers(change, rows, values[0])) if IDS in change.notes else (),
         )
 
     def record(self) -> dict[str, Any]:
         """The JSON object; tokens written are [row, column, token, confidence, probability]."""
         written = {"commits": self.commits, "edits": self.edits}
-        return {
-            **asdict(self),
+        kept = {
+            **asdict(replace(self, candidates=())),
             **{name: [list(asdict(c).values()) for c in found] for name, found in written.items()},
+            "candidates": [offer.record() for offer in self.candidates],
         }
+        return {name: value for name, value in kept.items() if value or name not in _OPTIONAL}
+
+
+def _offers(change: Change, rows: Sequence[int], columns: list[list[int]]) -> Iterator[Offer]:
+    """The candidates that a change carries in its notes, at the slots that were open."""
+    ids, probabilities = change.notes[IDS].tolist(), change.notes[PROBABILITIES].tolist()
+    for row, slot in change.notes[OPEN].nonzero().tolist():
+        pairs = [
+            (token, float(f"{probability:.9g}"))  # all that a float32 can tell
+            for token, probability in zip(ids[row][slot], probabilities[row][slot], strict=True)
+        ]
+        likely = [pair for number, pair in enumerate(pairs) if pair[1] >= _LEAST or not number]
+        yield Offer(rows[row], columns[row][slot], tuple(likely))
 
 
 @dataclass(frozen=True)
@@ -350,6 +400,12 @@ class _Record:
             raise TraceError(f"{self.place}: {key} must have {count} entries, has {len(value)}")
         return value
 
+    def optional(
+        self, key: str, fits: Callable[[Any], bool], kind: str, count: int | None = None
+    ) -> Any:
+        """Like `get`, and an empty list where the key is missing."""
+        return self.get(key, fits, kind, count) if key in self.values else []
+
     def step(self, lengths: Sequence[int]) -> StepRecord:
         """The step of a line; raises `TraceError` where it does not fit rows of these lengths."""
 
@@ -388,6 +444,11 @@ class _Record:
         remasks = self.get(
             "remasks", _is_list_of(lambda entry: is_cell(entry, 2)), "a list of [row, column]"
         )
+        offers = self.optional(
+            "candidates",
+            _is_list_of(lambda entry: _is_offer(entry, lengths) and entry[0] in rows),
+            "a list of [row, column, token, probability, ...] in this step's rows",
+        )
         return StepRecord(
             rows=tuple(rows),
             steps=tuple(self.get("steps", _is_counts, "a list of whole numbers >= 0", len(rows))),
@@ -399,6 +460,13 @@ class _Record:
             edits=written("edits") if "edits" in self.values else (),
             remasks=tuple((row, column) for row, column in remasks),
             not_granted=counts("not_granted", [0] * len(rows)),
+            fresh=tuple(
+                self.optional("fresh", _is_list_of(_is_bool), "a list of flags", len(rows))
+            ),
+            candidates=tuple(
+                Offer(row, column, tuple(zip(pairs[::2], pairs[1::2], strict=True)))
+                for row, column, *pairs in offers
+            ),
         )
 
 
@@ -438,6 +506,14 @@ def _is_probes(value: Any) -> bool:
 
 def _inside(row: int, column: int, lengths: Sequence[int]) -> bool:
     return 0 <= row < len(lengths) and 0 <= column < lengths[row]
+
+
+def _is_offer(entry: Any, lengths: Sequence[int]) -> bool:
+    """Whether a value is [row, column, token, probability, token, probability, ...]."""
+    numbers = isinstance(entry, list) and len(entry) >= 4 and all(map(_is_number, entry))
+    if not numbers or len(entry) % 2:
+        return False
+    return _is_ints([*entry[:2], *entry[2::2]]) and _inside(entry[0], entry[1], lengths)
 
 
 def _is_pieces(value: Any) -> bool:
@@ -505,15 +581,22 @@ def first_difference(left: Trace, right: Trace) -> Difference | None:
     Raises:
         TraceError: the traces are of different prompts.
     """
+    found = differences(left, right)
+    return min(found.values(), key=lambda d: (d.step, d.row, d.column), default=None)
+
+
+def differences(left: Trace, right: Trace) -> dict[int, Difference]:
+    """The first difference of each row that has one; see `first_difference`."""
     if (left.prompts, left.lengths, left.fixed) != (right.prompts, right.lengths, right.fixed):
         raise TraceError("the traces belong to different prompts and cannot be compared")
     mine, theirs = _events(left), _events(right)
+    found: dict[int, Difference] = {}
     for key in sorted(mine.keys() | theirs.keys()):
-        if mine.get(key) != theirs.get(key):
-            step, row, column = key
+        step, row, column = key
+        if row not in found and mine.get(key) != theirs.get(key):
             words = [_words(events.get(key), t) for events, t in ((mine, left), (theirs, right))]
-            return Difference(row, step, column, *words)
-    return None
+            found[row] = Difference(row, step, column, *words)
+    return found
 
 
 _END, _REMASK = -1, -2

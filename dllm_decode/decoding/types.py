@@ -332,7 +332,7 @@ class Snapshot:
         """Columns before the horizon, (B, L) bool."""
         return self.columns < self.horizon[:, None]
 
-    def written(self, tokens: Tensor, decided: Tensor, revised: Tensor | None) -> Snapshot:
+    def written(self, tokens: Tensor, decided: Tensor, revised: Tensor | None = None) -> Snapshot:
         """The snapshot after a write; horizons, and what follows from them alone, are the same."""
         after = replace(self, tokens=tokens, decided=decided, revised=revised)
         return self._hand_on(after, "columns", "behind_fixed", "live", "_near")
@@ -475,8 +475,8 @@ class StepView(LazyFields):
                 K of them, as a sequence or stacked (B, K, W).
             where: (B, W) bool, the slots that hold them, open or settled; None for the open ones.
                 All others keep what they hold.
-            rows: (B,) bool, the rows that ask; None for all that are not done. What the others are
-                given means nothing.
+            rows: (B,) bool, the rows that ask, or (B, K) for each alternative; None for all that
+                are not done. What the others are given means nothing.
             ahead: by how many steps the random numbers of an alternative are ahead of this step's,
                 one number or one per alternative; matters where a sampler draws.
 
@@ -499,14 +499,35 @@ class StepView(LazyFields):
         where = self.open if where is None else where
         for alternative in given:
             check_tokens("probe needs", alternative, self.tokens, self.snapshot.vocab.size)
-        for name, plane, like in (("where", where, self.open), ("rows", rows, self.live)):
-            if plane is not None:
-                check_flags(f"probe needs {name} as", plane, like)
+        check_flags("probe needs where as", where, self.open)
         held = where & (self.index >= 0)
         canvases = [torch.where(held, alternative, self.tokens) for alternative in given]
-        asking = self.live if rows is None else rows & self.live
-        found = self.passes.probe(canvases, asking, rows is None, steps)
+        found = self.passes.probe(canvases, self._asking(rows, len(given)), rows is None, steps)
         return found[0] if alone else found
+
+    def _asking(self, rows: Tensor | None, count: int) -> list[Tensor]:
+        """The rows that ask each of some alternatives, (B,) bool each."""
+        if rows is None:
+            return [self.live] * count
+        each = isinstance(rows, Tensor) and rows.dim() == 2
+        like = self.live[:, None].expand(-1, count) if each else self.live
+        check_flags("probe needs rows as", rows, like)
+        return [asked & self.live for asked in (rows.unbind(1) if each else [rows] * count)]
+
+    def later(self, steps: int) -> Prediction:
+        """This step's prediction with the random numbers of a later one; no forward pass.
+
+        The proposals differ where a sampler draws, the probabilities nowhere.
+
+        Args:
+            steps: how many steps later, 0 or more.
+
+        Raises:
+            ConfigError: where the view was made by hand.
+        """
+        if self.passes is None:
+            raise ConfigError("this view was made by hand and has no model to ask")
+        return self.pred if steps == 0 else self.passes.later(steps)
 
     def head(self, hidden: Tensor) -> Prediction:
         """What the model's output head makes of states (B, W, D); no forward pass.
@@ -594,9 +615,16 @@ class Passes(Protocol):
         """Whether a part has a drafter."""
 
     def probe(
-        self, canvases: Sequence[Tensor], rows: Tensor, everyone: bool, ahead: Sequence[int]
+        self,
+        canvases: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        everyone: bool,
+        ahead: Sequence[int],
     ) -> tuple[Prediction, ...]:
         """The predictions with other tokens (B, W) at the slots; `everyone`: all rows ask."""
+
+    def later(self, steps: int) -> Prediction:
+        """The step's prediction with the random numbers of a later one."""
 
     def probed(self, prediction: Prediction) -> bool:
         """Whether a prediction is that of a probe of this step."""
@@ -805,11 +833,12 @@ class Change(LazyFields):
     notes: Mapping[str, Tensor] = field(default_factory=dict)
     edit: Tensor | None = None
     not_granted: Tensor | None = None
-    live: Tensor | None = None
+    # a default on the class would hide the value that is computed when it is asked for
+    live: Tensor | None = field(default_factory=lambda: None)
     carried: Tensor | None = None
     drafts: Tensor | None = None
     steps: Tensor | None = None
-    lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon")
+    lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon", "live")
 
     @cached_property
     def written(self) -> Tensor:

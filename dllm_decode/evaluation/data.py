@@ -38,6 +38,7 @@ class Question:
         source: Where it stands, e.g. "test.jsonl, line 3"; "" for problems that are drawn.
         refused: Why it cannot be asked, with its source; "" where it can. A refused question has
             neither prompt nor label and no answer is right.
+        answer: What of a text its grader reads, for votes; see `problems.grading.answer_in`.
 
     Examples:
         >>> question = Question("q/0", "sums", "1 + 1?", "2", 8, "2".__eq__, stops=(";",))
@@ -56,6 +57,7 @@ class Question:
     form: str = ""
     source: str = ""
     refused: str = ""
+    answer: str = "text"
 
     def cut(self, text: str) -> str:
         """The text up to the first stop text."""
@@ -74,6 +76,7 @@ class Format:
         check: Raises `ValueError` where a label cannot be right.
         grade: Whether a text answers a record.
         max_new_tokens: Columns for an answer.
+        answer: What of a text `grade` reads, see `problems.grading.answer_in`.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Format:
     check: Callable[[Record], None]
     grade: Callable[[Record, str], bool]
     max_new_tokens: int
+    answer: str = "text"
 
 
 def bundled(
@@ -366,6 +370,7 @@ def _question(entry: Entry, kind: Format, shots: tuple[tuple[str, str], ...]) ->
         prompt="",
         label="",
         max_new_tokens=kind.max_new_tokens,
+        answer=kind.answer,
         grade=_never,
         shots=shots,
         source=entry.source,
@@ -457,6 +462,7 @@ FORMATS: dict[str, Format] = {
         _check_gsm8k,
         lambda record, text: grading.same_number(text, record["answer"]),
         max_new_tokens=256,
+        answer="number",
     ),
     "math500": Format(
         "math500",
@@ -466,6 +472,7 @@ FORMATS: dict[str, Format] = {
         _check_math,
         lambda record, text: grading.same_latex(text, record["answer"]),
         max_new_tokens=512,
+        answer="boxed",
     ),
     "countdown": Format(
         "countdown",

@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Observer
-from dllm_decode.decoding.outcome import Outcome
+from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
+from dllm_decode.decoding.voting import Voting
 from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.metrics import Sample, sample_of
 from dllm_decode.models.loaded import Tokenizer
 from dllm_decode.problems import GAP
+from dllm_decode.problems.grading import answer_in
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +141,8 @@ class Evaluation:
         template: See `encode`.
         max_batch: See `Engine`, as are `max_tokens_in_flight` and `batching`.
         seed: Question i is decoded with seed + i.
+        voting: How many decodes of a question vote for its answer, and how.
+        answer: What of a text is compared then; `auto` is what the question's grader reads.
         clock: Seconds, for tests.
 
     Examples:
@@ -160,6 +165,8 @@ class Evaluation:
     max_tokens_in_flight: int | None = None
     batching: str = "continuous"
     seed: int = 0
+    voting: Voting = field(default_factory=lambda: Voting(1))
+    answer: str = "auto"
     clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
 
     def samples(
@@ -235,6 +242,9 @@ class Evaluation:
         request, reference_forwards = self._with_reference(
             self.request(chosen), [question.key for _, question in chosen]
         )
+        if self.voting.n > 1:
+            yield from self._voted(chosen, request, reference_forwards)
+            return
         proposals = Proposals(request.lengths)
         imitates = any(part.needs_reference for _, part in self.decoder.strategy.parts())
         observers = self.decoder.observers if imitates else (*self.decoder.observers, proposals)
@@ -254,6 +264,42 @@ class Evaluation:
                 slots=request.lengths[row],
                 reference_forwards=reference_forwards[row],
             )
+
+    def _voted(
+        self,
+        chosen: Sequence[tuple[int, Question]],
+        request: Request,
+        reference_forwards: Sequence[int],
+    ) -> Iterator[Sample]:
+        """Every question with the answer that most of its decodes give, a batch at a time."""
+
+        def run(decoder: Decoder, rows: Request) -> Result:
+            engine = Engine(decoder, self.max_batch, self.max_tokens_in_flight, self.batching)
+            return engine.decode(rows)
+
+        for begin in range(0, len(chosen), self.max_batch):
+            places = range(begin, min(begin + self.max_batch, len(chosen)))
+            # the questions of a batch share their form of answer, because they are of one family
+            asked = chosen[begin][1]
+            started = self._now()
+            winners = self.voting.decode(
+                self.decoder, request.take(places), run, partial(self._answer, asked)
+            )
+            seconds = (self._now() - started) / len(places)
+            for place, outcome in zip(places, winners, strict=True):
+                yield self._graded(
+                    chosen[place][1],
+                    outcome,
+                    (),
+                    seconds,
+                    slots=request.lengths[place],
+                    reference_forwards=reference_forwards[place],
+                )
+
+    def _answer(self, question: Question, outcome: Outcome) -> Hashable | None:
+        """What an outcome votes for."""
+        text = question.cut(self.tokenizer.decode(list(outcome.delivered)))
+        return answer_in(text, question.answer if self.answer == "auto" else self.answer)
 
     def request(self, chosen: Sequence[tuple[int, Question]]) -> Request:
         """What is decoded for some questions.
@@ -323,6 +369,7 @@ class Evaluation:
             correct=correct,
             slots=slots,
             ready=ready,
+            piece=lambda token: self.tokenizer.decode([token]),
             seconds=seconds,
             reference_forwards=reference_forwards,
         )

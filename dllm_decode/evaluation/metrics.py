@@ -36,6 +36,7 @@ class Sample:
         ready: For each of them the first step since which it had been the model's unbroken
             proposal; empty where that was not recorded.
         confidence: The probability in [0, 1] with which each of them was committed.
+        pieces: The text of each of them; empty where that was not recorded.
         end_step: Step that committed the end of text, -1 where there is none.
         spent: Commits behind the first end of text, which are not delivered.
         seconds: Wall time of decoding since the problem before was finished.
@@ -61,6 +62,7 @@ class Sample:
     steps: tuple[int, ...]
     ready: tuple[int, ...] = ()
     confidence: tuple[float, ...] = ()
+    pieces: tuple[str, ...] = ()
     end_step: int = -1
     spent: int = 0
     seconds: float = 0.0
@@ -88,6 +90,7 @@ class Sample:
         """
         if "task" in record and "family" not in record:  # as earlier versions wrote it
             record = {"family" if key == "task" else key: record[key] for key in record}
+        record = {"pieces": (), **record}  # not recorded by earlier versions
         if record.keys() != _KEYS:
             wrong = sorted(_KEYS.symmetric_difference(record))
             keys = ", ".join(sorted(_KEYS))
@@ -96,7 +99,7 @@ class Sample:
         if fault:
             raise ConfigError(fault)
         values = dict(record)
-        for name in ("steps", "ready", "confidence", "tokens"):
+        for name in ("steps", "ready", "confidence", "pieces", "tokens"):
             values[name] = tuple(values[name])
         return cls(**values)
 
@@ -113,6 +116,7 @@ _CHECKS: Mapping[str, validation.Check] = {
     "steps": validation.wholes(0),
     "ready": validation.wholes(-1),
     "confidence": validation.shares,
+    "pieces": validation.texts,
     "end_step": validation.whole(-1),
     "spent": validation.whole(0),
     "seconds": validation.seconds,
@@ -128,7 +132,7 @@ def _mismatch(record: Mapping[str, Any]) -> str:
     steps, forwards = record["steps"], record["forwards"]
     if max((*steps, record["end_step"])) >= forwards:
         return f"'steps' and 'end_step' must be below 'forwards', {forwards}"
-    for name in ("ready", "confidence"):
+    for name in ("ready", "confidence", "pieces"):
         if len(record[name]) not in (0, len(steps)):
             return f"{name!r} must have as many entries as 'steps', {len(steps)}, or none"
     return ""
@@ -144,6 +148,7 @@ def sample_of(
     correct: bool,
     slots: int,
     ready: Sequence[int] = (),
+    piece: Callable[[int], str] | None = None,
     seconds: float = 0.0,
     reference_forwards: int = 0,
 ) -> Sample:
@@ -158,6 +163,7 @@ def sample_of(
         correct: See `Sample`.
         slots: See `Sample`.
         ready: As in `Sample`, but for every generated column; empty where it was not recorded.
+        piece: The text of a token id; None leaves `Sample.pieces` empty.
         seconds: See `Sample`.
         reference_forwards: See `Sample`.
     """
@@ -174,6 +180,7 @@ def sample_of(
         steps=tuple(outcome.step_of[place] for place in found),
         ready=tuple(ready[place] for place in found) if ready else (),
         confidence=_shares(outcome, found),
+        pieces=tuple(piece(outcome.tokens[place]) for place in found) if piece else (),
         end_step=outcome.step_of[end] if end < len(outcome.tokens) else -1,
         spent=sum(step >= 0 for step in outcome.step_of[end + 1 :]),
         seconds=seconds,

@@ -113,6 +113,16 @@ def shares(values: Any) -> str:
     return "" if right else "must hold numbers from 0 to 1 only"
 
 
+def texts(values: Any) -> str:
+    """A list of texts."""
+    if not isinstance(values, list | tuple):
+        return "must be a list"
+    if len(values) > LONGEST:
+        return f"must be a list of at most {LONGEST:,} texts"
+    fault = next((fault for value in values if (fault := text(value))), "")
+    return f"holds a value that {fault}" if fault else ""
+
+
 def names(values: Any) -> str:
     """A list of one or more different texts."""
     if not isinstance(values, list) or not values:

@@ -50,6 +50,7 @@ __all__ = [
     "Family",
     "Problem",
     "Variant",
+    "demanding",
     "distinct_problems",
     "draw",
     "held_out",
@@ -125,6 +126,17 @@ FAMILIES: dict[str, Family] = {
 }
 # What the bundled model is trained on; the order is part of a training run.
 TRAINED: dict[str, Family] = {name: family for name, family in FAMILIES.items() if family.trained}
+
+
+def demanding() -> list[Family]:
+    """Families of the bundled model whose answers take many passes, the longest canvas first.
+
+    Those where something has to be worked out in order, or where one of several right answers has
+    to be agreed on; everything else is written at once. All shown ones where there are none such.
+    """
+    shown = [family for family in FAMILIES.values() if family.shown] or list(FAMILIES.values())
+    found = [family for family in shown if family.name in HARD or not family.determined]
+    return sorted(found or shown, key=lambda family: -family.canvas)
 
 
 def problems(family: str, split: str, count: int, seed: int = 0) -> list[Problem]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
+
+from dllm_decode.errors import require_choice
 
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 _LONGEST_NUMBER = 1000  # characters
@@ -243,3 +245,32 @@ def _count_fillings(grid: list[list[int]], box: int, limit: int) -> int:
         if found >= limit:
             break
     return found
+
+
+ANSWERS = ("text", "number", "boxed")
+
+
+def answer_in(text: str, what: str | Callable[[str], Hashable | None]) -> Hashable | None:
+    """What of a text is its answer, to compare it with others; None where it has none.
+
+    Args:
+        text: The whole text.
+        what: `text` (all of it, however it is spaced), `number` (the last one), `boxed` (LaTeX), or
+            a function.
+
+    Raises:
+        ConfigError: `what` is another word.
+
+    Examples:
+        >>> answer_in("5 + 3 = 8; 8  lamps", "number"), answer_in("no idea", "number")
+        (Fraction(8, 1), None)
+    """
+    if callable(what):
+        return what(text)
+    require_choice("answer", what, ANSWERS)
+    if what == "number":
+        return last_number(text)
+    if what == "boxed":
+        found = boxed(text)
+        return None if found is None else normal_latex(found)
+    return " ".join(text.split())

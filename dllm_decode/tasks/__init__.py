@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from dllm_decode.console.display import Display
     from dllm_decode.console.runfolder import RunFolder
     from dllm_decode.console.trace_files import TraceFormat
-    from dllm_decode.decoding.outcome import Result
-    from dllm_decode.decoding.types import Request
     from dllm_decode.models.loaded import LoadedModel
 
 
@@ -110,13 +108,6 @@ class Context:
         kind: TraceFormat = build_node(self.cfg, "trace")
         return kind
 
-    def write_trace(self, request: Request, result: Result, titles: Sequence[str]) -> None:
-        """Write the recorded steps of a result, in the format of the group `trace`."""
-        from dllm_decode.console.trace_files import trace_of
-
-        if self.trace.wanted:
-            self.trace.write(self.folder, trace_of(request, result, titles, self.model))
-
 
 def strategy_name(option: str, overrides: Sequence[str]) -> str:
     """The name of a strategy with the parts that were exchanged.
@@ -157,6 +148,19 @@ class Task(ABC):
         Raises:
             DllmDecodeError: A fault, as one message.
         """
+
+    def conclude(self, context: Context) -> None:
+        """Show what the jobs of a sweep have in common; a task that does is silent in its jobs.
+
+        Args:
+            context: Of the last job that ran.
+        """
+        return
+
+    @property
+    def concludes(self) -> bool:
+        """Whether the task sums up a sweep itself."""
+        return type(self).conclude is not Task.conclude
 
 
 def build_task(cfg: DictConfig) -> Task:

@@ -49,6 +49,7 @@ class Ablation(Task):
         markdown: See `Report`.
         output: See `Report`.
         figures: See `Report`.
+        answers: See `Report`.
 
     Examples:
         >>> Ablation(jobs=["strategy=threshold", "strategy=credit"], count=20).count
@@ -73,6 +74,7 @@ class Ablation(Task):
     markdown: str | None = None
     output: str | None = None
     figures: bool = True
+    answers: int = 300
 
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
@@ -172,6 +174,7 @@ class Ablation(Task):
             preface=self.preface,
             markdown=self.markdown,
             figures=self.figures,
+            answers=self.answers,
         )
         return report.run(context)
 
@@ -192,6 +195,7 @@ class Ablation(Task):
         return ("task=eval", *self.common.split(), *shared, *own, *job.split())
 
     def _evaluate(self, context: Context, job: str, number: int) -> int:
+        from dllm_decode.config.compose import without_shorthands
         from dllm_decode.console.runfolder import RunFolder
         from dllm_decode.tasks import build_task
         from dllm_decode.tasks.eval import Eval
@@ -203,7 +207,7 @@ class Ablation(Task):
         place = RunFolder(context.folder.path / "jobs" / f"{number:02d}")
         job_context = replace(
             context,
-            overrides=self.overrides(context, job),
+            overrides=tuple(without_shorthands(self.overrides(context, job))),
             choices=choices,
             folder=place,
         )

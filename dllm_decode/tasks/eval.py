@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.decoding.batching import check_batching
+from dllm_decode.decoding.batching import check_batching, check_voting
 from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dllm_decode.api import TextDecoder
     from dllm_decode.decoding.types import Request
+    from dllm_decode.decoding.voting import Voting
     from dllm_decode.evaluation.data import Question
     from dllm_decode.evaluation.evaluate import Reference
     from dllm_decode.evaluation.metrics import Sample
@@ -63,6 +64,11 @@ class Eval(Task):
         resume: False does the job again from the start.
         timing: n > 0 makes it the n-th repetition of a job that reports use for its wall time and
             for nothing else.
+        n: Decodes of every problem, which vote for its answer; forwards are those of all.
+        vote: How, see `dllm_decode.decoding.voting.Voting`.
+        block_lengths: Of `vote=block_lengths`, n of them; None for 8, 16, 32, ...
+        answer: What of a text is compared, `text`, `number` or `boxed`; `auto`: what the grader
+            reads.
 
     Examples:
         >>> Eval(families="sort", count=20).split
@@ -86,6 +92,10 @@ class Eval(Task):
     runs: str = "runs/eval"
     resume: bool = True
     timing: int = 0
+    n: int = 1
+    vote: str = "majority"
+    block_lengths: list[int] | None = None
+    answer: str = "auto"
 
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
@@ -95,6 +105,8 @@ class Eval(Task):
         require_count("task.shot_count", self.shot_count, minimum=0)
         if self.max_new_tokens is not None:
             require_count("max_new_tokens", self.max_new_tokens)
+        require_choice("task.answer", self.answer, ("auto", "text", "number", "boxed"))
+        check_voting(self.n, self.vote, self.block_lengths)
         require_choice("task.split", self.split, ("held_out", "train"))
         require_choice("task.template", self.template, ("auto", "chat", "plain"))
         if (self.shots is None) != (self.shot_count == 0):
@@ -115,11 +127,24 @@ class Eval(Task):
         for name in self.family_names():  # refused before a model is loaded
             self.problems.of(FAMILIES[name])
 
+    def _voting(self) -> Voting:
+        """How the decodes of a problem vote."""
+        from dllm_decode.decoding.voting import Voting
+
+        return Voting(self.n, self.vote, self.block_lengths)
+
     def run(self, context: Context) -> int:
         """Decode what is not done yet; returns 0, or 1 if a problem could not be decoded."""
-        code = self.evaluate(context, job_number())
-        show_table(context, list(_FINISHED))
+        number = job_number()
+        code = self.evaluate(context, number)
+        if number is None:
+            self.conclude(context)
         return code
+
+    def conclude(self, context: Context) -> None:
+        """The table of all jobs of this process."""
+        if _FINISHED and not context.display.silent:
+            show_table(context, list(_FINISHED))
 
     def evaluate(self, context: Context, order: int | None) -> int:
         """`run` without its table.
@@ -261,7 +286,13 @@ class Eval(Task):
             "max_tokens_in_flight": self.max_tokens_in_flight,
             "batching": self.batching,
             **({"timing": self.timing} if self.timing else {}),
+            **(self._vote() if self.n > 1 else {}),
         }
+
+    def _vote(self) -> dict[str, Any]:
+        """What voting changes, as plain values."""
+        names = ("n", "vote", "block_lengths", "answer")
+        return {"voting": {name: getattr(self, name) for name in names}}
 
     # Doing it.
 
@@ -284,6 +315,8 @@ class Eval(Task):
             max_tokens_in_flight=self.max_tokens_in_flight,
             batching=self.batching,
             seed=self.seed,
+            voting=self._voting(),
+            answer=self.answer,
         )
         done = frozenset(sample.problem for sample in folder.samples)
         left = [question for question in questions if question.key not in done]
@@ -347,6 +380,7 @@ class Eval(Task):
             "batch_size": self.batch_size,
             "seed": self.seed,
             "timing": self.timing,
+            **(self._vote() if self.n > 1 else {}),
             "template": template_of(decoder.model.tokenizer, self.template),
             "shots": {"file": self.shots, "count": self.shot_count},
             "errors": sum(bool(sample.error) for sample in folder.samples),
@@ -456,6 +490,8 @@ def job_name(strategy: str, overrides: Sequence[str]) -> str:
         if sign and path[0] in GROUPS and key != "strategy" and "strategy/" not in key:
             # "threshold 0.8" rather than "threshold threshold=0.8"
             words.append(value if path[-1] == strategy else f"{path[-1]}={value}")
+        elif key in ("task.n", "task.vote", "task.block_lengths"):
+            words.append(text.lstrip("+").removeprefix("task."))
     return " ".join(words)
 
 
@@ -564,13 +600,24 @@ def so_far(samples: Sequence[Sample]) -> str:
 
 def show_table(context: Context, paths: Sequence[Path]) -> None:
     """The jobs of this process that can stand in one table with the last one."""
-    from dllm_decode.evaluation.reporting.report import read_runs, terminal_table
+    from dllm_decode.evaluation.reporting.factors import named
+    from dllm_decode.evaluation.reporting.overview import overview, table
+    from dllm_decode.evaluation.reporting.render import ReportPage
+    from dllm_decode.evaluation.reporting.report import facts_of, read_runs
     from dllm_decode.evaluation.reporting.tables import rows_of
 
     runs = read_runs(paths)
     last = runs[-1].results
     runs = [run for run in runs if all(run.results[k] == last[k] for k in ("model", "digest"))]
-    context.display.show(terminal_table(rows_of(runs, None), title="all families"))
-    if len(last["families"]) > 1:
-        rows = [row for family in last["families"] for row in rows_of(runs[-1:], family)]
-        context.display.show(terminal_table(rows, title=runs[-1].name, families=True))
+    width = context.display.console.width
+    if len(runs) > 1:
+        runs = named(runs)
+        report = ReportPage("", facts_of(runs), rows_of(runs, None), {}, ())
+        closing = ["task=report makes tables, figures and a page of them"]
+        for part in overview(report, width, closing):
+            context.display.show(part)
+        return
+    context.display.say(runs[0].name)
+    families = [None, *(last["families"] if len(last["families"]) > 1 else [])]
+    rows = [row for family in families for row in rows_of(runs, family)]
+    context.display.show(table(rows, families=True, width=width))

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dllm_decode.api import TextDecoder
+    from dllm_decode.console.display import Display
     from dllm_decode.decoding.outcome import Result
+    from dllm_decode.decoding.trace import Trace
     from dllm_decode.decoding.types import Request
     from dllm_decode.evaluation.metrics import Sample
 
 INTERRUPTED = 130
+BASELINE = "sequential"
+_MOST_RACING = 64  # prompts; the steps of more are not kept for a race
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Generate(Task):
     max_tokens_in_flight: int | None = None
     batching: str = "continuous"
     compare: bool = True
-    samples: int = 10
+    samples: int = 6
     chat: bool = True
 
     def __post_init__(self) -> None:
@@ -112,22 +116,48 @@ class Generate(Task):
     def run(self, context: Context) -> int:
         """Decode, show, compare, write; returns 0, 1 if a row failed, 130 after Ctrl-C."""
         asked = self._asked()
-        decoder = context.decoder
-        context.display.paragraph(first_line(decoder))
-        jobs = self._jobs(context, asked)
-        request = self._request(decoder, jobs)
-        runs = {context.strategy_name: self._decode(context, decoder, request, jobs)}
-        first = next(iter(runs.values()))
-        if self.compare and not first.interrupted and not is_baseline(decoder):
-            runs["sequential"] = self._baseline(context, decoder, request)
+        decoder = with_candidates(context.decoder, context.trace.candidates)
+        display = context.display
+        display.paragraph(first_line(decoder))
+        jobs, request = self.prepare(context, decoder, asked)
+        self._warn_of_strangers(context, decoder, jobs)
+        racing = self.compare and not is_baseline(decoder)
+        keep = context.trace.records(len(jobs)) or (racing and len(jobs) <= _MOST_RACING)
+        own = context.strategy_name
+        runs = {own: self._decode(context, decoder, request, jobs, keep, racing)}
+        if racing and not runs[own].interrupted:
+            runs[BASELINE] = self._baseline(context, decoder, request, keep)
         samples = {name: samples_of(jobs, run) for name, run in runs.items()}
-        self._show(context, jobs, runs, samples)
-        write(context, decoder, jobs, request, runs, samples)
+        traces = self._traces(context, decoder, jobs, request, runs) if keep else {}
+        write(context, decoder, jobs, runs, samples, traces)
+        watched: Sequence[int] = ()
+        if BASELINE in traces and not any(run.interrupted for run in runs.values()):
+            watched = self._race(display, jobs, samples, traces)
+        self._show(context, jobs, runs, samples, watched)
         if any(run.interrupted for run in runs.values()):
             return INTERRUPTED
         return int(any(any(run.result.errors) for run in runs.values()))
 
+    def conclude(self, context: Context) -> None:
+        """A line for every job of a sweep."""
+        from dllm_decode.tasks.sweep_table import table_of_jobs
+
+        context.display.show(table_of_jobs(context.folder.path.parent))
+
     # What to decode.
+
+    def prepare(
+        self, context: Context, decoder: TextDecoder, asked: list[Asked] | None = None
+    ) -> tuple[list[Job], Request]:
+        """The prompts, or sample problems, and the request for them.
+
+        Args:
+            context: Whose model the samples belong to.
+            decoder: That will decode them.
+            asked: The prompts, None to read them as the settings say.
+        """
+        jobs = self._jobs(context, self._asked() if asked is None else asked)
+        return jobs, self._request(decoder, jobs)
 
     def _asked(self) -> list[Asked] | None:
         if self.prompt is not None:
@@ -149,13 +179,13 @@ class Generate(Task):
         return self._sample_problems()
 
     def _sample_problems(self) -> list[Job]:
-        """Held-out problems of the families that the bundled model solves, in turn.
+        """Held-out problems of the families that take many passes, in turn.
 
         Fewer problems than families are spread over them, so that all kinds are seen.
         """
-        from dllm_decode.problems import FAMILIES, problems
+        from dllm_decode.problems import FAMILIES, demanding, problems
 
-        families = [f for f in FAMILIES.values() if f.shown] or list(FAMILIES.values())
+        families = demanding()
         if self.samples < len(families):
             places = range(self.samples)
             families = [families[place * len(families) // self.samples] for place in places]
@@ -205,32 +235,61 @@ class Generate(Task):
         decoder.check(request, [job.asked.source for job in jobs])
         return request
 
+    def _warn_of_strangers(
+        self, context: Context, decoder: TextDecoder, jobs: Sequence[Job]
+    ) -> None:
+        """One line where the bundled model is asked what it has never learned."""
+        from dllm_decode.models.locate import BUNDLED
+
+        if not decoder.model.description.checkpoint.startswith(BUNDLED):
+            return
+        from dllm_decode.problems import FAMILIES
+        from dllm_decode.problems.recognise import family_of
+
+        known = [family for family in FAMILIES.values() if family.shown]
+        asked = [job.asked for job in jobs if job.grade is None]
+        strange = [a for a in asked if family_of(a.title, known) is None]
+        if strange:
+            which = "this prompt is" if len(jobs) == 1 else f"{len(strange)} of these prompts are"
+            context.display.say(
+                f"note: {which} outside what the small bundled model has learned, {len(known)} "
+                'kinds of short problems such as "Sort: 1 Eva 2 Ben 3 Cleo"; its answer means '
+                "nothing (model=llada_8b_instruct is one that answers)",
+                "bold",
+            )
+
     # Decoding.
 
     def _decode(
-        self, context: Context, decoder: TextDecoder, request: Request, jobs: Sequence[Job]
+        self,
+        context: Context,
+        decoder: TextDecoder,
+        request: Request,
+        jobs: Sequence[Job],
+        keep: bool,
+        racing: bool,
     ) -> Decoded:
         from dllm_decode.console.display import CanvasView
         from dllm_decode.console.watching import CanvasObserver
 
         view = CanvasView([job.asked.title for job in jobs], decoder.piece)
         observer = CanvasObserver(view)
-        with context.display.canvas(view):
+        with context.display.canvas(view, shown_later=racing and keep):
             silent = context.display.silent
-            return self._timed(
-                decoder, request, () if silent else (observer,), context.trace.wanted
-            )
+            return self._timed(decoder, request, () if silent else (observer,), keep)
 
-    def _baseline(self, context: Context, decoder: TextDecoder, request: Request) -> Decoded:
+    def _baseline(
+        self, context: Context, decoder: TextDecoder, request: Request, keep: bool
+    ) -> Decoded:
         from dllm_decode.console.watching import ProgressObserver
 
         columns = sum(request.lengths)
-        with context.display.progress("strategy=sequential", columns) as report:
+        with context.display.progress("the same, one token per step", columns) as report:
             return self._timed(
                 decoder.sequential,
                 replace(request, parameters=None),  # parameters of the other strategy
                 (ProgressObserver(columns, report),),
-                False,
+                keep,
             )
 
     def _timed(
@@ -257,28 +316,72 @@ class Generate(Task):
 
     # Telling.
 
+    def _traces(
+        self,
+        context: Context,
+        decoder: TextDecoder,
+        jobs: Sequence[Job],
+        request: Request,
+        runs: dict[str, Decoded],
+    ) -> dict[str, Trace]:
+        from dllm_decode.console.trace_files import trace_of
+
+        titles = [job.asked.title for job in jobs]
+        return {
+            name: trace_of(request, run.result, titles, decoder.model) for name, run in runs.items()
+        }
+
+    def _race(
+        self,
+        display: Display,
+        jobs: Sequence[Job],
+        samples: dict[str, list[Sample]],
+        traces: dict[str, Trace],
+    ) -> list[int]:
+        """Show the prompts worth watching; returns those whose answers have been seen."""
+        from dllm_decode.console.race import Heat, Lane, run_race, worth_watching
+
+        own = next(iter(traces))
+        heats, rows = [], worth_watching([sample.forwards for sample in samples[own]])
+        for row in rows:
+            graded = jobs[row].grade is not None
+            lanes = [
+                Lane.of(name, traces[name], row, samples[name][row].correct if graded else None)
+                for name in (BASELINE, own)
+            ]
+            heats.append(Heat(jobs[row].asked.title, tuple(lanes)))
+        return rows[: run_race(heats, display)]
+
     def _show(
         self,
         context: Context,
         jobs: Sequence[Job],
         runs: dict[str, Decoded],
         samples: dict[str, list[Sample]],
+        watched: Sequence[int],
     ) -> None:
         display = context.display
         first = next(iter(samples.values()))
-        for job, sample in zip(jobs, first, strict=True):
+        for row, (job, sample) in enumerate(zip(jobs, first, strict=True)):
+            if row in watched:
+                continue
             display.say(job.asked.title, "dim")
             mark = "" if job.grade is None else ("  ✓" if sample.correct else "  ✗ wrong")
             note = sample.error and f"  failed: {sample.error}"
             style = None if sample.correct or job.grade is None else "red"
             display.say(f"  {sample.text.strip() or '(empty)'}{mark}{note}", style)
         graded = any(job.grade is not None for job in jobs)
+        if len(runs) == 2:
+            own, baseline = samples.items()
+            display.say(verdict(own, baseline, graded), "bold")
         display.show(table(runs, samples, graded))
         if len(runs) == 2:
             display.say(compared(*samples.values()))
         if any(run.interrupted for run in runs.values()):
             display.say("interrupted; the partial results are in the run folder", "bold")
         display.say(f"run folder: {context.folder.path}")
+        if (context.folder.path / "trace.html").is_file():
+            display.say("to play it again, open trace.html in it")
 
 
 def _possible(world: Any, prompt: str) -> Callable[[str], bool]:
@@ -294,6 +397,11 @@ def first_line(decoder: TextDecoder) -> str:
     words = f"{decoder.model.description}; {describe_strategy(loop.strategy)}"
     others = (loop.schedule, loop.cache, loop.sampler)
     return f"{words}; {', '.join(map(describe_part, others))}"
+
+
+def with_candidates(decoder: TextDecoder, most: int) -> TextDecoder:
+    """The decoder with so many candidates per open column in its records."""
+    return replace(decoder, decoder=replace(decoder.decoder, candidates=most))
 
 
 def is_baseline(decoder: TextDecoder) -> bool:
@@ -348,14 +456,16 @@ def table(runs: dict[str, Decoded], samples: dict[str, list[Sample]], graded: bo
         samples: What was measured of each row, by the same names.
         graded: Whether it is known what is right.
     """
+    from rich import box
     from rich.table import Table
 
-    sheet = Table()
+    # fits 80 columns
+    sheet = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     sheet.add_column("strategy")
     heads = ["forwards", "tokens", "tokens/forward", "tokens/s", "seconds"]
     for head in [*heads, *(["correct"] if graded else [])]:
         sheet.add_column(head, justify="right")
-    sheet.add_column("finish reasons")
+    sheet.add_column("finish")
     for name, run in runs.items():
         found = figures(samples[name], run.seconds, graded)
         extra = found["reference_forwards"]
@@ -383,15 +493,42 @@ def compared(samples: Sequence[Sample], baseline: Sequence[Sample]) -> str:
     )
 
 
+def verdict(
+    own: tuple[str, Sequence[Sample]], baseline: tuple[str, Sequence[Sample]], graded: bool
+) -> str:
+    """One sentence: passes against those of the baseline, and who was right.
+
+    Args:
+        own: Name of the strategy and what was measured of each row.
+        baseline: Likewise.
+        graded: Whether it is known what is right.
+    """
+    (name, mine), (other, theirs) = own, baseline
+    passes = f"{sum(s.forwards for s in mine)} passes against {sum(s.forwards for s in theirs)}"
+    count = len(mine)
+    if not graded:
+        same = sum(a.text == b.text for a, b in zip(mine, theirs, strict=True))
+        if count == 1:
+            return f"{passes}, {'the same answer' if same else 'different answers'}"
+        return f"{passes}, the same answer to {same} of {count} prompts"
+    right, expected = (sum(sample.correct for sample in group) for group in (mine, theirs))
+    if count == 1 and right != expected:
+        return f"{passes}, only {name if right else other} right"
+    if right == expected and right in (0, count):
+        word = "right" if right else "wrong"
+        return f"{passes}, {f'both {word}' if count == 1 else f'all {count} {word} in both'}"
+    return f"{passes}, {right} against {expected} of {count} right"
+
+
 def write(
     context: Context,
     decoder: TextDecoder,
     jobs: Sequence[Job],
-    request: Request,
     runs: dict[str, Decoded],
     samples: dict[str, list[Sample]],
+    traces: dict[str, Trace],
 ) -> None:
-    """`results.json`, `samples.jsonl`, and the trace where one was asked for."""
+    """`results.json`, `samples.jsonl`, and the traces where they were asked for."""
     from dllm_decode.evaluation.metrics import speedup
 
     graded = any(job.grade is not None for job in jobs)
@@ -411,5 +548,10 @@ def write(
             for sample in group
         ),
     )
-    first = next(iter(runs.values()))
-    context.write_trace(request, first.result, [job.asked.title for job in jobs])
+    if context.trace.records(len(jobs)):
+        known = [job.grade is not None for job in jobs]
+        correct = {
+            name: [s.correct if k else None for s, k in zip(group, known, strict=True)]
+            for name, group in samples.items()
+        }
+        context.trace.write(context.folder, traces, correct)

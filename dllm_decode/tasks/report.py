@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dllm_decode import storage
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import ConfigError, require_count
 from dllm_decode.tasks import Context, Task
 
 
 @dataclass(frozen=True)
 class Report(Task):
-    """Shows finished runs in a terminal table and writes CSV, Markdown, HTML and figures.
+    """Writes CSV, Markdown, HTML and figures of finished runs; shows what fits into a terminal.
 
     Args:
         runs: Folder that `task=eval` wrote, or one above several.
@@ -21,6 +21,9 @@ class Report(Task):
         title: Of the pages.
         preface: A Markdown file put before the tables.
         figures: Draw them, which needs matplotlib.
+        answers: Problems whose answers `report.html` holds, to look at and to play, those first
+            that some run got wrong; 0 makes a page without anything to sort, filter and click, as
+            it is where `dllm_decode[report]` is not installed.
         define: Print the definition of every metric as well.
         markdown: Also write the Markdown page to this file, with its figures beside it in a folder
             of the same name.
@@ -36,25 +39,23 @@ class Report(Task):
     title: str = "Evaluation"
     preface: str | None = None
     figures: bool = True
+    answers: int = 300
     define: bool = False
     markdown: str | None = None
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise ConfigError("task.runs must name a folder, got an empty text")
+        require_count("task.answers", self.answers, minimum=0)
         if self.markdown is not None and not self.markdown.endswith(".md"):
             raise ConfigError(f"task.markdown must end with .md, got {self.markdown!r}")
 
     def run(self, context: Context) -> int:
         """Write the report; returns 1 if results were damaged or failed and had to be left out."""
         from dllm_decode.evaluation import metrics
-        from dllm_decode.evaluation.reporting.report import (
-            HEADS,
-            collect,
-            terminal_table,
-            terminal_wall_times,
-            write_report,
-        )
+        from dllm_decode.evaluation.reporting import explore
+        from dllm_decode.evaluation.reporting.overview import overview
+        from dllm_decode.evaluation.reporting.report import collect, write_report
 
         collection = collect(self.runs)
         folder = Path(self.output) if self.output else context.folder.path / "report"
@@ -67,28 +68,20 @@ class Report(Task):
                 title=self.title,
                 preface=preface,
                 draw=self.figures,
+                answers=self.answers,
             )
-        report = written.report
-        for name, text in report.facts.items():
-            context.display.say(f"{name}: {text}")
-        columns = report.columns(tuple(HEADS))
-        context.display.show(terminal_table(report.overall, title="all families", columns=columns))
-        for family, rows in report.families.items() if len(report.families) > 1 else ():
-            context.display.show(terminal_table(rows, title=family, columns=columns))
-        if report.times:
-            context.display.show(terminal_wall_times(report.times))
-        for note in report.notes:
-            context.display.say(f"{note.kind}: {note.text}")
-        if self.define:
-            for name, unit, text in metrics.definitions():
-                context.display.say(f"{name} [{unit}]: {text}")
-        for text in report.warnings:
-            context.display.say(f"left out: {text}", "bold")
-        if collection.counts:
-            context.display.say(collection.counts, "bold")
         if self.markdown is not None:
             self._publish(folder, Path(self.markdown))
-        context.display.say(f"report: {folder / 'report.html'}")
+        closing = [
+            f"also: {', '.join(p.name for p in written.files if p.suffix in ('.csv', '.md'))}"
+        ]
+        if self.answers and explore.missing():
+            closing.append(f"the page has nothing to sort, filter and click: {explore.EXTRA}")
+        closing.append(f"report: {folder / 'report.html'}")
+        for part in overview(written.report, context.display.console.width, closing):
+            context.display.show(part)
+        for name, unit, text in metrics.definitions() if self.define else ():
+            context.display.say(f"{name} [{unit}]: {text}")
         return int(bool(collection.broken or collection.failed))
 
     def _preface(self) -> str:

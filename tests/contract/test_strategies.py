@@ -1,6 +1,7 @@
 """Every strategy, stop rule, transform and filter of the configuration keeps the contract."""
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -17,7 +18,8 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError
 from dllm_decode.models.acceptance import AcceptanceFilter
-from dllm_decode.testing import HashDenoiser, StrategyContract
+from dllm_decode.models.frequencies import counted
+from dllm_decode.testing import VOCAB, HashDenoiser, StrategyContract
 
 WIDTH = 4
 FOLDER = TemporaryDirectory()
@@ -28,7 +30,9 @@ def options(folder):
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-STRATEGIES = [name for name in options(CONF) if name != "pipeline"]
+# The same rule with other numbers.
+PRESETS = {"joint_threshold_speed", "joint_threshold_diffusers"}
+STRATEGIES = [name for name in options(CONF) if name not in {"pipeline", *PRESETS}]
 STOPS = options(CONF / "stop")
 TRANSFORMS = options(CONF / "transforms")
 FILTERS = options(CONF / "filters")
@@ -42,21 +46,40 @@ THRESHOLDS = {
     "entropy_bound": ("bound", (2.0, 0.6, 0.1)),
     "factor": ("factor", (1.9, 1.0, 0.7)),
     "hierarchical": ("threshold", (0.6, 0.8, 0.9)),
+    "history_stable": ("threshold", (0.3, 0.6, 0.9)),
     "learn2pd": ("tau", (0.3, 0.5, 0.7)),
+    "local_leap": ("threshold", (0.3, 0.6, 0.9)),
+    "prefix_run": ("threshold", (0.3, 0.6, 0.9)),
+    "relaxing": ("threshold", (0.3, 0.6, 0.9)),
     "threshold": ("threshold", (0.3, 0.6, 0.9)),
 }
 # Settings that make small canvases interesting.
 SETTINGS = {
+    "core": {"steps_per_block": 3, "every": 1, "spare": 0, "begin_share": 0.0, "end_share": 1.0},
     "credit": {"threshold": 0.6},
     "dream": {"steps": 5},
     "dream_maskgit_plus": {"steps": 5},
     "dream_origin": {"steps": 5},
     "dream_topk_margin": {"steps": 5, "position_temperature": 0.5},
     "hierarchical": {"low_threshold": 0.55},
+    "history_stable": {"threshold": 0.6, "low_threshold": 0.55},
+    "joint_threshold": {"threshold": 0.4, "edit_threshold": 0.3, "post_steps": 3},
+    "klass": {"threshold": 0.3, "kl": 0.3, "history": 1},
+    "local_leap": {"threshold": 0.6, "relaxed": 0.4, "radius": 1},
     "low_confidence": {"steps_per_block": 2},
+    "prefix_run": {"threshold": 0.4},
     "random": {"steps_per_block": 2},
+    "rcr": {"steps_per_block": 2},
+    "relaxing": {"threshold": 0.6},
+    "remdm": {"steps_per_block": 2, "refine_steps": 2, "reopen": 1},
+    "slowfast": {"threshold": 0.5, "slow_steps": 2},
+    "t2m": {"threshold": 0.4, "remask_threshold": 0.3, "share": 0.6, "revisions": 2},
     "threshold": {"threshold": 0.6},
+    "wino": {"threshold": 0.3, "verify_threshold": 0.6, "groups": 2},
 }
+# What revises is never final at an end of text, and drafts end a row some steps later.
+GOES_ON = {"freedave"}
+PROBING = ("core", "freedave", "wino")
 
 
 @cache
@@ -71,6 +94,17 @@ def small_filter():
 
 
 @cache
+def small_table():
+    """Frequencies of the small vocabulary, because the bundled ones are those of a model."""
+    path = Path(FOLDER.name) / "frequencies.json"
+    path.write_text(json.dumps(counted([range(VOCAB.size), [1, 1, 4]], VOCAB.size)))
+    return built("strategy=uncode", f"strategy.select.frequencies={path}")
+
+
+MADE = {"learn2pd": small_filter, "uncode": small_table}
+
+
+@cache
 def built(*overrides):
     """The strategy of a command line, composed once; tests get copies of it."""
     return build_node(compose(overrides), "strategy")
@@ -78,7 +112,7 @@ def built(*overrides):
 
 def new(name, *, stop="never", **settings):
     """A new object of a strategy with another stop rule and other settings of its selection."""
-    strategy = small_filter() if name == "learn2pd" else built(f"strategy={name}")
+    strategy = MADE[name]() if name in MADE else built(f"strategy={name}")
     select = replace(strategy.select, **{**SETTINGS.get(name, {}), **settings})
     rule = built("strategy=threshold", f"strategy/stop={stop}").stop
     return copy.deepcopy(replace(strategy, select=select, stop=rule))
@@ -122,7 +156,12 @@ class ConfigContract(StrategyContract):
         return Made(partial(new, self.name, stop=s) for s in STOPS if fits(self.name, s))
 
     def ending_at_eot(self):
-        return [new(self.name, stop="eot")]
+        return [] if self.name in GOES_ON else [new(self.name, stop="eot")]
+
+
+class ProbingContract(ConfigContract):
+    def probing(self):
+        return [new(self.name)]
 
 
 class ThresholdContract(ConfigContract):
@@ -134,6 +173,7 @@ class ThresholdContract(ConfigContract):
 for option in STRATEGIES:
     suite = "Test" + "".join(word.capitalize() for word in option.split("_"))
     kind = ThresholdContract if option in THRESHOLDS else ConfigContract
+    kind = ProbingContract if option in PROBING else kind
     globals()[suite] = type(suite, (kind,), {"name": option, "__module__": __name__})
 
 
@@ -147,14 +187,16 @@ class TestTransformsAndFilters(StrategyContract):
             *(partial(with_part, "filters", name) for name in FILTERS),
             partial(with_part, "filters", "at_most", tokens=1),
             partial(with_part, "transforms", "ban_eot", "defer_eot"),
+            partial(with_part, "transforms", "copy_prior", span=1, ahead=2),
             credit,
             lambda: replace(new("entropy_bound", bound=1.0), transforms=credit().transforms),
         ])  # fmt: skip
 
     def with_weight_zero(self):
-        names = ("credit", "credit_dinfer")
+        off = {"credit": "alpha", "credit_dinfer": "alpha", "copy_prior": "alpha"}
+        off["left_repeat"] = "penalty"
         absent = new("threshold", stop="eot")
-        return [(with_part("transforms", name, alpha=0.0), absent) for name in names]
+        return [(with_part("transforms", name, **{key: 0.0}), absent) for name, key in off.items()]
 
 
 def test_stop_rules_that_need_a_filter_fit_only_strategies_that_have_one():

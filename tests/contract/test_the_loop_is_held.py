@@ -495,10 +495,11 @@ DEFECTS = {
     "closing commits are forgotten": of_batch(
         "_count", "counters.over_budget | change.forced", "change.forced", {"counts", "syncs"}
     ),
-    "probes are free": of_batch("_count", "change.forwards - live.long()", "0", {"counts"}),
+    "probes are free": of_batch(
+        "_count", '("probes", extra.probes)', '("probes", None)', {"counts"}
+    ),
     "passes behind the end are counted": of_batch(
-        "_count", "counters.step = counters.step + live\n", "counters.step = counters.step + 1\n",
-        {"counts", "syncs"},
+        "_count", "counters.step + took_part", "counters.step + 1", {"counts", "syncs"}
     ),
     "surplus passes are not counted": of_batch("_count", "self._steps += 1", "pass", {"counts"}),
     "the host waits as long as it was told": Defect(
@@ -509,8 +510,8 @@ DEFECTS = {
         "view.step == progress.steps - 1", {"counts", "syncs"},
     ),
     "a re-mask may undo the gain of a step": Defect(
-        settle, "_with_progress", "asked.commit.sum(1) > remask.sum(1)", "asked.commit.any(1)",
-        {"views"},
+        settle, "_with_progress", "(asked.commit.sum(1) > remask.sum(1))",
+        "asked.commit.any(1)", {"views"},
     ),
     "a cut goes through fixed text": Defect(
         canvas.Canvas, "narrow", "self.kept is not None", "False", {"stops"}

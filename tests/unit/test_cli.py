@@ -49,6 +49,9 @@ def test_a_run_writes_one_folder_with_everything_about_it(cli: Cli) -> None:
         "env.json",
         "results.json",
         "samples.jsonl",
+        "trace-sequential.jsonl",
+        "trace.html",
+        "trace.jsonl",
     ]
     results = cli.json("results.json")
     assert set(results["runs"]) == {"credit", "sequential"}
@@ -71,12 +74,42 @@ def test_the_first_line_says_what_runs(cli: Cli) -> None:
     assert "trace credit" in first and "confidence threshold (threshold 0.9)" in first
 
 
-def test_the_plain_display_shows_canvas_answers_and_table(cli: Cli) -> None:
-    assert cli(*TOY, "display=plain") == 0
-    assert "step   1 |" in cli.out
-    assert "✓" in cli.out
-    assert "tokens/forward" in cli.out and "sequential" in cli.out and "eot 2" in cli.out
-    assert "fewer forwards" in cli.out and "in wall time" in cli.out
+def test_the_plain_display_shows_race_answers_sentence_table_and_folder_in_this_order(
+    cli: Cli,
+) -> None:
+    assert cli(*TOY, "display=plain", "display.speed=0.001") == 0  # nothing is paced here
+    signs = ("pass  | sequential", "\n   1  |", "✓", "all 2 right in both", "tokens/forward",
+             "fewer forwards", "run folder: ", "trace.html")  # fmt: skip
+    places = [cli.out.index(sign) for sign in signs]
+    assert places == sorted(places)
+    assert "step   1 |" not in cli.out and "eot 2" in cli.out and "in wall time" in cli.out
+    assert max(map(len, cli.out.partition("tokens/forward")[2].split("\n")[1:5])) <= 80
+
+
+def test_without_a_race_the_plain_display_shows_each_step_of_the_first_canvas(cli: Cli) -> None:
+    assert cli(*TOY, "display=plain", "compare=false", "trace=none") == 0
+    assert "step   1 |" in cli.out and "pass  |" not in cli.out and "trace.html" not in cli.out
+
+
+def test_a_run_of_many_prompts_is_recorded_only_on_request(cli: Cli) -> None:
+    assert cli("model=toy_copy", "task.samples=3", "display=none", "trace.prompts=2") == 0
+    assert "trace.html" not in {path.name for path in cli.folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "known"),
+    [
+        ("Sort: 1 Eva 2 Ben 3 Cleo", True),
+        ("Hello, how are you?", False),
+    ],
+)
+def test_the_bundled_model_says_what_it_has_never_learned(
+    cli: Cli, prompt: str, known: bool
+) -> None:
+    words = ["model.checkpoint=bundled:llada-tiny", f"prompt={prompt}", "compare=false"]
+    assert cli(*words, "max_new_tokens=32", "display=plain") == 0
+    notes = [line for line in cli.out.split("\n") if "outside what the small" in line]
+    assert len(notes) == (0 if known else 1)
 
 
 def test_no_comparison_when_it_is_not_wanted(cli: Cli) -> None:
@@ -163,6 +196,7 @@ def test_the_html_trace_is_one_page_without_outside_references(cli: Cli) -> None
     assert cli(*TOY, "trace=html", "compare=false") == 0
     page = (cli.folder / "trace.html").read_text()
     assert '"finish_reasons"' in page and "/*TRACE*/" not in page
+    page = page.replace("http://www.w3.org/2000/svg", "")  # the name of a language, not a place
     assert "http://" not in page and "https://" not in page and "src=" not in page
 
 
@@ -267,7 +301,7 @@ CONFIGURATION_FAULTS = {
         [*TOY, "strategy.select.strict=3"],
         ["strategy.select.strict must be true or false", "3"],
     ),
-    "display of a wrong word": ([*TOY, "display=fancy"], ["display", "live, plain, none"]),
+    "display of a wrong word": ([*TOY, "display=fancy"], ["display", "auto, live, none, plain"]),
     "list instead of parts": (
         [*TOY, "strategy.filters=[a]"],
         ["strategy.filters", "mapping"],

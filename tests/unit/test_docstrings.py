@@ -27,9 +27,11 @@ OTHERS = ["dllm_decode.models.toy", "dllm_decode.testing"]
 # What is explained where it is used: records that others fill in.
 WITHOUT = {
     "BiasedPrediction", "Budget", "CandidateMemory", "Change", "CreditMemory", "Credited",
-    "DensePrediction", "EveryStep", "FilterMemory", "GumbelDraw", "HeadPrediction", "HiddenStates",
-    "NeverStop", "Part", "PipelineMemory", "PredictionError", "ReferenceMemory", "Run", "Sampler",
-    "Snapshot", "Draw", "DrawError", "Carry", "Passes",
+    "DensePrediction", "Draw", "DrawError", "EveryStep", "FilterMemory", "FrequencyMemory",
+    "GumbelDraw", "HeadPrediction", "HiddenStates", "MovementMemory", "NeverStop", "Part",
+    "PhaseMemory", "PipelineMemory", "PredictionError", "ProposalMemory", "ReferenceMemory",
+    "Carry", "Confidences", "DeferringPrediction", "Doubts", "LastCommits", "Passes", "PostSteps",
+    "Run", "Sampler", "Snapshot",
 }  # fmt: skip
 
 

@@ -126,9 +126,9 @@ def test_no_prompt_ends_the_data_of_the_player(text: str) -> None:
         steps=(),
         finish_reasons=("length",),
     )
-    page = player(trace)
+    page = player({"a": trace})
     parser = Scripts()
     parser.feed(page)
     data = page.partition('id="trace">')[2].partition("</script>")[0]
     assert parser.count == 2 and "<" not in data
-    assert json.loads(data)[0]["titles"] == [text]
+    assert json.loads(data)["traces"][0]["records"][0]["titles"] == [text]

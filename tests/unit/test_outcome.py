@@ -44,7 +44,10 @@ def test_delivered_is_what_stands_before_the_first_end_that_no_fixed_token_follo
 
 
 def test_a_result_has_a_column_for_every_field_of_its_rows():
-    rows = (Outcome((1,), 2, "eot", (0,), (0.5,), 0, 1, "", (EOT,), -1, "a", 3), Outcome())
+    rows = (
+        Outcome((1,), 2, "eot", (0,), (0.5,), 0, 1, "", (EOT,), -1, "a", 3, (Outcome(),), 1),
+        Outcome(),
+    )
     result = Result(rows)
     names = {
         "tokens": "sequences",

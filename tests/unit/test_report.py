@@ -12,12 +12,21 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from dllm_decode.cli import main
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import store
 from dllm_decode.evaluation.metrics import Sample
-from dllm_decode.evaluation.reporting import controls, figures, report, tables
+from dllm_decode.evaluation.reporting import (
+    controls,
+    explore,
+    factors,
+    figures,
+    overview,
+    report,
+    tables,
+)
 from dllm_decode.evaluation.reporting import render as page
 
 THRESHOLD = {"_target_": "x.ConfidenceThreshold", "threshold": 0.9}
@@ -265,8 +274,7 @@ def test_pages_show_those_wall_times_instead_of_the_runs_own(tmp_path, capsys):
         assert "on 4 at batch 4; medians of 3 repetitions in which all runs took turns" in after
         assert "2.00x fewer forwards, 3.00x less wall time" in after
     said = capsys.readouterr().out
-    table, clock = said.split("all families", 1)[1].split("wall time", 1)
-    assert "time" not in table and "20.0 " in clock and "500.0" not in clock
+    assert "speedup" in said and "wall time" not in said and "wall_time.csv" in said
     rows = list(csv.DictReader((tmp_path / "out" / "wall_time.csv").open()))
     assert [float(rows[0][f"seconds_per_problem{end}"]) for end in ("", "_low", "_high")] == [
         pytest.approx(0.02), pytest.approx(0.01), pytest.approx(0.5),
@@ -376,7 +384,9 @@ def test_some_runs_can_be_chosen(runs):
 
 
 def test_of_two_versions_of_a_job_the_newer_counts(runs):
-    path = run(runs / "again", "credit", samples(10, 4), environment={"time": "2027"})
+    credit = {"credit": {"_target_": "x.TraceCredit"}}
+    found, later = samples(10, 4), {"time": "2027"}
+    path = run(runs / "again", "credit", found, transforms=credit, environment=later)
     assert path in [r.path for r in read(runs)]
     assert [r.name for r in read(runs)].count("credit") == 1
 
@@ -434,22 +444,45 @@ def test_a_report_writes_every_form_and_the_same_figures_twice(runs, tmp_path):
 @pytest.mark.slow
 def test_the_oracle_is_shown_but_is_not_the_pareto_front(runs):
     run(runs, "oracle", samples(40, 2), select={"_target_": "x.Oracle"})
-    (axes,) = figures.accuracy_against_speed(read(runs)).axes
+    (axes,) = figures.accuracy_against_speed(figures.shown_runs(read(runs))).axes
     front = next(line for line in axes.lines if line.get_label().startswith("Pareto"))
     assert len(front.get_xdata()) == 4 and max(front.get_xdata()) < 4  # tokens per forward
     alone = [r for r in read(runs) if r.name == "oracle"]
-    assert figures.accuracy_against_speed(alone) is not None
+    assert figures.accuracy_against_speed(figures.shown_runs(alone)) is not None
 
 
-def test_more_runs_than_colours_get_further_panels(runs):
-    found = read(runs)
-    many = [
-        replace(r, results={**r.results, "name": f"{r.name} {n}"}) for n in range(2) for r in found
+def test_a_line_joins_the_settings_of_one_rule_and_every_rule_is_named_at_its_point(tmp_path):
+    pytest.importorskip("matplotlib")
+    shown = figures.shown_runs(factors.named(read(grid(tmp_path / "runs"))))
+    drawn = figures.accuracy_against_speed(shown)
+    (axes,) = drawn.axes
+    lines = [line for line in axes.lines if line.get_marker() not in ("None", "_", "|")]
+    sizes = sorted(len(line.get_xdata()) for line in lines)
+    assert sizes == [1, 1, 1, 1, 1, 3]  # the thresholds; credit changes two settings at once
+    thresholds = next(line for line in lines if len(line.get_xdata()) == 3)
+    assert list(thresholds.get_ydata()) == [50.0, 70.0, 90.0]
+    hues = {line.get_color() for line in lines}
+    assert {"#8C8C8C", "#000000"} <= hues and len(hues) == 4  # control, oracle, two kinds of rules
+    names = [text.get_text() for text in axes.texts]
+    assert {"sequential", "oracle", "0.5", "0.7"} <= set(names) and len(names) == len(shown)
+    places = [text.get_window_extent() for text in axes.texts]
+    overlapping = [
+        (a, b) for i, a in enumerate(places) for b in places[:i] if a.overlaps(b) and a is not b
     ]
-    panels = figures.commits_over_steps(many).axes
-    shown = [[text.get_text() for text in a.get_legend().get_texts()] for a in panels if a.lines]
-    assert [len(names) for names in shown] == [7, 1]
-    assert [name for names in shown for name in names] == [r.name for r in many]
+    assert overlapping == []
+    figures.pyplot().close(drawn)
+
+
+def test_families_on_which_rules_differ_have_a_panel_and_the_others_share_one(tmp_path):
+    one = [replace(s, family="hard", correct=n < 10) for n, s in enumerate(samples(40, 4))]
+    alike = [replace(s, problem=f"x{s.problem}") for s in samples(40, 8)]
+    for name, found in (("a", one), ("b", [replace(s, correct=True) for s in one])):
+        run(tmp_path / "runs", name, [*found, *alike], families=["copy", "sort", "hard"])
+    panels = figures.panels_of(figures.shown_runs(read(tmp_path / "runs")))
+    assert list(panels) == ["hard", "the other 2 families"]
+    pooled = panels["the other 2 families"][0]
+    assert (pooled.problems, pooled.accuracy.value, pooled.forwards.value) == (40, 1.0, 8.0)
+    assert pooled.tokens_per_forward.value == 1.0
 
 
 def test_csv_holds_full_figures(runs):
@@ -550,16 +583,17 @@ def test_the_page_is_the_markdown_and_its_figures(runs, tmp_path):
 @pytest.mark.one_in(5)
 @pytest.mark.parametrize("form", ["$", "$a$ $", "$\\frac{$", "$\\undefined$", "_hidden"])
 def test_figures_show_names_as_they_are(runs, form):
-    pytest.importorskip("matplotlib")
+    Text = pytest.importorskip("matplotlib.text").Text
     found = [replace(r, results={**r.results, "name": f"{form}{r.name}"}) for r in read(runs)]
-    for make in (figures.accuracy_against_speed, figures.per_family, figures.commits_over_steps,
-                 figures.ablation_grid):  # fmt: skip
-        drawn = make(found)
+    shown = figures.shown_runs(found)
+    for drawn in (figures.accuracy_against_speed(shown), figures.per_family(shown),
+                  figures.commits_over_steps(found), figures.ablation_grid(shown)):  # fmt: skip
         drawn.canvas.draw()
-        for legend in drawn.legends:
-            shown = {text.get_text().strip() for text in legend.get_texts()}
-            assert {r.name for r in found} <= shown
+        texts = {text.get_text().strip() for text in drawn.findobj(Text)}
+        assert {r.name for r in found} & texts, drawn
         figures.pyplot().close(drawn)
+    grid = figures.ablation_grid(shown)
+    assert {r.name for r in found} <= {text.get_text().strip() for text in grid.findobj(Text)}
 
 
 def test_definitions_are_printed_on_request(runs, tmp_path, capsys):
@@ -577,7 +611,7 @@ def test_damaged_results_make_the_command_fail_but_not_the_report(runs, tmp_path
     (runs / "credit" / store.RESULTS).write_text("{half")
     words = ["task=report", f"runs={runs}", "task.figures=false", "display=plain"]
     assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 1
-    assert "credit/results.json cannot be read" in capsys.readouterr().out
+    assert "credit/results.json cannot be read" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "out" / "report" / "report.html").exists()
 
 
@@ -689,3 +723,99 @@ def test_ablations_refuse_empty_and_repeated_jobs():
         Ablation()
     with pytest.raises(ConfigError, match="must not name a job twice"):
         Ablation(jobs=["strategy=credit", "strategy=credit"])
+
+
+# What tells runs apart.
+
+
+def grid(folder: Path) -> Path:
+    """A sweep of two rules over thresholds, a baseline and an oracle."""
+    run(folder, "sequential schedule.length=8", samples(40, 16), select=TOP_ONE)
+    for order, value in enumerate((0.5, 0.7, 0.9), start=1):
+        right, select = int(40 * value), {**THRESHOLD, "threshold": value}
+        run(folder, f"threshold {value} length=8", samples(right, 4), select=select, order=order)
+        alpha = {"credit": {"_target_": "x.credit.TraceCredit", "alpha": value}}
+        name = f"credit threshold={value} alpha={value} length=8"
+        found = samples(right, 3)
+        run(folder, name, found, select=select, transforms=alpha, order=order + 3)
+    run(folder, "oracle length=8", samples(40, 2), select={"_target_": "x.Oracle"}, order=9)
+    return folder
+
+
+def test_names_say_only_what_differs_and_factors_are_columns(tmp_path):
+    found = factors.traits_of(read(grid(tmp_path / "runs")))
+    names = [trait.name for trait in found]
+    assert names[:3] == ["sequential", "threshold 0.5", "threshold 0.7"]
+    assert names[4] == "credit threshold=0.5 alpha=0.5" and names[-1] == "oracle"
+    assert factors.factor_names(found) == ["strategy", "threshold", "alpha"]
+    assert [trait.role for trait in found] == ["control", *["rule"] * 6, "oracle"]
+    thresholds = [trait for trait in found if trait.rule == "threshold"]
+    assert len({trait.line for trait in thresholds}) == 1
+    assert [trait.at for trait in thresholds] == [0.5, 0.7, 0.9]
+    # alpha and threshold change together: no line runs along one of them alone
+    assert len({trait.line for trait in found if trait.rule == "credit"}) == 3
+
+
+def test_of_one_rule_only_what_was_set_is_left_and_every_run_has_its_own_name(tmp_path):
+    for value in (0.5, 0.7):
+        select = {**THRESHOLD, "threshold": value}
+        run(tmp_path / "runs", f"threshold {value}", samples(30, 4), select=select)
+    assert [t.name for t in factors.traits_of(read(tmp_path / "runs"))] == [
+        "threshold=0.5", "threshold=0.7",
+    ]  # fmt: skip
+    run(tmp_path / "other", "mine", samples(30, 4), order=0)
+    run(tmp_path / "other", "yours", samples(30, 4), order=1)
+    assert [t.name for t in factors.traits_of(read(tmp_path / "other"))] == ["mine", "yours"]
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_a_terminal_gets_at_most_forty_lines_with_the_fastest_at_every_accuracy(tmp_path, count):
+    folder = tmp_path / "runs"
+    run(folder, "sequential", samples(40, 16), select=TOP_ONE)
+    for number in range(count):
+        select = {**THRESHOLD, "threshold": number / 100}
+        run(folder, f"threshold {number / 100}", samples(40 - number % 40, 12 - number % 9),
+            select=select, order=number + 1)  # fmt: skip
+    written = report.write_report(store.collect(folder), tmp_path / "out", draw=False)
+    console = Console(width=80, file=io.StringIO())
+    for part in overview.overview(written.report, 80, ["report: somewhere"]):
+        console.print(part)
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= overview.MOST_LINES and max(map(len, lines)) <= 80
+    assert any("sequential" in line for line in lines)
+    told = [line for line in lines if line.startswith("best at ")]
+    floor, name = re.match(r"best at ([\d.]+) % or more: (.*), ", told[-1]).groups()
+    enough = [r for r in written.report.overall if 100 * r.accuracy.value >= float(floor)]
+    assert name == max(enough, key=lambda row: row.tokens_per_forward.value).strategy
+    assert any(line.strip().startswith(name) for line in lines)
+    assert ("more runs" in console.file.getvalue()) == (count > 30)
+
+
+def test_without_the_packages_for_it_the_page_is_plain(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(explore, "find_spec", lambda name: None)
+    words = ["task=report", f"runs={runs}", "task.figures=false", "display=plain"]
+    assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 0
+    assert "pip install 'dllm_decode[report]'" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "threshold 0.9" in page
+
+
+def test_the_page_holds_the_problems_that_some_run_got_wrong_first(runs):
+    found = explore.data(read(runs), 12)
+    assert len(found["problems"]) == 12 and found["total"] == 40
+    wrong = [any(not answer[1] for answer in answers) for answers in found["answers"]]
+    assert sum(wrong) == 10  # threshold 0.5 has ten wrong ones, and the others fewer
+    texts, first = found["texts"], found["answers"][0][0]
+    assert texts[first[0]] == "!" and len(first[3]) == 8
+    assert {run["name"]: run["kind"] for run in found["runs"]}["sequential"] == "control"
+
+
+def test_what_a_page_knows_cannot_end_the_script_it_stands_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(explore, "find_spec", lambda name: object())
+    monkeypatch.setattr(explore, "libraries", lambda: (("", ""), "let a = '</script>'"))
+    sly = [replace(s, prompt="</script><b>", text="<!--") for s in samples(20, 4)]
+    run(tmp_path / "runs", "a", sly)
+    made = explore.section(read(tmp_path / "runs"), 5)
+    inside = made.split("explore-data", 1)[1].split("explore-tables", 1)[0]
+    assert "</script><b>" not in inside and "<!--" not in inside
+    assert made.count("</script>") == made.count("<script") == 4

@@ -98,7 +98,7 @@ def test_an_absent_trace_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_player_cannot_be_ended_by_what_a_model_wrote() -> None:
     trace, _ = decode(["ab"])
-    page = player(Trace(**{**vars(trace), "titles": ("</script><b>",)}))
+    page = player({"a": Trace(**{**vars(trace), "titles": ("</script><b>",)})})
     assert "</script><b>" not in page and "\\u003c/script>\\u003cb>" in page
 
 

@@ -32,7 +32,7 @@ PER_FAMILY = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forwar
 
 _CAPTIONS = {
     "accuracy_speed": "Accuracy against tokens per forward, with 95 % intervals and Pareto front.",
-    "families": "Tokens per forward on each family, with the accuracy at the end of each bar.",
+    "families": "The same for each family on which the rules differ, and for all others together.",
     "steps": "Tokens committed in each model pass.",
     "grid": "Accuracy of every run on every family, tokens per forward below.",
 }
@@ -157,16 +157,20 @@ td[style] { white-space: nowrap; }
 .caption { display: block; color: #444; font-size: 0.85rem; }
 blockquote { border-left: 4px solid #D55E00; padding: 0.2rem 0.8rem; margin: 0.5rem 0;
              background: #fdf3ec; }
+@media (prefers-color-scheme: dark) { body { color: #ddd; background: #161616; }
+       th { border-color: #ddd; } td { border-color: #333; } .caption { color: #aaa; }
+       .figure svg { background: #fff; border-radius: 4px; } blockquote { background: #33231a; } }
 @media print { body { margin: 0; max-width: none; font-size: 11px; } h2 { break-after: avoid; } }
 """
 
 
-def to_html(report: ReportPage, figures: Mapping[str, str]) -> str:
+def to_html(report: ReportPage, figures: Mapping[str, str], explore: str = "") -> str:
     """The report as one page that needs no other file.
 
     Args:
         report: What it says.
         figures: SVG text by name, put where the Markdown page links `NAME.svg`.
+        explore: HTML put behind the heading, see `explore.section`.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -177,6 +181,8 @@ def to_html(report: ReportPage, figures: Mapping[str, str]) -> str:
     reader.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
     reader.add_render_rule("table_close", lambda *_: "</table></div>\n")
     body = reader.render(to_markdown(report, [f"{name}.svg" for name in figures]))
+    top, end, rest = body.partition("</h1>\n")
+    body = f"{top}{end}{explore}{rest}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -2,86 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from dllm_decode import storage
 from dllm_decode.errors import ConfigError
-from dllm_decode.evaluation.reporting import figures, tables
+from dllm_decode.evaluation.reporting import explore, figures, tables
 from dllm_decode.evaluation.reporting import render as page
 from dllm_decode.evaluation.reporting.controls import notes
+from dllm_decode.evaluation.reporting.factors import named, traits_of
 from dllm_decode.evaluation.store import EvalRun, RunCollection, collect, read_run, whole_and_parts
 
 
 def read_runs(paths: Sequence[Path]) -> list[EvalRun]:
     """Finished jobs, in the order given."""
     return [read_run(path) for path in paths]
-
-
-# Short heads: a table has to fit into 100 letters.
-HEADS = {
-    "strategy": "strategy",
-    "family": "family",
-    "problems": "problems",
-    "accuracy": "accuracy\n% [95 %]",
-    "forwards": "forwards",
-    "tokens_per_forward": "tokens/forward\n[95 %]",
-    "speedup_forwards": "speedup,\nforwards",
-    "speedup_wall": "speedup,\ntime",
-    "headroom": "% of\noracle",
-}
-
-
-def terminal_table(
-    rows: Sequence[tables.Row],
-    title: str = "",
-    families: bool = False,
-    columns: Sequence[str] = tuple(HEADS),
-) -> Table:
-    """A table for the terminal.
-
-    Args:
-        rows: What it shows, a line each.
-        title: Above the table.
-        families: Whether a line names its family instead of its strategy.
-        columns: Those to show, keys of `HEADS`.
-    """
-    names = [name for name in columns if name != ("strategy" if families else "family")]
-    table = Table(title=Text(title), title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
-    for name in names:
-        numeric = tables.COLUMNS[name].numeric
-        table.add_column(
-            HEADS[name],
-            justify="right" if numeric else "left",
-            no_wrap=numeric,
-            min_width=None if numeric else 20,
-            overflow="fold",
-        )
-    for row in rows:
-        filled = tables.cells(row)
-        # as text, since names like transforms=[credit] would be read as markup
-        table.add_row(*(Text(filled[name]) for name in names))
-    return table
-
-
-def terminal_wall_times(times: Sequence[tables.WallTime]) -> Table:
-    """Wall times for the terminal, a line per strategy; medians without their ranges."""
-    _, lines = tables.wall_time_cells(times)
-    table = Table(title="wall time", title_justify="left", padding=(0, 1, 0, 0), box=SIMPLE_HEAD)
-    table.add_column("strategy", min_width=20, overflow="fold")
-    for size in sorted({timing.batch_size for timing in times}):
-        for head in (f"batch {size}\nms/problem", "tokens/s", "speedup"):
-            table.add_column(head, justify="right", no_wrap=True)
-    for line in lines:
-        table.add_row(
-            *(Text(cell.partition(" [")[0] if i else cell) for i, cell in enumerate(line))
-        )
-    return table
 
 
 @dataclass(frozen=True)
@@ -112,6 +49,12 @@ class Chosen:
     whole: Sequence[EvalRun]
     parts: Sequence[EvalRun]
     timed: Sequence[EvalRun]
+
+    def named(self) -> Chosen:
+        """The same under names that say only what differs."""
+        short = named([*self.whole, *self.parts, *self.timed])
+        a, b = len(self.whole), len(self.whole) + len(self.parts)
+        return Chosen(short[:a], short[a:b], short[b:])
 
     @property
     def beside(self) -> list[EvalRun]:
@@ -149,13 +92,18 @@ def chosen_runs(collection: RunCollection, only: str | None) -> Chosen:
     runs.sort(key=_place)
     timed = [run for run in runs if run.timing]
     whole, parts = whole_and_parts([run for run in runs if not run.timing] or timed)
-    there = {(run.name, run.batch_size) for run in whole}
-    parts = [run for run in parts if (run.name, run.batch_size) not in there]
+    there = {_job(run) for run in whole}
+    parts = [run for run in parts if _job(run) not in there]
     return Chosen(
-        distinct(whole, lambda run: (run.name,)),
-        distinct(parts, lambda run: (run.name, run.batch_size)),
-        distinct(timed, lambda run: (run.name, run.batch_size, run.timing)),
+        distinct(whole, lambda run: _job(run)[:2]),
+        distinct(parts, _job),
+        distinct(timed, lambda run: (*_job(run), run.timing)),
     )
+
+
+def _job(run: EvalRun) -> tuple[str, str, int]:
+    """What runs of the same job have in common, whatever the code was."""
+    return run.name, json.dumps(run.settings, sort_keys=True, default=str), run.batch_size
 
 
 def distinct(
@@ -193,6 +141,7 @@ def write_report(
     title: str = "Evaluation",
     preface: str = "",
     draw: bool = True,
+    answers: int = 0,
 ) -> Written:
     """Write CSV, Markdown, HTML and figures into a folder.
 
@@ -203,11 +152,13 @@ def write_report(
         title: Of the page.
         preface: Markdown before the tables.
         draw: Whether there are figures.
+        answers: Problems whose answers the page holds, to look at and to play; 0: the page has
+            nothing to sort, filter and click, only tables and figures.
 
     Raises:
         ConfigError: No table should mix the runs; says which differ, and how.
     """
-    chosen = chosen_runs(collection, only)
+    chosen = chosen_runs(collection, only).named()
     runs, smaller = chosen.whole, chosen.beside
     times = tables.wall_times(chosen.clocked)
     families = list(dict.fromkeys(family for run in runs for family in run.families))
@@ -232,10 +183,14 @@ def write_report(
     drawn = figures.draw_all(runs, folder / "figures") if draw else []
     every = [*report.overall, *report.parts, *(row for rows in by_family.values() for row in rows)]
     texts = {
-        "table.csv": tables.csv_text(every),
+        "table.csv": tables.csv_text(
+            every, {trait.name: trait.factors for trait in traits_of([*runs, *smaller])}
+        ),
         "report.md": page.to_markdown(report, [f"figures/{path.name}" for path in drawn]),
         "report.html": page.to_html(
-            report, {path.stem: path.read_text(encoding="utf-8") for path in drawn}
+            report,
+            {path.stem: path.read_text(encoding="utf-8") for path in drawn},
+            explore.section(runs, answers) if answers else "",
         ),
     }
     if report.times:
@@ -292,13 +247,10 @@ def machine_of(run: EvalRun) -> str:
 
 
 __all__ = [
-    "HEADS",
     "Chosen",
     "Written",
     "chosen_runs",
     "collect",
     "read_runs",
-    "terminal_table",
-    "terminal_wall_times",
     "write_report",
 ]

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
 
@@ -321,8 +321,15 @@ def head(name: str) -> str:
     return f"{column.head} ({column.unit})" if column.unit else column.head
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """All figures in full precision, one line per row; shares in 0..1, times in seconds."""
+def csv_text(rows: Sequence[Row], factors: Mapping[str, Mapping[str, object]] | None = None) -> str:
+    """All figures in full precision, one line per row; shares in 0..1, times in seconds.
+
+    Args:
+        rows: What it shows, a line each.
+        factors: By the name of a run: what tells it from the others, a column each at the end.
+    """
+    own = factors or {}
+    swept = list(dict.fromkeys(name for values in own.values() for name in values))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     ranges = ("accuracy", "forwards", "tokens_per_forward")
@@ -332,7 +339,7 @@ def csv_text(rows: Sequence[Row]) -> str:
     writer.writerow(
         ["strategy", "family", "problems", *names, *plain, "speedup_forwards", "speedup_wall_time",
          "delivered_tokens_of_sequential", "saved_forwards_from_padding",
-         "speedup_useful_forwards", "share_of_oracle"]
+         "speedup_useful_forwards", "share_of_oracle", *(f"factor: {name}" for name in swept)]
     )  # fmt: skip
     for row in rows:
         spans = [getattr(row, name) for name in ranges]
@@ -348,6 +355,7 @@ def csv_text(rows: Sequence[Row]) -> str:
             + [_csv(getattr(row, name)) for name in plain]
             + gains
             + ["" if row.headroom is None else repr(row.headroom)]
+            + [_cell(str(own.get(row.strategy, {}).get(name, ""))) for name in swept]
         )
     return buffer.getvalue()
 
