@@ -135,7 +135,7 @@ def outside(launches):
         ("threshold", "dual", "greedy", 1, 1, 150),
         ("credit", "none", "greedy", 2, 1, 180),
         pytest.param("threshold", "none", "greedy", 1, 1, 120, marks=pytest.mark.slow),
-        ("dream_topk_margin", "none", "top_h", 1, 4, 300),
+        ("dream_topk_margin", "none", "top_h", 1, 4, 330),
     ],
 )
 def test_a_decode_on_a_gpu_is_the_processors_waits_once_per_step_and_launches_little(
