@@ -145,9 +145,7 @@ def _blocks(lines):
             target[place] = int(jump[1], 16)
     begins = {lines[0][0], *target.values()}
     ends = re.compile(r"\b(BRA|EXIT|RET|BRX|CALL)\b")
-    begins |= {
-        after for (_, text), (after, _) in itertools.pairwise(lines) if ends.search(text)
-    }
+    begins |= {after for (_, text), (after, _) in itertools.pairwise(lines) if ends.search(text)}
     blocks, starts = [], []
     for place, text in lines:
         if place in begins:
