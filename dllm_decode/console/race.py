@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,9 +68,17 @@ class Lane:
         """How many it took."""
         return self.frames[-1].forwards
 
+    def step_at(self, moment: int) -> int:
+        """How many steps are done after so many passes; a step that probes takes several."""
+        return max(0, bisect_right(self._passes, moment) - 1)
+
     def at(self, moment: int) -> Frame:
-        """The canvas after so many steps; the last one stays."""
-        return self.frames[min(moment, len(self.frames) - 1)]
+        """The canvas after so many passes; the last one stays."""
+        return self.frames[self.step_at(moment)]
+
+    @cached_property
+    def _passes(self) -> list[int]:
+        return [frame.forwards for frame in self.frames]
 
     @cached_property
     def widths(self) -> list[int]:
@@ -115,9 +124,9 @@ class Lane:
 
     def status(self, moment: int) -> str:
         """How far it is."""
-        over = moment >= len(self.frames) - 1
+        over = moment >= self.passes
         mark = {True: " ✓", False: " ✗ wrong", None: ""}[self.correct] if over else ""
-        return f"{self.name}: pass {self.at(moment).forwards}{', done' if over else ''}{mark}"
+        return f"{self.name}: pass {min(moment, self.passes)}{', done' if over else ''}{mark}"
 
 
 @dataclass(frozen=True)
@@ -127,10 +136,10 @@ class Heat:
     Attributes:
         title: The prompt on one line.
         lanes: The decodes, the baseline first.
-        difference: Pass (counted from 1) and column at which they first do different things.
+        difference: Step (counted from 1) and column at which they first do different things.
 
     Examples:
-        >>> lane = Lane("credit", [Frame((None,)), Frame((None,)), Frame((None,))], str)
+        >>> lane = Lane("credit", [Frame((None,)), Frame((None,), forwards=2)], str)
         >>> Heat("Sort: 1 Eva 2 Ben 3 Cleo", (lane, lane)).moments
         2
     """
@@ -141,8 +150,13 @@ class Heat:
 
     @property
     def moments(self) -> int:
-        """Steps of its longest lane."""
-        return max(len(lane.frames) for lane in self.lanes) - 1
+        """Passes of its longest lane."""
+        return max(lane.passes for lane in self.lanes)
+
+    def marked(self, lane: Lane, moment: int) -> int:
+        """The column of the first difference where a lane is just there, else -1."""
+        here = self.difference is not None and lane.step_at(moment) == self.difference[0]
+        return self.difference[1] if self.difference is not None and here else -1
 
 
 def worth_watching(passes: Sequence[int], most: int = _MOST_PROMPTS) -> list[int]:
@@ -214,11 +228,11 @@ def _most(heats: Sequence[Heat], console: Console) -> int:
 
 
 def picture(heats: Sequence[Heat], moment: int, console: Console) -> RenderableType:
-    """The race after so many steps.
+    """The race after so many passes.
 
     Args:
         heats: The prompts.
-        moment: Steps that every lane has done, or all that it needs.
+        moment: Passes that every lane has done, or all that it needs.
         console: Whose size counts.
     """
     parts: list[RenderableType] = []
@@ -226,9 +240,9 @@ def picture(heats: Sequence[Heat], moment: int, console: Console) -> RenderableT
         parts.append(Text(heat.title, style="bold", no_wrap=True, overflow="ellipsis"))
         width = _room(console, len(heat.lanes))
         most = _most(heats, console)
-        now = heat.difference is not None and heat.difference[0] == moment
-        marked = heat.difference[1] if heat.difference is not None and now else -1
-        drawn = [_drawn(lane, moment, width, most, marked) for lane in heat.lanes]
+        drawn = [
+            _drawn(lane, moment, width, most, heat.marked(lane, moment)) for lane in heat.lanes
+        ]
         if console.width < _NARROW:
             parts += [line for lines in drawn for line in lines]
         else:
@@ -272,7 +286,10 @@ def _say(heat: Heat, display: Display) -> None:
     blank = " " * width
     height = max(len(lane.lines(lane.frames[0], width)) for lane in heat.lanes)
     shown = max(2, min(heat.moments + 1, _PLAIN_LINES // height))
-    parting = {heat.difference[0]} if heat.difference else set()
+    parting = set()
+    if heat.difference is not None:
+        frames = heat.lanes[0].frames
+        parting = {frames[min(heat.difference[0], len(frames) - 1)].forwards}
     even = {round(n * heat.moments / (shown - 1)) for n in range(shown)}
     display.say(heat.title)
     display.say("pass " + "".join(f" | {lane.name:{width}}" for lane in heat.lanes).rstrip())

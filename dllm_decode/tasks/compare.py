@@ -215,7 +215,7 @@ def _show(
         for row in [row for row in rows if row in found[name]][:_SHOWN]:
             difference = found[name][row]
             display.say(
-                f"  prompt {row + 1}: from pass {difference.step + 1}, column "
+                f"  prompt {row + 1}: from step {difference.step + 1}, column "
                 f"{difference.column}: {difference.left} against {difference.right}"
             )
         if len(found[name]) > _SHOWN:

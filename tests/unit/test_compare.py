@@ -26,7 +26,7 @@ def test_two_recorded_runs_are_compared_where_they_part(tmp_path: Path, capsys) 
     assert run(tmp_path / "c", "task=compare", both) == 0
     told = capsys.readouterr().out
     assert "strategy=topk against strategy=sequential" in told
-    assert "prompt 1: from pass 1, column " in told and "   1* |" in told
+    assert "prompt 1: from step 1, column " in told and "   1* |" in told
     written = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [d["row"] for d in written["first_differences"]["strategy=sequential"]] == [0, 1]
     page = (tmp_path / "c" / "compare.html").read_text()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -98,6 +99,22 @@ def test_both_lanes_stand_side_by_side_with_their_passes() -> None:
     assert "slow: pass 4, done ✓" in plain(drawn(console(), 9))
 
 
+def test_lanes_meet_at_passes_also_where_a_step_probes() -> None:
+    steps = [replace(step, forwards=(3,), probes=(2,)) for step in FAST.steps]
+    lane = Lane.of("probing", replace(FAST, steps=tuple(steps)), 0)
+    assert [lane.step_at(moment) for moment in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert lane.status(5) == "probing: pass 5" and lane.status(6) == "probing: pass 6, done"
+    assert Heat("who", (lane, Lane.of("fast", FAST, 0))).moments == 6
+
+
+def test_a_first_difference_is_marked_where_it_happens() -> None:
+    parted = replace(heat(), difference=(1, 1))
+    where = console()
+    where.print(picture([parted], 1, where))
+    assert isinstance(where.file, io.StringIO)
+    assert where.file.getvalue().count("\x1b[7m") == 2
+
+
 def test_colours_tell_the_confidence_and_go_where_they_are_not_wanted() -> None:
     bright = drawn(console(), 4)
     assert "48;2;244;165;130" in bright and "48;2;67;147;195" in bright  # unsure, sure
@@ -154,8 +171,6 @@ def test_demanding_families_come_from_what_the_bundled_model_is_shown_with() -> 
 
 
 def test_a_long_family_joins_the_race_when_the_model_knows_it(monkeypatch) -> None:
-    from dataclasses import replace
-
     from dllm_decode import problems as package
 
     tale = replace(FAMILIES["tale"], shown=True)
