@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from dllm_decode.console.colours import INK, colour_of
 from dllm_decode.console.race import Heat, Lane
+from dllm_decode.decoding.colours import INK, colour_of
 from dllm_decode.decoding.playback import Frame
 from dllm_decode.errors import ConfigError
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TypeAlias
 
-from dllm_decode.console.colours import GIVEN, SCALE, legend
 from dllm_decode.console.runfolder import RunFolder
+from dllm_decode.decoding.colours import GIVEN, SCALE, legend
 from dllm_decode.decoding.counterfactual import USUAL, would_commit
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.trace import Trace

@@ -8,6 +8,7 @@ a column change its keys and values. With block-causal attention `BlockExact` is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -19,6 +20,8 @@ from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.returned import check_plane, kind_of, named
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
+
+_UNDERFLOW = 14.5  # exp(-x * x / 2) is 0 in float32 from here on
 
 
 @runtime_checkable
@@ -49,6 +52,10 @@ class Plan:
         store: the model's key/value store, which the pass reads and writes.
         complete: whether every column of every row is live and valid, so that the pass needs no
             attention mask; None where that is not known without a sync.
+        start: the first generated column of the canvas that comes with it; what lies in front of it
+            is padding and prompt.
+        extents: Where each row begins and ends among the columns of a pass without a store, as the
+            host knows it; None where it would have to ask.
 
     Examples:
         >>> import torch
@@ -62,6 +69,8 @@ class Plan:
     valid: Tensor | None = None
     store: Store | None = None
     complete: bool | None = None
+    start: int = 0
+    extents: tuple[tuple[int, int], ...] | None = None
 
     def places(self) -> Tensor:
         """The columns with the empty slots repeating the row's last one, (B, Q).
@@ -487,16 +496,23 @@ class CertaintyCache(CachePolicy):
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else the window's best by certainty."""
         snapshot, memory = step.snapshot, step.memory
-        distance = snapshot.columns[:, None] - snapshot.columns[None, :]
-        kernel = torch.exp(-(distance**2) / (2 * self.sigma**2)).float()
         decided = (snapshot.decided & snapshot.live).float()
-        density = decided @ kernel / decided.sum(1, keepdim=True).clamp(min=1)
+        density = self._lent(decided) / decided.sum(1, keepdim=True).clamp(min=1)
         candidates = step.window & snapshot.undecided
         score = (memory.certainty * density).masked_fill(~candidates, -1.0)
         order = score.sort(dim=1, descending=True, stable=True).indices
         rank = torch.empty_like(order).scatter_(1, order, snapshot.columns.expand_as(order))
         due = ~memory.valid.any(1) | (memory.age + 1 >= self.every)
         return _all_if(due, step, candidates & (rank < self.top))
+
+    def _lent(self, decided: Tensor) -> Tensor:
+        """What the decided columns (B, L) lend to each column, summed; the cost is linear in L."""
+        # further away the weight is 0 in float32
+        reach = min(decided.shape[1] - 1, math.ceil(min(_UNDERFLOW * self.sigma, 2**31)))
+        offsets = torch.arange(-reach, reach + 1, device=decided.device)
+        weight = torch.exp(-(offsets**2) / (2 * self.sigma**2)).float()
+        neighbours = torch.nn.functional.pad(decided, (reach, reach)).unfold(1, 2 * reach + 1, 1)
+        return neighbours @ weight
 
 
 @dataclass(frozen=True)

@@ -373,11 +373,13 @@ def _possible(world: Any, prompt: str) -> Callable[[str], bool]:
 def first_line(decoder: TextDecoder) -> str:
     """Model, checkpoint, parameters, device, strategy in words."""
     from dllm_decode.console.describe import describe_part, describe_strategy
+    from dllm_decode.models.guided import Guided
 
     loop = decoder.decoder
     words = f"{decoder.model.description}; {describe_strategy(loop.strategy)}"
     others = (loop.schedule, loop.cache, loop.sampler)
-    return f"{words}; {', '.join(map(describe_part, others))}"
+    twice = f"; guidance {loop.denoiser.scale}" if isinstance(loop.denoiser, Guided) else ""
+    return f"{words}; {', '.join(map(describe_part, others))}{twice}"
 
 
 def note_for_strangers(decoder: TextDecoder, prompts: Sequence[str]) -> str:

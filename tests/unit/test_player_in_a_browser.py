@@ -130,7 +130,7 @@ def test_forced_commits_edits_and_what_was_opened_again_are_told_apart(page: Any
 
 
 def test_confidence_is_a_colour_in_light_and_dark(page: Any) -> None:
-    from dllm_decode.console.colours import SCALE
+    from dllm_decode.decoding.colours import SCALE
 
     page.keyboard.press("ArrowRight")
     for scheme in ("light", "dark"):
