@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -43,7 +43,7 @@ class Lane:
         >>> cell = Cell(7, 0, 0.9, "commit")
         >>> frames = [Frame((None,)), Frame((cell,), frozenset({0}), forwards=1)]
         >>> Lane("credit", frames, {7: "yes"}.__getitem__, correct=True).status(1)
-        'credit: pass 1, done ✓'
+        'credit: pass 1, right'
     """
 
     name: str
@@ -104,7 +104,8 @@ class Lane:
             marked: A column that is to be seen at once.
         """
         lines, used = [Text()], 0
-        for column, (cell, room) in enumerate(zip(frame.cells, self.widths, strict=False)):
+        for column, (cell, wanted) in enumerate(zip(frame.cells, self.widths, strict=False)):
+            room = min(wanted, width)
             if used + room > width and used:
                 lines.append(Text())
                 used = 0
@@ -113,20 +114,20 @@ class Lane:
                 loud = column in frame.reopened or column == marked
                 style = "reverse" if loud else "dim"
                 piece = _OPEN.center(room) if cell is None else self.pieces(cell.token)
-                lines[-1].append(piece + " " * (room - cell_len(piece)), style=style)
+                lines[-1].append(set_cell_size(piece, room), style=style)
                 continue
             style = f"{INK} on {colour_of(cell.confidence)}"
             if column in frame.fresh:
                 style += " bold underline" if cell.kind == "commit" else " bold italic underline"
             piece = self.pieces(cell.token)
-            lines[-1].append(piece + " " * (room - cell_len(piece)), style=style)
+            lines[-1].append(set_cell_size(piece, room), style=style)
         return lines
 
     def status(self, moment: int) -> str:
         """How far it is."""
         over = moment >= self.passes
-        mark = {True: " ✓", False: " ✗ wrong", None: ""}[self.correct] if over else ""
-        return f"{self.name}: pass {min(moment, self.passes)}{', done' if over else ''}{mark}"
+        end = {True: ", right", False: ", wrong", None: ", done"}[self.correct] if over else ""
+        return f"{self.name}: pass {min(moment, self.passes)}{end}"
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def picture(heats: Sequence[Heat], moment: int, console: Console) -> RenderableT
     """
     parts: list[RenderableType] = []
     for heat in heats:
-        parts.append(Text(heat.title, style="bold", no_wrap=True, overflow="ellipsis"))
+        parts.append(Text(_short(heat.title, console.width), style="bold"))
         width = _room(console, len(heat.lanes))
         most = _most(heats, console)
         drawn = [
@@ -256,6 +257,11 @@ def picture(heats: Sequence[Heat], moment: int, console: Console) -> RenderableT
     return Group(*parts)
 
 
+def _short(text: str, width: int) -> str:
+    """A text that fits into a line in any encoding: one of few signs may have no ellipsis."""
+    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 4)} ..."
+
+
 def _drawn(lane: Lane, moment: int, width: int, most: int, marked: int) -> list[Text]:
     """A lane in lines; of a long canvas those around the first open column."""
     frame = lane.at(moment)
@@ -266,7 +272,7 @@ def _drawn(lane: Lane, moment: int, width: int, most: int, marked: int) -> list[
         now = next((n for n, line in enumerate(lines) if _OPEN in line.plain), height)
         top = min(max(0, now - most // 2), height - most)
         lines = lines[top : top + most]
-    return [Text(lane.status(moment), style="dim", no_wrap=True, overflow="ellipsis"), *lines]
+    return [Text(lane.status(moment), style="dim", no_wrap=True, overflow="crop"), *lines]
 
 
 def _key(console: Console) -> Text:
