@@ -226,4 +226,4 @@ def _show(
             f"{sum(record['same_tokens'][name])} end in the same tokens; "
             f"{passes[0]} against {passes[1]} passes"
         )
-    display.say(f"to play them in sync, open {context.folder.path / 'compare.html'}")
+    display.say(f"player: {context.folder.path / 'compare.html'}")

@@ -361,8 +361,9 @@ class Generate(Task):
         if any(run.interrupted for run in runs.values()):
             display.say("interrupted; the partial results are in the run folder", "bold")
         display.say(f"run folder: {context.folder.path}")
-        if (context.folder.path / "trace.html").is_file():
-            display.say("to play it again, open trace.html in it")
+        player = context.folder.path / "trace.html"
+        if player.is_file():
+            display.say(f"player: {player}")
 
 
 def _possible(world: Any, prompt: str) -> Callable[[str], bool]:
