@@ -197,6 +197,10 @@ def test_the_strip_says_what_other_rules_would_have_committed(page: Any) -> None
     rules.locator("input").first.check()
     assert kinds(page, 0, 1) == {"open", "would"} and kinds(page, 0, 0) == {"open"}
     assert "only until the two part" in rules.inner_text()
+    rules.locator("input").first.focus()
+    page.keyboard.press("Space")  # of the box, not of the player
+    assert not rules.locator("input").first.is_checked()
+    assert page.locator("#play").text_content() == "play"
 
 
 def test_bars_of_the_timeline_can_be_clicked(page: Any) -> None:
