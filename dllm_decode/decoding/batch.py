@@ -406,14 +406,13 @@ class Batch:
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
         index, masked = torch.where(computed, index, -1), masked & computed
-        opened = opened & computed
-        count = opened.sum(1)
-        if self._sources is not None:
-            sources = self._sources(index, snapshot.live)
+        opened = opened & computed if self._sees_canvas else masked
+        sources = index if self._sources is None else self._sources(index, snapshot.live)
+        if sources is not index:
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
         valid = refresh.valid | columns
-        slots = (index, masked, active, opened)
-        return NextStep(*slots, count, fresh, columns, valid, window.index, lingering)
+        slots = (index, masked, active, opened, opened.sum(1))
+        return NextStep(*slots, fresh, columns, valid, window.index, lingering)
 
     def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
@@ -489,13 +488,18 @@ class Batch:
         self._unseen += 1
         self._count(change, extra)
         self.parts.cache.note(change, self.cache_memory)
+        if self.parts.record or self.parts.observers:
+            self._tell(change, snapshot, view)
+        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
+
+    def _tell(self, change: Change, snapshot: Snapshot, view: StepView) -> None:
+        """Hand a change to those who may keep it."""
+        told, kept = change.for_keeps(), self.parts.candidates
         if self.parts.record:
-            known, kept = change.known(), self.parts.candidates
-            self.trace.append(with_candidates(known, view, kept) if kept else known)
+            self.trace.append(with_candidates(change, view, kept).for_keeps() if kept else told)
         for observer in self.parts.observers:
             with blamed(observer):
-                observer.step(change.known(), snapshot)
-        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
+                observer.step(told, snapshot)
 
     def _count(self, change: Change, extra: ExtraPasses) -> None:
         counters, upcoming = self.counters, self.next

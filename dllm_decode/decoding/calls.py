@@ -27,6 +27,7 @@ from dllm_decode.decoding.types import (
     StepView,
 )
 from dllm_decode.errors import ConfigError, DecisionError
+from dllm_decode.kernels.reference import cast
 
 # Parts are untyped here: their classes stand in `strategy`, which calls them through this module.
 
@@ -122,7 +123,7 @@ def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memor
     """The horizon that a part asks for, (B,) int64."""
     with _blaming(part, view) as who:
         asked = part.horizon(snapshot, view, change, memory)
-    return _checked("horizon", asked, snapshot.horizon, who, view).long()
+    return cast(_checked("horizon", asked, snapshot.horizon, who, view), torch.long)
 
 
 def lingers(
@@ -160,7 +161,7 @@ def check_decision(decision: Any, view: StepView, who: str) -> Decision:
             _checked(name, value, view.step, who, view)
     _check_carry(decision.carry, view, who)
     _check_notes(decision.notes, view, who)
-    tokens = None if decision.tokens is None else decision.tokens.long()
+    tokens = None if decision.tokens is None else cast(decision.tokens, torch.long)
     return replace(decision, tokens=tokens, author=decision.author or who)
 
 

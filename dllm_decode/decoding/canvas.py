@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from dllm_decode.decoding.cache import mask_of
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, Vocab
+from dllm_decode.kernels.reference import cast
 
 
 @dataclass
@@ -166,17 +167,16 @@ class Canvas(Memory):
             revocable: False skips the re-masks of strategies that have none.
         """
         before, columns = self.snapshot(), change.index + self.start
+        beyond = self.editable.shape[1]
         if revocable:
-            opened = torch.where(change.remask, columns, self.editable.shape[1])
+            opened = torch.where(change.remask, columns, beyond)
             self._write(opened, self.vocab.mask_id, False, -1, float("nan"))
-        decided = torch.where(change.written, columns, self.editable.shape[1])
+        decided = torch.where(change.written, columns, beyond)
         step = change.step[:, None].expand_as(decided)
-        self._write(decided, change.tokens, True, step, change.confidence.float())
+        self._write(decided, change.tokens, True, step, cast(change.confidence, torch.float))
         if self.revised is not None:
             again = change.remask if change.edit is None else change.remask | change.edit
-            self.revised = self.revised + mask_of(
-                torch.where(again, columns, -1), self.editable.shape[1]
-            )
+            self.revised = self.revised + mask_of(torch.where(again, columns, -1), beyond)
         self._seen = before.written(self.tokens, self.decided, self.revised)
 
     def _write(

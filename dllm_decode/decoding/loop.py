@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +76,21 @@ class Decoder(Composition):
         check_request(self.denoiser, self.strategy, self.schedule, request)
 
 
+def _without_gradients(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of a run in inference mode, in which small operators cost a sixth less.
+
+    Its tensors have no versions, which the guard of `debug` reads: with it, without gradients only.
+    """
+
+    @wraps(method)
+    def quiet(run: Run, *given: Any) -> None:
+        mode = torch.no_grad() if run.decoder.debug else torch.inference_mode()
+        with mode, device_faults_end_it():
+            method(run, *given)
+
+    return quiet
+
+
 class Run:
     """A decode on its way through the loop: rows join, step together, and leave when done.
 
@@ -132,15 +149,13 @@ class Run:
         """What became of the rows that are done."""
         return self.monitor.outcomes
 
-    @torch.no_grad()
-    @device_faults_end_it()
+    @_without_gradients
     def admit(self, rows: Sequence[int]) -> None:
         """Let rows of the request join."""
         self.batch.admit(rows)
         self.monitor.sync()
 
-    @torch.no_grad()
-    @device_faults_end_it()
+    @_without_gradients
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
         plan = self.batch.plan()
@@ -157,7 +172,7 @@ class Run:
 
     def view(self, prediction: Prediction, hidden: Tensor | None = None) -> StepView:
         """Everything the strategy may know about this step."""
-        batch = self.batch
+        batch, progress = self.batch, self.strategy.progress
         snapshot, upcoming, counters = batch.snapshot, batch.next, batch.counters
         index, active, progress = upcoming.index, upcoming.active, self.strategy.progress
         step, entered = counters.step, counters.window_entered

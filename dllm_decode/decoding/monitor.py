@@ -129,8 +129,10 @@ class PendingCheck:
         decision = replace(
             self.faults.decision, predictions=tuple((who, _kept(pred)) for who, pred in made)
         )
-        view = replace(self.view, pred=_kept(self.view.pred), passes=None)
-        return PendingCheck(view, replace(self.faults, view=view, decision=decision), self.counts)
+        view = self.view.but(pred=_kept(self.view.pred), hidden=None, passes=None)
+        change = self.faults.change.but(probability=self.faults.change.confidence)  # not asked for
+        faults = replace(self.faults, view=view, decision=decision, change=change)
+        return PendingCheck(view, faults, self.counts)
 
 
 class KeptPrediction(NamedTuple):

@@ -235,7 +235,8 @@ class Prediction(ABC):
             raise
 
     def _shaped(self, values: Tensor) -> Tensor:
-        values = values.to(self._dtype) if values.dtype.is_floating_point else values
+        if values.dtype.is_floating_point:
+            values = reference.cast(values, self._dtype)
         return values.reshape(*self.shape[:2], *values.shape[1:])
 
     def _share(self, logits: Tensor) -> Tensor:
@@ -246,7 +247,7 @@ class Prediction(ABC):
         maximum = self._statistics.maximum.reshape(*self.shape[:2], 1)
         total = self._statistics.total.reshape(*self.shape[:2], 1)
         share = (logits - maximum).exp() / total
-        return share.masked_fill(self._emptied[..., None], 0.0).to(self._dtype)
+        return reference.cast(share.masked_fill(self._emptied[..., None], 0.0), self._dtype)
 
     @cached_property
     def _emptied(self) -> Tensor:

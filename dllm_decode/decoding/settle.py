@@ -178,7 +178,7 @@ def legal_change(
         tokens = torch.where(unfit & (granted.commit > decision.commit), view.pred.token, tokens)
         tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
     ids, remask = tokens[..., None], granted.remask
-    return Change(
+    change = Change(
         rows=view.snapshot.rows,
         step=view.step,
         index=view.offsets,
@@ -196,6 +196,9 @@ def legal_change(
         steps=None if decision.steps is None else decision.steps.clamp(min=1),
         notes=decision.notes,
     )
+    if remask is None:
+        vars(change)["touched"] = change.written  # is known already
+    return change
 
 
 def _asked(view: StepView, decision: Decision, strategy: Strategy) -> SlotChanges:

@@ -347,6 +347,9 @@ class Snapshot:
         after = self._hand_on(replace(self, horizon=horizon), "columns", "behind_fixed")
         near = after._near
         vars(after).update(live=self.live & near, undecided=self.undecided & near)
+        if "first_undecided" in vars(self):
+            first, width = self.first_undecided, self.tokens.shape[1]
+            vars(after)["first_undecided"] = first.masked_fill(first >= horizon, width)
         return after
 
     @cached_property
@@ -772,6 +775,10 @@ class Decision:
     author: str = field(default="", repr=False, compare=False)
 
 
+def _of_inference(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_inference()
+
+
 @dataclass(frozen=True)
 class Change(LazyFields):
     """What one step did, and all that a trace keeps: replaying the changes gives the result.
@@ -849,6 +856,17 @@ class Change(LazyFields):
         own = torch.ones_like(self.step) if self.live is None else self.live.long()
         own = own if self.carried is None else own - self.carried.long()
         return own if self.probes is None else own + self.probes
+
+    @torch.inference_mode(False)
+    def for_keeps(self) -> Change:
+        """The change, complete, in tensors that may be used outside the loop like any other."""
+        values = vars(self.known())
+        planes = {name: value.clone() for name, value in values.items() if _of_inference(value)}
+        notes = {
+            name: note.clone() if _of_inference(note) else note for name, note in self.notes.items()
+        }
+        kept: Change = self.but(**planes, notes=notes)
+        return kept
 
     def take(self, rows: Tensor) -> Change:
         """The change restricted to some of its rows.

@@ -441,7 +441,7 @@ DEFECTS = {
         cache.DelayedCache, "recompute", "age + 1 >=", "age >=", {"plans"}
     ),
     "padding keeps the age of a row": of_policy(
-        "plan", "(mask | ~snapshot.live).all(1)", "mask.all(1)", {"plans"}
+        "plan", "(mask == snapshot.live).all(1)", "mask.all(1)", {"plans"}
     ),
     "a changed token is attended to as it was": of_policy(
         "plan", "(wanted | (memory.stale & memory.valid))", "wanted", {"plans"}
@@ -450,7 +450,7 @@ DEFECTS = {
         "note", "change.touched", "change.written", {"plans"}
     ),
     "confidences are not remembered": of_policy(
-        "note", "memory.certainty = ", "_ = ", {"plans"}
+        "note", "memory.seen = ", "_ = ", {"plans"}
     ),
     "the vicinity is a column short": Defect(
         cache.VicinityCache, "recompute", "<= last + self.after", "< last + self.after", {"plans"}
@@ -460,7 +460,7 @@ DEFECTS = {
         {"plans"},
     ),
     "one column too many by certainty": Defect(
-        cache.CertaintyCache, "recompute", "rank < self.top", "rank <= self.top", {"plans"}
+        cache.CertaintyCache, "recompute", ": self.top]", ": self.top + 1]", {"plans"}
     ),
     "a new block is not computed in full": Defect(
         cache.DualCache, "recompute", "_all_if(step.fresh, step, step.window)", "step.window",
@@ -470,13 +470,15 @@ DEFECTS = {
         cache.PrefixCache, "recompute", "step.window.int().cumsum(1) > 0", "step.window", {"plans"}
     ),
     "a probe is trusted": Defect(
-        cache.StoreMemory, "distrust", "self.stale | columns", "self.stale", {"plans"}
+        cache.StoreMemory, "distrust", "self.changed | functional.pad(columns, (0, 1))",
+        "self.changed", {"plans"},
     ),
     "sources of a shifted model are not computed": of_batch(
         "_look_ahead", "self._sources is not None", "False", {"plans"}
     ),
     "columns without logits are open": of_batch(
-        "_look_ahead", "opened = opened & computed", "pass", {"views"}
+        "_look_ahead", "masked = torch.where(computed, index, -1), masked & computed",
+        "masked = torch.where(computed, index, -1), masked", {"views"},
     ),
     "columns cut since the last sync are attended to": of_batch(
         "plan", "self._complete and not self._unseen", "self._complete", {"syncs"}
