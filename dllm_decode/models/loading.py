@@ -57,6 +57,7 @@ def load_model(
     body: str = "stock",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_control_tokens: bool = False,
+    edits: bool = False,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -89,6 +90,8 @@ def load_model(
             `{"enable_thinking": False}`.
         parse_control_tokens: Whether control tokens in prompts become what they stand for, instead
             of being text.
+        edits: Whether the model was trained to write over its own tokens, and was published with a
+            decoding that does; decoding it otherwise says so.
 
     Raises:
         ConfigError: A setting cannot work; the message names its key.
@@ -132,6 +135,7 @@ def load_model(
         device=str(denoiser.device),
         licence=licence or licence_of(found.folder),
         passed_over=found.passed_over,
+        edits=edits,
     )
     return LoadedModel(denoiser, tokenizer, description, plan.published.values)
 
