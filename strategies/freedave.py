@@ -92,7 +92,7 @@ class FreeDave(Strategy):
             )
         if isinstance(self.rule, Pipeline) and self.rule.stop:
             raise ConfigError(
-                "stop rules belong beside freedave (strategy.stop), not into its rule"
+                "stop rules belong beside freedave, not into its rule"
             )
 
     @property
