@@ -104,7 +104,7 @@ def named(runs: Sequence[EvalRun]) -> list[EvalRun]:
         runs: Those that stand in one report.
     """
     return [
-        replace(run, results={**run.results, "name": trait.name})
+        replace(run, results={**run.results, "name": trait.name, "option": trait.rule})
         for run, trait in zip(runs, traits_of(runs), strict=True)
     ]
 
@@ -122,8 +122,8 @@ def shown(value: object) -> str:
 
 
 def _rule(run: EvalRun) -> str:
-    """The option of the group `strategy`, with which the name of a run begins."""
-    return str(run.results["name"]).split(" ")[0]
+    """The option of the group `strategy`, with which the name of a run begins at first."""
+    return str(run.results.get("option") or str(run.results["name"]).split(" ")[0])
 
 
 def _flat(run: EvalRun) -> dict[str, Value]:
