@@ -30,11 +30,13 @@ if TYPE_CHECKING:
         NeverStop,
         Part,
         Pipeline,
+        Revisions,
         StopRule,
         Strategy,
         Transform,
     )
     from dllm_decode.decoding.types import (
+        Carry,
         Change,
         ColumnMemory,
         Decision,
@@ -75,12 +77,14 @@ _HOME = {
         "NeverStop",
         "Part",
         "Pipeline",
+        "Revisions",
         "StopRule",
         "Strategy",
         "Transform",
     ),
     "decoding.types": (
         "Snapshot",
+        "Carry",
         "Change",
         "ColumnMemory",
         "Decision",
@@ -94,6 +98,7 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "CapabilityError",
+    "Carry",
     "Change",
     "CheckpointError",
     "ColumnMemory",
@@ -115,6 +120,7 @@ __all__ = [
     "Prediction",
     "Request",
     "Result",
+    "Revisions",
     "Snapshot",
     "StepView",
     "StopRule",

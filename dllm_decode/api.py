@@ -39,6 +39,7 @@ from dllm_decode.kernels import dispatch
 from dllm_decode.models import foresee
 from dllm_decode.models.adopt import adopt
 from dllm_decode.models.chat import plain_messages
+from dllm_decode.models.guided import guided
 from dllm_decode.models.loaded import LoadedModel
 from dllm_decode.models.stop_texts import cut, stop_texts
 from dllm_decode.problems.grading import ANSWERS, answer_in
@@ -206,7 +207,7 @@ def build(
         check_before_loading(cfg, built)
     loaded = build_model(cfg) if model is None else model()
     loop = {"sync_every": cfg.sync_every, "debug": cfg.debug}
-    return TextDecoder(loaded, Decoder(loaded.denoiser, **built, **loop))
+    return TextDecoder(loaded, Decoder(guided(loaded.denoiser, cfg.guidance), **built, **loop))
 
 
 def check_before_loading(cfg: DictConfig, parts: Mapping[str, Any] | None = None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -33,6 +33,7 @@ from dllm_decode.decoding.cache import (
     mask_of,
 )
 from dllm_decode.decoding.checks import check_composition
+from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Observer
@@ -41,7 +42,7 @@ from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import Budget, Strategy
+from dllm_decode.decoding.strategy import Budget, Part, Revisions, Strategy
 from dllm_decode.decoding.types import (
     Change,
     Decision,
@@ -119,6 +120,15 @@ class HashDenoiser:
 
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """Logits (B, W, V); see `dllm_decode.decoding.denoiser.Denoiser`."""
+        return self.head(self.states(tokens, live, index, plan))
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """States are shown; they are the logits without `added`."""
+        return frozenset({"hidden"})
+
+    def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """What the head starts from, (B, W, V); see `dllm_decode.decoding.denoiser`."""
         passes = len(self.rows_per_pass)
         if passes == self.fail_at:
             raise ModelFailed(f"pass {passes} failed on purpose")
@@ -129,10 +139,18 @@ class HashDenoiser:
         draw = unit_interval(fold(state[..., None], torch.arange(self.vocab.size)))
         if self.levels is not None:
             draw = ((draw * self.levels).floor() + 0.5) / self.levels
-        logits = -self.scale * (-draw.log()).log()
+        return -self.scale * (-draw.log()).log()
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of states: `added` on top."""
+        logits = hidden.clone()
         for token, amount in self.added.items():
             logits[..., token] += amount
         return logits.to(self.dtype)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """One-hot embeddings (B, L, V)."""
+        return torch.nn.functional.one_hot(tokens, self.vocab.size).to(self.dtype)
 
     def sources(self, index: Tensor, live: Tensor) -> Tensor:
         """The columns at which the logits of index (B, W) are read, -1 for none."""
@@ -209,8 +227,8 @@ class StoringHashDenoiser(HashDenoiser):
 
     passes: list[Pass] = field(default_factory=list)
 
-    def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        """Logits (B, W, V); see `dllm_decode.decoding.denoiser.Denoiser`."""
+    def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """What the head starts from, (B, W, V); see `dllm_decode.decoding.denoiser`."""
         if plan.columns is not None:
             computed = mask_of(plan.columns, tokens.shape[1])
             source = self._read_at(index, live)
@@ -218,7 +236,7 @@ class StoringHashDenoiser(HashDenoiser):
             assert not bool(missing.any()), (
                 f"logits are read at columns {source[missing].tolist()}, which the pass leaves out"
             )
-        return super().__call__(tokens, live, index, plan)
+        return super().states(tokens, live, index, plan)
 
     def allocate(self, rows: int, columns: int) -> HashStore:
         """A store without rows; see `dllm_decode.decoding.denoiser.StoringDenoiser`."""
@@ -353,6 +371,9 @@ def cases(draw: st.DrawFn) -> Case:
 class Recorder(Observer):
     """Keeps the canvas before and after every step, and the changes between.
 
+    Args:
+        model: whose passes are counted as well, None for none.
+
     Examples:
         >>> from dllm_decode.strategies.fixed import TopK
         >>> recorder = Recorder()
@@ -362,7 +383,9 @@ class Recorder(Observer):
         3
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: HashDenoiser | None = None) -> None:
+        self.model = model
+        self.passes: list[int] = []  # that the model has done by the end of each step
         self.request: Request | None = None
         self.snapshots: list[Snapshot] = []
         self.changes: list[Change] = []
@@ -376,11 +399,14 @@ class Recorder(Observer):
         """Keep the change, and the canvas behind it."""
         self.changes.append(change)
         self.snapshots.append(snapshot)
+        self.passes.append(0 if self.model is None else len(self.model.rows_per_pass))
 
     def steps_of(self, row: int, result: Result) -> int:
         """Steps in which a row took part; passes behind its end, before the sync, do not count."""
-        steps = sum(int((change.rows == row).sum()) for change in self.changes)
-        return steps - result.surplus_forwards[row]
+        took_part = [
+            change.live[change.rows == row] for change in self.changes if change.live is not None
+        ]
+        return sum(int(live.sum()) for live in took_part)
 
 
 @dataclass(frozen=True)
@@ -399,6 +425,57 @@ class _Eager(Sampler):
         return pred
 
 
+@dataclass(frozen=True)
+class _Wrapped(Strategy):
+    """Another strategy, watched."""
+
+    inner: Strategy
+
+    revocable = property(lambda self: self.inner.revocable)  # type: ignore[assignment]
+    revises = property(lambda self: self.inner.revises)  # type: ignore[assignment]
+    progress = property(lambda self: self.inner.progress)  # type: ignore[assignment]
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        return self.inner.parts()
+
+    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
+        return self.inner.begin(request, snapshot)
+
+    def decide(self, view: StepView, memory: Any) -> Decision:
+        return self.inner.decide(view, memory)
+
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
+        return self.inner.horizon(snapshot, view, change, memory)
+
+    def lingers(
+        self, snapshot: Snapshot, view: StepView, change: Change, memory: Any
+    ) -> Tensor | None:
+        return self.inner.lingers(snapshot, view, change, memory)
+
+
+@dataclass(frozen=True)
+class _ForgetsCarry(_Wrapped):
+    """Another strategy, but for what it would carry into the next step."""
+
+    def decide(self, view: StepView, memory: Any) -> Decision:
+        return replace(self.inner.decide(view, memory), carry=None)
+
+
+@dataclass(frozen=True)
+class _Overheard(_Wrapped):
+    """Another strategy, with a count of the edits and re-masks that it asks for."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def decide(self, view: StepView, memory: Any) -> Decision:
+        decision = self.inner.decide(view, memory)
+        tokens = view.pred.token if decision.tokens is None else decision.tokens
+        edits = decision.commit & view.settled & (tokens != view.tokens)
+        remasks = torch.zeros_like(edits) if decision.remask is None else decision.remask
+        self.asked.append(int(((edits | remasks) & view.live[:, None]).sum()))
+        return decision
+
+
 def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list[int]]:
     """The sequences that follow from a request and the changes of its decode, and nothing else."""
     rows = [[vocab.mask_id] * length for length in request.lengths]
@@ -412,19 +489,28 @@ def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list
             for slot, column in enumerate(change.index[place].tolist()):
                 if change.remask[place, slot]:
                     rows[row][column] = vocab.mask_id
-                if change.commit[place, slot]:
+                if change.written[place, slot]:
                     rows[row][column] = int(change.tokens[place, slot])
     return [tokens[:horizon] for tokens, horizon in zip(rows, horizons, strict=True)]
 
 
 def row_of(result: Result, row: int) -> tuple[Any, ...]:
-    """What a row got: tokens, forwards, finish reason, and the step of each token."""
+    """What a row got: tokens, counts, finish reason, and the step of each token."""
+    counts = (result.probes, result.passes, result.edits, result.remasks, result.not_granted)
     return (
         result.sequences[row],
         result.forwards[row],
         result.finish_reasons[row],
         result.step_of[row],
+        *(count[row] for count in counts),
     )
+
+
+def _plane(index: Tensor, slots: Tensor | None, snapshot: Snapshot) -> Tensor:
+    """Slots (B, W) of generated columns as a plane (B, L)."""
+    if slots is None:
+        return torch.zeros_like(snapshot.decided)
+    return mask_of(torch.where(slots, index + snapshot.start, -1), snapshot.tokens.shape[1])
 
 
 def _property(check: Callable[[Any, Case], None]) -> Callable[..., None]:
@@ -478,7 +564,10 @@ class StrategyContract:
         ),
         "with_weight_zero": ("test_weight_zero_equals_absent",),
         "ending_at_eot": ("test_no_work_is_done_behind_a_committed_end_of_text",),
-        "probing": ("test_no_probe_leaves_its_keys_and_values_behind",),
+        "probing": (
+            "test_no_probe_leaves_its_keys_and_values_behind",
+            "test_a_carried_prediction_is_that_of_a_pass",
+        ),
     }
 
     samplers: Sequence[Sampler] = (
@@ -597,7 +686,7 @@ class StrategyContract:
     ) -> tuple[Result, Recorder, HashDenoiser]:
         """One decode, with what was recorded of it and the model that was asked."""
         model = self.model(case) if model is None else model
-        recorder = Recorder()
+        recorder = Recorder(model)
         decoder = replace(self.decoder(case, strategy, request, model), observers=(recorder,))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -612,7 +701,10 @@ class StrategyContract:
 
     @_property
     def test_it_ends_in_time_with_every_column_decided(self, case: Case) -> None:
-        """At most one step per column (or the budget, and one closing step per window)."""
+        """At most one step per column (or the budget, and one closing step per window).
+
+        Strategies that revise take at most 1 + k steps per column, those included that linger.
+        """
         strategy = self._strategy(case)
         request = self.request(case, strategy)
         result, recorder, _ = self.decode(case, strategy, request)
@@ -620,6 +712,7 @@ class StrategyContract:
         for row, length in enumerate(request.lengths):
             steps = recorder.steps_of(row, result)
             limit = length + (progress.steps if isinstance(progress, Budget) else 0)
+            limit *= 1 + (progress.per_column if isinstance(progress, Revisions) else 0)
             assert steps <= limit, f"row {row} took {steps} steps, allowed are {limit}"
             sequence = result.sequences[row]
             assert VOCAB.mask_id not in sequence, f"row {row} ends with a mask: {sequence}"
@@ -650,20 +743,33 @@ class StrategyContract:
 
     @_property
     def test_what_is_decided_stays_unless_the_strategy_may_revoke(self, case: Case) -> None:
-        """Only `revocable` strategies open a decided column again, and nobody rewrites one."""
-        revocable = self._strategy(case).revocable
+        """Only `revocable` strategies open a decided column again, and only `revises` rewrites one.
+
+        Each rewrite is an edit of its step's change, and under `Revisions(k)` a column is opened
+        again or written over at most k times.
+        """
+        strategy = self._strategy(case)
         _, recorder, _ = self.run(case)
-        tokens, decided = (
-            recorder.snapshots[0].tokens.clone(),
-            recorder.snapshots[0].decided.clone(),
-        )
+        before = recorder.snapshots[0]
+        tokens, decided = before.tokens.clone(), before.decided.clone()
+        revised = torch.zeros_like(tokens)
         for change, snapshot in zip(recorder.changes, recorder.snapshots[1:], strict=True):
             rows = change.rows
             reopened = decided[rows] & ~snapshot.decided
-            assert revocable or not bool(reopened.any()), "a decided column was opened again"
             rewritten = decided[rows] & snapshot.decided & (snapshot.tokens != tokens[rows])
-            assert not bool(rewritten.any()), "a decided token was replaced without being opened"
+            assert strategy.revocable or not bool(reopened.any()), (
+                "a decided column was opened again"
+            )
+            assert strategy.revises or not bool(rewritten.any()), (
+                "a decided token was replaced without being opened"
+            )
+            edits = _plane(change.index, change.edit, snapshot)
+            assert torch.equal(rewritten, edits), "what was written over is not what was edited"
+            revised[rows] += reopened | rewritten
             tokens[rows], decided[rows] = snapshot.tokens, snapshot.decided
+        if isinstance(strategy.progress, Revisions):
+            most = int(revised.max())
+            assert most <= strategy.progress.per_column, f"a column was revised {most} times"
 
     @_property
     def test_a_row_decodes_alike_alone_and_in_any_batch(self, case: Case) -> None:
@@ -723,7 +829,7 @@ class StrategyContract:
         for change in result.trace:
             for place, row in enumerate(change.rows.tolist()):
                 step = int(change.step[place])
-                wrote = bool((change.commit | change.remask)[place].any())
+                wrote = bool(change.touched[place].any())
                 assert not wrote or step < result.forwards[row], (
                     f"row {row}: step {step} was not counted"
                 )
@@ -774,20 +880,41 @@ class StrategyContract:
         case = case if case.cache != "none" else replace(case, cache="dual")
         request = self.request(case, strategy)
         _, recorder, model = self.decode(case, strategy, request)
-        passes = iter(model.passes if isinstance(model, StoringHashDenoiser) else ())
+        if not isinstance(model, StoringHashDenoiser) or not model.passes:
+            return  # a cache policy that the strategy does not work with
         probed: dict[int, set[int]] = {row: set() for row in range(request.rows)}
-        for change in recorder.changes:
-            own = next(passes, None)
-            if own is None:  # a cache policy that the strategy does not work with
-                return
+        begin = 0
+        for change, end in zip(recorder.changes, recorder.passes, strict=True):
+            own, *probes = model.passes[begin:end]
+            begin = end
             for place, row in enumerate(change.rows.tolist()):
                 probed[row] -= set(own.computed[place].nonzero()[:, 0].tolist())
                 left = probed[row] & set(own.attended[place].nonzero()[:, 0].tolist())
                 assert not left, f"row {row} attends to columns {sorted(left)} of a probe"
-            for _ in range(change.probes):
-                probe = next(passes)
-                for place, row in enumerate(change.rows.tolist()):
+                for probe in probes:
                     probed[row] |= set(probe.computed[place].nonzero()[:, 0].tolist())
+
+    @_property
+    def test_a_carried_prediction_is_that_of_a_pass(self, case: Case) -> None:
+        """A step that begins with what a probe has said goes on as if it had asked again."""
+        probing = self.probing()
+        if not probing:
+            pytest.skip("no strategy that probes")
+        strategy = case.pick(probing)
+        request = self.request(case, strategy)
+        case = replace(case, cache="none")
+        carrying, recorder, _ = self.decode(case, strategy, request)
+        asking, _, _ = self.decode(case, _ForgetsCarry(case.pick(self.probing())), request)
+        for row in range(request.rows):
+            same = carrying.sequences[row] == asking.sequences[row]
+            assert same, f"row {row} decodes differently when every step asks the model"
+            saved = sum(
+                int(change.carried[change.rows == row].sum())
+                for change in recorder.changes
+                if change.carried is not None
+            )
+            less = asking.forwards[row] - carrying.forwards[row]
+            assert less == saved, f"row {row} saved {less} passes, {saved} were carried"
 
     @_property
     def test_mask_and_control_ids_play_no_part(self, case: Case) -> None:
@@ -807,10 +934,34 @@ class StrategyContract:
 
     @_property
     def test_every_forward_pass_is_counted(self, case: Case) -> None:
-        """Rows times passes of the model are the forwards of the result, probes included."""
-        result, _, model = self.run(replace(case, sync_every=1))
-        spent, told = sum(model.rows_per_pass), sum(result.forwards)
+        """Rows times passes of the model are the forwards of the result, probes included.
+
+        So are edits, re-masks and those that were not granted; with a key/value store, rows beside
+        those that probe are computed as well, and counted apart.
+        """
+        strategy = _Overheard(self._strategy(case))
+        request = self.request(case, strategy)
+        result, recorder, model = self.decode(replace(case, sync_every=1), strategy, request)
+        spent = sum(model.rows_per_pass)
+        told = sum(result.forwards) + sum(result.surplus_forwards)
         assert spent == told, f"the model computed {spent} rows, the result says {told}"
+        changes = recorder.changes
+        model_of = self.decoder(case, strategy, request).denoiser
+        per_call = dict.fromkeys(("forwards", "probes"), Capabilities.of(model_of).passes_per_call)
+        for name, planes in (
+            ("forwards", [change.forwards for change in changes]),
+            ("probes", [change.probes for change in changes]),
+            ("edits", [change.edit for change in changes]),
+            ("remasks", [change.remask for change in changes]),
+            ("not_granted", [change.not_granted for change in changes]),
+        ):
+            done = sum(int(plane.sum()) for plane in planes if plane is not None)
+            done *= per_call.get(name, 1)
+            counted = sum(getattr(result, name))
+            assert counted == done, f"the result has {counted} {name}, the changes have {done}"
+        revised = sum(result.edits) + sum(result.remasks) + sum(result.not_granted)
+        asked = sum(strategy.asked)
+        assert revised == asked, f"{asked} revisions were asked for, {revised} are accounted for"
 
     @_property
     def test_weight_zero_equals_absent(self, case: Case) -> None:
@@ -865,6 +1016,8 @@ class StrategyContract:
         if not ending:
             pytest.skip("no rule that ends a row there")
         strategy = case.pick(ending)
+        if isinstance(strategy.progress, Revisions):
+            pytest.skip("what may still be revised ends nothing")
         request = replace(self.request(case, strategy), fixed=None)
         model = self.model(case, added={VOCAB.eot_ids[0]: 2.0 + case.choice % 3})
         result, recorder, _ = self.decode(case, strategy, request, model)

@@ -342,7 +342,14 @@ class _Operators(TorchDispatchMode):
         self.gpu = gpu
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        return self.gpu.run(operator, args, kwargs or {})
+        kwargs = kwargs or {}
+        made_of_others = operator.has_kernel_for_dispatch_key(
+            torch._C.DispatchKey.CompositeImplicitAutograd
+        )
+        if made_of_others and torch.is_inference_mode_enabled():
+            with self:  # outside inference mode they come apart on their way here
+                return operator.decompose(*args, **kwargs)
+        return self.gpu.run(operator, args, kwargs)
 
 
 class _Functions(TorchFunctionMode):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
 from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
-from dllm_decode.decoding.strategy import Budget
+from dllm_decode.decoding.strategy import Budget, Revisions
 from dllm_decode.decoding.types import (
     Change,
     Memory,
@@ -32,6 +33,9 @@ from dllm_decode.errors import PluginError
 from dllm_decode.kernels.lazy import Later
 from dllm_decode.kernels.noise import Noise
 
+# What the outcome of a row tells of it beside its forwards.
+COUNTS = ("probes", "waits", "drafts", "edits", "remasks", "not_granted")
+
 
 @dataclass
 class Counters(Memory):
@@ -40,7 +44,15 @@ class Counters(Memory):
     Attributes:
         seeds: (B,) seeds of the rows' random numbers.
         step: (B,) steps the row has done.
-        probes: (B,) further passes it took part in.
+        jumped: (B,) of them, those that were no steps of the loop of their own.
+        carried: (B,) steps that began with a probe of the step before, without a pass.
+        probes: (B,) further passes, over other tokens, that a part asked for.
+        waits: (B,) of them, passes one after the other.
+        unasked: (B,) passes beside rows that probed.
+        drafts: (B,) calls of a drafter.
+        edits: (B,) settled tokens written over.
+        remasks: (B,) settled columns opened again.
+        not_granted: (B,) edits and re-masks that were asked for in vain.
         joined: (B,) steps that the batch had done when it joined.
         window_key: (B,) key of the window it is in.
         window_entered: (B,) its step when it was entered.
@@ -57,7 +69,15 @@ class Counters(Memory):
 
     seeds: Tensor
     step: Tensor
+    jumped: Tensor
+    carried: Tensor
     probes: Tensor
+    waits: Tensor
+    unasked: Tensor
+    drafts: Tensor
+    edits: Tensor
+    remasks: Tensor
+    not_granted: Tensor
     joined: Tensor
     window_key: Tensor
     window_entered: Tensor
@@ -74,8 +94,11 @@ class Counters(Memory):
             parameters: what rows set for themselves, each (B, 1).
             steps: how many the batch has done.
         """
-        zero, joined = torch.zeros_like(seeds), torch.full_like(seeds, steps)
-        return Counters(seeds, zero, zero, joined, zero - 1, zero, zero, zero.bool(), parameters)
+        zero = torch.zeros_like(seeds)
+        counts: dict[str, Any] = {entry.name: zero for entry in fields(Counters)}
+        counts |= {"seeds": seeds, "window_key": zero - 1, "over_budget": zero.bool()}
+        counts |= {"joined": zero + steps, "parameters": parameters}
+        return Counters(**counts)
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
         """Note the window each row is in, and how many slots are open in it, (B,).
@@ -88,6 +111,41 @@ class Counters(Memory):
         self.window_entered = torch.where(fresh, self.step, self.window_entered)
         self.window_open = torch.where(fresh, opened, self.window_open)
         return fresh
+
+
+def of_one_width(one: Tensor, other: Tensor, value: int | bool) -> tuple[Tensor, Tensor]:
+    """Two planes (B, W) with as many slots as the wider one."""
+    width = max(one.shape[1], other.shape[1])
+    wide = [pad(plane, (0, width - plane.shape[1]), value=value) for plane in (one, other)]
+    return wide[0], wide[1]
+
+
+@dataclass
+class Carried(Memory):
+    """What probes have said about the canvas that a step begins with.
+
+    Attributes:
+        rows: (B,) bool, rows for which there is something.
+        values: (B, W, V) logits, or (B, W, D) states from which the head makes them.
+
+    Examples:
+        >>> carried = Carried(torch.tensor([True]), torch.zeros(1, 2, 5))
+        >>> carried.fit(3)
+        >>> carried.values.shape
+        torch.Size([1, 3, 5])
+    """
+
+    rows: Tensor
+    values: Tensor
+
+    def none(self, index: Tensor) -> Carried:
+        """Nothing, for the rows of a window (B, W)."""
+        empty = self.values.new_zeros(*index.shape, self.values.shape[-1])
+        return Carried(torch.zeros_like(index[:, 0], dtype=torch.bool), empty)
+
+    def fit(self, slots: int) -> None:
+        """Make as many slots of it as the next window has."""
+        self.values = pad(self.values, (0, 0, 0, slots - self.values.shape[1]))
 
 
 @dataclass
@@ -105,6 +163,9 @@ class NextStep(Memory):
         fresh: (B,) the row has just entered this window.
         refresh: (B, L) columns to recompute, None without a store.
         valid: (B, L) columns that may be attended to, None without a store.
+        window: (B, W') columns of the schedule's window, -1 for none.
+        lingering: (B,) the row stays in a full window, None for strategies that never do.
+        carried: what was predicted already, None for nothing.
     """
 
     index: Tensor
@@ -115,18 +176,47 @@ class NextStep(Memory):
     fresh: Tensor
     refresh: Tensor | None
     valid: Tensor | None
+    window: Tensor
+    lingering: Tensor | None = None
+    carried: Carried | None = None
 
     def join(self, other: Memory) -> None:
         """Append rows whose windows may have another number of slots."""
         assert isinstance(other, NextStep)
-        slots = max(self.index.shape[1], other.index.shape[1])
-        for part in (self, other):
-            missing = (0, slots - part.index.shape[1])
-            part.index = pad(part.index, missing, value=-1)
-            part.masked = pad(part.masked, missing, value=False)
-            part.active = pad(part.active, missing, value=False)
-            part.open = pad(part.open, missing, value=False)
+        for name, value in (
+            ("index", -1), ("masked", False), ("active", False), ("open", False), ("window", -1)
+        ):  # fmt: skip
+            planes = of_one_width(getattr(self, name), getattr(other, name), value)
+            for part, plane in zip((self, other), planes, strict=True):
+                setattr(part, name, plane)
+        if self.lingering is not None and other.lingering is None:
+            other.lingering = torch.zeros_like(other.fresh)
+        if self.carried is not None and other.carried is None:
+            other.carried = self.carried.none(other.index)
+            self.carried.fit(self.index.shape[1])
         super().join(other)
+
+
+@dataclass
+class ExtraPasses:
+    """What parts have asked the model in a step beyond its own pass; None for nothing.
+
+    Attributes:
+        probes: (B,) passes with other tokens.
+        waits: (B,) of them, passes one after the other.
+        unasked: (B,) passes of rows beside those that asked.
+        drafts: (B,) calls of a drafter.
+    """
+
+    probes: Tensor | None = None
+    waits: Tensor | None = None
+    unasked: Tensor | None = None
+    drafts: Tensor | None = None
+
+    def add(self, name: str, count: Tensor) -> None:
+        """Add to what was counted of one kind, (B,)."""
+        known = getattr(self, name)
+        setattr(self, name, count if known is None else known + count)
 
 
 class Batch:
@@ -185,11 +275,13 @@ class Batch:
         # schedules that do not look at predictions may do without the second argument
         self._shows_view = len(signature(parts.schedule.window).parameters) > 1
         self._steps = 0  # passes over the batch, probes aside
-        self._probes = 0  # further ones in this step
+        self._extra = ExtraPasses()  # what is asked beside them in this step
+        self._counts_revisions = isinstance(parts.strategy.progress, Revisions)
         self._unseen = 0  # steps since the host last measured the batch
         self._first = 0  # the first column of the longest prompt in the batch
         self._reach = 0  # columns up to the furthest horizon
         self._widest = 0  # columns that the next pass recomputes in the row that needs most
+        self._extents: tuple[tuple[int, int], ...] = ()  # where rows lie in the span
         self._complete = False  # whether every column of every row may be attended to
 
     # Rows join and leave.
@@ -197,7 +289,9 @@ class Batch:
     def admit(self, rows: Sequence[int]) -> None:
         """Let rows of the request join; nothing has changed if a plugin raises in `begin`."""
         parts, request = self.parts, self.request.take(rows)
-        canvas = Canvas.of(self.request, parts.denoiser.vocab, self.device, rows)
+        canvas = Canvas.of(
+            self.request, parts.denoiser.vocab, self.device, rows, counted=self._counts_revisions
+        )
         snapshot = canvas.snapshot()
         counters = Counters.of(
             torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
@@ -233,8 +327,12 @@ class Batch:
             self.store = denoiser.allocate(self.capacity, self.canvas.tokens.shape[1])
         self.store.join(joining)
 
-    def remove(self, positions: Sequence[int]) -> None:
-        """Take rows out; the last ones close the gaps, so that few stored values have to move."""
+    def remove(self, positions: Sequence[int]) -> list[int]:
+        """Take rows out; the last ones close the gaps, so that few stored values have to move.
+
+        Returns:
+            Where each row that is left was before.
+        """
         stay = [position for position in range(len(self.rows)) if position not in positions]
         spare = [position for position in stay if position >= len(stay)]
         order = [spare.pop() if place in positions else place for place in range(len(stay))]
@@ -246,6 +344,7 @@ class Batch:
             if part is not None:
                 part.take(keep)
         self.snapshot = self.canvas.snapshot()
+        return order
 
     def abandon(self) -> None:
         """Drop all rows and everything that plugins remember of them."""
@@ -260,10 +359,12 @@ class Batch:
         self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
         # horizons may have moved since the host last saw them
         complete = self._complete and not self._unseen
+        start = self.snapshot.start - self._first  # of what `span` leaves
         if self.next.refresh is None:
-            return Plan(complete=complete)
+            extents = None if self._unseen else self._extents
+            return Plan(complete=complete, start=start, extents=extents)
         columns = columns_of(self.next.refresh, self._widest)
-        return Plan(columns, self.next.valid, self.store, complete)
+        return Plan(columns, self.next.valid, self.store, complete, start)
 
     @property
     def tokens(self) -> Tensor:
@@ -281,9 +382,13 @@ class Batch:
         counters: Counters,
         cache_memory: Memory | None,
         view: StepView | None = None,
+        lingering: Tensor | None = None,
     ) -> NextStep:
         """Window and plan of the next step, made before the sync so that it can tell their size."""
         window = self._window(snapshot, view)
+        if lingering is not None:
+            own = torch.where(lingering[:, None], *of_one_width(self.next.window, window.index, -1))
+            window = Window(own, torch.where(lingering, counters.window_key, window.key))
         index, active = self._seen(snapshot, window)
         masked = gather_columns(snapshot.undecided, index)
         if self._sees_canvas:
@@ -295,18 +400,19 @@ class Batch:
         fresh = counters.enter(window.key, count)
         refresh = self._refresh(snapshot, index, fresh, cache_memory)
         if refresh is None:
-            return NextStep(index, masked, active, opened, count, fresh, None, None)
+            slots = (index, masked, active, opened)
+            return NextStep(*slots, count, fresh, None, None, window.index, lingering)
         columns = refresh.columns
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
         index, masked = torch.where(computed, index, -1), masked & computed
-        opened = opened & computed
-        count = opened.sum(1)
-        if self._sources is not None:
-            sources = self._sources(index, snapshot.live)
+        opened = opened & computed if self._sees_canvas else masked
+        sources = index if self._sources is None else self._sources(index, snapshot.live)
+        if sources is not index:
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
         valid = refresh.valid | columns
-        return NextStep(index, masked, active, opened, count, fresh, columns, valid)
+        slots = (index, masked, active, opened, opened.sum(1))
+        return NextStep(*slots, fresh, columns, valid, window.index, lingering)
 
     def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
@@ -344,53 +450,96 @@ class Batch:
         begin = snapshot.start
         columns = snapshot.columns[begin:].expand(snapshot.tokens.shape[0], -1)
         index = torch.where(columns < snapshot.horizon[:, None], columns, -1)
-        inside = (index[:, :, None] == window.index[:, None, :]).any(-1)
+        inside = mask_of(window.index, snapshot.tokens.shape[1])[:, begin:]
         return index, inside & (index >= 0)
 
     # What a step changed.
 
-    def count_probe(self) -> None:
-        """One more pass over other tokens; what it stored must not be taken for the canvas's."""
-        self._probes += 1
+    def count_probe(self, rows: Tensor, *, unasked: bool) -> None:
+        """Note further passes over other tokens; what they stored is not the canvas's.
+
+        Args:
+            rows: (B, K) bool, who asked each of K alternatives.
+            unasked: whether the others were computed as well.
+        """
+        passes = rows.sum(1)
+        self._extra.add("probes", passes)
+        self._extra.add("waits", passes if self.store is not None else rows.any(1).long())
+        if unasked:
+            self._extra.add("unasked", rows.shape[1] - passes)
         if isinstance(self.cache_memory, StoreMemory) and self.next.refresh is not None:
             self.cache_memory.distrust(self.next.refresh)
 
-    def note(self, change: Change, view: StepView) -> None:
+    def count_drafts(self, rows: Tensor) -> None:
+        """Note a call of a drafter; rows (B,) bool."""
+        self._extra.add("drafts", rows.long())
+
+    def note(self, change: Change, view: StepView, lingering: Tensor | None = None) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
         horizon = Later(lambda: snapshot.horizon - snapshot.start)
-        change = change.but(horizon=horizon, probes=self._probes)
+        extra, carried = self._extra, self.next.carried
+        change = change.but(
+            horizon=horizon,
+            probes=extra.probes,
+            drafts=extra.drafts,
+            carried=None if carried is None else carried.rows & view.live,
+        )
         self._unseen += 1
-        self._count(change)
+        self._count(change, extra)
         self.parts.cache.note(change, self.cache_memory)
+        if self.parts.record or self.parts.observers:
+            self._tell(change, snapshot, view)
+        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
+
+    def _tell(self, change: Change, snapshot: Snapshot, view: StepView) -> None:
+        """Hand a change to those who may keep it."""
+        told, kept = change.for_keeps(), self.parts.candidates
         if self.parts.record:
-            known, kept = change.known(), self.parts.candidates
-            self.trace.append(with_candidates(known, view, kept) if kept else known)
+            self.trace.append(with_candidates(change, view, kept).for_keeps() if kept else told)
         for observer in self.parts.observers:
             with blamed(observer):
-                observer.step(change.known(), snapshot)
-        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view)
+                observer.step(told, snapshot)
 
-    def _count(self, change: Change) -> None:
-        counters, took_part = self.counters, self.next.opened > 0
+    def _count(self, change: Change, extra: ExtraPasses) -> None:
+        counters, upcoming = self.counters, self.next
+        took_part = upcoming.opened > 0
+        if upcoming.lingering is not None:
+            took_part = took_part | upcoming.lingering
         counters.step = counters.step + took_part
         self._steps += 1
-        if change.probes:
-            counters.probes = counters.probes + took_part * change.probes
-        self._probes = 0
+        if change.steps is not None:
+            more = (change.steps - 1) * took_part
+            counters.step, counters.jumped = counters.step + more, counters.jumped + more
+        for name, count in (
+            ("probes", extra.probes),
+            ("waits", extra.waits),
+            ("unasked", extra.unasked),
+            ("drafts", extra.drafts),
+            ("carried", change.carried),
+            ("edits", None if change.edit is None else change.edit.sum(1)),
+            ("remasks", None if change.not_granted is None else change.remask.sum(1)),
+            ("not_granted", change.not_granted),
+        ):
+            if count is not None:
+                setattr(counters, name, getattr(counters, name) + count)
+        self._extra = ExtraPasses()
         if isinstance(self.parts.strategy.progress, Budget):
             counters.over_budget = counters.over_budget | change.forced
 
     # What the host wants to know.
 
     def sizes(self) -> dict[str, Tensor]:
-        """What every sync fetches of each row, (B,): columns left, horizon, size of a pass."""
+        """What every sync fetches of each row, (B,): what is left, horizon, size of a pass."""
         upcoming, snapshot = self.next, self.snapshot
         facts = {
             "undecided": snapshot.left,
             "open": upcoming.opened,
             "horizon": snapshot.horizon,
         }
+        if upcoming.lingering is not None:  # a row that lingers is not done, and not stuck
+            facts["undecided"] = facts["undecided"] + upcoming.lingering
+            facts["open"] = facts["open"] + upcoming.lingering
         if upcoming.refresh is not None and upcoming.valid is not None:
             facts |= {"refresh": upcoming.refresh.sum(1), "valid": upcoming.valid.sum(1)}
         return facts
@@ -414,11 +563,16 @@ class Batch:
         self._first = self.canvas.start - longest
         even = min(lengths, default=0) == longest and min(horizons, default=0) == self._reach
         self._complete = even
+        first = self.canvas.start - self._first
+        self._extents = tuple(
+            (first - length, horizon - self._first)
+            for length, horizon in zip(lengths, horizons, strict=True)
+        )
 
     def stuck(self, position: int) -> PluginError:
         """Why a row that has undecided columns cannot decide any of them in its next step."""
         snapshot, schedule, cache = self.snapshot, self.parts.schedule, self.parts.cache
-        window = self._window(snapshot).index
+        window = self.next.window
         opened = gather_columns(snapshot.undecided, window) & (window >= 0)
         left = snapshot.undecided[position].nonzero()[:, 0] - snapshot.start
         row, step = self.rows[position], int(self.counters.step[position])
@@ -434,14 +588,16 @@ class Batch:
         canvas, counters = self.canvas, self.counters
         at = torch.tensor(list(positions)).to(self.device, non_blocking=True)
         columns = slice(canvas.start, None)
+        passes = counters.step - counters.jumped
         planes = {
             "tokens": canvas.tokens[:, columns],
             "step_of": canvas.step_of[:, columns],
             "confidence_of": canvas.confidence_of[:, columns],
             "undecided": (canvas.editable & ~canvas.decided)[:, columns],
             "length": canvas.horizon - canvas.start,
-            "forwards": counters.step + counters.probes,
-            "surplus": self._steps - counters.joined - counters.step,
+            "forwards": passes - counters.carried + counters.probes,
+            "surplus": self._steps - counters.joined - passes + counters.unasked,
             "over_budget": counters.over_budget,
+            **{name: getattr(counters, name) for name in COUNTS},
         }
         return {name: plane[at] for name, plane in planes.items()}

@@ -8,17 +8,25 @@ a column change its keys and values. With block-causal attention `BlockExact` is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.returned import check_plane, kind_of, named
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
+from dllm_decode.kernels.lazy import Later, LazyFields
+from dllm_decode.kernels.reference import cast
+
+_UNDERFLOW = 14.5  # exp(-x * x / 2) is 0 in float32 from here on
 
 
 @runtime_checkable
@@ -49,6 +57,10 @@ class Plan:
         store: the model's key/value store, which the pass reads and writes.
         complete: whether every column of every row is live and valid, so that the pass needs no
             attention mask; None where that is not known without a sync.
+        start: the first generated column of the canvas that comes with it; what lies in front of it
+            is padding and prompt.
+        extents: Where each row begins and ends among the columns of a pass without a store, as the
+            host knows it; None where it would have to ask.
 
     Examples:
         >>> import torch
@@ -62,6 +74,8 @@ class Plan:
     valid: Tensor | None = None
     store: Store | None = None
     complete: bool | None = None
+    start: int = 0
+    extents: tuple[tuple[int, int], ...] | None = None
 
     def places(self) -> Tensor:
         """The columns with the empty slots repeating the row's last one, (B, Q).
@@ -100,7 +114,7 @@ def mask_of(columns: Tensor, width: int) -> Tensor:
         width: columns of the mask.
     """
     hit = torch.zeros(columns.shape[0], width + 1, dtype=torch.bool, device=columns.device)
-    slots = torch.where(columns >= 0, columns, width)
+    slots = columns.masked_fill(columns < 0, width)
     return hit.scatter_(1, slots, True)[:, :width]
 
 
@@ -112,10 +126,9 @@ def columns_of(mask: Tensor, count: int | None = None) -> Tensor:
         count: the most columns any row has, Q; None finds it out, which costs a sync.
     """
     width = mask.shape[1]
-    numbers = torch.arange(width, device=mask.device)
-    packed = torch.where(mask, numbers, width).sort(dim=1).values
+    packed = torch.where(mask, numbers(width, mask.device), width).sort(dim=1).values
     packed = packed[:, : max(1, int(mask.sum(1).max()) if count is None else count)]
-    return torch.where(packed < width, packed, -1)
+    return packed.masked_fill(packed == width, -1)
 
 
 def spread(plane: Tensor, columns: Tensor, values: Tensor) -> Tensor:
@@ -138,10 +151,11 @@ class StoreMemory(Memory):
 
     Attributes:
         valid: (B, L) bool, the column has been computed at least once.
-        stale: (B, L) bool, its token has changed since.
+        changed: (B, L + 1) bool, what `stale` says; the last entry takes what belongs nowhere.
         age: (B,) steps since all columns of the row were recomputed.
         passes: (B,) passes since the row entered its window.
-        certainty: (B, L) float32, the confidence last seen at the column, in [0, 1].
+        seen: (B, G + 1) float32, what `certainty` says of the G generated columns; the last entry
+            takes what slots without a column write.
         start: first generated column.
 
     Examples:
@@ -155,10 +169,10 @@ class StoreMemory(Memory):
     """
 
     valid: Tensor
-    stale: Tensor
+    changed: Tensor
     age: Tensor
     passes: Tensor
-    certainty: Tensor
+    seen: Tensor
     start: int
 
     @staticmethod
@@ -166,7 +180,19 @@ class StoreMemory(Memory):
         """The memory before the first pass, when nothing is stored."""
         nothing = torch.zeros_like(snapshot.decided)
         age = torch.zeros_like(snapshot.horizon)
-        return StoreMemory(nothing, nothing, age, age, nothing.float(), snapshot.start)
+        seen = functional.pad(nothing[:, snapshot.start :].float(), (0, 1))
+        changed = functional.pad(nothing, (0, 1))
+        return StoreMemory(nothing, changed, age, age, seen, snapshot.start)
+
+    @property
+    def stale(self) -> Tensor:
+        """Columns whose token has changed since they were computed, (B, L) bool."""
+        return self.changed[:, :-1]
+
+    @property
+    def certainty(self) -> Tensor:
+        """The confidence last seen at each column, in [0, 1], (B, L) float32."""
+        return functional.pad(self.seen[:, :-1], (self.start, 0))
 
     def distrust(self, columns: Tensor) -> None:
         """Mark what a pass over other tokens (a probe) has overwritten: recompute it next time.
@@ -174,11 +200,11 @@ class StoreMemory(Memory):
         Args:
             columns: (B, L) bool.
         """
-        self.stale = self.stale | columns
+        self.changed = self.changed | functional.pad(columns, (0, 1))
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(LazyFields):
     """What a policy decides by: the canvas, and where each row is.
 
     Attributes:
@@ -202,6 +228,7 @@ class Step:
     window: Tensor
     fresh: Tensor
     memory: StoreMemory
+    lazy: ClassVar[tuple[str, ...]] = ("window",)
 
     @property
     def board(self) -> Snapshot:
@@ -218,8 +245,8 @@ class CachePolicy:
             `attention`.
         stores: whether it uses a key/value store.
         attention: `any` or `block_causal`.
-        logits: where a step has fresh logits: `canvas` (every undecided column), `window`, or
-            `part` (some of the window).
+        logits: where a step has fresh logits: `canvas` (every generated column), `undecided`
+            (every undecided one), `window`, or `part` (some of the window).
 
     Examples:
         >>> from dataclasses import dataclass
@@ -265,9 +292,9 @@ class CachePolicy:
                 f"{named('cache', self)}: what begin returned is {kind_of(memory)}; plan "
                 "needs a StoreMemory, or one of its own"
             )
-        window = mask_of(index, snapshot.tokens.shape[1])
-        memory.passes = torch.where(fresh, 0, memory.passes)
-        step = Step(snapshot, window, fresh, memory)
+        window = Later(lambda: mask_of(index, snapshot.tokens.shape[1]))
+        memory.passes = memory.passes.masked_fill(fresh, 0)
+        step = Step(snapshot, window, fresh, memory)  # type: ignore[arg-type]
         # whatever a policy leaves out, a column whose token changed is never attended to as it was
         wanted = self.recompute(step)
         check_plane(
@@ -275,10 +302,11 @@ class CachePolicy:
             wanted, snapshot.live.shape, (torch.bool,), snapshot.live.device,
         )  # fmt: skip
         mask = (wanted | (memory.stale & memory.valid)) & snapshot.live
-        memory.age = torch.where((mask | ~snapshot.live).all(1), 0, memory.age + 1)
+        memory.age = (memory.age + 1).masked_fill_((mask == snapshot.live).all(1), 0)
         memory.passes = memory.passes + 1
         memory.valid = memory.valid | mask
-        memory.stale = memory.stale & ~mask
+        # what has been computed is recomputed as soon as it is stale; the rest is new when it is
+        memory.changed = torch.zeros_like(memory.changed)
         return Refresh(mask, memory.valid & snapshot.live)
 
     def recompute(self, step: Step) -> Tensor:
@@ -289,11 +317,11 @@ class CachePolicy:
         """Learn what a step changed: the single place where stored columns become stale."""
         if memory is None:
             return
-        width = memory.stale.shape[1]
-        columns = torch.where(change.index >= 0, change.index + memory.start, -1)
-        changed = torch.where(change.commit | change.remask, columns, -1)
-        memory.stale = memory.stale | mask_of(changed, width)
-        memory.certainty = spread(memory.certainty, columns, change.confidence)
+        beyond = memory.changed.shape[1] - 1
+        columns = torch.where(change.touched, change.index + memory.start, beyond)
+        memory.changed = memory.changed.scatter(1, columns, True)
+        slots = change.index % memory.seen.shape[1]
+        memory.seen = memory.seen.scatter(1, slots, cast(change.confidence, torch.float))
 
 
 @dataclass(frozen=True)
@@ -392,7 +420,7 @@ class VicinityCache(CachePolicy):
         columns = step.snapshot.columns
         width = columns.numel()
         first = torch.where(step.window, columns, width).amin(1, keepdim=True)
-        last = torch.where(step.window, columns, -1).amax(1, keepdim=True)
+        last = (columns * step.window).amax(1, keepdim=True)
         near = (columns >= first - self.before) & (columns <= last + self.after)
         return _all_if(step.memory.passes < self.warmup, step, near)
 
@@ -440,7 +468,7 @@ class DelayedCache(CachePolicy):
     """
 
     every: int = 8
-    logits: ClassVar[str] = "canvas"
+    logits: ClassVar[str] = "undecided"
 
     def __post_init__(self) -> None:
         require_count("every", self.every)
@@ -450,6 +478,16 @@ class DelayedCache(CachePolicy):
         first = ~step.memory.valid.any(1)
         due = first | (step.memory.age + 1 >= self.every)
         return _all_if(due, step, step.snapshot.undecided)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _lent_certainty(width: int, sigma: float, device: torch.device) -> Tensor:
+    """exp(-d^2 / (2 sigma^2)) of the distances d in a canvas, made once, (2 r + 1,) float32."""
+    # further away than r the weight is 0 in float32
+    reach = min(width - 1, math.ceil(min(_UNDERFLOW * sigma, 2**31)))
+    offsets = torch.arange(-reach, reach + 1, device=device)
+    return torch.exp(-(offsets**2) / (2 * sigma**2)).float()
 
 
 @dataclass(frozen=True)
@@ -487,16 +525,21 @@ class CertaintyCache(CachePolicy):
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else the window's best by certainty."""
         snapshot, memory = step.snapshot, step.memory
-        distance = snapshot.columns[:, None] - snapshot.columns[None, :]
-        kernel = torch.exp(-(distance**2) / (2 * self.sigma**2)).float()
         decided = (snapshot.decided & snapshot.live).float()
-        density = decided @ kernel / decided.sum(1, keepdim=True).clamp(min=1)
+        density = self._lent(decided) / decided.sum(1, keepdim=True).clamp(min=1)
         candidates = step.window & snapshot.undecided
-        score = (memory.certainty * density).masked_fill(~candidates, -1.0)
+        score = torch.where(candidates, memory.certainty * density, -1.0)
         order = score.sort(dim=1, descending=True, stable=True).indices
-        rank = torch.empty_like(order).scatter_(1, order, snapshot.columns.expand_as(order))
+        chosen = torch.zeros_like(candidates).scatter_(1, order[:, : self.top], True)
         due = ~memory.valid.any(1) | (memory.age + 1 >= self.every)
-        return _all_if(due, step, candidates & (rank < self.top))
+        return _all_if(due, step, candidates & chosen)
+
+    def _lent(self, decided: Tensor) -> Tensor:
+        """What the decided columns (B, L) lend to each column, summed; the cost is linear in L."""
+        weight = _lent_certainty(decided.shape[1], self.sigma, decided.device)
+        reach = weight.shape[0] // 2
+        neighbours = torch.nn.functional.pad(decided, (reach, reach)).unfold(1, weight.shape[0], 1)
+        return neighbours @ weight
 
 
 @dataclass(frozen=True)

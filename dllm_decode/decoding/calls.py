@@ -17,8 +17,17 @@ from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction, PredictionError
 from dllm_decode.decoding.returned import FLOATS, INTEGERS, kind_of, named, plane_fault
-from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
+from dllm_decode.decoding.types import (
+    Carry,
+    Change,
+    Decision,
+    Memory,
+    Request,
+    Snapshot,
+    StepView,
+)
 from dllm_decode.errors import ConfigError, DecisionError
+from dllm_decode.kernels.reference import cast
 
 # Parts are untyped here: their classes stand in `strategy`, which calls them through this module.
 
@@ -29,6 +38,11 @@ _TYPES: Mapping[str, Sequence[torch.dtype]] = {
     "keep": (torch.bool,),
     "tokens": INTEGERS,
     "horizon": INTEGERS,
+    "lingers": (torch.bool,),
+    "closes": (torch.bool,),
+    "close": (torch.bool,),
+    "steps": INTEGERS,
+    "carry.choice": INTEGERS,
     "scores": (*FLOATS, *INTEGERS),
     "confidence": FLOATS,
 }
@@ -109,7 +123,23 @@ def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memor
     """The horizon that a part asks for, (B,) int64."""
     with _blaming(part, view) as who:
         asked = part.horizon(snapshot, view, change, memory)
-    return _checked("horizon", asked, snapshot.horizon, who, view).long()
+    return cast(_checked("horizon", asked, snapshot.horizon, who, view), torch.long)
+
+
+def lingers(
+    part: Any, snapshot: Snapshot, view: StepView, change: Change, memory: Any
+) -> Tensor | None:
+    """The rows that a strategy wants to look at once more, (B,) bool."""
+    with _blaming(part, view) as who:
+        asked = part.lingers(snapshot, view, change, memory)
+    return None if asked is None else _checked("lingers", asked, view.live, who, view)
+
+
+def closes(part: Any, view: StepView, memory: Any) -> Tensor | None:
+    """The rows that a stop rule ends now, (B,) bool."""
+    with _blaming(part, view) as who:
+        asked = part.closes(view, memory)
+    return None if asked is None else _checked("closes", asked, view.live, who, view)
 
 
 def check_decision(decision: Any, view: StepView, who: str) -> Decision:
@@ -125,9 +155,30 @@ def check_decision(decision: Any, view: StepView, who: str) -> Decision:
         value = getattr(decision, name)
         if value is not None or name == "commit":
             _checked(name, value, view.open, who, view)
+    for name in ("close", "steps"):
+        value = getattr(decision, name)
+        if value is not None:
+            _checked(name, value, view.step, who, view)
+    _check_carry(decision.carry, view, who)
     _check_notes(decision.notes, view, who)
-    tokens = None if decision.tokens is None else decision.tokens.long()
+    tokens = None if decision.tokens is None else cast(decision.tokens, torch.long)
     return replace(decision, tokens=tokens, author=decision.author or who)
+
+
+def _check_carry(carry: Any, view: StepView, who: str) -> None:
+    if carry is None:
+        return
+    if not isinstance(carry, Carry):
+        raise DecisionError(
+            f"{who} returned carry, {kind_of(carry)}; it must be a Carry{_when(view)}"
+        )
+    _checked("carry.choice", carry.choice, view.step, who, view)
+    for prediction in carry.predictions:
+        if view.passes is None or not view.passes.probed(prediction):
+            raise DecisionError(
+                f"{who} returned carry with {kind_of(prediction)} that no probe of this step "
+                f"made{_when(view)}"
+            )
 
 
 def _check_notes(notes: Any, view: StepView, who: str) -> None:

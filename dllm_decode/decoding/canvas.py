@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dllm_decode.decoding.cache import mask_of
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, Vocab
+from dllm_decode.kernels.reference import cast
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Canvas(Memory):
         vocab: special token ids.
         kept: (B,) one past the last column that the request fixed, in front of which no row is
             cut; None where no row of the request has such a column.
+        revised: (B, L) how often a column was opened again or written over; None where nobody
+            counts.
 
     Examples:
         >>> from dllm_decode.decoding.types import Request, Vocab
@@ -47,6 +51,7 @@ class Canvas(Memory):
     horizon: Tensor
     kept: Tensor | None
     vocab: Vocab
+    revised: Tensor | None = None
     _seen: Snapshot | None = None
 
     @staticmethod
@@ -55,6 +60,8 @@ class Canvas(Memory):
         vocab: Vocab,
         device: torch.device | str = "cpu",
         rows: Sequence[int] | None = None,
+        *,
+        counted: bool = False,
     ) -> Canvas:
         """The canvas before the first step: left-padded prompts, fixed tokens, masks.
 
@@ -63,6 +70,7 @@ class Canvas(Memory):
             vocab: special ids.
             device: where the planes lie.
             rows: the rows that the canvas holds, None for all of them.
+            counted: whether revisions are counted.
         """
         start, width = request.start, request.width
         rows = range(request.rows) if rows is None else rows
@@ -98,6 +106,7 @@ class Canvas(Memory):
             horizon=end.clone().to(device),
             kept=start + 1 + torch.tensor(request.last_fixed, device=device) if infills else None,
             vocab=vocab,
+            revised=torch.zeros_like(planes["step_of"]) if counted else None,
         )
 
     @property
@@ -112,7 +121,7 @@ class Canvas(Memory):
 
     @property
     def step_of(self) -> Tensor:
-        """Step at which a column was committed, -1 before, (B, L)."""
+        """Step at which a column's token was last written, -1 before, (B, L)."""
         return self._plane("step_of")
 
     @property
@@ -136,6 +145,7 @@ class Canvas(Memory):
                 horizon=self.horizon,
                 vocab=self.vocab,
                 rows=self.rows,
+                revised=self.revised,
             )
         return self._seen
 
@@ -157,13 +167,17 @@ class Canvas(Memory):
             revocable: False skips the re-masks of strategies that have none.
         """
         before, columns = self.snapshot(), change.index + self.start
+        beyond = self.editable.shape[1]
         if revocable:
-            opened = torch.where(change.remask, columns, self.editable.shape[1])
+            opened = torch.where(change.remask, columns, beyond)
             self._write(opened, self.vocab.mask_id, False, -1, float("nan"))
-        decided = torch.where(change.commit, columns, self.editable.shape[1])
+        decided = torch.where(change.written, columns, beyond)
         step = change.step[:, None].expand_as(decided)
-        self._write(decided, change.tokens, True, step, change.confidence.float())
-        self._seen = before.written(self.tokens, self.decided)
+        self._write(decided, change.tokens, True, step, cast(change.confidence, torch.float))
+        if self.revised is not None:
+            again = change.remask if change.edit is None else change.remask | change.edit
+            self.revised = self.revised + mask_of(torch.where(again, columns, -1), beyond)
+        self._seen = before.written(self.tokens, self.decided, self.revised)
 
     def _write(
         self,

@@ -7,7 +7,7 @@ from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoise
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.schedule import Schedule
-from dllm_decode.decoding.strategy import Budget, EveryStep, Part, Strategy
+from dllm_decode.decoding.strategy import Budget, EveryStep, Part, Revisions, Strategy
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError
 
@@ -28,19 +28,39 @@ def check_composition(
                 "max_length and a call, see Denoiser"
             )
     _check_cache(denoiser, cache)
-    if not isinstance(strategy.progress, EveryStep | Budget):
+    progress = strategy.progress
+    if not isinstance(progress, EveryStep | Budget | Revisions):
         raise CapabilityError(
-            f"{place_of('', strategy)}: progress must be EveryStep() or Budget(steps), got "
-            f"{strategy.progress!r}"
+            f"{place_of('', strategy)}: progress must be EveryStep(), Budget(steps) or "
+            f"Revisions(per_column), got {progress!r}"
         )
+    if strategy.revises and not isinstance(progress, Revisions):
+        raise CapabilityError(
+            f"{place_of('', strategy)}: revises = True needs progress = Revisions(per_column), "
+            f"which bounds how often a column is written over; got {progress!r}"
+        )
+    _check_revising(strategy, cache)
     if schedule.sees_canvas:
         _check_sight(named("schedule", schedule), cache)
     for key, part in strategy.parts():
         _check_part(place_of(key, part), part, denoiser, schedule, cache)
 
 
+def _check_revising(strategy: Strategy, cache: CachePolicy) -> None:
+    """Who judges what is decided in the window needs predictions there."""
+    judges = strategy.revises or (
+        strategy.revocable and any(part.needs_window for _, part in strategy.parts())
+    )
+    if judges and cache.logits in ("undecided", "part"):
+        raise CapabilityError(
+            f"{place_of('', strategy)} revises what is decided in the window, where cache "
+            f"({type(cache).__name__}) computes no predictions; use cache=none, prefix, dual, "
+            "vicinity or periodic"
+        )
+
+
 def _check_sight(name: str, cache: CachePolicy) -> None:
-    if cache.logits != "canvas":
+    if cache.logits not in ("canvas", "undecided"):
         raise CapabilityError(
             f"{name} reads predictions outside the current window, where cache "
             f"({type(cache).__name__}) computes none; use cache=none or cache=prefix, or limit its "
@@ -80,12 +100,31 @@ def _check_part(
             f"{own or 'none'}; use that checkpoint, or train for this one "
             "(task=train_filter)"
         )
+    _check_inside(name, part, denoiser, cache)
     if part.sees_canvas:
         _check_sight(name, cache)
     if part.needs_window and cache.logits == "part":
         raise CapabilityError(
             f"{name} reads the prediction at every column of the window, but cache ({kind}) "
             "computes only some; use cache=none, prefix or dual"
+        )
+
+
+def _check_inside(name: str, part: Part, denoiser: Denoiser, cache: CachePolicy) -> None:
+    """What a part wants to see of the model's inside must be there."""
+    model, kind = f"model ({type(denoiser).__name__})", type(cache).__name__
+    own = Capabilities.of(denoiser)
+    wanted = {*part.needs} | ({"hidden"} if part.drafter is not None else set())
+    missing = sorted(wanted - {*own.provides})
+    if missing:
+        raise CapabilityError(
+            f"{name} looks at the model's {', '.join(missing)}, which {model} does not provide; "
+            f"it provides {', '.join(sorted(own.provides)) or 'nothing'}"
+        )
+    if part.drafter is not None and cache.stores:
+        raise CapabilityError(
+            f"{name} has a drafter, which needs the states of the whole canvas in every step, but "
+            f"cache ({kind}) recomputes only a part; use cache=none"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
@@ -78,6 +78,23 @@ class StoringDenoiser(Denoiser, Protocol):
         """A key/value store without rows, with room for `rows` of `columns` canvas columns."""
 
 
+class Drafter(Protocol):
+    """A light network on a model's states, which follows commits between two forward passes."""
+
+    def __call__(self, model: Capabilities, states: Tensor, tokens: Tensor, live: Tensor) -> Tensor:
+        """New states from the last ones and from a canvas with other tokens.
+
+        Args:
+            model: what the model declares, `head` and `embed` among it.
+            states: (B, L, D), the state at a column predicts the token of that column.
+            tokens: (B, L) ids.
+            live: (B, L) bool, columns that exist for the row.
+
+        Returns:
+            (B, L, D).
+        """
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a denoiser declares beyond `Denoiser`; the defaults are those of a plain model.
@@ -92,6 +109,13 @@ class Capabilities:
         before_head: the pass without its output head, arguments as of a call; None for a model
             that cannot stop there.
         head_obstacle: why the head may not be left to the loop's kernels, empty if it may.
+        provides: what parts may see of the model's inside, by name: `hidden`.
+        states: with `hidden`: the pass without its output head, arguments as of a call, (B, W, D).
+        head: with `hidden`: the output head on such states, (B, W, V).
+        embed: the input embeddings of tokens (B, L), (B, L, D), for drafters that want them; None
+            for a model that does not give them.
+        passes_per_call: forward passes that one call makes for every row, 1 or more, which are all
+            counted.
 
     Examples:
         >>> from dllm_decode.models.toy import Copy
@@ -104,8 +128,14 @@ class Capabilities:
     sources: Callable[[Tensor, Tensor], Tensor] | None = None
     before_head: Callable[..., HiddenStates] | None = None
     head_obstacle: str = ""
+    provides: Set[str] = frozenset()
+    states: Callable[..., Tensor] | None = None
+    head: Callable[[Tensor], Tensor] | None = None
+    embed: Callable[[Tensor], Tensor] | None = None
+    passes_per_call: int = 1
 
     def __post_init__(self) -> None:
+        require_count("passes_per_call of the model", self.passes_per_call)
         if self.block_length is not None:
             require_count("block_length of the model", self.block_length)
 

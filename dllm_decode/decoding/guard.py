@@ -29,7 +29,10 @@ Part = TypeVar("Part")
 Record = TypeVar("Record", bound=LazyFields)
 
 # Methods that are handed tensors; `probe` runs the model, which has a guard of its own.
-_METHODS = ("begin", "decide", "adjust", "keep", "horizon", "window", "plan", "note", "predict")
+_METHODS = (
+    "begin", "decide", "adjust", "keep", "horizon", "lingers", "closes", "window", "plan", "note",
+    "predict",
+)  # fmt: skip
 
 
 def guarded(parts: Parts) -> Parts:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dllm_decode.decoding import calls
 from dllm_decode.decoding.batch import Batch
-from dllm_decode.decoding.cache import Plan, spread
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.checks import check_request
 from dllm_decode.decoding.composition import Composition
-from dllm_decode.decoding.denoiser import Capabilities
-from dllm_decode.decoding.guard import guarded, read_only
+from dllm_decode.decoding.guard import guarded
 from dllm_decode.decoding.monitor import Monitor, device_faults_end_it
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
-from dllm_decode.decoding.prediction import HiddenStates, Prediction
-from dllm_decode.decoding.returned import blamed, check_logits, check_prediction, named
-from dllm_decode.decoding.settle import settle
-from dllm_decode.decoding.strategy import Budget
-from dllm_decode.decoding.types import Memory, Request, StepView, gather_columns
-from dllm_decode.kernels import dispatch
+from dllm_decode.decoding.passes import ModelPasses
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.returned import blamed
+from dllm_decode.decoding.settle import settle, staying
+from dllm_decode.decoding.strategy import Budget, Revisions
+from dllm_decode.decoding.types import (
+    Change,
+    Memory,
+    Request,
+    Snapshot,
+    StepView,
+    gather_columns,
+)
 from dllm_decode.kernels.lazy import Later
 
 
@@ -69,6 +76,21 @@ class Decoder(Composition):
         check_request(self.denoiser, self.strategy, self.schedule, request)
 
 
+def _without_gradients(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of a run in inference mode, in which small operators cost a sixth less.
+
+    Its tensors have no versions, which the guard of `debug` reads: with it, without gradients only.
+    """
+
+    @wraps(method)
+    def quiet(run: Run, *given: Any) -> None:
+        mode = torch.no_grad() if run.decoder.debug else torch.inference_mode()
+        with mode, device_faults_end_it():
+            method(run, *given)
+
+    return quiet
+
+
 class Run:
     """A decode on its way through the loop: rows join, step together, and leave when done.
 
@@ -104,11 +126,8 @@ class Run:
         self.request = request
         self.batch = Batch(decoder, request, capacity)
         self.monitor = Monitor(self.batch)
-        self._forward = _forward_of(decoder)
-        if decoder.debug:
-            self._forward = read_only(self._forward, named("model", decoder.denoiser))
-        self._banned = torch.tensor(_banned_ids(decoder), device=decoder.denoiser.device)
-        self._revocable = decoder.strategy.revocable
+        self.passes = ModelPasses(decoder, self.batch)
+        self._revises = decoder.strategy.revocable or decoder.strategy.revises
 
     @property
     def live(self) -> tuple[int, ...]:
@@ -130,57 +149,33 @@ class Run:
         """What became of the rows that are done."""
         return self.monitor.outcomes
 
-    @torch.no_grad()
-    @device_faults_end_it()
+    @_without_gradients
     def admit(self, rows: Sequence[int]) -> None:
         """Let rows of the request join."""
         self.batch.admit(rows)
         self.monitor.sync()
 
-    @torch.no_grad()
-    @device_faults_end_it()
+    @_without_gradients
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
         plan = self.batch.plan()
-        prediction = self.predict(self.batch.tokens, plan)
-        view = self.view(prediction, plan)
+        prediction, hidden = self.passes.predict(plan)
+        view = self.view(prediction, hidden)
         decision = calls.decide(self.strategy, view, self.memory)
         change, faults = settle(view, decision, self.strategy)
-        self.canvas.apply(change, revocable=self._revocable)
-        after = self.canvas.snapshot()
-        self.canvas.narrow(calls.horizon(self.strategy, after, view, change, self.memory))
-        self.batch.note(change, view)
+        self.canvas.apply(change, revocable=self._revises)
+        horizon, lingering = self._outlook(self.canvas.snapshot(), view, change)
+        self.canvas.narrow(horizon)
+        self.batch.note(change, view, lingering)
+        self.passes.carry(decision.carry, view)
         self.monitor.check(view, faults)
 
-    def predict(self, tokens: Tensor, plan: Plan) -> Prediction:
-        """One forward pass over the given tokens (B, L); row statistics are computed when read."""
-        batch, span = self.batch, self.batch.span
-        index, live = batch.next.index, batch.snapshot.live
-        if span.start:
-            index = (index - span.start).clamp_(min=-1)
-        if span != slice(0, tokens.shape[1]):
-            tokens, live = tokens[:, span], live[:, span]
-        model, sampler = self.decoder.denoiser, self.decoder.sampler
-        logits = self._forward(tokens, live, index, plan)
-        check_logits(model, logits, index, model.vocab.size)
-        # a model may ask for gradients itself, and plugins may keep what they saw
-        logits = logits.detach() if isinstance(logits, Tensor) else logits
-        prediction = sampler.predict(logits, self._banned, batch.noise)
-        check_prediction(sampler, prediction, index, logits)
-        if self.decoder.debug:  # what a plugin makes while it is at work has no version before
-            _ = prediction.token, prediction.confidence
-        return prediction
-
-    def view(self, prediction: Prediction, plan: Plan) -> StepView:
+    def view(self, prediction: Prediction, hidden: Tensor | None = None) -> StepView:
         """Everything the strategy may know about this step."""
-        batch = self.batch
+        batch, progress = self.batch, self.strategy.progress
         snapshot, upcoming, counters = batch.snapshot, batch.next, batch.counters
         index, active, progress = upcoming.index, upcoming.active, self.strategy.progress
         step, entered = counters.step, counters.window_entered
-
-        def prober(tokens: Tensor) -> Prediction:
-            batch.count_probe()
-            return self.predict(spread(snapshot.tokens, index, tokens), plan)
 
         def settled() -> Tensor:
             decided = gather_columns(snapshot.editable & snapshot.decided, index)
@@ -206,12 +201,30 @@ class Run:
             steps_left=Later(steps_left),
             snapshot=snapshot,
             noise=batch.noise,
-            prober=prober,
+            lingering=upcoming.lingering,
+            hidden=hidden,
+            passes=self.passes,
             parameters=counters.parameters,
-            banned=self._banned,
+            banned=self.passes.banned,
         )
         vars(view)["offsets"] = batch.noise.index  # they are known already
         return view
+
+    def _outlook(
+        self, after: Snapshot, view: StepView, change: Change
+    ) -> tuple[Tensor, Tensor | None]:
+        """How far the rows are still worth decoding, and which of them stay in a full window.
+
+        What may still be revised ends nothing: under `Revisions`, horizons shrink when a row leaves
+        its window.
+        """
+        horizon = calls.horizon(self.strategy, after, view, change, self.memory)
+        progress = self.strategy.progress
+        if not isinstance(progress, Revisions):
+            return horizon, None
+        asked = calls.lingers(self.strategy, after, view, change, self.memory)
+        lingering, busy = staying(asked, after, view, change, progress)
+        return torch.where(busy, after.horizon, horizon), lingering
 
     def take_over(self, other: Run, again: Sequence[int]) -> None:
         """Take over what another run of the request has done, less the rows decoded again."""
@@ -239,25 +252,3 @@ class Run:
             with blamed(observer):
                 observer.finish(result)
         return result
-
-
-def _forward_of(decoder: Decoder) -> Callable[..., Tensor | HiddenStates]:
-    """The model's pass; it stops before the output head where head and statistics are one."""
-    own = Capabilities.of(decoder.denoiser)
-    if own.before_head is None or not decoder.sampler.takes_hidden:
-        return decoder.denoiser
-    fused = dispatch.fuses_head(decoder.denoiser.device, own.head_obstacle)
-    return own.before_head if fused else decoder.denoiser
-
-
-def _banned_ids(decoder: Decoder) -> list[int]:
-    """Ids that are never proposed; those of the parts only where a sampler reshapes.
-
-    Elsewhere a transform removes them itself, and the model's own probabilities stay as they are.
-    """
-    vocab = decoder.denoiser.vocab
-    banned = set(vocab.never_generated)
-    if decoder.sampler.reshapes:
-        for _, part in decoder.strategy.parts():
-            banned.update(part.banned_ids(vocab))
-    return sorted(banned)

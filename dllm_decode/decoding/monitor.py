@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.batch import Batch
+from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.decoding.prediction import DensePrediction, Prediction
 from dllm_decode.decoding.returned import named
@@ -128,8 +129,10 @@ class PendingCheck:
         decision = replace(
             self.faults.decision, predictions=tuple((who, _kept(pred)) for who, pred in made)
         )
-        view = replace(self.view, pred=_kept(self.view.pred), prober=None)
-        return PendingCheck(view, replace(self.faults, view=view, decision=decision), self.counts)
+        view = self.view.but(pred=_kept(self.view.pred), hidden=None, passes=None)
+        change = self.faults.change.but(probability=self.faults.change.confidence)  # not asked for
+        faults = replace(self.faults, view=view, decision=decision, change=change)
+        return PendingCheck(view, faults, self.counts)
 
 
 class KeptPrediction(NamedTuple):
@@ -181,11 +184,13 @@ class Monitor:
         self._left: dict[int, int] = {}  # undecided columns of each row when last seen
         self._pending: list[PendingCheck] = []
         self._warned = False
+        self._said = False
+        self._passes = Capabilities.of(batch.parts.denoiser).passes_per_call
 
     def check(self, view: StepView, faults: Faults) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
         check = PendingCheck.of(view, faults)
-        # no row needs more steps than it had undecided columns
+        # no row needs more steps than it had undecided columns, unless it revises
         now = len(self._pending) + 1 >= min(self._every, self._longest)
         self._pending.append(check if now else check.let_go())
         if now:
@@ -204,10 +209,10 @@ class Monitor:
         self._check_gains(facts["undecided"], len(pending))
         self._longest = max([1, *facts["undecided"]])
         done = [at for at, left in enumerate(facts["undecided"]) if not left]
+        stay: Sequence[int] = range(len(facts["undecided"]))
         if done:
             self.record(done)
-            self.batch.remove(done)
-        stay = [at for at, left in enumerate(facts["undecided"]) if left]
+            stay = self.batch.remove(done)
         self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
 
     def _check_gains(self, left: Sequence[int], steps: int) -> None:
@@ -280,6 +285,21 @@ class Monitor:
             row = self.batch.rows[position]
             own = {name: values[at] for name, values in facts.items()}
             self.outcomes[row] = self._outcome(row, own, reason)
+            self._say_not_granted(row, own)
+
+    def _say_not_granted(self, row: int, facts: dict[str, Any]) -> None:
+        """Say once per decode that a strategy could not revise all that it wanted to."""
+        if not facts["not_granted"] or self._said:
+            return
+        self._said = True
+        strategy = self.batch.parts.strategy
+        warnings.warn(
+            f"strategy asked for {facts['not_granted']} edits and re-masks in row {row} that its "
+            f"progress rule, {strategy.progress}, did not allow; they are counted in "
+            "Outcome.not_granted",
+            RuntimeWarning,
+            stacklevel=8,
+        )
 
     def _outcome(self, row: int, facts: dict[str, Any], reason: str | None) -> Outcome:
         batch, length = self.batch, facts["length"]
@@ -288,12 +308,18 @@ class Monitor:
             reason = "budget" if facts["over_budget"] else "eot" if cut else "length"
         return Outcome(
             tokens=tuple(facts["tokens"][:length]),
-            forwards=facts["forwards"],
+            forwards=facts["forwards"] * self._passes,
             finish_reason=reason,
             step_of=tuple(facts["step_of"][:length]),
             confidence_of=tuple(facts["confidence_of"][:length]),
             undecided=sum(facts["undecided"][:length]),
-            surplus_forwards=facts["surplus"],
+            surplus_forwards=facts["surplus"] * self._passes,
+            probes=facts["probes"] * self._passes,
+            passes=(facts["forwards"] - facts["probes"] + facts["waits"]) * self._passes,
+            drafts=facts["drafts"],
+            edits=facts["edits"],
+            remasks=facts["remasks"],
+            not_granted=facts["not_granted"],
             eot_ids=batch.canvas.vocab.eot_ids,
             last_fixed=batch.request.last_fixed[row],
         )

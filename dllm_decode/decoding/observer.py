@@ -9,6 +9,9 @@ from dllm_decode.decoding.types import Change, Request, Snapshot
 class Observer:
     """Watches a decode; override what you need. Raising from an observer ends the decode.
 
+    A change can be kept and used like any other value. The tensors of a snapshot are those of the
+    loop, which runs in inference mode: clone what a gradient is to flow through later.
+
     Examples:
         >>> from dllm_decode.models.toy import Copy
         >>> from dllm_decode.strategies.fixed import TopK

@@ -20,14 +20,23 @@ class Outcome:
     Attributes:
         tokens: generated ids up to the end of text (inclusive) or the requested length; an
             interrupted row has mask ids where nothing was decided.
-        forwards: forward passes the row took part in, probes included.
+        forwards: forward passes the row took part in, probes included: the rows that the model
+            computed for it.
+        probes: of them, those over other tokens that a part asked for (`StepView.probe`).
+        passes: forward passes one after the other; several alternatives probed at once are one.
+        drafts: calls of a drafter, which are no forward passes.
+        edits: settled tokens that were written over.
+        remasks: settled columns that were opened again.
+        not_granted: edits and re-masks that the strategy asked for and its progress rule did not
+            allow.
         finish_reason: `eot` (a stop rule ended the row), `length`, `budget` (closing commits were
             forced), `interrupted`, or `error` (only from an engine; `error` says what happened).
         step_of: step at which each token was committed, counted from 0; -1 for fixed tokens.
         confidence_of: probability with which each token was committed; NaN for fixed ones.
         undecided: tokens left open, 0 unless the row was interrupted.
-        surplus_forwards: passes run after the row was done, because `sync_every` looks only now
-            and then; not part of `forwards`.
+        surplus_forwards: passes that the row did not need, run after it was done because
+            `sync_every` looks only now and then, or beside rows that probed with a key/value
+            store; not part of `forwards`.
         error: what happened to a row with finish reason `error`, else empty.
         eot_ids: ids that end a text.
         last_fixed: the last generated column whose token the request gave in advance, or -1.
@@ -57,6 +66,12 @@ class Outcome:
     last_fixed: int = -1
     text: str = ""
     reference_forwards: int = 0
+    probes: int = 0
+    passes: int = 0
+    drafts: int = 0
+    edits: int = 0
+    remasks: int = 0
+    not_granted: int = 0
     candidates: tuple[Outcome, ...] = ()
     votes: int = 0
     pieces: tuple[str, ...] = ()
@@ -122,8 +137,9 @@ class Result:
 
     Each field of the outcomes is also here as a column, one entry per row: `sequences` (their
     tokens), `texts`, `forwards`, `finish_reasons`, `step_of`, `confidence_of`, `undecided`,
-    `surplus_forwards`, `reference_forwards`, `errors`, `candidates`, `votes`, `pieces`,
-    `logprobs`, `step_map`. In a notebook a result shows its canvases, coloured by confidence.
+    `surplus_forwards`, `reference_forwards`, `probes`, `passes`, `drafts`, `edits`, `remasks`,
+    `not_granted`, `errors`, `candidates`, `votes`, `pieces`, `logprobs`, `step_map`. In a notebook
+    a result shows its canvases, coloured by confidence.
 
     Examples:
         >>> result = Result((Outcome((7, 2), 1), Outcome((8,), 3)))
@@ -234,6 +250,36 @@ class Result:
     def reference_forwards(self) -> tuple[int, ...]:
         """`Outcome.reference_forwards` of each row."""
         return self._column("reference_forwards")
+
+    @property
+    def probes(self) -> tuple[int, ...]:
+        """`Outcome.probes` of each row."""
+        return self._column("probes")
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """`Outcome.passes` of each row."""
+        return self._column("passes")
+
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """`Outcome.drafts` of each row."""
+        return self._column("drafts")
+
+    @property
+    def edits(self) -> tuple[int, ...]:
+        """`Outcome.edits` of each row."""
+        return self._column("edits")
+
+    @property
+    def remasks(self) -> tuple[int, ...]:
+        """`Outcome.remasks` of each row."""
+        return self._column("remasks")
+
+    @property
+    def not_granted(self) -> tuple[int, ...]:
+        """`Outcome.not_granted` of each row."""
+        return self._column("not_granted")
 
     @property
     def errors(self) -> tuple[str, ...]:

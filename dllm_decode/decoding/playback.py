@@ -70,13 +70,14 @@ def frames_of(trace: Trace, row: int) -> list[Frame]:
         reopened = [column for which, column in record.remasks if which == row]
         for column in reopened:
             cells[column] = None
-        commits = [commit for commit in record.commits if commit.row == row]
+        commits = [c for c in (*record.commits, *record.edits) if c.row == row]
         for commit in commits:
             before = cells[commit.column]
-            kind = "forced" if record.forced[place] else "commit" if before is None else "edit"
+            kind = "forced" if record.forced[place] else "commit"
+            kind = kind if before is None else "edit"
             step, column = record.steps[place], commit.column
             cells[column] = Cell(commit.token, step, commit.confidence, kind)
-        forwards += 1 + record.probes
+        forwards += record.forwards[place]
         frames.append(
             Frame(
                 tuple(cells[: record.horizon[place]]),

@@ -235,7 +235,8 @@ class Prediction(ABC):
             raise
 
     def _shaped(self, values: Tensor) -> Tensor:
-        values = values.to(self._dtype) if values.dtype.is_floating_point else values
+        if values.dtype.is_floating_point:
+            values = reference.cast(values, self._dtype)
         return values.reshape(*self.shape[:2], *values.shape[1:])
 
     def _share(self, logits: Tensor) -> Tensor:
@@ -246,7 +247,7 @@ class Prediction(ABC):
         maximum = self._statistics.maximum.reshape(*self.shape[:2], 1)
         total = self._statistics.total.reshape(*self.shape[:2], 1)
         share = (logits - maximum).exp() / total
-        return share.masked_fill(self._emptied[..., None], 0.0).to(self._dtype)
+        return reference.cast(share.masked_fill(self._emptied[..., None], 0.0), self._dtype)
 
     @cached_property
     def _emptied(self) -> Tensor:
@@ -499,6 +500,18 @@ def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> Non
         )
     if tokens.device.type == "cpu":  # elsewhere a look at them would make the host wait
         _refuse_outside(tokens, vocabulary, 0)
+
+
+def check_flags(who: str, flags: Tensor, like: Tensor) -> None:
+    """Refuse what are no flags of the shape and on the device of others."""
+    fits = isinstance(flags, Tensor) and flags.shape == like.shape and flags.dtype == torch.bool
+    if not fits or flags.device != like.device:
+        got: object = flags
+        if isinstance(flags, Tensor):
+            got = f"{flags.dtype} of shape {tuple(flags.shape)} on {flags.device}"
+        raise PredictionError(
+            f"{who} flags (bool) of shape {tuple(like.shape)} on {like.device}, got {got}"
+        )
 
 
 def _refuse_outside(ids: Tensor, vocabulary: int, least: int | None) -> None:

@@ -102,6 +102,14 @@ def check_logits(model: object, logits: Any, index: Tensor, vocabulary: int) -> 
         )
 
 
+def check_states(who: object, states: Any, index: Tensor) -> None:
+    """Raise `ModelOutputError` unless these are states (B, W, D) for the columns index (B, W)."""
+    fault = plane_fault(states, (*index.shape, "D"), FLOATS, index.device)
+    if fault:
+        name = who if isinstance(who, str) else type(who).__name__
+        raise ModelOutputError(f"{name}: states that cannot be used, {fault}")
+
+
 def check_prediction(
     sampler: object, prediction: Any, index: Tensor, logits: Tensor | HiddenStates
 ) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import first_column
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Request, Snapshot, StepView
 from dllm_decode.errors import (
     CapabilityError,
@@ -103,15 +102,8 @@ class Schedule(ABC):
 
 def _slots(snapshot: Snapshot, begin: Tensor, width: int, limit: Tensor) -> Tensor:
     """Columns begin, begin + 1, ... of each row, -1 at and behind the limit, (B, width)."""
-    columns = begin[:, None] + _numbers(width, begin.device)
+    columns = begin[:, None] + numbers(width, begin.device)
     return columns.masked_fill_(columns >= limit[:, None], -1)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _numbers(count: int, device: torch.device) -> Tensor:
-    """0, 1, ... count - 1, made once for all steps, (count,) int64."""
-    return torch.arange(count, device=device)
 
 
 @dataclass(frozen=True)
@@ -315,7 +307,7 @@ class AdaptiveBlocks(Schedule):
 
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The block around the first undecided column of each row."""
-        begin = first_column(snapshot.undecided)
+        begin = snapshot.first_undecided
         end = begin + self.length
         if view is not None:
             seen = view.active & (view.index >= 0)

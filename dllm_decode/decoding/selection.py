@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ def ranks(scores: Tensor, among: Tensor) -> Tensor:
         among: (B, W) bool, slots that take part; the others rank behind them.
     """
     order = ordered(scores, among)
-    place = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    place = numbers(scores.shape[1], scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, place)
 
 
@@ -80,6 +82,18 @@ def reaching(
     return dispatch.threshold_selection(scores, among, level, strict)[0]
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def numbers(count: int, device: torch.device) -> Tensor:
+    """0, 1, ... count - 1, made once and never to be written to, (count,) int64.
+
+    Args:
+        count: how many, 0 or more.
+        device: where.
+    """
+    return torch.arange(count, device=device)
+
+
 def first_column(flags: Tensor) -> Tensor:
     """Lowest column that is set in each row, L where none is, (B,) int64.
 
@@ -88,4 +102,4 @@ def first_column(flags: Tensor) -> Tensor:
     """
     # of equal ones, max takes the first
     found, column = flags.max(1)
-    return column.masked_fill(~found, flags.shape[1])
+    return torch.where(found, column, flags.shape[1])

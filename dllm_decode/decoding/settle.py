@@ -1,13 +1,14 @@
 """Decision to change: the invariants of decoding, and nothing else.
 
 Whatever a plugin asks for, what leaves here is legal: commits lie inside the open slots, no mask
-or control token is ever committed, nothing else than settled slots is re-masked and only by
-strategies that declared it, and each live row makes progress.
+or control token is ever committed, nothing else than settled slots is re-masked or written over and
+only by strategies that declared it, and each live row makes progress.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,15 @@ from dllm_decode.decoding import calls
 from dllm_decode.decoding.prediction import DensePrediction
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.selection import best
-from dllm_decode.decoding.strategy import Budget, EveryStep, Progress, Strategy, complete
-from dllm_decode.decoding.types import Change, Decision, StepView
+from dllm_decode.decoding.strategy import (
+    Budget,
+    EveryStep,
+    Progress,
+    Revisions,
+    Strategy,
+    complete,
+)
+from dllm_decode.decoding.types import Change, Decision, Snapshot, StepView
 from dllm_decode.errors import DecisionError
 from dllm_decode.kernels.lazy import Later
 
@@ -44,7 +52,7 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     decision = complete(decision, view)
     unfit = unfit_tokens(view, decision)
     change = legal_change(view, decision, strategy, unfit)
-    wrong = faulty(view, decision, strategy.revocable, unfit)
+    wrong = faulty(view, decision, strategy, unfit)
     return change, Faults(view, decision, strategy, change, wrong)
 
 
@@ -94,18 +102,22 @@ class Faults:
         """
         view, tokens = self.view, self.decision.tokens
         assert tokens is not None
-        planes = faults_of(view, self.decision, self.strategy.revocable)
+        planes = faults_of(view, self.decision, self.strategy)
         kind, row, slot = planes.nonzero()[0].tolist()
         token = int(tokens[row, slot])
         reason = (
-            "committed a position that is not open",
+            "committed a position that is neither open nor settled"
+            if self.strategy.revises
+            else "committed a position that is not open",
             f"committed token {token}, which lies outside the vocabulary of "
             f"{view.snapshot.vocab.size}"
             + ("; -1 says that every token has been removed" if token == -1 else ""),
             f"committed token {token}, a mask or control token that is never generated",
-            "re-masked a position that is not settled"
-            if self.strategy.revocable
-            else "re-masked a position, but does not declare revocable = True",
+            "re-masked a position, but does not declare revocable = True"
+            if not self.strategy.revocable
+            else "re-masked a position that is not settled"
+            if not bool(view.settled[row, slot])
+            else "re-masked a position and wrote to it in the same step",
             "gave a score that is NaN",
         )[kind]
         who = self.decision.author
@@ -137,39 +149,82 @@ def unfit_tokens(view: StepView, decision: Decision) -> Tensor | None:
     return (known != tokens) | torch.isin(tokens, view.snapshot.never_generated)
 
 
+class SlotChanges(NamedTuple):
+    """What is to happen at the slots of a step, (B, W) bool each; None: nothing.
+
+    Attributes:
+        commit: open slots to decide.
+        edit: settled slots to write over.
+        remask: settled slots to open again.
+    """
+
+    commit: Tensor
+    edit: Tensor | None = None
+    remask: Tensor | None = None
+
+
 def legal_change(
     view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor | None
 ) -> Change:
     """The change that follows from a complete decision; whatever is illegal in it is left out."""
     scores, confidence, tokens = decision.scores, decision.confidence, decision.tokens
     assert tokens is not None and scores is not None and confidence is not None
-    asked = decision.commit & view.open
-    remask: Tensor | Later[Tensor] = Later(lambda: torch.zeros_like(asked))
+    asked = granted = _asked(view, decision, strategy)
     forced: Tensor | Later[Tensor] = Later(lambda: torch.zeros_like(view.fresh))
-    commit = asked
-    if decision.remask is not None or not takes_its_word(strategy):
-        commit, remask, forced = _with_progress(view, decision, asked, strategy.progress)
-        if unfit is not None:
-            # what a strategy says about positions it does not choose need not be legal
-            tokens = torch.where(unfit & (commit > asked), view.pred.token, tokens)
+    if asked.remask is not None or not takes_its_word(strategy):
+        granted, forced = _with_progress(view, scores, asked, strategy.progress)
     if unfit is not None:
+        # what a strategy says about positions it does not choose need not be legal
+        tokens = torch.where(unfit & (granted.commit > decision.commit), view.pred.token, tokens)
         tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
-    ids = tokens[..., None]
-    return Change(
+    ids, remask = tokens[..., None], granted.remask
+    change = Change(
         rows=view.snapshot.rows,
         step=view.step,
         index=view.offsets,
-        commit=commit,
-        remask=remask,  # type: ignore[arg-type]
+        commit=granted.commit,
+        edit=granted.edit,
+        remask=Later(lambda: torch.zeros_like(asked.commit)) if remask is None else remask,  # type: ignore[arg-type]
+        not_granted=_not_granted(asked, granted),
         tokens=tokens,
         confidence=confidence,
         probability=Later(lambda: view.pred.prob_of(ids)[..., 0]),  # type: ignore[arg-type]
         scores=scores,
         forced=forced,  # type: ignore[arg-type]
         horizon=Later(lambda: view.snapshot.horizon - view.snapshot.start),  # type: ignore[arg-type]
-        probes=0,
+        live=Later(lambda: view.live),  # type: ignore[arg-type]
+        steps=None if decision.steps is None else decision.steps.clamp(min=1),
         notes=decision.notes,
     )
+    if remask is None:
+        vars(change)["touched"] = change.written  # is known already
+    return change
+
+
+def _asked(view: StepView, decision: Decision, strategy: Strategy) -> SlotChanges:
+    """What a decision asks for and may have, but for the progress that a row has to make."""
+    commit = decision.commit & view.open
+    if decision.close is not None:
+        commit = commit | (view.masked & decision.close[:, None])
+    edit = remask = None
+    # a row that is done stays done, also while the host has not looked yet
+    if strategy.revises:
+        edit = decision.commit & view.settled & (decision.tokens != view.tokens)
+        edit = edit & view.live[:, None]
+    if strategy.revocable and decision.remask is not None:
+        remask = decision.remask & view.settled & view.live[:, None]
+        remask = remask if edit is None else remask & ~edit
+    return SlotChanges(commit, edit, remask)
+
+
+def _not_granted(asked: SlotChanges, granted: SlotChanges) -> Tensor | None:
+    """Edits and re-masks that were asked for in vain, (B,); None where none were asked for."""
+    counts = [
+        (before > after).sum(1)
+        for before, after in zip(asked[1:], granted[1:], strict=True)
+        if before is not None and after is not None
+    ]
+    return sum(counts[1:], counts[0]) if counts else None
 
 
 def takes_its_word(strategy: Strategy) -> bool:
@@ -177,13 +232,13 @@ def takes_its_word(strategy: Strategy) -> bool:
     return strategy.always_commits and isinstance(strategy.progress, EveryStep)
 
 
-def faulty(view: StepView, decision: Decision, revocable: bool, unfit: Tensor | None) -> Tensor:
+def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor | None) -> Tensor:
     """Slots at which any of `faults_of` is set, (B, W) bool, by looking at no more than need be."""
-    wrong = decision.commit > view.open
+    wrong = decision.commit > _writable(view, strategy)
     if unfit is not None:
         wrong = wrong | (decision.commit & unfit)
     if decision.remask is not None:
-        wrong = wrong | (decision.remask > view.settled if revocable else decision.remask)
+        wrong = wrong | _wrong_remasks(view, decision.remask, decision, strategy)
     assert decision.scores is not None
     # where the model's own confidence is no number, its logits are refused
     own = isinstance(view.pred, DensePrediction) and vars(view.pred).get("confidence")
@@ -192,47 +247,97 @@ def faulty(view: StepView, decision: Decision, revocable: bool, unfit: Tensor | 
     return wrong
 
 
-def faults_of(view: StepView, decision: Decision, revocable: bool) -> Tensor:
+def _writable(view: StepView, strategy: Strategy) -> Tensor:
+    """Slots that a strategy may commit, edits included."""
+    return view.open | view.settled if strategy.revises else view.open
+
+
+def _wrong_remasks(
+    view: StepView, remask: Tensor, decision: Decision, strategy: Strategy
+) -> Tensor:
+    """Slots that may not be opened again, because of who asks, what stands there, or a commit."""
+    if not strategy.revocable:
+        return remask
+    wrong = remask > view.settled
+    return wrong | (remask & decision.commit) if strategy.revises else wrong
+
+
+def faults_of(view: StepView, decision: Decision, strategy: Strategy) -> Tensor:
     """Everything a complete decision asks for and may not have, (5, B, W) bool, kind by kind."""
     assert decision.tokens is not None and decision.scores is not None
     vocab = view.snapshot.vocab
     outside = (decision.tokens < 0) | (decision.tokens >= vocab.size)
     remask = torch.zeros_like(view.open) if decision.remask is None else decision.remask
-    allowed = view.settled if revocable else torch.zeros_like(view.settled)
     never = torch.isin(decision.tokens, view.snapshot.never_generated)
     return torch.stack(
         [
-            decision.commit & ~view.open,
+            decision.commit & ~_writable(view, strategy),
             decision.commit & outside,
             decision.commit & never,
-            remask & ~allowed,
+            _wrong_remasks(view, remask, decision, strategy),
             view.open & decision.scores.isnan(),
         ]
     )
 
 
 def _with_progress(
-    view: StepView, decision: Decision, asked: Tensor, progress: Progress
-) -> tuple[Tensor, Tensor | Later[Tensor], Tensor]:
-    """Commits, re-masks and the rows in which something had to be forced."""
-    assert decision.scores is not None
-    remask = None
-    if decision.remask is not None:
-        # a row that is done stays done, also while the host has not looked yet
-        remask = decision.remask & view.settled & view.open.any(1, keepdim=True)
+    view: StepView, scores: Tensor, asked: SlotChanges, progress: Progress
+) -> tuple[SlotChanges, Tensor]:
+    """What is granted, and the rows in which something had to be forced."""
+    remask = asked.remask
     if isinstance(progress, Budget):
         closing = (view.step >= progress.steps - 1)[:, None]
-        commit = asked | (view.open & closing)
+        commit = asked.commit | (view.open & closing)
         if remask is not None:
             remask = remask & ~closing
-        forced = (commit > asked).any(1)
-    else:
-        if remask is not None:
-            # a row that committed something only has to give up its re-masks
-            remask = remask & (asked.sum(1) > remask.sum(1))[:, None]
-        stuck = view.open.any(1) > asked.any(1)
-        commit = asked | (best(decision.scores, view.open) & stuck[:, None])
-        forced = stuck
-    if remask is None:
-        return commit, Later(lambda: torch.zeros_like(asked)), forced
-    return commit, remask, forced
+        return SlotChanges(commit, None, remask), (commit > asked.commit).any(1)
+    if remask is not None and isinstance(progress, EveryStep):
+        # a row that committed something only has to give up its re-masks
+        remask = remask & (asked.commit.sum(1) > remask.sum(1))[:, None]
+    stuck = view.open.any(1) > asked.commit.any(1)
+    commit = asked.commit | (best(scores, view.open) & stuck[:, None])
+    granted = SlotChanges(commit, asked.edit, remask)
+    if isinstance(progress, Revisions):
+        granted = _bounded(view, granted, progress)
+    return granted, stuck
+
+
+def _bounded(view: StepView, asked: SlotChanges, progress: Revisions) -> SlotChanges:
+    """Revisions of columns that have some left, as far as the row can still end in time."""
+    assert view.snapshot.revised is not None
+    some_left = view.gather(view.snapshot.revised) < progress.per_column
+    edit = None if asked.edit is None else asked.edit & some_left
+    if asked.remask is None:
+        return SlotChanges(asked.commit, edit)
+    remask = asked.remask & some_left
+    open_after = view.snapshot.left - asked.commit.sum(1) + remask.sum(1)
+    in_time = view.step + 1 + open_after <= _most_steps(view.snapshot, progress)
+    return SlotChanges(asked.commit, edit, remask & in_time[:, None])
+
+
+def _most_steps(snapshot: Snapshot, progress: Revisions) -> Tensor:
+    """L(1 + k): what a row of L columns may take, (B,)."""
+    return (snapshot.end - snapshot.start) * (1 + progress.per_column)
+
+
+def staying(
+    asked: Tensor | None, after: Snapshot, view: StepView, change: Change, progress: Revisions
+) -> tuple[Tensor, Tensor]:
+    """Rows that stay in their window although it is full, and all that have not left it, (B,) bool.
+
+    A row stays in a full window while its strategy asks for it, but only behind a step that changed
+    something, and only while a step without a commit still leaves it enough of them.
+
+    Args:
+        asked: (B,) bool, what `Strategy.lingers` said; None for no row.
+        after: the canvas after the change.
+        view: the step.
+        change: what it did.
+        progress: the strategy's rule.
+    """
+    unfinished = (view.gather(after.undecided) & view.active).any(1)
+    if asked is None:
+        return torch.zeros_like(unfinished), unfinished
+    in_time = view.step + 2 + after.left <= _most_steps(after, progress)
+    stays = asked & ~unfinished & in_time & view.live & change.touched.any(1)
+    return stays, unfinished | stays

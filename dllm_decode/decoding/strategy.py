@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding import calls
+from dllm_decode.decoding.denoiser import Drafter
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.returned import named
@@ -54,7 +55,43 @@ class Budget:
         require_count("steps", self.steps)
 
 
-Progress = EveryStep | Budget
+@dataclass(frozen=True)
+class Revisions:
+    """Progress rule of strategies that revise: a bound on how often, and no demand for a net gain.
+
+    A live row commits at least one open slot per step, and each column is opened again or written
+    over at most k times, so that a row of L columns ends within L (1 + k) steps. A step that
+    lingers in a full window needs no commit; it is granted only while that bound can still be kept.
+
+    Attributes:
+        per_column: k, 1 or more.
+
+    Raises:
+        ConfigError: for other numbers.
+
+    Examples:
+        A rule that writes over what the model has come to see otherwise, at most twice per column:
+
+        >>> from dllm_decode.decoding.selection import best
+        >>> from dllm_decode.models.toy import Copy
+        >>> @dataclass(frozen=True)
+        ... class Corrects(Strategy):
+        ...     revises = True
+        ...     progress = Revisions(per_column=2)
+        ...     def decide(self, view, memory):
+        ...         other = view.settled & (view.pred.token != view.tokens)
+        ...         return Decision(best(view.pred.confidence, view.open) | other)
+        >>> Copy(n=3).answer(Corrects(), "abc")
+        ('abc', 4)
+    """
+
+    per_column: int
+
+    def __post_init__(self) -> None:
+        require_count("per_column", self.per_column)
+
+
+Progress = EveryStep | Budget | Revisions
 
 
 class Part(ABC):  # noqa: B024 - the roles below add the abstract method
@@ -68,6 +105,8 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
         needs_reference: requests must carry the tokens of a reference decode.
         needs_window: the part reads predictions at every column of the window, decided ones or
             several steps of them included, so that no cache may leave some out.
+        needs: what the part wants to see of the model's inside: `hidden` (`view.hidden` and
+            `view.head`). Models that do not provide it are refused.
         request_parameters: numeric fields that the rows of a request may set for themselves; the
             part reads them with `view.parameter`.
 
@@ -80,6 +119,7 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     sees_canvas: bool = False
     needs_reference: ClassVar[bool] = False
     needs_window: ClassVar[bool] = False
+    needs: ClassVar[Set[str]] = frozenset()
     request_parameters: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -97,6 +137,11 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     @property
     def model_fingerprint(self) -> str | None:
         """The fingerprint of the only model this part was made for, or None for any."""
+        return None
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """A light network that predicts again between two forward passes; see `StepView.draft`."""
         return None
 
     def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
@@ -125,6 +170,10 @@ class Strategy(Part):
 
     Attributes:
         revocable: whether the strategy may open again what it has committed.
+        revises: whether it may write over what it has committed, and stay in a full window to look
+            at it again; needs the progress rule `Revisions`.
+        wraps: whether it stands for a whole rule of its own, whose transforms and filters belong
+            inside it.
         always_commits: the strategy's word that each of its decisions commits at least one slot of
             every row that has an open one, so that the loop need not have another ready; whoever
             overrides `decide` has to give it anew. A broken one ends the decode with an error.
@@ -142,6 +191,8 @@ class Strategy(Part):
     """
 
     revocable: bool = False
+    revises: bool = False
+    wraps: ClassVar[bool] = False
     always_commits: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -165,7 +216,7 @@ class Strategy(Part):
 
     @property
     def progress(self) -> Progress:
-        """The rule that makes decoding end; see `EveryStep` and `Budget`."""
+        """The rule that makes decoding end; see `EveryStep`, `Budget` and `Revisions`."""
         return EveryStep()
 
     @abstractmethod
@@ -186,6 +237,26 @@ class Strategy(Part):
     def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
         """One past the last column still worth decoding, (B,) int64; see `StopRule.horizon`."""
         return snapshot.horizon
+
+    def lingers(
+        self, snapshot: Snapshot, view: StepView, change: Change, memory: Any
+    ) -> Tensor | None:
+        """Rows that want another step in their window although it is full, (B,) bool.
+
+        Asked under the progress rule `Revisions`, after each step. A row stays only behind a step
+        that changed something, and within the rule's bound; in the next step nothing is open in
+        it, and its settled slots may be written over or opened again.
+
+        Args:
+            snapshot: the canvas after the step.
+            view: the step, with the prediction that the selection saw.
+            change: what the step did.
+            memory: what `begin` returned; change it in place.
+
+        Returns:
+            The rows, or None for none.
+        """
+        return None
 
 
 class Transform(Part):
@@ -248,7 +319,7 @@ class Filter(Part):
 
 
 class StopRule(Part):
-    """Says how far a row is still worth decoding.
+    """Says how far a row is still worth decoding, or that all of it can be committed now.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -272,6 +343,21 @@ class StopRule(Part):
             change: what the step did.
             memory: what `begin` returned; change it in place.
         """
+
+    def closes(self, view: StepView, memory: Any) -> Tensor | None:
+        """Rows that are finished now: everything undecided is committed with this step's tokens.
+
+        Only what the view shows is committed, so that a rule which ends rows in one go declares
+        `sees_canvas`.
+
+        Args:
+            view: the step as the model predicted it, before any transform.
+            memory: what `begin` returned; change it in place.
+
+        Returns:
+            (B,) bool, or None for none.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -340,6 +426,12 @@ class Pipeline(Strategy):
             raise ConfigError(f"strategy.select must be a Strategy, got {_kind(self.select)}")
         for slot, role in (("transforms", Transform), ("filters", Filter), ("stop", StopRule)):
             self._check_slot(slot, role)
+        if self.select.wraps and (self.transforms or self.filters):
+            raise ConfigError(
+                f"strategy.select ({_kind(self.select)}) stands for a whole rule; put "
+                f"{', '.join([*self.transforms, *self.filters])} into it: strategy.select.rule may "
+                "be a pipeline"
+            )
 
     def _check_slot(self, slot: str, role: type[Part]) -> None:
         parts = getattr(self, slot)
@@ -390,6 +482,11 @@ class Pipeline(Strategy):
         return self.select.revocable
 
     @property
+    def revises(self) -> bool:  # type: ignore[override]
+        """Whether the selection may write over what it has committed."""
+        return self.select.revises
+
+    @property
     def always_commits(self) -> bool:  # type: ignore[override]
         """Whether the selection does, and no filter may veto it."""
         return self.select.always_commits and not self.filters
@@ -411,6 +508,7 @@ class Pipeline(Strategy):
     def decide(self, view: StepView, memory: PipelineMemory) -> Decision:
         """The selection's decision on the transformed prediction, less what the filters veto."""
         made: list[tuple[str, Prediction]] = []
+        seen = view
         for name, transform in self.transforms.items():
             place = f"transforms.{name}"
             own = view.for_part(place)
@@ -423,6 +521,10 @@ class Pipeline(Strategy):
             place = f"filters.{name}"
             kept = calls.keep(part, view.for_part(place), decision, memory.parts[place])
             decision = replace(decision, commit=decision.commit & kept)
+        for name, rule in self.stop.items():
+            place = f"stop.{name}"
+            close = calls.closes(rule, seen.for_part(place), memory.parts[place])
+            decision = replace(decision, close=_either(decision.close, close))
         return decision
 
     def horizon(
@@ -439,6 +541,13 @@ class Pipeline(Strategy):
             nearest = asked if nearest is snapshot.horizon else torch.minimum(nearest, asked)
         return nearest
 
+    def lingers(
+        self, snapshot: Snapshot, view: StepView, change: Change, memory: PipelineMemory
+    ) -> Tensor | None:
+        """The rows that the selection wants to look at once more."""
+        own = view.for_part("select")
+        return calls.lingers(self.select, snapshot, own, change, memory.parts["select"])
+
 
 def complete(decision: Decision, view: StepView) -> Decision:
     """A decision with tokens, scores and confidence filled in from the view's prediction."""
@@ -452,6 +561,12 @@ def complete(decision: Decision, view: StepView) -> Decision:
     tokens = pred.token if tokens is None else tokens
     scores = confidence if decision.scores is None else decision.scores
     return replace(decision, tokens=tokens, confidence=confidence, scores=scores)
+
+
+def _either(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one | other
 
 
 def _kind(value: object) -> str:

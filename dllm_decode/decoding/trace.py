@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dllm_decode.decoding.candidates import FRESH, IDS, OPEN, PROBABILITIES
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.types import Change, Request, Vocab
@@ -21,7 +23,7 @@ FORMAT = "dllm_decode.decoding.trace"
 VERSION = 1
 
 
-_OPTIONAL = ("fresh", "candidates")
+_OPTIONAL = ("edits", "not_granted", "fresh", "candidates")
 _LEAST = 0.001  # candidates that are less likely are not kept
 
 
@@ -31,7 +33,7 @@ class TraceError(DllmDecodeError):
 
 @dataclass(frozen=True)
 class Commit:
-    """One decided token.
+    """One token that was written: decided, or written over another one.
 
     Attributes:
         row: of the request.
@@ -85,15 +87,19 @@ class StepRecord:
         steps: for each of them, how many steps it had done before.
         horizon: for each, generated columns that are still worth decoding afterwards.
         forced: for each, whether progress had to be forced.
-        probes: extra forward passes, 0 or more.
+        forwards: for each, forward passes, probes included; 0 where a probe of the step before
+            had said everything, and for rows that are done.
+        probes: for each, those among them that asked about other tokens.
         commits: the tokens that were decided.
+        edits: the tokens that were written over settled ones.
         remasks: (row, column) pairs that were opened again.
+        not_granted: for each, edits and re-masks that were asked for in vain; empty for none.
         fresh: for each row, whether it had just entered its window; empty where candidates were
             not recorded.
         candidates: what the model offered at the open columns, where that was recorded.
 
     Examples:
-        >>> step = StepRecord((0,), (3,), (9,), (False,), 0, (Commit(0, 5, 7, 0.9, 0.9),))
+        >>> step = StepRecord((0,), (3,), (9,), (False,), (1,), (0,), (Commit(0, 5, 7, 0.9, 0.9),))
         >>> step.record()["steps"]
         (3,)
     """
@@ -102,9 +108,12 @@ class StepRecord:
     steps: tuple[int, ...]
     horizon: tuple[int, ...]
     forced: tuple[bool, ...]
-    probes: int
+    forwards: tuple[int, ...]
+    probes: tuple[int, ...]
     commits: tuple[Commit, ...]
+    edits: tuple[Commit, ...] = ()
     remasks: tuple[tuple[int, int], ...] = ()
+    not_granted: tuple[int, ...] = ()
     fresh: tuple[bool, ...] = ()
     candidates: tuple[Offer, ...] = ()
 
@@ -121,30 +130,40 @@ class StepRecord:
                 change.probability,
             )
         ]
-        commits = [
-            Commit(rows[row], *(plane[row][slot] for plane in values))
-            for row, slot in change.commit.nonzero().tolist()
-        ]
-        remasks = [
-            (rows[row], values[0][row][slot]) for row, slot in change.remask.nonzero().tolist()
-        ]
+
+        def written(slots: Tensor | None) -> tuple[Commit, ...]:
+            found = [] if slots is None else slots.nonzero().tolist()
+            return tuple(
+                Commit(rows[row], *(plane[row][slot] for plane in values)) for row, slot in found
+            )
+
+        def each(count: Tensor | int | None) -> tuple[int, ...]:
+            known = count.tolist() if isinstance(count, Tensor) else [count or 0] * len(rows)
+            return tuple(map(int, known))
+
         return StepRecord(
             rows=tuple(rows),
             steps=tuple(change.step.tolist()),
             horizon=tuple(change.horizon.tolist()),
             forced=tuple(change.forced.tolist()),
-            probes=change.probes,
-            commits=tuple(commits),
-            remasks=tuple(remasks),
+            forwards=each(change.forwards),
+            probes=each(change.probes),
+            commits=written(change.commit),
+            edits=written(change.edit),
+            remasks=tuple(
+                (rows[row], values[0][row][slot]) for row, slot in change.remask.nonzero().tolist()
+            ),
+            not_granted=each(change.not_granted),
             fresh=tuple(change.notes[FRESH].tolist()) if FRESH in change.notes else (),
             candidates=tuple(_offers(change, rows, values[0])) if IDS in change.notes else (),
         )
 
     def record(self) -> dict[str, Any]:
-        """The JSON object; commits are [row, column, token, confidence, probability]."""
+        """The JSON object; tokens written are [row, column, token, confidence, probability]."""
+        written = {"commits": self.commits, "edits": self.edits}
         kept = {
             **asdict(replace(self, candidates=())),
-            "commits": [list(asdict(commit).values()) for commit in self.commits],
+            **{name: [list(asdict(c).values()) for c in found] for name, found in written.items()},
             "candidates": [offer.record() for offer in self.candidates],
         }
         return {name: value for name, value in kept.items() if value or name not in _OPTIONAL}
@@ -264,12 +283,12 @@ class Trace:
             for row, column in step.remasks:
                 tokens[row][column], step_of[row][column] = self.mask_id, -1
                 confidence[row][column] = None
-            for c in step.commits:
+            for c in (*step.commits, *step.edits):
                 tokens[c.row][c.column], step_of[c.row][c.column] = c.token, number[c.row]
                 confidence[c.row][c.column] = c.confidence
-            for row, horizon in zip(step.rows, step.horizon, strict=True):
+            for row, horizon, passes in zip(step.rows, step.horizon, step.forwards, strict=True):
                 ends[row] = horizon
-                forwards[row] += 1 + step.probes
+                forwards[row] += passes
 
         def cut(planes: list[list[Any]]) -> tuple[tuple[Any, ...], ...]:
             return tuple(tuple(plane[:end]) for plane, end in zip(planes, ends, strict=True))
@@ -404,11 +423,24 @@ class _Record:
             raise TraceError(
                 f"{self.place}: horizon is beyond the end of a row, got {_shown(ends)}"
             )
-        commits = self.get(
-            "commits",
-            _is_list_of(lambda entry: is_cell(entry, 5) and entry[0] in rows),
-            "a list of [row, column, token, confidence, probability] in this step's rows",
-        )
+
+        def written(key: str) -> tuple[Commit, ...]:
+            found = self.get(
+                key,
+                _is_list_of(lambda entry: is_cell(entry, 5) and entry[0] in rows),
+                "a list of [row, column, token, confidence, probability] in this step's rows",
+            )
+            return tuple(Commit(*commit) for commit in found)
+
+        def counts(key: str, default: Sequence[int]) -> tuple[int, ...]:
+            if key not in self.values:  # traces written before rows were counted apart
+                return tuple(default)
+            return tuple(self.get(key, _is_counts, "a list of whole numbers >= 0", len(rows)))
+
+        probes = self.get("probes", _is_probes, "whole numbers >= 0, one per row")
+        probes = [probes] * len(rows) if _is_int(probes) else probes
+        if len(probes) != len(rows):
+            raise TraceError(f"{self.place}: probes must have {len(rows)} entries")
         remasks = self.get(
             "remasks", _is_list_of(lambda entry: is_cell(entry, 2)), "a list of [row, column]"
         )
@@ -422,9 +454,12 @@ class _Record:
             steps=tuple(self.get("steps", _is_counts, "a list of whole numbers >= 0", len(rows))),
             horizon=tuple(ends),
             forced=tuple(self.get("forced", _is_list_of(_is_bool), "a list of flags", len(rows))),
-            probes=self.get("probes", lambda n: _is_int(n) and n >= 0, "a whole number >= 0"),
-            commits=tuple(Commit(*commit) for commit in commits),
+            forwards=counts("forwards", [1 + number for number in probes]),
+            probes=tuple(probes),
+            commits=written("commits"),
+            edits=written("edits") if "edits" in self.values else (),
             remasks=tuple((row, column) for row, column in remasks),
+            not_granted=counts("not_granted", [0] * len(rows)),
             fresh=tuple(
                 self.optional("fresh", _is_list_of(_is_bool), "a list of flags", len(rows))
             ),
@@ -462,6 +497,11 @@ def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _is_ints = _is_list_of(_is_int)
 _is_counts = _is_list_of(lambda value: _is_int(value) and value >= 0)
+
+
+def _is_probes(value: Any) -> bool:
+    """Whether a value counts probes: row by row, or one number for all of them."""
+    return (_is_int(value) and value >= 0) or _is_counts(value)
 
 
 def _inside(row: int, column: int, lengths: Sequence[int]) -> bool:
@@ -533,7 +573,7 @@ class Difference:
 def first_difference(left: Trace, right: Trace) -> Difference | None:
     """The earliest step, then row and column, at which two decodes of the same prompts differ.
 
-    Compared are commits, re-masks and the length of a row's decode; confidences are not.
+    Compared are commits, edits, re-masks and the length of a row's decode; confidences are not.
 
     Returns:
         The difference, None where there is none.
@@ -568,7 +608,8 @@ def _events(trace: Trace) -> dict[tuple[int, int, int], int]:
     for step in trace.steps:
         number = dict(zip(step.rows, step.steps, strict=True))
         events.update({(number[row], row, column): _REMASK for row, column in step.remasks})
-        events.update({(number[c.row], c.row, c.column): c.token for c in step.commits})
+        written = (*step.commits, *step.edits)
+        events.update({(number[c.row], c.row, c.column): c.token for c in written})
         events.update(
             {
                 (number[row], row, horizon): _END

@@ -5,16 +5,21 @@ Letters used throughout: B rows, L canvas columns, W window slots, V vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.prediction import Prediction, check_tokens
+from dllm_decode.decoding.prediction import (
+    Prediction,
+    PredictionError,
+    check_flags,
+    check_tokens,
+)
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.decoding.selection import first_column
 from dllm_decode.errors import ConfigError
@@ -265,6 +270,8 @@ class Snapshot:
         horizon: (B,) one past the last column still worth decoding.
         vocab: special token ids.
         rows: (B,) which row of the request each one is.
+        revised: (B, L) how often a column has been opened again or written over; None unless the
+            strategy's progress rule is `Revisions`.
 
     Examples:
         >>> from dllm_decode.decoding.canvas import Canvas
@@ -285,6 +292,7 @@ class Snapshot:
     horizon: Tensor
     vocab: Vocab
     rows: Tensor
+    revised: Tensor | None = None
 
     @cached_property
     def columns(self) -> Tensor:
@@ -324,9 +332,9 @@ class Snapshot:
         """Columns before the horizon, (B, L) bool."""
         return self.columns < self.horizon[:, None]
 
-    def written(self, tokens: Tensor, decided: Tensor) -> Snapshot:
+    def written(self, tokens: Tensor, decided: Tensor, revised: Tensor | None = None) -> Snapshot:
         """The snapshot after a write; horizons, and what follows from them alone, are the same."""
-        after = replace(self, tokens=tokens, decided=decided)
+        after = replace(self, tokens=tokens, decided=decided, revised=revised)
         return self._hand_on(after, "columns", "behind_fixed", "live", "_near")
 
     def _hand_on(self, after: Snapshot, *names: str) -> Snapshot:
@@ -339,6 +347,9 @@ class Snapshot:
         after = self._hand_on(replace(self, horizon=horizon), "columns", "behind_fixed")
         near = after._near
         vars(after).update(live=self.live & near, undecided=self.undecided & near)
+        if "first_undecided" in vars(self):
+            first, width = self.first_undecided, self.tokens.shape[1]
+            vars(after)["first_undecided"] = first.masked_fill(first >= horizon, width)
         return after
 
     @cached_property
@@ -381,8 +392,8 @@ class StepView(LazyFields):
             part asked to see the whole canvas.
         open: (B, W) bool, slots that may be committed now.
         masked: (B, W) bool, undecided slots, also outside the window.
-        settled: (B, W) bool, slots decided in an earlier step, which revocable strategies may
-            open again.
+        settled: (B, W) bool, slots of the window decided in an earlier step, which strategies that
+            declare it may open again (`revocable`) or write over (`revises`).
         fresh: (B,) bool, the row has just entered this window.
         window_step: (B,) steps done in this window.
         window_open: (B,) open slots when the window was entered.
@@ -390,7 +401,11 @@ class StepView(LazyFields):
             is none.
         snapshot: the canvas before this step.
         noise: random numbers of this step, the same for a row in any batch.
-        prober: what `probe` calls; None in views made by hand.
+        lingering: (B,) bool, rows that stay in a window that is full, because the strategy wants to
+            look at it once more; None for strategies that never do.
+        hidden: (B, W, D) the model's states at the slots, from which its head makes the logits;
+            None unless a part declares `needs = {"hidden"}`.
+        passes: what `probe`, `head` and `draft` call; None in views made by hand.
         parameters: what rows set for themselves, full key to (B, 1); see `parameter`.
         part: place of the part that looks, e.g. "strategy.select".
         banned: (M,) ids that the sampler was told never to propose; None in views made by hand.
@@ -416,7 +431,9 @@ class StepView(LazyFields):
     steps_left: Tensor
     snapshot: Snapshot
     noise: Noise
-    prober: Callable[[Tensor], Prediction] | None = field(default=None, repr=False)
+    lingering: Tensor | None = None
+    hidden: Tensor | None = field(default=None, repr=False)
+    passes: Passes | None = field(default=None, repr=False)
     parameters: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     part: str = "strategy"
     banned: Tensor | None = field(default=None, repr=False)
@@ -433,23 +450,116 @@ class StepView(LazyFields):
         size = (self.active & (self.index >= 0)).sum(1)
         return (self.active & self.masked).sum(1) / size.clamp(min=1)
 
-    def probe(self, tokens: Tensor) -> Prediction:
-        """One more forward pass with other tokens at the open slots; counted in `forwards`.
+    @cached_property
+    def live(self) -> Tensor:
+        """Rows that are not done: something in them is open, or they linger, (B,) bool."""
+        opened = self.open.any(1)
+        return opened if self.lingering is None else opened | self.lingering
+
+    def probe(
+        self,
+        tokens: Tensor | Sequence[Tensor],
+        *,
+        where: Tensor | None = None,
+        rows: Tensor | None = None,
+        ahead: int | Sequence[int] = 0,
+    ) -> Any:
+        """What the model would predict if other tokens stood at some slots.
+
+        One alternative is one forward pass of the rows that ask; several are asked in one pass
+        (with a key/value store: one after the other). Each counts as a forward of every row that
+        asked, and of no other.
 
         Args:
-            tokens: (B, W) ids for this pass only; slots that are not open keep what they hold.
+            tokens: (B, W) ids for this pass only, the mask id for a slot to be predicted anew; or
+                K of them, as a sequence or stacked (B, K, W).
+            where: (B, W) bool, the slots that hold them, open or settled; None for the open ones.
+                All others keep what they hold.
+            rows: (B,) bool, the rows that ask, or (B, K) for each alternative; None for all that
+                are not done. What the others are given means nothing.
+            ahead: by how many steps the random numbers of an alternative are ahead of this step's,
+                one number or one per alternative; matters where a sampler draws.
 
         Returns:
-            The prediction of that pass, before any transform.
+            The prediction of that pass, before any transform; a tuple of them for several.
 
         Raises:
             ConfigError: where the view was made by hand.
             PredictionError: for tokens of another shape or type, or outside the vocabulary.
         """
-        if self.prober is None:
+        if self.passes is None:
             raise ConfigError("this view was made by hand and has no model to probe")
-        check_tokens("probe needs", tokens, self.tokens, self.snapshot.vocab.size)
-        return self.prober(torch.where(self.open, tokens, self.tokens))
+        given, alone = _alternatives(tokens)
+        steps = (ahead,) * len(given) if isinstance(ahead, int) else tuple(ahead)
+        if not given or len(steps) != len(given):
+            raise PredictionError(
+                f"probe needs one alternative or more, and as many numbers in `ahead`; got "
+                f"{len(given)} and {len(steps)}"
+            )
+        where = self.open if where is None else where
+        for alternative in given:
+            check_tokens("probe needs", alternative, self.tokens, self.snapshot.vocab.size)
+        check_flags("probe needs where as", where, self.open)
+        held = where & (self.index >= 0)
+        canvases = [torch.where(held, alternative, self.tokens) for alternative in given]
+        found = self.passes.probe(canvases, self._asking(rows, len(given)), rows is None, steps)
+        return found[0] if alone else found
+
+    def _asking(self, rows: Tensor | None, count: int) -> list[Tensor]:
+        """The rows that ask each of some alternatives, (B,) bool each."""
+        if rows is None:
+            return [self.live] * count
+        each = isinstance(rows, Tensor) and rows.dim() == 2
+        like = self.live[:, None].expand(-1, count) if each else self.live
+        check_flags("probe needs rows as", rows, like)
+        return [asked & self.live for asked in (rows.unbind(1) if each else [rows] * count)]
+
+    def later(self, steps: int) -> Prediction:
+        """This step's prediction with the random numbers of a later one; no forward pass.
+
+        The proposals differ where a sampler draws, the probabilities nowhere.
+
+        Args:
+            steps: how many steps later, 0 or more.
+
+        Raises:
+            ConfigError: where the view was made by hand.
+        """
+        if self.passes is None:
+            raise ConfigError("this view was made by hand and has no model to ask")
+        return self.pred if steps == 0 else self.passes.later(steps)
+
+    def head(self, hidden: Tensor) -> Prediction:
+        """What the model's output head makes of states (B, W, D); no forward pass.
+
+        Raises:
+            ConfigError: unless a part declares `needs = {"hidden"}`.
+        """
+        if self.passes is None or self.hidden is None:
+            raise ConfigError('the states of the model are not shown; declare needs = {"hidden"}')
+        return self.passes.head(hidden)
+
+    def draft(self, tokens: Tensor, *, rows: Tensor | None = None) -> Prediction:
+        """What the part's drafter predicts once other tokens stand at the open slots.
+
+        Each call goes on from the states of the one before, the first from those of this step's
+        forward pass. It is no forward pass, and counted apart.
+
+        Args:
+            tokens: (B, W) ids, the mask id where a slot stays open.
+            rows: (B,) bool, the rows for which it counts; None for all that are not done.
+
+        Raises:
+            ConfigError: for parts without a drafter.
+            PredictionError: for tokens of another shape or type, or outside the vocabulary.
+        """
+        if self.passes is None or not self.passes.drafts:
+            raise ConfigError("the strategy has no drafter (`Part.drafter`)")
+        check_tokens("draft needs", tokens, self.tokens, self.snapshot.vocab.size)
+        if rows is not None:
+            check_flags("draft needs rows as", rows, self.live)
+        asking = self.live if rows is None else rows & self.live
+        return self.passes.draft(torch.where(self.open, tokens, self.tokens), asking)
 
     def parameter(self, name: str, default: float, like: Tensor) -> Tensor | float:
         """A setting of the part that asks: the default, or (B, 1) where rows set their own.
@@ -486,6 +596,44 @@ class StepView(LazyFields):
     def gather(self, plane: Tensor) -> Tensor:
         """Values of a canvas plane at the slots: (B, L, ...) to (B, W, ...)."""
         return gather_columns(plane, self.index)
+
+
+def _alternatives(tokens: Any) -> tuple[tuple[Any, ...], bool]:
+    """What a probe was given, one by one, and whether it was one alone and no sequence."""
+    if isinstance(tokens, Tensor) and tokens.dim() == 3:
+        return tokens.unbind(1), False
+    if isinstance(tokens, list | tuple) and all(isinstance(one, Tensor) for one in tokens):
+        return tuple(tokens), False
+    return (tokens,), True
+
+
+class Passes(Protocol):
+    """What a view asks of the model; the loop's side of `probe`, `head` and `draft`."""
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a part has a drafter."""
+
+    def probe(
+        self,
+        canvases: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        everyone: bool,
+        ahead: Sequence[int],
+    ) -> tuple[Prediction, ...]:
+        """The predictions with other tokens (B, W) at the slots; `everyone`: all rows ask."""
+
+    def later(self, steps: int) -> Prediction:
+        """The step's prediction with the random numbers of a later one."""
+
+    def probed(self, prediction: Prediction) -> bool:
+        """Whether a prediction is that of a probe of this step."""
+
+    def head(self, hidden: Tensor) -> Prediction:
+        """The prediction of states (B, W, D)."""
+
+    def draft(self, tokens: Tensor, rows: Tensor) -> Prediction:
+        """The drafter's prediction with tokens (B, W) at the slots."""
 
 
 def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
@@ -568,11 +716,29 @@ class ColumnMemory(Memory):
 
 
 @dataclass(frozen=True)
+class Carry:
+    """Predictions of probes that the next step starts from, instead of a forward pass of its own.
+
+    A row's is used where the probe held exactly what stands on the canvas after the step, and the
+    next window is the present one; elsewhere, and with a key/value store, the next step runs its
+    pass as always.
+
+    Attributes:
+        predictions: of this step's probes, as `view.probe` returned them.
+        choice: (B,) int64, which of them each row keeps; -1 for none.
+    """
+
+    predictions: Sequence[Prediction]
+    choice: Tensor
+
+
+@dataclass(frozen=True)
 class Decision:
     """What a strategy would like to do in one step; `settle` turns it into a legal change.
 
     Attributes:
-        commit: (B, W) bool, slots to decide; a subset of `view.open`.
+        commit: (B, W) bool, slots to decide; a subset of `view.open`. Strategies that declare
+            `revises` may also name settled slots, whose tokens are then written over (edits).
         tokens: (B, W) int64, with what; None for the prediction's `token`. Read at committed
             slots only.
         remask: (B, W) bool, settled slots to open again; only from revocable strategies.
@@ -580,6 +746,11 @@ class Decision:
             one with the largest score, lowest column first; None for the confidence.
         confidence: (B, W) floating point, what is recorded beside each token; None for the
             probability of the token in the prediction.
+        close: (B,) bool, rows whose undecided columns are all committed now, as far as the view
+            shows them; None for none. A `Pipeline` fills in what its stop rules say.
+        steps: (B,) int64, how many steps of the rule this one stands for (1 or more), by which the
+            row's step counter and so its random numbers go on; None for 1.
+        carry: what the next step starts from; None for a forward pass.
         notes: tensors (B, ...) by name, for traces and for stop rules that read them.
         predictions: for messages: what each transform made of the prediction. A `Pipeline` fills
             it in.
@@ -596,9 +767,16 @@ class Decision:
     remask: Tensor | None = None
     scores: Tensor | None = None
     confidence: Tensor | None = None
+    close: Tensor | None = None
+    steps: Tensor | None = None
+    carry: Carry | None = None
     notes: Mapping[str, Tensor] = field(default_factory=dict)
     predictions: tuple[tuple[str, Prediction], ...] = field(default=(), repr=False, compare=False)
     author: str = field(default="", repr=False, compare=False)
+
+
+def _of_inference(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_inference()
 
 
 @dataclass(frozen=True)
@@ -610,14 +788,23 @@ class Change(LazyFields):
         step: (B,) the row's own step, counted from 0.
         index: (B, W) columns relative to the first generated one, -1 for an empty slot.
         commit: (B, W) bool, slots that were decided.
-        remask: (B, W) bool, slots that were opened again.
-        tokens: (B, W) what was written at `commit`.
+        edit: (B, W) bool, settled slots whose token was written over; None for none.
+        remask: (B, W) bool, settled slots that were opened again.
+        not_granted: (B,) edits and re-masks that were asked for and that the progress rule did not
+            allow; None for none.
+        tokens: (B, W) what was written at `commit` and `edit`.
         confidence: (B, W) as the rule saw it.
         probability: (B, W) of the tokens, as the model (and the sampler) gave it.
         scores: (B, W) of the decision.
         forced: (B,) bool, the row was given a commit that its strategy had not asked for.
         horizon: (B,) generated columns still worth decoding after the step.
-        probes: further forward passes of the step, the same for all rows.
+        live: (B,) bool, the row was not done yet; None for all.
+        probes: (B,) further forward passes of the row in this step, one number for all rows or
+            None for none.
+        carried: (B,) bool, the step began with the prediction of a probe of the step before, and
+            had no pass of its own; None for none.
+        drafts: (B,) calls of a drafter; None for none.
+        steps: (B,) steps of its rule that the row has done in this one; None for one.
         notes: tensors (B, ...) by name; see `Decision`.
 
     Examples:
@@ -642,9 +829,44 @@ class Change(LazyFields):
     scores: Tensor
     forced: Tensor
     horizon: Tensor
-    probes: int
-    notes: Mapping[str, Tensor]
-    lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon")
+    probes: Tensor | int | None = None
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+    edit: Tensor | None = None
+    not_granted: Tensor | None = None
+    # a default on the class would hide the value that is computed when it is asked for
+    live: Tensor | None = field(default_factory=lambda: None)
+    carried: Tensor | None = None
+    drafts: Tensor | None = None
+    steps: Tensor | None = None
+    lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon", "live")
+
+    @cached_property
+    def written(self) -> Tensor:
+        """Slots that hold another token since: commits and edits, (B, W) bool."""
+        return self.commit if self.edit is None else self.commit | self.edit
+
+    @cached_property
+    def touched(self) -> Tensor:
+        """Slots at which anything happened: commits, edits and re-masks, (B, W) bool."""
+        return self.written | self.remask
+
+    @cached_property
+    def forwards(self) -> Tensor:
+        """Forward passes of each row in this step, probes included, (B,); 0 for rows done."""
+        own = torch.ones_like(self.step) if self.live is None else self.live.long()
+        own = own if self.carried is None else own - self.carried.long()
+        return own if self.probes is None else own + self.probes
+
+    @torch.inference_mode(False)
+    def for_keeps(self) -> Change:
+        """The change, complete, in tensors that may be used outside the loop like any other."""
+        values = vars(self.known())
+        planes = {name: value.clone() for name, value in values.items() if _of_inference(value)}
+        notes = {
+            name: note.clone() if _of_inference(note) else note for name, note in self.notes.items()
+        }
+        kept: Change = self.but(**planes, notes=notes)
+        return kept
 
     def take(self, rows: Tensor) -> Change:
         """The change restricted to some of its rows.

@@ -70,6 +70,7 @@ class LazyFields:
         """The same, with every field computed: it holds on to nothing that they follow from."""
         for name in self.lazy:
             getattr(self, name)
+        vars(self)["_later"] = {}
         return self
 
     def but(self, **fields: Any) -> Any:

@@ -132,6 +132,16 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values in a type; no operator where they have it.
+
+    Args:
+        values: of any shape.
+        dtype: the type.
+    """
+    return values if values.dtype == dtype else values.to(dtype)
+
+
 def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
     """The logits in working precision with the banned ids at -inf; the input is not written to.
 
@@ -139,7 +149,7 @@ def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
         logits: (..., V).
         banned: (M,) token ids, or None.
     """
-    values = logits.to(working_dtype(logits.dtype))
+    values = cast(logits, working_dtype(logits.dtype))
     if banned is None or banned.numel() == 0:
         return values
     return values.index_fill(-1, banned, float("-inf"))
@@ -335,7 +345,7 @@ def logits_at(logits: Tensor, ids: Tensor, banned: Tensor | None = None) -> Tens
     """
     # on a GPU an id out of range would end the process, where the host gets an error
     largest = None if ids.device.type == "cpu" else logits.shape[-1] - 1
-    values = logits.gather(-1, ids.clamp(0, largest)).to(working_dtype(logits.dtype))
+    values = cast(logits.gather(-1, ids.clamp(0, largest)), working_dtype(logits.dtype))
     dead = ids < 0
     if banned is not None and banned.numel():
         dead = dead | torch.isin(ids, banned)
@@ -459,8 +469,9 @@ def raised_statistics(
         0.8668
     """
     # in a row that is -inf everywhere: -inf - (-inf) would be NaN
-    maximum, total = base.maximum.double(), base.total.double()
-    below = values.double() - maximum.clamp(min=torch.finfo(torch.float64).min)[:, None]
+    exact = torch.float64
+    maximum, total = cast(base.maximum, exact), cast(base.total, exact)
+    below = cast(values, exact) - maximum.clamp(min=torch.finfo(torch.float64).min)[:, None]
     above = below + delta  # -inf in an empty slot
     # the base's argmax still stands at 0, or in a slot of its own at 0 or more
     candidates = functional.pad(above, (1, 0))
@@ -499,7 +510,7 @@ def earned_credit(raw: RowStatistics, slots: Slots) -> tuple[Tensor, Tensor]:
         Ids and credit after it, (N, K) int64 and float64.
     """
     ids, winner = slots.ids, raw.token[:, None]
-    kept = slots.credit.double() * _per_row(slots.beta)
+    kept = cast(slots.credit, torch.float64) * _per_row(slots.beta)
     match = ids == winner
     rank = kept.masked_fill(ids < 0, -1.0).masked_fill(match, -2.0)
     slot = rank.argmin(1, keepdim=True)  # the first of equals
@@ -511,7 +522,7 @@ def earned_credit(raw: RowStatistics, slots: Slots) -> tuple[Tensor, Tensor]:
 
 def _per_row(strength: Tensor | float) -> Tensor | float:
     """One number for all rows, or one for each, beside their slots."""
-    return strength.double()[:, None] if isinstance(strength, Tensor) else strength
+    return cast(strength, torch.float64)[:, None] if isinstance(strength, Tensor) else strength
 
 
 def credit_update(
@@ -536,7 +547,7 @@ def credit_update(
     ids, kept = earned_credit(raw, slots)
     delta = _per_row(slots.alpha) * kept.log1p()
     fused = raised_statistics(raw, logits_at(logits, ids, banned), ids, delta)
-    return CreditUpdate(ids, kept.to(slots.credit.dtype), delta, raw, fused)
+    return CreditUpdate(ids, cast(kept, slots.credit.dtype), delta, raw, fused)
 
 
 def credit_from(values: Tensor, raw: RowStatistics, slots: Slots) -> CreditUpdate:
@@ -554,7 +565,7 @@ def credit_from(values: Tensor, raw: RowStatistics, slots: Slots) -> CreditUpdat
     values = values.where(~winner, raw.maximum[:, None].to(values.dtype))
     values = values.masked_fill(after < 0, float("-inf"))
     fused = raised_statistics(raw, values, after, delta)
-    return CreditUpdate(after, kept.to(slots.credit.dtype), delta, raw, fused)
+    return CreditUpdate(after, cast(kept, slots.credit.dtype), delta, raw, fused)
 
 
 def threshold_selection(

@@ -30,7 +30,9 @@ def options(folder):
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-STRATEGIES = [name for name in options(CONF) if name != "pipeline"]
+# The same rule with other numbers.
+PRESETS = {"joint_threshold_speed", "joint_threshold_diffusers"}
+STRATEGIES = [name for name in options(CONF) if name not in {"pipeline", *PRESETS}]
 STOPS = options(CONF / "stop")
 TRANSFORMS = options(CONF / "transforms")
 FILTERS = options(CONF / "filters")
@@ -53,6 +55,7 @@ THRESHOLDS = {
 }
 # Settings that make small canvases interesting.
 SETTINGS = {
+    "core": {"steps_per_block": 3, "every": 1, "spare": 0, "begin_share": 0.0, "end_share": 1.0},
     "credit": {"threshold": 0.6},
     "dream": {"steps": 5},
     "dream_maskgit_plus": {"steps": 5},
@@ -60,15 +63,23 @@ SETTINGS = {
     "dream_topk_margin": {"steps": 5, "position_temperature": 0.5},
     "hierarchical": {"low_threshold": 0.55},
     "history_stable": {"threshold": 0.6, "low_threshold": 0.55},
+    "joint_threshold": {"threshold": 0.4, "edit_threshold": 0.3, "post_steps": 3},
     "klass": {"threshold": 0.3, "kl": 0.3, "history": 1},
     "local_leap": {"threshold": 0.6, "relaxed": 0.4, "radius": 1},
     "low_confidence": {"steps_per_block": 2},
     "prefix_run": {"threshold": 0.4},
     "random": {"steps_per_block": 2},
+    "rcr": {"steps_per_block": 2},
     "relaxing": {"threshold": 0.6},
+    "remdm": {"steps_per_block": 2, "refine_steps": 2, "reopen": 1},
     "slowfast": {"threshold": 0.5, "slow_steps": 2},
+    "t2m": {"threshold": 0.4, "remask_threshold": 0.3, "share": 0.6, "revisions": 2},
     "threshold": {"threshold": 0.6},
+    "wino": {"threshold": 0.3, "verify_threshold": 0.6, "groups": 2},
 }
+# What revises is never final at an end of text, and drafts end a row some steps later.
+GOES_ON = {"freedave"}
+PROBING = ("core", "freedave", "wino")
 
 
 @cache
@@ -145,7 +156,12 @@ class ConfigContract(StrategyContract):
         return Made(partial(new, self.name, stop=s) for s in STOPS if fits(self.name, s))
 
     def ending_at_eot(self):
-        return [new(self.name, stop="eot")]
+        return [] if self.name in GOES_ON else [new(self.name, stop="eot")]
+
+
+class ProbingContract(ConfigContract):
+    def probing(self):
+        return [new(self.name)]
 
 
 class ThresholdContract(ConfigContract):
@@ -157,6 +173,7 @@ class ThresholdContract(ConfigContract):
 for option in STRATEGIES:
     suite = "Test" + "".join(word.capitalize() for word in option.split("_"))
     kind = ThresholdContract if option in THRESHOLDS else ConfigContract
+    kind = ProbingContract if option in PROBING else kind
     globals()[suite] = type(suite, (kind,), {"name": option, "__module__": __name__})
 
 

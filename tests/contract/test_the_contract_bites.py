@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from acme_decoding.rules import Corrects, Deep, Doubts, LooksAhead
 from drawing import number
 from hypothesis import HealthCheck, Phase, given, settings
 from torch.nn import functional
 
 from dllm_decode import testing
-from dllm_decode.decoding import batch, canvas, settle
+from dllm_decode.decoding import batch, canvas, loop, passes, settle
 from dllm_decode.decoding import cache as cache_module
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Greedy, Sampler
@@ -45,6 +46,7 @@ COUNTED = "test_every_forward_pass_is_counted"
 SYNCS = "test_the_time_between_two_syncs_changes_nothing"
 UNWRITTEN = "test_nothing_that_is_handed_over_is_written_to"
 PROBES = "test_no_probe_leaves_its_keys_and_values_behind"
+CARRIED = "test_a_carried_prediction_is_that_of_a_pass"
 ZERO = "test_weight_zero_equals_absent"
 SHRINKS = "test_a_stricter_threshold_commits_no_more_in_the_first_step"
 SEQUENTIAL = "test_the_strictest_threshold_is_sequential_where_nothing_is_certain"
@@ -274,8 +276,8 @@ class Unbanned(Sampler):
 # Wrong core, by replacing one function of it.
 
 
-def no_forced_progress(view, decision, asked, progress):
-    return asked, torch.zeros_like(asked), torch.zeros_like(view.open.any(1))
+def no_forced_progress(view, scores, asked, progress):
+    return asked, torch.zeros_like(view.open.any(1))
 
 
 def no_faults(view, decision, revocable, unfit):
@@ -289,7 +291,50 @@ def settled_counts_as_open(view, decision, *rest):
     return _legal_change(replace(view, open=view.open | view.settled), decision, *rest)
 
 
-def probes_are_free(self):
+def everybody_may_re_mask(view, decision, *rest):
+    change = _legal_change(view, decision, *rest)
+    return change if decision.remask is None else replace(change, remask=decision.remask)
+
+
+def no_bound(view, asked, progress):
+    return asked
+
+
+def stays_for_ever(asked, after, view, change, progress):
+    full = ~(view.gather(after.undecided) & view.active).any(1)
+    return asked & full, asked
+
+
+def edits_are_commits(view, decision, *rest):
+    change = _legal_change(view, decision, *rest)
+    return replace(change, commit=change.written, edit=None)
+
+
+def nothing_was_refused(asked, granted):
+    return None
+
+
+def everybody_pays(self, rows, *, unasked):
+    self._extra.add("probes", rows.any(0).sum().expand(len(rows)))
+    self._extra.add("waits", torch.ones_like(rows[:, 0]).long())
+
+
+def any_probe_will_do(self, carry, view):
+    if carry is not None and self.batch.store is None:
+        values = self._probes[0].values
+        carried = batch.Carried(self._probes[0].rows & self.batch.next.open.any(1), values)
+        carried.fit(self.batch.next.index.shape[1])
+        self.batch.next.carried = carried
+
+
+_states = testing.HashDenoiser.states
+
+
+def states_of_a_batch(self, tokens, *rest):
+    return _states(self, tokens, *rest) * len(tokens)
+
+
+def probes_are_free(self, rows, *, unasked):
     """What `Batch.count_probe` does, without the counting."""
 
 
@@ -445,6 +490,7 @@ MUTANTS: dict[str, Mutant] = {
         {MONOTONE},
         replaced={
             (settle, "faulty"): no_faults,
+            (settle, "legal_change"): everybody_may_re_mask,
             (canvas.Canvas, "apply"): applies_every_remask,
         },
     ),
@@ -473,6 +519,43 @@ MUTANTS: dict[str, Mutant] = {
         {ENDS},
         replaced={(settle, "_with_progress"): no_forced_progress},
         properties=(ENDS,),  # every decode is endless, so every property fails
+    ),
+    "a column is revised without end": Mutant(
+        lambda: [Corrects(times=1)], {MONOTONE}, replaced={(settle, "_bounded"): no_bound}
+    ),
+    "a row stays in a full window": Mutant(
+        lambda: [Doubts()],
+        {ENDS},
+        replaced={(loop, "staying"): stays_for_ever},
+        properties=(ENDS,),  # every decode is endless, so every property fails
+    ),
+    "an edit is told as a commit": Mutant(
+        lambda: [Corrects()],
+        {MONOTONE, COUNTED},
+        replaced={(settle, "legal_change"): edits_are_commits},
+    ),
+    "what is not granted is forgotten": Mutant(
+        lambda: [Corrects(times=1)],
+        {COUNTED},
+        replaced={(settle, "_not_granted"): nothing_was_refused},
+    ),
+    "all rows pay for the probes of some": Mutant(
+        lambda: [LooksAhead()],
+        {COUNTED, ALIKE, RUNNING},
+        replaced={(batch.Batch, "count_probe"): everybody_pays},
+        properties=(COUNTED, ALIKE, RUNNING),
+    ),
+    "a probe of other tokens is carried on": Mutant(
+        lambda: [LooksAhead()],
+        {CARRIED},
+        probes=lambda: [LooksAhead()],
+        replaced={(passes.ModelPasses, "carry"): any_probe_will_do},
+        properties=(CARRIED,),
+    ),
+    "states depend on the batch": Mutant(
+        lambda: [Deep()],
+        {ALIKE, RUNNING},
+        replaced={(testing.HashDenoiser, "states"): states_of_a_batch},
     ),
     "strict is loose": Mutant(
         thresholds(UpsideDown), {SHRINKS, SEQUENTIAL}, thresholds(UpsideDown)
@@ -656,7 +739,7 @@ def test_the_example_of_the_documentation_passes():
     exec(compile(example, str(page), "exec"), names)
     suite = names["TestMyRule"]()
     collected = [name for name in PROPERTIES if getattr(suite, name) is not None]
-    assert len(collected) == len(PROPERTIES) - 3
+    assert len(collected) == len(PROPERTIES) - 4
     assert not any(fails(suite, name, some()) for name in collected)
 
 

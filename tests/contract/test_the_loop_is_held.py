@@ -210,7 +210,8 @@ def check_plans(seed):
     rows = defaultdict(Stored)
     for view, change, _ in run.steps():
         done = next(passes)
-        probes = [next(passes) for _ in range(change.probes)]
+        asked = 0 if change.probes is None else int(change.probes.max())
+        probes = [next(passes) for _ in range(asked)]
         snapshot = view.snapshot
         for place, name in enumerate(snapshot.rows.tolist()):
             row = rows[name]
@@ -278,7 +279,8 @@ def check_counts(seed):
     for view, change, after in run.steps():
         for place, row in enumerate(change.rows.tolist()):
             took_part = bool(view.open[place].any())
-            forwards[row] += took_part * (1 + change.probes)
+            asked = 0 if change.probes is None else int(change.probes[place])
+            forwards[row] += took_part * (1 + asked)
             surplus[row] += not took_part
             forced[row] |= bool(change.forced[place])
             horizon[row] = int(after.horizon[place]) - after.start
@@ -439,16 +441,16 @@ DEFECTS = {
         cache.DelayedCache, "recompute", "age + 1 >=", "age >=", {"plans"}
     ),
     "padding keeps the age of a row": of_policy(
-        "plan", "(mask | ~snapshot.live).all(1)", "mask.all(1)", {"plans"}
+        "plan", "(mask == snapshot.live).all(1)", "mask.all(1)", {"plans"}
     ),
     "a changed token is attended to as it was": of_policy(
         "plan", "(wanted | (memory.stale & memory.valid))", "wanted", {"plans"}
     ),
     "a column opened again is not stale": of_policy(
-        "note", "change.commit | change.remask", "change.commit", {"plans"}
+        "note", "change.touched", "change.written", {"plans"}
     ),
     "confidences are not remembered": of_policy(
-        "note", "memory.certainty = ", "_ = ", {"plans"}
+        "note", "memory.seen = ", "_ = ", {"plans"}
     ),
     "the vicinity is a column short": Defect(
         cache.VicinityCache, "recompute", "<= last + self.after", "< last + self.after", {"plans"}
@@ -458,7 +460,7 @@ DEFECTS = {
         {"plans"},
     ),
     "one column too many by certainty": Defect(
-        cache.CertaintyCache, "recompute", "rank < self.top", "rank <= self.top", {"plans"}
+        cache.CertaintyCache, "recompute", ": self.top]", ": self.top + 1]", {"plans"}
     ),
     "a new block is not computed in full": Defect(
         cache.DualCache, "recompute", "_all_if(step.fresh, step, step.window)", "step.window",
@@ -468,13 +470,15 @@ DEFECTS = {
         cache.PrefixCache, "recompute", "step.window.int().cumsum(1) > 0", "step.window", {"plans"}
     ),
     "a probe is trusted": Defect(
-        cache.StoreMemory, "distrust", "self.stale | columns", "self.stale", {"plans"}
+        cache.StoreMemory, "distrust", "self.changed | functional.pad(columns, (0, 1))",
+        "self.changed", {"plans"},
     ),
     "sources of a shifted model are not computed": of_batch(
         "_look_ahead", "self._sources is not None", "False", {"plans"}
     ),
     "columns without logits are open": of_batch(
-        "_look_ahead", "opened = opened & computed", "pass", {"views"}
+        "_look_ahead", "masked = torch.where(computed, index, -1), masked & computed",
+        "masked = torch.where(computed, index, -1), masked", {"views"},
     ),
     "columns cut since the last sync are attended to": of_batch(
         "plan", "self._complete and not self._unseen", "self._complete", {"syncs"}
@@ -491,7 +495,9 @@ DEFECTS = {
     "closing commits are forgotten": of_batch(
         "_count", "counters.over_budget | change.forced", "change.forced", {"counts", "syncs"}
     ),
-    "probes are free": of_batch("_count", "took_part * change.probes", "0", {"counts"}),
+    "probes are free": of_batch(
+        "_count", '("probes", extra.probes)', '("probes", None)', {"counts"}
+    ),
     "passes behind the end are counted": of_batch(
         "_count", "counters.step + took_part", "counters.step + 1", {"counts", "syncs"}
     ),
@@ -504,7 +510,8 @@ DEFECTS = {
         "view.step == progress.steps - 1", {"counts", "syncs"},
     ),
     "a re-mask may undo the gain of a step": Defect(
-        settle, "_with_progress", "(asked.sum(1) > remask.sum(1))", "asked.any(1)", {"views"},
+        settle, "_with_progress", "(asked.commit.sum(1) > remask.sum(1))",
+        "asked.commit.any(1)", {"views"},
     ),
     "a cut goes through fixed text": Defect(
         canvas.Canvas, "narrow", "self.kept is not None", "False", {"stops"}

@@ -30,6 +30,7 @@ WITHOUT = {
     "DensePrediction", "Draw", "DrawError", "EveryStep", "FilterMemory", "FrequencyMemory",
     "GumbelDraw", "HeadPrediction", "HiddenStates", "MovementMemory", "NeverStop", "Part",
     "PhaseMemory", "PipelineMemory", "PredictionError", "ProposalMemory", "ReferenceMemory",
+    "Carry", "Confidences", "DeferringPrediction", "Doubts", "LastCommits", "Passes", "PostSteps",
     "Run", "Sampler", "Snapshot",
 }  # fmt: skip
 

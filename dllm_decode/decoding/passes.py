@@ -1,0 +1,272 @@
+"""The passes of one decode: the step's own, probes with other tokens, drafts from its states.
+
+A pass gives values from which logits follow: the logits themselves, or the states in front of the
+output head, where a kernel makes statistics of them or a part wants to see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dllm_decode.decoding.batch import Batch, Carried, of_one_width
+from dllm_decode.decoding.cache import Plan, spread
+from dllm_decode.decoding.composition import Composition
+from dllm_decode.decoding.denoiser import Capabilities
+from dllm_decode.decoding.guard import read_only
+from dllm_decode.decoding.prediction import HiddenStates, Prediction
+from dllm_decode.decoding.returned import check_logits, check_prediction, check_states, named
+from dllm_decode.decoding.types import Carry, StepView, gather_columns
+from dllm_decode.kernels import dispatch
+from dllm_decode.kernels.noise import Noise
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probe of this step.
+
+    Attributes:
+        prediction: what the part was given.
+        values: (B, W, ...) of the pass.
+        canvas: (B, L) the tokens it looked at.
+        rows: (B,) bool, the rows that asked.
+
+    Examples:
+        >>> logits = torch.zeros(1, 2, 3)
+        >>> everything = torch.tensor([True])
+        >>> Probed(Prediction.of(logits), logits, torch.zeros(1, 4).long(), everything).rows
+        tensor([True])
+    """
+
+    prediction: Prediction
+    values: Tensor
+    canvas: Tensor
+    rows: Tensor
+
+
+class ModelPasses:
+    """What the model is asked in one decode; `types.Passes` is the side that views show.
+
+    Args:
+        parts: the model and the plugins.
+        batch: the rows that are decoded.
+
+    Attributes:
+        banned: (M,) ids that the sampler is told never to propose.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder, Run
+        >>> from dllm_decode.decoding.types import Request
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> run = Run(Decoder(Copy(n=3), TopK(2)), Request(((0, 1, 2, 63),), max_new_tokens=4))
+        >>> run.admit([0])
+        >>> run.passes.predict(run.batch.plan())[0].token.shape
+        torch.Size([1, 32])
+    """
+
+    def __init__(self, parts: Composition, batch: Batch) -> None:
+        self.batch = batch
+        self._model, self._sampler = parts.denoiser, parts.sampler
+        self._debug = parts.debug
+        self._own = Capabilities.of(parts.denoiser)
+        inside = [part for _, part in parts.strategy.parts() if part.needs or part.drafter]
+        self._drafter = next((part.drafter for part in inside if part.drafter), None)
+        self._shows_hidden = bool(inside)
+        self._run = self._pass_of(parts)
+        self.banned = torch.tensor(_banned_ids(parts), device=parts.denoiser.device)
+        self._weight: Tensor | None = None  # of the head, where a pass stops in front of it
+        self._states: Tensor | None = None  # (B, L', D) where a drafter goes on from them
+        self._probes: list[Probed] = []
+        self._plan: Plan
+        self._last: Tensor  # what the step's own pass gave
+
+    def _pass_of(self, parts: Composition) -> Callable[..., Tensor | HiddenStates]:
+        """The pass: it stops before the head where its states are shown, or one with statistics."""
+        run: Callable[..., Tensor | HiddenStates] = parts.denoiser
+        if self._shows_hidden:
+            assert self._own.states is not None  # checked when the decoder was composed
+            run = self._own.states
+        elif self._own.before_head is not None and parts.sampler.takes_hidden:
+            fused = dispatch.fuses_head(parts.denoiser.device, self._own.head_obstacle)
+            run = self._own.before_head if fused else run
+        return read_only(run, named("model", parts.denoiser)) if parts.debug else run
+
+    # The step's own pass.
+
+    def predict(self, plan: Plan) -> tuple[Prediction, Tensor | None]:
+        """What is predicted for the step, and the states it was made of where they are shown."""
+        batch, carried = self.batch, self.batch.next.carried
+        self._probes, self._plan = [], plan
+        index = batch.next.index
+        if carried is None:
+            values = self._values(batch.tokens, batch.snapshot.live, index, plan)
+        else:
+            values = self._missing(carried, plan)
+        self._last = values
+        return self._prediction(values, batch.noise), values if self._shows_hidden else None
+
+    def _missing(self, carried: Carried, plan: Plan) -> Tensor:
+        """What probes have said, and a pass of the rows about which they have said nothing."""
+        batch = self.batch
+        rows = (~carried.rows).nonzero()[:, 0]  # the host waits, and saves passes
+        if not len(rows):
+            return carried.values
+        tokens, live, index = batch.tokens[rows], batch.snapshot.live[rows], batch.next.index[rows]
+        fresh = self._values(tokens, live, index, plan)
+        return carried.values.to(fresh.dtype).index_copy(0, rows, fresh)
+
+    def _values(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """One forward pass; tokens, live (B, L), index (B, W)."""
+        span = self.batch.span
+        if span.start:
+            index = (index - span.start).clamp_(min=-1)
+        if span != slice(0, tokens.shape[1]):
+            tokens, live = tokens[:, span], live[:, span]
+        if self._drafter is not None:
+            everywhere = torch.arange(tokens.shape[1], device=index.device).expand_as(tokens)
+            self._states = self._checked(self._run(tokens, live, everywhere, plan), everywhere)
+            return gather_columns(self._states, index)
+        return self._checked(self._run(tokens, live, index, plan), index)
+
+    def _checked(self, made: Tensor | HiddenStates, index: Tensor) -> Tensor:
+        """What a pass gave, of the right shape, and without gradient."""
+        if self._shows_hidden:
+            check_states(self._model, made, index)
+        else:
+            check_logits(self._model, made, index, self._model.vocab.size)
+        if isinstance(made, HiddenStates):
+            self._weight, made = made.weight, made.hidden
+        # a model may ask for gradients itself, and plugins may keep what they saw
+        return made.detach()
+
+    def _prediction(self, values: Tensor, noise: Noise) -> Prediction:
+        logits: Tensor | HiddenStates = values
+        if self._shows_hidden:
+            assert self._own.head is not None
+            logits = self._own.head(values)
+            check_logits(self._model, logits, values[..., 0], self._model.vocab.size)
+        elif self._weight is not None:
+            logits = HiddenStates(values, self._weight)
+        prediction = self._sampler.predict(logits, self.banned, noise)
+        check_prediction(self._sampler, prediction, values[..., 0], logits)
+        if self._debug:  # what a plugin makes while it is at work has no version before
+            _ = prediction.token, prediction.confidence
+        return prediction
+
+    # What views ask.
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a part has a drafter."""
+        return self._drafter is not None
+
+    def probed(self, prediction: Prediction) -> bool:
+        """Whether a prediction is that of a probe of this step."""
+        return any(probe.prediction is prediction for probe in self._probes)
+
+    def probe(
+        self,
+        canvases: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        everyone: bool,
+        ahead: Sequence[int],
+    ) -> tuple[Prediction, ...]:
+        """The predictions with other tokens (B, W) at the slots; see `StepView.probe`."""
+        batch, states = self.batch, self._states
+        planes = [spread(batch.tokens, batch.next.index, tokens) for tokens in canvases]
+        stored = self._plan.store is not None
+        values = self._one_by_one(planes) if stored else self._together(planes, rows, everyone)
+        self._states = states
+        batch.count_probe(torch.stack([*rows], 1), unasked=stored and not everyone)
+        found = []
+        for plane, value, asked, steps in zip(planes, values, rows, ahead, strict=True):
+            prediction = self._prediction(value, self._noise(steps))
+            self._probes.append(Probed(prediction, value, plane, asked))
+            found.append(prediction)
+        return tuple(found)
+
+    def _noise(self, ahead: int) -> Noise:
+        noise = self.batch.noise
+        return Noise(noise.seeds, noise.step + ahead, noise.index) if ahead else noise
+
+    def later(self, steps: int) -> Prediction:
+        """The step's prediction with other random numbers; see `StepView.later`."""
+        return self._prediction(self._last, self._noise(steps))
+
+    def _one_by_one(self, planes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A pass of all rows for each alternative: a key/value store holds no second batch."""
+        live, index = self.batch.snapshot.live, self.batch.next.index
+        return tuple(self._values(plane, live, index, self._plan) for plane in planes)
+
+    def _together(
+        self, planes: Sequence[Tensor], rows: Sequence[Tensor], everyone: bool
+    ) -> tuple[Tensor, ...]:
+        """All alternatives of the rows that ask for them in one pass, (B, W, ...) each."""
+        live, index, count = self.batch.snapshot.live, self.batch.next.index, len(planes)
+        tokens, plan = torch.cat([*planes]), self._plan
+        live, index = live.repeat(count, 1), index.repeat(count, 1)
+        if everyone:
+            return self._values(tokens, live, index, plan).chunk(count)
+        asking = torch.cat([*rows]).nonzero()[:, 0]  # the host waits, and saves the other passes
+        if not len(asking):
+            return (self._last,) * count
+        found = self._values(tokens[asking], live[asking], index[asking], plan)
+        whole = found.new_zeros(len(tokens), *found.shape[1:]).index_copy(0, asking, found)
+        return whole.chunk(count)
+
+    def head(self, hidden: Tensor) -> Prediction:
+        """The prediction of states (B, W, D); see `StepView.head`."""
+        check_states("view.head", hidden, self.batch.next.index)
+        return self._prediction(hidden, self.batch.noise)
+
+    def draft(self, tokens: Tensor, rows: Tensor) -> Prediction:
+        """The drafter's prediction with tokens (B, W) at the slots; see `StepView.draft`."""
+        batch, span = self.batch, self.batch.span
+        assert self._drafter is not None and self._states is not None
+        canvas = spread(batch.tokens, batch.next.index, tokens)[:, span]
+        states = self._drafter(self._own, self._states, canvas, batch.snapshot.live[:, span])
+        everywhere = canvas
+        check_states(self._drafter, states, everywhere)
+        self._states = states.detach()
+        batch.count_drafts(rows)
+        index = batch.next.index
+        inside = torch.where(index >= 0, index - span.start, -1)
+        return self._prediction(gather_columns(self._states, inside), batch.noise)
+
+    # What the next step starts from.
+
+    def carry(self, carry: Carry | None, view: StepView) -> None:
+        """Keep the probes that say what the next step would ask."""
+        batch = self.batch
+        if carry is None or batch.store is not None or self.drafts:
+            return
+        upcoming, after = batch.next, batch.snapshot
+        probes = [p for chosen in carry.predictions for p in self._probes if p.prediction is chosen]
+        pick = carry.choice.clamp(min=0)
+        row = torch.arange(len(pick), device=pick.device)
+        before, now = of_one_width(view.index, upcoming.index, -1)
+        canvas = torch.stack([probe.canvas for probe in probes])[pick, row]
+        asked = torch.stack([probe.rows for probe in probes])[pick, row]
+        same = (canvas == after.tokens).all(1) & (before == now).all(1)
+        same = same & (after.horizon == view.snapshot.horizon)
+        values = torch.stack([probe.values for probe in probes])[pick, row]
+        carried = Carried((carry.choice >= 0) & asked & same, values)
+        carried.fit(upcoming.index.shape[1])
+        upcoming.carried = carried
+
+
+def _banned_ids(parts: Composition) -> list[int]:
+    """Ids that are never proposed; those of the parts only where a sampler reshapes.
+
+    Elsewhere a transform removes them itself, and the model's own probabilities stay as they are.
+    """
+    vocab = parts.denoiser.vocab
+    banned = set(vocab.never_generated)
+    if parts.sampler.reshapes:
+        for _, part in parts.strategy.parts():
+            banned.update(part.banned_ids(vocab))
+    return sorted(banned)

@@ -1,0 +1,206 @@
+"""FreeDave: draft several steps of a rule from one prediction, and verify them in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dllm_decode.decoding import calls
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.settle import settle
+from dllm_decode.decoding.strategy import (
+    EveryStep,
+    Part,
+    Pipeline,
+    PipelineMemory,
+    Progress,
+    Strategy,
+)
+from dllm_decode.decoding.types import (
+    Carry,
+    Change,
+    Decision,
+    Memory,
+    Request,
+    Snapshot,
+    StepView,
+)
+from dllm_decode.errors import CapabilityError, ConfigError, require_count
+from dllm_decode.strategies.threshold import ConfidenceThreshold
+
+
+@dataclass(frozen=True)
+class FreeDave(Strategy):
+    """Commit as many steps of a rule at once as one verifying pass confirms.
+
+        draft    D(1), D(2), ... D(K): the states after 1 ... K steps of the rule, all decided by
+                 this step's prediction; D(1) is right by definition
+        verify   predictions at all of them in one batched pass
+        accept   the largest a such that the rule, given the prediction at D(j), leads from D(j) to
+                 D(j + 1), for every j < a
+
+    The prediction at D(a) is kept: the next step begins with it and runs no pass of its own. A row
+    gets the tokens that the rule alone would give it, in fewer passes and more computed rows; where
+    a sampler draws as well, because step s + j is drafted and verified with the random numbers of
+    step s + j.
+
+    Source: FreeDave, arXiv 2510.00294 (and PSD, arXiv 2605.15609, for the drafts of several steps
+    of any rule). Deviations: drafts are a chain, each a step of the rule, where the released code
+    nests 1 ... K best positions; drafts end at the border of the window.
+
+    Args:
+        rule: what is sped up: a strategy, or a pipeline of one with transforms and filters, without
+            memory, of which each step commits at least one position and opens none again.
+        drafts: K, alternatives per verifying pass, 1 or more; 1 gives the rule itself, its passes
+            moved to the end of each step.
+
+    Raises:
+        ConfigError: for rules that revise, have a budget of steps, or stop rules of their own.
+        CapabilityError: in `begin`, for rules with a memory.
+
+    Examples:
+        >>> from dllm_decode.decoding.loop import Decoder
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> world = Copy(n=4)
+        >>> world.answer(TopK(2), "abcd")
+        ('abcd', 3)
+        >>> request = Request((tuple(world.tokenizer.encode("abcd")),), 5)
+        >>> result = Decoder(world, FreeDave(TopK(2))).decode(request)
+        >>> world.tokenizer.decode(list(result.sequences[0])), result.passes, result.forwards
+        ('abcd', (2,), (3,))
+    """
+
+    rule: Strategy = field(default_factory=ConfidenceThreshold)
+    drafts: int = 4
+    wraps: ClassVar[bool] = True
+    needs_window: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_count("drafts", self.drafts)
+        kind = type(self.rule).__name__
+        if not isinstance(self.rule, Strategy):
+            raise ConfigError(f"rule must be a Strategy, got {kind}")
+        if self.rule.revocable or self.rule.revises or self.rule.progress != EveryStep():
+            raise ConfigError(
+                f"rule ({kind}) cannot be drafted: each of its steps must commit a position, and "
+                "open none again"
+            )
+        if isinstance(self.rule, Pipeline) and self.rule.stop:
+            raise ConfigError(
+                "stop rules belong beside freedave (strategy.stop), not into its rule"
+            )
+
+    @property
+    def progress(self) -> Progress:
+        """That of the rule."""
+        return self.rule.progress
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Itself, and the parts of its rule."""
+        yield "", self
+        for key, part in self.rule.parts():
+            yield f"rule.{key}" if key else "rule", part
+
+    def with_parts(self, change: Callable[[str, Any], Any]) -> FreeDave:
+        """With other parts in place of its own; see `Strategy.with_parts`."""
+        own: FreeDave = change("", self)
+
+        def inner(key: str, part: Any) -> Any:
+            return change(f"rule.{key}" if key else "rule", part)
+
+        return replace(own, rule=self.rule.with_parts(inner))
+
+    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
+        """What the rule's parts begin with, which must be nothing."""
+        memory = self.rule.begin(request, snapshot)
+        if _remembers(memory):
+            raise CapabilityError(
+                f"rule ({type(self.rule).__name__}) remembers earlier steps, which drafts would "
+                "have to take back; use a rule without memory, such as threshold, entropy_bound or "
+                "topk"
+            )
+        return memory
+
+    def decide(self, view: StepView, memory: Memory | None) -> Decision:
+        """The steps that one verifying pass confirms."""
+        state = view.for_part("rule")
+        drafts, changes = [], []
+        for ahead in range(self.drafts):
+            state, change = self._step(state, view.later(ahead), memory)
+            drafts.append(state)
+            changes.append(change)
+        going_on = torch.stack([draft.open.any(1) for draft in drafts], 1)
+        ahead_of = range(1, self.drafts + 1)
+        found = view.probe([draft.tokens for draft in drafts], rows=going_on, ahead=ahead_of)
+        accepted = torch.ones_like(view.step)
+        committed, confidence = changes[0].commit, changes[0].confidence
+        alive = going_on[:, 0]
+        for ahead in range(1, self.drafts):
+            state, change = self._step(drafts[ahead - 1], found[ahead - 1], memory)
+            alive = alive & _same(state, drafts[ahead])
+            commit = change.commit & alive[:, None]
+            confidence = torch.where(commit, change.confidence, confidence)
+            committed = committed | commit
+            accepted = accepted + alive
+            alive = alive & going_on[:, ahead]
+        tokens = torch.stack([draft.tokens for draft in drafts], 1)
+        last = (accepted - 1)[:, None]
+        row = torch.arange(len(last), device=last.device)
+        return Decision(
+            committed,
+            tokens=tokens[row, last[:, 0]],
+            scores=changes[0].scores,
+            confidence=confidence,
+            steps=accepted,
+            carry=Carry(found, torch.where(going_on.gather(1, last)[:, 0], last[:, 0], -1)),
+        )
+
+    def _step(
+        self, view: StepView, pred: Prediction, memory: Memory | None
+    ) -> tuple[StepView, Change]:
+        """The state after a step of the rule with a given prediction, and what the step did."""
+        view = view.with_prediction(pred)
+        change, _ = settle(view, calls.decide(self.rule, view, memory), self.rule)
+        commit = change.commit
+        tokens = torch.where(commit, change.tokens, view.tokens)
+        return _after(view, commit, tokens), change
+
+
+def _after(view: StepView, commit: Tensor, tokens: Tensor) -> StepView:
+    """The same window one step later."""
+    snapshot, width = view.snapshot, view.snapshot.tokens.shape[1]
+    columns = torch.where(commit, view.index, width)
+    hit = torch.zeros_like(snapshot.decided[:, :1]).expand(-1, width + 1)
+    hit = hit.scatter(1, columns, commit)[:, :width]
+    held = torch.cat([snapshot.tokens, snapshot.tokens[:, :1]], 1)
+    held = held.scatter(1, columns, tokens)[:, :width]
+    later = replace(snapshot, tokens=held, decided=snapshot.decided | hit)
+    return replace(
+        view,
+        step=view.step + 1,
+        tokens=tokens,
+        open=view.open & ~commit,
+        masked=view.masked & ~commit,
+        settled=view.settled | commit,
+        fresh=torch.zeros_like(view.fresh),
+        window_step=view.window_step + 1,
+        steps_left=later.undecided.sum(1),
+        snapshot=later,
+        noise=replace(view.noise, step=view.noise.step + 1),
+    )
+
+
+def _same(one: StepView, other: StepView) -> Tensor:
+    """Rows in which two states hold the same, (B,) bool."""
+    return (one.open == other.open).all(1) & (one.tokens == other.tokens).all(1)
+
+
+def _remembers(memory: Memory | None) -> bool:
+    if isinstance(memory, PipelineMemory):
+        return any(_remembers(part) for part in memory.parts.values())
+    return memory is not None

@@ -1,0 +1,1 @@
+"""What somebody else might write: one part of each kind, against the public names alone."""
