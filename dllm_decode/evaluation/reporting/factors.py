@@ -29,13 +29,29 @@ _KINDS = {
     "entropy": "other confidence bounds",
     "entropy_bound": "other confidence bounds",
     "hierarchical": "other confidence bounds",
+    "relaxing": "other confidence bounds",
+    "local_leap": "other confidence bounds",
+    "prefix_run": "other confidence bounds",
+    "klass": "what has stopped moving",
+    "history_stable": "what has stopped moving",
+    "dilated": "by position",
+    "slowfast": "by position",
+    "uncode": "by position",
+    "wino": "revising",
+    "remdm": "revising",
+    "rcr": "revising",
+    "saber": "revising",
+    "t2m": "revising",
+    "core": "revising",
+    "joint_threshold": "revising",
+    "freedave": "verified by a second pass",
     "credit": "credit",
     "dream": "whole canvas",
     "dream_threshold": "whole canvas",
     "ccd": "whole canvas",
     "learn2pd": "learned",
 }
-_MINOR = ("suppress", "at_most", "eot")  # parts that go with any rule
+_MINOR = ("suppress", "at_most", "copy_prior", "left_repeat")  # parts that go with any rule
 
 
 @dataclass(frozen=True)
