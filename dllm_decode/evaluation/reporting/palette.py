@@ -21,8 +21,17 @@ HUES = (
 )
 GREY, BLACK = "#8C8C8C", "#000000"
 # Kinds that most reports have keep their hue from one report to the next.
-_PREFERRED = ("confidence threshold", "credit", "whole canvas", "learned", "fixed number per pass",
-              "other confidence bounds", "revising", "what has stopped moving", "by position")  # fmt: skip
+_PREFERRED = (
+    "confidence threshold",
+    "credit",
+    "whole canvas",
+    "learned",
+    "fixed number per pass",
+    "other confidence bounds",
+    "revising",
+    "what has stopped moving",
+    "by position",
+)
 
 
 def colours(traits: Sequence[Traits]) -> dict[str, str]:
