@@ -102,12 +102,13 @@ class Compare(Task):
         from omegaconf import OmegaConf
 
         from dllm_decode.api import build
-        from dllm_decode.config.compose import compose_checked
+        from dllm_decode.config.compose import compose_checked, without_shorthands
         from dllm_decode.console.trace_files import trace_of
         from dllm_decode.tasks.generate import Generate, with_candidates
 
         assert self.against is not None
-        words = shlex.split(self.against)
+        given = [*context.overrides, *shlex.split(self.against)]
+        words = without_shorthands(given)[len(context.overrides) :]
         keys = [word.lstrip("+").partition("=")[0] for word in words]
         for key in keys:
             if key.partition(".")[0] in _SHARED:
