@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from numbers import Integral
@@ -19,6 +19,8 @@ from dllm_decode.config import compose as composing
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import PARTS, build_model, build_node
 from dllm_decode.config.shorthand import answer_in_python, quote
+from dllm_decode.console.describe import describe_part, describe_strategy
+from dllm_decode.console.watching import ProgressObserver
 from dllm_decode.decoding.batching import check_batching
 from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.engine import Engine
@@ -26,6 +28,7 @@ from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.observer import Interrupted, Observer
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.parameters import check_parameters
+from dllm_decode.decoding.picture import StreamStep
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.decoding.strategy import Strategy
@@ -36,6 +39,7 @@ from dllm_decode.kernels import dispatch
 from dllm_decode.models import foresee
 from dllm_decode.models.adopt import adopt
 from dllm_decode.models.chat import plain_messages
+from dllm_decode.models.guided import guided
 from dllm_decode.models.loaded import LoadedModel
 from dllm_decode.models.stop_texts import cut, stop_texts
 from dllm_decode.problems.grading import ANSWERS, answer_in
@@ -203,7 +207,7 @@ def build(
         check_before_loading(cfg, built)
     loaded = build_model(cfg) if model is None else model()
     loop = {"sync_every": cfg.sync_every, "debug": cfg.debug}
-    return TextDecoder(loaded, Decoder(loaded.denoiser, **built, **loop))
+    return TextDecoder(loaded, Decoder(guided(loaded.denoiser, cfg.guidance), **built, **loop))
 
 
 def check_before_loading(cfg: DictConfig, parts: Mapping[str, Any] | None = None) -> None:
@@ -242,7 +246,7 @@ def _override(name: str, value: Any) -> str:
     raise ConfigError(f"{name} must be a text, a number, true, false or None, got {value!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextDecoder:
     """A model and a decoder, with text on both sides.
 
@@ -261,6 +265,11 @@ class TextDecoder:
 
     model: LoadedModel
     decoder: Decoder
+
+    def __repr__(self) -> str:
+        loop = self.decoder
+        parts = ", ".join(map(describe_part, (loop.schedule, loop.cache, loop.sampler)))
+        return f"TextDecoder({self.model.description}; {describe_strategy(loop.strategy)}; {parts})"
 
     def with_(
         self,
@@ -324,6 +333,7 @@ class TextDecoder:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         continue_final_message: bool | None = None,
         observers: Sequence[Observer] = (),
+        progress: bool = False,
         record: bool = False,
         n: int = 1,
         vote: str = "majority",
@@ -362,6 +372,7 @@ class TextDecoder:
             continue_final_message: Whether the last message of a chat is continued; None: if it is
                 the assistant's.
             observers: Watch the steps.
+            progress: Show a bar of the columns that are done, in a notebook as well.
             record: Keep all steps in `Result.trace`.
             n: Decodes of each prompt, of which the one with the most common answer is delivered;
                 its `forwards` are those of all, and `candidates` holds them.
@@ -411,6 +422,8 @@ class TextDecoder:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
             drafts = not self.decoder.strategy.revocable
             observers = (*observers, _Streaming(streamer, ids[0], drafts))
+        if progress:
+            observers = (*observers, _Bar(request))
         try:
             result = self.decode(
                 request,
@@ -426,6 +439,62 @@ class TextDecoder:
         except Interrupted as stopped:
             raise Interrupted(_cut(stopped.result, stops)) from None
         return _cut(result, stops)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        temperature: float | None = None,
+        seed: int | None = 0,
+        infill: Infill | None = None,
+        apply_chat_template: bool = True,
+    ) -> Iterator[StreamStep]:
+        """Decode one prompt and give the canvas after every step.
+
+            for step in decoder.stream("Sort: 1 Eva 2 Ben 3 Cleo"):
+                print(step)                 # in a notebook: display(step)
+            print(step.result[0].forwards)  # the last step brings the result
+
+        Args:
+            prompt: See `generate`, also for the others.
+            max_new_tokens: Columns in tokens.
+            temperature: Of the sampling of proposed tokens.
+            seed: Of the random numbers.
+            infill: Tokens given in advance.
+            apply_chat_template: Whether a text becomes a user's message.
+
+        Raises:
+            ConfigError: A keyword is not known or a request does not fit.
+        """
+        ids = self.encode(_as_list(prompt)[0], 0, apply_chat_template)
+        length, fixed = self.infilling(infill, max_new_tokens, 1)
+        request = Request((ids,), length, seeds=_seeds(seed, 1), fixed=fixed)
+        sampler = self._sampler(temperature, None, None, None)
+        request, reference_forwards = self._with_reference(request, sampler, None)
+        canvas = _Canvas(self.piece)
+        watched = (*self.decoder.observers, canvas)
+        decoder = replace(self.decoder, sampler=sampler, observers=watched)
+        decoder.check(request)
+        run = decoder.begin(request)
+        run.admit([0])
+        while run.live:
+            run.step()
+            if run.live:
+                yield canvas.step_now()
+        result = self._with_texts(run.result(), reference_forwards)
+        yield replace(canvas.step_now(), forwards=result.forwards[0], result=result)
+
+    def _with_reference(
+        self, request: Request, sampler: Sampler | None, batch_size: int | None
+    ) -> tuple[Request, tuple[int, ...]]:
+        """The request with the reference decode that its strategy needs, and its forwards."""
+        if not self.needs_reference or request.reference is not None:
+            return request, (0,) * request.rows
+        plain = replace(request, parameters=None)
+        reference = self.sequential.decode(plain, sampler=sampler, batch_size=batch_size)
+        full = _full_length(reference, request, self.decoder)
+        return replace(request, reference=full), reference.forwards
 
     def decode(
         self,
@@ -451,12 +520,7 @@ class TextDecoder:
             observers=(*self.decoder.observers, *observers),
             record=record or self.decoder.record,
         )
-        reference_forwards = (0,) * request.rows
-        if self.needs_reference and request.reference is None:
-            plain = replace(request, parameters=None)
-            reference = self.sequential.decode(plain, sampler=sampler, batch_size=batch_size)
-            reference_forwards = reference.forwards
-            request = replace(request, reference=_full_length(reference, request, decoder))
+        request, reference_forwards = self._with_reference(request, sampler, batch_size)
 
         def run(own: Decoder, rows: Request) -> Result:
             if batch_size is None and max_tokens_in_flight is None:
@@ -638,12 +702,19 @@ class TextDecoder:
         return ids
 
     def _with_texts(self, result: Result, reference_forwards: tuple[int, ...]) -> Result:
+        pieces: dict[int, str] = {}
+
+        def told(row: Outcome) -> Outcome:
+            for token in set(row.tokens) - pieces.keys() if self.model.tokenizer.reads_text else ():
+                pieces[token] = self.piece(token)
+            own = tuple(pieces[token] for token in row.tokens) if pieces else ()
+            return replace(row, text=self.text(row), pieces=own)
+
         rows = [
             replace(
-                row,
-                text=self.text(row),
+                told(row),
                 reference_forwards=forwards,
-                candidates=tuple(replace(own, text=self.text(own)) for own in row.candidates),
+                candidates=tuple(map(told, row.candidates)),
             )
             for row, forwards in zip(result.rows, reference_forwards, strict=True)
         ]
@@ -768,6 +839,64 @@ class _Streaming(Observer):
         if rest and not result.undecided[0]:
             self.streamer.put(torch.tensor(rest))
         self.streamer.end()
+
+
+class _Canvas(Observer):
+    """What stands on the canvas of the only row, with the confidence of every commit."""
+
+    def __init__(self, piece: Callable[[int], str]) -> None:
+        self.piece = cache(piece)
+        self.number = self.forwards = 0
+        self.tokens: list[int | None] = []
+        self.sure: dict[int, float] = {}
+        self.fresh: frozenset[int] = frozenset()
+
+    def step(self, change: Change, snapshot: Snapshot) -> None:
+        """Take over the canvas after a step."""
+        self.number += 1
+        self.forwards += 1 + int(change.probes)
+        span = slice(snapshot.start, int(snapshot.horizon[0]))
+        decided, ids = snapshot.decided[0, span].tolist(), snapshot.tokens[0, span].tolist()
+        self.tokens = [id if there else None for id, there in zip(ids, decided, strict=True)]
+        places = change.index[0][change.commit[0]].tolist()
+        self.sure |= zip(places, change.probability[0][change.commit[0]].tolist(), strict=True)
+        self.fresh = frozenset(place for place in places if place < len(self.tokens))
+
+    def step_now(self) -> StreamStep:
+        """The last step."""
+        return StreamStep(
+            number=self.number,
+            forwards=self.forwards,
+            tokens=tuple(self.tokens),
+            pieces=tuple("" if token is None else self.piece(token) for token in self.tokens),
+            confidence=tuple(
+                None if token is None else self.sure.get(place)
+                for place, token in enumerate(self.tokens)
+            ),
+            fresh=self.fresh,
+        )
+
+
+class _Bar(Observer):
+    """A progress bar of decided columns, in terminals and notebooks."""
+
+    def __init__(self, request: Request) -> None:
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=sum(request.lengths), unit="column", leave=False)
+        self.progress = ProgressObserver(sum(request.lengths), self._tell)
+
+    def _tell(self, done: float) -> None:
+        self.bar.update(done - self.bar.n)
+
+    def start(self, request: Request, snapshot: Snapshot) -> None:
+        self.progress.start(request, snapshot)
+
+    def step(self, change: Change, snapshot: Snapshot) -> None:
+        self.progress.step(change, snapshot)
+
+    def finish(self, result: Result) -> None:
+        self.bar.close()
 
 
 __all__ = ["DEFAULT_NEW_TOKENS", "MASK_WORD", "Streamer", "TextDecoder", "build", "load"]

@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from argparse import ArgumentError, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from dllm_decode.config.compose import (
     CONF,
     all_groups,
     check,
+    compose,
     compose_with_hydra,
     explain,
     hydra_application,
@@ -36,7 +37,8 @@ from dllm_decode.config.compose import (
 )
 from dllm_decode.config.hydra_application import Application, Sweep, argument_parser
 from dllm_decode.config.shorthand import quote
-from dllm_decode.console.help import help_text
+from dllm_decode.config.signatures import described
+from dllm_decode.console.help import help_about, help_text
 from dllm_decode.console.output import tolerant_output
 from dllm_decode.console.processes import (
     INTERRUPTED,
@@ -97,11 +99,11 @@ def _run(words: list[str]) -> int:
     if words == ["--version"]:
         print(f"dllm_decode {__version__}")
         return 0
-    arguments = _parsed(words)
+    asked = [word.partition("=")[2] for word in words if word.startswith("--help=")]
+    arguments = _parsed([word for word in words if not word.startswith("--help=")])
     overrides = [*_searched(arguments.config_dir), *arguments.overrides]
-    if arguments.help:
-        found = hydra_application()
-        print(help_text(all_groups(), lambda group: found.options(group, overrides)))
+    if arguments.help or asked:
+        _help(asked, overrides)
         return 0
     name = arguments.config_name or "config"
     if {key for key, value in vars(arguments).items() if value} <= _OURS:
@@ -120,6 +122,29 @@ def _run(words: list[str]) -> int:
                 held.undo()
             return int(code)
     return _hydra_command(arguments, words)
+
+
+def _help(asked: Sequence[str], overrides: Sequence[str]) -> None:
+    """Print what `--help` says, or what it says about some groups and options."""
+    found = hydra_application()
+
+    def options(group: str) -> list[str]:
+        return found.options(group, overrides)
+
+    def composed(words: list[str]) -> Any:
+        return OmegaConf.to_container(
+            compose([*(w for w in overrides if w.startswith("hydra.searchpath")), *words]),
+            resolve=True,
+        )
+
+    def describe(target: str) -> tuple[str, Mapping[str, str]]:
+        about = described(target)
+        return about.summary, about.arguments
+
+    if not asked:
+        print(help_text(all_groups(), options))
+    for name in asked:
+        print(help_about(name, all_groups(), options, composed, describe))
 
 
 def _parsed(words: list[str]) -> Namespace:

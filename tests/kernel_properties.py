@@ -116,7 +116,7 @@ def poisoned() -> Iterator[None]:
 def parts(block: int, blocks: int) -> Iterator[None]:
     """Rows read in programs of so many blocks of so many ids."""
 
-    def layout(rows: int, vocabulary: int, draw: bool = False) -> tuple[int, int, int]:
+    def layout(rows: int, vocabulary: int) -> tuple[int, int, int]:
         return block, block * blocks, -(-vocabulary // (block * blocks))
 
     with mock.patch.object(fused, "layout", layout):
@@ -170,15 +170,24 @@ def check_parts_agree(case: Case, device: str, block: int, blocks: int) -> None:
 
 
 def check_permutation(case: Case, device: str) -> None:
-    """A row's numbers do not depend on its place in the batch, to the last bit."""
+    """A row's numbers do not depend on its place in the batch.
+
+    To the last bit, except where rows begin in the middle of 16 bytes: there the order of the sums
+    depends on where.
+    """
     logits, banned = case.logits(device)
     states = case.states(device)
     order = torch.randperm(case.rows, generator=torch.Generator().manual_seed(1)).to(device)
     ours, drawn = fused.gumbel_statistics(logits, states, 1.0, banned)
     moved, moved_drawn = fused.gumbel_statistics(logits[order], states[order], 1.0, banned)
     assert torch.equal(drawn[order], moved_drawn)
+    aligned = all(x.stride(0) * x.element_size() % 16 == 0 for x in (logits, logits[order]))
     for name in ("token", "maximum", "total", "moment"):
-        assert torch.equal(getattr(ours, name)[order], getattr(moved, name))
+        here, there = getattr(ours, name)[order], getattr(moved, name)
+        if aligned or name in ("token", "maximum"):
+            assert torch.equal(here, there)
+        else:
+            assert_close(here, there.double(), SUMS, 1e-12)
 
 
 def check_draws(case: Case, device: str, temperature: float) -> None:

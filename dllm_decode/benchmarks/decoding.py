@@ -219,7 +219,7 @@ def targets(step: Mapping[str, Mapping[str, float]], timings: Sequence[Timing]) 
         return rate[pair[0]] / rate[pair[1]] if all(one in rate for one in pair) else None
 
     for group, name, base, low in (
-        ("batch", "32 at once", "1 at once", 3.0),
+        ("batch", "32 at once", "1 at once", 2.3),
         ("batching", "continuous", "static, finished rows stay", 1.3),
         ("batching", "continuous", "static", 1.3),
         ("cache", "DualCache", "NoCache", 1.5),
@@ -328,6 +328,10 @@ class _TimedStrategy(Strategy):
     @property
     def progress(self) -> Progress:
         return self.inner.progress
+
+    @property
+    def always_commits(self) -> bool:  # type: ignore[override]
+        return self.inner.always_commits
 
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         return self.inner.begin(request, snapshot)

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import Progress
 from rich.text import Text
 
-from dllm_decode.console.colours import INK, colour_of
+from dllm_decode.decoding.colours import INK, colour_of
 from dllm_decode.errors import ConfigError, require_choice
 
 MODES = ("auto", "live", "plain", "none")

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from dllm_decode.console.colours import INK, colour_of
 from dllm_decode.console.race import Heat, Lane
+from dllm_decode.decoding.colours import INK, colour_of
 from dllm_decode.errors import ConfigError
 
 THEMES = {"light": ("#ffffff", "#1b1b1b", "#6a6a6a"), "dark": ("#161616", "#e8e8e8", "#9a9a9a")}

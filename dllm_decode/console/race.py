@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dllm_decode.console.colours import INK, colour_of, legend
 from dllm_decode.console.display import Display
+from dllm_decode.decoding.colours import INK, colour_of, legend
 from dllm_decode.decoding.playback import Frame, frames_of
 from dllm_decode.decoding.trace import Trace
 

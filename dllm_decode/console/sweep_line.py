@@ -20,6 +20,13 @@ class Hushed(Display):
 
     Attributes:
         tell: Takes the last thing said.
+
+    Examples:
+        >>> from rich.console import Console
+        >>> said = []
+        >>> Hushed("none", Console(), tell=said.append).say("3 of 10")
+        >>> said
+        ['3 of 10']
     """
 
     tell: Callable[[str], None] = lambda text: None
@@ -40,6 +47,10 @@ class SweepLine:
     Args:
         total: How many there are.
         clock: Seconds, for tests.
+
+    Examples:
+        >>> SweepLine(24).title(0, ["strategy=credit"])
+        'job 1 of 24: strategy=credit'
     """
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TypeAlias
 
-from dllm_decode.console.colours import GIVEN, SCALE, legend
 from dllm_decode.console.runfolder import RunFolder
+from dllm_decode.decoding.colours import GIVEN, SCALE, legend
 from dllm_decode.decoding.counterfactual import USUAL, would_commit
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.trace import Trace
@@ -168,7 +168,7 @@ def trace_of(request: Request, result: Result, titles: Sequence[str], model: Loa
     trace = Trace.of(request, result, model.denoiser.vocab, titles)
     seen = {token for given in trace.fixed for token in given.values()}
     for step in trace.steps:
-        seen |= {commit.token for commit in step.commits}
+        seen |= {written.token for written in (*step.commits, *step.edits)}
         seen |= {token for offer in step.candidates for token, _ in offer.pairs}
     pieces = {token: model.tokenizer.decode([token], keep_special=True) for token in sorted(seen)}
     return replace(trace, pieces=pieces)

@@ -15,6 +15,7 @@ class CanvasObserver(Observer):
 
     Attributes:
         view: What is drawn.
+        pause: Seconds to wait after each step, so that an eye can follow.
         seconds: Time spent here, so that timings of the decode can leave it out.
 
     Examples:
@@ -28,8 +29,9 @@ class CanvasObserver(Observer):
         'step   2 | abc'
     """
 
-    def __init__(self, view: CanvasView) -> None:
+    def __init__(self, view: CanvasView, pause: float = 0.0) -> None:
         self.view = view
+        self.pause = pause
         self.seconds = 0.0
 
     def step(self, change: Change, snapshot: Snapshot) -> None:
@@ -38,15 +40,17 @@ class CanvasObserver(Observer):
         tokens, decided = snapshot.tokens.tolist(), snapshot.decided.tolist()
         horizon, steps = snapshot.horizon.tolist(), change.step.tolist()
         sure: dict[int, dict[int, float]] = {}
-        places = change.commit.nonzero()
-        columns = change.index[change.commit].tolist()
-        values = change.confidence[change.commit].tolist()
+        places = change.written.nonzero()
+        columns = change.index[change.written].tolist()
+        values = change.confidence[change.written].tolist()
         for (position, _), column, value in zip(places.tolist(), columns, values, strict=True):
             sure.setdefault(position, {})[column] = value
         for position, row in enumerate(change.rows.tolist()):
             span = range(snapshot.start, horizon[position])
             cells = [tokens[position][c] if decided[position][c] else None for c in span]
             self.view.update(row, steps[position], cells, sure.get(position))
+        if self.pause:
+            time.sleep(self.pause)
         self.seconds += time.perf_counter() - begin
 
 

@@ -281,6 +281,7 @@ class Batch:
         self._first = 0  # the first column of the longest prompt in the batch
         self._reach = 0  # columns up to the furthest horizon
         self._widest = 0  # columns that the next pass recomputes in the row that needs most
+        self._extents: tuple[tuple[int, int], ...] = ()  # where rows lie in the span
         self._complete = False  # whether every column of every row may be attended to
 
     # Rows join and leave.
@@ -326,8 +327,12 @@ class Batch:
             self.store = denoiser.allocate(self.capacity, self.canvas.tokens.shape[1])
         self.store.join(joining)
 
-    def remove(self, positions: Sequence[int]) -> None:
-        """Take rows out; the last ones close the gaps, so that few stored values have to move."""
+    def remove(self, positions: Sequence[int]) -> list[int]:
+        """Take rows out; the last ones close the gaps, so that few stored values have to move.
+
+        Returns:
+            Where each row that is left was before.
+        """
         stay = [position for position in range(len(self.rows)) if position not in positions]
         spare = [position for position in stay if position >= len(stay)]
         order = [spare.pop() if place in positions else place for place in range(len(stay))]
@@ -339,6 +344,7 @@ class Batch:
             if part is not None:
                 part.take(keep)
         self.snapshot = self.canvas.snapshot()
+        return order
 
     def abandon(self) -> None:
         """Drop all rows and everything that plugins remember of them."""
@@ -353,10 +359,12 @@ class Batch:
         self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
         # horizons may have moved since the host last saw them
         complete = self._complete and not self._unseen
+        start = self.snapshot.start - self._first  # of what `span` leaves
         if self.next.refresh is None:
-            return Plan(complete=complete)
+            extents = None if self._unseen else self._extents
+            return Plan(complete=complete, start=start, extents=extents)
         columns = columns_of(self.next.refresh, self._widest)
-        return Plan(columns, self.next.valid, self.store, complete)
+        return Plan(columns, self.next.valid, self.store, complete, start)
 
     @property
     def tokens(self) -> Tensor:
@@ -555,6 +563,11 @@ class Batch:
         self._first = self.canvas.start - longest
         even = min(lengths, default=0) == longest and min(horizons, default=0) == self._reach
         self._complete = even
+        first = self.canvas.start - self._first
+        self._extents = tuple(
+            (first - length, horizon - self._first)
+            for length, horizon in zip(lengths, horizons, strict=True)
+        )
 
     def stuck(self, position: int) -> PluginError:
         """Why a row that has undecided columns cannot decide any of them in its next step."""

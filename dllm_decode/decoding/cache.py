@@ -8,6 +8,7 @@ a column change its keys and values. With block-causal attention `BlockExact` is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,8 @@ from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
 from dllm_decode.kernels.lazy import Later, LazyFields
 from dllm_decode.kernels.reference import cast
+
+_UNDERFLOW = 14.5  # exp(-x * x / 2) is 0 in float32 from here on
 
 
 @runtime_checkable
@@ -54,6 +57,10 @@ class Plan:
         store: the model's key/value store, which the pass reads and writes.
         complete: whether every column of every row is live and valid, so that the pass needs no
             attention mask; None where that is not known without a sync.
+        start: the first generated column of the canvas that comes with it; what lies in front of it
+            is padding and prompt.
+        extents: Where each row begins and ends among the columns of a pass without a store, as the
+            host knows it; None where it would have to ask.
 
     Examples:
         >>> import torch
@@ -67,6 +74,8 @@ class Plan:
     valid: Tensor | None = None
     store: Store | None = None
     complete: bool | None = None
+    start: int = 0
+    extents: tuple[tuple[int, int], ...] | None = None
 
     def places(self) -> Tensor:
         """The columns with the empty slots repeating the row's last one, (B, Q).
@@ -473,11 +482,10 @@ class DelayedCache(CachePolicy):
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
-def _lent_certainty(width: int, sigma: float, device: torch.device) -> Tensor:
-    """exp(-(i - j)^2 / (2 sigma^2)) for all pairs of columns, made once, (width, width) float32."""
-    columns = torch.arange(width, device=device)
-    distance = columns[:, None] - columns[None, :]
-    return torch.exp(-(distance**2) / (2 * sigma**2)).float()
+def _bell(reach: int, sigma: float, device: torch.device) -> Tensor:
+    """exp(-d^2 / (2 sigma^2)) for d = -reach ... reach, made once, float32."""
+    offsets = torch.arange(-reach, reach + 1, device=device)
+    return torch.exp(-(offsets**2) / (2 * sigma**2)).float()
 
 
 @dataclass(frozen=True)
@@ -515,15 +523,21 @@ class CertaintyCache(CachePolicy):
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else the window's best by certainty."""
         snapshot, memory = step.snapshot, step.memory
-        kernel = _lent_certainty(snapshot.tokens.shape[1], self.sigma, snapshot.tokens.device)
         decided = (snapshot.decided & snapshot.live).float()
-        density = decided @ kernel / decided.sum(1, keepdim=True).clamp(min=1)
+        density = self._lent(decided) / decided.sum(1, keepdim=True).clamp(min=1)
         candidates = step.window & snapshot.undecided
         score = torch.where(candidates, memory.certainty * density, -1.0)
         order = score.sort(dim=1, descending=True, stable=True).indices
         chosen = torch.zeros_like(candidates).scatter_(1, order[:, : self.top], True)
         due = ~memory.valid.any(1) | (memory.age + 1 >= self.every)
         return _all_if(due, step, candidates & chosen)
+
+    def _lent(self, decided: Tensor) -> Tensor:
+        """What the decided columns (B, L) lend to each column, summed; the cost is linear in L."""
+        # further away the weight is 0 in float32
+        reach = min(decided.shape[1] - 1, math.ceil(min(_UNDERFLOW * self.sigma, 2**31)))
+        neighbours = functional.pad(decided, (reach, reach)).unfold(1, 2 * reach + 1, 1)
+        return neighbours @ _bell(reach, self.sigma, decided.device)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ class Capabilities:
         head: with `hidden`: the output head on such states, (B, W, V).
         embed: the input embeddings of tokens (B, L), (B, L, D), for drafters that want them; None
             for a model that does not give them.
+        passes_per_call: forward passes that one call makes for every row, 1 or more, which are all
+            counted.
 
     Examples:
         >>> from dllm_decode.models.toy import Copy
@@ -130,8 +132,10 @@ class Capabilities:
     states: Callable[..., Tensor] | None = None
     head: Callable[[Tensor], Tensor] | None = None
     embed: Callable[[Tensor], Tensor] | None = None
+    passes_per_call: int = 1
 
     def __post_init__(self) -> None:
+        require_count("passes_per_call of the model", self.passes_per_call)
         if self.block_length is not None:
             require_count("block_length of the model", self.block_length)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.batch import Batch
+from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.decoding.prediction import DensePrediction, Prediction
 from dllm_decode.decoding.returned import named
@@ -184,6 +185,7 @@ class Monitor:
         self._pending: list[PendingCheck] = []
         self._warned = False
         self._said = False
+        self._passes = Capabilities.of(batch.parts.denoiser).passes_per_call
 
     def check(self, view: StepView, faults: Faults) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
@@ -207,10 +209,10 @@ class Monitor:
         self._check_gains(facts["undecided"], len(pending))
         self._longest = max([1, *facts["undecided"]])
         done = [at for at, left in enumerate(facts["undecided"]) if not left]
+        stay: Sequence[int] = range(len(facts["undecided"]))
         if done:
             self.record(done)
-            self.batch.remove(done)
-        stay = [at for at, left in enumerate(facts["undecided"]) if left]
+            stay = self.batch.remove(done)
         self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
 
     def _check_gains(self, left: Sequence[int], steps: int) -> None:
@@ -306,14 +308,14 @@ class Monitor:
             reason = "budget" if facts["over_budget"] else "eot" if cut else "length"
         return Outcome(
             tokens=tuple(facts["tokens"][:length]),
-            forwards=facts["forwards"],
+            forwards=facts["forwards"] * self._passes,
             finish_reason=reason,
             step_of=tuple(facts["step_of"][:length]),
             confidence_of=tuple(facts["confidence_of"][:length]),
             undecided=sum(facts["undecided"][:length]),
-            surplus_forwards=facts["surplus"],
-            probes=facts["probes"],
-            passes=facts["forwards"] - facts["probes"] + facts["waits"],
+            surplus_forwards=facts["surplus"] * self._passes,
+            probes=facts["probes"] * self._passes,
+            passes=(facts["forwards"] - facts["probes"] + facts["waits"]) * self._passes,
             drafts=facts["drafts"],
             edits=facts["edits"],
             remasks=facts["remasks"],

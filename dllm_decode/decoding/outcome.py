@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
+from dllm_decode.decoding import picture
 from dllm_decode.decoding.types import Change
+from dllm_decode.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """What became of one row of a request.
 
@@ -41,6 +45,9 @@ class Outcome:
         candidates: the decodes that this row was chosen from by voting, in their order; none
             without voting. `forwards` are then those of all of them.
         votes: how many of them voted for its answer.
+        pieces: text of each token, empty without a tokenizer.
+
+    In a notebook it shows its canvas, coloured by confidence.
 
     Examples:
         >>> Outcome(tokens=(7, 8, 2, 2), eot_ids=(2,)).delivered
@@ -67,6 +74,28 @@ class Outcome:
     not_granted: int = 0
     candidates: tuple[Outcome, ...] = ()
     votes: int = 0
+    pieces: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        what = repr(self.text) if self.text else f"{len(self.tokens)} tokens"
+        return f"Outcome({what}, {self.forwards} forwards, {self.finish_reason})"
+
+    def _repr_html_(self) -> str:
+        return picture.outcome_html(self)
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """Natural logarithm of `confidence_of`: of each token when it was committed; NaN if given.
+
+        They are those of the path that was taken, each under the canvas of its own step; their sum
+        is no likelihood of the text.
+        """
+        return tuple(map(_log, self.confidence_of))
+
+    @property
+    def step_map(self) -> tuple[int, ...]:
+        """`step_of`, as trainers on trajectories (TraceRL and its relatives) call it."""
+        return self.step_of
 
     @cached_property
     def end(self) -> int:
@@ -89,9 +118,18 @@ class Outcome:
         return tuple(self.tokens[at] for at in self.delivered_places)
 
 
-@dataclass(frozen=True)
+def _log(share: float) -> float:
+    """Its logarithm; NaN stays NaN."""
+    return -math.inf if share == 0 else math.log(share)
+
+
+@dataclass(frozen=True, repr=False)
 class Result:
-    """What a decode delivered.
+    """What a decode delivered: its rows, one after the other.
+
+        for row in result:                 # or result[0], len(result)
+            print(row.text, row.forwards)
+        result.to_pandas()                 # a line per row
 
     Attributes:
         rows: one outcome per row of the request, in its order.
@@ -100,15 +138,55 @@ class Result:
     Each field of the outcomes is also here as a column, one entry per row: `sequences` (their
     tokens), `texts`, `forwards`, `finish_reasons`, `step_of`, `confidence_of`, `undecided`,
     `surplus_forwards`, `reference_forwards`, `probes`, `passes`, `drafts`, `edits`, `remasks`,
-    `not_granted`, `errors`, `candidates`, `votes`.
+    `not_granted`, `errors`, `candidates`, `votes`, `pieces`, `logprobs`, `step_map`. In a notebook
+    a result shows its canvases, coloured by confidence.
 
     Examples:
-        >>> Result((Outcome((7, 2), 1), Outcome((8,), 3))).forwards
-        (1, 3)
+        >>> result = Result((Outcome((7, 2), 1), Outcome((8,), 3)))
+        >>> result.forwards, [row.forwards for row in result]
+        ((1, 3), [1, 3])
+        >>> result
+        Result(2 rows, 4 forwards, length 2)
     """
 
     rows: tuple[Outcome, ...]
     trace: tuple[Change, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Result({picture.summary(self.rows)})"
+
+    def _repr_html_(self) -> str:
+        return picture.result_html(self)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Outcome: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Outcome, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> Outcome | tuple[Outcome, ...]:
+        return self.rows[place]
+
+    def to_pandas(self) -> Any:
+        """A pandas data frame with a line per row.
+
+        Its columns are text, forwards, delivered (a count), tokens_per_forward, finish_reason,
+        error, and as lists with an entry per token tokens, pieces, step_map, confidence, logprobs.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ConfigError("to_pandas needs pandas: pip install pandas") from None
+        return pandas.DataFrame([_record(row) for row in self.rows], columns=list(_COLUMNS))
 
     def _column(self, name: str) -> tuple[Any, ...]:
         return tuple(getattr(row, name) for row in self.rows)
@@ -142,6 +220,21 @@ class Result:
     def confidence_of(self) -> tuple[tuple[float, ...], ...]:
         """`Outcome.confidence_of` of each row."""
         return self._column("confidence_of")
+
+    @property
+    def pieces(self) -> tuple[tuple[str, ...], ...]:
+        """`Outcome.pieces` of each row."""
+        return self._column("pieces")
+
+    @property
+    def logprobs(self) -> tuple[tuple[float, ...], ...]:
+        """`Outcome.logprobs` of each row."""
+        return self._column("logprobs")
+
+    @property
+    def step_map(self) -> tuple[tuple[int, ...], ...]:
+        """`Outcome.step_map` of each row."""
+        return self._column("step_map")
 
     @property
     def undecided(self) -> tuple[int, ...]:
@@ -202,3 +295,25 @@ class Result:
     def votes(self) -> tuple[int, ...]:
         """`Outcome.votes` of each row."""
         return self._column("votes")
+
+
+_COLUMNS = ("text", "forwards", "delivered", "tokens_per_forward", "finish_reason", "error",
+            "tokens", "pieces", "step_map", "confidence", "logprobs")  # fmt: skip
+
+
+def _record(row: Outcome) -> dict[str, Any]:
+    """A line of `Result.to_pandas`."""
+    delivered = len(row.delivered)
+    return {
+        "text": row.text,
+        "forwards": row.forwards,
+        "delivered": delivered,
+        "tokens_per_forward": delivered / row.forwards if row.forwards else 0.0,
+        "finish_reason": row.finish_reason,
+        "error": row.error,
+        "tokens": list(row.tokens),
+        "pieces": list(row.pieces),
+        "step_map": list(row.step_map),
+        "confidence": list(row.confidence_of),
+        "logprobs": list(row.logprobs),
+    }

@@ -73,7 +73,8 @@ def frames_of(trace: Trace, row: int) -> list[Frame]:
         commits = [c for c in (*record.commits, *record.edits) if c.row == row]
         for commit in commits:
             before = cells[commit.column]
-            kind = "forced" if record.forced[place] else "commit" if before is None else "edit"
+            kind = "forced" if record.forced[place] else "commit"
+            kind = kind if before is None else "edit"
             step, column = record.steps[place], commit.column
             cells[column] = Cell(commit.token, step, commit.confidence, kind)
         forwards += record.forwards[place]

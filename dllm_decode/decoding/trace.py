@@ -23,7 +23,7 @@ FORMAT = "dllm_decode.decoding.trace"
 VERSION = 1
 
 
-_OPTIONAL = ("edits", "fresh", "candidates")
+_OPTIONAL = ("edits", "not_granted", "fresh", "candidates")
 _LEAST = 0.001  # candidates that are less likely are not kept
 
 
@@ -93,7 +93,7 @@ class StepRecord:
         commits: the tokens that were decided.
         edits: the tokens that were written over settled ones.
         remasks: (row, column) pairs that were opened again.
-        not_granted: for each, edits and re-masks that were asked for in vain.
+        not_granted: for each, edits and re-masks that were asked for in vain; empty for none.
         fresh: for each row, whether it had just entered its window; empty where candidates were
             not recorded.
         candidates: what the model offered at the open columns, where that was recorded.

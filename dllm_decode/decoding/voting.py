@@ -142,10 +142,10 @@ class Voting:
         winner = next(
             (row for row in candidates if not row.error and answer(row) == best), candidates[0]
         )
+        spent = ("forwards", "surplus_forwards", "probes", "passes", "drafts")
         return replace(
             winner,
-            forwards=sum(row.forwards for row in candidates),
-            surplus_forwards=sum(row.surplus_forwards for row in candidates),
+            **{name: sum(getattr(row, name) for row in candidates) for name in spent},
             candidates=tuple(candidates),
             votes=answers[best] if best is not None else 0,
         )

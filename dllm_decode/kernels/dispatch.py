@@ -110,6 +110,9 @@ def fuses_head(device: torch.device, obstacle: str) -> bool:
     """
     if _head == "apart" or not _runs_on(device):
         return False
+    fused = _triton()
+    assert fused is not None
+    obstacle = obstacle or fused.head_fault(device)
     if obstacle:
         _say_once(f"the output head runs apart from the statistics: {obstacle}")
     return not obstacle
@@ -178,7 +181,16 @@ def threshold_selection(
 
 
 def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None) -> RowStatistics:
-    """The row statistics of hidden @ weight.T; see `reference.head_statistics`."""
+    """The row statistics of hidden @ weight.T; see `reference.head_statistics`.
+
+    In one kernel, or in slabs of the library's product; which and why is logged once.
+    """
+    if _runs_on(hidden.device) and (fused := _triton()) is not None:
+        way, why = fused.head_plan(hidden.shape[0])
+        if way == "slabs":
+            _say_once(
+                f"the output head of {hidden.shape[0]} rows runs in slabs: {why}", logging.INFO
+            )
     result: RowStatistics = _run("head_statistics", hidden, weight, banned)
     return result
 
@@ -257,7 +269,7 @@ def _triton() -> ModuleType | None:
         return None
 
 
-def _say_once(reason: str) -> None:
+def _say_once(reason: str, level: int = logging.WARNING) -> None:
     if reason not in _said:
         _said.add(reason)
-        _log.warning(reason)
+        _log.log(level, reason)

@@ -19,13 +19,16 @@ from torch import Tensor
 from triton.runtime import JITFunction
 
 from dllm_decode.kernels import programs
-from dllm_decode.kernels.reference import CreditUpdate, RowStatistics, Slots
+from dllm_decode.kernels.reference import CreditUpdate, RowStatistics, Slots, head_logits
 
 INTERPRETED = not isinstance(programs.scan_rows, JITFunction)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Enough programs to keep every multiprocessor of a large chip busy with several at a time.
-_PROGRAMS = 1024
+# Enough warps to keep every multiprocessor of a large chip busy with several at a time.
+_PROGRAMS = 4096
 _LARGEST_K = 32
+# Rows from which the head runs in slabs of so many ids: the model of costs in docs/kernels.md.
+MANY_ROWS = 2048
+SLAB = 8192
 _LARGEST_WINDOW = 1 << 15
 
 
@@ -38,27 +41,38 @@ class Unsupported(Exception):
     """
 
 
-def layout(rows: int, vocabulary: int, draw: bool = False) -> tuple[int, int, int]:
+def layout(rows: int, vocabulary: int) -> tuple[int, int, int]:
     """How a row is read.
 
-    Few rows are split so that small batches fill the chip. The number of rows is rounded to a power
-    of two, so that few variants of a kernel are compiled. A draw keeps float64 noise in registers,
-    so it takes short blocks.
+    Rows are split so that programs of one warp each fill the chip. The number of rows is rounded to
+    a power of two, so that few variants of a kernel are compiled.
 
     Args:
         rows: Rows of logits.
         vocabulary: Logits per row.
-        draw: Whether a token is drawn as well.
 
     Returns:
         Ids per block, ids per program, programs per row.
     """
-    block = 2048 if rows > 32 and not draw else 1024
-    block = max(16, min(block, triton.next_power_of_2(vocabulary)))
+    block = max(16, min(1024, triton.next_power_of_2(vocabulary)))
     blocks = triton.cdiv(vocabulary, block)
     parts = max(1, min(blocks, _PROGRAMS // triton.next_power_of_2(rows)))
     chunk = triton.cdiv(blocks, parts) * block
     return block, chunk, triton.cdiv(vocabulary, chunk)
+
+
+def head_plan(rows: int) -> tuple[str, str]:
+    """How head and statistics are computed, `fused` or `slabs`, and why; see docs/kernels.md.
+
+    Args:
+        rows: Rows of hidden states.
+    """
+    if rows < MANY_ROWS:
+        return "fused", "the time goes into reading the head, which both ways do once"
+    return "slabs", (
+        "the time goes into the product, where the library is faster than a fused kernel by more "
+        "than it costs to write and read the logits of a slab"
+    )
 
 
 def head_layout(rows: int, vocabulary: int) -> tuple[int, int, int, int]:
@@ -233,6 +247,8 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
     rows, depth = hidden.shape
     vocabulary = weight.shape[0]
     banned = _bans(hidden, banned)
+    if head_plan(rows)[0] == "slabs":
+        return _head_in_slabs(hidden, weight, banned)
     height, block, inner, chunk = head_layout(max(rows, 1), vocabulary)
     parts = _Parts(rows, triton.cdiv(vocabulary, chunk), hidden.device)
     if rows:
@@ -246,10 +262,22 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
                 ROWS=height,
                 BLOCK=block,
                 INNER=inner,
-                UPCAST=INTERPRETED or hidden.dtype == torch.float32,
+                UPCAST=INTERPRETED,
                 num_warps=8 if height == 128 else 4,
                 num_stages=3,
             )
+    return _finish(parts, hidden, vocabulary, banned, 0, None)[0]
+
+
+def _head_in_slabs(hidden: Tensor, weight: Tensor, banned: Tensor) -> RowStatistics:
+    """Products of the library, a few ids of the head at a time, each read once and forgotten."""
+    rows, vocabulary = hidden.shape[0], weight.shape[0]
+    starts = range(0, vocabulary, SLAB)
+    counts = [layout(max(rows, 1), min(SLAB, vocabulary - start))[2] for start in starts]
+    parts = _Parts(rows, sum(counts), hidden.device)
+    for number, start in enumerate(starts):
+        logits = head_logits(hidden, weight[start : start + SLAB])
+        _scan_into(parts, logits, banned, start, sum(counts[:number]))
     return _finish(parts, hidden, vocabulary, banned, 0, None)[0]
 
 
@@ -326,12 +354,30 @@ def _scan(
 ) -> _Parts:
     """The one read of the logits."""
     rows, vocabulary = logits.shape
-    block, chunk, count = layout(max(rows, 1), vocabulary, states is not None)
+    _, _, count = layout(max(rows, 1), vocabulary)
     parts = _Parts(rows, count, logits.device, k, states is not None)
+    _scan_into(parts, logits, banned, 0, 0, k, states, temperature)
+    return parts
+
+
+def _scan_into(
+    parts: _Parts,
+    logits: Tensor,
+    banned: Tensor,
+    first_id: int,
+    first_part: int,
+    k: int = 0,
+    states: Tensor | None = None,
+    temperature: float = 1.0,
+) -> None:
+    """Read rows, or a slab of them whose first logit is that of `first_id`."""
+    rows, vocabulary = logits.shape
+    block, chunk, count = layout(max(rows, 1), vocabulary)
     if rows:
         with _on(logits):
             programs.scan_rows[(rows, count)](
                 *(logits, logits.stride(0), vocabulary, banned),
+                *(first_id, first_part, parts.count),
                 *parts.statistics,
                 parts.keys,
                 parts.keys if states is None else states.contiguous(),
@@ -341,11 +387,12 @@ def _scan(
                 BLOCK=block,
                 CHUNK=chunk,
                 K=k,
-                WIDTH=parts.width,
+                SLOTS=parts.width,
                 DRAW=states is not None,
-                num_warps=4,
+                VECTOR=16 // logits.element_size(),
+                WIDTH=min(block, 512 // logits.element_size()),
+                num_warps=1,
             )
-    return parts
 
 
 def _finish(
@@ -435,6 +482,25 @@ def _check_head(hidden: Tensor, weight: Tensor) -> None:
             f"hidden states of {hidden.dtype} on {hidden.device} and a head of {weight.dtype} on "
             f"{weight.device}"
         )
+    if hidden.dtype == torch.float32 and not INTERPRETED:
+        raise Unsupported("a head of torch.float32; its tiles do not fit into registers")
+    if fault := head_fault(hidden.device):
+        raise Unsupported(fault)
+
+
+def head_fault(device: torch.device) -> str:
+    """Why head and statistics cannot be one kernel on a device, "" where they can.
+
+    Args:
+        device: Where the hidden states are.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0):
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        f"a head on a device of capability {major}.{minor}; before 8.0 its tiles do not fit into "
+        "registers"
+    )
 
 
 @contextmanager

@@ -22,28 +22,8 @@ LOWEST = tl.constexpr(-(2**63) + 1)
 HIGHEST = tl.constexpr(2**63 - 1)
 MINUS_INFINITY = tl.constexpr(float("-inf"))
 FLOOR = tl.constexpr(-1e30)
-
-
-@triton.jit
-def load_block(row, banned, start, vocabulary, BANS: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK logits of a row in float32, -inf where banned or beyond the row, and their ids.
-
-    Args:
-        row: Pointer to the row's first logit.
-        banned: Pointer to BANS ids.
-        start: First id of the block.
-        vocabulary: Logits of the row.
-        BANS: Number of banned ids.
-        BLOCK: Ids of a block, a power of two.
-    """
-    ids = start + tl.arange(0, BLOCK)
-    x = tl.load(row + ids, mask=ids < vocabulary, other=MINUS_INFINITY).to(tl.float32)
-    for number in range(0, BANS):
-        ban = tl.load(banned + number).to(tl.int32)
-        # a branch for the whole program: most blocks hold no banned id and pay nothing per logit
-        if (ban >= start) & (ban < start + BLOCK):
-            x = tl.where(ids == ban, MINUS_INFINITY, x)
-    return x, ids
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -57,27 +37,17 @@ def finite(maximum):
 
 
 @triton.jit
-def mix(state):
-    """The splitmix64 finaliser, as `noise.mix`.
-
-    Args:
-        state: uint64.
-    """
-    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
-    state = (state ^ (state >> 27)) * 0x94D049BB133111EB
-    return state ^ (state >> 31)
-
-
-@triton.jit
 def token_bits(state, ids):
-    """Hash of (state, id) as `noise.fold`, uint64.
+    """Hash of (state, id) as `noise.fold` but for its last step, `x ^ (x >> 31)`, uint64.
 
     Args:
         state: int64, one for the row.
         ids: Token ids.
     """
-    mixed = state.to(tl.uint64, bitcast=True) ^ ids.to(tl.uint64)
-    return mix(mixed + 0x9E3779B97F4A7C15)
+    wide = ids.to(tl.uint32, bitcast=True).to(tl.uint64)
+    mixed = (state.to(tl.uint64, bitcast=True) ^ wide) + 0x9E3779B97F4A7C15
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9
+    return (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB
 
 
 @triton.jit
@@ -87,23 +57,25 @@ def gumbel(bits):
     Args:
         bits: uint64, from `token_bits`.
     """
+    bits = bits ^ (bits >> 31)
     uniform = ((bits >> 12).to(tl.int64).to(tl.float64) + 0.5) * (1.0 / 4503599627370496.0)
     return -tl.log(-tl.log(uniform))
 
 
 @triton.jit
-def gumbel_bound(bits):
-    """An upper bound of `gumbel(bits)` in float32, from the 24 leading bits.
+def may_win(bits, exponent):
+    """Above 0 where a noisy logit may beat the best so far; never wrong where it says no.
 
-    -log u >= 1 - u, exact near 1 where the approximate logarithm is not; elsewhere the logarithm
-    less more than its error. u is at most 1 - 2**-53, so -log u is at least 1e-16.
+    A logit wins if g > best - l / T, that is if -log u < 2 ** exponent with the exponent
+    (l / T - best) / log 2. As 1 - u < -log u, only ids with 1 - u < 2 ** exponent can, which is a
+    comparison with the leading 31 bits of the hash: no logarithm.
 
     Args:
-        bits: uint64, from `token_bits`.
+        bits: uint64, of `token_bits`, whose missing step changes the lowest of the 31 at most.
+        exponent: float32, an upper bound.
     """
-    ceiling = ((bits >> 40).to(tl.int32).to(tl.float32) + 1.0) * (1.0 / 16777216.0)
-    rate = tl.maximum(1.0 - ceiling, -tl.log(ceiling) * 0.999 - 1e-6)
-    return 1e-3 - tl.log(tl.maximum(rate, 1e-16))
+    below = (0x7FFFFFFF - (bits >> 33).to(tl.int32)).to(tl.float32)
+    return tl.exp2(exponent) * 2147490000.0 + 4.0 - below
 
 
 @triton.jit
@@ -161,26 +133,101 @@ def best_keys(keys, others, K: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def load_within(block, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """A block in the middle of a row, (HEIGHT, WIDTH) float32.
+
+    Pairs of bfloat16 are taken apart by hand: the compiler would need three instructions.
+
+    Args:
+        block: Pointer to the first logit, at 16 bytes.
+        HEIGHT: Lines of the block.
+        WIDTH: Ids of a line.
+    """
+    line = tl.arange(0, HEIGHT)[:, None] * WIDTH
+    if block.dtype.element_ty == tl.bfloat16:
+        words = block.to(tl.pointer_type(tl.uint32), bitcast=True)
+        pair = tl.load(words + (line // 2 + tl.arange(0, WIDTH // 2)[None, :]))
+        first = (pair << 16).to(tl.float32, bitcast=True)
+        second = (pair & 0xFFFF0000).to(tl.float32, bitcast=True)
+        return tl.reshape(tl.join(first, second), (HEIGHT, WIDTH))
+    else:
+        return tl.load(block + (line + tl.arange(0, WIDTH)[None, :])).to(tl.float32)
+
+
+@triton.jit
+def next_banned(banned, at, zero, end, BANS: tl.constexpr):
+    """The first place from `at` on that holds a banned id, `end` where there is none.
+
+    Args:
+        banned: Pointer to BANS ids.
+        at: A place.
+        zero: The id at place 0.
+        end: One past the last place.
+        BANS: Number of banned ids.
+    """
+    for number in range(0, BANS):
+        ban = tl.load(banned + number).to(tl.int32) - zero
+        end = tl.where(ban >= at, tl.minimum(end, ban), end)
+    return end
+
+
+@triton.jit
+def load_edge(
+    row, at, zero, shift, vocabulary, banned, BANS: tl.constexpr, VECTOR: tl.constexpr
+):  # fmt: skip
+    """Logits at an edge of a row, or banned ones: float32, -inf where none is to be seen.
+
+    Whole vectors are read, so that their loads are as wide as within the row; what belongs to the
+    neighbours lies in the same 16 bytes as a logit of the row.
+
+    Args:
+        row: Pointer to the vector that holds the row's first logit.
+        at: Places, counted from there.
+        zero: The id at place 0.
+        shift: Place of the row's first logit.
+        vocabulary: Logits of the row.
+        banned: Pointer to BANS ids.
+        BANS: Number of banned ids.
+        VECTOR: Logits in 16 bytes.
+    """
+    held = (at // VECTOR) * VECTOR < vocabulary + shift
+    x = tl.load(row + at, mask=held, other=MINUS_INFINITY).to(tl.float32)
+    x = tl.where((at >= shift) & (at < vocabulary + shift), x, MINUS_INFINITY)
+    for number in range(0, BANS):
+        x = tl.where(at + zero == tl.load(banned + number).to(tl.int32), MINUS_INFINITY, x)
+    return x
+
+
+@triton.jit(do_not_specialize=["first_part", "all_parts"])
 def scan_rows(
-    logits, stride, vocabulary, banned,
+    logits, stride, vocabulary, banned, first_id, first_part, all_parts,
     maximum_out, total_out, moment_out, token_out,
     keys_out,
     states, temperature, noisy_out, drawn_out,
     BANS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-    K: tl.constexpr, WIDTH: tl.constexpr, DRAW: tl.constexpr,
+    K: tl.constexpr, SLOTS: tl.constexpr, DRAW: tl.constexpr,
+    VECTOR: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One part (CHUNK ids) of one row: statistics, the K best keys, the Gumbel-max draw.
+
+    A warp of its own: nothing waits for other warps. What every logit pays is a conversion, the
+    maximum, a difference, an exponential and two sums, which each thread keeps for itself until
+    the end; whatever concerns a new maximum, a new key or a new draw is behind a branch that is
+    taken ever more rarely along the row, and so are edges of the row and banned ids.
 
     Args:
         logits: Pointer to the rows.
         stride: Logits from one row to the next.
         vocabulary: Logits of a row.
         banned: Pointer to BANS ids.
+        first_id: The id of the rows' first logit, where they are slabs of longer rows.
+        first_part: Number of the first part.
+        all_parts: Parts of a row, those of other slabs included.
         maximum_out: Pointer to float32, one per row and part, as the next two.
         total_out: Sums of exp(l - m).
         moment_out: Sums of exp(l - m) (l - m).
         token_out: Pointer to int32, one per row and part.
-        keys_out: Pointer to int64, WIDTH per row and part.
+        keys_out: Pointer to int64, SLOTS per row and part.
         states: Pointer to int64, one per row.
         temperature: Of the draw.
         noisy_out: Pointer to float64, the best noisy logit per row and part.
@@ -189,63 +236,95 @@ def scan_rows(
         BLOCK: Ids that are read at once, a power of two.
         CHUNK: Ids of a part, a multiple of BLOCK.
         K: How many of the largest logits are wanted, 0 for none.
-        WIDTH: A power of two of at least K.
+        SLOTS: A power of two of at least K.
         DRAW: Whether a token is drawn.
+        VECTOR: Logits in 16 bytes.
+        WIDTH: Ids of a line of a block, which divides BLOCK.
     """
+    HEIGHT: tl.constexpr = BLOCK // WIDTH
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
-    place = row * tl.num_programs(1) + part
-    begin = part * CHUNK
+    place = row * all_parts + first_part + part
     logits += row * stride
+    # rows may begin anywhere; blocks begin at 16 bytes
+    shift = ((logits.to(tl.int64) & 15) * VECTOR // 16).to(tl.int32)
+    logits = tl.multiple_of(logits - shift, 16)
+    line, column = tl.arange(0, HEIGHT)[:, None] * WIDTH, tl.arange(0, WIDTH)[None, :]
+    begin = part * CHUNK
+    end = vocabulary + shift
+    if part + 1 < tl.num_programs(1):
+        end = begin + CHUNK
+    zero = first_id - shift
+    ban = next_banned(banned, begin, zero, end, BANS)
     maximum = tl.full((), MINUS_INFINITY, tl.float32)
-    total = tl.full((), 0.0, tl.float32)
-    moment = tl.full((), 0.0, tl.float32)
+    base = tl.full((), 0.0, tl.float32)
+    totals = tl.full((WIDTH,), 0.0, tl.float32)
+    moments = tl.full((WIDTH,), 0.0, tl.float32)
     token = tl.full((), 0, tl.int32)
-    keys = tl.full((WIDTH,), LOWEST, tl.int64)
+    keys = tl.full((SLOTS,), LOWEST, tl.int64)
     entry = tl.full((), MINUS_INFINITY, tl.float32)
     noisy = tl.full((), MINUS_INFINITY, tl.float64)
     drawn = tl.full((), 0, tl.int32)
     state = tl.full((), 0, tl.int64)
+    rate = tl.full((), 0.0, tl.float32)
     if DRAW:
         state = tl.load(states + row)
-    for offset in range(0, CHUNK, BLOCK):
-        x, ids = load_block(logits, banned, begin + offset, vocabulary, BANS, BLOCK)
-        top = tl.max(x, 0)
-        # branches for the whole program, taken ever more rarely along the row
+        rate = LOG2E / temperature
+    for start in range(begin, end, BLOCK):
+        outside = (start < shift) | (start + BLOCK > vocabulary + shift)
+        if outside | (start + BLOCK > ban):
+            at = start + line + column
+            x = load_edge(logits, at, zero, shift, vocabulary, banned, BANS, VECTOR)
+            ban = next_banned(banned, start + BLOCK, zero, end, BANS)
+        else:
+            x = load_within(logits + start, HEIGHT, WIDTH)
+        top = tl.max(tl.max(x, 0), 0)
         if top > maximum:
-            token = tl.min(tl.where(x == top, ids, vocabulary), 0)
+            ids = start + zero + line + column
+            token = tl.min(tl.min(tl.where(x == top, ids, 0x7FFFFFFF), 0), 0)
+            drop = tl.maximum((maximum - top) * LOG2E, FLOOR)
+            scale = tl.exp2(drop)
+            moments = scale * (moments + drop * totals)
+            totals = scale * totals
+            maximum = top
+            base = finite(top)
         if K > 0:  # noqa: SIM102 - the outer one is settled at compile time
             if top >= entry:
-                own = tl.where(ids < vocabulary, order_keys(x, ids), LOWEST)
-                keys = best_keys(own, keys, K, WIDTH)
-                last = tl.min(tl.where(tl.arange(0, WIDTH) < K, keys, HIGHEST), 0)
-                entry = tl.where(last == LOWEST, MINUS_INFINITY, key_value(last))
-        new = tl.maximum(maximum, top)
-        base = finite(new)
-        drop = tl.maximum(maximum - base, FLOOR)
-        scale = tl.exp(drop)
-        shifted = x - base
-        weights = tl.exp(shifted)
-        moment = scale * (moment + drop * total) + tl.sum(weights * tl.maximum(shifted, FLOOR), 0)
-        total = scale * total + tl.sum(weights, 0)
-        maximum = new
+                for number in range(0, HEIGHT):
+                    at = start + number * WIDTH + tl.arange(0, WIDTH)
+                    y = load_edge(logits, at, zero, shift, vocabulary, banned, BANS, VECTOR)
+                    if tl.max(y, 0) >= entry:
+                        inside = (at >= shift) & (at < vocabulary + shift)
+                        own = tl.where(inside, order_keys(y, at + zero), LOWEST)
+                        keys = best_keys(own, keys, K, SLOTS)
+                        last = tl.min(tl.where(tl.arange(0, SLOTS) < K, keys, HIGHEST), 0)
+                        entry = tl.where(last == LOWEST, MINUS_INFINITY, key_value(last))
+        below = (x - base) * LOG2E
+        weights = tl.exp2(below)
+        totals += tl.sum(weights, 0)
+        moments += tl.sum(weights * tl.maximum(below, FLOOR), 0)
         if DRAW:
-            bits = token_bits(state, ids)
-            scaled = tl.div_rn(x, temperature)
-            slack = tl.minimum(tl.abs(scaled), 1e38) * 1e-6
-            # float64 noise only where a float32 bound says that a block may hold a new winner
-            if tl.max(scaled + slack + gumbel_bound(bits), 0).to(tl.float64) > noisy:
-                exact = scaled.to(tl.float64) + gumbel(bits)
-                best = tl.max(exact, 0)
-                if best > noisy:
-                    drawn = tl.min(tl.where(exact == best, ids, vocabulary), 0)
-                    noisy = best
+            level = base * rate
+            slack = tl.abs(level) * 1e-6 + 1e-3
+            exponent = tl.minimum(level - noisy.to(tl.float32) * LOG2E + slack, 1e4)
+            bits = token_bits(state, start + zero + line + column)
+            # float64 noise only where a block may hold a new winner
+            if tl.max(tl.max(may_win(bits, (x - base) * rate + exponent), 0), 0) > 0.0:
+                for number in range(0, HEIGHT):
+                    at = start + number * WIDTH + tl.arange(0, WIDTH)
+                    y = load_edge(logits, at, zero, shift, vocabulary, banned, BANS, VECTOR)
+                    exact = tl.div_rn(y, temperature).to(tl.float64)
+                    exact += gumbel(token_bits(state, at + zero))
+                    best = tl.max(exact, 0)
+                    if best > noisy:
+                        drawn = tl.min(tl.where(exact == best, at + zero, 0x7FFFFFFF), 0)
+                        noisy = best
     tl.store(maximum_out + place, maximum)
-    tl.store(total_out + place, total)
-    tl.store(moment_out + place, moment)
+    tl.store(total_out + place, tl.sum(totals, 0))
+    tl.store(moment_out + place, tl.sum(moments, 0) * LN2)
     tl.store(token_out + place, token)
     if K > 0:
-        tl.store(keys_out + place * WIDTH + tl.arange(0, WIDTH), keys)
+        tl.store(keys_out + place * SLOTS + tl.arange(0, SLOTS), keys)
     if DRAW:
         tl.store(noisy_out + place, noisy)
         tl.store(drawn_out + place, drawn)
@@ -553,7 +632,7 @@ def scan_head(
         ROWS: Rows of a tile.
         BLOCK: Ids of a tile.
         INNER: Inner dimension of a tile.
-        UPCAST: Multiply in float32 (float32 operands, and the interpreter).
+        UPCAST: Multiply in float32, as the interpreter must.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1)
@@ -561,7 +640,8 @@ def scan_head(
     present = row < rows
     inner = tl.arange(0, INNER)
     place = row.to(tl.int64) * tl.num_programs(1) + part
-    left = hidden + row.to(tl.int64)[:, None] * hidden_stride
+    # rows and ids that do not exist read the last one, so that the loads need no masks
+    left = hidden + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * hidden_stride
     maximum = tl.full((ROWS,), MINUS_INFINITY, tl.float32)
     total = tl.full((ROWS,), 0.0, tl.float32)
     moment = tl.full((ROWS,), 0.0, tl.float32)
@@ -570,12 +650,16 @@ def scan_head(
         start = begin + offset
         ids = start + tl.arange(0, BLOCK)
         real = ids < vocabulary
-        right = weight + ids.to(tl.int64)[None, :] * weight_stride
+        right = weight + tl.minimum(ids, vocabulary - 1).to(tl.int64)[None, :] * weight_stride
         x = tl.full((ROWS, BLOCK), 0.0, tl.float32)
         for depth in range(0, DEPTH, INNER):
             at = depth + inner
-            a = tl.load(left + at[None, :], mask=present[:, None] & (at < DEPTH)[None, :], other=0)
-            b = tl.load(right + at[:, None], mask=real[None, :] & (at < DEPTH)[:, None], other=0)
+            if DEPTH % INNER == 0:
+                a = tl.load(left + at[None, :])
+                b = tl.load(right + at[:, None])
+            else:
+                a = tl.load(left + at[None, :], mask=(at < DEPTH)[None, :], other=0)
+                b = tl.load(right + at[:, None], mask=(at < DEPTH)[:, None], other=0)
             if UPCAST:
                 x += tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
             else:
@@ -590,17 +674,17 @@ def scan_head(
         token = tl.where(top > maximum, first, token)
         new = tl.maximum(maximum, top)
         base = finite(new)
-        drop = tl.maximum(maximum - base, FLOOR)
-        scale = tl.exp(drop)
-        shifted = x - base[:, None]
-        weights = tl.exp(shifted)
-        change = tl.sum(weights * tl.maximum(shifted, FLOOR), 1)
+        drop = tl.maximum((maximum - base) * LOG2E, FLOOR)
+        scale = tl.exp2(drop)
+        x = (x - base[:, None]) * LOG2E
+        weights = tl.exp2(x)
+        change = tl.sum(weights * tl.maximum(x, FLOOR), 1)
         moment = scale * (moment + drop * total) + change
         total = scale * total + tl.sum(weights, 1)
         maximum = new
     tl.store(maximum_out + place, maximum, mask=present)
     tl.store(total_out + place, total, mask=present)
-    tl.store(moment_out + place, moment, mask=present)
+    tl.store(moment_out + place, moment * LN2, mask=present)
     tl.store(token_out + place, tl.minimum(token, vocabulary - 1), mask=present)
 
 

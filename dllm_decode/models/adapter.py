@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.prediction import HiddenStates
 from dllm_decode.decoding.types import Vocab, gather_columns
 from dllm_decode.models.compiled import CompiledBody, run_body
+from dllm_decode.models.grouping import PassCost
 from dllm_decode.models.head import head_obstacle
 from dllm_decode.models.key_value import KeyValueStore
 
@@ -98,6 +101,13 @@ class TransformersDenoiser:
         """Hidden states (B, W, D) from which the logits of the wanted columns follow."""
         source = self.sources(index, live)
         if plan.columns is None:
+            extents = plan.extents
+            if extents and not plan.complete and live.is_cpu and self.compiled is None:
+                groups = self._cost.groups(tuple(end - begin for begin, end in extents))
+                if len(groups) > 1:
+                    parts = [self._group(tokens, live, source, extents, rows) for rows in groups]
+                    order = torch.tensor([row for rows in groups for row in rows])
+                    return torch.cat(parts)[order.argsort()]
             return gather_columns(self.hidden(tokens, live, plan.complete), source)
         store, known, width = plan.store, plan.valid, tokens.shape[1]
         assert isinstance(store, KeyValueStore) and known is not None
@@ -109,6 +119,33 @@ class TransformersDenoiser:
         slots = torch.arange(places.shape[1], device=tokens.device).expand_as(places)
         slot_of = torch.zeros_like(tokens).scatter_(1, places, slots)
         return gather_columns(hidden, gather_columns(slot_of, source))
+
+    @cached_property
+    def _cost(self) -> PassCost:
+        return PassCost.of(self.model)
+
+    def _group(
+        self,
+        tokens: Tensor,
+        live: Tensor,
+        source: Tensor,
+        extents: Sequence[tuple[int, int]],
+        rows: tuple[int, ...],
+    ) -> Tensor:
+        """Hidden states (N, W, D) of some rows at `source`, from a pass as wide as the widest.
+
+        A row's first live column is the pass's first, so that it computes what it computes alone.
+        """
+        widths = [extents[row][1] - extents[row][0] for row in rows]
+        at, begin = torch.tensor(rows), torch.tensor([[extents[row][0]] for row in rows])
+        columns = torch.arange(max(widths)).expand(len(rows), -1)
+        # behind a narrower row its last column is repeated, and nothing attends to it
+        last = torch.tensor(widths)[:, None] - 1
+        ids = tokens[at[:, None], begin + torch.minimum(columns, last)]
+        mask = self._mask(columns, columns <= last, torch.zeros_like(begin), len({*widths}) == 1)
+        hidden = self._forward(ids, columns, mask, None)
+        # a window may reach beyond a row's end, where nothing is decided
+        return gather_columns(hidden, (source[at] - begin).clamp(max=columns.shape[1] - 1))
 
     def sources(self, index: Tensor, live: Tensor) -> Tensor:
         """The columns whose hidden states give the logits of columns index, (B, W), -1 for none.

@@ -73,14 +73,16 @@ FRIENDS = Kind(
         "One {time} {Y} came to the {place} with {y} {things}.",
     )
 )
+# Every sentence that changes what somebody owns says what is owned then, so that the next one needs
+# no sum over several.
 EVENTS = (
     Kind(
         (
-            "{X} gave {Y} {k} {things} and kept {x}.",
-            "One {time} {X} gave {k} {things} to {Y}, who then had {y}.",
-            "{X} was {mood}, so {he} gave {Y} {k} of {his} {things}.",
-            "At the {place} {X} lost {k} {things} to {Y} in a game and had {x} left.",
-            "{Y} asked for {k} {things}, and {X} said yes, so {Y} had {y}.",
+            "{X} gave {Y} {k} {things} and kept {x}, so {Y} had {y}.",
+            "One {time} {X} gave {k} {things} to {Y}, who then had {y}, and kept {x}.",
+            "{X} was {mood} and gave {Y} {k} of {his} {things}, so they had {x} and {y}.",
+            "At the {place} {X} lost {k} {things} to {Y} in a game and had {x} left, {Y} {y}.",
+            "{Y} asked for {k} {things}, and {X} said yes, so {Y} had {y} and {X} {x}.",
         ),
         -1,
         1,
@@ -89,9 +91,9 @@ EVENTS = (
         (
             "{X} found {k} {things} at the {place} and now had {x}.",
             "Near the {there} {he} found {k} more, so {X} had {x} {things}.",
-            "A stranger at the {place} gave {X} {k} {things}.",
+            "A stranger at the {place} gave {X} {k} {things}, which made {x}.",
             "{X} bought {k} {things} at the {place}, which made {x}.",
-            "That {time} {X} got {k} more {things} and was not {mood} any more.",
+            "That {time} {X} got {k} more {things}, had {x} and was not {mood} any more.",
         ),
         1,
     ),
@@ -99,9 +101,9 @@ EVENTS = (
         (
             "{X} lost {k} {things} near the {place} and had {x} left.",
             "{X} sold {k} {things} at the {place}, so {x} were left.",
-            "One {time} {k} of the {things} of {X} fell into the river.",
-            "A thief took {k} {things} from {X}, and {he} was {mood}.",
-            "On the way to the {place} {X} lost {k} of {his} {things}.",
+            "One {time} {k} of the {things} of {X} fell into the river, so {he} had {x}.",
+            "A thief took {k} {things} from {X}, so {he} had {x} and was {mood}.",
+            "On the way to the {place} {X} lost {k} of {his} {things} and had {x} left.",
         ),
         -1,
     ),
@@ -121,9 +123,9 @@ ENDINGS = Kind(
     (
         "In the end {X} had {x} {things} and {Y} had {y}.",
         "Back home in {city} {X} counted {x} {things} and {Y} {y}.",
-        "So {X} and {Y} had {all} {things} together, and {X} was {mood}.",
+        "So {X} with {x} and {Y} with {y} had {all} {things} together, and {X} was {mood}.",
         "And that is how {X} came to have {x} {things} in {city}.",
-        "Now there were {all} {things} in all, {x} of {X} and {y} of {Y}.",
+        "Now there were {x} {things} of {X} and {y} of {Y}, {all} in all.",
         "{X} went home with {x} {things}, and {Y} stayed at the {there} with {y}.",
     )
 )

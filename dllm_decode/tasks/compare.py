@@ -111,12 +111,11 @@ class Compare(Task):
             self.prompt, self.prompts, self.max_new_tokens, self.seed, samples=self.samples
         )
         most = context.trace.candidates
-        own = with_candidates(context.decoder, most)
-        jobs, request = generate.prepare(context, own)
+        jobs, request = generate.prepare(context, context.decoder)
+        own = with_candidates(context.decoder, most, request)
         shared = not any(word.startswith("model") for word in words)
-        changed = with_candidates(
-            build(other, model=(lambda: context.model) if shared else None), most
-        )
+        changed = build(other, model=(lambda: context.model) if shared else None)
+        changed = with_candidates(changed, most, request)
         titles = [job.asked.title for job in jobs]
         traces: dict[str, Trace] = {}
         for decoder, cfg in ((own, context.cfg), (changed, other)):

@@ -431,10 +431,12 @@ def _can_happen(world: Any, prompt: str, text: str) -> bool:
 
 
 def settings_of(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved groups that decide which tokens come out."""
+    """The resolved groups and the guidance, which decide what tokens come out."""
     from omegaconf import OmegaConf
 
-    return {name: OmegaConf.to_container(cfg[name], resolve=True) for name in GROUPS}
+    groups = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in GROUPS}
+    # without guidance the hash of a job stays as it was
+    return {**groups, **({"guidance": float(cfg.guidance)} if cfg.guidance else {})}
 
 
 def model_settings(cfg: DictConfig) -> Any:
@@ -490,7 +492,7 @@ def job_name(strategy: str, overrides: Sequence[str]) -> str:
         if sign and path[0] in GROUPS and key != "strategy" and "strategy/" not in key:
             # "threshold 0.8" rather than "threshold threshold=0.8"
             words.append(value if path[-1] == strategy else f"{path[-1]}={value}")
-        elif key in ("task.n", "task.vote", "task.block_lengths"):
+        elif key in ("guidance", "task.n", "task.vote", "task.block_lengths"):
             words.append(text.lstrip("+").removeprefix("task."))
     return " ".join(words)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 BASELINE = "sequential"
 _MOST_RACING = 64  # prompts; the steps of more are not kept for a race
+_MOST_OFFERS = 500_000  # open columns over all steps; of more no candidates are kept
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,14 @@ class Generate(Task):
     def run(self, context: Context) -> int:
         """Decode, show, compare, write; returns 0, 1 if a row failed, 130 after Ctrl-C."""
         asked = self._asked()
-        decoder = with_candidates(context.decoder, context.trace.candidates)
+        decoder = context.decoder
         display = context.display
         display.paragraph(first_line(decoder))
         jobs, request = self.prepare(context, decoder, asked)
-        self._warn_of_strangers(context, decoder, jobs)
+        decoder = with_candidates(decoder, context.trace.candidates, request)
+        note = note_for_strangers(decoder, [j.asked.title for j in jobs if j.grade is None])
+        if note:
+            display.say(note, "bold")
         racing = self.compare and not is_baseline(decoder)
         keep = context.trace.records(len(jobs)) or (racing and len(jobs) <= _MOST_RACING)
         own = context.strategy_name
@@ -235,29 +239,6 @@ class Generate(Task):
         decoder.check(request, [job.asked.source for job in jobs])
         return request
 
-    def _warn_of_strangers(
-        self, context: Context, decoder: TextDecoder, jobs: Sequence[Job]
-    ) -> None:
-        """One line where the bundled model is asked what it has never learned."""
-        from dllm_decode.models.locate import BUNDLED
-
-        if not decoder.model.description.checkpoint.startswith(BUNDLED):
-            return
-        from dllm_decode.problems import FAMILIES
-        from dllm_decode.problems.recognise import family_of
-
-        known = [family for family in FAMILIES.values() if family.shown]
-        asked = [job.asked for job in jobs if job.grade is None]
-        strange = [a for a in asked if family_of(a.title, known) is None]
-        if strange:
-            which = "this prompt is" if len(jobs) == 1 else f"{len(strange)} of these prompts are"
-            context.display.say(
-                f"note: {which} outside what the small bundled model has learned, {len(known)} "
-                'kinds of short problems such as "Sort: 1 Eva 2 Ben 3 Cleo"; its answer means '
-                "nothing (model=llada_8b_instruct is one that answers)",
-                "bold",
-            )
-
     # Decoding.
 
     def _decode(
@@ -363,7 +344,7 @@ class Generate(Task):
         display = context.display
         first = next(iter(samples.values()))
         for row, (job, sample) in enumerate(zip(jobs, first, strict=True)):
-            if row in watched:
+            if row in watched and job.grade is not None:  # what people asked, they may want to copy
                 continue
             display.say(job.asked.title, "dim")
             mark = "" if job.grade is None else ("  ✓" if sample.correct else "  ✗ wrong")
@@ -392,16 +373,46 @@ def _possible(world: Any, prompt: str) -> Callable[[str], bool]:
 def first_line(decoder: TextDecoder) -> str:
     """Model, checkpoint, parameters, device, strategy in words."""
     from dllm_decode.console.describe import describe_part, describe_strategy
+    from dllm_decode.models.guided import Guided
 
     loop = decoder.decoder
     words = f"{decoder.model.description}; {describe_strategy(loop.strategy)}"
     others = (loop.schedule, loop.cache, loop.sampler)
-    return f"{words}; {', '.join(map(describe_part, others))}"
+    twice = f"; guidance {loop.denoiser.scale}" if isinstance(loop.denoiser, Guided) else ""
+    return f"{words}; {', '.join(map(describe_part, others))}{twice}"
 
 
-def with_candidates(decoder: TextDecoder, most: int) -> TextDecoder:
-    """The decoder with so many candidates per open column in its records."""
-    return replace(decoder, decoder=replace(decoder.decoder, candidates=most))
+def note_for_strangers(decoder: TextDecoder, prompts: Sequence[str]) -> str:
+    """One line where the bundled model is asked what it has never learned, else ""."""
+    from dllm_decode.models.locate import BUNDLED
+
+    if not decoder.model.description.checkpoint.startswith(BUNDLED):
+        return ""
+    from dllm_decode.problems import FAMILIES
+    from dllm_decode.problems.recognise import family_of
+
+    known = [family for family in FAMILIES.values() if family.shown]
+    strange = sum(family_of(prompt, known) is None for prompt in prompts)
+    if not strange:
+        return ""
+    which, whose = "this prompt is", "its answer means"
+    if len(prompts) > 1:
+        which, whose = f"{strange} of these prompts are", "answers to them mean"
+    return (
+        f"note: {which} outside what the small bundled model has learned, {len(known)} kinds of "
+        f'short problems such as "Sort: 1 Eva 2 Ben 3 Cleo"; {whose} nothing '
+        "(model=llada_8b_instruct is one that answers)"
+    )
+
+
+def with_candidates(decoder: TextDecoder, most: int, request: Request) -> TextDecoder:
+    """The decoder with so many candidates per open column in its records.
+
+    None where the request is so large that they would fill hundreds of megabytes.
+    """
+    offers = sum(length**2 for length in request.lengths) // 2  # one pass per column at worst
+    kept = most if offers <= _MOST_OFFERS else 0
+    return replace(decoder, decoder=replace(decoder.decoder, candidates=kept))
 
 
 def is_baseline(decoder: TextDecoder) -> bool:

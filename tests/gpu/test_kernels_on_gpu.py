@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,7 +109,8 @@ def test_selection_equals_the_definition(rows, columns, strict, seed):
     st.sampled_from((1, 40, 512, 4096)),
 )
 def test_head_and_statistics_in_one_equal_the_definition(case, depth):
-    properties.check_head(case, depth, GPU)
+    half = torch.bfloat16 if case.dtype == torch.float32 else case.dtype  # others are refused
+    properties.check_head(replace(case, dtype=half), depth, GPU)
 
 
 def test_unusable_rows_are_told_from_usable_ones():

@@ -7,6 +7,7 @@ that may have imported them already.
 from __future__ import annotations
 
 import logging
+from unittest import mock
 
 import kernel_properties as properties
 import pytest
@@ -95,6 +96,13 @@ def test_head_and_statistics_in_one_equal_the_definition(case, depth):
     properties.check_head(case, depth, CPU)
 
 
+@examples(3)
+@given(properties.cases(st.integers(0, 20), st.integers(1, 300)), st.integers(1, 40))
+def test_a_head_in_slabs_equals_the_definition(case, depth):
+    with mock.patch.multiple(fused, MANY_ROWS=0, SLAB=64):
+        properties.check_head(case, depth, CPU)
+
+
 def test_unusable_rows_are_told_from_usable_ones():
     properties.check_unusable_rows(CPU)
 
@@ -157,8 +165,7 @@ def test_a_credit_decode_is_the_same_fused_from_the_head_to_the_selection_and_in
         gpu.clear()
         run.step()
         assert len(gpu.waits) == 1 and not gpu.uploads
-        once = {name: 1 for name in PROGRAMS if name != "scan_rows"}
-        assert gpu.programs == once
+        assert gpu.programs == {name: 1 for name in PROGRAMS if name != "scan_rows"}
         while run.live:
             run.step()
         fused = run.result()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -289,3 +290,46 @@ def test_a_stop_text_ends_the_text_and_not_the_tokens(bundled, stop, text) -> No
 def test_a_stop_text_that_is_none_is_refused(copying: TextDecoder) -> None:
     with pytest.raises(ConfigError, match="stop must be a text or a list of texts, got 3"):
         copying.generate("cab", stop=3)
+
+
+def test_a_decoder_prints_one_line(bundled: TextDecoder) -> None:
+    line = repr(bundled)
+    assert "\n" not in line and len(line) < 400
+    assert "bundled:llada-tiny" in line and "trace credit" in line and "blocks (length 32)" in line
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "oracle"])
+def test_a_stream_gives_the_canvas_after_every_step_and_the_result_with_the_last(
+    strategy: str,
+) -> None:
+    decoder = load(model="toy_copy", strategy=strategy)
+    steps = list(decoder.stream("cab", max_new_tokens=6))
+    result = decoder.generate("cab", max_new_tokens=6)
+    assert len(steps) == result.forwards[0] and [s.result for s in steps[:-1]] == [None] * (
+        len(steps) - 1
+    )
+    last = steps[-1]
+    assert last.result == result and last.result[0].pieces[:3] == ("c", "a", "b")
+    assert last.text == "cab∎" and last.forwards == result.forwards[0]
+    # what is fresh in a step was open in the one before
+    for before, after in itertools.pairwise(steps):
+        assert after.fresh and all(before.tokens[place] is None for place in after.fresh)
+    first = steps[0]
+    assert str(first).startswith("  1 | ") and (strategy == "oracle" or "·" in first.text)
+    assert "outline" in first._repr_html_()
+    given = next(iter(decoder.stream("cab", max_new_tokens=6, infill={0: 2})))
+    assert given.tokens[0] == 2 and given.confidence[0] is None
+
+
+def test_a_stream_refuses_what_generate_refuses(copying: TextDecoder) -> None:
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        next(copying.stream("cab", max_new_tokens=0))
+    with pytest.raises(ConfigError, match="prompt 0 must be"):
+        next(copying.stream(3.5))
+
+
+def test_progress_is_a_bar_of_columns(copying: TextDecoder, capsys) -> None:
+    result = copying.generate(["cab", "de"], max_new_tokens=6, progress=True)
+    assert result.texts == ("cab", "de")
+    told = capsys.readouterr().err
+    assert "/12 [" in told and "column/s" in told

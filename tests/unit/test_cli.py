@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from dllm_decode.cli import _parsed, main, quoted
+from dllm_decode.config.compose import all_groups, hydra_application
 from dllm_decode.decoding.trace import read_trace
 
 TOY = ("model=toy_copy", "task.samples=2", "display=none")
@@ -443,18 +445,70 @@ def test_a_traceback_is_there_when_asked_for(cli: Cli, word: str) -> None:
     assert "Traceback" in cli.err and "error: strategy.select.threshold" in cli.err
 
 
-def test_help_shows_groups_options_examples_and_what_settings_mean(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("columns", ["80", "120"])
+def test_help_is_one_screen_and_says_where_to_read_more(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("COLUMNS", columns)
     assert main(["--help"]) == 0
     text = cli.capsys.readouterr().out
-    assert "strategy: ccd, credit" in text and "strategy/select: ccd" in text
+    assert "which proposals are committed: credit, ccd" in text
     assert "python -m dllm_decode strategy=credit model=llada" in text
-    assert "max_new_tokens=null" in text and "columns generated per prompt" in text
-    assert "strategy.select.threshold=0.9" in text and "_target_" not in text
-    examples = [line for line in text.splitlines() if "python -m" in line]
-    assert all(len(line) <= 90 for line in text.splitlines() if line not in examples)
+    assert "batch_size=16" in text and "prompts decoded together" in text
+    assert "--help=strategy.credit" in text and "_target_" not in text
+    lines = text.splitlines()
+    assert len(lines) <= 40
+    assert [line for line in lines if len(line) > int(columns) and "python -m" not in line] == []
+
+
+def test_help_of_a_group_has_a_line_for_every_option_and_help_of_an_option_its_settings(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["--help=strategy"]) == 0
+    lines = cli.capsys.readouterr().out.splitlines()
+    shown = [line.split(None, 1) for line in lines if re.match("  [a-z]", line)]
+    options = {words[0]: words[-1] for words in shown}
+    assert "Fast-dLLM" in options["threshold"] and len(options) >= 20
+
+    assert main(["--help=strategy.credit"]) == 0
+    text = cli.capsys.readouterr().out
+    # meaning, unit, range and default, from the docstrings of all its parts
+    assert re.search(r"\.threshold=0\.9 +probability, \[0, 1\]", text)
+    assert re.search(r"\.alpha=0\.65 +strength \[nats per nat of log\(1 \+ C\)\], \[0, 100\]", text)
+    assert "strategy.stop.eot: End a row behind" in text
+    assert "strategy.transforms.credit.identity=true" in text
+
+    assert main(["--help=strategy.select.threshold", "--help=task.report"]) == 0
+    text = cli.capsys.readouterr().out
+    assert ".threshold=0.9" in text and re.search(r"\.answers=300 +Problems whose answers", text)
+
+
+@pytest.mark.parametrize("target", [None, *all_groups()])
+def test_every_option_of_every_group_can_be_asked_for(cli: Cli, target: str | None) -> None:
+    if target is None:
+        assert main(["--help=settings"]) == 0
+        assert "sync_every=1" in cli.capsys.readouterr().out
+        return
+    options = hydra_application().options(target)
+    chosen = options[:: max(1, len(options) // 3)]
+    assert main([f"--help={target}.{option}" for option in chosen]) == 0
+    out = cli.capsys.readouterr().out
+    assert all(f"{target}={option}" in out for option in chosen)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("strategi", "there is no such group; did you mean strategy?"),
+        ("schedule.block", "schedule has no block; did you mean blocks?; it has blocks, sliding"),
+        ("strategy/select.klas", "strategy/select has no klas"),
+        ("", "there is no such group"),
+    ],
+)
+def test_help_for_what_is_not_there_says_what_there_is(cli: Cli, name: str, said: str) -> None:
+    assert main([f"--help={name}"]) == 2
+    assert said in cli.capsys.readouterr().err
 
 
 @pytest.mark.one_in(2)

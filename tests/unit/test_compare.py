@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dllm_decode import ConfigError
 from dllm_decode.cli import main
+from dllm_decode.tasks.compare import Compare
 
 TOY = ("model=toy_shuffle", "sampler=categorical", "schedule.length=4", "max_new_tokens=8")
 
@@ -14,6 +16,7 @@ def run(folder: Path, *words: str) -> int:
     return main([*words, "display=plain", f"hydra.run.dir={folder}"])
 
 
+@pytest.mark.slow
 def test_two_recorded_runs_are_compared_where_they_part(tmp_path: Path, capsys) -> None:
     for name, rule in (("a", "topk"), ("b", "sequential")):
         words = [*TOY, f"strategy={rule}", "task.samples=2", "compare=false"]
@@ -37,9 +40,24 @@ def test_two_recorded_runs_are_compared_where_they_part(tmp_path: Path, capsys) 
     ("change", "names", "same"),
     [
         ("batch_size=1", "batch_size=16 against batch_size=1", True),
-        ("strategy=sequential", "strategy=credit against strategy=sequential", False),
-        ("model.noise=0.4", "model.noise=1e-06 against model.noise=0.4", False),
-        ("seed=3 batch_size=2", "seed=0, batch_size=16 against seed=3, batch_size=2", False),
+        pytest.param(
+            "strategy=sequential",
+            "strategy=credit against strategy=sequential",
+            False,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "model.noise=0.4",
+            "model.noise=1e-06 against model.noise=0.4",
+            False,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "seed=3 batch_size=2",
+            "seed=0, batch_size=16 against seed=3, batch_size=2",
+            False,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_second_configuration_is_decoded_and_compared(
@@ -52,16 +70,27 @@ def test_a_second_configuration_is_decoded_and_compared(
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"needs either runs=\[a,b\]"),
+        ({"runs": ["a"]}, r"runs must be two folders or more, got \['a'\]"),
+        ({"runs": ["a", "b"], "against": "seed=1"}, r"needs either runs=\[a,b\]"),
+        ({"against": "seed=1", "samples": 0}, r"task\.samples must be"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Compare(**settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], r"needs either runs=[a,b]"),
-        (["runs=[a]"], "runs must be two folders or more, got ['a']"),
-        (["runs=[a,b]", "against=seed=1"], "needs either runs=[a,b]"),
         (["runs=[nowhere,there]"], "cannot read the trace nowhere"),
         (["against=batch_size=16", *TOY], "task.against must change something"),
         (["against=stratgy=factor", *TOY], "did you mean"),
         (["against=prompt=ab", *TOY], "task.against cannot change prompt"),
-        (["against=strategy=factor", *TOY, "task.samples=0"], "task.samples must be"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys, words, message: str) -> None:
@@ -71,6 +100,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys, words, messa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_different_prompts_are_named(tmp_path: Path, capsys) -> None:
     for name, seed in (("a", 0), ("b", 7)):
         words = [*TOY, f"seed={seed}", "task.samples=1", "compare=false"]

@@ -9,23 +9,28 @@ from pathlib import Path
 import pytest
 
 from dllm_decode.cli import main
-from dllm_decode.console.pictures import Picture, as_svg
+from dllm_decode.console.pictures import Picture, as_gif, as_svg
 from dllm_decode.console.race import Heat, Lane
-from dllm_decode.decoding.trace import Commit, StepRecord, Trace
+from dllm_decode.decoding.trace import Commit, StepRecord, Trace, TraceError
+from dllm_decode.errors import ConfigError
+from dllm_decode.tasks.export import Export
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def record(step: int, commits, remasks=(), horizon=4) -> StepRecord:
-    made = tuple(Commit(0, column, token, sure, sure) for column, token, sure in commits)
-    return StepRecord((0,), (step,), (horizon,), (False,), 0, made, tuple((0, c) for c in remasks))
+def record(step: int, commits, edits=(), remasks=(), horizon=4) -> StepRecord:
+    made, over = (tuple(Commit(0, *one, one[2]) for one in some) for some in (commits, edits))
+    lost = tuple((0, column) for column in remasks)
+    flags = {"rows": (0,), "steps": (step,), "horizon": (horizon,), "forced": (False,)}
+    written = {"commits": made, "edits": over, "remasks": lost}
+    return StepRecord(**flags, forwards=(1,), probes=(0,), **written)
 
 
 TRACE = Trace(
     ("<who> & what",), ((5,),), (4,), ({},), 8, (9,), {1: " Ada", 2: " <b>"},
     (
         record(0, [(0, 1, 0.4), (1, 1, 0.6)]),
-        record(1, [(0, 2, 0.95)], remasks=[1]),
+        record(1, [], edits=[(0, 2, 0.95)], remasks=[1]),
         record(2, [(1, 2, 0.8), (2, 9, 1.0)], horizon=3),
     ),
     ("eot",),
@@ -35,14 +40,6 @@ TRACE = Trace(
 def picture(seconds: float = 6.0) -> Picture:
     lanes = (Lane.of("one", TRACE, 0), Lane.of("two", TRACE, 0, True))
     return Picture(Heat(TRACE.titles[0], lanes), 60, seconds)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "a"
-    words = ["model=toy_shuffle", "task.samples=2", "display=none", f"hydra.run.dir={folder}"]
-    assert main(words) == 0
-    return folder
 
 
 def seen(picture: Picture, moment: int) -> list[str]:
@@ -81,53 +78,77 @@ def test_where_less_motion_is_preferred_the_end_is_what_stays() -> None:
     assert "one: pass 3, done" in words and "one: pass 0" not in words
 
 
-def test_a_run_is_exported_as_gif_with_a_frame_per_pass(run: Path, tmp_path: Path, capsys) -> None:
+def test_a_gif_has_a_frame_per_pass_and_plays_over_and_over() -> None:
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed")
-    words = ["task=export", f"runs={run}", "display=plain", f"hydra.run.dir={tmp_path / 'out'}"]
-    assert main([*words, "task.seconds=2", "task.theme=dark"]) == 0
-    with image.open(io.BytesIO((tmp_path / "out" / "race.gif").read_bytes())) as gif:
+    with image.open(io.BytesIO(as_gif(picture(3.0), "dark"))) as gif:
         pauses = []
         for number in range(gif.n_frames):
             gif.seek(number)
             pauses.append(gif.info["duration"])
-        assert gif.n_frames > 3 and gif.info["loop"] == 0
-    assert 3900 <= sum(pauses) <= 4100
-    assert "race.gif: " in capsys.readouterr().out
+        assert pauses == [1000, 1000, 1000, 3000] and gif.info["loop"] == 0
 
 
-def test_a_run_is_exported_as_svg_with_its_baseline(run: Path, tmp_path: Path) -> None:
-    target = tmp_path / "pictures" / "mine.svg"
-    words = ["task=export", f"runs={run}", "task.format=svg", "display=none", "task.row=2"]
-    place = f"hydra.run.dir={tmp_path / 'out'}"
-    assert main([*words, f"task.output={target}", place]) == 0
-    text = target.read_text()
-    assert re.findall(r">(\w+): pass \d+, (?:right|wrong|done)<", text) == ["sequential", "credit"]
+def test_without_pillow_a_gif_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ConfigError, match=r"task\.format=gif needs pillow: pip install pillow"):
+        as_gif(picture(), "light")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run with its baseline."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("trace.jsonl", "trace-sequential.jsonl"):
+        (folder / name).write_text("\n".join(TRACE.lines()) + "\n")
+    (folder / "results.json").write_text('{"runs": {"credit": {}, "sequential": {}}}')
+    return folder
+
+
+def lanes(task: Export) -> list[str]:
+    return [lane.name for lane in task._heat().lanes]
+
+
+def test_a_run_is_drawn_with_its_baseline_and_runs_side_by_side(run: Path) -> None:
+    assert lanes(Export(str(run))) == ["sequential", "credit"]
+    assert lanes(Export(str(run / "trace.jsonl"))) == ["trace"]
+    assert lanes(Export([str(run), str(run / "trace-sequential.jsonl")])) == [
+        "credit",
+        "trace-sequential",
+    ]
+    (run / "results.json").unlink()
+    assert lanes(Export(str(run))) == ["sequential", "run"]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("settings", "message"),
     [
-        (["task.format=mp4"], "task.format must be one of gif, svg"),
-        (["task.theme=auto"], "task.theme must be one of light, dark"),
-        (["task.seconds=0"], "task.seconds must lie in"),
-        (["task.columns=5"], "task.columns must be"),
-        (["task.row=0"], "task.row must be a whole number >= 1"),
-        (["task.row=9"], "task.row must be at most 2"),
-        (["runs=nowhere"], "cannot read the trace nowhere"),
+        ({"format": "mp4"}, r"task\.format must be one of gif, svg"),
+        ({"theme": "auto"}, r"task\.theme must be one of light, dark"),
+        ({"seconds": 0.0}, r"task\.seconds must lie in"),
+        ({"columns": 5}, r"task\.columns must be"),
+        ({"columns": 500}, r"task\.columns must lie in"),
+        ({"row": 0}, r"task\.row must be a whole number >= 1"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path, capsys, words, message):
-    place = f"hydra.run.dir={tmp_path / 'out'}"
-    more = [] if "runs=nowhere" in words else [f"runs={run}"]
-    assert main(["task=export", *more, *words, place, "display=none"]) in (1, 2)
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Export("run", **settings)
 
 
-def test_without_pillow_a_gif_is_refused_with_what_to_do(
-    run: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    place = f"hydra.run.dir={tmp_path / 'out'}"
-    assert main(["task=export", f"runs={run}", place, "display=none"]) == 2
-    assert "task.format=gif needs pillow: pip install pillow" in capsys.readouterr().err
+def test_what_is_not_there_is_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.row must be at most 1"):
+        Export(str(run), row=9)._heat()
+    with pytest.raises(TraceError, match="cannot read the trace nowhere"):
+        Export("nowhere")._heat()
+
+
+@pytest.mark.parametrize("kind", ["svg", pytest.param("gif", marks=pytest.mark.slow)])
+def test_the_command_writes_one_picture(run: Path, tmp_path: Path, capsys, kind: str) -> None:
+    if kind == "gif":
+        pytest.importorskip("PIL.Image", reason="pillow is not installed")
+    target = tmp_path / "pictures" / f"mine.{kind}"
+    words = ["task=export", f"runs={run}", f"task.format={kind}", f"task.output={target}"]
+    assert main([*words, "display=plain", f"hydra.run.dir={tmp_path / 'out'}"]) == 0
+    assert target.read_bytes()[:4] in (b"<svg", b"GIF8")
+    assert f"mine.{kind}: " in capsys.readouterr().out

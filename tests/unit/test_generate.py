@@ -110,3 +110,14 @@ def test_a_sample_problem_with_givens_is_decoded_around_them(
         assert fixed is not None and len(fixed) == 41 - problem.form.count(problems.GAP)
         right = decoder.model.tokenizer.encode(f" {problem.answer}")
         assert all(right[place] == token for place, token in fixed.items())
+
+
+def test_candidates_are_kept_of_small_requests_alone() -> None:
+    from dllm_decode.api import load
+    from dllm_decode.decoding.types import Request
+    from dllm_decode.tasks.generate import with_candidates
+
+    decoder = load("toy_copy")
+    for rows, columns, kept in ((16, 128, 8), (1, 1000, 8), (64, 256, 0)):
+        request = Request(((1,),) * rows, columns)
+        assert with_candidates(decoder, 8, request).decoder.candidates == kept

@@ -6,10 +6,13 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import binaries
 import pytest
 import torch
+from binaries import Launches, compiled
 from drawing import profile
 
 from dllm_decode.decoding.prediction import Prediction
@@ -92,7 +95,6 @@ def selections(fused):
 def other_dtypes(fused):
     fused.credit_update(empty(64, LLADA, dtype=torch.float32), slots(64))
     fused.row_statistics(empty(64, LLADA, dtype=torch.float16), None, 0, ids(64, 5))
-    fused.head_statistics(*(empty(n, 64, dtype=torch.float32) for n in (4, 300)))
     fused.top_k(empty(1, 157_184), 32)
 
 
@@ -102,6 +104,13 @@ def sizes_of_one(fused):
     fused.head_statistics(empty(1, 1), empty(1, 1))
     fused.head_logits_at(empty(1, 1), empty(1, 1), ids(1, 1))
     fused.credit_update(empty(1, 1), slots(1, 1))
+
+
+def rows_of_odd_length(fused):
+    """A vocabulary that 16 does not divide, and one that 8 does not either."""
+    fused.row_statistics(empty(64, 50_257), ids(2), 2)
+    fused.row_statistics(empty(64, 50_257, dtype=torch.float32))
+    fused.gumbel_statistics(empty(64, 32_004, dtype=torch.float16), ids(64), 0.8)
 
 
 def rarely(name, calls):
@@ -124,6 +133,7 @@ def rarely(name, calls):
         what_follows_a_raised_prediction,
         selections,
         rarely("other dtypes", other_dtypes),
+        rarely("rows of odd length", rows_of_odd_length),
         rarely("sizes of one", sizes_of_one),
     ],
 )
@@ -143,50 +153,86 @@ def test_what_is_launched_at_real_sizes_compiles_for_sm_90_without_a_gpu(calls, 
         kernel = compiled(program, given)
         assert kernel.asm["cubin"][:4] == b"\x7fELF"
         assert kernel.metadata.shared <= SHARED
+        if binaries.tool() is not None:
+            check_figures(program.__name__, given, binaries.binary(kernel))
 
 
-class Launches:
-    """Stands in for a program and writes down what it is launched with."""
-
-    def __init__(self, program, launched):
-        self.program = program
-        self.launched = launched
-
-    def __getitem__(self, grid):
-        def launch(*args, **kwargs):
-            given = dict(zip(self.program.arg_names, args, strict=False)) | kwargs
-            self.launched.append((self.program, grid, given))
-
-        return launch
+# Instructions per logit of a usual round through the vocabulary, with a draw and without.
+PLAIN, DRAWN = 11, 60
 
 
-def compiled(program, given):
-    """A launch as Triton would compile it: by dtype, ones as constants, and what 16 divides."""
-    from triton import compile
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+def check_figures(name, given, binary):
+    """What docs/kernels.md says of the machine code, so that it cannot creep."""
+    if name == "scan_rows" and given["BLOCK"] == 1024:
+        per_thread = given["BLOCK"] / 32
+        assert len(binary.loop("MUFU.EX2")) / per_thread <= (DRAWN if given["DRAW"] else PLAIN)
+        assert not [code for code in binary.opcodes if code.startswith("LDG.E.U16")]
+        # 16 bytes at once, within the row and at its edges; each logit once in a usual round
+        loads = Counter(binaries.opcode(line) for line in binary.loop("MUFU.EX2"))
+        assert loads["LDG.E.128"] == per_thread / given["VECTOR"]
+    if name in ("scan_rows", "scan_head") and given.get("K", 0) <= 2:
+        assert binary.stack == 0, "registers are spilled"
 
-    kinds = {
-        **{torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"},
-        **{torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32", torch.int8: "*i8"},
-        torch.bool: "*i1",
-    }
-    signature, constants, attributes = {}, {}, {}
-    for place, parameter in enumerate(program.params):
-        name, value = parameter.name, given[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
-            signature[name], constants[name] = "constexpr", value
-            continue
-        if isinstance(value, torch.Tensor):
-            signature[name] = kinds[value.dtype]
-        else:
-            assert isinstance(value, float) or value < 2**31
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    options = {name: given[name] for name in ("num_warps", "num_stages") if name in given}
-    source = ASTSource(program, signature, constants, attributes)
-    return compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
+def test_the_head_fits_into_the_registers_of_every_device_it_is_offered_for(
+    capability, monkeypatch
+):
+    pytest.importorskip("triton", reason="Triton is published for Linux only")
+    from dllm_decode.kernels import fused, programs
+
+    if binaries.tool() is None:
+        pytest.skip("this Triton has no cuobjdump")
+    launched = []
+    monkeypatch.setattr(fused, "_check_device", lambda tensor: None)
+    monkeypatch.setattr(programs, "scan_head", Launches(programs.scan_head, launched))
+    monkeypatch.setattr(programs, "finish_rows", Launches(programs.finish_rows, []))
+    for rows in (4, 64, 512):
+        fused.head_statistics(empty(rows, WIDTH), empty(LLADA, WIDTH), ids(2))
+    small = {86, 89, 120}  # 99 kB of shared memory in a block
+    for program, _, given in launched:
+        kernel = compiled(program, given, capability)
+        assert binaries.binary(kernel).stack == 0, "registers are spilled"
+        assert kernel.metadata.shared <= (99 if capability in small else 163) * 1024
+
+
+def test_a_head_is_refused_where_its_tiles_would_spill(monkeypatch, caplog):
+    pytest.importorskip("triton", reason="Triton is published for Linux only")
+    from dllm_decode.kernels import fused
+
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(dispatch, "_starts", lambda device: True)
+    for capability, works in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, c=capability: c)
+        with caplog.at_level(logging.WARNING):
+            assert dispatch.fuses_head(gpu, "") is works
+    assert "apart from the statistics: a head on a device of capability 7.5; before 8.0" in (
+        caplog.text
+    )
+    monkeypatch.setattr(fused, "_check_device", lambda tensor: None)
+    with pytest.raises(fused.Unsupported, match=r"a head of torch\.float32; its tiles do not fit"):
+        fused.head_statistics(*(empty(n, 64, dtype=torch.float32) for n in (4, 300)))
+
+
+@pytest.mark.parametrize(("rows", "way"), [(1, "fused"), (512, "fused"), (2048, "slabs")])
+def test_many_rows_go_through_the_head_in_slabs_of_the_library_s_product(rows, way, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is published for Linux only")
+    from dllm_decode.kernels import fused, programs
+
+    launched = []
+    monkeypatch.setattr(fused, "_check_device", lambda tensor: None)
+    for name in PROGRAMS:
+        monkeypatch.setattr(programs, name, Launches(getattr(programs, name), launched))
+    fused.head_statistics(empty(rows, 64), empty(20_000, 64), ids(2))
+    assert fused.head_plan(rows)[0] == way
+    names = [program.__name__ for program, *_ in launched]
+    assert names == (["scan_head"] if way == "fused" else ["scan_rows"] * 3) + ["finish_rows"]
+    if way == "slabs":  # each slab writes its own parts
+        starts = [given["first_part"] for _, _, given in launched[:3]]
+        ends = [start + grid[1] for start, (_, grid, _) in zip(starts, launched, strict=False)]
+        assert starts == [0, *ends[:2]] and ends[2] == launched[0][2]["all_parts"]
+        assert [given["first_id"] for _, _, given in launched[:3]] == [0, 8192, 16384]
 
 
 def test_an_unknown_choice_of_kernels_is_refused():

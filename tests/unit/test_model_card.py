@@ -197,6 +197,9 @@ def test_settings_out_of_range_are_refused(changes, message):
 # The shipped model.
 
 
+SAMPLED = ("insert", "shuffle", "swap")  # families decoded again and compared with the card
+
+
 def shown_in_card() -> dict[str, tuple[float, float]]:
     """Interval of the accuracy of every shown family, in percent, as the card has it."""
     row = r"^\| ([a-z-]+) \| (?:one|many) \| [\d,]+ \| [\d.]+ \[([\d.]+), ([\d.]+)\] .*shown \|$"
@@ -220,11 +223,15 @@ def test_the_card_has_a_row_for_every_family_that_is_shown():
 def test_new_problems_agree_with_the_card(dtype, count):
     checkpoint = ["model.checkpoint=bundled:llada-tiny", f"model.dtype={dtype}"]
     decoder = load(model="llada", strategy="sequential", overrides=checkpoint)
-    asked = {
-        name: problems(name, "held_out", count, seed=1) for name in ("insert", "shuffle", "swap")
-    }
-    prompts = [problem.prompt for family in asked.values() for problem in family]
-    texts = iter(decoder.generate(prompts, max_new_tokens=32).texts)
+    asked = {name: problems(name, "held_out", count, seed=1) for name in SAMPLED}
+    every = [problem for family in asked.values() for problem in family]
+    texts = iter(
+        decoder.generate(
+            [problem.prompt for problem in every],
+            max_new_tokens=[FAMILIES[problem.family].canvas for problem in every],
+            infill=[problem.form or None for problem in every],
+        ).texts
+    )
     for name, family in asked.items():
         right = sum(FAMILIES[name].grade(problem, next(texts)) for problem in family)
         sampled, (low, high) = wilson(right, count), shown_in_card()[name]

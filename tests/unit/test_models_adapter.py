@@ -21,6 +21,7 @@ from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.models import load_model
+from dllm_decode.models.guided import guided
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
@@ -207,11 +208,12 @@ def test_a_batch_of_prompts_decodes_like_each_prompt_alone(denoisers, family):
         assert alone.forwards[0] == together.forwards[row]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_store_that_is_always_refreshed_changes_nothing(denoisers, family):
+@pytest.mark.parametrize(("family", "scale"), [*((f, 0.0) for f in FAMILIES), ("dream", 1.5)])
+def test_a_store_that_is_always_refreshed_changes_nothing(denoisers, family, scale):
     prompts = tuple(tuple(tokens(n, n).tolist()) for n in (5, 11, 3))
+    model = guided(denoisers[family], scale)
     results = [
-        Decoder(denoisers[family], Pipeline(ConfidenceThreshold(0.3)), Blocks(8), cache).decode(
+        Decoder(model, Pipeline(ConfidenceThreshold(0.3)), Blocks(8), cache).decode(
             Request(prompts, 20)
         )
         for cache in (NoCache(), PeriodicCache(every=1))
@@ -219,10 +221,12 @@ def test_a_store_that_is_always_refreshed_changes_nothing(denoisers, family):
     assert results[0].sequences == results[1].sequences
 
 
-def test_the_block_store_of_a_block_causal_model_is_exact(denoisers):
+@pytest.mark.parametrize("scale", [0.0, 1.5])
+def test_the_block_store_of_a_block_causal_model_is_exact(denoisers, scale):
     prompts = tuple(tuple(tokens(n, n).tolist()) for n in (5, 11, 3))
+    model = guided(denoisers["llada2"], scale)  # whose second canvas has a store of its own
     results = [
-        Decoder(denoisers["llada2"], Pipeline(ConfidenceThreshold(0.3)), Blocks(8), cache).decode(
+        Decoder(model, Pipeline(ConfidenceThreshold(0.3)), Blocks(8), cache).decode(
             Request(prompts, 20)
         )
         for cache in (NoCache(), BlockExact(length=8))

@@ -1,5 +1,7 @@
 """What a row delivers, with and without tokens that the caller fixed."""
 
+import math
+import sys
 from dataclasses import dataclass, fields
 
 import pytest
@@ -8,11 +10,14 @@ from drawing import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllm_decode.decoding import picture
+from dllm_decode.decoding.colours import GIVEN, colour_of
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, StopRule
 from dllm_decode.decoding.types import Request
+from dllm_decode.errors import ConfigError
 from dllm_decode.strategies.eot import CommittedEot, PredictedEot
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
@@ -126,3 +131,54 @@ def test_templates_shorter_than_a_block_are_filled(length):
     decoder = Decoder(HashDenoiser(added=QUIET), ConfidenceThreshold(0.5))
     row = decoder.decode(Request(((1, 2),), length, fixed=(fixed,))).rows[0]
     assert len(row.tokens) == length and all(row.tokens[at] == 3 for at in fixed)
+
+
+# In Python and notebooks.
+
+
+ROWS = (
+    Outcome(
+        (7, 8, EOT), 2, "eot", (0, -1, 1), (0.5, math.nan, 1.0), eot_ids=(EOT,), text="a<b",
+        pieces=("a", "<b", "end"),
+    ),
+    Outcome((9,), 3, "error", (2,), (0.0,), error="it <broke>"),
+)  # fmt: skip
+
+
+def test_a_result_is_its_rows_and_says_what_it_is_in_one_line():
+    result = Result(ROWS)
+    assert list(result) == list(ROWS) and len(result) == 2
+    assert result[0] is ROWS[0] and result[-1] is ROWS[1] and result[:1] == ROWS[:1]
+    assert repr(result) == "Result(2 rows, 5 forwards, eot 1, error 1)"
+    assert repr(ROWS[0]) == "Outcome('a<b', 2 forwards, eot)"
+    assert repr(Result(())) == "Result(0 rows, 0 forwards, nothing)"
+
+
+def test_logprobs_and_the_step_map_are_those_of_the_path_that_was_taken():
+    result = Result(ROWS)
+    assert result.step_map == ((0, -1, 1), (2,))
+    first, given, last = result.logprobs[0]
+    assert (first, last) == (math.log(0.5), 0.0) and math.isnan(given)
+    assert result.logprobs[1] == (-math.inf,)
+
+
+def test_a_notebook_shows_tokens_as_text_coloured_by_confidence():
+    page = Result(ROWS)._repr_html_()
+    assert "&lt;b" in page and "<b" not in page.replace("&lt;b", "")
+    assert colour_of(0.5) in page and GIVEN in page and "it &lt;broke&gt;" in page
+    assert 'title="column 1, given"' in page and "column 0, step 1, confidence 0.500" in page
+    many = Result(ROWS * picture.MOST_ROWS)._repr_html_()
+    assert many.count("monospace") == picture.MOST_ROWS and "and 20 more rows" in many
+    assert "no rows" in Result(())._repr_html_()
+
+
+def test_a_result_becomes_a_data_frame_with_a_line_per_row(monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    frame = Result(ROWS).to_pandas()
+    assert list(frame["text"]) == ["a<b", ""] and list(frame["delivered"]) == [2, 1]
+    assert list(frame["tokens_per_forward"]) == [1.0, 1 / 3] and frame["tokens"][0] == [7, 8, EOT]
+    empty = Result(()).to_pandas()
+    assert isinstance(empty, pandas.DataFrame) and list(empty.columns) == list(frame.columns)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match="to_pandas needs pandas: pip install pandas"):
+        Result(ROWS).to_pandas()

@@ -21,17 +21,25 @@ FIREFOX = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None
 PIECES = {1: " Ada", 2: " Ben", 9: "<end>"}
 
 
-def record(step: int, commits, remasks=(), forced=False, horizon=4, offers=()) -> StepRecord:
+def record(
+    step: int, commits, edits=(), remasks=(), forced=False, horizon=4, offers=()
+) -> StepRecord:
+    made, over = (
+        tuple(Commit(row, *one, one[2]) for row in (0, 1) for one in some)
+        for some in (commits, edits)
+    )
     return StepRecord(
-        (0, 1),
-        (step, step),
-        (horizon, horizon),
-        (forced, forced),
-        0,
-        tuple(Commit(row, c, token, sure, sure) for row in (0, 1) for c, token, sure in commits),
-        tuple((row, column) for row in (0, 1) for column in remasks),
-        (step == 0,) * 2,
-        tuple(Offer(row, column, pairs) for row in (0, 1) for column, pairs in offers),
+        rows=(0, 1),
+        steps=(step, step),
+        horizon=(horizon, horizon),
+        forced=(forced, forced),
+        forwards=(1, 1),
+        probes=(0, 0),
+        commits=made,
+        edits=over,
+        remasks=tuple((row, column) for row in (0, 1) for column in remasks),
+        fresh=(step == 0,) * 2,
+        candidates=tuple(Offer(row, column, pairs) for row in (0, 1) for column, pairs in offers),
     )
 
 
@@ -48,7 +56,7 @@ FAST = trace(
 SLOW = trace(
     record(0, [(0, 1, 0.4)], offers=[(0, ((1, 0.4), (2, 0.3)))]),
     record(1, [(1, 1, 0.3)], forced=True),
-    record(2, [(0, 2, 0.8)], remasks=[1]),
+    record(2, [], edits=[(0, 2, 0.8)], remasks=[1]),
     record(3, [(1, 2, 0.8)]),
     record(4, [(2, 9, 1.0)], horizon=3),
 )
@@ -121,7 +129,7 @@ def test_forced_commits_edits_and_what_was_opened_again_are_told_apart(page: Any
 
 
 def test_confidence_is_a_colour_in_light_and_dark(page: Any) -> None:
-    from dllm_decode.console.colours import SCALE
+    from dllm_decode.decoding.colours import SCALE
 
     page.keyboard.press("ArrowRight")
     for scheme in ("light", "dark"):

@@ -26,7 +26,7 @@ from dllm_decode.training.llada_tiny.batches import Batches, Mixture, strange
 from dllm_decode.training.llada_tiny.course import Course
 from dllm_decode.training.llada_tiny.export import export
 from dllm_decode.training.llada_tiny.muon import orthogonal
-from dllm_decode.training.llada_tiny.network import Network, Shape
+from dllm_decode.training.llada_tiny.network import Network, Shape, rotate, turns
 from dllm_decode.training.llada_tiny.tokenizer import FastEncoder, save_tokenizer, vocabulary
 
 EVEN = dict.fromkeys(TRAINED, 1.0)
@@ -205,6 +205,28 @@ def test_givens_of_an_infilling_are_seen_and_never_trained() -> None:
         assert hidden.max() <= 26  # ten cells and more are given
 
 
+def test_results_of_worked_steps_are_masked_by_themselves() -> None:
+    encoder = Batches(Mixture(), 0, 0).encoder
+    chain = encoder.kinds(encoder.answer("A + 5 = 17, B * 2 = 34"), worked=True)
+    assert chain == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+    track = encoder.kinds(encoder.answer("A 1 3 coins books / B 2 4 books coins"), worked=True)
+    assert track == [0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1]
+    assert encoder.kinds(encoder.answer("A C / C A")) == [1, 1, 0, 1, 1]  # cells, no labels
+
+
+def test_what_worked_steps_ask_is_often_shown_with_results_hidden() -> None:
+    batches = Batches(Mixture(batch_tokens=3000), 1, 0)
+    only = {name: float(name == "chain") for name in TRAINED}
+    mask, (equals,) = batches.encoder.mask, batches.encoder.text(" =")
+    shown = 0
+    for step in range(6):
+        for row in batches.batch(step, only).tokens:
+            signs = np.flatnonzero(row == equals)
+            structure = not (row[1:-1][row[2:] == equals] == mask).any()
+            shown += structure and len(signs) > 1 and (row[signs + 1] == mask).any()
+    assert shown > 20
+
+
 @pytest.mark.parametrize(("brief", "longest"), [(1.0, 6), (0.0, 20)])
 def test_chains_are_short_as_often_as_asked(brief: float, longest: int) -> None:
     batches = Batches(Mixture(batch_tokens=2000, brief=brief), 1, 0)
@@ -237,6 +259,29 @@ def test_newton_schulz_levels_singular_values() -> None:
         values = torch.linalg.svdvals(orthogonal(torch.randn(*shape)))
         assert values.min() > 0.4
         assert values.max() < 1.4
+
+
+@pytest.mark.parametrize(("head", "offset"), [(0, -1), (1, 1)])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_two_heads_begin_by_looking_at_the_neighbours(head: int, offset: int, layer: int) -> None:
+    torch.manual_seed(0)
+    network = Network(Shape(vocab=300))
+    block, size = network.blocks[layer], 48
+    x = block.attn_norm(network.wte(torch.randint(300, (1, 30))))
+    cos, sin = turns(30, network.shape, torch.device("cpu"))
+    rows = slice(head * size, head * size + size)
+    q, k = (rotate(p(x)[..., rows], cos, sin) for p in (block.q_proj, block.k_proj))
+    share = (q @ k.transpose(1, 2) / size**0.5).softmax(-1)[0]
+    assert share.diagonal(offset).min() > 0.5 and share.diagonal(offset).mean() > 0.8
+
+
+def test_logits_of_wanted_slots_are_those_of_all() -> None:
+    torch.manual_seed(0)
+    network = Network(Shape(vocab=40, width=16, layers=2, heads=2, hidden=24))
+    tokens, wanted = torch.randint(40, (3, 11)), torch.tensor([0, 5, 14, 32])
+    torch.testing.assert_close(
+        network(tokens, wanted), network(tokens).flatten(0, 1)[wanted], atol=1e-6, rtol=1e-5
+    )
 
 
 def test_network_equals_stock_llama() -> None:

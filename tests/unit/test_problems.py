@@ -216,8 +216,9 @@ def test_an_infilling_is_asked_with_its_form() -> None:
 
 _TALE = (
     "Ada was a girl from Oslo. She had 9 pens. At the park she met Ben, who had 4 pens. "
-    "Ada gave Ben 3 pens and kept 6. Near the park she found 2 more, so Ada had 8 pens. "
-    "A thief took 5 pens from Ben, and he was sad. In the end Ada had 8 pens and Ben had 2."
+    "Ada gave Ben 3 pens and kept 6, so Ben had 7. Near the park she found 2 more, so Ada had 8 "
+    "pens. A thief took 5 pens from Ben, so he had 2 and was sad. In the end Ada had 8 pens and "
+    "Ben had 2."
 )
 
 
@@ -238,7 +239,9 @@ _TALE = (
         ("met Ben", "met Ada", False),
         ("gave Ben 3 pens", "gave Ben 3 keys", False),
         ("In the end Ada had 8 pens and Ben had 2.", "", False),  # no end
-        ("A thief took 5 pens from Ben, and he was sad.", "", False),  # too short
+        ("A thief took 5 pens from Ben, so he had 2 and was sad.", "", False),  # too short
+        ("so Ben had 7", "so Ben had 6", False),
+        ("so he had 2", "so he had 3", False),
         ("was sad", "was green", False),
         (" took 5 ", " took 9 ", False),  # Ben has not got so many
     ],

@@ -17,10 +17,12 @@ from dllm_decode.problems.recognise import family_of
 WORDS = {1: " Ada", 2: " Ben", 3: " /", 9: ""}
 
 
-def record(step: int, commits, *, remasks=(), forced=False, horizon=4) -> StepRecord:
-    made = tuple(Commit(0, column, token, sure, sure) for column, token, sure in commits)
+def record(step: int, commits, edits=(), remasks=(), forced=False, horizon=4) -> StepRecord:
+    made, over = (tuple(Commit(0, *one, one[2]) for one in some) for some in (commits, edits))
     lost = tuple((0, column) for column in remasks)
-    return StepRecord((0,), (step,), (horizon,), (forced,), 0, made, lost)
+    flags = {"rows": (0,), "steps": (step,), "horizon": (horizon,), "forced": (forced,)}
+    written = {"commits": made, "edits": over, "remasks": lost}
+    return StepRecord(**flags, forwards=(1,), probes=(0,), **written)
 
 
 def trace(*steps: StepRecord, length: int = 4, titles=("who",)) -> Trace:
@@ -62,7 +64,7 @@ def test_frames_tell_commits_edits_forced_ones_and_what_was_opened_again() -> No
     kinds = [[cell and cell.kind for cell in frame.cells] for frame in frames]
     assert kinds[2] == ["forced", None, None, None]
     assert kinds[4] == ["forced", "commit", "commit"]
-    edited = trace(record(0, [(0, 1, 0.5)]), record(1, [(0, 2, 0.9)]))
+    edited = trace(record(0, [(0, 1, 0.5)]), record(1, [], edits=[(0, 2, 0.9)], forced=True))
     cell = frames_of(edited, 0)[2].cells[0]
     assert cell is not None and (cell.kind, cell.step) == ("edit", 1)
 

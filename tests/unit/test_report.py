@@ -135,6 +135,29 @@ def others_right(found: list[Sample]) -> list[Sample]:
     return [replace(s, correct=o.correct) for s, o in zip(found, found[::-1], strict=True)]
 
 
+def test_every_other_rule_is_compared_with_the_thresholds_of_equal_accuracy(tmp_path):
+    """Two thresholds, rules between them in accuracy, and what has no threshold to compare with."""
+    for name, right, forwards, level in (("t9", 76, 6, 0.9), ("t5", 60, 3, 0.5)):
+        found = samples(right, forwards, count=80)
+        run(tmp_path, name, found, select={**THRESHOLD, "threshold": level})
+    fast, slow = samples(70, 2, count=80), samples(70, 9, count=80)
+    run(tmp_path, "quick", fast, select={"_target_": "x.LocalLeap"})
+    run(tmp_path, "lazy", slow, select={"_target_": "x.Klass"})
+    run(tmp_path, "better", samples(79, 9, count=80), select={"_target_": "x.Klass"})
+    run(tmp_path, "elsewhere", fast, select={"_target_": "x.LocalLeap"}, stop={})
+    # neither is a point of the curve, though its rule is a plain threshold
+    run(tmp_path, "voted", samples(70, 40, count=80), voting={"n": 5})
+    plain = {"strategy": {"select": THRESHOLD, "transforms": {}, "stop": EOT}, "schedule": {}}
+    run(tmp_path, "led", samples(70, 40, count=80), settings={**plain, "guidance": 1.0})
+    run(tmp_path, "sequential", samples(80, 16, count=80), select=TOP_ONE)
+    (text,) = texts(read(tmp_path), "thresholds")
+    verdicts = text.rpartition("fitted): ")[2]
+    assert re.search(r"quick \+\d+\.\d % \[\+", verdicts)
+    assert re.search(r"lazy -\d+\.\d % \[-\d+\.\d, -", verdicts)
+    assert "better open" in verdicts
+    assert not re.search("elsewhere|sequential|t9|voted|led ", verdicts)
+
+
 @pytest.mark.parametrize(
     ("forwards", "verdict"), [(2, "credit beats it"), (9, "credit does not beat it")]
 )

@@ -1,6 +1,7 @@
 """Several decodes of a prompt, and what is delivered of them."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -13,7 +14,6 @@ from dllm_decode.decoding.voting import Voting
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.evaluate import Evaluation
-from dllm_decode.models.toy import Shuffle
 from dllm_decode.problems.grading import answer_in
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.testing import HashDenoiser
@@ -166,12 +166,14 @@ def test_an_answer_is_what_the_graders_read(text, what, answer) -> None:
 
 # In `generate` and `task=eval`.
 
-WORLD = Shuffle(n=4)
+
+@cache
+def loaded() -> TextDecoder:
+    return load("toy_shuffle", TopK(2))
 
 
 def shuffling(**parts) -> TextDecoder:
-    decoder = load("toy_shuffle", TopK(2))
-    return replace(decoder, decoder=replace(decoder.decoder, **parts))
+    return replace(loaded(), decoder=replace(loaded().decoder, **parts))
 
 
 def test_generate_delivers_the_winner_and_its_candidates() -> None:

@@ -13,8 +13,10 @@ from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import Point, pbx
 from dllm_decode.evaluation.reporting.tables import (
     WallTime,
+    is_oracle,
     is_plain,
     is_sequential,
+    selection,
     sequential_of,
     stops,
     surroundings,
@@ -24,6 +26,7 @@ from dllm_decode.evaluation.statistics import Interval, paired_bootstrap, resamp
 from dllm_decode.evaluation.store import EvalRun, one_line
 
 _PADDING_SHARE = 0.1
+_THRESHOLD = "ConfidenceThreshold"
 
 # What notes say; the functions below fill in the figures.
 _NOT_DECODED = (
@@ -47,6 +50,11 @@ _MATCHED = (
     "{where}. A plain threshold fitted to be as accurate reaches {matched:.2f} (linear "
     "interpolation between {count} thresholds): {verdict}. At nearly equal speed, against "
     "{nearest} ({speed:.2f} tokens per forward), {gap}"
+)
+_AGAINST_THRESHOLDS = (
+    "Tokens per forward against a plain threshold fitted to be as accurate (linear interpolation "
+    "between thresholds with the same schedule, cache, sampler and stop rules, on the problems of "
+    "each run; 95 % intervals over problems, open where no threshold can be fitted): {verdicts}."
 )
 _STOP_ALONE = (
     "The stop rule alone ({alone} against {full}, {problems:,} problems): {forwards:.2f}x fewer "
@@ -108,6 +116,7 @@ def notes(
     """
     found = [_not_decoded(run) for run in (*runs, *parts) if any(s.error for s in run.samples)]
     found += [_credit(run, runs) for run in runs if _has_credit(run)]
+    found += _against_thresholds(runs, parts)
     found += _end_of_text(runs, parts, times)
     found += _padding(runs)
     found += _padding_last(runs, parts)
@@ -177,6 +186,28 @@ def _credit(run: EvalRun, runs: Sequence[EvalRun]) -> Note:
         gap=_accuracy_gap(run, nearest),
     )
     return Note("credit", text)
+
+
+def _against_thresholds(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> list[Note]:
+    """Every other rule against the curve of plain thresholds, at its own accuracy."""
+    plain = [run for run in runs if is_plain(run) and selection(run) == _THRESHOLD]
+    told = []
+    for run in (*runs, *parts):
+        if run in plain or _has_credit(run) or is_sequential(run) or is_oracle(run):
+            continue
+        problems = {sample.problem for sample in run.samples}
+        curve = [
+            other.on(problems)
+            for other in plain
+            if surroundings(other) == surroundings(run) and stops(other) == stops(run)
+        ]
+        if len(curve) > 1:
+            gain = _gain_over_thresholds(run, curve)
+            bounds = f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+            figure = "open" if math.isnan(gain.low) else f"{100 * gain.value:+.1f} % {bounds}"
+            told.append(f"{run.name} {figure}")
+    text = _AGAINST_THRESHOLDS.format(verdicts=", ".join(told))
+    return [Note("thresholds", text)] if told else []
 
 
 def _verdict(gain: Interval) -> str:

@@ -245,12 +245,8 @@
   };
 
   // A player per chosen run: the answer as it was committed, pass by pass.
-  const shade = (share) => {
-    // from pale to strong: the lightness alone tells the confidence
-    if (share === undefined) return "#e8e8e8";
-    const strength = Math.max(0, Math.min(1, (share - 30) / 70));
-    return `hsl(${210 - 10 * strength} ${40 + 30 * strength}% ${96 - 30 * strength}%)`;
-  };
+  const shade = (share) => share === undefined ? data.given
+    : data.scale.find(([bound]) => share / 100 < bound)[1];
   const play = (row, jump = true) => {
     get("players").replaceChildren(element("pre", { textContent: row.prompt }),
       ...shown().filter((run) => row.answers[run]).map((run) => player(data.runs[run].name, row.answers[run])));

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dllm_decode.decoding.colours import GIVEN, SCALE
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting.factors import factor_names, traits_of
 from dllm_decode.evaluation.reporting.palette import colour, colours
@@ -36,6 +37,10 @@ class Figure:
         head: For people, with the unit.
         digits: Behind the point.
         best: 1 where more is better, -1 where less is.
+
+    Examples:
+        >>> [figure.key for figure in FIGURES if figure.best < 0]
+        ['forwards', 'seconds_per_problem']
     """
 
     key: str
@@ -144,6 +149,8 @@ def data(runs: Sequence[EvalRun], answers: int) -> dict[str, Any]:
         "texts": texts,
         "answers": records,
         "total": total,
+        "scale": SCALE,
+        "given": GIVEN,
     }
 
 

@@ -50,6 +50,12 @@ class Traits:
         at: Value of that setting, None where no run differs in one.
         kind: The kind of rule, for hues.
         role: `rule`, `control` or `oracle`.
+
+    Examples:
+        >>> factors = {"strategy": "threshold", "threshold": 0.9}
+        >>> trait = Traits("threshold 0.9", "threshold", factors, "[]", 0.9, "threshold", RULE)
+        >>> factor_names([trait])
+        ['strategy', 'threshold']
     """
 
     name: str

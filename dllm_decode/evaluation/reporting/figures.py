@@ -35,6 +35,12 @@ class Shown:
     Attributes:
         traits: What tells it from the others.
         rows: Its figures by family, `ALL` among them.
+
+    Examples:
+        >>> a = Shown(Traits("a", "a", {}, "one", 0.9, "threshold", RULE), {})
+        >>> b = Shown(Traits("b", "b", {}, "one", 0.5, "threshold", RULE), {})
+        >>> [one.traits.name for one in lines_of([a, b])[0]]
+        ['b', 'a']
     """
 
     traits: Traits
@@ -54,7 +60,14 @@ def shown_runs(runs: Sequence[EvalRun]) -> list[Shown]:
 
 
 class Style:
-    """Hue and marker by kind of rule: colour-blind eyes and grey print tell them apart as well."""
+    """Hue and marker by kind of rule: colour-blind eyes and grey print tell them apart as well.
+
+    Examples:
+        >>> credit = Traits("credit", "credit", {}, "", None, "credit", RULE)
+        >>> style = Style([Shown(credit, {})])
+        >>> style.colour(credit), style.marker(credit)
+        ('#D55E00', 'o')
+    """
 
     def __init__(self, shown: Sequence[Shown]) -> None:
         self.hues = colours([one.traits for one in shown])

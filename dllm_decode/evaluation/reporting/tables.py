@@ -181,8 +181,9 @@ def with_padding_last(run: EvalRun) -> EvalRun | None:
 
 
 def surroundings(run: EvalRun) -> tuple[object, ...]:
-    """Everything but strategy: schedule, cache, sampler."""
-    return tuple(run.settings.get(name) for name in ("schedule", "cache", "sampler"))
+    """Everything but strategy: schedule, cache, sampler, guidance, and how decodes vote."""
+    own = tuple(run.settings.get(name) for name in ("schedule", "cache", "sampler", "guidance"))
+    return (*own, run.results.get("voting"))
 
 
 def stops(run: EvalRun) -> object:

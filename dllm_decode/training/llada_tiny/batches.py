@@ -13,9 +13,10 @@ from dllm_decode.problems import GAP, TRAINED, Family, Problem, draw
 from dllm_decode.problems.lists import Labelled
 from dllm_decode.problems.numbers import Story
 from dllm_decode.problems.steps import Chain, Track
+from dllm_decode.problems.sudoku import SudokuSix
 from dllm_decode.problems.tales import Tale
 from dllm_decode.problems.texts import Records
-from dllm_decode.problems.words import NAMES
+from dllm_decode.problems.words import NAMES, SYMBOLS
 from dllm_decode.training.llada_tiny.tokenizer import (
     EOT,
     HEADER_END,
@@ -44,6 +45,7 @@ class Mixture:
         widest: Share of examples whose canvas is stretched to 64..128 slots.
         blocked: Share of examples masked as block decoding meets them.
         split: Share of examples with a mask rate of its own for each kind of token.
+        split_worked: The same for problems worked out step by step.
         least_rate: Floor of the mask rate by which the loss is divided.
         predicted: Share of a batch's slots that can be predicted.
         short: Exponent of the bonus per token for answers shorter than 16 tokens, without which
@@ -61,19 +63,48 @@ class Mixture:
         (40, 56, 96, 144, 192, 256)
     """
 
-    buckets: tuple[int, ...] = (40, 56, 96, 144, 192, 256)
+    buckets: tuple[int, ...] = (28, 36, 48, 64, 88, 104, 128, 152, 192, 256)
     batch_tokens: int = 4096
     padding_weight: float = 0.15
     wide: float = 0.06
     widest: float = 0.02
     blocked: float = 0.2
     split: float = 0.3
+    split_worked: float = 0.6
     least_rate: float = 0.3
-    predicted: float = 0.55
+    predicted: float = 0.42
     short: float = 0.5
-    balance: float = 0.3
+    balance: float = 0.5
     strange: float = 0.08
     brief: float = 0.5
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is drawn of an example before its problem is made.
+
+    Attributes:
+        family: Index into `TRAINED`.
+        canvas: Slots of the canvas, 0 for one as long as the answer.
+        spare: Slots behind the first end of text where the canvas is as long as the answer.
+        length: Of the whole example in tokens where it is known already, otherwise 0.
+    """
+
+    family: int
+    canvas: int
+    spare: int
+    length: int = 0
+
+    def behind(self, answer: int, form: bool) -> int:
+        """Slots behind the first end of text; none behind a form, which sets the canvas.
+
+        Args:
+            answer: Length of the answer in tokens.
+            form: Whether the problem is an infilling.
+        """
+        if form:
+            return 0
+        return max(0, self.canvas - answer - 1) if self.canvas else self.spare
 
 
 @dataclass(frozen=True)
@@ -155,6 +186,8 @@ class Encoder:
             token for sign in ",.;:?=+-*/|" for token in self.text(sign) + self.text(" " + sign)
         }
         self._structure = numbers | signs
+        self._labels = {token for label in SYMBOLS for token in self.text(" " + label)}
+        self._results = set(self.text(" ="))
 
     def prompt(self, text: str) -> list[int]:
         """Ids of everything in front of the answer.
@@ -183,13 +216,19 @@ class Encoder:
             slots += [False] * (number > 0) + [True] * len(self.text(piece))
         return tuple(slots)
 
-    def kinds(self, answer: list[int]) -> list[int]:
-        """STRUCTURE or CONTENT for each id of an answer.
+    def kinds(self, answer: list[int], worked: bool = False) -> list[int]:
+        """STRUCTURE or CONTENT for each id of an answer; what stands behind "=" is content.
 
         Args:
             answer: Its ids.
+            worked: Whether it is worked out step by step; its labels are structure then.
         """
-        return [STRUCTURE if token in self._structure else CONTENT for token in answer]
+        structure = self._structure | self._labels if worked else self._structure
+        before = [-1, *answer]
+        return [
+            STRUCTURE if token in structure and last not in self._results else CONTENT
+            for last, token in zip(before, answer, strict=False)
+        ]
 
 
 class Batches:
@@ -213,6 +252,15 @@ class Batches:
         self.mixture, self.seed, self.rank = mixture, seed, rank
         self.encoder = Encoder()
         self._families = list(TRAINED.values())
+        # Sizes of the problems of families in which all are alike; sudokus take long to make, and
+        # most would be thrown away because another length is wanted.
+        self._alike: dict[int, tuple[int, int, bool]] = {}
+        for index, family in enumerate(self._families):
+            if isinstance(family, SudokuSix):
+                problem = draw(family, "train", random.Random(0))
+                prompt = self.encoder.prompt(problem.prompt)
+                answer = self.encoder.answer(problem.answer)
+                self._alike[index] = len(prompt), len(answer), bool(problem.form)
 
     def batch(self, step: int, weights: Mapping[str, float]) -> TrainingBatch:
         """The batch of one step.
@@ -228,42 +276,54 @@ class Batches:
         rows = max(1, self.mixture.batch_tokens // length)
         examples: list[Example] = []
         while len(examples) < rows:
-            example = self._example(rng, shares)
-            if self._bucket_of(example) == bucket:
-                examples.append(example)
+            sketch = self._sketch(rng, shares)
+            if sketch.length == 0 or self._bucket_of(sketch.length) == bucket:
+                example = self._example(rng, sketch)
+                if self._bucket_of(example.length) == bucket:
+                    examples.append(example)
         return self._masked(examples, length, np.random.default_rng(rng.getrandbits(63)))
 
     def _bucket(self, rng: random.Random, shares: list[float]) -> int:
         """Draw the bucket of a whole step."""
         buckets = self.mixture.buckets
         while True:
-            bucket = self._bucket_of(self._example(rng, shares))
+            sketch = self._sketch(rng, shares)
+            bucket = self._bucket_of(sketch.length or self._example(rng, sketch).length)
             if rng.random() < (buckets[bucket] / buckets[-1]) ** self.mixture.balance:
                 return bucket
 
-    def _bucket_of(self, example: Example) -> int:
+    def _bucket_of(self, length: int) -> int:
         """The shortest bucket that holds an example (the last one if padding must be cut)."""
-        for index, length in enumerate(self.mixture.buckets):
-            if example.length <= length:
+        for index, longest in enumerate(self.mixture.buckets):
+            if length <= longest:
                 return index
         return len(self.mixture.buckets) - 1
 
-    def _example(self, rng: random.Random, shares: list[float]) -> Example:
+    def _sketch(self, rng: random.Random, shares: list[float]) -> Sketch:
+        """Draw all of an example but the problem."""
         index = rng.choices(range(len(shares)), shares)[0]
-        family = self._families[index]
+        kind, canvas = rng.random(), 0
+        if kind < self.mixture.widest:
+            canvas = rng.randint(64, 128)
+        elif kind < self.mixture.widest + self.mixture.wide:
+            canvas = rng.randint(32, 64)
+        sketch = Sketch(index, canvas, rng.randint(0, 4))
+        if index not in self._alike:
+            return sketch
+        prompt, answer, form = self._alike[index]
+        return replace(sketch, length=prompt + answer + 1 + sketch.behind(answer, form))
+
+    def _example(self, rng: random.Random, sketch: Sketch) -> Example:
+        family = self._families[sketch.family]
         if rng.random() < self.mixture.strange:
             family = strange(family, rng)
         if isinstance(family, Chain | Track) and rng.random() < self.mixture.brief:
             family = replace(family, shortest=1, longest=6)
         problem: Problem = draw(family, "train", rng)
         prompt, answer = self.encoder.prompt(problem.prompt), self.encoder.answer(problem.answer)
-        kind = rng.random()
-        padding = rng.randint(0, 4)
-        if kind < self.mixture.widest:
-            padding = rng.randint(64, 128) - len(answer) - 1
-        elif kind < self.mixture.widest + self.mixture.wide:
-            padding = rng.randint(32, 64) - len(answer) - 1
-        return Example(index, prompt, answer, max(0, padding), self.encoder.given(problem.form))
+        given = self.encoder.given(problem.form)
+        padding = sketch.behind(len(answer), bool(given))
+        return Example(sketch.family, prompt, answer, padding, given)
 
     def _masked(
         self, examples: list[Example], length: int, rng: np.random.Generator
@@ -273,18 +333,20 @@ class Batches:
         kind = np.full((rows, length), PADDING)
         start = np.array([len(example.prompt) for example in examples])
         first_eot = np.zeros((rows, length), dtype=bool)
+        worked = np.zeros(rows, dtype=bool)
         for number, example in enumerate(examples):
             begin, end = len(example.prompt), len(example.prompt) + len(example.answer)
             clean[number, :end] = example.prompt + example.answer
             kind[number, :begin] = GIVEN
-            kind[number, begin:end] = encoder.kinds(example.answer)
+            worked[number] = isinstance(self._families[example.family], Chain | Track)
+            kind[number, begin:end] = encoder.kinds(example.answer, bool(worked[number]))
             if example.given:  # all behind the form is given, too
                 kind[number, begin:end][np.array(example.given)] = GIVEN
                 kind[number, end:] = GIVEN
             first_eot[number, end] = not example.given
         place = np.arange(length) - start[:, None]  # slot on the canvas
         loose = [not self._families[example.family].determined for example in examples]
-        rate = self._rates(kind, place, np.array(loose), rng)
+        rate = self._rates(kind, place, np.array(loose), worked, rng)
         masked = (rng.random((rows, length)) < rate) & (kind != GIVEN)
         weight = np.where((kind == PADDING) & ~first_eot, mixture.padding_weight, 1.0)
         weight = weight / np.maximum(rate, mixture.least_rate)
@@ -307,24 +369,33 @@ class Batches:
         )
 
     def _rates(
-        self, kind: Ints, place: Ints, loose: NDArray[np.bool_], rng: np.random.Generator
+        self,
+        kind: Ints,
+        place: Ints,
+        loose: NDArray[np.bool_],
+        worked: NDArray[np.bool_],
+        rng: np.random.Generator,
     ) -> NDArray[np.float64]:
         """The mask rate of every slot.
 
         loose: rows with many right answers; low rates come more often there, because as long as
         most of such an answer is hidden, what is right is chance and nothing can be learned.
+        worked: rows worked out step by step; what they ask is often shown and their results are
+        hidden there, which is how decoding meets them and where each hidden token can be known.
         """
         rows, length = kind.shape
         stratified = (rng.permutation(rows) + rng.random(rows)) / rows
         stratified = np.where(loose, stratified**2, stratified)
         rate = np.repeat(stratified[:, None], length, axis=1)
         how = rng.random((rows,))
-        split = how < self.mixture.split
+        share = np.where(worked, self.mixture.split_worked, self.mixture.split)
+        split = how < share
         own = np.concatenate([rng.random((rows, 3)), np.zeros((rows, 1))], axis=1)
         own = np.where(rng.random((rows, 4)) < 0.3, np.round(own), own)  # all or none, often
         own = np.where(loose[:, None], own**2, own)
+        own[worked & (rng.random(rows) < 0.5), STRUCTURE] = 0.0
         rate = np.where(split[:, None], np.take_along_axis(own, kind, axis=1), rate)
-        blocked = (how >= self.mixture.split) & (how < self.mixture.split + self.mixture.blocked)
+        blocked = (how >= share) & (how < share + self.mixture.blocked)
         blocks = np.maximum(1, -(-(place.max(1) + 1) // BLOCK))
         current = (rng.random(rows) * np.minimum(blocks, 4)).astype(int)[:, None]
         by_block = np.where(

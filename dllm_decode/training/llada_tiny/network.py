@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_SPREAD = 0.05  # standard deviation of the first embeddings
+_SHARPNESS = 5.0  # of the heads that begin with a look at a neighbour
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -31,7 +34,7 @@ class Shape:
     vocab: int
     width: int = 192
     layers: int = 6
-    heads: int = 6
+    heads: int = 4
     hidden: int = 512
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
@@ -92,15 +95,18 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.ff_out = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Send the residual stream through one layer.
 
         Args:
             x: (batch, length, width).
             cos: (length, head size), see `turns`.
             sin: (length, head size).
+            wanted: (n,) flat indices into batch * length: the rows behind the attention that are
+                needed at all; the result is then (n, width).
         """
         x = x + self._attend(self.attn_norm(x), cos, sin)
+        x = x.flatten(0, 1)[wanted] if wanted is not None else x
         y = self.ff_norm(x)
         gated: Tensor = self.ff_out(functional.silu(self.ff_proj(y)) * self.up_proj(y))
         return x + gated
@@ -112,12 +118,12 @@ class Block(nn.Module):
             project(x).view(batch, length, self.heads, size).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin)
         if x.is_cuda:
-            mixed = functional.scaled_dot_product_attention(q, k, v)
-        else:  # faster than the fused kernel on CPU at these lengths
-            scores = (q @ k.transpose(-1, -2)) * (1 / math.sqrt(size))
-            mixed = scores.float().softmax(-1).to(v.dtype) @ v
+            mixed = functional.scaled_dot_product_attention(q, k.to(v.dtype), v)
+        else:  # faster than the fused kernel on CPU at these lengths; softmax sums in float32
+            scores = q @ (k * (1 / math.sqrt(size))).to(v.dtype).transpose(-1, -2)
+            mixed = scores.softmax(-1) @ v
         out: Tensor = self.attn_out(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
 
@@ -143,13 +149,25 @@ class Network(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Draw all weights from the global generator of torch."""
-        nn.init.normal_(self.wte.weight, std=0.05)
+        """Draw all weights from the global generator of torch.
+
+        Two heads of each of the lowest two blocks look at the neighbours from the start. Copying
+        what stands behind a label needs such heads first, and then everything that looks something
+        up; left to chance, they take most of the tokens until a list can be copied.
+        """
+        nn.init.normal_(self.wte.weight, std=_SPREAD)
         deep = 1 / math.sqrt(2 * self.shape.layers)
         for name, weight in self.named_parameters():
             if weight.ndim == 2 and not name.startswith("wte"):
                 scale = deep if name.endswith(("attn_out.weight", "ff_out.weight")) else 1.0
                 nn.init.normal_(weight, std=scale / math.sqrt(weight.shape[1]))
+        # What all embeddings share is a bias for queries and keys, of which the format has none.
+        shared = _SPREAD * torch.randn(self.shape.width).sign()
+        self.wte.weight.data += shared
+        for block in self.blocks[:2]:
+            assert isinstance(block, Block)
+            for head, offset in enumerate((-1, 1)[: self.shape.heads]):
+                look(block, head, offset, shared, self.shape)
 
     def forward(self, tokens: Tensor, wanted: Tensor | None = None) -> Tensor:
         """Logits for token ids.
@@ -164,12 +182,39 @@ class Network(nn.Module):
         """
         x = self.wte(tokens)
         cos, sin = turns(tokens.shape[1], self.shape, tokens.device)
-        for block in self.blocks:
+        *lower, last = self.blocks
+        for block in lower:
             x = block(x, cos, sin)
-        x = x.flatten(0, 1)[wanted] if wanted is not None else x
+        x = last(x, cos, sin, wanted)
         # The head shares the embedding.
         logits: Tensor = functional.linear(self.ln_f(x), self.wte.weight)
         return logits
+
+
+@torch.no_grad()
+def look(block: Block, head: int, offset: int, shared: Tensor, shape: Shape) -> None:
+    """Let a head attend to the position at an offset, whatever stands there.
+
+    The query is a fixed vector q in the fastest rotary planes, the key is q turned back by the
+    offset; R(i) q . R(j) R(-offset) q is largest at j = i + offset.
+
+    Args:
+        block: Whose head it is.
+        head: Its number.
+        offset: From the attending position, in tokens.
+        shared: (width,) what all embeddings have in common, with half of their mean square.
+        shape: Sizes of the network.
+    """
+    size = shape.width // shape.heads
+    query = torch.zeros(size)
+    query[: min(4, size // 2)] = _SHARPNESS
+    cos, sin = turns(2, shape, shared.device)
+    key = rotate(query, cos[1], -offset * sin[1])
+    # A row behind a norm has length sqrt(width), and half of its square is along `shared`.
+    reader = shared / shared.norm() / math.sqrt(shape.width / 2)
+    rows = slice(head * size, (head + 1) * size)
+    for project, vector in ((block.q_proj, query), (block.k_proj, key)):
+        project.weight[rows] = 0.1 * project.weight[rows] + torch.outer(vector, reader)
 
 
 def turns(length: int, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ class Recipe:
 
     output: str = "runs/pretrain"
     seed: int = 7
-    tokens: float = 150.0
+    tokens: float = 60.0
     minutes: float = 0.0
     steps: int = 0
     halt: int = 0
@@ -89,22 +89,22 @@ class Recipe:
     compile: bool = True
     width: int = 192
     layers: int = 6
-    heads: int = 6
+    heads: int = 4
     hidden: int = 512
-    batch_tokens: int = 4096
-    muon_rate: float = 0.015
-    adam_rate: float = 0.0015
+    batch_tokens: int = 3072
+    muon_rate: float = 0.02
+    adam_rate: float = 0.002
     weight_decay: float = 0.02
     warmup: int = 60
-    flat: float = 0.7
+    flat: float = 0.6
     emphasis: Mapping[str, float] = field(default_factory=dict)
     curriculum: Mapping[str, float] = field(default_factory=dict)
     clip: float = 1.0
     average: float = 0.995
-    early: float = 20.0
+    early: float = 12.0
     log_every: int = 20
     checkpoint_minutes: float = 5.0
-    measurements: int = 30
+    measurements: int = 20
     measured_problems: int = 24
     display: str = "auto"
     resume: bool = True

@@ -54,8 +54,9 @@ class Worker:
         self.optimiser = MuonAdamW(self.named, rank=rank, workers=settings.workers)
         self.average = {name: weight.detach().clone() for name, weight in self.named}
         self.course = Course()
-        compiled = torch.compile(self._loss, dynamic=False) if settings.compile else self._loss
-        self._forward: Any = compiled
+        if settings.compile:  # block by block: all share what is compiled for a length
+            for block in self.network.blocks:
+                block.compile(dynamic=False)
         self._continue()
 
     def run(self) -> None:
@@ -121,7 +122,7 @@ class Worker:
         arrays = (batch.tokens, batch.wanted, batch.target, batch.weight)
         inputs = [torch.from_numpy(array).to(self.device) for array in arrays]
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss, right = self._forward(*inputs)
+            loss, right = self._loss(*inputs)
         self.network.zero_grad(set_to_none=True)
         loss.backward()
         hard, family = torch.from_numpy(batch.hard), torch.from_numpy(batch.family)
@@ -262,8 +263,8 @@ def work(rank: int, settings: Recipe, store: str, stop: Callable[[], bool]) -> N
         leave_signals_to_parent()
     if settings.device == "cpu":
         torch.set_num_threads(settings.threads)
-    # One compiled version per length of the batches, and one more for each continuation.
-    torch._dynamo.config.recompile_limit = 32
+    # A compiled version per length of the batches, another of the last block.
+    torch._dynamo.config.recompile_limit = 64
     several = settings.workers > 1
     with contextlib.ExitStack() as stack:
         stack.enter_context(tolerant_output())
