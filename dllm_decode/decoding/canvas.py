@@ -110,7 +110,7 @@ class Canvas(Memory):
             first=first,
             start=start,
             end=end,
-            horizon=end,
+            horizon=end.clone(),
             kept=start + 1 + torch.tensor(request.last_fixed, device=device) if infills else None,
             vocab=vocab,
             revised=torch.zeros_like(tokens[:, :-1]) if counted else None,
