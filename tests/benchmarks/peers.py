@@ -7,8 +7,10 @@ of one's own; nothing of them is in this repository. Where no checkout is given,
 own that follow the published rules stand in: `float64` weighs candidates as Fast-dLLM's paper
 says (in double precision, one after the other), `float32` as dInfer's (one comparison).
 
-Every loop calls the same body, that of the bundled model as `load("llada")` gives it, through the
-calls that these projects make of a LLaDA model. What is quoted is processor time of one thread:
+Every loop calls the same weights through the calls that these projects make of a LLaDA model.
+`--body` says which class their loops run: `lean`, the body that this project's own decodes have on
+a processor, so that the loops alone are compared; or `stock`, the class of transformers, as those
+who use them would (without a cache only). What is quoted is processor time of one thread:
 per prompt, and per pass outside the forward pass (medians over rounds in turns). Tokens have to be
 the same; where they are not, the table says in how many prompts. A cached loop of Fast-dLLM never
 ends in one pass per block, which is why it needs more passes.
@@ -343,6 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--fast-dllm", type=Path, help="a checkout of NVlabs/Fast-dLLM")
     parser.add_argument("--dinfer", type=Path, help="a checkout of inclusionAI/dInfer")
+    parser.add_argument("--body", choices=("lean", "stock"), default="lean")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--length", type=int, default=64, help="generated columns")
@@ -367,12 +370,12 @@ def main(arguments: Sequence[str] | None = None) -> list[str]:
         "| cache | loop | time per prompt | outside, per pass | share outside | passes | same |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    groups = ["none", "dual", "prefix", *(["credit"] if given.dinfer else [])]
-    for group in groups:
+    cached = ["dual", "prefix"] if given.body == "lean" else []
+    body = load("llada", "threshold", overrides=[f"model.body={given.body}"]).decoder.denoiser
+    for group in ("none", *cached, *(["credit"] if given.dinfer else [])):
         contenders = [ours(group, given.length)]
-        net = decoder.decoder.denoiser
         contenders += [
-            theirs(group, name, loop, given.length, net)
+            theirs(group, name, loop, given.length, body)
             for (cache, name), loop in loops.items()
             if cache == group
         ]
