@@ -342,6 +342,10 @@ class _TimedStrategy(Strategy):
     def revises(self) -> bool:  # type: ignore[override]
         return self.inner.revises
 
+    @property
+    def always_commits(self) -> bool:  # type: ignore[override]
+        return self.inner.always_commits
+
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         return self.inner.begin(request, snapshot)
 

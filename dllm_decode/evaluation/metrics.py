@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 from dllm_decode.decoding.outcome import Outcome
@@ -148,7 +149,7 @@ _CHECKS: Mapping[str, validation.Check] = {
 def _mismatch(record: Mapping[str, Any]) -> str:
     """What is wrong with values that are fine one by one."""
     steps, forwards = record["steps"], record["forwards"]
-    if max((*steps, record["end_step"])) >= forwards:
+    if max(max(steps, default=-1), record["end_step"]) >= forwards:
         return f"'steps' and 'end_step' must be below 'forwards', {forwards}"
     for name in ("ready", "confidence", "pieces"):
         if len(record[name]) not in (0, len(steps)):
@@ -307,12 +308,12 @@ def decoding_order(samples: Sequence[Sample]) -> float:
 def commits_per_step(samples: Sequence[Sample]) -> list[float]:
     """Mean commits of delivered tokens in step 0, 1, ... over the problems still running then."""
     length = max((s.forwards for s in samples), default=0)
-    commits, running = [0] * length, [0] * length
+    ended, commits = [0] * (length + 1), [0] * length
     for sample in samples:
-        for step in range(sample.forwards):
-            running[step] += 1
+        ended[sample.forwards] += 1
         for step in sample.steps:
             commits[step] += 1
+    running = [len(samples) - done for done in accumulate(ended[:length])]
     return [_ratio(count, rows) for count, rows in zip(commits, running, strict=True)]
 
 

@@ -55,6 +55,7 @@ def load_model(
     ignore_settings: Sequence[str] = (),
     compile: str | None = None,
     body: str = "stock",
+    threads: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_control_tokens: bool = False,
     edits: bool = False,
@@ -86,6 +87,8 @@ def load_model(
         body: What computes the layers: the `stock` class of transformers, which is the definition;
             `lean`, the same function in fewer operations for dense models of Llama's kind with
             SDPA on one device (`dllm_decode.models.lean`); `auto`, lean on a processor.
+        threads: Of torch in this process, for models on a processor; None leaves them as they are
+            (the command lines then time one pass with one thread and with all).
         chat_template_kwargs: What the chat template is given beside the messages, e.g.
             `{"enable_thinking": False}`.
         parse_control_tokens: Whether control tokens in prompts become what they stand for, instead
@@ -101,6 +104,9 @@ def load_model(
     if compile is not None:
         require_choice("model.compile", compile, MODES)
     require_choice("model.body", body, BODIES)
+    if threads is not None:
+        require_count("model.threads", threads)
+        torch.set_num_threads(threads)
     number = placement.dtype  # a device that is not there answers before anything is read
     found = locate(checkpoint)
     plan = blueprint(
