@@ -854,12 +854,12 @@ class _Canvas(Observer):
     def step(self, change: Change, snapshot: Snapshot) -> None:
         """Take over the canvas after a step."""
         self.number += 1
-        self.forwards += 1 + int(change.probes)
+        self.forwards += int(change.forwards[0])
         span = slice(snapshot.start, int(snapshot.horizon[0]))
         decided, ids = snapshot.decided[0, span].tolist(), snapshot.tokens[0, span].tolist()
         self.tokens = [id if there else None for id, there in zip(ids, decided, strict=True)]
-        places = change.index[0][change.commit[0]].tolist()
-        self.sure |= zip(places, change.probability[0][change.commit[0]].tolist(), strict=True)
+        places = change.index[0][change.written[0]].tolist()
+        self.sure |= zip(places, change.probability[0][change.written[0]].tolist(), strict=True)
         self.fresh = frozenset(place for place in places if place < len(self.tokens))
 
     def step_now(self) -> StreamStep:
