@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -206,8 +207,20 @@ def build(
     if model is None:
         check_before_loading(cfg, built)
     loaded = build_model(cfg) if model is None else model()
+    _say_published(loaded, built["strategy"])
     loop = {"sync_every": cfg.sync_every, "debug": cfg.debug}
     return TextDecoder(loaded, Decoder(guided(loaded.denoiser, cfg.guidance), **built, **loop))
+
+
+def _say_published(model: LoadedModel, strategy: Strategy) -> None:
+    """Warn where a model that was trained to edit is decoded by a rule that never does."""
+    if model.description.edits and not strategy.revises:
+        warnings.warn(
+            f"{model.description.checkpoint} was trained to write over its own tokens, which this "
+            "strategy never does; it was published with strategy=joint_threshold",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_before_loading(cfg: DictConfig, parts: Mapping[str, Any] | None = None) -> None:
@@ -420,7 +433,8 @@ class TextDecoder:
         if streamer is not None:
             if len(ids) > 1:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
-            drafts = not self.decoder.strategy.revocable
+            rule = self.decoder.strategy
+            drafts = not (rule.revocable or rule.revises)
             observers = (*observers, _Streaming(streamer, ids[0], drafts))
         if progress:
             observers = (*observers, _Bar(request))

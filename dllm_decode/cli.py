@@ -409,9 +409,23 @@ def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
         "overrides": list(overrides),
         "versions": {name: version_of(name) for name in _PACKAGES},
         **hardware(),
+        "threads_chosen": _chosen(context),
         "checkpoint": model and model.description.checkpoint,
         "fingerprint": model and Capabilities.of(model.denoiser).fingerprint,
     }
+
+
+def _chosen(context: Any) -> str:
+    """Why torch has as many threads as it has."""
+    from dllm_decode.console.threads import ThreadWatch, chosen_by_user
+    from dllm_decode.models.adapter import TransformersDenoiser
+
+    denoiser = getattr(vars(context).get("model"), "denoiser", None)
+    if isinstance(denoiser, TransformersDenoiser) and isinstance(denoiser.watch, ThreadWatch):
+        return denoiser.watch.why
+    if context.cfg.model.get("threads") is not None:
+        return "model.threads"
+    return chosen_by_user() or "torch's own number"
 
 
 @contextmanager

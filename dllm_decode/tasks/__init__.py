@@ -69,9 +69,13 @@ class Context:
     def model(self) -> LoadedModel:
         """The model of this configuration, loaded once."""
         from dllm_decode.config.instantiate import build_model
+        from dllm_decode.console.threads import timed_threads
 
         with self.display.working("loading the model"):
-            return build_model(self.cfg)
+            loaded = build_model(self.cfg)
+        if self.cfg.model.get("threads") is not None:
+            return loaded
+        return timed_threads(loaded, lambda line: self.display.say(line, "dim"))
 
     @cached_property
     def decoder(self) -> TextDecoder:
