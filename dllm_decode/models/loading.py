@@ -58,6 +58,7 @@ def load_model(
     threads: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_control_tokens: bool = False,
+    edits: bool = False,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -92,6 +93,8 @@ def load_model(
             `{"enable_thinking": False}`.
         parse_control_tokens: Whether control tokens in prompts become what they stand for, instead
             of being text.
+        edits: Whether the model was trained to write over its own tokens, and was published with a
+            decoding that does; decoding it otherwise says so.
 
     Raises:
         ConfigError: A setting cannot work; the message names its key.
@@ -138,6 +141,7 @@ def load_model(
         device=str(denoiser.device),
         licence=licence or licence_of(found.folder),
         passed_over=found.passed_over,
+        edits=edits,
     )
     return LoadedModel(denoiser, tokenizer, description, plan.published.values)
 

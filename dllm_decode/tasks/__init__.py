@@ -21,6 +21,7 @@ interpolation (`seed: ${seed}`), the output goes to `context.folder`, words for 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,14 @@ class Task(ABC):
             context: Of the last job that ran.
         """
         return
+
+    def objective(self, context: Context) -> float:
+        """What a search such as Optuna's maximizes; NaN for a task without any such figure.
+
+        Args:
+            context: Of the job that has just run.
+        """
+        return math.nan
 
     @property
     def concludes(self) -> bool:

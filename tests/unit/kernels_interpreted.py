@@ -99,7 +99,7 @@ def test_head_and_statistics_in_one_equal_the_definition(case, depth):
 @examples(3)
 @given(properties.cases(st.integers(0, 20), st.integers(1, 300)), st.integers(1, 40))
 def test_a_head_in_slabs_equals_the_definition(case, depth):
-    with mock.patch.multiple(fused, MANY_ROWS=0, SLAB=64):
+    with mock.patch.multiple(fused, MANY_ROWS=0, SCRATCH=0):
         properties.check_head(case, depth, CPU)
 
 
@@ -165,8 +165,7 @@ def test_a_credit_decode_is_the_same_fused_from_the_head_to_the_selection_and_in
         gpu.clear()
         run.step()
         assert len(gpu.waits) == 1 and not gpu.uploads
-        once = {name: 1 for name in PROGRAMS if name != "scan_rows"}
-        assert gpu.programs == once
+        assert gpu.programs == {name: 1 for name in PROGRAMS if name != "scan_rows"}
         while run.live:
             run.step()
         fused = run.result()
