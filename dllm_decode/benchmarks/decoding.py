@@ -329,6 +329,10 @@ class _TimedStrategy(Strategy):
     def progress(self) -> Progress:
         return self.inner.progress
 
+    @property
+    def always_commits(self) -> bool:  # type: ignore[override]
+        return self.inner.always_commits
+
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         return self.inner.begin(request, snapshot)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -219,6 +220,11 @@ class ExtraPasses:
         setattr(self, name, count if known is None else known + count)
 
 
+@lru_cache(maxsize=64)
+def _takes_view(kind: type) -> bool:
+    return len(signature(kind.window).parameters) > 2  # type: ignore[attr-defined]
+
+
 class Batch:
     """The rows of a request that are decoded together at the moment, and all that is kept of them.
 
@@ -273,7 +279,7 @@ class Batch:
             part.sees_canvas for _, part in parts.strategy.parts()
         )
         # schedules that do not look at predictions may do without the second argument
-        self._shows_view = len(signature(parts.schedule.window).parameters) > 1
+        self._shows_view = _takes_view(type(parts.schedule))
         self._steps = 0  # passes over the batch, probes aside
         self._extra = ExtraPasses()  # what is asked beside them in this step
         self._asked = False  # whether anything was, in the last one
@@ -340,6 +346,8 @@ class Batch:
         self.rows = tuple(self.rows[position] for position in order)
         if self.store is not None:
             self.store.take(order)
+        if not order:  # whatever joins next begins anew
+            return order
         keep = torch.tensor(order, dtype=torch.long).to(self.device, non_blocking=True)
         for part in (self.canvas, self.counters, self.next, self.memory, self.cache_memory):
             if part is not None:
@@ -613,7 +621,6 @@ class Batch:
     def account(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """What the outcomes of some rows are made of, their rows in dimension 0."""
         canvas, counters = self.canvas, self.counters
-        at = torch.tensor(list(positions)).to(self.device, non_blocking=True)
         columns = slice(canvas.start, None)
         passes = counters.step - counters.jumped
         planes = {
@@ -627,4 +634,7 @@ class Batch:
             "over_budget": counters.over_budget,
             **{name: getattr(counters, name) for name in COUNTS},
         }
+        if list(positions) == list(range(len(self.rows))):
+            return planes
+        at = torch.tensor(list(positions)).to(self.device, non_blocking=True)
         return {name: plane[at] for name, plane in planes.items()}

@@ -482,10 +482,8 @@ class DelayedCache(CachePolicy):
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
-def _lent_certainty(width: int, sigma: float, device: torch.device) -> Tensor:
-    """exp(-d^2 / (2 sigma^2)) of the distances d in a canvas, made once, (2 r + 1,) float32."""
-    # further away than r the weight is 0 in float32
-    reach = min(width - 1, math.ceil(min(_UNDERFLOW * sigma, 2**31)))
+def _bell(reach: int, sigma: float, device: torch.device) -> Tensor:
+    """exp(-d^2 / (2 sigma^2)) for d = -reach ... reach, made once, float32."""
     offsets = torch.arange(-reach, reach + 1, device=device)
     return torch.exp(-(offsets**2) / (2 * sigma**2)).float()
 
@@ -536,10 +534,10 @@ class CertaintyCache(CachePolicy):
 
     def _lent(self, decided: Tensor) -> Tensor:
         """What the decided columns (B, L) lend to each column, summed; the cost is linear in L."""
-        weight = _lent_certainty(decided.shape[1], self.sigma, decided.device)
-        reach = weight.shape[0] // 2
-        neighbours = torch.nn.functional.pad(decided, (reach, reach)).unfold(1, weight.shape[0], 1)
-        return neighbours @ weight
+        # further away the weight is 0 in float32
+        reach = min(decided.shape[1] - 1, math.ceil(min(_UNDERFLOW * self.sigma, 2**31)))
+        neighbours = functional.pad(decided, (reach, reach)).unfold(1, 2 * reach + 1, 1)
+        return neighbours @ _bell(reach, self.sigma, decided.device)
 
 
 @dataclass(frozen=True)

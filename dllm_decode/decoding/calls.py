@@ -7,9 +7,8 @@ values are the business of `settle`, because looking at them would make the host
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from dllm_decode.decoding.types import (
     StepView,
 )
 from dllm_decode.errors import ConfigError, DecisionError
+from dllm_decode.kernels.lazy import copied
 from dllm_decode.kernels.reference import cast
 
 # Parts are untyped here: their classes stand in `strategy`, which calls them through this module.
@@ -52,8 +52,11 @@ _PLANES = ("commit", "remask", "tokens", "scores", "confidence")
 def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory | None:
     """The part's memory of a request; raises `DecisionError` for one that cannot follow rows."""
     who = named(place, part)
-    with _placed(who):
+    try:
         memory = part.begin(request, snapshot)
+    except ConfigError as error:
+        _place(error, who)
+        raise
     if memory is not None and not isinstance(memory, Memory):
         raise DecisionError(
             f"{who}: begin returned {kind_of(memory)}; it must return None or a Memory"
@@ -65,7 +68,7 @@ def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory
 
 def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
     """The strategy's decision, planes of the right shapes and types in it."""
-    with _blaming(strategy, view) as who:
+    with _Blaming(strategy, view) as who:
         decision = strategy.decide(view, memory)
     return check_decision(decision, view, who)
 
@@ -97,7 +100,7 @@ def author(view: StepView, decision: Decision, row: int, slot: int, token: int |
 
 def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
     """The transform's prediction, of the shape of the one it was given."""
-    with _blaming(transform, view) as who:
+    with _Blaming(transform, view) as who:
         pred = transform.adjust(view, memory)
     if not isinstance(pred, Prediction):
         raise DecisionError(
@@ -114,14 +117,14 @@ def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
 
 def keep(part: Any, view: StepView, decision: Decision, memory: Any) -> Tensor:
     """The slots whose commit a filter does not veto, (B, W) bool."""
-    with _blaming(part, view) as who:
+    with _Blaming(part, view) as who:
         kept = part.keep(view, decision, memory)
     return _checked("keep", kept, view.open, who, view)
 
 
 def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
     """The horizon that a part asks for, (B,) int64."""
-    with _blaming(part, view) as who:
+    with _Blaming(part, view) as who:
         asked = part.horizon(snapshot, view, change, memory)
     return cast(_checked("horizon", asked, snapshot.horizon, who, view), torch.long)
 
@@ -130,14 +133,14 @@ def lingers(
     part: Any, snapshot: Snapshot, view: StepView, change: Change, memory: Any
 ) -> Tensor | None:
     """The rows that a strategy wants to look at once more, (B,) bool."""
-    with _blaming(part, view) as who:
+    with _Blaming(part, view) as who:
         asked = part.lingers(snapshot, view, change, memory)
     return None if asked is None else _checked("lingers", asked, view.live, who, view)
 
 
 def closes(part: Any, view: StepView, memory: Any) -> Tensor | None:
     """The rows that a stop rule ends now, (B,) bool."""
-    with _blaming(part, view) as who:
+    with _Blaming(part, view) as who:
         asked = part.closes(view, memory)
     return None if asked is None else _checked("closes", asked, view.live, who, view)
 
@@ -162,7 +165,7 @@ def check_decision(decision: Any, view: StepView, who: str) -> Decision:
     _check_carry(decision.carry, view, who)
     _check_notes(decision.notes, view, who)
     tokens = None if decision.tokens is None else cast(decision.tokens, torch.long)
-    return replace(decision, tokens=tokens, author=decision.author or who)
+    return copied(decision, tokens=tokens, author=decision.author or who)
 
 
 def _check_carry(carry: Any, view: StepView, who: str) -> None:
@@ -235,25 +238,26 @@ def _check_entry(value: Any, rows: int, whose: str) -> None:
         )
 
 
-@contextmanager
-def _blaming(part: Any, view: StepView) -> Iterator[str]:
-    """The part's name for messages; also for what predictions refuse while it is at work."""
-    who = named(view.part, part)
-    try:
-        with _placed(who):
-            yield who
-    except PredictionError as error:
-        raise DecisionError(f"{who}: {error}{_when(view)}") from error
+class _Blaming:
+    """The part's name for messages; what it and its predictions refuse is said in its name."""
+
+    __slots__ = ("_view", "who")
+
+    def __init__(self, part: Any, view: StepView) -> None:
+        self.who, self._view = named(view.part, part), view
+
+    def __enter__(self) -> str:
+        return self.who
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, PredictionError):
+            raise DecisionError(f"{self.who}: {error}{_when(self._view)}") from error
+        _place(error, self.who)
 
 
-@contextmanager
-def _placed(who: str) -> Iterator[None]:
+def _place(error: BaseException | None, who: str) -> None:
     """What a part itself refuses, with the part's place; a part inside it may have said its own."""
-    try:
-        yield
-    except ConfigError as error:
-        if str(error).startswith("strategy"):
-            raise
+    if isinstance(error, ConfigError) and not str(error).startswith("strategy"):
         raise type(error)(f"{who}: {error}") from error
 
 

@@ -77,36 +77,43 @@ class Canvas(Memory):
         infills = max(request.last_fixed) >= 0
         request = request.take(rows)
         pad = vocab.filler if vocab.pad_id is None else vocab.pad_id
-        tokens = torch.full((request.rows, width), vocab.mask_id, dtype=torch.long)
-        editable = torch.zeros(request.rows, width, dtype=torch.bool)
-        for row, (prompt, length) in enumerate(zip(request.prompts, request.lengths, strict=True)):
-            tokens[row, : start - len(prompt)] = pad
-            tokens[row, start - len(prompt) : start] = torch.tensor(prompt, dtype=torch.long)
-            tokens[row, start + length :] = vocab.filler
-            editable[row, start : start + length] = True
-            given = request.fixed[row] if request.fixed is not None else None
+        lines: list[list[int]] = []
+        for prompt, length in zip(request.prompts, request.lengths, strict=True):
+            lines.append(
+                [pad] * (start - len(prompt))
+                + list(prompt)
+                + [vocab.mask_id] * length
+                # one column behind the canvas takes what belongs nowhere
+                + [vocab.filler] * (width - start - length + 1)
+            )
+        flags = [
+            [False] * start + [True] * length + [False] * (width - start - length)
+            for length in request.lengths
+        ]
+        for row, given in enumerate(request.fixed or ()):
             for offset, token in (given or {}).items():
-                tokens[row, start + offset] = token
-                editable[row, start + offset] = False
-        end = start + torch.tensor(request.lengths)
-        editable = editable.to(device)
-        planes = {
-            "tokens": tokens.to(device),
-            "decided": ~editable,
-            "step_of": torch.full(tokens.shape, -1, device=device),
-            "confidence_of": torch.full(tokens.shape, float("nan"), device=device),
-        }
+                lines[row][start + offset] = token
+                flags[row][start + offset] = False
+        tokens = torch.tensor(lines, dtype=torch.long, device=device)
+        editable = torch.tensor(flags, device=device)
+        first = torch.tensor([start - len(prompt) for prompt in request.prompts], device=device)
+        end = torch.tensor([start + length for length in request.lengths], device=device)
         return Canvas(
             rows=torch.tensor(list(rows), device=device),
-            planes={name: functional.pad(plane, (0, 1)) for name, plane in planes.items()},
+            planes={
+                "tokens": tokens,
+                "decided": functional.pad(~editable, (0, 1)),
+                "step_of": torch.full_like(tokens, -1),
+                "confidence_of": torch.full(tokens.shape, float("nan"), device=device),
+            },
             editable=editable,
-            first=(start - torch.tensor([len(p) for p in request.prompts])).to(device),
+            first=first,
             start=start,
-            end=end.to(device),
-            horizon=end.clone().to(device),
+            end=end,
+            horizon=end.clone(),
             kept=start + 1 + torch.tensor(request.last_fixed, device=device) if infills else None,
             vocab=vocab,
-            revised=torch.zeros_like(planes["step_of"]) if counted else None,
+            revised=torch.zeros_like(tokens[:, :-1]) if counted else None,
         )
 
     @property

@@ -56,6 +56,14 @@ def plane_fault(
         dtypes: the types it may have.
         device: where it must be.
     """
+    if (
+        isinstance(value, Tensor)
+        and value.shape == shape
+        and value.dtype in dtypes
+        and value.device == device
+        and value.layout == torch.strided
+    ):
+        return ""
     wanted = f"a tensor of shape ({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
     if not isinstance(value, Tensor):
         return f"{kind_of(value)}; it must be {wanted}"

@@ -17,6 +17,7 @@ from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import ConfigError, require_count
+from dllm_decode.kernels.lazy import copied
 
 
 @dataclass(frozen=True)
@@ -516,15 +517,17 @@ class Pipeline(Strategy):
             made.append((named(own.part, transform), pred))
             view = view.with_prediction(pred)
         decision = calls.decide(self.select, view.for_part("select"), memory.parts["select"])
-        decision = replace(complete(decision, view), predictions=(*made, *decision.predictions))
+        decision = complete(decision, view)
+        if made:
+            decision = copied(decision, predictions=(*made, *decision.predictions))
         for name, part in self.filters.items():
             place = f"filters.{name}"
             kept = calls.keep(part, view.for_part(place), decision, memory.parts[place])
-            decision = replace(decision, commit=decision.commit & kept)
+            decision = copied(decision, commit=decision.commit & kept)
         for name, rule in self.stop.items():
             place = f"stop.{name}"
             close = calls.closes(rule, seen.for_part(place), memory.parts[place])
-            decision = replace(decision, close=_either(decision.close, close))
+            decision = copied(decision, close=_either(decision.close, close))
         return decision
 
     def horizon(
@@ -552,6 +555,8 @@ class Pipeline(Strategy):
 def complete(decision: Decision, view: StepView) -> Decision:
     """A decision with tokens, scores and confidence filled in from the view's prediction."""
     pred, tokens, confidence = view.pred, decision.tokens, decision.confidence
+    if tokens is not None and confidence is not None and decision.scores is not None:
+        return decision
     if confidence is None and tokens is None:
         confidence = pred.confidence
     elif confidence is None:
@@ -560,7 +565,7 @@ def complete(decision: Decision, view: StepView) -> Decision:
         confidence = pred.prob_of(known)[..., 0]
     tokens = pred.token if tokens is None else tokens
     scores = confidence if decision.scores is None else decision.scores
-    return replace(decision, tokens=tokens, confidence=confidence, scores=scores)
+    return copied(decision, tokens=tokens, confidence=confidence, scores=scores)
 
 
 def _either(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ Letters used throughout: B rows, L canvas columns, W window slots, V vocabulary,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from numbers import Integral
 from typing import Any, ClassVar, Protocol
@@ -23,7 +23,7 @@ from dllm_decode.decoding.prediction import (
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.decoding.selection import first_column
 from dllm_decode.errors import ConfigError
-from dllm_decode.kernels.lazy import LazyFields
+from dllm_decode.kernels.lazy import LazyFields, copied
 from dllm_decode.kernels.noise import Noise
 
 
@@ -334,7 +334,7 @@ class Snapshot:
 
     def written(self, tokens: Tensor, decided: Tensor, revised: Tensor | None = None) -> Snapshot:
         """The snapshot after a write; horizons, and what follows from them alone, are the same."""
-        after = replace(self, tokens=tokens, decided=decided, revised=revised)
+        after = copied(self, tokens=tokens, decided=decided, revised=revised)
         return self._hand_on(after, "columns", "behind_fixed", "live", "_near")
 
     def _hand_on(self, after: Snapshot, *names: str) -> Snapshot:
@@ -344,7 +344,7 @@ class Snapshot:
 
     def narrowed(self, horizon: Tensor) -> Snapshot:
         """The snapshot with horizons (B,) that are as near as before, or nearer."""
-        after = self._hand_on(replace(self, horizon=horizon), "columns", "behind_fixed")
+        after = self._hand_on(copied(self, horizon=horizon), "columns", "behind_fixed")
         near = after._near
         vars(after).update(live=self.live & near, undecided=self.undecided & near)
         if "first_undecided" in vars(self):
