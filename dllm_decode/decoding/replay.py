@@ -34,7 +34,7 @@ def say(why: str) -> None:
     log.warning("steps are not replayed as CUDA graphs: %s", why)
 
 
-class Step(Protocol):
+class Followed(Protocol):
     """A run, as far as this module is concerned."""
 
     batch: Batch
@@ -76,7 +76,7 @@ class ReplayedSteps:
         0
     """
 
-    def __init__(self, run: Step, obstacle: str = "") -> None:
+    def __init__(self, run: Followed, obstacle: str = "") -> None:
         self.replays = 0
         self._run = run
         self._obstacle = obstacle
@@ -119,7 +119,7 @@ class ReplayedSteps:
 class _Graph:
     """One captured step, and the memory it reads and writes."""
 
-    def __init__(self, run: Step, values: Tensor) -> None:
+    def __init__(self, run: Followed, values: Tensor) -> None:
         batch = run.batch
         self._batch = batch
         self._values = values.clone()
@@ -226,7 +226,7 @@ def replay_obstacle(parts: Composition) -> str | None:
     return ""
 
 
-def step_of(run: Step, obstacle: str | None) -> Callable[[Tensor], PendingCheck]:
+def step_of(run: Followed, obstacle: str | None) -> Callable[[Tensor], PendingCheck]:
     """How a run follows its passes: `run.follow`, replayed where that is asked for and possible.
 
     Args:
