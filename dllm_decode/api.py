@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -206,8 +207,20 @@ def build(
     if model is None:
         check_before_loading(cfg, built)
     loaded = build_model(cfg) if model is None else model()
+    _say_published(loaded, built["strategy"])
     loop = {"sync_every": cfg.sync_every, "debug": cfg.debug}
     return TextDecoder(loaded, Decoder(guided(loaded.denoiser, cfg.guidance), **built, **loop))
+
+
+def _say_published(model: LoadedModel, strategy: Strategy) -> None:
+    """Warn where a model that was trained to edit is decoded by a rule that never does."""
+    if model.description.edits and not strategy.revises:
+        warnings.warn(
+            f"{model.description.checkpoint} was trained to write over its own tokens, which this "
+            "strategy never does; it was published with strategy=joint_threshold",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_before_loading(cfg: DictConfig, parts: Mapping[str, Any] | None = None) -> None:
@@ -420,7 +433,8 @@ class TextDecoder:
         if streamer is not None:
             if len(ids) > 1:
                 raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
-            drafts = not self.decoder.strategy.revocable
+            rule = self.decoder.strategy
+            drafts = not (rule.revocable or rule.revises)
             observers = (*observers, _Streaming(streamer, ids[0], drafts))
         if progress:
             observers = (*observers, _Bar(request))
@@ -854,12 +868,12 @@ class _Canvas(Observer):
     def step(self, change: Change, snapshot: Snapshot) -> None:
         """Take over the canvas after a step."""
         self.number += 1
-        self.forwards += 1 + int(change.probes)
+        self.forwards += int(change.forwards[0])
         span = slice(snapshot.start, int(snapshot.horizon[0]))
         decided, ids = snapshot.decided[0, span].tolist(), snapshot.tokens[0, span].tolist()
         self.tokens = [id if there else None for id, there in zip(ids, decided, strict=True)]
-        places = change.index[0][change.commit[0]].tolist()
-        self.sure |= zip(places, change.probability[0][change.commit[0]].tolist(), strict=True)
+        places = change.index[0][change.written[0]].tolist()
+        self.sure |= zip(places, change.probability[0][change.written[0]].tolist(), strict=True)
         self.fresh = frozenset(place for place in places if place < len(self.tokens))
 
     def step_now(self) -> StreamStep:

@@ -12,9 +12,9 @@ import warnings
 from argparse import ArgumentError, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -117,7 +117,7 @@ def _run(words: list[str]) -> int:
             return _sweep(app, name, overrides, words)
         check(cfg, overrides)
         with claim(_place(cfg, "run"), fresh=_fresh("run", overrides)) as held:
-            code, _ = app.run(cfg, _Job(words), held.path)
+            code = app.run(cfg, _Job(words), held.path).code
             if code:
                 held.undo()
             return int(code)
@@ -235,13 +235,15 @@ def _sweep(app: Application, name: str, overrides: list[str], words: list[str]) 
             job_words, error = done.refused[0]
             raise explain(error, job_words)
         job.conclude()
+        if not done.total:  # another sweeper than Hydra's own, whose jobs have told what they did
+            done = Sweep(len(job.told), job.told, [])
         return _summary(done, RunFolder(held.path))
 
 
 def _summary(done: Sweep, folder: RunFolder) -> int:
     """Say how a sweep went; returns its exit code, the worst of its jobs'."""
     failed: list[tuple[int, int, str]] = [
-        (number, code, why) for number, (code, why) in enumerate(done.results) if code
+        (number, job.code, job.reason) for number, job in enumerate(done.results) if job.code
     ]
     for number, (words, error) in enumerate(done.refused, start=len(done.results)):
         reason = explain(error, words)
@@ -276,6 +278,29 @@ def _note_failure(
     note_failed_evaluation(overrides, str(error), since)
 
 
+class Done(NamedTuple):
+    """What became of one job; as a number, what a search looks for.
+
+    Attributes:
+        code: Of its exit.
+        reason: Why that is not 0.
+        value: The larger, the better; NaN where the task has none.
+
+    Examples:
+        >>> float(Done(0, value=7.5))
+        7.5
+    """
+
+    code: int
+    reason: str = ""
+    value: float = math.nan
+
+    def __float__(self) -> float:
+        if self.code or math.isnan(self.value):
+            raise ValueError(self.reason or "this task has nothing that a search could look for")
+        return self.value
+
+
 @dataclass
 class _Job:
     """What Hydra calls with a composed configuration; returns exit code and reason.
@@ -287,18 +312,20 @@ class _Job:
         sweep: Whether this is one of several jobs.
         line: Says how far the sweep is; None where the number of jobs is not known.
         done: Task and context of the last job that could run.
+        told: What became of the jobs of this process.
     """
 
     words: list[str]
     sweep: bool = False
     line: SweepLine | None = None
     done: tuple[Task, Context] | None = None
+    told: list[Done] = field(default_factory=list)
 
     def expect(self, total: int) -> None:
-        """Note the number of jobs."""
+        """Note the number of jobs, 0 where it is not known."""
         from dllm_decode.console.sweep_line import SweepLine
 
-        self.line = SweepLine(total)
+        self.line = SweepLine(total) if total else None
 
     def conclude(self) -> None:
         """What stands behind the last job of a sweep."""
@@ -306,7 +333,11 @@ class _Job:
             task, context = self.done
             task.conclude(context)
 
-    def __call__(self, cfg: DictConfig) -> tuple[int, str]:
+    def __call__(self, cfg: DictConfig) -> Done:
+        self.told.append(self._done(cfg))
+        return self.told[-1]
+
+    def _done(self, cfg: DictConfig) -> Done:
         from dllm_decode.tasks.failed import forget_failed_evaluation
 
         state = HydraConfig.get()
@@ -321,12 +352,13 @@ class _Job:
         except Exception as error:
             if self.sweep:
                 _note_failure(folder, overrides, error, begin)
-            return _report(error, self.words), str(error)
+            return Done(_report(error, self.words), str(error))
         if self.sweep and code == 0:
             forget_failed_evaluation(overrides)
         if self.sweep and code in (INTERRUPTED, TERMINATED):
             raise KeyboardInterrupt  # the whole sweep was meant
-        return code, "some rows failed" if code else ""
+        value = self.done[0].objective(self.done[1]) if self.sweep and self.done else math.nan
+        return Done(code, "some rows failed" if code else "", value)
 
     def _run(self, cfg: DictConfig, overrides: Sequence[str], folder: RunFolder, state: Any) -> int:
         """One run: of the command line, or of a sweep."""
@@ -375,9 +407,23 @@ def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
         "overrides": list(overrides),
         "versions": {name: version_of(name) for name in _PACKAGES},
         **hardware(),
+        "threads_chosen": _chosen(context),
         "checkpoint": model and model.description.checkpoint,
         "fingerprint": model and Capabilities.of(model.denoiser).fingerprint,
     }
+
+
+def _chosen(context: Any) -> str:
+    """Why torch has as many threads as it has."""
+    from dllm_decode.console.threads import ThreadWatch, chosen_by_user
+    from dllm_decode.models.adapter import TransformersDenoiser
+
+    denoiser = getattr(vars(context).get("model"), "denoiser", None)
+    if isinstance(denoiser, TransformersDenoiser) and isinstance(denoiser.watch, ThreadWatch):
+        return denoiser.watch.why
+    if context.cfg.model.get("threads") is not None:
+        return "model.threads"
+    return chosen_by_user() or "torch's own number"
 
 
 @contextmanager

@@ -91,9 +91,7 @@ class FreeDave(Strategy):
                 "open none again"
             )
         if isinstance(self.rule, Pipeline) and self.rule.stop:
-            raise ConfigError(
-                "stop rules belong beside freedave (strategy.stop), not into its rule"
-            )
+            raise ConfigError("stop rules belong beside freedave, not into its rule")
 
     @property
     def progress(self) -> Progress:

@@ -44,7 +44,7 @@ class TokenToMask(Strategy):
 
         low_prob:    p(x(i)) < remask_threshold
         t2t_remask:  v(i) != x(i)  and  c(i) > remask_threshold
-        logit_diff:  |p(x(i)) - p'(x(i))| > remask_threshold
+        logit_diff:  p'(x(i)) - p(x(i)) > remask_threshold
 
     with x the token that stands there, p its probability now and p' in the step before, v the
     proposal and c its probability. Of the positions that it names, at most
@@ -53,7 +53,8 @@ class TokenToMask(Strategy):
     nothing, at most `post_steps` times.
 
     Source: Token-to-Mask for LLaDA2.1, arXiv 2604.18738. Its text and its code differ in the
-    defaults (0.1 and 3 revisions against 0.5 and 5, a cap in the code alone); these are the code's.
+    defaults (0.1 and 3 revisions against 0.5 and 5, a cap in the code alone, the size of a movement
+    against a fall); these are the code's.
 
     Args:
         threshold: probability that an open position needs more than, [0, 1]; the best one is
@@ -126,12 +127,13 @@ class TokenToMask(Strategy):
             other = view.settled & (view.pred.token != view.tokens)
             return other & (view.pred.confidence > level), view.pred.confidence
         assert memory.before is not None
-        past = memory.before.read(view)
-        memory.before.write(view, view.pred.logits)
+        past, some = memory.before.read(view), view.settled.any(1)[:, None, None]
+        # as released: what was predicted before anything was decided is nothing to compare with
+        memory.before.write(view, view.pred.logits.masked_fill(~some, float("-inf")))
         known = ~torch.isneginf(past).all(-1) & ~view.fresh[:, None]
         before = past.softmax(-1).gather(-1, view.tokens[..., None])[..., 0]
-        moved = torch.where(known, (own - before).abs(), 0.0)
-        return view.settled & (moved > level), moved
+        fall = torch.where(known, before - own, 0.0)
+        return view.settled & (fall > level), fall
 
     def lingers(self, snapshot: Snapshot, view: StepView, change: Change, memory: Doubts) -> Tensor:
         """Full windows, for `post_steps` steps."""

@@ -336,10 +336,22 @@ def _unknown_option(error: MissingConfigException, overrides: Sequence[str]) -> 
     typed = form.format(group, option)
     if typed in _GONE:
         return ConfigError(f"{typed} is gone; {_GONE[typed]}")
+    extra = _EXTRAS.get(f"{group}={option.partition('_')[0]}")
+    if extra:
+        return ConfigError(f"{typed} needs pip install 'dllm_decode[{extra}]'")
     shown = {name: form.format(group, name) for name in options}
     return ConfigError(
         f"unknown option {typed}{did_you_mean(option, shown)}; {group} has {', '.join(options)}"
     )
+
+
+# Options that come with a package of their own, by the extra that brings it.
+_EXTRAS = {
+    "hydra/sweeper=optuna": "optuna",
+    "hydra/launcher=joblib": "joblib",
+    "hydra/launcher=submitit": "submitit",
+    "hydra/launcher=ray": "ray",
+}
 
 
 def _searched(overrides: Sequence[str]) -> list[str]:

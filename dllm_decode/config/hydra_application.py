@@ -194,7 +194,8 @@ class Application:
             job: What runs; it has to return rather than raise, so that the others go on.
             each: The overrides of a job as they are to be composed, from those as they were
                 written; raises for a job that cannot be.
-            begin: Is told the number of jobs before the first one starts.
+            begin: Is told the number of jobs before the first one starts, 0 where a sweeper of
+                another package does not say it.
         """
         callbacks = Callbacks(cfg)
         callbacks.on_multirun_start(config=cfg, config_name="config")
@@ -215,6 +216,8 @@ class Application:
 
             sweeper.split_arguments = split_arguments
             sweeper.validate_batch_is_legal = lambda batch: None
+        else:
+            begin(int(cfg.hydra.sweeper.get("n_trials") or 0))
         found = sweeper.sweep(arguments=list(cfg.hydra.overrides.task))
         callbacks.on_multirun_end(config=cfg, config_name="config")
         if not own:

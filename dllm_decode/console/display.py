@@ -252,7 +252,7 @@ class CanvasView:
         """The first canvases, each under its title."""
         parts: list[RenderableType] = []
         for row in list(self.rows)[:_SHOWN_ROWS]:
-            parts.append(Text(self.titles[row], style="dim", no_wrap=True, overflow="ellipsis"))
+            parts.append(Text(self.titles[row], style="dim", no_wrap=True, overflow="crop"))
             parts.append(self.text(row))
         if len(self.rows) > _SHOWN_ROWS:
             parts.append(Text(f"... and {len(self.rows) - _SHOWN_ROWS} more", style="dim"))

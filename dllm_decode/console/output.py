@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # What stands for a sign that the encoding of a terminal or file does not have.
-_SIMPLER = {"∎": "#", "·": ".", "✓": "ok", "✗": "x", "→": "->", "…": "..."}
+_SIMPLER = {"∎": "#", "·": ".", "✓": "ok", "✗": "x", "→": "->", "…": "...", "↵": "|"}
 
 
 def _simplified(error: UnicodeError) -> tuple[str, int]:

@@ -13,6 +13,7 @@ from rich.cells import cell_len
 
 from dllm_decode.console.race import Heat, Lane
 from dllm_decode.decoding.colours import INK, colour_of
+from dllm_decode.decoding.playback import Frame
 from dllm_decode.errors import ConfigError
 
 THEMES = {"light": ("#ffffff", "#1b1b1b", "#6a6a6a"), "dark": ("#161616", "#e8e8e8", "#9a9a9a")}
@@ -64,8 +65,7 @@ class Picture:
         seconds: That the race takes, more than 0.
 
     Examples:
-        >>> from dllm_decode.decoding.playback import Frame
-        >>> lane = Lane("credit", [Frame((None,)), Frame(())], str)
+        >>> lane = Lane("credit", [Frame((None,)), Frame((), forwards=1)], str)
         >>> Picture(Heat("Sort", (lane,)), columns=40, seconds=6.0).size
         (392, 128)
     """
@@ -89,10 +89,10 @@ class Picture:
         return tuple(found)
 
     def _status(self, lane: Lane, left: int, width: int) -> Iterator[Mark]:
-        for moment in range(len(lane.frames)):
-            last = moment == len(lane.frames) - 1
+        for moment in range(lane.passes + 1):
+            last = moment == lane.passes
             words = {True: ", right", False: ", wrong", None: ", done"}[lane.correct]
-            text = f"{lane.name}: pass {lane.frames[moment].forwards}{words if last else ''}"
+            text = f"{lane.name}: pass {moment}{words if last else ''}"
             until = None if last else moment + 1
             yield Mark(left, 2, width, text, ink="dim", bold=last, since=moment, until=until)
 
@@ -122,29 +122,34 @@ def _places(widths: Sequence[int], width: int) -> list[tuple[int, int]]:
 def _cells(lane: Lane, left: int, width: int) -> Iterator[Mark]:
     """The columns of a lane: each state from the pass that made it to the one that ended it."""
     for column, (line, at) in enumerate(_places(lane.widths, width)):
-        room = lane.widths[column]
-        states = [
-            frame.cells[column] if column < len(frame.cells) else "gone" for frame in lane.frames
-        ]
-        since = 0
-        for moment in range(1, len(states) + 1):
-            if moment < len(states) and states[moment] == states[since]:
+        place = (left + at, 3 + line, lane.widths[column])
+        for frame, since, until in _states(lane, column):
+            if column >= len(frame.cells):
                 continue
-            until = moment if moment < len(states) else None
-            cell = states[since]
+            cell = frame.cells[column]
             if cell is None:
-                yield Mark(left + at, 3 + line, room, "·", "", "dim", False, since, until)
-            elif not isinstance(cell, str):
-                text, ground = lane.pieces(cell.token), colour_of(cell.confidence)
-                place = (left + at, 3 + line, room, text, ground, "cell")
-                fresh = since + 1 if until is None or until > since + 1 else until
-                if column in lane.frames[since].fresh and since + 1 < len(lane.frames):
-                    yield Mark(*place, True, since, fresh)
-                    if until is None or until > fresh:
-                        yield Mark(*place, False, fresh, until)
-                else:
-                    yield Mark(*place, False, since, until)
-            since = moment
+                yield Mark(*place, "·", "", "dim", False, since, until)
+                continue
+            look = (*place, lane.pieces(cell.token), colour_of(cell.confidence), "cell")
+            calm = since  # from when on it no longer stands out
+            if column in frame.fresh and since < lane.passes:
+                calm = since + 1
+                yield Mark(*look, True, since, calm)
+            if until is None or calm < until:
+                yield Mark(*look, False, calm, until)
+
+
+def _states(lane: Lane, column: int) -> Iterator[tuple[Frame, int, int | None]]:
+    """The first frame of each state of a column, and between which passes it is seen."""
+    states: list[Any] = [
+        frame.cells[column] if column < len(frame.cells) else "gone" for frame in lane.frames
+    ]
+    begins = [n for n, state in enumerate(states) if n == 0 or state != states[n - 1]]
+    for begin, end in zip(begins, [*begins[1:], None], strict=True):
+        since = lane.frames[begin].forwards
+        until = None if end is None else lane.frames[end].forwards
+        if since != until:  # else the next step took no pass
+            yield lane.frames[begin], since, until
 
 
 def as_svg(picture: Picture, theme: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -42,7 +43,7 @@ class Lane:
         >>> cell = Cell(7, 0, 0.9, "commit")
         >>> frames = [Frame((None,)), Frame((cell,), frozenset({0}), forwards=1)]
         >>> Lane("credit", frames, {7: "yes"}.__getitem__, correct=True).status(1)
-        'credit: pass 1, done ✓'
+        'credit: pass 1, right'
     """
 
     name: str
@@ -67,9 +68,17 @@ class Lane:
         """How many it took."""
         return self.frames[-1].forwards
 
+    def step_at(self, moment: int) -> int:
+        """How many steps are done after so many passes; a step that probes takes several."""
+        return max(0, bisect_right(self._passes, moment) - 1)
+
     def at(self, moment: int) -> Frame:
-        """The canvas after so many steps; the last one stays."""
-        return self.frames[min(moment, len(self.frames) - 1)]
+        """The canvas after so many passes; the last one stays."""
+        return self.frames[self.step_at(moment)]
+
+    @cached_property
+    def _passes(self) -> list[int]:
+        return [frame.forwards for frame in self.frames]
 
     @cached_property
     def widths(self) -> list[int]:
@@ -95,7 +104,8 @@ class Lane:
             marked: A column that is to be seen at once.
         """
         lines, used = [Text()], 0
-        for column, (cell, room) in enumerate(zip(frame.cells, self.widths, strict=False)):
+        for column, (cell, wanted) in enumerate(zip(frame.cells, self.widths, strict=False)):
+            room = min(wanted, width)
             if used + room > width and used:
                 lines.append(Text())
                 used = 0
@@ -104,20 +114,20 @@ class Lane:
                 loud = column in frame.reopened or column == marked
                 style = "reverse" if loud else "dim"
                 piece = _OPEN.center(room) if cell is None else self.pieces(cell.token)
-                lines[-1].append(piece + " " * (room - cell_len(piece)), style=style)
+                lines[-1].append(set_cell_size(piece, room), style=style)
                 continue
             style = f"{INK} on {colour_of(cell.confidence)}"
             if column in frame.fresh:
                 style += " bold underline" if cell.kind == "commit" else " bold italic underline"
             piece = self.pieces(cell.token)
-            lines[-1].append(piece + " " * (room - cell_len(piece)), style=style)
+            lines[-1].append(set_cell_size(piece, room), style=style)
         return lines
 
     def status(self, moment: int) -> str:
         """How far it is."""
-        over = moment >= len(self.frames) - 1
-        mark = {True: " ✓", False: " ✗ wrong", None: ""}[self.correct] if over else ""
-        return f"{self.name}: pass {self.at(moment).forwards}{', done' if over else ''}{mark}"
+        over = moment >= self.passes
+        end = {True: ", right", False: ", wrong", None: ", done"}[self.correct] if over else ""
+        return f"{self.name}: pass {min(moment, self.passes)}{end}"
 
 
 @dataclass(frozen=True)
@@ -127,10 +137,10 @@ class Heat:
     Attributes:
         title: The prompt on one line.
         lanes: The decodes, the baseline first.
-        difference: Pass (counted from 1) and column at which they first do different things.
+        difference: Step (counted from 1) and column at which they first do different things.
 
     Examples:
-        >>> lane = Lane("credit", [Frame((None,)), Frame((None,)), Frame((None,))], str)
+        >>> lane = Lane("credit", [Frame((None,)), Frame((None,), forwards=2)], str)
         >>> Heat("Sort: 1 Eva 2 Ben 3 Cleo", (lane, lane)).moments
         2
     """
@@ -141,8 +151,13 @@ class Heat:
 
     @property
     def moments(self) -> int:
-        """Steps of its longest lane."""
-        return max(len(lane.frames) for lane in self.lanes) - 1
+        """Passes of its longest lane."""
+        return max(lane.passes for lane in self.lanes)
+
+    def marked(self, lane: Lane, moment: int) -> int:
+        """The column of the first difference where a lane is just there, else -1."""
+        here = self.difference is not None and lane.step_at(moment) == self.difference[0]
+        return self.difference[1] if self.difference is not None and here else -1
 
 
 def worth_watching(passes: Sequence[int], most: int = _MOST_PROMPTS) -> list[int]:
@@ -214,21 +229,21 @@ def _most(heats: Sequence[Heat], console: Console) -> int:
 
 
 def picture(heats: Sequence[Heat], moment: int, console: Console) -> RenderableType:
-    """The race after so many steps.
+    """The race after so many passes.
 
     Args:
         heats: The prompts.
-        moment: Steps that every lane has done, or all that it needs.
+        moment: Passes that every lane has done, or all that it needs.
         console: Whose size counts.
     """
     parts: list[RenderableType] = []
     for heat in heats:
-        parts.append(Text(heat.title, style="bold", no_wrap=True, overflow="ellipsis"))
+        parts.append(Text(_short(heat.title, console.width), style="bold"))
         width = _room(console, len(heat.lanes))
         most = _most(heats, console)
-        now = heat.difference is not None and heat.difference[0] == moment
-        marked = heat.difference[1] if heat.difference is not None and now else -1
-        drawn = [_drawn(lane, moment, width, most, marked) for lane in heat.lanes]
+        drawn = [
+            _drawn(lane, moment, width, most, heat.marked(lane, moment)) for lane in heat.lanes
+        ]
         if console.width < _NARROW:
             parts += [line for lines in drawn for line in lines]
         else:
@@ -242,6 +257,11 @@ def picture(heats: Sequence[Heat], moment: int, console: Console) -> RenderableT
     return Group(*parts)
 
 
+def _short(text: str, width: int) -> str:
+    """A text that fits into a line in any encoding: one of few signs may have no ellipsis."""
+    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 4)} ..."
+
+
 def _drawn(lane: Lane, moment: int, width: int, most: int, marked: int) -> list[Text]:
     """A lane in lines; of a long canvas those around the first open column."""
     frame = lane.at(moment)
@@ -252,7 +272,7 @@ def _drawn(lane: Lane, moment: int, width: int, most: int, marked: int) -> list[
         now = next((n for n, line in enumerate(lines) if _OPEN in line.plain), height)
         top = min(max(0, now - most // 2), height - most)
         lines = lines[top : top + most]
-    return [Text(lane.status(moment), style="dim", no_wrap=True, overflow="ellipsis"), *lines]
+    return [Text(lane.status(moment), style="dim", no_wrap=True, overflow="crop"), *lines]
 
 
 def _key(console: Console) -> Text:
@@ -272,7 +292,10 @@ def _say(heat: Heat, display: Display) -> None:
     blank = " " * width
     height = max(len(lane.lines(lane.frames[0], width)) for lane in heat.lanes)
     shown = max(2, min(heat.moments + 1, _PLAIN_LINES // height))
-    parting = {heat.difference[0]} if heat.difference else set()
+    parting = set()
+    if heat.difference is not None:
+        frames = heat.lanes[0].frames
+        parting = {frames[min(heat.difference[0], len(frames) - 1)].forwards}
     even = {round(n * heat.moments / (shown - 1)) for n in range(shown)}
     display.say(heat.title)
     display.say("pass " + "".join(f" | {lane.name:{width}}" for lane in heat.lanes).rstrip())

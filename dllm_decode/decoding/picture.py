@@ -18,7 +18,7 @@ OPEN = "·"
 _CELL = "border-radius:3px;padding:0 .25em;margin:1px;white-space:pre;display:inline-block"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StreamStep:
     """The canvas of one row after one step of `TextDecoder.stream`.
 
@@ -50,6 +50,9 @@ class StreamStep:
         """The canvas as text, a dot for each open column."""
         pairs = zip(self.tokens, self.pieces, strict=True)
         return "".join(OPEN if token is None else piece for token, piece in pairs)
+
+    def __repr__(self) -> str:
+        return f"StreamStep({self.number}, {self.text!r})"
 
     def __str__(self) -> str:
         return f"{self.number:3d} | {self.text}"

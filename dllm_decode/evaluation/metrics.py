@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from typing import Any
 
 from dllm_decode.decoding.outcome import Outcome
@@ -44,6 +45,11 @@ class Sample:
         tokens: Everything that was generated, end of text included.
         reference_forwards: Passes of the decode that `strategy=oracle` imitates.
         error: Why there is no answer, "" where there is one.
+        passes: Passes one after the other; several alternatives probed at once are one.
+        probes: Forwards, of those above, over other tokens that the strategy asked for.
+        edits: Settled tokens that were written over.
+        remasks: Settled columns that were opened again.
+        not_granted: Edits and re-masks that the strategy asked for in vain.
 
     Examples:
         >>> steps = (0, 0, 1)  # of three tokens
@@ -70,6 +76,11 @@ class Sample:
     tokens: tuple[int, ...] = ()
     reference_forwards: int = 0
     error: str = ""
+    passes: int = 0
+    probes: int = 0
+    edits: int = 0
+    remasks: int = 0
+    not_granted: int = 0
 
     @property
     def delivered(self) -> int:
@@ -90,7 +101,8 @@ class Sample:
         """
         if "task" in record and "family" not in record:  # as earlier versions wrote it
             record = {"family" if key == "task" else key: record[key] for key in record}
-        record = {"pieces": (), **record}  # not recorded by earlier versions
+        # not recorded by earlier versions
+        record = {"pieces": (), "passes": record.get("forwards", 0), **_NOTHING, **record}
         if record.keys() != _KEYS:
             wrong = sorted(_KEYS.symmetric_difference(record))
             keys = ", ".join(sorted(_KEYS))
@@ -104,6 +116,8 @@ class Sample:
         return cls(**values)
 
 
+# What only some strategies do.
+_NOTHING = dict.fromkeys(("probes", "edits", "remasks", "not_granted"), 0)
 _KEYS = frozenset(entry.name for entry in fields(Sample))
 _CHECKS: Mapping[str, validation.Check] = {
     "problem": validation.name,
@@ -124,13 +138,18 @@ _CHECKS: Mapping[str, validation.Check] = {
     "tokens": validation.wholes(-1, 2**62),
     "reference_forwards": validation.whole(0),
     "error": validation.text,
+    "passes": validation.whole(0),
+    "probes": validation.whole(0),
+    "edits": validation.whole(0),
+    "remasks": validation.whole(0),
+    "not_granted": validation.whole(0),
 }
 
 
 def _mismatch(record: Mapping[str, Any]) -> str:
     """What is wrong with values that are fine one by one."""
     steps, forwards = record["steps"], record["forwards"]
-    if max((*steps, record["end_step"])) >= forwards:
+    if max(max(steps, default=-1), record["end_step"]) >= forwards:
         return f"'steps' and 'end_step' must be below 'forwards', {forwards}"
     for name in ("ready", "confidence", "pieces"):
         if len(record[name]) not in (0, len(steps)):
@@ -188,6 +207,8 @@ def sample_of(
         tokens=outcome.tokens,
         reference_forwards=reference_forwards,
         error=outcome.error,
+        passes=outcome.passes or outcome.forwards,
+        **{name: getattr(outcome, name) for name in _NOTHING},
     )
 
 
@@ -287,12 +308,12 @@ def decoding_order(samples: Sequence[Sample]) -> float:
 def commits_per_step(samples: Sequence[Sample]) -> list[float]:
     """Mean commits of delivered tokens in step 0, 1, ... over the problems still running then."""
     length = max((s.forwards for s in samples), default=0)
-    commits, running = [0] * length, [0] * length
+    ended, commits = [0] * (length + 1), [0] * length
     for sample in samples:
-        for step in range(sample.forwards):
-            running[step] += 1
+        ended[sample.forwards] += 1
         for step in sample.steps:
             commits[step] += 1
+    running = [len(samples) - done for done in accumulate(ended[:length])]
     return [_ratio(count, rows) for count, rows in zip(commits, running, strict=True)]
 
 
@@ -361,6 +382,11 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return _ratio(sum(e.count * abs(e.confidence - e.right) for e in bins), total)
 
 
+def _mean_of(name: str) -> Callable[[Sequence[Sample]], float]:
+    """The mean of a count of samples."""
+    return lambda samples: _mean([float(getattr(sample, name)) for sample in samples])
+
+
 METRICS: tuple[Metric, ...] = (
     Metric(
         "accuracy",
@@ -422,6 +448,26 @@ METRICS: tuple[Metric, ...] = (
         "share of columns",
         "delivered tokens over requested columns",
         effective_token_ratio,
+    ),
+    Metric(
+        "passes",
+        "passes per problem",
+        "model passes one after the other, averaged over problems: alternatives that a strategy "
+        "probes at once are one pass here, and one forward each above",
+        lambda samples: _mean([float(s.passes) for s in samples]),
+    ),
+    *(
+        Metric(name, unit, f"{words}, averaged over problems", _mean_of(name))
+        for name, unit, words in (
+            ("probes", "passes per problem", "forwards over other tokens that the strategy probed"),
+            ("edits", "tokens per problem", "settled tokens that were written over"),
+            ("remasks", "columns per problem", "settled columns that were opened again"),
+            (
+                "not_granted",
+                "tokens per problem",
+                "edits and re-masks asked for that the progress rule did not allow",
+            ),
+        )
     ),
     Metric(
         "decoding_order",

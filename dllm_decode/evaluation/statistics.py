@@ -160,35 +160,49 @@ def kendall_tau(first: Numbers, second: Numbers) -> float:
 def orders(sequences: Sequence[Sequence[int]]) -> list[float]:
     """`kendall_tau` of place and value for each of many sequences; NaN for one value or none."""
     found = [math.nan] * len(sequences)
-    by_length: dict[int, list[int]] = {}
+    like: dict[int, list[int]] = {}  # of like length, so that one long sequence does not cost all
     for number, sequence in enumerate(sequences):
-        by_length.setdefault(len(sequence), []).append(number)
-    for length, numbers in by_length.items():
-        if length > 1:
-            values = np.array([sequences[number] for number in numbers], dtype=np.int32)
-            places = np.arange(length, dtype=np.int32)[None]
-            for number, tau in zip(numbers, _taus(places, values).tolist(), strict=True):
-                found[number] = tau
+        if len(sequence) > 1:
+            like.setdefault((len(sequence) - 1).bit_length(), []).append(number)
+    for numbers in like.values():
+        taus = _orders([sequences[number] for number in numbers])
+        for number, tau in zip(numbers, taus.tolist(), strict=True):
+            found[number] = tau
     return found
 
 
+def _orders(sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """`orders` of sequences of like length, filled up with NaN."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    places = np.arange(lengths.max(), dtype=np.float64)
+    there = places < lengths[:, None]
+    values = np.full(there.shape, np.nan)
+    values[there] = np.concatenate(sequences)
+    return _taus(np.where(there, places, np.nan), values)
+
+
 def _taus(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-    """The tau-b of each row; `first` may be one row for all.
+    """The tau-b of each row; NaN is neither more nor less than anything.
 
     The pairs of each distance are compared at once; all pairs of long rows would fill the memory.
     """
     agree = np.zeros(len(second), dtype=np.int64)
     differ_first, differ_second = np.zeros_like(agree), np.zeros_like(agree)
     for gap in range(1, second.shape[1]):
-        a = np.sign(first[:, gap:] - first[:, :-gap])
-        b = np.sign(second[:, gap:] - second[:, :-gap])
-        agree += (a * b).sum(1).astype(np.int64)
+        a, b = _rises(first, gap), _rises(second, gap)
+        agree += (a * b).sum(1)
         differ_first += (a != 0).sum(1)
         differ_second += (b != 0).sum(1)
     scale = np.sqrt(differ_first.astype(np.float64) * differ_second.astype(np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
         taus: NDArray[np.float64] = np.where(scale == 0, np.nan, agree / scale)
     return taus
+
+
+def _rises(values: NDArray[Any], gap: int) -> NDArray[np.int8]:
+    """1, 0 or -1 for each pair of columns `gap` apart: the second is more, the same, or less."""
+    front, back = values[:, :-gap], values[:, gap:]
+    return (back > front).view(np.int8) - (back < front).view(np.int8)
 
 
 def _paired(first: Numbers, second: Numbers) -> NDArray[np.float64]:

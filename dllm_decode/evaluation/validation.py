@@ -45,6 +45,8 @@ def text(value: Any) -> str:
     """Any text that can be written."""
     if not isinstance(value, str):
         return "must be a text"
+    if value.isascii():
+        return ""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -26,9 +26,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Enough warps to keep every multiprocessor of a large chip busy with several at a time.
 _PROGRAMS = 4096
 _LARGEST_K = 32
-# Rows from which the head runs in slabs of so many ids: the model of costs in docs/kernels.md.
+# Rows from which the head runs in slabs, and the logits of a slab: the model of costs in
+# docs/kernels.md.
 MANY_ROWS = 2048
-SLAB = 8192
+SCRATCH = 1 << 23
 _LARGEST_WINDOW = 1 << 15
 
 
@@ -272,11 +273,12 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
 def _head_in_slabs(hidden: Tensor, weight: Tensor, banned: Tensor) -> RowStatistics:
     """Products of the library, a few ids of the head at a time, each read once and forgotten."""
     rows, vocabulary = hidden.shape[0], weight.shape[0]
-    starts = range(0, vocabulary, SLAB)
-    counts = [layout(max(rows, 1), min(SLAB, vocabulary - start))[2] for start in starts]
+    slab = max(128, SCRATCH // triton.next_power_of_2(max(rows, 1)))
+    starts = range(0, vocabulary, slab)
+    counts = [layout(max(rows, 1), min(slab, vocabulary - start))[2] for start in starts]
     parts = _Parts(rows, sum(counts), hidden.device)
     for number, start in enumerate(starts):
-        logits = head_logits(hidden, weight[start : start + SLAB])
+        logits = head_logits(hidden, weight[start : start + slab])
         _scan_into(parts, logits, banned, start, sum(counts[:number]))
     return _finish(parts, hidden, vocabulary, banned, 0, None)[0]
 

@@ -2,7 +2,7 @@
 """The Triton programs behind `fused`; what they compute is defined in `reference`.
 
 Written for Triton 3.6 to 3.9 and for the interpreter: float32 right after every load (the
-interpreter's bfloat16 arithmetic is wrong), loop bounds known at compile time, no autotuning.
+interpreter's bfloat16 arithmetic is wrong), no autotuning, no libdevice.
 
 A row's statistics are a monoid: with m the maximum of two parts and d_i = m_i - m,
 

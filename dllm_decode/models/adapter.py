@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,6 +33,7 @@ class TransformersDenoiser:
             None for full attention.
         fingerprint: Of the checkpoint, see `models.fingerprint`; None for models without one.
         compiled: Runs the model's body; None to run it as it is.
+        watch: Is told the columns and the seconds of each pass; None for nobody.
 
     Examples:
         >>> from dllm_decode.models.loading import load_model
@@ -47,6 +49,7 @@ class TransformersDenoiser:
     block_length: int | None = None
     fingerprint: str | None = None
     compiled: CompiledBody | None = field(default=None, repr=False)
+    watch: Callable[[int, float], None] | None = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -209,11 +212,14 @@ class TransformersDenoiser:
         self, tokens: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore | None
     ) -> Tensor:
         """One pass through the transformer, compiled or not, (B, Q, D); see `run_body`."""
+        begin = time.perf_counter() if self.watch is not None else 0.0
         positions = positions.clamp(min=0)
         if self.compiled is not None:
             hidden = self.compiled(tokens, positions, mask, store)
         else:
             hidden = run_body(self.model, tokens, positions, mask, store)
+        if self.watch is not None:
+            self.watch(tokens.numel(), time.perf_counter() - begin)
         # with a device map the last layer may live elsewhere
         return hidden.to(tokens.device)
 

@@ -78,6 +78,7 @@ class Description:
         licence: Of the weights, None where unknown.
         passed_over: Checkpoints that stood earlier in the list and were not available, with the
             reason.
+        edits: Whether its published decoding writes over tokens.
 
     Examples:
         >>> from dllm_decode.models.toy import Copy
@@ -94,6 +95,7 @@ class Description:
     device: str
     licence: str | None = None
     passed_over: Mapping[str, str] = field(default_factory=dict)
+    edits: bool = False
 
     def __str__(self) -> str:
         size = f"{_short(self.parameters)} parameters" if self.parameters else "no parameters"

@@ -55,8 +55,10 @@ def load_model(
     ignore_settings: Sequence[str] = (),
     compile: str | None = None,
     body: str = "stock",
+    threads: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_control_tokens: bool = False,
+    edits: bool = False,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -85,10 +87,14 @@ def load_model(
         body: What computes the layers: the `stock` class of transformers, which is the definition;
             `lean`, the same function in fewer operations for dense models of Llama's kind with
             SDPA on one device (`dllm_decode.models.lean`); `auto`, lean on a processor.
+        threads: Of torch in this process, for models on a processor; None leaves them as they are
+            (the command lines then time one pass with one thread and with all).
         chat_template_kwargs: What the chat template is given beside the messages, e.g.
             `{"enable_thinking": False}`.
         parse_control_tokens: Whether control tokens in prompts become what they stand for, instead
             of being text.
+        edits: Whether the model was trained to write over its own tokens, and was published with a
+            decoding that does; decoding it otherwise says so.
 
     Raises:
         ConfigError: A setting cannot work; the message names its key.
@@ -98,6 +104,9 @@ def load_model(
     if compile is not None:
         require_choice("model.compile", compile, MODES)
     require_choice("model.body", body, BODIES)
+    if threads is not None:
+        require_count("model.threads", threads)
+        torch.set_num_threads(threads)
     number = placement.dtype  # a device that is not there answers before anything is read
     found = locate(checkpoint)
     plan = blueprint(
@@ -132,6 +141,7 @@ def load_model(
         device=str(denoiser.device),
         licence=licence or licence_of(found.folder),
         passed_over=found.passed_over,
+        edits=edits,
     )
     return LoadedModel(denoiser, tokenizer, description, plan.published.values)
 

@@ -9,7 +9,9 @@ from dllm_decode.problems.base import Family, Problem
 from dllm_decode.problems.lists import labelled
 from dllm_decode.problems.words import SYMBOLS, THINGS
 
-_LARGEST = 99  # numbers are single tokens up to here
+# Of a chain. Every sum, difference, product and quotient is learned as a fact of its own; there are
+# five hundred of them up to here, and two thousand up to 99 with operands up to 9.
+_LARGEST, _OPERAND = 50, 5
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Chain(Family):
     longest: int = 20
 
     def generate(self, rng: random.Random) -> Problem:
-        """Draw steps whose results stay within 0 to 99 without remainder."""
+        """Draw steps whose results stay within 0 to 50 without remainder."""
         start = value = rng.randint(1, 30)
         asked, steps, before = [], [], value
         for label in SYMBOLS[: rng.randint(self.shortest, self.longest)]:
@@ -56,7 +58,7 @@ def _step(value: int, before: int, rng: random.Random) -> tuple[str, int, int]:
     possible = [step for step in possible if step[2] != before]
     if possible and rng.random() < 0.4:
         return rng.choice(possible)
-    operand = rng.randint(2, 9)
+    operand = rng.randint(2, _OPERAND)
     less = value >= operand and (value + operand > _LARGEST or rng.random() < 0.5)
     return ("-", operand, value - operand) if less else ("+", operand, value + operand)
 

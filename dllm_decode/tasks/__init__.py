@@ -21,6 +21,7 @@ interpolation (`seed: ${seed}`), the output goes to `context.folder`, words for 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,9 +69,13 @@ class Context:
     def model(self) -> LoadedModel:
         """The model of this configuration, loaded once."""
         from dllm_decode.config.instantiate import build_model
+        from dllm_decode.console.threads import timed_threads
 
         with self.display.working("loading the model"):
-            return build_model(self.cfg)
+            loaded = build_model(self.cfg)
+        if self.cfg.model.get("threads") is not None:
+            return loaded
+        return timed_threads(loaded, lambda line: self.display.say(line, "dim"))
 
     @cached_property
     def decoder(self) -> TextDecoder:
@@ -156,6 +161,14 @@ class Task(ABC):
             context: Of the last job that ran.
         """
         return
+
+    def objective(self, context: Context) -> float:
+        """What a search such as Optuna's maximizes; NaN for a task without any such figure.
+
+        Args:
+            context: Of the job that has just run.
+        """
+        return math.nan
 
     @property
     def concludes(self) -> bool:

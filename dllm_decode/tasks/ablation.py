@@ -231,10 +231,14 @@ def _share_cores(workers: int) -> None:
 
     from dllm_decode.console.allocator import keep_freed_memory
     from dllm_decode.console.processes import leave_signals_to_parent
+    from dllm_decode.console.threads import chosen_by_user
 
     leave_signals_to_parent()
     keep_freed_memory()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    if not chosen_by_user():
+        share = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(share)
+        os.environ["OMP_NUM_THREADS"] = str(share)  # nobody in this process chooses again
 
 
 def _in_worker(

@@ -76,7 +76,7 @@ class Compare(Task):
             found = {name: differences(traces[names[0]], traces[name]) for name in names[1:]}
         except TraceError as error:
             raise ConfigError(f"{', '.join(names)}: {error}") from None
-        context.folder.write_text("compare.html", player(traces))
+        context.folder.write_text("compare.html", player(traces, self._right(names)))
         context.folder.write_json("compare.json", _record(traces, found))
         _show(context, traces, found)
         return 0
@@ -88,17 +88,27 @@ class Compare(Task):
         files = [place / "trace.jsonl" if place.is_dir() else place for place in places]
         return dict(zip(_names(places), map(read_trace, files), strict=True))
 
+    def _right(self, names: Sequence[str]) -> dict[str, list[bool | None]]:
+        """Which answers of recorded runs are right, as far as that is known."""
+        from dllm_decode.tasks.export import graded
+
+        if not isinstance(self.runs, list):
+            return {}
+        known = [graded(Path(place).expanduser()).get("") for place in self.runs]
+        return {name: [*right] for name, right in zip(names, known, strict=True) if right}
+
     def _decoded(self, context: Context) -> dict[str, Trace]:
         """Both decodes, of the configuration and of what is changed about it."""
         from omegaconf import OmegaConf
 
         from dllm_decode.api import build
-        from dllm_decode.config.compose import compose_checked
+        from dllm_decode.config.compose import compose_checked, without_shorthands
         from dllm_decode.console.trace_files import trace_of
         from dllm_decode.tasks.generate import Generate, with_candidates
 
         assert self.against is not None
-        words = shlex.split(self.against)
+        given = [*context.overrides, *shlex.split(self.against)]
+        words = without_shorthands(given)[len(context.overrides) :]
         keys = [word.lstrip("+").partition("=")[0] for word in words]
         for key in keys:
             if key.partition(".")[0] in _SHARED:
@@ -215,7 +225,7 @@ def _show(
         for row in [row for row in rows if row in found[name]][:_SHOWN]:
             difference = found[name][row]
             display.say(
-                f"  prompt {row + 1}: from pass {difference.step + 1}, column "
+                f"  prompt {row + 1}: from step {difference.step + 1}, column "
                 f"{difference.column}: {difference.left} against {difference.right}"
             )
         if len(found[name]) > _SHOWN:
@@ -226,4 +236,4 @@ def _show(
             f"{sum(record['same_tokens'][name])} end in the same tokens; "
             f"{passes[0]} against {passes[1]} passes"
         )
-    display.say(f"to play them in sync, open {context.folder.path / 'compare.html'}")
+    display.say(f"player: {context.folder.path / 'compare.html'}")

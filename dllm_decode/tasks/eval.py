@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from dllm_decode.decoding.batching import check_batching, check_voting
 from dllm_decode.environment import hardware, version_of
-from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
+from dllm_decode.errors import (
+    ConfigError,
+    DllmDecodeError,
+    require_choice,
+    require_count,
+    require_in_range,
+)
 from dllm_decode.problems import FAMILIES, TRAINED, Variant
 from dllm_decode.tasks import Context, Task, strategy_name
 
@@ -62,6 +68,7 @@ class Eval(Task):
         batching: See `Engine`.
         runs: The folder of all jobs.
         resume: False does the job again from the start.
+        at_least: Accuracy in [0, 1] that a search asks for, see `objective`.
         timing: n > 0 makes it the n-th repetition of a job that reports use for its wall time and
             for nothing else.
         n: Decodes of every problem, which vote for its answer; forwards are those of all.
@@ -91,6 +98,7 @@ class Eval(Task):
     batching: str = "continuous"
     runs: str = "runs/eval"
     resume: bool = True
+    at_least: float = 0.0
     timing: int = 0
     n: int = 1
     vote: str = "majority"
@@ -100,6 +108,7 @@ class Eval(Task):
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
         require_count("task.timing", self.timing, minimum=0)
+        require_in_range("task.at_least", self.at_least, 0.0, 1.0)
         require_count("seed", self.seed, minimum=0)
         check_batching(self.batch_size, self.max_tokens_in_flight, self.batching)
         require_count("task.shot_count", self.shot_count, minimum=0)
@@ -143,8 +152,23 @@ class Eval(Task):
 
     def conclude(self, context: Context) -> None:
         """The table of all jobs of this process."""
-        if _FINISHED and not context.display.silent:
-            show_table(context, list(_FINISHED))
+        there = [path for path in _FINISHED if path.is_dir()]
+        if there and not context.display.silent:
+            show_table(context, there, 100 * self.at_least)
+
+    def objective(self, context: Context) -> float:
+        """Tokens per forward; below zero, the more the less accurate, where `at_least` is missed.
+
+        tokens per forward        if accuracy >= at_least
+        accuracy - at_least       otherwise
+        """
+        from dllm_decode.evaluation.store import RESULTS, read_json
+
+        figures = read_json(context.folder.path / RESULTS)["figures"]["all"]
+        share = float(figures["accuracy"]["value"])
+        if share < self.at_least:
+            return share - self.at_least
+        return float(figures["tokens_per_forward"]["value"])
 
     def evaluate(self, context: Context, order: int | None) -> int:
         """`run` without its table.
@@ -170,7 +194,7 @@ class Eval(Task):
                 results = self._results(context, decoder, questions, folder)
                 folder.finish({"name": name, "order": order or 0, **results})
                 tell_errors(context, name, folder)
-        _FINISHED[path] = None
+        _FINISHED[path.absolute()] = None
         results = read_json(path / RESULTS)
         if order is not None and results.get("order") != order:  # its place in the present list
             results["order"] = order
@@ -600,10 +624,16 @@ def so_far(samples: Sequence[Sample]) -> str:
     return f"accuracy {100 * right:.1f} %, {tokens:.2f} tokens per forward"
 
 
-def show_table(context: Context, paths: Sequence[Path]) -> None:
-    """The jobs of this process that can stand in one table with the last one."""
+def show_table(context: Context, paths: Sequence[Path], floor: float = 0.0) -> None:
+    """The jobs of this process that can stand in one table with the last one.
+
+    Args:
+        context: Of the last job.
+        paths: Of the jobs.
+        floor: Accuracy [%] at which the fastest one is named; 0 for the usual steps.
+    """
     from dllm_decode.evaluation.reporting.factors import named
-    from dllm_decode.evaluation.reporting.overview import overview, table
+    from dllm_decode.evaluation.reporting.overview import FLOORS, overview, table
     from dllm_decode.evaluation.reporting.render import ReportPage
     from dllm_decode.evaluation.reporting.report import facts_of, read_runs
     from dllm_decode.evaluation.reporting.tables import rows_of
@@ -616,7 +646,7 @@ def show_table(context: Context, paths: Sequence[Path]) -> None:
         runs = named(runs)
         report = ReportPage("", facts_of(runs), rows_of(runs, None), {}, ())
         closing = ["task=report makes tables, figures and a page of them"]
-        for part in overview(report, width, closing):
+        for part in overview(report, width, closing, (floor,) if floor else FLOORS):
             context.display.show(part)
         return
     context.display.say(runs[0].name)

@@ -91,17 +91,33 @@ class Export(Task):
             raise ConfigError(f"task.row must be at most {len(titles)}, the prompts of the run")
         if not passes[row]:
             raise ConfigError(f"prompt {row + 1} of the run has no pass to draw")
-        lanes = tuple(Lane.of(name, trace, row) for name, trace in traces.items())
+        lanes = tuple(
+            Lane.of(name, trace, row, right[row] if right and row < len(right) else None)
+            for (name, trace), right in zip(traces.items(), self._right(), strict=True)
+        )
         return Heat(titles[row], lanes)
+
+    def _right(self) -> list[list[bool] | None]:
+        """Of each lane, which answers are right; None where that is not known."""
+        known = {place: graded(place.parent) for place in self._files.values()}
+        return [
+            known[place].get(place.stem.removeprefix("trace-") if "-" in place.stem else "")
+            for place in self._files.values()
+        ]
 
     def _traces(self) -> dict[str, Trace]:
         """Every lane by its name, the baseline of a run before the run itself."""
         from dllm_decode.decoding.trace import read_trace
 
+        return {name: read_trace(file) for name, file in self._files.items()}
+
+    @property
+    def _files(self) -> dict[str, Path]:
+        """The trace file of each lane."""
         places = [
             Path(p).expanduser() for p in ([self.runs] if isinstance(self.runs, str) else self.runs)
         ]
-        found: dict[str, Trace] = {}
+        found: dict[str, Path] = {}
         for place in places:
             files = {place.stem: place}
             if place.is_dir():
@@ -109,8 +125,27 @@ class Export(Task):
                 files = {file.stem.removeprefix("trace-"): file for file in others}
                 files[_name(place)] = place / "trace.jsonl"
             for name, file in files.items():
-                found[name if name not in found else str(place)] = read_trace(file)
+                found[name if name not in found else str(place)] = file
         return found
+
+
+def graded(folder: Path) -> dict[str, list[bool]]:
+    """Which answers of a run are right, by the name of the strategy; "" is the run's own.
+
+    Empty where it is not known.
+    """
+    try:
+        runs = json.loads((folder / "results.json").read_text(encoding="utf-8"))["runs"]
+        lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+        samples = [json.loads(line) for line in lines]
+        found = {
+            name: [bool(sample["correct"]) for sample in samples if sample["run"] == name]
+            for name, figures in runs.items()
+            if "correct" in figures
+        }
+        return {**found, "": next(iter(found.values()))} if found else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _name(folder: Path) -> str:

@@ -352,17 +352,20 @@ class Generate(Task):
             style = None if sample.correct or job.grade is None else "red"
             display.say(f"  {sample.text.strip() or '(empty)'}{mark}{note}", style)
         graded = any(job.grade is not None for job in jobs)
-        if len(runs) == 2:
+        interrupted = any(run.interrupted for run in runs.values())
+        whole = len(runs) == 2 and not interrupted  # half a decode proves nothing
+        if whole:
             own, baseline = samples.items()
             display.say(verdict(own, baseline, graded), "bold")
         display.show(table(runs, samples, graded))
-        if len(runs) == 2:
+        if whole:
             display.say(compared(*samples.values()))
-        if any(run.interrupted for run in runs.values()):
+        if interrupted:
             display.say("interrupted; the partial results are in the run folder", "bold")
         display.say(f"run folder: {context.folder.path}")
-        if (context.folder.path / "trace.html").is_file():
-            display.say("to play it again, open trace.html in it")
+        player = context.folder.path / "trace.html"
+        if player.is_file():
+            display.say(f"player: {player}")
 
 
 def _possible(world: Any, prompt: str) -> Callable[[str], bool]:

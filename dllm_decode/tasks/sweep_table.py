@@ -31,8 +31,8 @@ def table_of_jobs(folder: Path) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
     table.caption = f"the last {MOST_JOBS}; all are in {folder}" if hidden > 0 else f"{folder}"
     for head in ("job", "overrides", "forwards", "tokens/forward", "seconds", "correct"):
-        right = head != "overrides"
-        table.add_column(head, justify="right" if right else "left", no_wrap=right)
+        number = head != "overrides"
+        table.add_column(head, justify="right" if number else "left", no_wrap=number)
     common = set.intersection(*(set(words) for *_, words in found)) if len(found) > 1 else set()
     for name, results, words in found[-MOST_JOBS:]:
         figures = next(iter(results["runs"].values()))

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from dllm_decode.cli import main
 
-PROMPT = "Latin square of K Q X Z"
 TARGET = Path(__file__).with_name("race.svg")
 
 
 def draw() -> None:
-    """Decode one prompt in both ways, then export the recording."""
+    """Decode the sample problems in both ways, then export the one best to watch."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["strategy=credit", f"prompt={PROMPT}", "max_new_tokens=32", "display=none"]
+        words = ["strategy=credit", "task.samples=6", "display=none"]
         assert main([*words, f"hydra.run.dir={folder}/run"]) == 0
         picture = [f"runs={folder}/run", "task.format=svg", "task.theme=auto", "task.columns=84"]
         place = f"hydra.run.dir={folder}/export"

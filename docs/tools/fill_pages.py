@@ -12,6 +12,7 @@ A page marks a place with the names of runs, and the report fills it:
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import textwrap
@@ -44,7 +45,7 @@ def refresh(folder: str | Path, runs: Sequence[EvalRun]) -> list[Path]:
         old = path.read_text(encoding="utf-8")
         if len(_MARK.findall(old)) != len(_PLACE.findall(old)):
             raise ConfigError(f"{path} has a mark '<!-- runs: ...' without '{END}'")
-        new = _PLACE.sub(lambda found, at=path: _filled(found, at, runs), old)  # type: ignore[misc]
+        new = _PLACE.sub(lambda found, at=path: _filled(found, at, root, runs), old)  # type: ignore[misc]
         if new != old:
             changed[path] = new
     for path, text in changed.items():
@@ -52,7 +53,7 @@ def refresh(folder: str | Path, runs: Sequence[EvalRun]) -> list[Path]:
     return list(changed)
 
 
-def _filled(found: re.Match[str], page: Path, runs: Sequence[EvalRun]) -> str:
+def _filled(found: re.Match[str], page: Path, root: Path, runs: Sequence[EvalRun]) -> str:
     """One marked place with its table."""
     by_name = {run.name: run for run in reversed(runs)}  # of one name the first
     names = [name.strip() for name in found[1].split(";")]
@@ -63,16 +64,21 @@ def _filled(found: re.Match[str], page: Path, runs: Sequence[EvalRun]) -> str:
     chosen = [by_name[name] for name in names]
     # where some of them had fewer problems, all are compared on these
     problems = {s.problem for s in min(chosen, key=lambda run: len(run.samples)).samples}
-    table = section([run.on(problems) for run in chosen], [run.on(problems) for run in runs])
+    results = Path(os.path.relpath(root / "results.md", page.parent)).as_posix()
+    every = [run.on(problems) for run in runs]
+    table = section([run.on(problems) for run in chosen], every, results)
     return f"<!-- runs: {found[1]} -->\n{table}\n{END}"
 
 
-def section(chosen: Sequence[EvalRun], runs: Sequence[EvalRun]) -> str:
+def section(
+    chosen: Sequence[EvalRun], runs: Sequence[EvalRun], results: str = "../results.md"
+) -> str:
     """What was measured with the chosen runs.
 
     Args:
         chosen: Those that are shown.
         runs: All of them, among which the baseline is.
+        results: Where the page of results is, seen from the one that is filled.
     """
     first = chosen[0]
     loose = [
@@ -82,7 +88,7 @@ def section(chosen: Sequence[EvalRun], runs: Sequence[EvalRun]) -> str:
     ]
     base = next((run for run in runs if is_sequential(run)), None)
     said = [f"{len(first.samples):,} held-out problems of {len(first.families)} families, batch "]
-    said += [f"{first.results['batch_size']}, made with [the results](../results.md)."]
+    said += [f"{first.results['batch_size']}, made with [the results]({results})."]
     heads = ["strategy", "accuracy % [95 %]", "forwards per problem", "tokens per forward"]
     if loose:
         heads += [f"{', '.join(loose)}: accuracy %", "forwards"]

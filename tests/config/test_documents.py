@@ -26,6 +26,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 sys.path.insert(0, str(EXAMPLES))
 
+from second_look import SecondLook  # noqa: E402
 from surest_half import SurestHalf  # noqa: E402
 from twice import SaidTwice  # noqa: E402
 
@@ -108,7 +109,7 @@ class TestTheExampleStrategy(StrategyContract):
 
 class TestTheExampleWithMemory(StrategyContract):
     def strategies(self) -> list[Strategy]:
-        return [SaidTwice()]
+        return [SaidTwice(), SecondLook()]
 
 
 def test_both_forms_of_the_page_run_the_example_alone_with_the_default_stop_rule(

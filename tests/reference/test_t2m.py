@@ -23,10 +23,10 @@ def plain_rule(threshold: float, detector: str, level: float, share: float, time
                 if now.token[c] != now.stands[c] and now.confidence[c] > level:
                     doubt[c] = now.confidence[c]
             elif detector == "logit_diff" and c in past:
-                moved = abs(own - past[c][now.stands[c]])
+                moved = past[c][now.stands[c]] - own
                 if moved > level:
                     doubt[c] = moved
-        now.kept["before"] = {c: now.probs[c] for c in now.block}
+        now.kept["before"] = {c: now.probs[c] for c in now.block if now.settled}
         doubt = {c: value for c, value in doubt.items() if now.revised[c] < times}
         most = max(1, int(len(now.settled) * share))
         sure = [c for c in now.open if now.confidence[c] > threshold]

@@ -99,7 +99,7 @@ def test_head_and_statistics_in_one_equal_the_definition(case, depth):
 @examples(3)
 @given(properties.cases(st.integers(0, 20), st.integers(1, 300)), st.integers(1, 40))
 def test_a_head_in_slabs_equals_the_definition(case, depth):
-    with mock.patch.multiple(fused, MANY_ROWS=0, SLAB=64):
+    with mock.patch.multiple(fused, MANY_ROWS=0, SCRATCH=0):
         properties.check_head(case, depth, CPU)
 
 

@@ -432,6 +432,14 @@ def test_ctrl_c_writes_what_was_decoded_and_ends_with_130(cli: Cli) -> None:
     assert (cli.folder / "env.json").exists()
 
 
+def test_a_baseline_that_was_interrupted_is_not_compared_with(cli: Cli) -> None:
+    interrupted = "model._target_=faulty_models.InterruptedWorld"
+    assert cli("model=toy_copy", "task.samples=2", interrupted, "+model.after=6") == 130
+    assert set(cli.json("results.json")["runs"]) == {"credit", "sequential"}
+    assert "passes against" not in cli.out and "pass  |" not in cli.out
+    assert "interrupted; the partial results are in the run folder" in cli.out
+
+
 def test_ctrl_c_before_the_first_step_ends_with_130_and_leaves_nothing(cli: Cli) -> None:
     interrupted = "model._target_=faulty_models.InterruptedWorld"
     assert cli(*TOY, interrupted, "+model.after=0") == 130

@@ -26,14 +26,19 @@ def test_two_recorded_runs_are_compared_where_they_part(tmp_path: Path, capsys) 
     assert run(tmp_path / "c", "task=compare", both) == 0
     told = capsys.readouterr().out
     assert "strategy=topk against strategy=sequential" in told
-    assert "prompt 1: from pass 1, column " in told and "   1* |" in told
+    assert "prompt 1: from step 1, column " in told and "   1* |" in told
     written = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [d["row"] for d in written["first_differences"]["strategy=sequential"]] == [0, 1]
     page = (tmp_path / "c" / "compare.html").read_text()
-    assert "strategy=topk" in page and page.count('"finish_reasons"') == 2
+    assert '"name": "strategy=topk", "correct": [' in page and page.count('"finish_reasons"') == 2
     files = f"runs=[{tmp_path / 'a' / 'trace.jsonl'},{tmp_path / 'a'}]"
     assert run(tmp_path / "d", "task=compare", files) == 0
     assert "2 of 2 prompts are decoded in the same way" in capsys.readouterr().out
+
+
+def test_a_second_configuration_may_be_written_in_short(tmp_path: Path, capsys) -> None:
+    assert run(tmp_path, "task=compare", *TOY, "against='threshold=0.1'", "task.samples=1") == 0
+    assert "strategy.select.threshold=0.1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

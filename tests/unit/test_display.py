@@ -128,3 +128,30 @@ def test_a_strategy_in_words_is_its_parts_in_order() -> None:
         "-> confidence threshold (threshold 0.9)"
     )
     assert describe_strategy(ConfidenceThreshold()) == "confidence threshold (threshold 0.9)"
+
+
+def test_what_is_shown_later_is_shown_now_only_where_it_takes_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("dllm_decode.console.display.time.monotonic", lambda: now[0])
+    for seconds, seen in ((0.2, False), (1.0, True)):
+        console, view = terminal(), CanvasView(["title"], "abc".__getitem__)
+        now[0] = 0.0
+        with make_display("live", console).canvas(view, shown_later=True):
+            now[0] = seconds
+            view.update(0, 0, [0, None])
+        assert ("title" in written(console)) == seen
+
+
+def test_a_canvas_is_coloured_by_confidence() -> None:
+    view = CanvasView(["title"], "abc".__getitem__)
+    view.update(0, 0, [0, 1, None], {0: 0.3, 1: 0.995})
+    styles = [str(span.style) for span in view.text(0).spans]
+    assert "#f4a582" in styles[0] and "#4393c3" in styles[1] and styles[2] == "dim"
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_speed_out_of_range_is_refused(speed: float) -> None:
+    with pytest.raises(ConfigError, match="speed must be a number above 0"):
+        make_display("auto", paper(), speed)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -118,6 +119,20 @@ def test_a_run_is_drawn_with_its_baseline_and_runs_side_by_side(run: Path) -> No
     ]
     (run / "results.json").unlink()
     assert lanes(Export(str(run))) == ["sequential", "run"]
+
+
+def test_lanes_say_who_was_right_where_it_is_known(run: Path) -> None:
+    def ends(runs: str) -> list[str]:
+        return [lane.status(99).partition(", ")[2] for lane in Export(runs)._heat().lanes]
+
+    assert ends(str(run)) == ["done", "done"]
+    samples = [{"run": "credit", "correct": True}, {"run": "sequential", "correct": False}]
+    (run / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)) + "\n")
+    assert ends(str(run)) == ["done", "done"]  # nobody has graded them
+    figures = {name: {"correct": 1} for name in ("credit", "sequential")}
+    (run / "results.json").write_text(json.dumps({"runs": figures}))
+    assert ends(str(run)) == ["wrong", "right"]
+    assert ends(str(run / "trace.jsonl")) == ["right"]
 
 
 @pytest.mark.parametrize(

@@ -227,12 +227,12 @@ def test_many_rows_go_through_the_head_in_slabs_of_the_library_s_product(rows, w
     fused.head_statistics(empty(rows, 64), empty(20_000, 64), ids(2))
     assert fused.head_plan(rows)[0] == way
     names = [program.__name__ for program, *_ in launched]
-    assert names == (["scan_head"] if way == "fused" else ["scan_rows"] * 3) + ["finish_rows"]
+    assert names == (["scan_head"] if way == "fused" else ["scan_rows"] * 5) + ["finish_rows"]
     if way == "slabs":  # each slab writes its own parts
-        starts = [given["first_part"] for _, _, given in launched[:3]]
+        starts = [given["first_part"] for _, _, given in launched[:5]]
         ends = [start + grid[1] for start, (_, grid, _) in zip(starts, launched, strict=False)]
-        assert starts == [0, *ends[:2]] and ends[2] == launched[0][2]["all_parts"]
-        assert [given["first_id"] for _, _, given in launched[:3]] == [0, 8192, 16384]
+        assert starts == [0, *ends[:4]] and ends[4] == launched[0][2]["all_parts"]
+        assert [given["first_id"] for _, _, given in launched[:5]] == list(range(0, 20_000, 4096))
 
 
 def test_an_unknown_choice_of_kernels_is_refused():

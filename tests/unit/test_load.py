@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -133,3 +135,15 @@ def test_a_model_without_a_mask_is_refused():
     model.config.mask_token_id = None
     with pytest.raises(ConfigError, match=r"mask of LlamaForCausalLM is not known.*model.mask_id"):
         adopt(model)
+
+
+def test_a_model_that_was_trained_to_edit_says_so_where_the_strategy_never_does(recwarn):
+    checkpoint = Path(__file__).parents[1] / "golden" / "checkpoints" / "llada2"
+    words = [f"model.checkpoint={checkpoint}", "model.edits=true", "model.mask_id=213"]
+    words += ["model.block_length=8", "schedule.length=8"]
+    with pytest.warns(UserWarning, match=r"was trained to write over its own tokens.*joint_thresh"):
+        load("checkpoint", "threshold", overrides=words)
+    recwarn.clear()
+    decoder = load("checkpoint", "joint_threshold", overrides=words)
+    assert not recwarn.list and decoder.model.description.edits
+    assert decoder.generate([[3, 4, 5]], max_new_tokens=8).undecided == (0,)

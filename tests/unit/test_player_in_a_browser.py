@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,24 +146,37 @@ def test_confidence_is_a_colour_in_light_and_dark(page: Any) -> None:
         assert seen == [f"rgb{value}" for value in map(str, rgb)]
 
 
-def test_pointing_and_tapping_tell_token_pass_confidence_and_candidates(page: Any) -> None:
+def test_pointing_and_tapping_tell_token_step_confidence_and_candidates(page: Any) -> None:
     page.keyboard.press("ArrowRight")
     for act in ("hover", "click"):
         page.mouse.move(0, 0)
         getattr(page.locator(".lane:first-child [data-column='0']"), act)()
         told = page.locator("#tip").inner_text()
-        for words in ("token 1", "pass 1", "confidence 0.4000", "Ada\t0.4000", "Ben\t0.3000"):
+        for words in ("token 1", "step 1", "confidence 0.4000", "Ada\t0.4000", "Ben\t0.3000"):
             assert words in told
     page.locator(".lane:first-child [data-column='2']").hover()
     assert "column 2, open" in page.locator("#tip").inner_text()
 
 
 def test_the_first_difference_is_said_marked_and_a_key_away(page: Any) -> None:
-    assert page.locator("#said").text_content() == "first difference: pass 1, column 1"
+    assert page.locator("#said").text_content() == "first difference: step 1, column 1"
     page.keyboard.press("End")
     page.keyboard.press("d")
     assert page.locator("#where").text_content() == "pass 1 of 5"
     assert page.locator(".differs").count() == 2
+
+
+def test_a_step_that_probes_takes_its_passes(browser: Any, tmp_path: Path) -> None:
+    steps = [replace(step, forwards=(3, 1), probes=(2, 0)) for step in FAST.steps]
+    probing = replace(FAST, steps=tuple(steps))
+    (tmp_path / "t.html").write_text(player({"a": probing, "b": FAST}), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(f"file://{tmp_path / 't.html'}#row=0&pass=2")
+    assert page.locator("#where").text_content() == "pass 2 of 6"
+    assert cells(page, 0) == ["·"] * 4 and cells(page, 1) == [" Ada", " Ben", "□"]
+    page.keyboard.press("ArrowRight")
+    assert cells(page, 0) == [" Ada", " Ben", "·", "·"]
+    page.close()
 
 
 def test_equal_decodes_have_no_difference(browser: Any, tmp_path: Path) -> None:
@@ -183,6 +197,10 @@ def test_the_strip_says_what_other_rules_would_have_committed(page: Any) -> None
     rules.locator("input").first.check()
     assert kinds(page, 0, 1) == {"open", "would"} and kinds(page, 0, 0) == {"open"}
     assert "only until the two part" in rules.inner_text()
+    rules.locator("input").first.focus()
+    page.keyboard.press("Space")  # of the box, not of the player
+    assert not rules.locator("input").first.is_checked()
+    assert page.locator("#play").text_content() == "play"
 
 
 def test_bars_of_the_timeline_can_be_clicked(page: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,15 @@ def test_the_model_of_an_early_hour_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_continuation_may_share_its_steps_among_more_workers(tmp_path: Path) -> None:
+    tiny(tmp_path, steps=4, halt=2).train()
+    tiny(tmp_path, steps=4, workers=2, batch_tokens=256).train()
+    lines = curves.read(tmp_path / "curves.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+@pytest.mark.slow
 def test_two_workers_measure_all_families(tmp_path: Path) -> None:
     folder = tiny(tmp_path, workers=2, steps=2, measured_problems=1).train()
     assert (folder / "model.safetensors").exists()
@@ -392,6 +402,10 @@ def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     tiny(tmp_path, steps=1).train()
     with pytest.raises(CheckpointError, match=r"^task.width must be 16 .* got 32"):
         tiny(tmp_path, width=32).train()
+    with pytest.raises(
+        CheckpointError, match=r"^task.workers \* task.batch_tokens must be 512 .* got 1024"
+    ):
+        tiny(tmp_path, workers=2).train()
     with pytest.raises(ConfigError, match=r"^task.output must be a new folder"):
         tiny(tmp_path, resume=False).train()
     (tmp_path / "checkpoint.json").write_text("{")

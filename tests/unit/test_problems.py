@@ -154,7 +154,7 @@ def test_every_step_of_a_chain_takes_the_result_before() -> None:
             value = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}[
                 sign
             ](value, int(operand))
-            assert int(result) == value and 0 <= value <= 99
+            assert int(result) == value and 0 <= value <= 50
     assert lengths == set(range(6, 21))
 
 

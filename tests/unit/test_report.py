@@ -786,6 +786,9 @@ def test_of_one_rule_only_what_was_set_is_left_and_every_run_has_its_own_name(tm
     assert [t.name for t in factors.traits_of(read(tmp_path / "runs"))] == [
         "threshold=0.5", "threshold=0.7",
     ]  # fmt: skip
+    again = factors.traits_of(factors.named(read(tmp_path / "runs")))
+    assert [t.factors for t in again] == [{"threshold": 0.5}, {"threshold": 0.7}]
+    assert len({t.line for t in again}) == 1
     run(tmp_path / "other", "mine", samples(30, 4), order=0)
     run(tmp_path / "other", "yours", samples(30, 4), order=1)
     assert [t.name for t in factors.traits_of(read(tmp_path / "other"))] == ["mine", "yours"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from dllm_decode.cli import main
+from dllm_decode.cli import Done, main
 from dllm_decode.console.display import make_display
 from dllm_decode.console.sweep_line import Hushed, SweepLine
 
@@ -33,7 +37,7 @@ def test_a_sweep_runs_what_it_can_and_sums_up_the_rest(tmp_path: Path, capsys) -
     assert "folder 3, 5: unknown option strategy=nope" in summary and told.out == ""
     found = reasons(tmp_path / "s")
     assert set(found) == {"1", "2", "3", "4", "5"}
-    assert found["3"].startswith("ConfigError: unknown option strategy=nope; strategy has ccd")
+    assert found["3"].startswith("ConfigError: unknown option strategy=nope")
     assert (tmp_path / "s" / "0" / "results.json").exists()
 
 
@@ -118,3 +122,64 @@ def test_what_a_job_says_stands_behind_the_line_of_the_sweep_in_a_terminal() -> 
     hushed.paragraph("long")
     hushed.show("a table")
     assert told == ["3/10, accuracy 100 %"]
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        ("hydra/sweeper=optuna", "optuna"),
+        ("experiment=search", "optuna"),
+        ("hydra/launcher=joblib", "joblib"),
+        ("hydra/launcher=submitit_slurm", "submitit"),
+        ("hydra/launcher=ray", "ray"),
+    ],
+)
+def test_a_plugin_of_hydra_that_is_not_installed_is_named_with_its_extra(
+    words: str, extra: str, capsys
+) -> None:
+    plugin = {"optuna": "optuna_sweeper"}.get(extra, f"{extra}_launcher")
+    if find_spec(f"hydra_plugins.hydra_{plugin}"):
+        pytest.skip("it is installed")
+    assert main(["-m", words]) == 2
+    assert f"needs pip install 'dllm_decode[{extra}]'" in capsys.readouterr().err
+
+
+def test_a_search_looks_for_speed_among_what_is_accurate_enough(tmp_path: Path) -> None:
+    from dllm_decode.console.runfolder import RunFolder
+    from dllm_decode.tasks.eval import Eval
+
+    found = {"accuracy": {"value": 0.96}, "tokens_per_forward": {"value": 7.5}}
+    folder = RunFolder(tmp_path)
+    folder.write_json("results.json", {"figures": {"all": found}})
+    context = SimpleNamespace(folder=folder)
+    assert Eval(at_least=0.95).objective(context) == 7.5
+    assert Eval(at_least=0.97).objective(context) == pytest.approx(-0.01)
+    assert float(Done(0, "", 7.5)) == 7.5
+    for nothing in (Done(2, "a wrong setting", 7.5), Done(0)):
+        with pytest.raises(ValueError, match=r"a wrong setting|nothing that a search"):
+            float(nothing)
+
+
+@pytest.mark.slow
+def test_optunas_sweeper_finds_the_fastest_setting_that_is_accurate_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="an extra")
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=search", "hydra.sweeper.n_trials=8", "task.count=4", "display=plain"]
+    words += ["task.families=[copy,shuffle]", "task.at_least=0.95"]
+    assert main(["-m", *words]) == 0
+    out = capsys.readouterr().out
+    assert "job 8 of 8, about" in out
+    told = re.search(r"best at 95 % or more: (.*), ([\d.]+) tokens per forward", out)
+    # the same runs in a report, where the best is that of all
+    assert main(["task=report", "runs=runs/search", "task.figures=false", "display=plain"]) == 0
+    rows = list(csv.DictReader(next(Path("runs").rglob("table.csv")).open()))
+    rows = [row for row in rows if row["family"] == "all families"]
+    good = [row for row in rows if float(row["accuracy"]) >= 0.95]
+    best = max(good, key=lambda row: float(row["tokens_per_forward"]))
+    assert float(told[2]) == pytest.approx(float(best["tokens_per_forward"]), abs=0.01)
+    assert {"factor: threshold", "factor: length"} <= set(best), sorted(best)
+    assert len(rows) >= 6
+    found = yaml.safe_load(next(Path("runs").rglob("optimization_results.yaml")).read_text())
+    assert found["best_value"] == pytest.approx(float(best["tokens_per_forward"]))

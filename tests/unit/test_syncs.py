@@ -21,14 +21,21 @@ from dllm_decode.decoding.cache import (
 )
 from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.sampling import Categorical, Greedy
-from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.schedule import AdaptiveBlocks, Blocks, UndecidedColumns
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.models import load_model
 from dllm_decode.strategies.credit import TraceCredit
+from dllm_decode.strategies.dilated import Dilated, Spaced
 from dllm_decode.strategies.entropy_bound import EntropyBound
 from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.strategies.factor import Factor
+from dllm_decode.strategies.history_stable import HistoryStable
+from dllm_decode.strategies.klass import Klass
+from dllm_decode.strategies.local_leap import LocalLeap
+from dllm_decode.strategies.prefix_run import PrefixRun
+from dllm_decode.strategies.relaxing import RelaxingThreshold
+from dllm_decode.strategies.slowfast import SlowFast
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
@@ -101,6 +108,27 @@ def test_a_step_looks_at_the_device_once_and_fetches_rows_that_leave_in_one_go(
             run.step()
         allowed = 1 if len(run.live) == before else 2
         assert len(looks.seen) <= allowed, looks.seen
+
+
+SPACED = Pipeline(ConfidenceThreshold(0.6), filters={"spaced": Spaced()})
+RULES = [
+    *(Klass(0.2, 0.5, 1, 4), HistoryStable(), Dilated(), SlowFast(), LocalLeap(), PrefixRun()),
+    *(RelaxingThreshold(), SPACED),
+]
+WINDOWS = [UndecidedColumns(8), AdaptiveBlocks(8, delimiters=(3, 5))]
+
+
+def test_no_rule_and_no_window_makes_the_host_wait_for_the_device():
+    own = decoder("llada", NoCache(), CREDIT, Greedy())
+    parts = [*((rule, own.schedule) for rule in RULES), *((CREDIT, window) for window in WINDOWS)]
+    for rule, schedule in parts:
+        request = Request(((1, 2, 3), (4,)), (20, 20))
+        run = Run(Decoder(own.denoiser, rule, schedule, sync_every=9), request)
+        run.admit(range(2))
+        run.step()  # constants are uploaded once
+        with Looks() as looks:
+            run.step()
+        assert not looks.seen, (rule, schedule, looks.seen)
 
 
 def test_looking_every_few_steps_leaves_the_steps_between_without_any():

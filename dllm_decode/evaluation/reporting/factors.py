@@ -29,13 +29,29 @@ _KINDS = {
     "entropy": "other confidence bounds",
     "entropy_bound": "other confidence bounds",
     "hierarchical": "other confidence bounds",
+    "relaxing": "other confidence bounds",
+    "local_leap": "other confidence bounds",
+    "prefix_run": "other confidence bounds",
+    "klass": "what has stopped moving",
+    "history_stable": "what has stopped moving",
+    "dilated": "by position",
+    "slowfast": "by position",
+    "uncode": "by position",
+    "wino": "revising",
+    "remdm": "revising",
+    "rcr": "revising",
+    "saber": "revising",
+    "t2m": "revising",
+    "core": "revising",
+    "joint_threshold": "revising",
+    "freedave": "verified by a second pass",
     "credit": "credit",
     "dream": "whole canvas",
     "dream_threshold": "whole canvas",
     "ccd": "whole canvas",
     "learn2pd": "learned",
 }
-_MINOR = ("suppress", "at_most", "eot")  # parts that go with any rule
+_MINOR = ("suppress", "at_most", "copy_prior", "left_repeat")  # parts that go with any rule
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,7 @@ def named(runs: Sequence[EvalRun]) -> list[EvalRun]:
         runs: Those that stand in one report.
     """
     return [
-        replace(run, results={**run.results, "name": trait.name})
+        replace(run, results={**run.results, "name": trait.name, "option": trait.rule})
         for run, trait in zip(runs, traits_of(runs), strict=True)
     ]
 
@@ -122,8 +138,8 @@ def shown(value: object) -> str:
 
 
 def _rule(run: EvalRun) -> str:
-    """The option of the group `strategy`, with which the name of a run begins."""
-    return str(run.results["name"]).split(" ")[0]
+    """The option of the group `strategy`, with which the name of a run begins at first."""
+    return str(run.results.get("option") or str(run.results["name"]).split(" ")[0])
 
 
 def _flat(run: EvalRun) -> dict[str, Value]:

@@ -128,6 +128,7 @@ def draw(
             # fixed identifiers and no date: the same runs give the same file
             with plt.rc_context({"svg.hashsalt": name}):
                 figure.savefig(path, dpi=150, metadata={"Date": None} if ending == "svg" else None)
+            figure.set_layout_engine("none")  # laid out once, and alike in every format
         plt.close(figure)
     return [folder / f"{name}.{endings[0]}" for name in makers]
 

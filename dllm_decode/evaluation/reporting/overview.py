@@ -31,16 +31,22 @@ HEADS = {
 }
 
 
-def overview(report: ReportPage, width: int, closing: Sequence[str] = ()) -> list[RenderableType]:
+def overview(
+    report: ReportPage,
+    width: int,
+    closing: Sequence[str] = (),
+    floors: Sequence[float] = FLOORS,
+) -> list[RenderableType]:
     """What a terminal shows of a report, at most `MOST_LINES` lines of it.
 
     Args:
         report: Its content.
         width: Of the terminal, in letters.
         closing: Lines behind it, which count as well.
+        floors: Accuracies [%] at which the fastest run is named.
     """
     head = [_cut(f"{name}: {text}", width) for name, text in report.facts.items()][:2]
-    tail = [_cut(text, width) for text in (*best(report.overall), *_notes(report))]
+    tail = [_cut(text, width) for text in (*best(report.overall, floors), *_notes(report))]
     tail += _left_out(report, width)
     closing = [line for text in closing for line in _wrapped(text, width)]
     taken = (
@@ -105,11 +111,11 @@ def most_telling(rows: Sequence[tables.Row], most: int) -> list[tables.Row]:
     return [row for number, row in enumerate(rows) if number in kept]
 
 
-def best(rows: Sequence[tables.Row]) -> list[str]:
-    """The fastest run at an accuracy of at least so much, a line for each change."""
+def best(rows: Sequence[tables.Row], floors: Sequence[float] = FLOORS) -> list[str]:
+    """The fastest run at an accuracy of at least so much [%], a line for each change."""
     own = [row for row in rows if row.headroom != 1]  # the oracle's is 1
     found: dict[str, str] = {}
-    for floor in FLOORS if len(own) > 2 else ():
+    for floor in floors if len(own) > 2 else ():
         enough = [row for row in own if 100 * row.accuracy.value >= floor]
         if enough:
             row = max(enough, key=lambda row: row.tokens_per_forward.value)

@@ -8,11 +8,30 @@ from dllm_decode.evaluation.reporting.factors import CONTROL, ORACLE, Traits
 
 # Okabe and Ito's palette, told apart with every common colour vision, by rising lightness in
 # print; the first kinds that a report has take the first hues.
-HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A5A00", "#5B3FA0")
+HUES = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#5B3FA0",
+    "#8A5A00",
+    "#B5A300",
+)
 GREY, BLACK = "#8C8C8C", "#000000"
 # Kinds that most reports have keep their hue from one report to the next.
-_PREFERRED = ("confidence threshold", "credit", "whole canvas", "learned", "fixed number per pass",
-              "other confidence bounds")  # fmt: skip
+_PREFERRED = (
+    "confidence threshold",
+    "credit",
+    "whole canvas",
+    "learned",
+    "fixed number per pass",
+    "other confidence bounds",
+    "revising",
+    "what has stopped moving",
+    "by position",
+)
 
 
 def colours(traits: Sequence[Traits]) -> dict[str, str]:

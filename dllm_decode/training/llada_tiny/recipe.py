@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dllm_decode.training.llada_tiny.network import Shape
 
 # What a checkpoint can only be continued with.
-_IDENTITY = ("seed", "workers", "width", "layers", "heads", "hidden", "batch_tokens")
+_IDENTITY = ("seed", "width", "layers", "heads", "hidden")
+_STEP = ("workers", "batch_tokens")  # of these the product: the tokens of a step
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Recipe:
     """What a run of `task=pretrain` is made of.
 
     With a budget in tokens or steps a run is reproducible to the bit on one machine. A continuation
-    may have another budget: a larger one puts off the fall of the learning rates.
+    may have another budget: a larger one puts off the fall of the learning rates. It may also share
+    its steps among more or fewer workers, as long as a step has as many tokens; the run is then
+    another one of the same kind.
 
     Attributes:
         output: Folder of the run.
@@ -91,7 +94,7 @@ class Recipe:
     layers: int = 6
     heads: int = 4
     hidden: int = 512
-    batch_tokens: int = 3072
+    batch_tokens: int = 1536
     muon_rate: float = 0.02
     adam_rate: float = 0.002
     weight_decay: float = 0.02
@@ -181,7 +184,7 @@ class Recipe:
 
     def identity(self) -> dict[str, object]:
         """The settings that a continuation must share."""
-        return {name: getattr(self, name) for name in _IDENTITY}
+        return {name: getattr(self, name) for name in (*_IDENTITY, *_STEP)}
 
     def check_identity(self, other: Mapping[str, object]) -> None:
         """Refuse to continue a run that was begun with other settings.
@@ -192,9 +195,20 @@ class Recipe:
         Raises:
             CheckpointError: A setting differs; names it.
         """
-        for name, value in self.identity().items():
-            if other.get(name) != value:
+        mine = self.identity()
+        wanted = {f"task.{name}": (other.get(name), mine[name]) for name in _IDENTITY}
+        product = " * ".join(f"task.{name}" for name in _STEP)
+        wanted[product] = (_step_tokens(other), _step_tokens(mine))
+        for name, (before, now) in wanted.items():
+            if before != now:
                 raise CheckpointError(
-                    f"task.{name} must be {other.get(name)!r} to continue the run in "
-                    f"{self.output}, got {value!r}; give another task.output for a new run"
+                    f"{name} must be {before!r} to continue the run in "
+                    f"{self.output}, got {now!r}; give another task.output for a new run"
                 )
+
+
+def _step_tokens(settings: Mapping[str, object]) -> int | None:
+    """Tokens of a step over all workers; None where the settings do not say."""
+    factors = [settings.get(name) for name in _STEP]
+    numbers = [factor for factor in factors if isinstance(factor, int)]
+    return math.prod(numbers) if len(numbers) == len(_STEP) else None
