@@ -59,8 +59,8 @@ class Mixture:
             by its label is learned where there are few to choose from.
 
     Examples:
-        >>> Mixture(batch_tokens=512).buckets
-        (40, 56, 96, 144, 192, 256)
+        >>> Mixture(batch_tokens=512, buckets=(40, 256)).buckets
+        (40, 256)
     """
 
     buckets: tuple[int, ...] = (28, 36, 48, 64, 88, 104, 128, 152, 192, 256)

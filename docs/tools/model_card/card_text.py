@@ -230,12 +230,23 @@ def draw(
     return drawn
 
 
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_LINES = ("-", "--", "-.", ":")
+
+
+def _style(number: int) -> tuple[str, str, str]:
+    """Colour, marker and line of a family, so that 140 of them differ."""
+    line = _LINES[number // len(_COLOURS) % len(_LINES)]
+    return _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)], line
+
+
 def _dynamics(found: Measured) -> Figure:
     """Left: accuracy against tokens per step; right: accuracy against speed for thresholds."""
     figure, (left, right) = figures.canvas(9.0, 3.8, ncols=2)
     runs = [(1, found.sequential), *found.parallel]
     for number, family in enumerate(found.sequential.families):
-        colour, marker, line = figures.style(number)
+        colour, marker, line = _style(number)
         shares = [100 * metrics.accuracy(run.of(family)).value for _, run in runs]
         left.plot([k for k, _ in runs], shares, color=colour, marker=marker, ls=line, label=family)
     left.set_xscale("log", base=2)
@@ -264,7 +275,7 @@ def _calibration(
         bins = metrics.calibration(right_tokens(run, determined, answers))
         if not bins:
             continue
-        colour, marker, line = figures.style(number)
+        colour, marker, line = _style(number)
         most = max(entry.count for entry in bins)
         at = [entry.confidence for entry in bins], [entry.right for entry in bins]
         axes.plot(*at, color=colour, ls=line, linewidth=1)
