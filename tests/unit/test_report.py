@@ -839,9 +839,13 @@ def test_the_page_holds_the_problems_that_some_run_got_wrong_first(runs):
 def test_what_a_page_knows_cannot_end_the_script_it_stands_in(tmp_path, monkeypatch):
     monkeypatch.setattr(explore, "find_spec", lambda name: object())
     monkeypatch.setattr(explore, "libraries", lambda: (("", ""), "let a = '</script>'"))
-    sly = [replace(s, prompt="</script><b>", text="<!--") for s in samples(20, 4)]
+    sly = [
+        replace(s, prompt="</script><b>{tables}/* charts.js */", text="<!--")
+        for s in samples(20, 4)
+    ]
     run(tmp_path / "runs", "a", sly)
     made = explore.section(read(tmp_path / "runs"), 5)
     inside = made.split("explore-data", 1)[1].split("explore-tables", 1)[0]
     assert "</script><b>" not in inside and "<!--" not in inside
+    assert "{tables}/* charts.js */" in inside
     assert made.count("</script>") == made.count("<script") == 4

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,23 +89,21 @@ def section(runs: Sequence[EvalRun], answers: int) -> str:
         "/* charts.js */": charts.replace("</script", "<\\/script").replace("<!--", "<\\!--"),
         "/* explore.js */": script,
     }
-    for mark, part in parts.items():
-        text = text.replace(mark, part, 1)
-    return text
+    # all at once: what was put in may look like a mark itself
+    return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], text)
 
 
 @cache
 def libraries() -> tuple[tuple[str, str], str]:
     """Script and style of the tables, script of the charts."""
-    import vl_convert
-
+    charts: Any = import_module("vl_convert")  # its types do not know that a snippet is optional
     spec = find_spec("itables")
     assert spec is not None and spec.submodule_search_locations is not None
     folder = Path(spec.submodule_search_locations[0]) / "html"
     script, style = (
         (folder / f"dt_bundle.{ending}").read_text(encoding="utf-8") for ending in ("js", "css")
     )
-    return (script, style), vl_convert.javascript_bundle(None)
+    return (script, style), charts.javascript_bundle()
 
 
 def data(runs: Sequence[EvalRun], answers: int) -> dict[str, Any]:
