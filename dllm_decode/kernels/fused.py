@@ -181,6 +181,8 @@ def _credit(
     given: bool,
 ) -> CreditUpdate:
     rows, width = slots.ids.shape
+    alpha, beta = slots.alpha, slots.beta
+    assert isinstance(alpha, Tensor) and isinstance(beta, Tensor)  # one per row
     merged = _empty_statistics(rows, logits)
     fused = _empty_statistics(rows, logits, torch.float64)
     new_ids = torch.empty((rows, width), dtype=torch.int64, device=logits.device)
@@ -192,7 +194,7 @@ def _credit(
                 *parts.statistics,
                 *(logits, logits.stride(0), vocabulary, banned),
                 *(slots.ids.contiguous(), slots.credit.contiguous()),
-                *(slots.alpha.contiguous(), slots.beta.contiguous()),
+                *(alpha.contiguous(), beta.contiguous()),
                 *(float(slots.gamma), slots.open.contiguous().view(torch.int8)),
                 *_outputs(merged),
                 *(new_ids, new_credit, delta),
