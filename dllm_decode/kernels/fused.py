@@ -181,8 +181,6 @@ def _credit(
     given: bool,
 ) -> CreditUpdate:
     rows, width = slots.ids.shape
-    alpha, beta = slots.alpha, slots.beta
-    assert isinstance(alpha, Tensor) and isinstance(beta, Tensor)  # one per row
     merged = _empty_statistics(rows, logits)
     fused = _empty_statistics(rows, logits, torch.float64)
     new_ids = torch.empty((rows, width), dtype=torch.int64, device=logits.device)
@@ -194,7 +192,7 @@ def _credit(
                 *parts.statistics,
                 *(logits, logits.stride(0), vocabulary, banned),
                 *(slots.ids.contiguous(), slots.credit.contiguous()),
-                *(alpha.contiguous(), beta.contiguous()),
+                *(_of_rows(slots.alpha, rows, logits), _of_rows(slots.beta, rows, logits)),
                 *(float(slots.gamma), slots.open.contiguous().view(torch.int8)),
                 *_outputs(merged),
                 *(new_ids, new_credit, delta),
@@ -208,6 +206,13 @@ def _credit(
                 num_warps=1,
             )
     return CreditUpdate(new_ids, new_credit, delta, merged if raw is None else raw, fused)
+
+
+def _of_rows(value: Tensor | float, rows: int, like: Tensor) -> Tensor:
+    """A value of each row, (rows,); one for all is filled in on the device."""
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    return torch.full((rows,), value, dtype=torch.float64, device=like.device)
 
 
 def threshold_selection(

@@ -29,6 +29,12 @@ class DirectTokenizer:
     Args:
         backend_tokenizer: Of `tokenizers`.
         settings: `tokenizer_config.json`.
+
+    Examples:
+        >>> from dllm_decode.models.locate import ASSETS
+        >>> tokenizer = read_directly(ASSETS / "llada-tiny")
+        >>> tokenizer.decode(tokenizer("Copy: 1 Ada")["input_ids"])
+        'Copy: 1 Ada'
     """
 
     def __init__(self, backend_tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ class PositionalLayer:
 
     Examples:
         >>> layer = PositionalLayer(capacity=2, columns=8)
-        >>> layer.get_max_length()
-        8
+        >>> layer.is_initialized  # buffers are made by the first pass
+        False
     """
 
     def __init__(self, capacity: int, columns: int) -> None:

@@ -24,7 +24,12 @@ Turn = tuple[Tensor, Tensor]
 
 
 class LeanOutput(NamedTuple):
-    """What a pass gives, under the name that transformers uses."""
+    """What a pass gives, under the name that transformers uses.
+
+    Examples:
+        >>> LeanOutput(torch.zeros(1, 4, 8)).last_hidden_state.shape
+        torch.Size([1, 4, 8])
+    """
 
     last_hidden_state: Tensor
 
@@ -36,6 +41,11 @@ class Rotation(nn.Module):
         size: Width of a head.
         theta: Base of the frequencies.
         full_precision: Whether heads are rotated in float32 whatever the dtype of the model.
+
+    Examples:
+        >>> cosine, sine = Rotation(8, 10000.0, False)(torch.arange(3)[None], torch.float32)
+        >>> cosine.shape, float(cosine[0, 0, 0, 0])
+        (torch.Size([1, 3, 1, 8]), 1.0)
     """
 
     inv_freq: Tensor
@@ -65,6 +75,12 @@ class LeanLayer(nn.Module):
     Args:
         config: As of `LeanModel`.
         number: Of the layer.
+
+    Examples:
+        >>> from dllm_decode.models import load_model
+        >>> model = load_model("bundled:llada-tiny", body="lean").denoiser.model
+        >>> sorted(name for name in model.model.layers[0].parts() if "mlp" in name)
+        ['mlp.down_proj.weight', 'mlp.gate_proj.weight', 'mlp.up_proj.weight']
     """
 
     def __init__(self, config: Any, number: int) -> None:
@@ -143,6 +159,14 @@ class LeanBody(nn.Module):
 
     Args:
         config: As of `LeanModel`.
+
+    Examples:
+        >>> from dllm_decode.models import load_model
+        >>> model = load_model("bundled:llada-tiny", body="lean").denoiser.model
+        >>> ids = torch.arange(5)[None]
+        >>> with torch.no_grad():
+        ...     model.model(ids, None, ids).last_hidden_state.shape
+        torch.Size([1, 5, 192])
     """
 
     def __init__(self, config: Any) -> None:
@@ -180,6 +204,12 @@ class LeanModel(nn.Module):
         settings: Of the stock configuration class.
         form: What the family declares.
         dtype: Of the weights, which are made on torch's current device and hold nothing yet.
+
+    Examples:
+        >>> from dllm_decode.models import load_model
+        >>> model = load_model("bundled:llada-tiny", body="lean").denoiser.model
+        >>> "model.transformer.wte.weight" in model.published_state()
+        True
     """
 
     def __init__(

@@ -243,6 +243,10 @@ class LeanForm:
         published: From stock names of tensors to published ones, `{}` for the number of a layer;
             those left out are published under their stock name.
         qkv_bias: Whether queries, keys and values have a bias, as Qwen2's do.
+
+    Examples:
+        >>> SPECS["LLaDAModelLM"].lean.published["lm_head"]
+        'model.transformer.ff_out'
     """
 
     published: Mapping[str, str] = field(default_factory=dict)

@@ -9,7 +9,13 @@ from dllm_decode.models.key_value import KeyValueStore, PositionalLayer
 
 
 class StockLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer of a store."""
+    """One layer of a store.
+
+    Examples:
+        >>> cache = stock_cache(KeyValueStore(layers=2, rows=1, columns=8))
+        >>> len(cache.layers), cache.layers[0].get_max_length()
+        (2, 8)
+    """
 
     def __init__(self, layer: PositionalLayer) -> None:
         super().__init__()
