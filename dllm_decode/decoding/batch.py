@@ -31,7 +31,7 @@ from dllm_decode.decoding.types import (
     gather_columns,
 )
 from dllm_decode.errors import PluginError
-from dllm_decode.kernels.lazy import Later
+from dllm_decode.kernels.lazy import later
 from dllm_decode.kernels.noise import Noise
 
 # What the outcome of a row tells of it beside its forwards.
@@ -413,8 +413,8 @@ class Batch:
         fresh = counters.enter(window.key, count)
         refresh = self._refresh(snapshot, index, fresh, cache_memory)
         if refresh is None:
-            slots = (index, masked, active, opened)
-            return NextStep(*slots, count, fresh, None, None, window.index, lingering)
+            slots = (index, masked, active, opened, count)
+            return NextStep(*slots, fresh, None, None, window.index, lingering)
         columns = refresh.columns
         # a column that the plan leaves out has no fresh logits
         computed = gather_columns(columns, index)
@@ -512,7 +512,7 @@ class Batch:
     def note(self, change: Change, view: StepView, lingering: Tensor | None = None) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
-        horizon = Later(lambda: snapshot.horizon - snapshot.start)
+        horizon = later(lambda: snapshot.horizon - snapshot.start)
         extra, carried = self._extra, self.next.carried
         change = change.but(
             horizon=horizon,

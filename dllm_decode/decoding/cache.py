@@ -23,7 +23,7 @@ from dllm_decode.decoding.returned import check_plane, kind_of, named
 from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
-from dllm_decode.kernels.lazy import Later, LazyFields
+from dllm_decode.kernels.lazy import LazyFields, later
 from dllm_decode.kernels.reference import cast
 
 _UNDERFLOW = 14.5  # exp(-x * x / 2) is 0 in float32 from here on
@@ -292,9 +292,9 @@ class CachePolicy:
                 f"{named('cache', self)}: what begin returned is {kind_of(memory)}; plan "
                 "needs a StoreMemory, or one of its own"
             )
-        window = Later(lambda: mask_of(index, snapshot.tokens.shape[1]))
+        window = later(lambda: mask_of(index, snapshot.tokens.shape[1]))
         memory.passes = memory.passes.masked_fill(fresh, 0)
-        step = Step(snapshot, window, fresh, memory)  # type: ignore[arg-type]
+        step = Step(snapshot, window, fresh, memory)
         # whatever a policy leaves out, a column whose token changed is never attended to as it was
         wanted = self.recompute(step)
         check_plane(

@@ -32,7 +32,7 @@ from dllm_decode.decoding.types import (
     StepView,
     gather_columns,
 )
-from dllm_decode.kernels.lazy import Later
+from dllm_decode.kernels.lazy import later
 
 
 class Decoder(Composition):
@@ -200,15 +200,15 @@ class Run:
             step=step,
             index=index,
             pred=prediction,
-            tokens=Later(lambda: gather_columns(snapshot.tokens, index)),
+            tokens=later(lambda: gather_columns(snapshot.tokens, index)),
             active=active,
             open=upcoming.open,
             masked=upcoming.masked,
-            settled=Later(settled),
+            settled=later(settled),
             fresh=upcoming.fresh,
-            window_step=Later(lambda: step - entered),
+            window_step=later(lambda: step - entered),
             window_open=counters.window_open,
-            steps_left=Later(steps_left),
+            steps_left=later(steps_left),
             snapshot=snapshot,
             noise=batch.noise,
             lingering=upcoming.lingering,

@@ -27,7 +27,7 @@ from dllm_decode.decoding.strategy import (
 )
 from dllm_decode.decoding.types import Change, Decision, Snapshot, StepView
 from dllm_decode.errors import DecisionError
-from dllm_decode.kernels.lazy import Later
+from dllm_decode.kernels.lazy import later
 
 
 def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
@@ -170,7 +170,7 @@ def legal_change(
     scores, confidence, tokens = decision.scores, decision.confidence, decision.tokens
     assert tokens is not None and scores is not None and confidence is not None
     asked = granted = _asked(view, decision, strategy)
-    forced: Tensor | Later[Tensor] = Later(lambda: torch.zeros_like(view.fresh))
+    forced = later(lambda: torch.zeros_like(view.fresh))
     if asked.remask is not None or not takes_its_word(strategy):
         granted, forced = _with_progress(view, scores, asked, strategy.progress)
     if unfit is not None:
@@ -184,15 +184,15 @@ def legal_change(
         index=view.offsets,
         commit=granted.commit,
         edit=granted.edit,
-        remask=Later(lambda: torch.zeros_like(asked.commit)) if remask is None else remask,  # type: ignore[arg-type]
+        remask=later(lambda: torch.zeros_like(asked.commit)) if remask is None else remask,
         not_granted=_not_granted(asked, granted),
         tokens=tokens,
         confidence=confidence,
-        probability=Later(lambda: view.pred.prob_of(ids)[..., 0]),  # type: ignore[arg-type]
+        probability=later(lambda: view.pred.prob_of(ids)[..., 0]),
         scores=scores,
-        forced=forced,  # type: ignore[arg-type]
-        horizon=Later(lambda: view.snapshot.horizon - view.snapshot.start),  # type: ignore[arg-type]
-        live=Later(lambda: view.live),  # type: ignore[arg-type]
+        forced=forced,
+        horizon=later(lambda: view.snapshot.horizon - view.snapshot.start),
+        live=later(lambda: view.live),
         steps=None if decision.steps is None else decision.steps.clamp(min=1),
         notes=decision.notes,
     )

@@ -559,7 +559,7 @@ def complete(decision: Decision, view: StepView) -> Decision:
         return decision
     if confidence is None and tokens is None:
         confidence = pred.confidence
-    elif confidence is None:
+    elif confidence is None and tokens is not None:
         # ids outside the vocabulary are refused later, by name
         known = tokens.clamp(0, view.snapshot.vocab.size - 1)[..., None]
         confidence = pred.prob_of(known)[..., 0]

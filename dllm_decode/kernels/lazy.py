@@ -56,6 +56,15 @@ class Later(Generic[Value]):
         return self._value
 
 
+def later(make: Callable[[], Value]) -> Value:
+    """A `Later` in the place of a field, to type checkers what it becomes.
+
+    Args:
+        make: computes the value.
+    """
+    return Later(make)  # type: ignore[return-value]
+
+
 class LazyFields:
     """Fields of a frozen dataclass that may be given as `Later`: what nobody reads costs nothing.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dllm_decode.kernels.lazy import Later, LazyFields
+from dllm_decode.kernels.lazy import LazyFields, later
 from dllm_decode.kernels.noise import gumbel
 
 # Shifted logits are held above this, so that 0 * (-inf) cannot arise; exp of it is 0.
@@ -200,10 +200,10 @@ def row_statistics(
     token, maximum, total = (
         scanned[0] if len(scanned) == 1 else map(torch.cat, zip(*scanned, strict=True))
     )
-    moment = Later(lambda: _moment(logits, banned, maximum))
+    moment = later(lambda: _moment(logits, banned, maximum))
     top_values, top_ids = top_k(logits, k, banned) if k else (None, None)
     at = None if ids is None else logits_at(logits, ids, banned)
-    return RowStatistics(token, maximum, total, moment, top_values, top_ids, at)  # type: ignore[arg-type]
+    return RowStatistics(token, maximum, total, moment, top_values, top_ids, at)
 
 
 def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, bool]]:
@@ -492,7 +492,7 @@ def raised_statistics(
         token=winner.where(rise < float("inf"), base.token),
         maximum=maximum + rise,
         total=scale * total + (weight - removed).sum(1),
-        moment=Later(moment),  # type: ignore[arg-type]
+        moment=later(moment),
     )
 
 
