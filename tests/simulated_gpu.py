@@ -82,6 +82,8 @@ class OnGpu(torch.Tensor):
             return self.inner.tolist()
         if function is Tensor.numpy:
             raise TypeError(f"can't convert {self.device} device type tensor to numpy")
+        if function is Tensor.detach:  # there are no gradients here
+            return self
         if function is Tensor.data_ptr:
             return self.inner.data_ptr()
         if function is Tensor.__deepcopy__:
