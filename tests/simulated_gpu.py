@@ -82,6 +82,10 @@ class OnGpu(torch.Tensor):
             return self.inner.tolist()
         if function is Tensor.numpy:
             raise TypeError(f"can't convert {self.device} device type tensor to numpy")
+        if function is Tensor.detach:  # there are no gradients here
+            return self
+        if function is Tensor.transpose:  # of weights, which are no tensors of inference mode
+            return gpu.run(aten.transpose.int, args, kwargs)
         if function is Tensor.data_ptr:
             return self.inner.data_ptr()
         if function is Tensor.__deepcopy__:
