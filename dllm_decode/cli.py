@@ -230,7 +230,7 @@ def _sweep(app: Application, name: str, overrides: list[str], words: list[str]) 
     with claim(_place(cfg, "sweep"), fresh=_fresh("sweep", overrides)) as held:
         place = f"hydra.sweep.dir={quote(str(held.path))}"
         cfg = compose_with_hydra(app, [*overrides, place], name, sweep=True)
-        job = _Job(words, sweep=True)
+        job = _Job(words, sweep=True, common=frozenset(overrides))
         done = app.sweep(cfg, job, each=lambda words: written_out(app, words), begin=job.expect)
         if done.total and len(done.refused) == done.total:
             held.undo()  # a mistake of the command line, not of a job
@@ -312,6 +312,7 @@ class _Job:
     Attributes:
         words: The command line.
         sweep: Whether this is one of several jobs.
+        common: Overrides that all of them share.
         line: Says how far the sweep is; None where the number of jobs is not known.
         done: Task and context of the last job that could run.
         told: What became of the jobs of this process.
@@ -319,6 +320,7 @@ class _Job:
 
     words: list[str]
     sweep: bool = False
+    common: frozenset[str] = frozenset()
     line: SweepLine | None = None
     done: tuple[Task, Context] | None = None
     told: list[Done] = field(default_factory=list)
@@ -390,7 +392,7 @@ class _Job:
         if self.line is None:
             yield display
             return
-        words = list(state.overrides.task)
+        words = [word for word in state.overrides.task if word not in self.common]
         with self.line.job(display, int(state.job.num), words) as hushed:
             yield hushed if task.concludes else display
 

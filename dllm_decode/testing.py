@@ -431,9 +431,9 @@ class _Wrapped(Strategy):
 
     inner: Strategy
 
-    revocable = property(lambda self: self.inner.revocable)  # type: ignore[assignment]
-    revises = property(lambda self: self.inner.revises)  # type: ignore[assignment]
-    progress = property(lambda self: self.inner.progress)  # type: ignore[assignment]
+    revocable = property(lambda self: self.inner.revocable)
+    revises = property(lambda self: self.inner.revises)
+    progress = property(lambda self: self.inner.progress)
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         return self.inner.parts()
@@ -955,7 +955,7 @@ class StrategyContract:
             ("remasks", [change.remask for change in changes]),
             ("not_granted", [change.not_granted for change in changes]),
         ):
-            done = sum(int(plane.sum()) for plane in planes if plane is not None)
+            done = sum(int(torch.as_tensor(p).sum()) for p in planes if p is not None)
             done *= per_call.get(name, 1)
             counted = sum(getattr(result, name))
             assert counted == done, f"the result has {counted} {name}, the changes have {done}"

@@ -144,6 +144,7 @@ class SimulatedGpu(contextlib.ExitStack):
         self.reciprocals: list[str] = []
         self.largest: Counter[torch.dtype] = Counter()
         self._silent = False
+        self._graph: Graph | None = None
 
     def __enter__(self):
         super().__enter__()
@@ -151,6 +152,8 @@ class SimulatedGpu(contextlib.ExitStack):
             (torch.cuda, "_lazy_init", lambda: None),
             (torch.cuda, "get_device_capability", lambda *_: (9, 0)),
             (torch.cuda, "device", lambda _: contextlib.nullcontext()),
+            (torch.cuda, "CUDAGraph", Graph),
+            (torch.cuda, "graph", self.capture),
             (SimulatedGpu, "now", self),
         ):
             self.enter_context(mock.patch.object(target, name, value))
@@ -187,8 +190,20 @@ class SimulatedGpu(contextlib.ExitStack):
         finally:
             self._silent = before
 
+    @contextlib.contextmanager
+    def capture(self, graph: Graph) -> Iterator[None]:
+        """Record operators instead of running them: what they wrote is undone at the end."""
+        self._graph = graph
+        try:
+            yield
+        finally:
+            self._graph = None
+            graph.undo()
+
     def note(self, book: list[str], what: str) -> None:
         """Write down a wait, an upload or a move, and where it happened."""
+        if self._graph is not None and book is not self.reciprocals:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
         if not self._silent:
             book.append(f"{what} at {_line()}")
 
@@ -217,7 +232,11 @@ class SimulatedGpu(contextlib.ExitStack):
             raise MixedDevices(f"{value[0].device} written to {device} at {_line()}")
         inner = self_.inner
         with self.silence():
+            before = inner.clone() if value and self._graph is not None else None
             found = function(inner, unwrapped(index), *unwrapped(value))
+        if self._graph is not None:
+            plain = (inner, unwrapped(index), *unwrapped(value))
+            self._graph.add(function, plain, {}, found, "index_" if value else "index", before)
         if value or any(isinstance(part, Tensor | list) for part in parts):
             self.launch()
         return None if value else OnGpu(found, device)
@@ -242,12 +261,17 @@ class SimulatedGpu(contextlib.ExitStack):
         if given.get("device") is not None:
             given |= {"device": CPU} | ({"pin_memory": False} if "pin_memory" in given else {})
         inner = unwrapped(args)
+        before = None
+        if self._graph is not None and name.endswith("_"):
+            before = inner[0].clone()
         if name == "histc" and not inner[0].is_floating_point():  # which CUDA counts, and CPUs not
             found = operator(inner[0].float(), *inner[1:], **given).to(inner[0].dtype)
         else:
             found = operator(*inner, **given)
         if not on_gpu or name == "_local_scalar_dense":
             return found
+        if self._graph is not None:
+            self._graph.add(operator, inner, given, found, name, before)
         known = {id(tensor.inner): tensor for tensor in tensors if isinstance(tensor, OnGpu)}
 
         def wrapped(value):
@@ -312,6 +336,36 @@ class SimulatedGpu(contextlib.ExitStack):
             self.enter_context(mock.patch.object(programs, name, program))
 
 
+class Graph:
+    """A CUDA graph: the operators of a capture, run again on the same memory."""
+
+    def __init__(self):
+        self.steps = []
+        self.written = []
+
+    def add(self, operator, args, given, found, name, before=None):
+        """One more operator; `before` is what it wrote over."""
+        if before is not None:
+            self.written.append((args[0], before))
+        if name not in FREE:
+            self.steps.append((operator, args, given, found))
+
+    def undo(self):
+        for target, before in reversed(self.written):
+            target.copy_(before)
+
+    def replay(self):
+        """Run all of it again; what nobody wrote into the graph stays as it was."""
+        modes = torch.utils._python_dispatch._disable_current_modes()
+        with modes, torch._C.DisableTorchFunction():
+            for operator, args, given, found in self.steps:
+                again = operator(*args, **given)
+                outs = tensors_of([found]), tensors_of([again])
+                for out, new in zip(*outs, strict=True):
+                    if out.data_ptr() != new.data_ptr():
+                        out.copy_(new)
+
+
 class _Program:
     """Stands in for a Triton program."""
 
@@ -324,12 +378,18 @@ class _Program:
             if len(devices) > 1:
                 raise MixedDevices(f"{self.name}: {devices} at {_line()}")
             self.gpu.programs[self.name] += 1
-            with (
-                torch.utils._python_dispatch._disable_current_modes(),
-                torch._C.DisableTorchFunction(),
-            ):
-                given = {name: unwrapped(value) for name, value in kwargs.items()}
-                self.program[grid](*[unwrapped(arg) for arg in args], **given)
+            given = {name: unwrapped(value) for name, value in kwargs.items()}
+
+            def run(*inner):
+                with (
+                    torch.utils._python_dispatch._disable_current_modes(),
+                    torch._C.DisableTorchFunction(),
+                ):
+                    self.program[grid](*inner, **given)
+
+            run(*unwrapped(args))
+            if self.gpu._graph is not None:
+                self.gpu._graph.add(run, unwrapped(args), {}, None, self.name)
 
         return launch
 

@@ -290,9 +290,14 @@ class _TimedDenoiser:
 
     @property
     def before_head(self) -> Callable[..., HiddenStates] | None:
-        inner = Capabilities.of(self.inner).before_head
+        return self._timed(Capabilities.of(self.inner).before_head)
 
-        def timed(*given: Any) -> HiddenStates:
+    @property
+    def states(self) -> Callable[..., Tensor] | None:
+        return self._timed(Capabilities.of(self.inner).states)
+
+    def _timed(self, inner: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        def timed(*given: Any) -> Any:
             assert inner is not None
             with self.clock.part("forward"):
                 return inner(*given)
@@ -330,11 +335,25 @@ class _TimedStrategy(Strategy):
         return self.inner.progress
 
     @property
+    def revocable(self) -> bool:  # type: ignore[override]
+        return self.inner.revocable
+
+    @property
+    def revises(self) -> bool:  # type: ignore[override]
+        return self.inner.revises
+
+    @property
     def always_commits(self) -> bool:  # type: ignore[override]
         return self.inner.always_commits
 
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         return self.inner.begin(request, snapshot)
+
+    def lingers(
+        self, snapshot: Snapshot, view: StepView, change: Change, memory: Any
+    ) -> Tensor | None:
+        with self.clock.part("strategy"):
+            return self.inner.lingers(snapshot, view, change, memory)
 
     def decide(self, view: StepView, memory: Any) -> Decision:
         with self.clock.part("strategy"):

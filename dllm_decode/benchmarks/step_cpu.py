@@ -50,7 +50,7 @@ class FreeModel:
 
     @property
     def device(self) -> torch.device:
-        """The processor."""
+        """Where the logits are: on the processor."""
         return self.logits.device
 
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:

@@ -117,6 +117,9 @@ def _explained(
     if group.startswith("strategy/"):
         words.insert(0, "strategy=pipeline")
     place = group.replace("/", ".")
+    if group == "bench":  # what one command measures: its options are that command's settings
+        words.insert(0, "task=bench")
+        place = "task"
     node: Any = compose(words)
     for key in place.split("."):
         node = node[key]

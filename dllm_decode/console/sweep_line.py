@@ -82,13 +82,14 @@ class SweepLine:
             overrides: That make it up.
         """
         title = self.title(number, overrides)
-        status = display.console.status(_line(title)) if display.mode == "live" else None
+        room = display.console.width - 3  # beside the spinner
+        status = display.console.status(_line(title, room)) if display.mode == "live" else None
         if status is None:
             display.say(title)
 
         def tell(text: str) -> None:
             if status is not None:
-                status.update(_line(f"{title} | {text}"))
+                status.update(_line(f"{title} | {text}", room))
 
         begin = self.clock()
         with status or nullcontext():
@@ -96,8 +97,9 @@ class SweepLine:
         self._seconds.append(self.clock() - begin)
 
 
-def _line(text: str) -> Text:
-    return Text(text, no_wrap=True, overflow="ellipsis")
+def _line(text: str, room: int) -> Text:
+    """A text in one line: what does not fit is cut."""
+    return Text(text if len(text) <= room else f"{text[: room - 1]}…")
 
 
 def _time(seconds: float) -> str:

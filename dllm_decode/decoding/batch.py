@@ -282,6 +282,7 @@ class Batch:
         self._shows_view = _takes_view(type(parts.schedule))
         self._steps = 0  # passes over the batch, probes aside
         self._extra = ExtraPasses()  # what is asked beside them in this step
+        self._asked = False  # whether anything was, in the last one
         self._counts_revisions = isinstance(parts.strategy.progress, Revisions)
         self._unseen = 0  # steps since the host last measured the batch
         self._first = 0  # the first column of the longest prompt in the batch
@@ -363,8 +364,7 @@ class Batch:
 
     def plan(self) -> Plan:
         """What the next pass recomputes; its window and its random numbers are in the batch."""
-        offsets = (self.next.index - self.snapshot.start).clamp_(min=-1)
-        self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
+        self.renew_noise()
         # horizons may have moved since the host last saw them
         complete = self._complete and not self._unseen
         start = self.snapshot.start - self._first  # of what `span` leaves
@@ -373,6 +373,11 @@ class Batch:
             return Plan(complete=complete, start=start, extents=extents)
         columns = columns_of(self.next.refresh, self._widest)
         return Plan(columns, self.next.valid, self.store, complete, start)
+
+    def renew_noise(self) -> None:
+        """The random numbers of the step at the slots of its window."""
+        offsets = (self.next.index - self.snapshot.start).clamp_(min=-1)
+        self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
 
     @property
     def tokens(self) -> Tensor:
@@ -419,8 +424,8 @@ class Batch:
         if sources is not index:
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
         valid = refresh.valid | columns
-        slots = (index, masked, active, opened, opened.sum(1))
-        return NextStep(*slots, fresh, columns, valid, window.index, lingering)
+        slots, count = (index, masked, active, opened), opened.sum(1)
+        return NextStep(*slots, count, fresh, columns, valid, window.index, lingering)
 
     def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
@@ -461,7 +466,29 @@ class Batch:
         inside = mask_of(window.index, snapshot.tokens.shape[1])[:, begin:]
         return index, inside & (index >= 0)
 
-    # What a step changed.
+    # What a step changed, and how it is replayed.
+
+    @property
+    def state(self) -> tuple[Memory, ...]:
+        """All that a step reads and writes beside what the model gave."""
+        parts = (self.canvas, self.counters, self.next, self.memory, self.cache_memory)
+        return tuple(part for part in parts if part is not None)
+
+    @property
+    def asked(self) -> bool:
+        """Whether the last step asked the model for more than its own pass."""
+        return self._asked
+
+    def look_again(self) -> None:
+        """Forget what was derived from the tensors of `state`, which hold other numbers now."""
+        self.canvas.look_again()
+        self.snapshot = self.canvas.snapshot()
+        self._extra = ExtraPasses()
+
+    def count_step(self) -> None:
+        """Note one more step."""
+        self._unseen += 1
+        self._steps += 1
 
     def count_probe(self, rows: Tensor, *, unasked: bool) -> None:
         """Note further passes over other tokens; what they stored is not the canvas's.
@@ -493,7 +520,8 @@ class Batch:
             drafts=extra.drafts,
             carried=None if carried is None else carried.rows & view.live,
         )
-        self._unseen += 1
+        self._asked = extra != ExtraPasses()
+        self.count_step()
         self._count(change, extra)
         self.parts.cache.note(change, self.cache_memory)
         if self.parts.record or self.parts.observers:
@@ -515,7 +543,6 @@ class Batch:
         if upcoming.lingering is not None:
             took_part = took_part | upcoming.lingering
         counters.step = counters.step + took_part
-        self._steps += 1
         if change.steps is not None:
             more = (change.steps - 1) * took_part
             counters.step, counters.jumped = counters.step + more, counters.jumped + more

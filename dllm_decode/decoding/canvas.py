@@ -156,6 +156,10 @@ class Canvas(Memory):
             )
         return self._seen
 
+    def look_again(self) -> None:
+        """Forget the snapshot: the planes hold other numbers now."""
+        self._seen = None
+
     def take(self, rows: Tensor) -> None:
         """Keep the given rows (B',) int64, in that order."""
         super().take(rows)

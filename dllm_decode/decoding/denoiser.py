@@ -116,6 +116,7 @@ class Capabilities:
             for a model that does not give them.
         passes_per_call: forward passes that one call makes for every row, 1 or more, which are all
             counted.
+        replays: whether what follows a pass is to be replayed as a CUDA graph; see `replay`.
 
     Examples:
         >>> from dllm_decode.models.toy import Copy
@@ -133,6 +134,7 @@ class Capabilities:
     head: Callable[[Tensor], Tensor] | None = None
     embed: Callable[[Tensor], Tensor] | None = None
     passes_per_call: int = 1
+    replays: bool = False
 
     def __post_init__(self) -> None:
         require_count("passes_per_call of the model", self.passes_per_call)

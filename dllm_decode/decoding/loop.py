@@ -15,11 +15,12 @@ from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.checks import check_request
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.guard import guarded
-from dllm_decode.decoding.monitor import Monitor, device_faults_end_it
+from dllm_decode.decoding.monitor import Monitor, PendingCheck, device_faults_end_it
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.passes import ModelPasses
 from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.replay import replay_obstacle, step_of
 from dllm_decode.decoding.returned import blamed
 from dllm_decode.decoding.settle import settle, staying
 from dllm_decode.decoding.strategy import Budget, Revisions
@@ -128,6 +129,7 @@ class Run:
         self.monitor = Monitor(self.batch)
         self.passes = ModelPasses(decoder, self.batch)
         self._revises = decoder.strategy.revocable or decoder.strategy.revises
+        self._follow = step_of(self, replay_obstacle(decoder))
 
     @property
     def live(self) -> tuple[int, ...]:
@@ -158,8 +160,16 @@ class Run:
     @_without_gradients
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
-        plan = self.batch.plan()
-        prediction, hidden = self.passes.predict(plan)
+        values = self.passes.ask(self.batch.plan())
+        self.monitor.check(self._follow(values))
+
+    def follow(self, values: Tensor) -> PendingCheck:
+        """What follows from a forward pass: a function of tensors, for which nobody waits.
+
+        Args:
+            values: (B, W, ...) logits, or the states in front of the output head.
+        """
+        prediction, hidden = self.passes.read(values)
         view = self.view(prediction, hidden)
         decision = calls.decide(self.strategy, view, self.memory)
         change, faults = settle(view, decision, self.strategy)
@@ -168,7 +178,7 @@ class Run:
         self.canvas.narrow(horizon)
         self.batch.note(change, view, lingering)
         self.passes.carry(decision.carry, view)
-        self.monitor.check(view, faults)
+        return PendingCheck.of(view, faults)
 
     def view(self, prediction: Prediction, hidden: Tensor | None = None) -> StepView:
         """Everything the strategy may know about this step."""

@@ -187,9 +187,8 @@ class Monitor:
         self._said = False
         self._passes = Capabilities.of(batch.parts.denoiser).passes_per_call
 
-    def check(self, view: StepView, faults: Faults) -> None:
+    def check(self, check: PendingCheck) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
-        check = PendingCheck.of(view, faults)
         # no row needs more steps than it had undecided columns, unless it revises
         now = len(self._pending) + 1 >= min(self._every, self._longest)
         self._pending.append(check if now else check.let_go())

@@ -99,6 +99,10 @@ class ModelPasses:
 
     def predict(self, plan: Plan) -> tuple[Prediction, Tensor | None]:
         """What is predicted for the step, and the states it was made of where they are shown."""
+        return self.read(self.ask(plan))
+
+    def ask(self, plan: Plan) -> Tensor:
+        """The step's forward pass: (B, W, ...) logits, or states in front of the head."""
         batch, carried = self.batch, self.batch.next.carried
         self._probes, self._plan = [], plan
         index = batch.next.index
@@ -106,8 +110,13 @@ class ModelPasses:
             values = self._values(batch.tokens, batch.snapshot.live, index, plan)
         else:
             values = self._missing(carried, plan)
+        return values
+
+    def read(self, values: Tensor) -> tuple[Prediction, Tensor | None]:
+        """What a pass predicts, and the states it was made of where they are shown."""
         self._last = values
-        return self._prediction(values, batch.noise), values if self._shows_hidden else None
+        prediction = self._prediction(values, self.batch.noise)
+        return prediction, values if self._shows_hidden else None
 
     def _missing(self, carried: Carried, plan: Plan) -> Tensor:
         """What probes have said, and a pass of the rows about which they have said nothing."""

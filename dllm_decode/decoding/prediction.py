@@ -802,7 +802,13 @@ class BiasedPrediction(Prediction):
 
 
 class DeferringPrediction(Prediction):
-    """The proposals of one prediction with the statistics of the same without some ids."""
+    """The proposals of one prediction with the statistics of the same without some ids.
+
+    Examples:
+        >>> pred = Prediction.of(torch.tensor([[[3.0, 1.0, 0.0]]])).deferring(torch.tensor([0]))
+        >>> pred.token.tolist(), pred.confidence.tolist(), round(pred.entropy.item(), 2)
+        ([[0]], [[0.0]], 0.58)
+    """
 
     def __init__(self, base: Prediction, ids: Tensor) -> None:
         self._base = base

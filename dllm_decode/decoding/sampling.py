@@ -191,14 +191,14 @@ def _in_top_h(logits: Tensor, share: float) -> Tensor:
     least one is kept. The sums are float64, of `COLUMNS` tokens at a time.
     """
     values, ids = _sorted(logits)
-    total, moment = 0.0, 0.0
+    total = moment = mass = surprise = values.new_zeros((), dtype=torch.float64)
     for below in _below_the_first(values):
         weights = below.exp()
         total = total + weights.sum(-1, keepdim=True)
         moment = moment + (weights * below).sum(-1, keepdim=True)
-    scale = torch.as_tensor(total).log()
+    scale = total.log()
     bound = share * (scale - moment / total) + 1e-12
-    inside, mass, surprise = [], 0.0, 0.0
+    inside = []
     for below in _below_the_first(values):
         probs = (below - scale).exp()
         mass = mass + probs.cumsum(-1)

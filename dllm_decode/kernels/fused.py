@@ -192,7 +192,7 @@ def _credit(
                 *parts.statistics,
                 *(logits, logits.stride(0), vocabulary, banned),
                 *(slots.ids.contiguous(), slots.credit.contiguous()),
-                *(slots.alpha.contiguous(), slots.beta.contiguous()),
+                *(_of_rows(slots.alpha, rows, logits), _of_rows(slots.beta, rows, logits)),
                 *(float(slots.gamma), slots.open.contiguous().view(torch.int8)),
                 *_outputs(merged),
                 *(new_ids, new_credit, delta),
@@ -206,6 +206,13 @@ def _credit(
                 num_warps=1,
             )
     return CreditUpdate(new_ids, new_credit, delta, merged if raw is None else raw, fused)
+
+
+def _of_rows(value: Tensor | float, rows: int, like: Tensor) -> Tensor:
+    """A value of each row, (rows,); one for all is filled in on the device."""
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    return torch.full((rows,), value, dtype=torch.float64, device=like.device)
 
 
 def threshold_selection(

@@ -57,6 +57,11 @@ class TransformersDenoiser:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    @property
+    def replays(self) -> bool:
+        """Whether steps are to be replayed as CUDA graphs, as the forward pass is."""
+        return self.compiled is not None and self.compiled.mode == "reduce-overhead"
+
     def allocate(self, rows: int, columns: int) -> KeyValueStore:
         """A key/value store without rows, with room for `rows` of `columns` canvas columns."""
         return KeyValueStore(self.model.config.num_hidden_layers, rows, columns)

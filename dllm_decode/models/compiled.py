@@ -76,6 +76,7 @@ class CompiledBody:
     def __init__(self, model: Any, mode: str = "default", backend: str = "inductor") -> None:
         options: dict[str, Any] = {"mode": mode} if backend == "inductor" else {}
         torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+        self.mode = mode
         self._model = model
         self._graph = torch.compile(run_body, backend=backend, dynamic=False, **options)
         self._broken = False

@@ -56,7 +56,7 @@ def jobs_of(experiment: str) -> dict[str, dict[str, object]]:
     task = compose_checked([f"experiment={experiment}"]).task
     found = {}
     for line in [*task.jobs, *task.parts]:
-        overrides = without_shorthands([*str(task.common).split(), *line.split()])
+        overrides = without_shorthands(["task=eval", *str(task.common).split(), *line.split()])
         option = next(text for text in overrides if text.startswith("strategy=")).partition("=")[2]
         found[job_name(option, overrides)] = settings_of(compose_checked(overrides))
     return found

@@ -1,11 +1,12 @@
 """Whatever is composed decodes on a GPU as on the processor, and never keeps the host waiting."""
 
 import copy
+import logging
 import os
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -29,14 +30,18 @@ from dllm_decode.decoding.cache import (
     VicinityCache,
 )
 from dllm_decode.decoding.loop import Decoder, Run
+from dllm_decode.decoding.replay import ReplayedSteps
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
-from dllm_decode.decoding.types import Request
+from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.types import Memory, Request
 from dllm_decode.errors import CapabilityError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.noise import Noise
 from dllm_decode.kernels.reference import COLUMNS
 from dllm_decode.models import load_model
+from dllm_decode.models.compiled import run_body
+from dllm_decode.strategies.fixed import TopK
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 CACHES = {
@@ -58,6 +63,11 @@ SAMPLERS = {
     "top_h": Categorical(0.7, top_h=0.5),
     "zero": Categorical(0.0, top_p=0.9),
 }
+PAIRS = [
+    *((name, cache, "greedy") for name in STRATEGIES for cache in CACHES),
+    *((name, "none", sampler) for name in STRATEGIES for sampler in SAMPLERS),
+]
+
 SCHEDULES = {"blocks": Blocks(WIDTH), "sliding": SlidingWindow(WIDTH), "whole": WholeCanvas()}
 LENGTHS = (8, 5)
 REQUEST = Request(((1, 2, 3), (4,)), LENGTHS, (3, 1), reference=tuple((7,) * n for n in LENGTHS))
@@ -80,10 +90,11 @@ def decoder_of(strategy, cache="none", sampler="greedy", schedule="blocks", fami
         return None
 
 
-def check(decoder, devices=1, sync_every=1, programs=()):
+def check(decoder, devices=1, sync_every=1, programs=(), replayed=False):
     """Decode here and there: the same tokens, one wait per step, and no upload.
 
     Args:
+        replayed: Replay steps as graphs, where they can be.
         programs: Triton programs, to be interpreted; plain torch where there are none.
     """
     with warnings.catch_warnings(), dispatch.using("auto" if programs else "reference"):
@@ -93,7 +104,8 @@ def check(decoder, devices=1, sync_every=1, programs=()):
             gpu.interpret(programs)
             model = copy.deepcopy(decoder.denoiser.model)
             model = gpu.place(model) if devices == 1 else spread_over_two(gpu, model)
-            there = replace(decoder.denoiser, model=model)
+            compiled = AsItIs(model) if replayed else None
+            there = replace(decoder.denoiser, model=model, compiled=compiled)
             run = Run(replace(decoder, denoiser=there, sync_every=sync_every), REQUEST)
             run.admit(range(REQUEST.rows))
             steps = watched(gpu, run)
@@ -101,6 +113,152 @@ def check(decoder, devices=1, sync_every=1, programs=()):
     for name in ("sequences", "forwards", "step_of", "finish_reasons"):
         assert getattr(got, name) == getattr(want, name)
     return steps
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """How many steps of each decode were replayed, and what stood in the way of more."""
+    made, init = [], ReplayedSteps.__init__
+
+    def noted(self, *given):
+        init(self, *given)
+        made.append(self)
+
+    monkeypatch.setattr(ReplayedSteps, "__init__", noted)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "cache", "sampler"),
+    [
+        ("threshold", "none", "greedy"),
+        pytest.param("credit", "dual", "greedy", marks=pytest.mark.slow),
+        pytest.param("topk", "none", "top_h", marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_is_captured_once_per_shape_and_replayed_with_the_processors_tokens(
+    name, cache, sampler, replays
+):
+    steps = check(decoder_of(composed(name, stop="eot"), cache, sampler), replayed=True)
+    (made,) = replays
+    assert made.replays > 1
+    assert sum(outside(step) for step in steps[:1]) < 30  # what is left beside the graph
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(0, len(PAIRS), 8))
+def test_every_composition_replays_what_it_can_and_gives_the_same_tokens(place, replays):
+    for name, policy, sampler in PAIRS[place : place + 8]:
+        replays.clear()
+        stop = "eot" if fits(name, "eot") else "never"
+        decoder = decoder_of(composed(name, stop=stop), policy, sampler)
+        if decoder is not None:
+            check(decoder, replayed=True)
+            assert replays
+
+
+@dataclass(frozen=True)
+class Looks(TopK):
+    """Waits for the device in every step."""
+
+    def decide(self, view, memory):
+        assert bool(view.open.any())
+        return super().decide(view, memory)
+
+
+@dataclass
+class Tally(Memory):
+    """Counts on the host, where a graph does not."""
+
+    calls: int
+
+
+@dataclass(frozen=True)
+class Counts(TopK):
+    def begin(self, request, snapshot):
+        return Tally(0)
+
+    def decide(self, view, memory):
+        memory.calls += 1
+        return super().decide(view, memory)
+
+
+@dataclass(frozen=True)
+class Asks(TopK):
+    """Asks for a further pass."""
+
+    def decide(self, view, memory):
+        view.probe(view.tokens)
+        return super().decide(view, memory)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        (Looks(1), "operation not permitted when stream is capturing: _local_scalar_dense"),
+        pytest.param(
+            *(Counts(1), "a part changes what it remembers in number, shape or kind"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(Asks(1), "a part asks the model for further passes"), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_what_cannot_be_captured_runs_as_it_is_and_says_why(strategy, reason, replays, caplog):
+    decoder = decoder_of(Pipeline(strategy))
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        want = decoder.decode(REQUEST)
+        with SimulatedGpu() as gpu, dispatch.using("reference"):
+            model = gpu.place(copy.deepcopy(decoder.denoiser.model))
+            there = replace(decoder.denoiser, model=model, compiled=AsItIs(model))
+            got = replace(decoder, denoiser=there).decode(REQUEST)
+    assert (got.sequences, got.forwards, got.step_of) == (
+        want.sequences,
+        want.forwards,
+        want.step_of,
+    )
+    (message,) = [text for text in caplog.messages if "replayed" in text]
+    assert message.startswith(f"steps are not replayed as CUDA graphs: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sync_every": 4}, "sync_every=4 keeps steps until the host looks; use 1"),
+        ({"record": True}, "the trace and observers keep what a step changed; decode without"),
+        ({"debug": True}, "debug=true looks at every step on the host"),
+    ],
+)
+def test_what_keeps_steps_is_not_replayed_and_says_so(options, reason, caplog):
+    decoder = decoder_of(Pipeline(TopK(1)))
+    with SimulatedGpu() as gpu, caplog.at_level(logging.WARNING):
+        model = gpu.place(copy.deepcopy(decoder.denoiser.model))
+        there = replace(decoder.denoiser, model=model, compiled=AsItIs(model))
+        replace(decoder, denoiser=there, **options).begin(REQUEST)
+    assert f"not replayed as CUDA graphs: {reason}" in caplog.text
+
+
+def test_on_a_processor_the_same_function_runs_as_it_is(replays, caplog):
+    decoder = decoder_of(Pipeline(TopK(2)))
+    here = replace(decoder.denoiser, compiled=AsItIs(decoder.denoiser.model))
+    with caplog.at_level(logging.WARNING):
+        got = replace(decoder, denoiser=here).decode(REQUEST)
+    assert got.sequences == decoder.decode(REQUEST).sequences
+    assert not replays and not caplog.messages
+
+
+class AsItIs:
+    """A compiled body that is not compiled."""
+
+    mode = "reduce-overhead"
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, *given):
+        return run_body(self.model, *given)
 
 
 def watched(gpu, run):
@@ -111,9 +269,11 @@ def watched(gpu, run):
         gpu.clear()
         run.step()
         stayed = len(run.live) == before
+        # which rows ask for a probe, or have what one said, has to be known before the pass
+        waits = [wait for wait in gpu.waits if " at passes.py" not in wait]
         # rows that leave are fetched, and those that stay are moved together
-        assert len(gpu.waits) <= (1 if stayed else 2), gpu.waits
-        assert all(" at monitor.py" in wait for wait in gpu.waits), gpu.waits
+        assert len(waits) <= (1 if stayed else 2), waits
+        assert all(" at monitor.py" in wait for wait in waits), waits
         assert not gpu.reciprocals
         if len(steps) > 1:  # constants are uploaded once
             assert len(gpu.uploads) <= (0 if stayed else 4), gpu.uploads
@@ -132,7 +292,7 @@ def outside(launches):
 @pytest.mark.parametrize(
     ("name", "cache", "sampler", "devices", "sync_every", "budget"),
     [
-        ("threshold", "dual", "greedy", 1, 1, 150),
+        pytest.param("threshold", "dual", "greedy", 1, 1, 150, marks=pytest.mark.slow),
         ("credit", "none", "greedy", 2, 1, 180),
         pytest.param("threshold", "none", "greedy", 1, 1, 120, marks=pytest.mark.slow),
         ("dream_topk_margin", "none", "top_h", 1, 4, 330),
@@ -216,12 +376,6 @@ def test_the_largest_logits_with_ties_are_found_there_without_a_wait(rows, data)
         there = reference.top_k(logits.to("cuda"), k, banned)
         assert not gpu.waits
     assert torch.equal(there[0].inner, here[0]) and torch.equal(there[1].inner, here[1])
-
-
-PAIRS = [
-    *((name, cache, "greedy") for name in STRATEGIES for cache in CACHES),
-    *((name, "none", sampler) for name in STRATEGIES for sampler in SAMPLERS),
-]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 import torch
 
 import dllm_decode.conf
@@ -80,6 +81,8 @@ SETTINGS = {
 # What revises is never final at an end of text, and drafts end a row some steps later.
 GOES_ON = {"freedave"}
 PROBING = ("core", "freedave", "wino")
+# Of the rules that revise in the same way, some run with the slow tests.
+LONG = ("core", "rcr", "remdm", "saber")
 
 
 @cache
@@ -174,7 +177,10 @@ for option in STRATEGIES:
     suite = "Test" + "".join(word.capitalize() for word in option.split("_"))
     kind = ThresholdContract if option in THRESHOLDS else ConfigContract
     kind = ProbingContract if option in PROBING else kind
-    globals()[suite] = type(suite, (kind,), {"name": option, "__module__": __name__})
+    own = {"name": option, "__module__": __name__}
+    if option in LONG:
+        own["pytestmark"] = pytest.mark.slow
+    globals()[suite] = type(suite, (kind,), own)
 
 
 class TestTransformsAndFilters(StrategyContract):

@@ -35,6 +35,7 @@ def plain_rule(threshold: float, detector: str, level: float, share: float, time
     return rule
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("detector", sorted(DETECTORS))
 @given(
     requests(), st.sampled_from([0.2, 0.4]), st.sampled_from([0.1503, 0.3502]),

@@ -78,13 +78,13 @@ def timing(group, name, rate):
 def test_targets_follow_from_what_was_measured_and_from_nothing_else():
     step = {"1": {"forward": 0.9}, "32": {"forward": 0.9}}
     timings = [
-        timing("batch", "1 at once", 10), timing("batch", "32 at once", 29),
+        timing("batch", "1 at once", 10), timing("batch", "32 at once", 22),
         timing("cache", "NoCache", 10), timing("cache", "PrefixCache", 13),
         timing("cache", "DualCache", 16),
     ]  # fmt: skip
     found = {one.what: one for one in targets(step, timings)}
     assert [one.met for one in found.values()] == [True, False, False, True, True]
-    assert found["batch: 32 at once against 1 at once [tokens/s]"].measured == pytest.approx(2.9)
+    assert found["batch: 32 at once against 1 at once [tokens/s]"].measured == pytest.approx(2.2)
     assert list(targets({}, timings[:1])) == []
 
 

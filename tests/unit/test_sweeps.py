@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from importlib.util import find_spec
@@ -11,6 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from rich.console import Console
+from rich.text import Text
 
 from dllm_decode.cli import Done, main
 from dllm_decode.console.display import make_display
@@ -97,8 +100,8 @@ def test_a_sweep_tells_in_one_line_how_much_is_left_and_ends_with_one_table(
     assert main([*words, f"hydra.sweep.dir={tmp_path / 's'}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 40 and sum("tokens/forward" in line for line in lines) == 1
-    assert lines[0].startswith("job 1 of 2: strategy=threshold")
-    assert re.match(r"job 2 of 2, about \d+ s left: strategy=topk", lines[1])
+    assert lines[0] == "job 1 of 2: strategy=threshold"  # and not what all jobs share
+    assert re.fullmatch(r"job 2 of 2, about \d+ s left: strategy=topk", lines[1])
     assert [line.split()[0] for line in lines if "100.0 [" in line] == ["threshold", "topk"]
 
 
@@ -113,6 +116,17 @@ def test_the_time_left_is_the_usual_time_of_a_job_for_those_to_come(
         with line.job(display, number, ["a=1"]):
             pass
     assert line.title(2, ["a=3"]) == f"job 3 of 5, about {told} left: a=3"
+
+
+def test_the_line_of_a_sweep_is_one_line_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=True, width=60)
+    line = SweepLine(3)
+    with line.job(make_display("live", console), 0, ["strategy=" + "x" * 90]) as hushed:
+        hushed.say("12/300, accuracy 98.0 %")
+    told = [part for part in re.split(r"[\r\n]", Text.from_ansi(written.getvalue()).plain) if part]
+    assert any("job 1 of 3: strategy=xxx" in part for part in told)
+    assert max(map(len, told)) <= 60
 
 
 def test_what_a_job_says_stands_behind_the_line_of_the_sweep_in_a_terminal() -> None:

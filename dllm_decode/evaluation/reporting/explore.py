@@ -103,7 +103,7 @@ def libraries() -> tuple[tuple[str, str], str]:
     script, style = (
         (folder / f"dt_bundle.{ending}").read_text(encoding="utf-8") for ending in ("js", "css")
     )
-    return (script, style), vl_convert.javascript_bundle()
+    return (script, style), vl_convert.javascript_bundle(None)
 
 
 def data(runs: Sequence[EvalRun], answers: int) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def data(runs: Sequence[EvalRun], answers: int) -> dict[str, Any]:
 
 def _figures(row: Row) -> dict[str, Any]:
     speed = row.speedup
-    values = {
+    values: dict[str, float | None] = {
         "problems": row.problems,
         "accuracy": 100 * row.accuracy.value,
         "accuracy_low": 100 * row.accuracy.low,
@@ -165,8 +165,8 @@ def _figures(row: Row) -> dict[str, Any]:
         "tokens_per_forward": row.tokens_per_forward.value,
         "tokens_per_forward_low": row.tokens_per_forward.low,
         "tokens_per_forward_high": row.tokens_per_forward.high,
-        "speedup_forwards": speed and speed.forwards,
-        "speedup_useful": speed and speed.useful,
+        "speedup_forwards": None if speed is None else speed.forwards,
+        "speedup_useful": None if speed is None else speed.useful,
         "headroom": None if row.headroom is None else 100 * row.headroom,
         "seconds_per_problem": 1000 * row.seconds_per_problem,
     }

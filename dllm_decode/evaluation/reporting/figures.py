@@ -313,14 +313,13 @@ def place_labels(
         everywhere: Whether a name that has no free place near its point is put further away, and
             not left out.
     """
-    figure = axes.get_figure()
-    assert figure is not None
+    figure: Any = axes.get_figure()
     figure.draw_without_rendering()  # sets the layout
     scale = 72 / figure.dpi
-    points = [tuple(scale * axes.transData.transform((x, y))) for x, y, _ in labels]
+    points: list[Box] = [tuple(scale * axes.transData.transform((x, y))) for x, y, _ in labels]
     frame = axes.get_window_extent()
     inside = tuple(scale * edge for edge in (frame.x0, frame.y0, frame.x1, frame.y1))
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    taken: list[Box] = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
     places = list(range(len(labels)))
     for number in sorted(places, key=lambda i: -points[i][0]) if everywhere else places:
         x, y, text = labels[number]
