@@ -22,7 +22,18 @@ _NOT_FIELDS = ("ClassVar", "InitVar", "KW_ONLY")
 
 @dataclass(frozen=True)
 class Module:
-    """A module's name, whether it is a package, and its top-level definitions and imports."""
+    """A module as its source tells it.
+
+    Attributes:
+        name: In full.
+        is_package: Whether modules lie below it.
+        body: Its definitions and imports at the top level.
+
+    Examples:
+        >>> here = Module("acme.parts", False, [])
+        >>> here.absolute(ast.parse("from .rules import Mine").body[0])
+        'acme.rules'
+    """
 
     name: str
     is_package: bool
