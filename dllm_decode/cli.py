@@ -35,6 +35,7 @@ from dllm_decode.config.compose import (
     register_search_path,
     written_out,
 )
+from dllm_decode.config.early import check_values
 from dllm_decode.config.hydra_application import Application, Sweep, argument_parser
 from dllm_decode.config.shorthand import quote
 from dllm_decode.config.signatures import described
@@ -116,6 +117,7 @@ def _run(words: list[str]) -> int:
         if cfg.hydra.mode == RunMode.MULTIRUN:  # the configuration itself asks for it
             return _sweep(app, name, overrides, words)
         check(cfg, overrides)
+        check_values(cfg)
         with claim(_place(cfg, "run"), fresh=_fresh("run", overrides)) as held:
             code = app.run(cfg, _Job(words), held.path).code
             if code:

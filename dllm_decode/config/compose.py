@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dllm_decode.config.hydra_application import Application, application
 from dllm_decode.config.shorthand import KnownNames, expand
-from dllm_decode.config.signatures import parameters_of
+from dllm_decode.config.signatures import nodes, parameters_of
 from dllm_decode.errors import ConfigError, did_you_mean
 
 CONF = "dllm_decode.conf"
@@ -184,7 +184,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
             raise unknown_key(first, known, "")
     raw = OmegaConf.to_container(cfg, resolve=False)
     keys = [key for key, _ in _leaves(raw, "")]
-    for key, node in _nodes(raw, ""):
+    for key, node in nodes(raw, ""):
         allowed = parameters_of(str(node["_target_"]))
         for name in node:
             if allowed is not None and name not in _RESERVED and name not in allowed:
@@ -197,16 +197,6 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 def groups() -> tuple[str, ...]:
     """The top-level configuration groups."""
     return tuple(sorted(e.name for e in files(CONF).iterdir() if e.is_dir() and e.name[0] != "_"))
-
-
-def _nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with a `_target_`, with its full key."""
-    if not isinstance(value, dict):
-        return
-    if "_target_" in value:
-        yield key, value
-    for name, entry in value.items():
-        yield from _nodes(entry, f"{key}.{name}" if key else str(name))
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

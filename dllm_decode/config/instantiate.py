@@ -60,13 +60,13 @@ def _located(error: InstantiationException, key: str, cfg: DictConfig) -> DllmDe
     key = text.rpartition("full_key: ")[2].strip() if "full_key: " in text else key
     cause = error.__cause__
     if isinstance(cause, DllmDecodeError):
-        return type(cause)(_with_key(str(cause), key, cfg))
+        return type(cause)(with_key(str(cause), key, cfg))
     if isinstance(cause, Exception) and not isinstance(cause, InstantiationException):
         text = str(cause)
     return ConfigError(f"{key} cannot be built: {' '.join(text.partition('full_key:')[0].split())}")
 
 
-def _with_key(message: str, key: str, cfg: DictConfig) -> str:
+def with_key(message: str, key: str, cfg: DictConfig) -> str:
     """A message about a node of the configuration, with the full key of what it is about."""
     node = OmegaConf.select(cfg, key)
     values = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}

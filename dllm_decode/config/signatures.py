@@ -6,20 +6,34 @@ Importing a strategy imports torch, which takes seconds; a misspelt key should b
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 _NOT_FIELDS = ("ClassVar", "InitVar", "KW_ONLY")
 
 
 @dataclass(frozen=True)
-class _Module:
-    """A module's name, whether it is a package, and its top-level definitions and imports."""
+class Module:
+    """A module as its source tells it.
+
+    Attributes:
+        name: In full.
+        is_package: Whether modules lie below it.
+        body: Its definitions and imports at the top level.
+
+    Examples:
+        >>> here = Module("acme.parts", False, [])
+        >>> here.absolute(ast.parse("from .rules import Mine").body[0])
+        'acme.rules'
+    """
 
     name: str
     is_package: bool
@@ -81,7 +95,7 @@ def described(target: str) -> Described:
         return Described("", {})
 
 
-def _described(node: ast.stmt, module: _Module) -> Described:
+def _described(node: ast.stmt, module: Module) -> Described:
     assert isinstance(node, ast.ClassDef | ast.FunctionDef)
     arguments: dict[str, str] = {}
     for base in node.bases if isinstance(node, ast.ClassDef) else ():
@@ -111,13 +125,13 @@ def _documented_arguments(docstring: str) -> dict[str, str]:
     return {name: " ".join(parts) for name, parts in found.items()}
 
 
-def _definition(target: str) -> tuple[ast.stmt, _Module] | None:
+def _definition(target: str) -> tuple[ast.stmt, Module] | None:
     module_name, _, name = target.rpartition(".")
     module = _module(module_name) if module_name else None
     return None if module is None else _lookup(name, module)
 
 
-def _lookup(name: str, module: _Module) -> tuple[ast.stmt, _Module] | None:
+def _lookup(name: str, module: Module) -> tuple[ast.stmt, Module] | None:
     """The class or function that a name stands for in a module, following its imports."""
     for node in module.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
@@ -130,12 +144,12 @@ def _lookup(name: str, module: _Module) -> tuple[ast.stmt, _Module] | None:
 
 
 @cache
-def _module(name: str) -> _Module | None:
+def _module(name: str) -> Module | None:
     spec = _spec(name)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    return _Module(name, spec.submodule_search_locations is not None, tree.body)
+    return Module(name, spec.submodule_search_locations is not None, tree.body)
 
 
 def _spec(name: str) -> ModuleSpec | None:
@@ -150,7 +164,7 @@ def _spec(name: str) -> ModuleSpec | None:
     return spec
 
 
-def _parameters(node: ast.stmt, module: _Module) -> tuple[str, ...] | None:
+def _parameters(node: ast.stmt, module: Module) -> tuple[str, ...] | None:
     if isinstance(node, ast.FunctionDef):
         return _arguments(node)
     assert isinstance(node, ast.ClassDef)
@@ -167,6 +181,55 @@ def _parameters(node: ast.stmt, module: _Module) -> tuple[str, ...] | None:
     if _is_dataclass(node):
         names_of_fields.update(_fields(node))
     return tuple(name for name, settable in names_of_fields.items() if settable)
+
+
+def methods_of(
+    target: str, name: str
+) -> tuple[list[tuple[ast.FunctionDef, Module]], dict[str, Any]]:
+    """A method of a dataclass with those that it inherits from, and defaults of the fields.
+
+    Args:
+        target: A dotted path as in `_target_`.
+        name: Of the method.
+
+    Returns:
+        Own method first, each with where it stands; none where the target is no dataclass. Only
+        defaults that are literals are told.
+    """
+    found = _definition(target)
+    if found is None or not isinstance(found[0], ast.ClassDef) or not _is_dataclass(found[0]):
+        return [], {}
+    defaults: dict[str, Any] = {}
+    methods = []
+    for node, module in _ancestry(found[0], found[1]):
+        for member in node.body:
+            if isinstance(member, ast.FunctionDef) and member.name == name:
+                methods.append((deepcopy(member), module))
+            if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
+                with contextlib.suppress(ValueError):
+                    value = ast.literal_eval(member.value or ast.Name("_"))
+                    defaults.setdefault(member.target.id, value)
+    return methods, defaults
+
+
+def _ancestry(node: ast.ClassDef, module: Module) -> Iterator[tuple[ast.ClassDef, Module]]:
+    """A class and its bases, as far as the source tells, in the order in which they are asked."""
+    yield node, module
+    for base in node.bases:
+        name = base.value if isinstance(base, ast.Subscript) else base
+        found = _lookup(name.id, module) if isinstance(name, ast.Name) else None
+        if found is not None and isinstance(found[0], ast.ClassDef):
+            yield from _ancestry(found[0], found[1])
+
+
+def nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a `_target_`, with its full key."""
+    if not isinstance(value, dict):
+        return
+    if "_target_" in value:
+        yield key, value
+    for name, entry in value.items():
+        yield from nodes(entry, f"{key}.{name}" if key else str(name))
 
 
 def _arguments(node: ast.FunctionDef) -> tuple[str, ...] | None:
