@@ -79,7 +79,16 @@ class StoringDenoiser(Denoiser, Protocol):
 
 
 class Drafter(Protocol):
-    """A light network on a model's states, which follows commits between two forward passes."""
+    """A light network on a model's states, which follows commits between two forward passes.
+
+    Examples:
+        >>> import torch
+        >>> def stays(model, states, tokens, live):  # a drafter that has nothing to add
+        ...     return states
+        >>> drafter: Drafter = stays
+        >>> drafter(Capabilities(), torch.ones(1, 2, 4), torch.ones(1, 2), torch.ones(1, 2)).shape
+        torch.Size([1, 2, 4])
+    """
 
     def __call__(self, model: Capabilities, states: Tensor, tokens: Tensor, live: Tensor) -> Tensor:
         """New states from the last ones and from a canvas with other tokens.

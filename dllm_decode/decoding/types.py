@@ -726,6 +726,12 @@ class Carry:
     Attributes:
         predictions: of this step's probes, as `view.probe` returned them.
         choice: (B,) int64, which of them each row keeps; -1 for none.
+
+    Examples:
+        >>> from dllm_decode.decoding.prediction import Prediction
+        >>> probes = [Prediction.of(torch.zeros(2, 3, 5)) for _ in range(2)]
+        >>> Carry(probes, choice=torch.tensor([1, -1])).choice  # the second row runs its pass
+        tensor([ 1, -1])
     """
 
     predictions: Sequence[Prediction]

@@ -378,10 +378,15 @@ class Batches:
     ) -> NDArray[np.float64]:
         """The mask rate of every slot.
 
-        loose: rows with many right answers; low rates come more often there, because as long as
-        most of such an answer is hidden, what is right is chance and nothing can be learned.
-        worked: rows worked out step by step; what they ask is often shown and their results are
-        hidden there, which is how decoding meets them and where each hidden token can be known.
+        Args:
+            kind: The family of each row.
+            place: The row of each slot.
+            loose: Rows with many right answers. Low rates come more often there, because as long as
+                most of such an answer is hidden, what is right is chance and nothing is learned.
+            worked: Rows worked out step by step. What they ask is often shown and their results are
+                hidden there, which is how decoding meets them and where each hidden token can be
+                known.
+            rng: Where the numbers come from.
         """
         rows, length = kind.shape
         stratified = (rng.permutation(rows) + rng.random(rows)) / rows
