@@ -424,8 +424,8 @@ class Batch:
         if sources is not index:
             columns = columns | mask_of(sources, snapshot.tokens.shape[1])
         valid = refresh.valid | columns
-        slots, count = (index, masked, active, opened), opened.sum(1)
-        return NextStep(*slots, count, fresh, columns, valid, window.index, lingering)
+        seen, count = (index, masked, active, opened), opened.sum(1)
+        return NextStep(*seen, count, fresh, columns, valid, window.index, lingering)
 
     def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
