@@ -4,6 +4,7 @@ The file says which loop of which commit was run, on the models here; none of it
 canvas is a character per column, "." for a mask.
 """
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ def decoded(model: Seen, rule: Strategy, run: dict, draws: bool = False) -> Resu
 
 def commits_nothing(inputs: list[str]) -> int:
     """The first pass whose input has no token where the one before had a mask; or their number."""
-    pairs = zip(inputs, inputs[1:], strict=False)
+    pairs = itertools.pairwise(inputs)
     gains = [any(a == "." != b for a, b in zip(*pair, strict=True)) for pair in pairs]
     return gains.index(False) + 1 if False in gains else len(inputs)
 
