@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from acme_decoding.rules import Corrects, Deep, Doubts, LooksAhead
+from outside_decoding.rules import Corrects, Deep, Doubts, LooksAhead
 from drawing import number
 from hypothesis import HealthCheck, Phase, given, settings
 from torch.nn import functional
