@@ -153,7 +153,7 @@ def test_the_plain_dream_is_the_reference_on_a_padded_batch(models, dtype):
 def test_llada_moe_equals_the_reference_up_to_the_order_of_sums(models, name):
     stored = case("lladamoe")
     logits = all_logits(models("lladamoe").denoiser, stored[f"ids_{name}"])
-    assert difference(logits, stored[f"logits_{name}_fp32"]) <= 1e-5
+    assert difference(logits, stored[f"logits_{name}_fp32"]) <= 1e-4
 
 
 @pytest.mark.parametrize("block", [4, 8])
@@ -161,7 +161,7 @@ def test_llada2_equals_the_reference_with_its_block_causal_mask(models, block):
     stored = case("llada2")
     denoiser = models("llada2", block_length=block).denoiser
     logits = all_logits(denoiser, stored[f"ids_b{block}"])
-    assert difference(logits, stored[f"logits_b{block}_fp32"]) <= 1e-5
+    assert difference(logits, stored[f"logits_b{block}_fp32"]) <= 1e-4
 
 
 def test_llada2_without_a_mask_equals_the_reference_with_full_attention(models):
@@ -169,7 +169,7 @@ def test_llada2_without_a_mask_equals_the_reference_with_full_attention(models):
     length = stored["ids_full"].shape[1]
     denoiser = models("llada2", block_length=length).denoiser
     logits = all_logits(denoiser, stored["ids_full"])
-    assert difference(logits, stored["logits_full_fp32"]) <= 1e-5
+    assert difference(logits, stored["logits_full_fp32"]) <= 1e-4
 
 
 def test_padded_llada_batch_through_the_adapter_differs_by_rounding_alone(models):
