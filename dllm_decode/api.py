@@ -481,7 +481,10 @@ class TextDecoder:
         Raises:
             ConfigError: A keyword is not known or a request does not fit.
         """
-        ids = self.encode(_as_list(prompt)[0], 0, apply_chat_template)
+        many = _as_list(prompt)
+        if len(many) != 1:
+            raise ConfigError(f"stream takes one prompt, got {len(many)}; generate takes several")
+        ids = self.encode(many[0], 0, apply_chat_template)
         length, fixed = self.infilling(infill, max_new_tokens, 1)
         request = Request((ids,), length, seeds=_seeds(seed, 1), fixed=fixed)
         sampler = self._sampler(temperature, None, None, None)

@@ -328,6 +328,12 @@ def test_a_stream_refuses_what_generate_refuses(copying: TextDecoder) -> None:
         next(copying.stream(3.5))
 
 
+@pytest.mark.parametrize("prompts", [[], ["cab", "de"], [[1], [2]]])
+def test_a_stream_takes_one_prompt_and_drops_none(copying: TextDecoder, prompts) -> None:
+    with pytest.raises(ConfigError, match=f"stream takes one prompt, got {len(prompts)}"):
+        next(copying.stream(prompts))
+
+
 def test_progress_is_a_bar_of_columns(copying: TextDecoder, capsys) -> None:
     result = copying.generate(["cab", "de"], max_new_tokens=6, progress=True)
     assert result.texts == ("cab", "de")
