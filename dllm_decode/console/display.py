@@ -83,7 +83,7 @@ class Display:
         if not self.silent:
             self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def paragraph(self, text: str) -> None:
+    def paragraph(self, text: str, style: str | None = None) -> None:
         """One long line, wrapped between words and indented from the second line on."""
         lines = textwrap.wrap(
             text,
@@ -92,7 +92,7 @@ class Display:
             break_long_words=False,
             break_on_hyphens=False,
         )
-        self.say("\n".join(lines))
+        self.say("\n".join(lines), style)
 
     def show(self, thing: RenderableType) -> None:
         """A table or anything else rich can draw."""
