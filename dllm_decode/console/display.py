@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -46,9 +47,11 @@ def make_display(mode: str = "auto", console: Console | None = None, speed: floa
     if not 0 < speed < float("inf"):
         raise ConfigError(f"speed must be a number above 0, got {speed}")
     if console is None:
-        console = Console()
+        # names such as stop=[eot,prophet] and answers such as :cat: are no markup
+        literal = partial(Console, markup=False, emoji=False)
+        console = literal()
         if not console.is_terminal:
-            console = Console(width=PLAIN_WIDTH)
+            console = literal(width=PLAIN_WIDTH)
     if mode == "auto":
         mode = "live" if console.is_terminal else "plain"
     return Display(mode, console, speed)

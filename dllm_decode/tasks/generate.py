@@ -479,10 +479,10 @@ def table(runs: dict[str, Decoded], samples: dict[str, list[Sample]], graded: bo
 
     # fits 80 columns
     sheet = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    sheet.add_column("strategy")
+    sheet.add_column("strategy", overflow="fold")
     heads = ["forwards", "tokens", "tokens/forward", "tokens/s", "seconds"]
     for head in [*heads, *(["correct"] if graded else [])]:
-        sheet.add_column(head, justify="right")
+        sheet.add_column(head, justify="right", no_wrap=True)
     sheet.add_column("finish")
     for name, run in runs.items():
         found = figures(samples[name], run.seconds, graded)
