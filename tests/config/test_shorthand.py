@@ -64,7 +64,7 @@ ANSWERS = {
     "treshold=0.8": "did you mean strategy.select.threshold?",
     "sed=3": "did you mean seed?",
     "strategy/transforms=[credt]": "did you mean strategy/transforms=[credit]?",
-    "strategy/transforms=[ccd]": "strategy/transforms has ban_eot, credit",
+    "strategy/transforms=[ccd]": "strategy/transforms has ban_eot, copy_prior, credit",
     "strategy/filters=[at_mots]": "did you mean strategy/filters=[at_most]?",
     "strategy/transforms=[credit,ban_eott]": "did you mean strategy/transforms=[ban_eot]?",
     "strategy/stop=eott": "did you mean strategy/stop=eot?",
@@ -163,6 +163,9 @@ def test_python_and_the_command_line_answer_from_one_table() -> None:
     ("words", "code", "said"),
     [
         ("--version", 0, "dllm_decode 0."),
+        ("--vers", 0, "dllm_decode 0."),
+        ("strategy=credit --version", 0, "dllm_decode 0."),
+        ("--help --version", 0, "dllm_decode 0."),
         ("help", 2, "did you mean --help?"),
         ("version", 2, "did you mean --version?"),
         ("credit", 2, "write key=value or group=option"),
