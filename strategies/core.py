@@ -20,30 +20,30 @@ from dllm_decode.strategies.fixed import scheduled
 class Core(Strategy):
     """A fixed schedule that stress-tests what it has decided.
 
+        commit      the best n(s) open positions
         candidates  the `masked` settled positions of the window with the smallest margin, none of
                     the last `spare` columns
         probe       one further pass in which all of them are masked
-        re-open     of those whose first choice is another token then, with probability at least
-                    `confidence`, the `reopen` ones with the least probability of the old token
-        commit      the best n(s) of the open and the re-opened positions; those that were re-opened
-                    are judged, and written over, by the probe
+        write over  of those whose first choice is another token then, with probability at least
+                    `confidence`, the min(reopen, n(s)) ones with the least probability of the old
+                    token, with that other token
 
-    every `every` steps, while the decided share of the window lies in [begin_share, end_share). The
-    margin is that of the two most likely tokens, n(s) LLaDA's linear schedule of
-    S = steps_per_block steps.
+    in steps s that are multiples of `every`, begin_share * S <= s < end_share * S. The margin is
+    that of the two most likely tokens, n(s) LLaDA's linear schedule of S = steps_per_block steps.
 
-    Source: CORE, arXiv 2602.04096.
+    Source: CORE, arXiv 2602.04096. Deviations: a column is written over at most `revisions` times,
+    and a step commits at least one position.
 
     Args:
         steps_per_block: S, steps per window, 1 or more.
         every: steps from one probe to the next, 1 or more.
         masked: positions that a probe masks at most, 1 or more.
-        reopen: positions that are opened at most, 1 or more.
+        reopen: positions that a probe writes over at most, 1 or more.
         confidence: probability that the new token needs, [0, 1].
         spare: columns at the end of the window that are not questioned, 0 or more.
-        begin_share: share of the window that is decided before the first probe, [0, 1].
+        begin_share: share of the S steps before the first probe, [0, 1].
         end_share: share from which on none is made, [0, 1].
-        revisions: how often a column may be opened or written over, 1 or more.
+        revisions: how often a column may be written over, 1 or more.
 
     Raises:
         ConfigError: for values out of range.
@@ -63,7 +63,6 @@ class Core(Strategy):
     begin_share: float = 0.25
     end_share: float = 0.75
     revisions: int = 2
-    revocable: ClassVar[bool] = True  # type: ignore[misc]
     revises: ClassVar[bool] = True  # type: ignore[misc]
     needs_window: ClassVar[bool] = True
 
@@ -80,37 +79,36 @@ class Core(Strategy):
         return Revisions(self.revisions)
 
     def decide(self, view: StepView, memory: None) -> Decision:
-        """The count of the schedule, of what is open and what the probe has opened."""
-        candidates = self._candidates(view)
-        asking = candidates.any(1)
-        mask = view.snapshot.vocab.mask_id
-        probe = view.probe(view.tokens.masked_fill(candidates, mask), where=candidates, rows=asking)
-        again = self._opened(view, probe, candidates)
-        confidence = torch.where(again, probe.confidence, view.pred.confidence)
-        tokens = torch.where(again, probe.token, view.pred.token)
+        """The count of the schedule, and what the probe writes over."""
         count = scheduled(view.window_open, self.steps_per_block, view.window_step).clamp(min=1)
-        chosen = best(confidence, view.open | again, count)
+        chosen = best(view.pred.confidence, view.open, count)
+        candidates = self._candidates(view)
+        mask = view.snapshot.vocab.mask_id
+        asked = view.tokens.masked_fill(candidates, mask)
+        probe = view.probe(asked, where=candidates, rows=candidates.any(1))
+        other = self._overwritten(view, probe, candidates, count)
         return Decision(
-            chosen,
-            tokens=tokens,
-            scores=confidence,
-            confidence=confidence,
-            remask=again & ~chosen,
+            chosen | other,
+            tokens=torch.where(other, probe.token, view.pred.token),
+            scores=view.pred.confidence,
+            confidence=torch.where(other, probe.confidence, view.pred.confidence),
         )
 
     def _candidates(self, view: StepView) -> Tensor:
         """Settled slots that this step questions, (B, W)."""
-        done = 1 - view.mask_ratio
-        due = (view.window_step + 1) % self.every == 0
-        due = due & (done >= self.begin_share) & (done < self.end_share)
+        step, steps = view.window_step, self.steps_per_block
+        due = (step >= int(self.begin_share * steps)) & (step < int(self.end_share * steps))
+        due = due & (step % self.every == 0)
         behind = view.active.flip(1).cumsum(1).flip(1)  # columns of the window from here on
         asked = view.settled & (behind > self.spare) & due[:, None]
         return best(-view.pred.margin, asked, self.masked)
 
-    def _opened(self, view: StepView, probe: Prediction, candidates: Tensor) -> Tensor:
+    def _overwritten(
+        self, view: StepView, probe: Prediction, candidates: Tensor, count: Tensor
+    ) -> Tensor:
         """Candidates that the probe says otherwise about, the least supported ones, (B, W)."""
         own = probe.prob_of(view.tokens[..., None])[..., 0]
         other = candidates & (probe.token != view.tokens) & (probe.confidence >= self.confidence)
         assert view.snapshot.revised is not None
         other = other & (view.gather(view.snapshot.revised) < self.revisions)
-        return best(-own, other, self.reopen)
+        return best(-own, other, count.clamp(max=self.reopen))

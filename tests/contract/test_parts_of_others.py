@@ -1,6 +1,6 @@
 """A part of each kind that somebody else might write keeps the contract."""
 
-from acme_decoding.rules import (
+from outside_decoding.rules import (
     Corrects,
     Deep,
     Doubts,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from acme_decoding.rules import Corrects, Deep, Doubts, LooksAhead
 from drawing import number
 from hypothesis import HealthCheck, Phase, given, settings
+from outside_decoding.rules import Corrects, Deep, Doubts, LooksAhead
 from torch.nn import functional
 
 from dllm_decode import testing

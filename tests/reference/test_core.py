@@ -20,13 +20,13 @@ def margin(row: list[float]) -> float:
 
 def plain_rule(steps: int, every: int, masked: int, reopen: int, level: float, spare: int, k: int):
     def rule(now: Moment) -> tuple[dict[int, int], set[int]]:
-        done = len(now.settled) / len(now.block)
+        count = max(1, now.scheduled(steps, now.in_block))
+        written = {c: now.token[c] for c in best({c: now.confidence[c] for c in now.open}, count)}
         asked: list[int] = []
-        if (now.in_block + 1) % every == 0 and 0.2 <= done < 0.8:
+        if now.in_block % every == 0 and int(0.2 * steps) <= now.in_block < int(0.8 * steps):
             early = now.block[: max(0, len(now.block) - spare)]
             weak = {c: -margin(now.probs[c]) for c in now.settled if c in early}
             asked = best(weak, masked)
-        token, sure, again = list(now.token), list(now.confidence), []
         if asked:
             probs = now.ask(dict.fromkeys(asked, MASK))
             other = {
@@ -36,12 +36,9 @@ def plain_rule(steps: int, every: int, masked: int, reopen: int, level: float, s
                 and max(probs[c]) >= level
                 and now.revised[c] < k
             }
-            again = best(other, reopen)
-            for c in again:
-                token[c], sure[c] = probs[c].index(max(probs[c])), max(probs[c])
-        count = max(1, now.scheduled(steps, now.in_block))
-        chosen = best({c: sure[c] for c in [*now.open, *again]}, count)
-        return {c: token[c] for c in chosen}, {c for c in again if c not in chosen}
+            for c in best(other, min(reopen, count)):
+                written[c] = probs[c].index(max(probs[c]))
+        return written, set()
 
     return rule
 
