@@ -463,6 +463,7 @@ class TextDecoder:
         seed: int | None = 0,
         infill: Infill | None = None,
         apply_chat_template: bool = True,
+        **unknown: Any,
     ) -> Iterator[StreamStep]:
         """Decode one prompt and give the canvas after every step.
 
@@ -477,10 +478,12 @@ class TextDecoder:
             seed: Of the random numbers.
             infill: Tokens given in advance.
             apply_chat_template: Whether a text becomes a user's message.
+            **unknown: Refused by name, with what was probably meant.
 
         Raises:
             ConfigError: A keyword is not known or a request does not fit.
         """
+        _refuse_unknown(unknown, self.stream)
         many = _as_list(prompt)
         if len(many) != 1:
             raise ConfigError(f"stream takes one prompt, got {len(many)}; generate takes several")
@@ -821,10 +824,11 @@ def _seeds(seed: Any, rows: int) -> tuple[int, ...]:
 
 
 def _refuse_unknown(unknown: Mapping[str, Any], method: Any) -> None:
-    names = [n for n in method.__annotations__ if n not in ("prompts", "unknown", "return")]
+    own = ("prompt", "prompts", "unknown", "return")
+    names = [name for name in method.__annotations__ if name not in own]
     for name in unknown:
         raise ConfigError(
-            f"generate() has no option {name!r}{answer_in_python(name, names)}; it takes "
+            f"{method.__name__}() has no option {name!r}{answer_in_python(name, names)}; it takes "
             f"{', '.join(names)}"
         )
 

@@ -326,6 +326,8 @@ def test_a_stream_refuses_what_generate_refuses(copying: TextDecoder) -> None:
         next(copying.stream("cab", max_new_tokens=0))
     with pytest.raises(ConfigError, match="prompt 0 must be"):
         next(copying.stream(3.5))
+    with pytest.raises(ConfigError, match=r"stream\(\) has no option 'max_tokens'.*max_new_tokens"):
+        next(copying.stream("cab", max_tokens=3))
 
 
 @pytest.mark.parametrize("prompts", [[], ["cab", "de"], [[1], [2]]])
