@@ -872,16 +872,23 @@ class _Canvas(Observer):
         self.sure: dict[int, float] = {}
         self.fresh: frozenset[int] = frozenset()
 
+    def start(self, request: Request, snapshot: Snapshot) -> None:
+        """What was given in advance, which may be all there is."""
+        self._take_over(snapshot)
+
     def step(self, change: Change, snapshot: Snapshot) -> None:
         """Take over the canvas after a step."""
         self.number += 1
         self.forwards += int(change.forwards[0])
-        span = slice(snapshot.start, int(snapshot.horizon[0]))
-        decided, ids = snapshot.decided[0, span].tolist(), snapshot.tokens[0, span].tolist()
-        self.tokens = [id if there else None for id, there in zip(ids, decided, strict=True)]
+        self._take_over(snapshot)
         places = change.index[0][change.written[0]].tolist()
         self.sure |= zip(places, change.probability[0][change.written[0]].tolist(), strict=True)
         self.fresh = frozenset(place for place in places if place < len(self.tokens))
+
+    def _take_over(self, snapshot: Snapshot) -> None:
+        span = slice(snapshot.start, int(snapshot.horizon[0]))
+        decided, ids = snapshot.decided[0, span].tolist(), snapshot.tokens[0, span].tolist()
+        self.tokens = [id if there else None for id, there in zip(ids, decided, strict=True)]
 
     def step_now(self) -> StreamStep:
         """The last step."""

@@ -319,6 +319,8 @@ def test_a_stream_gives_the_canvas_after_every_step_and_the_result_with_the_last
     assert "outline" in first._repr_html_()
     given = next(iter(decoder.stream("cab", max_new_tokens=6, infill={0: 2})))
     assert given.tokens[0] == 2 and given.confidence[0] is None
+    (only,) = decoder.stream("cab", max_new_tokens=1, infill={0: 2})
+    assert only.tokens == only.result[0].tokens == (2,) and only.forwards == 0
 
 
 def test_a_stream_refuses_what_generate_refuses(copying: TextDecoder) -> None:
