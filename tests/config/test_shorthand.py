@@ -64,7 +64,7 @@ ANSWERS = {
     "treshold=0.8": "did you mean strategy.select.threshold?",
     "sed=3": "did you mean seed?",
     "strategy/transforms=[credt]": "did you mean strategy/transforms=[credit]?",
-    "strategy/transforms=[ccd]": "strategy/transforms has ban_eot, copy_prior, credit",
+    "strategy/transforms=[ccd]": "strategy/transforms has ban_eot, copy_prior",
     "strategy/filters=[at_mots]": "did you mean strategy/filters=[at_most]?",
     "strategy/transforms=[credit,ban_eott]": "did you mean strategy/transforms=[ban_eot]?",
     "strategy/stop=eott": "did you mean strategy/stop=eot?",

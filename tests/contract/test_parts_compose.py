@@ -5,8 +5,8 @@ import warnings
 from dataclasses import replace
 
 import pytest
-from drawing import examples, number
-from hypothesis import given
+from drawing import number
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_strategies import FILTERS, STOPS, STRATEGIES, TRANSFORMS, WIDTH, built, fits, new
 
@@ -105,7 +105,7 @@ def test_what_is_banned_is_not_committed_because_it_was_deferred(order, sampler)
     assert END not in {token for row in result.sequences for token in row}
 
 
-@examples(25)
+@settings(max_examples=number(12, 250))
 @given(
     name=st.sampled_from(STRATEGIES),
     transforms=st.lists(st.sampled_from(TRANSFORMS), unique=True, max_size=3),

@@ -46,11 +46,13 @@ def test_statistics_equal_the_definition(case, k):
     properties.check_statistics(case, CPU, k)
 
 
+@pytest.mark.slow
 def test_statistics_of_many_rows_equal_the_definition():
     case = properties.Case(20, 200, torch.bfloat16, "ties", spare=1, bans=4, seed=3)
     properties.check_statistics(case, CPU, k=2)
 
 
+@pytest.mark.slow
 @examples(3)
 @given(
     properties.cases(st.integers(1, 2), st.integers(1, 250)),
@@ -96,6 +98,7 @@ def test_head_and_statistics_in_one_equal_the_definition(case, depth):
     properties.check_head(case, depth, CPU)
 
 
+@pytest.mark.slow
 @examples(3)
 @given(properties.cases(st.integers(0, 20), st.integers(1, 300)), st.integers(1, 40))
 def test_a_head_in_slabs_equals_the_definition(case, depth):
@@ -107,6 +110,7 @@ def test_unusable_rows_are_told_from_usable_ones():
     properties.check_unusable_rows(CPU)
 
 
+@pytest.mark.slow
 @examples(3)
 @given(properties.cases(st.integers(1, 3), st.integers(3, 300)))
 def test_a_prediction_says_the_same_with_both_implementations(case):
@@ -150,6 +154,7 @@ class Sketch:
         return self.before_head(tokens, live, index, plan).logits
 
 
+@pytest.mark.slow
 def test_a_credit_decode_is_the_same_fused_from_the_head_to_the_selection_and_in_plain_torch():
     model, request = Sketch(), Request(((1, 2), (3,)), 6)
     credit = TraceCredit(slots=2)

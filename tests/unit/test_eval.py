@@ -515,7 +515,11 @@ def given(name: str) -> list[str]:
 
 
 @pytest.mark.one_in(3)
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name",
+    # the longest list by far
+    [pytest.param(n, marks=pytest.mark.slow) if n == "bundled" else n for n in EXPERIMENTS],
+)
 def test_every_experiment_composes_and_builds(name):
     if name == "search":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="an extra")
@@ -655,6 +659,7 @@ def test_a_grader_that_stumbles_costs_the_answer_it_stumbles_over():
     assert bad.error == "a.jsonl, line 2: the answer cannot be graded: RecursionError: too deep"
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_that_cannot_begin_is_listed_by_the_report(tmp_path, capsys):
     words = ("model=toy_shuffle", "strategy=topk,learn2pd")  # the filter is for blocks
     assert command(tmp_path, *words, sweep=True) == 2

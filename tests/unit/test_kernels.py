@@ -22,9 +22,11 @@ from dllm_decode.kernels import dispatch, reference
 HERE = Path(__file__).parent
 
 
-def test_the_kernels_do_what_the_definition_says_under_the_interpreter():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_kernels_do_what_the_definition_says_under_the_interpreter(which):
+    words = ["-q", "-p", "no:cacheprovider", "kernels_interpreted.py", "-m", which]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "kernels_interpreted.py"],
+        [sys.executable, "-m", "pytest", *words],
         cwd=HERE,
         env={**os.environ, "TRITON_INTERPRET": "1", "HYPOTHESIS_PROFILE": profile()},
         stdin=subprocess.DEVNULL,
