@@ -463,6 +463,7 @@ class TextDecoder:
         seed: int | None = 0,
         infill: Infill | None = None,
         apply_chat_template: bool = True,
+        **unknown: Any,
     ) -> Iterator[StreamStep]:
         """Decode one prompt and give the canvas after every step.
 
@@ -477,11 +478,16 @@ class TextDecoder:
             seed: Of the random numbers.
             infill: Tokens given in advance.
             apply_chat_template: Whether a text becomes a user's message.
+            **unknown: Refused by name, with what was probably meant.
 
         Raises:
             ConfigError: A keyword is not known or a request does not fit.
         """
-        ids = self.encode(_as_list(prompt)[0], 0, apply_chat_template)
+        _refuse_unknown(unknown, self.stream)
+        many = _as_list(prompt)
+        if len(many) != 1:
+            raise ConfigError(f"stream takes one prompt, got {len(many)}; generate takes several")
+        ids = self.encode(many[0], 0, apply_chat_template)
         length, fixed = self.infilling(infill, max_new_tokens, 1)
         request = Request((ids,), length, seeds=_seeds(seed, 1), fixed=fixed)
         sampler = self._sampler(temperature, None, None, None)
@@ -818,10 +824,11 @@ def _seeds(seed: Any, rows: int) -> tuple[int, ...]:
 
 
 def _refuse_unknown(unknown: Mapping[str, Any], method: Any) -> None:
-    names = [n for n in method.__annotations__ if n not in ("prompts", "unknown", "return")]
+    own = ("prompt", "prompts", "unknown", "return")
+    names = [name for name in method.__annotations__ if name not in own]
     for name in unknown:
         raise ConfigError(
-            f"generate() has no option {name!r}{answer_in_python(name, names)}; it takes "
+            f"{method.__name__}() has no option {name!r}{answer_in_python(name, names)}; it takes "
             f"{', '.join(names)}"
         )
 
@@ -865,16 +872,23 @@ class _Canvas(Observer):
         self.sure: dict[int, float] = {}
         self.fresh: frozenset[int] = frozenset()
 
+    def start(self, request: Request, snapshot: Snapshot) -> None:
+        """What was given in advance, which may be all there is."""
+        self._take_over(snapshot)
+
     def step(self, change: Change, snapshot: Snapshot) -> None:
         """Take over the canvas after a step."""
         self.number += 1
         self.forwards += int(change.forwards[0])
-        span = slice(snapshot.start, int(snapshot.horizon[0]))
-        decided, ids = snapshot.decided[0, span].tolist(), snapshot.tokens[0, span].tolist()
-        self.tokens = [id if there else None for id, there in zip(ids, decided, strict=True)]
+        self._take_over(snapshot)
         places = change.index[0][change.written[0]].tolist()
         self.sure |= zip(places, change.probability[0][change.written[0]].tolist(), strict=True)
         self.fresh = frozenset(place for place in places if place < len(self.tokens))
+
+    def _take_over(self, snapshot: Snapshot) -> None:
+        span = slice(snapshot.start, int(snapshot.horizon[0]))
+        decided, ids = snapshot.decided[0, span].tolist(), snapshot.tokens[0, span].tolist()
+        self.tokens = [id if there else None for id, there in zip(ids, decided, strict=True)]
 
     def step_now(self) -> StreamStep:
         """The last step."""

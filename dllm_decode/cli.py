@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     """One command line, as a run, a sweep, or one of Hydra's own commands."""
-    if words == ["--version"]:
+    # argparse takes beginnings of flags too, and would answer with the version of Hydra
+    if any(word.startswith("--v") and "--version".startswith(word) for word in words):
         print(f"dllm_decode {__version__}")
         return 0
     asked = [word.partition("=")[2] for word in words if word.startswith("--help=")]

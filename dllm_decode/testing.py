@@ -33,7 +33,6 @@ from dllm_decode.decoding.cache import (
     mask_of,
 )
 from dllm_decode.decoding.checks import check_composition
-from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Observer
@@ -946,8 +945,6 @@ class StrategyContract:
         told = sum(result.forwards) + sum(result.surplus_forwards)
         assert spent == told, f"the model computed {spent} rows, the result says {told}"
         changes = recorder.changes
-        model_of = self.decoder(case, strategy, request).denoiser
-        per_call = dict.fromkeys(("forwards", "probes"), Capabilities.of(model_of).passes_per_call)
         for name, planes in (
             ("forwards", [change.forwards for change in changes]),
             ("probes", [change.probes for change in changes]),
@@ -956,7 +953,6 @@ class StrategyContract:
             ("not_granted", [change.not_granted for change in changes]),
         ):
             done = sum(int(torch.as_tensor(p).sum()) for p in planes if p is not None)
-            done *= per_call.get(name, 1)
             counted = sum(getattr(result, name))
             assert counted == done, f"the result has {counted} {name}, the changes have {done}"
         revised = sum(result.edits) + sum(result.remasks) + sum(result.not_granted)

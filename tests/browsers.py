@@ -9,31 +9,29 @@ from typing import Any
 
 import pytest
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+
 
 @contextmanager
-def chromium(width: int = 1280, height: int = 1600, dark: bool = False) -> Iterator[Any]:
-    """Chromium without a screen and without a network."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    binary = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.add_argument(f"--window-size={width},{height}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        browser.execute_cdp_cmd("Network.enable", {})
-        browser.execute_cdp_cmd(
-            "Network.emulateNetworkConditions",
-            {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
-        )
-        if dark:
-            features = [{"name": "prefers-color-scheme", "value": "dark"}]
-            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        yield browser
-    finally:
-        browser.quit()
+def chromium() -> Iterator[Any]:
+    """The system's Chromium without a screen."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as running:
+        made = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+def watched(page: Any) -> list[str]:
+    """What goes wrong on a page from now on: faults, messages, and what it asks of a network."""
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("request", lambda asked: faults.append(asked.url) if _outside(asked.url) else None)
+    return faults
+
+
+def _outside(address: str) -> bool:
+    return not address.startswith(("file:", "data:", "blob:"))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -46,9 +47,11 @@ def make_display(mode: str = "auto", console: Console | None = None, speed: floa
     if not 0 < speed < float("inf"):
         raise ConfigError(f"speed must be a number above 0, got {speed}")
     if console is None:
-        console = Console()
+        # names such as stop=[eot,prophet] and answers such as :cat: are no markup
+        literal = partial(Console, markup=False, emoji=False)
+        console = literal()
         if not console.is_terminal:
-            console = Console(width=PLAIN_WIDTH)
+            console = literal(width=PLAIN_WIDTH)
     if mode == "auto":
         mode = "live" if console.is_terminal else "plain"
     return Display(mode, console, speed)
@@ -83,7 +86,7 @@ class Display:
         if not self.silent:
             self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def paragraph(self, text: str) -> None:
+    def paragraph(self, text: str, style: str | None = None) -> None:
         """One long line, wrapped between words and indented from the second line on."""
         lines = textwrap.wrap(
             text,
@@ -92,7 +95,7 @@ class Display:
             break_long_words=False,
             break_on_hyphens=False,
         )
-        self.say("\n".join(lines))
+        self.say("\n".join(lines), style)
 
     def show(self, thing: RenderableType) -> None:
         """A table or anything else rich can draw."""

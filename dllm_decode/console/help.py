@@ -202,7 +202,9 @@ def _options(group: str, options: Sequence[str], default: str, about: str, width
 
 def _line(key: str, about: str, width: int) -> str:
     line = f"  {key:<24}{about}"
-    return line if len(line) <= width else f"{line[: width - 4].rstrip()} ..."
+    if len(line) <= width:
+        return line
+    return f"{line[: width - 3].rpartition(' ')[0].rstrip()} ..."
 
 
 def _wrapped(key: str, about: str, indent: int) -> list[str]:

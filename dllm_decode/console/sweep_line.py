@@ -34,7 +34,7 @@ class Hushed(Display):
     def say(self, text: str, style: str | None = None) -> None:
         self.tell(text.strip().split("\n")[0])
 
-    def paragraph(self, text: str) -> None:
+    def paragraph(self, text: str, style: str | None = None) -> None:
         pass
 
     def show(self, thing: RenderableType) -> None:

@@ -274,7 +274,8 @@ class Batch:
         self.cache_memory: Memory | None = None
         self.store: Store | None = None
         self.trace: list[Change] = []
-        self._sources = Capabilities.of(parts.denoiser).sources
+        able = Capabilities.of(parts.denoiser)
+        self._sources, self._per_call = able.sources, able.passes_per_call
         self._sees_canvas = parts.schedule.sees_canvas or any(
             part.sees_canvas for _, part in parts.strategy.parts()
         )
@@ -514,9 +515,13 @@ class Batch:
         self.snapshot = snapshot = self.canvas.snapshot()
         horizon = later(lambda: snapshot.horizon - snapshot.start)
         extra, carried = self._extra, self.next.carried
+        probes, per_call = extra.probes, self._per_call
+        if probes is not None and per_call > 1:
+            probes = probes * per_call
         change = change.but(
             horizon=horizon,
-            probes=extra.probes,
+            probes=probes,
+            passes_per_call=per_call,
             drafts=extra.drafts,
             carried=None if carried is None else carried.rows & view.live,
         )

@@ -325,6 +325,11 @@ def read_trace(path: str | Path) -> Trace:
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        raise TraceError(
+            f"cannot read the trace {path}: there is no such file; trace=html and trace=jsonl "
+            "write trace.jsonl into the folder of a run"
+        ) from None
     except OSError as error:
         raise TraceError(f"cannot read the trace {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -811,6 +811,7 @@ class Change(LazyFields):
             had no pass of its own; None for none.
         drafts: (B,) calls of a drafter; None for none.
         steps: (B,) steps of its rule that the row has done in this one; None for one.
+        passes_per_call: forward passes of a call of the model, 2 with guidance.
         notes: tensors (B, ...) by name; see `Decision`.
 
     Examples:
@@ -844,6 +845,7 @@ class Change(LazyFields):
     carried: Tensor | None = None
     drafts: Tensor | None = None
     steps: Tensor | None = None
+    passes_per_call: int = 1
     lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon", "live")
 
     @cached_property
@@ -861,6 +863,7 @@ class Change(LazyFields):
         """Forward passes of each row in this step, probes included, (B,); 0 for rows done."""
         own = torch.ones_like(self.step) if self.live is None else self.live.long()
         own = own if self.carried is None else own - self.carried.long()
+        own = own if self.passes_per_call == 1 else own * self.passes_per_call
         return own if self.probes is None else own + self.probes
 
     @torch.inference_mode(False)

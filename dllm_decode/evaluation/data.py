@@ -238,7 +238,8 @@ def read_entries(path: Path, setting: str = "task.data") -> list[Entry]:
         data = path.read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{setting}: {path} cannot be read: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{setting}: {path} cannot be read: {why}") from None
     data = data.removeprefix(codecs.BOM_UTF8)
     elements = _array(data)
     if elements is not None:

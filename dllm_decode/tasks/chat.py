@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.15  # seconds that a pass is seen at least, at speed 1
 HELP = """\
-/strategy NAME    another strategy, e.g. /strategy threshold; settings go back to its defaults
-/KEY VALUE        a setting of the parts that run, e.g. /threshold 0.8, /schedule.length 16,
-                  or /max_new_tokens 32
+/strategy NAME    another strategy, e.g. /strategy threshold, with its defaults
+/KEY VALUE        a setting of the parts that run, e.g. /threshold 0.8,
+                  /schedule.length 16, or /max_new_tokens 32
 /again            the last question once more, with what is set now
 /trace            a page that plays the last answer
 /new              forget the conversation
@@ -131,7 +131,7 @@ class _Talk:
             elif line:
                 self._answer(line)
         except DllmDecodeError as error:
-            self.context.display.say(f"error: {error}", "red")
+            self.context.display.paragraph(f"error: {error}", "red")
         return True
 
     # Commands.
@@ -147,8 +147,10 @@ class _Talk:
             commands[name]()
         elif name == "strategy" and rest:
             self._switch(tuple(f"strategy={rest}".split()))
-        elif name == "max_new_tokens" and rest.isdecimal() and int(rest):
-            self.columns = int(rest)
+        elif name == "max_new_tokens" and rest:
+            columns = int(rest) if rest.isdecimal() else rest
+            require_count("max_new_tokens", columns)
+            self.columns = int(columns)
         elif re.split(r"[./@=]", name)[0] in self._elsewhere:
             parts = ", ".join(PARTS)
             raise ConfigError(f"/{name} cannot be changed in a chat; settings of {parts} can")
@@ -167,19 +169,24 @@ class _Talk:
 
     def _switch(self, words: tuple[str, ...]) -> None:
         """Another decoder with the same model; a word that does not fit changes nothing."""
-        from dllm_decode.console.describe import describe_strategy
+        from dllm_decode.tasks.generate import parts_line
 
         self.decoder = self.context.decoder_with(*words)
         self.words = words
-        self.context.display.say(describe_strategy(self.decoder.decoder.strategy), "dim")
+        self.context.display.paragraph(parts_line(self.decoder), "dim")
 
     def _again(self) -> None:
         if not self.turns:
             self.context.display.say("there is no question yet")
             return
+        before = [*self.history], self.asked
         del self.history[-2:]
         self.asked -= 1
-        self._answer(self.turns[-1]["prompt"])
+        try:
+            self._answer(self.turns[-1]["prompt"])
+        except DllmDecodeError:
+            self.history, self.asked = before  # the answer that was there is still the last
+            raise
 
     def _trace(self) -> None:
         words = "there is no answer yet" if self.page is None else self.page()
@@ -200,7 +207,7 @@ class _Talk:
         display, decoder = self.context.display, self.decoder
         note = note_for_strangers(decoder, [text])
         if note:
-            display.say(note, "dim")
+            display.paragraph(note, "dim")
         view = CanvasView([text], decoder.piece)
         observer = CanvasObserver(view, _PAUSE / display.speed if display.mode == "live" else 0.0)
         request = self._request(decoder, text)
@@ -246,7 +253,8 @@ class _Talk:
         display.say(answer or "(empty)", "bold")
         count = f"{row.forwards} pass{'' if row.forwards == 1 else 'es'}"
         over = ", interrupted" if row.finish_reason == "interrupted" else ""
-        display.say(f"{count}, {len(row.delivered)} tokens, {name}, {seconds:.2f} s{over}", "dim")
+        tokens = f"{len(row.delivered)} token{'' if len(row.delivered) == 1 else 's'}"
+        display.say(f"{count}, {tokens}, {name}, {seconds:.2f} s{over}", "dim")
         turn = {"prompt": text, "answer": answer, "strategy": name, "overrides": self.words}
         costs = {"forwards": row.forwards, "finish_reason": row.finish_reason, "seconds": seconds}
         self.turns.append({**turn, **costs})

@@ -13,6 +13,9 @@ from dllm_decode.errors import ConfigError, require_count
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from dllm_decode.api import TextDecoder
     from dllm_decode.decoding.trace import Difference, Trace
     from dllm_decode.decoding.types import Request
     from dllm_decode.tasks.generate import Job
@@ -127,21 +130,24 @@ class Compare(Task):
         changed = build(other, model=(lambda: context.model) if shared else None)
         changed = with_candidates(changed, most, request)
         titles = [job.asked.title for job in jobs]
-        traces: dict[str, Trace] = {}
+        decoders: dict[str, tuple[TextDecoder, DictConfig]] = {}
         for decoder, cfg in ((own, context.cfg), (changed, other)):
             values = {key: OmegaConf.select(cfg, key) for key in keys}
             chosen = context.choices if cfg is context.cfg else _choices(words, context)
             name = ", ".join(
                 f"{key}={chosen[key] if key in chosen else values[key]}" for key in keys
             )
+            decoders[name] = (decoder, cfg)
+        if len(decoders) < 2:
+            raise ConfigError(
+                f"task.against must change something, got {self.against!r}, which is so already"
+            )
+        traces: dict[str, Trace] = {}
+        for name, (decoder, cfg) in decoders.items():
             with context.display.working(f"decoding with {name}"):
                 seeded = _with_seed(request, jobs, cfg.seed)
                 result = decoder.decode(seeded, batch_size=cfg.batch_size, record=True)
             traces[name] = trace_of(seeded, result, titles, decoder.model)
-        if len(traces) < 2:
-            raise ConfigError(
-                f"task.against must change something, got {self.against!r}, which is so already"
-            )
         return traces
 
 

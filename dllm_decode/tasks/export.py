@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dllm_decode.errors import ConfigError, require_choice, require_count, require_in_range
+from dllm_decode.storage import replacing
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ class Export(Task):
         require_in_range("task.columns", self.columns, 20, 400)
         if self.row is not None:
             require_count("task.row", self.row)
+        ending = Path(self.output or "").suffix[1:].lower()
+        if ending in FORMATS and ending != self.format:
+            raise ConfigError(
+                f"task.output={self.output} is named like another format than "
+                f"task.format={self.format}; give task.format={ending}"
+            )
 
     def run(self, context: Context) -> int:
         """Read the traces, draw, write one file."""
@@ -69,7 +76,8 @@ class Export(Task):
         data = drawn if isinstance(drawn, bytes) else drawn.encode("utf-8")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            with replacing(target) as partial:
+                partial.write_bytes(data)
         except OSError as error:
             raise unwritable(target, error) from None
         across, down = picture.size

@@ -124,7 +124,7 @@ class Generate(Task):
         decoder = with_candidates(decoder, context.trace.candidates, request)
         note = note_for_strangers(decoder, [j.asked.title for j in jobs if j.grade is None])
         if note:
-            display.say(note, "bold")
+            display.paragraph(note, "bold")
         racing = self.compare and not is_baseline(decoder)
         keep = context.trace.records(len(jobs)) or (racing and len(jobs) <= _MOST_RACING)
         own = context.strategy_name
@@ -375,14 +375,18 @@ def _possible(world: Any, prompt: str) -> Callable[[str], bool]:
 
 def first_line(decoder: TextDecoder) -> str:
     """Model, checkpoint, parameters, device, strategy in words."""
+    return f"{decoder.model.description}; {parts_line(decoder)}"
+
+
+def parts_line(decoder: TextDecoder) -> str:
+    """Strategy, schedule, cache, sampler and guidance in words."""
     from dllm_decode.console.describe import describe_part, describe_strategy
     from dllm_decode.models.guided import Guided
 
     loop = decoder.decoder
-    words = f"{decoder.model.description}; {describe_strategy(loop.strategy)}"
-    others = (loop.schedule, loop.cache, loop.sampler)
+    others = ", ".join(map(describe_part, (loop.schedule, loop.cache, loop.sampler)))
     twice = f"; guidance {loop.denoiser.scale}" if isinstance(loop.denoiser, Guided) else ""
-    return f"{words}; {', '.join(map(describe_part, others))}{twice}"
+    return f"{describe_strategy(loop.strategy)}; {others}{twice}"
 
 
 def note_for_strangers(decoder: TextDecoder, prompts: Sequence[str]) -> str:
@@ -475,10 +479,10 @@ def table(runs: dict[str, Decoded], samples: dict[str, list[Sample]], graded: bo
 
     # fits 80 columns
     sheet = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    sheet.add_column("strategy")
+    sheet.add_column("strategy", overflow="fold")
     heads = ["forwards", "tokens", "tokens/forward", "tokens/s", "seconds"]
     for head in [*heads, *(["correct"] if graded else [])]:
-        sheet.add_column(head, justify="right")
+        sheet.add_column(head, justify="right", no_wrap=True)
     sheet.add_column("finish")
     for name, run in runs.items():
         found = figures(samples[name], run.seconds, graded)
@@ -518,7 +522,9 @@ def verdict(
         graded: Whether it is known what is right.
     """
     (name, mine), (other, theirs) = own, baseline
-    passes = f"{sum(s.forwards for s in mine)} passes against {sum(s.forwards for s in theirs)}"
+    spent = sum(s.forwards for s in mine)
+    word = "pass" if spent == 1 else "passes"
+    passes = f"{spent} {word} against {sum(s.forwards for s in theirs)}"
     count = len(mine)
     if not graded:
         same = sum(a.text == b.text for a, b in zip(mine, theirs, strict=True))

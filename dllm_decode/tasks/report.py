@@ -90,7 +90,12 @@ class Report(Task):
         try:
             return Path(self.preface).read_text(encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"task.preface: {self.preface} cannot be read: {error}") from None
+            why = error.strerror or error
+            raise ConfigError(f"task.preface: {self.preface} cannot be read: {why}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"task.preface: {self.preface} is not UTF-8 text: {error.reason}"
+            ) from None
 
     def _publish(self, folder: Path, page: Path) -> None:
         """Copy the Markdown page and its figures to where a documentation wants them."""
@@ -102,4 +107,5 @@ class Report(Task):
                 (target / figure.name).write_bytes(figure.read_bytes())
             storage.write_text(page, text.replace("](figures/", f"]({target.name}/"))
         except OSError as error:
-            raise ConfigError(f"task.markdown: {page} cannot be written: {error}") from None
+            why = error.strerror or error
+            raise ConfigError(f"task.markdown: {page} cannot be written: {why}") from None

@@ -163,6 +163,9 @@ def test_python_and_the_command_line_answer_from_one_table() -> None:
     ("words", "code", "said"),
     [
         ("--version", 0, "dllm_decode 0."),
+        ("--vers", 0, "dllm_decode 0."),
+        ("strategy=credit --version", 0, "dllm_decode 0."),
+        ("--help --version", 0, "dllm_decode 0."),
         ("help", 2, "did you mean --help?"),
         ("version", 2, "did you mean --version?"),
         ("credit", 2, "write key=value or group=option"),

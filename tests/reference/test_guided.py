@@ -11,6 +11,7 @@ from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.trace import Trace
 from dllm_decode.errors import ConfigError
 from dllm_decode.models.guided import Guided, StoringGuided, guided
 from dllm_decode.strategies.threshold import ConfidenceThreshold
@@ -23,9 +24,6 @@ RULE = ConfidenceThreshold(0.4)
 
 class TestUnderGuidance(StrategyContract):
     """A strategy keeps its contract with a guided model, under every cache."""
-
-    # changes count calls of the model, results the two passes of each; see below
-    test_every_forward_pass_is_counted = None
 
     def strategies(self) -> list[Strategy]:
         return [RULE]
@@ -88,6 +86,19 @@ def test_the_second_stream_sees_masks_for_the_prompt_and_has_a_store_of_its_own(
         assert torch.equal(given[:, 3:], blank[:, 3:]) and own is not other
     stores = {id(store) for _, store in model.seen}
     assert len(stores) == 2
+
+
+def test_traces_and_streams_count_both_passes_as_results_do() -> None:
+    decoder = load("toy_copy", RULE, guidance=1.0)
+    prompt = decoder.model.sample_prompts(1, 0)[0]
+    *before, last = decoder.stream(prompt, max_new_tokens=6)
+    assert [step.forwards for step in (*before, last)] == [
+        2 * step.number for step in (*before, last)
+    ]
+    request = Request((decoder.encode(prompt),), 6)
+    result = decoder.decode(request, record=True)
+    replayed = Trace.of(request, result, decoder.model.denoiser.vocab).replay()
+    assert replayed.forwards == result.forwards == (last.forwards,)
 
 
 @pytest.mark.parametrize("scale", [-1.0, 101.0, float("nan")])

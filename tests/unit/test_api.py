@@ -319,6 +319,8 @@ def test_a_stream_gives_the_canvas_after_every_step_and_the_result_with_the_last
     assert "outline" in first._repr_html_()
     given = next(iter(decoder.stream("cab", max_new_tokens=6, infill={0: 2})))
     assert given.tokens[0] == 2 and given.confidence[0] is None
+    (only,) = decoder.stream("cab", max_new_tokens=1, infill={0: 2})
+    assert only.tokens == only.result[0].tokens == (2,) and only.forwards == 0
 
 
 def test_a_stream_refuses_what_generate_refuses(copying: TextDecoder) -> None:
@@ -326,6 +328,14 @@ def test_a_stream_refuses_what_generate_refuses(copying: TextDecoder) -> None:
         next(copying.stream("cab", max_new_tokens=0))
     with pytest.raises(ConfigError, match="prompt 0 must be"):
         next(copying.stream(3.5))
+    with pytest.raises(ConfigError, match=r"stream\(\) has no option 'max_tokens'.*max_new_tokens"):
+        next(copying.stream("cab", max_tokens=3))
+
+
+@pytest.mark.parametrize("prompts", [[], ["cab", "de"], [[1], [2]]])
+def test_a_stream_takes_one_prompt_and_drops_none(copying: TextDecoder, prompts) -> None:
+    with pytest.raises(ConfigError, match=f"stream takes one prompt, got {len(prompts)}"):
+        next(copying.stream(prompts))
 
 
 def test_progress_is_a_bar_of_columns(copying: TextDecoder, capsys) -> None:

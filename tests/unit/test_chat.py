@@ -48,6 +48,30 @@ def test_the_strategy_can_be_switched_in_the_middle(
     assert (tmp_path / "turn-2.html").is_file()
 
 
+def test_a_question_that_fails_again_leaves_the_conversation_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds: list[int] = []
+
+    def check(self, request, sources=()) -> None:
+        if request.lengths[0] > 100:
+            raise ConfigError("that is too long")
+        seeds.extend(request.seeds)
+
+    monkeypatch.setattr("dllm_decode.api.TextDecoder.check", check)
+    lines = [
+        "abcd", "/schedule.length 3", "/max_new_tokens 0", "/max_new_tokens x",
+        "/max_new_tokens 101", *["/again"] * 8, "/max_new_tokens 1", "/again",
+    ]  # fmt: skip
+    assert talk(tmp_path, lines, monkeypatch, "seed=5") == 0
+    told = capsys.readouterr().out
+    assert "blocks (length 3)" in told  # what was changed is said
+    assert "max_new_tokens must be a whole number >= 1, got 0" in told
+    assert "max_new_tokens must be a whole number >= 1, got 'x'" in told
+    assert told.count("that is too long") == 8 and seeds == [5, 5]
+    assert "1 pass, 1 token," in told and len(turns(tmp_path)) == 2
+
+
 @pytest.mark.slow
 def test_every_command_does_what_its_help_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -94,14 +94,15 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict, message: s
     [
         (["runs=[nowhere,there]"], "cannot read the trace nowhere"),
         (["against=batch_size=16", *TOY], "task.against must change something"),
+        (["against=", *TOY], "task.against must change something"),
         (["against=stratgy=factor", *TOY], "did you mean"),
         (["against=prompt=ab", *TOY], "task.against cannot change prompt"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys, words, message: str) -> None:
     assert run(tmp_path / "out", "task=compare", *words) in (1, 2)
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    out, error = capsys.readouterr()
+    assert message in error and "Traceback" not in error and "decoding" not in out
     assert not (tmp_path / "out").exists()
 
 

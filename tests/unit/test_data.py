@@ -173,7 +173,7 @@ def test_count_counts_lines_that_are_refused_as_well(tmp_path):
 
 
 def test_a_missing_file_and_an_unknown_format_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"none.jsonl cannot be read"):
+    with pytest.raises(ConfigError, match=r"none.jsonl cannot be read: No such file or directory$"):
         data.from_file(tmp_path / "none.jsonl")
     with pytest.raises(ConfigError, match=r"task\.format must be one of gsm8k"):
         data.from_file(write(tmp_path / "a.jsonl", GOOD["gsm8k"]), "gsm9k")

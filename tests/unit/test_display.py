@@ -4,6 +4,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from dllm_decode import ConfigError, load
 from dllm_decode.console.describe import describe_part, describe_strategy
@@ -31,6 +32,16 @@ def written(console: Console) -> str:
 def test_auto_is_live_in_a_terminal_and_plain_elsewhere() -> None:
     assert make_display("auto", terminal()).mode == "live"
     assert make_display("auto", paper()).mode == "plain"
+
+
+def test_texts_and_cells_of_tables_are_shown_letter_by_letter(capsys) -> None:
+    odd = "stop=[eot,prophet] [red]x[/] :cat:"
+    display, sheet = make_display("plain"), Table("run")
+    sheet.add_row(odd)
+    display.say(odd)
+    display.paragraph(odd)
+    display.show(sheet)
+    assert capsys.readouterr().out.count(odd) == 3
 
 
 def test_an_unknown_mode_is_refused() -> None:

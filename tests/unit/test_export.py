@@ -143,6 +143,8 @@ def test_lanes_say_who_was_right_where_it_is_known(run: Path) -> None:
         ({"seconds": 0.0}, r"task\.seconds must lie in"),
         ({"columns": 5}, r"task\.columns must be"),
         ({"columns": 500}, r"task\.columns must lie in"),
+        ({"output": "a.svg"}, r"named like another format .* give task\.format=svg"),
+        ({"format": "svg", "output": "a.GIF"}, r"give task\.format=gif"),
         ({"row": 0}, r"task\.row must be a whole number >= 1"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 from dllm_decode.console.trace_files import player
 from dllm_decode.decoding.trace import Commit, Offer, StepRecord, Trace
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from browsers import chromium, watched
+
 pytestmark = pytest.mark.slow
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 FIREFOX = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), None)
 PIECES = {1: " Ada", 2: " Ben", 9: "<end>"}
 
@@ -65,22 +68,14 @@ SLOW = trace(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as running:
-        made = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield made
-        made.close()
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture
 def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     made = browser.new_page(reduced_motion="reduce")
-    faults: list[str] = []
-    made.on("pageerror", lambda error: faults.append(str(error)))
-    made.on("console", lambda message: faults.append(message.text))
-    made.on("request", lambda asked: faults.append(asked.url) if "file:" not in asked.url else None)
+    faults = watched(made)
     file = tmp_path / "trace.html"
     file.write_text(player({"fast": FAST, "slow": SLOW}, {"fast": [True, None]}), encoding="utf-8")
     made.goto(f"file://{file}")

@@ -849,3 +849,20 @@ def test_what_a_page_knows_cannot_end_the_script_it_stands_in(tmp_path, monkeypa
     assert "</script><b>" not in inside and "<!--" not in inside
     assert "{tables}/* charts.js */" in inside
     assert made.count("</script>") == made.count("<script") == 4
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (None, r"cannot be read: No such file or directory$"),
+        (b"\xff\xfe", r"is not UTF-8 text: invalid start byte$"),
+    ],
+)
+def test_a_preface_that_cannot_be_read_is_named(tmp_path: Path, data, fault: str) -> None:
+    from dllm_decode.tasks.report import Report
+
+    page = tmp_path / "preface.md"
+    if data is not None:
+        page.write_bytes(data)
+    with pytest.raises(ConfigError, match=rf"^task\.preface: .*preface\.md {fault}"):
+        Report(preface=str(page))._preface()

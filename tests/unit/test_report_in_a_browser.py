@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting import report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from browsers import chromium
+from browsers import chromium, watched
 from test_report import EOT, THRESHOLD, TOP_ONE, run
 
 pytestmark = pytest.mark.slow
@@ -52,40 +53,39 @@ def page(tmp_path_factory):
     return (folder / "out" / "report.html").as_uri()
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["light", "dark"])
+@pytest.fixture(scope="module", params=["light", "dark"])
 def browser(request, page):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    with chromium(dark=request.param) as opened:
-        opened.get(page)
-        ready = "return document.getElementById('explore').dataset.ready"
-        WebDriverWait(opened, 60).until(lambda b: b.execute_script(ready))
+    with chromium() as running:
+        size = {"width": 1280, "height": 1600}
+        context = running.new_context(viewport=size, color_scheme=request.param, offline=True)
+        opened = context.new_page()
+        faults = watched(opened)
+        opened.goto(page)
+        opened.wait_for_function("document.getElementById('explore').dataset.ready", timeout=60_000)
         yield opened
         # nothing was asked of a network that is not there, and no program failed
-        assert [entry["message"] for entry in opened.get_log("browser")] == []
+        assert faults == []
 
 
 def cells(browser, css: str) -> list[str]:
-    return [element.text for element in browser.find_elements("css selector", css)]
+    return browser.locator(css).all_inner_texts()
 
 
 def button(browser, name: str, right: bool):
-    for row in browser.find_elements("css selector", "#runs tbody tr"):
-        if row.find_element("css selector", "td").text == name:
-            return row.find_element("css selector", f"button[data-right={str(right).lower()}]")
+    for row in browser.locator("#runs tbody tr").all():
+        if row.locator("td").first.inner_text() == name:
+            return row.locator(f"button[data-right={str(right).lower()}]")
     raise AssertionError(name)
 
 
 def select(browser, mark: str, value: str) -> None:
-    from selenium.webdriver.support.ui import Select
-
-    Select(browser.find_element("id", mark)).select_by_value(value)
+    browser.locator(f"#{mark}").select_option(value)
 
 
 def test_what_one_run_got_wrong_and_another_right_is_two_clicks(browser):
     button(browser, "threshold 0.5 length=8", right=False).click()
     button(browser, "threshold 0.9 length=8", right=True).click()
-    told = browser.find_element("id", "chosen").text
+    told = browser.locator("#chosen").inner_text()
     assert told.startswith(
         "5 problems: threshold 0.5 length=8 wrong, threshold 0.9 length=8 right."
     )
@@ -95,39 +95,32 @@ def test_what_one_run_got_wrong_and_another_right_is_two_clicks(browser):
     assert rows[2] == "✗ One two three four" and rows[3] == "2" and rows[5] == "4"
 
     # the answer, pass by pass
-    players = browser.find_elements("css selector", "#players .play")
-    assert len(players) == 2
-    slider = players[0].find_element("css selector", "input[type=range]")
-    browser.execute_script(
-        "arguments[0].value = 1; arguments[0].dispatchEvent(new Event('input'))", slider
-    )
-    shown = [span.text for span in players[0].find_elements("css selector", ".cells span")]
-    assert [text.strip() for text in shown] == ["One", "two", "·", "·"]
-    assert "confidence 60 %" in players[0].find_elements("css selector", ".cells span")[
-        1
-    ].get_attribute("title")
+    players = browser.locator("#players .play")
+    assert players.count() == 2
+    players.first.locator("input[type=range]").fill("1")
+    shown = players.first.locator(".cells span")
+    assert [text.strip() for text in shown.all_inner_texts()] == ["One", "two", "·", "·"]
+    assert "confidence 60 %" in shown.nth(1).get_attribute("title")
 
-    browser.find_element("id", "clear").click()
-    assert "Choose" in browser.find_element("id", "chosen").text
+    browser.locator("#clear").click()
+    assert "Choose" in browser.locator("#chosen").inner_text()
     assert cells(browser, "#players .play") == []
 
 
 def test_runs_are_sorted_filtered_and_grouped_by_their_factors(browser):
     heads = [text.strip() for text in cells(browser, "#runs thead .dt-column-title")]
     assert heads[2:5] == ["strategy", "threshold", "length"]
-    for head in browser.find_elements("css selector", "#runs thead .dt-column-title"):
-        if head.text.strip() == "tokens per forward":
-            head.click()
+    head = browser.locator("#runs thead .dt-column-title")
+    head.get_by_text("tokens per forward", exact=True).click()
     names = cells(browser, "#runs tbody td:first-child")
     assert names[0] == "sequential"
-    search = browser.find_element("css selector", "#explore .dt-search input")
-    search.send_keys("length=32")
+    search = browser.locator("#explore .dt-search input")
+    search.press_sequentially("length=32")
     assert len(cells(browser, "#runs tbody tr")) == 2
     # charts show what the table shows
-    marks = "return document.querySelectorAll('#chart .mark-symbol.role-mark path').length"
-    assert browser.execute_script(marks) == 2
+    assert browser.locator("#chart .mark-symbol.role-mark path").count() == 2
     for _ in "length=32":
-        search.send_keys("\ue003")
+        search.press("Backspace")
     select(browser, "group", "length")
     groups = cells(browser, "#runs tbody tr.dtrg-group")
     assert [text.split(" (")[0] for text in groups][-2:] == ["length: 8", "length: 32"]
@@ -139,10 +132,9 @@ def test_a_pivot_and_the_best_at_every_accuracy_are_those_of_the_runs(browser):
     select(browser, "rows", "threshold")
     select(browser, "columns", "length")
     select(browser, "cells", "accuracy")
-    texts = "return [...document.querySelectorAll('#pivot .mark-text.role-mark text')]"
-    found = browser.execute_script(f"{texts}.map((e) => e.textContent)")
+    found = browser.locator("#pivot .mark-text.role-mark text").all_text_contents()
     assert sorted(found) == ["100.0", "70.0", "70.0", "95.0", "95.0"]
-    floors = cells(browser, "#floors tbody tr")
+    floors = [re.sub(r"\s+", " ", text) for text in cells(browser, "#floors tbody tr")]
     assert floors[0].startswith("80 % threshold 0.9 length=8") and "99.5 % sequential" in floors[-1]
     select(browser, "family", "copy")
     assert cells(browser, "#runs tbody tr td:nth-child(6)")[0].startswith("100.0")
@@ -150,12 +142,12 @@ def test_a_pivot_and_the_best_at_every_accuracy_are_those_of_the_runs(browser):
 
 
 def test_a_click_on_a_point_of_the_chart_shows_what_that_run_got_wrong(browser):
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    point = browser.find_elements("css selector", "#chart .mark-symbol.role-mark path")[-1]
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
-    ActionChains(browser).move_to_element(point).pause(0.3).click().perform()
-    assert "wrong" in browser.find_element("id", "chosen").text
-    tip = browser.find_element("id", "vg-tooltip-element").text
-    assert "tokens per forward" in tip and "threshold" in tip
-    browser.find_element("id", "clear").click()
+    point = browser.locator("#chart .mark-symbol.role-mark path").last
+    point.scroll_into_view_if_needed()
+    point.hover()
+    tip = browser.locator("#vg-tooltip-element")
+    tip.wait_for()
+    assert "tokens per forward" in tip.inner_text() and "threshold" in tip.inner_text()
+    point.click()
+    assert "wrong" in browser.locator("#chosen").inner_text()
+    browser.locator("#clear").click()

@@ -25,7 +25,7 @@ class Reporter:
     """
 
     def __init__(self, display: str) -> None:
-        self.console = Console(quiet=display == "none")
+        self.console = Console(quiet=display == "none", markup=False, emoji=False)
         self._live = display in ("auto", "live") and self.console.is_terminal
         self._bar: Progress | None = None
         self._task = TaskID(0)
