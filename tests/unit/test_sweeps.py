@@ -75,7 +75,7 @@ def test_a_report_lists_evaluations_that_could_not_begin_until_they_are_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["-m", "model=toy_copy", "task=eval", "task.count=1", "schedule=whole", "display=none"]
-    words += ["strategy=threshold,nope,mine", "strategy.select.threshold=0.5,7"]
+    words += ["strategy=threshold,zzz,mine", "strategy.select.threshold=0.5,7"]
     assert main(words) == 2
     capsys.readouterr()
     assert main(["task=report", "task.figures=false", "display=plain"]) == 1
