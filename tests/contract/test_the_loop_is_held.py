@@ -501,7 +501,9 @@ DEFECTS = {
     "passes behind the end are counted": of_batch(
         "_count", "counters.step + took_part", "counters.step + 1", {"counts", "syncs"}
     ),
-    "surplus passes are not counted": of_batch("_count", "self._steps += 1", "pass", {"counts"}),
+    "surplus passes are not counted": of_batch(
+        "count_step", "self._steps += 1", "pass", {"counts"}
+    ),
     "the host waits as long as it was told": Defect(
         monitor.Monitor, "check", "min(self._every, self._longest)", "self._every", {"syncs"}
     ),

@@ -192,6 +192,7 @@ def test_a_chat_on_a_terminal_shows_the_canvas_and_survives_control_c(tmp_path: 
     chat.until("interrupted")
     chat.type("/strategy credit\n/trace\n")
     chat.until("turn-2.html")
+    time.sleep(1)  # an end of input is lost on a terminal that nobody reads yet
     chat.type("\x04")
     chat.until("run folder")
     assert chat.end() == 0
