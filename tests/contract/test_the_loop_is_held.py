@@ -474,7 +474,7 @@ DEFECTS = {
         "self.changed", {"plans"},
     ),
     "sources of a shifted model are not computed": of_batch(
-        "_look_ahead", "self._sources is not None", "False", {"plans"}
+        "_look_ahead", "sources is not index", "False", {"plans"}
     ),
     "columns without logits are open": of_batch(
         "_look_ahead", "masked = torch.where(computed, index, -1), masked & computed",
