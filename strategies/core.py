@@ -108,6 +108,9 @@ class Core(Strategy):
     ) -> Tensor:
         """Candidates that the probe says otherwise about, the least supported ones, (B, W)."""
         own = probe.prob_of(view.tokens[..., None])[..., 0]
+        # probes know nothing of transforms: what these have taken away is not written either
+        possible = view.pred.prob_of(probe.token[..., None])[..., 0] > 0
+        candidates = candidates & possible
         other = candidates & (probe.token != view.tokens) & (probe.confidence >= self.confidence)
         assert view.snapshot.revised is not None
         other = other & (view.gather(view.snapshot.revised) < self.revisions)
