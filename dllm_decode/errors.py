@@ -150,7 +150,8 @@ def require_in_range(
         left = "(" if open_low else "["
         right = ")" if open_high else "]"
         what = f" {unit}" if unit else ""
-        raise ConfigError(f"{name} must lie in {left}{low}, {high}{right}{what}, got {value!r}")
+        verb = "lie in" if number else "be a number in"
+        raise ConfigError(f"{name} must {verb} {left}{low}, {high}{right}{what}, got {value!r}")
 
 
 def require_count(name: str, value: object, *, minimum: int = 1) -> None:
