@@ -192,7 +192,7 @@ def special_ids(
         pad_id = published.token("pad_token_id", size)
     edits = (published.token(key, size) for key in EDIT_TOKENS)
     banned = tuple(token for token in edits if token is not None)
-    return vocabulary(size, mask_id, tuple(eot_ids), pad_id, tokenizer, banned)
+    return vocabulary(Vocab(size, mask_id, tuple(eot_ids), pad_id, banned), tokenizer)
 
 
 def end_ids(plan: Blueprint) -> tuple[int, ...]:

@@ -87,7 +87,7 @@ class TrainFilter(Task):
     def run(self, context: Context) -> int:
         """Decode, learn, measure, write; returns 0."""
         from dllm_decode.decoding.denoiser import Capabilities
-        from dllm_decode.training.filter import fit, split
+        from dllm_decode.training.filter import FilterRecipe, fit, split
 
         asked, lengths, forms = self._prompts()
         decoder = context.decoder_with("strategy=sequential")
@@ -99,10 +99,7 @@ class TrainFilter(Task):
         with context.display.progress("training the filter", self.steps) as report:
             network = fit(
                 learned,
-                steps=self.steps,
-                rate=self.rate,
-                weight_decay=self.weight_decay,
-                seed=self.seed,
+                FilterRecipe(self.steps, self.rate, self.weight_decay, self.seed),
                 fingerprint=Capabilities.of(decoder.model.denoiser).fingerprint,
                 report=report,
             )

@@ -116,13 +116,31 @@ class FilterRecorder(Observer):
 _PLANES = ("confidence", "correct", "exists", "open", "prompt")
 
 
+@dataclass(frozen=True)
+class FilterRecipe:
+    """How a filter is trained.
+
+    Attributes:
+        steps: Number of updates.
+        rate: Learning rate of AdamW.
+        weight_decay: Of AdamW.
+        seed: Of the initial weights, which are uniform in +-1/sqrt(N).
+
+    Examples:
+        >>> FilterRecipe(steps=300, rate=0.02).seed
+        0
+    """
+
+    steps: int
+    rate: float
+    weight_decay: float = 0.0
+    seed: int = 0
+
+
 def fit(
     records: FilterRecords,
+    recipe: FilterRecipe,
     *,
-    steps: int,
-    rate: float,
-    weight_decay: float,
-    seed: int,
     fingerprint: str | None = None,
     report: Callable[[float], None] = lambda step: None,
 ) -> AcceptanceFilter:
@@ -132,17 +150,14 @@ def fit(
 
     Args:
         records: What to learn from.
-        steps: Number of updates.
-        rate: Learning rate.
-        weight_decay: Of AdamW.
-        seed: Of the initial weights, which are uniform in +-1/sqrt(N).
+        recipe: How.
         fingerprint: Of the model that the records come from; None for none.
         report: Called after each update with the number of updates so far.
     """
     width = records.confidence.shape[1]
-    one, two, three, four = weights = [w.requires_grad_() for w in _initial(width, seed)]
-    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=weight_decay)
-    for step in range(steps):
+    one, two, three, four = weights = [w.requires_grad_() for w in _initial(width, recipe.seed)]
+    optimiser = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=recipe.weight_decay)
+    for step in range(recipe.steps):
         optimiser.zero_grad()
         torch.autograd.backward(loss(AcceptanceFilter(one, two, three, four), records))
         optimiser.step()

@@ -22,7 +22,15 @@ from dllm_decode.models.toy import Markov
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.oracle import Oracle
 from dllm_decode.tasks.train_filter import TrainFilter
-from dllm_decode.training.filter import FilterRecorder, FilterRecords, fit, loss, measured, split
+from dllm_decode.training.filter import (
+    FilterRecipe,
+    FilterRecorder,
+    FilterRecords,
+    fit,
+    loss,
+    measured,
+    split,
+)
 
 WORLD = Markov(n=6, noise=1e-3)
 
@@ -105,8 +113,8 @@ def test_no_prompt_is_on_both_sides(share: float, kept: int) -> None:
 
 def test_a_filter_learns_what_can_be_learned() -> None:
     learned, kept = split(some_records(500, width=8), 0.2, seed=0)
-    network = fit(learned, steps=300, rate=0.02, weight_decay=0.0, seed=0)
-    before = fit(learned, steps=1, rate=1e-9, weight_decay=0.0, seed=0)
+    network = fit(learned, FilterRecipe(steps=300, rate=0.02))
+    before = fit(learned, FilterRecipe(steps=1, rate=1e-9))
     assert float(loss(network, kept)) < 0.5 * float(loss(before, kept))
     quality = measured(network, kept, [0.5])[0]["filter"]
     assert quality["precision"] > 0.75
@@ -115,15 +123,15 @@ def test_a_filter_learns_what_can_be_learned() -> None:
 
 def test_the_seed_decides_the_weights() -> None:
     def weights(seed: int) -> list[float]:
-        options: Any = {"steps": 3, "rate": 0.01, "weight_decay": 0.01, "seed": seed}
-        return fit(some_records(), **options).weight1.flatten().tolist()
+        recipe = FilterRecipe(steps=3, rate=0.01, weight_decay=0.01, seed=seed)
+        return fit(some_records(), recipe).weight1.flatten().tolist()
 
     assert weights(1) == weights(1) != weights(2)
 
 
 def test_columns_that_do_not_exist_carry_no_loss() -> None:
     records = some_records()
-    network = fit(records, steps=1, rate=0.01, weight_decay=0.0, seed=0)
+    network = fit(records, FilterRecipe(steps=1, rate=0.01))
     flipped = torch.where(records.exists, records.correct, ~records.correct)
     assert float(loss(network, records)) == float(loss(network, replace(records, correct=flipped)))
 
