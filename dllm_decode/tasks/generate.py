@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dllm_decode.console.processes import INTERRUPTED
 from dllm_decode.console.prompts import Asked, one_prompt, read_prompts
 from dllm_decode.decoding.batching import check_batching
 from dllm_decode.errors import ConfigError, require, require_count
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from dllm_decode.decoding.types import Request
     from dllm_decode.evaluation.metrics import Sample
 
-INTERRUPTED = 130
 BASELINE = "sequential"
 _MOST_RACING = 64  # prompts; the steps of more are not kept for a race
 _MOST_OFFERS = 500_000  # open columns over all steps; of more no candidates are kept
