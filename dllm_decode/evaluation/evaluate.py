@@ -200,7 +200,7 @@ class Evaluation:
                 and not faults[question.key]
             ]
             if chosen:
-                yield from self._task(chosen)
+                yield from self._of_family(chosen)
 
     def warm_up(self, questions: Sequence[Question]) -> None:
         """Decode the first question and drop the result, so that no timing holds first calls."""
@@ -231,7 +231,7 @@ class Evaluation:
         outcome = Outcome(finish_reason="error", error=fault)
         return sample_of(question, DecodedRow(outcome, question.max_new_tokens))
 
-    def _task(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
+    def _of_family(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
         request, reference_forwards = self._with_reference(
             self.request(chosen), [question.key for _, question in chosen]
         )

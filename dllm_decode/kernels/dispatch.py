@@ -81,7 +81,7 @@ def using(kernels: str, head: str | None = None) -> Iterator[None]:
         ...     chosen()
         'reference'
     """
-    before = _setting, _head
+    before = chosen(), chosen_head()
     choose(kernels, _head if head is None else head)
     try:
         yield

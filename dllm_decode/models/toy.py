@@ -402,7 +402,7 @@ class Reverse(ListWorld):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Replace(ListWorld):
+class _ReplaceWorld(ListWorld):
     """What both replacements share: the last symbol in front of the separator is the new item."""
 
     @property
@@ -419,7 +419,7 @@ class _Replace(ListWorld):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplaceIndex(_Replace):
+class ReplaceIndex(_ReplaceWorld):
     """The item at `index` is replaced by the last symbol of the prompt. As parallel as `Copy`.
 
     Attributes:
@@ -445,7 +445,7 @@ class ReplaceIndex(_Replace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplaceRandom(_Replace):
+class ReplaceRandom(_ReplaceWorld):
     """One item, any one, is replaced by the last symbol of the prompt: n answers, equally likely.
 
     With J the replaced column, P(J = j | decided) is uniform over the j that explain the decided

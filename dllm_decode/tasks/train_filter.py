@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.console.prompts import Asked, read_prompts
+from dllm_decode.console.prompts import GivenPrompt, read_prompts
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_count, require_in_range
 from dllm_decode.tasks import Context, Task
 
@@ -116,7 +116,7 @@ class TrainFilter(Task):
 
     # Prompts.
 
-    def _prompts(self) -> tuple[list[Asked], list[int], list[str | None]]:
+    def _prompts(self) -> tuple[list[GivenPrompt], list[int], list[str | None]]:
         """What to decode, columns for each, and for infilling its form."""
         from dllm_decode.api import DEFAULT_NEW_TOKENS
         from dllm_decode.problems import FAMILIES, problems
@@ -129,7 +129,7 @@ class TrainFilter(Task):
             shown = [name for name, family in FAMILIES.items() if family.shown]
             names = self.families or shown or list(FAMILIES)
             drawn = [p for name in names for p in problems(name, "train", self.problems, self.seed)]
-            asked = [Asked(p.prompt, f"{p.family} {n}") for n, p in enumerate(drawn)]
+            asked = [GivenPrompt(p.prompt, f"{p.family} {n}") for n, p in enumerate(drawn)]
             lengths = [self.max_new_tokens or FAMILIES[p.family].canvas for p in drawn]
             forms = [p.form or None for p in drawn]
         if len(asked) < 2:
@@ -142,7 +142,7 @@ class TrainFilter(Task):
     def _request(
         self,
         decoder: TextDecoder,
-        asked: Sequence[Asked],
+        asked: Sequence[GivenPrompt],
         lengths: Sequence[int],
         forms: Sequence[str | None],
     ) -> Request:

@@ -27,12 +27,10 @@ class Written:
 
     Attributes:
         report: Its content.
-        collection: The runs it was made from.
         files: What was written.
     """
 
     report: page.ReportPage
-    collection: RunCollection
     files: tuple[Path, ...]
 
 
@@ -192,7 +190,7 @@ def write_report(
         texts["wall_time.csv"] = tables.wall_time_csv(report.times)
     for name, text in texts.items():
         storage.write_text(folder / name, text)
-    return Written(report, collection, (*(folder / name for name in texts), *drawn))
+    return Written(report, (*(folder / name for name in texts), *drawn))
 
 
 def _page(chosen: Chosen, collection: RunCollection, settings: ReportSettings) -> page.ReportPage:
