@@ -171,7 +171,7 @@ def write_report(
         facts=facts_of(runs),
         overall=tables.rows_of(runs, None),
         families=by_family,
-        parts=tables.rows_of(beside(runs, smaller), None) if smaller else [],
+        parts=tables.rows_of(beside(runs, smaller), None, runs) if smaller else [],
         times=times,
         timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
         notes=notes(runs, smaller, times if chosen.timed else ()),
