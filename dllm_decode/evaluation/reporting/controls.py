@@ -124,7 +124,7 @@ def notes(
     found = [_not_decoded(run) for run in (*runs, *parts) if any(s.error for s in run.samples)]
     found += [_credit(run, runs) for run in runs if _has_credit(run)]
     found += _against_thresholds(runs, parts)
-    found += _at_equal_forwards(runs)
+    found += [Note("equal forwards", text) for _, text in at_equal_forwards(runs)]
     found += _end_of_text(runs, parts, times)
     found += _padding(runs)
     found += _padding_last(runs, parts)
@@ -218,10 +218,16 @@ def _against_thresholds(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> li
     return [Note("thresholds", text)] if told else []
 
 
-def _at_equal_forwards(runs: Sequence[EvalRun]) -> list[Note]:
+def at_equal_forwards(runs: Sequence[EvalRun]) -> list[tuple[EvalRun, str]]:
     """Every rule against the thresholds that take as many passes, and in which families it wins.
 
     What is pooled hides more than it shows: most families of a table cannot tell rules apart.
+
+    Args:
+        runs: On the same problems.
+
+    Returns:
+        A sentence for each run that has such a control, see `tables.over_thresholds`.
     """
     families = list(dict.fromkeys(family for run in runs for family in run.families))
     pooled = over_thresholds(runs, None)
@@ -242,7 +248,7 @@ def _at_equal_forwards(runs: Sequence[EvalRun]) -> list[Note]:
             groups=f" ({'; '.join(parts)})" if parts else "",
             families=_told_apart({name: own.get(run.name) for name, own in each.items()}),
         )
-        found.append(Note("equal forwards", text))
+        found.append((run, text))
     return found
 
 
