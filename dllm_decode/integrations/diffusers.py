@@ -46,7 +46,7 @@ class StrategyScheduler(BlockRefinementScheduler):  # type: ignore[misc]
         ConfigError: for names and settings that are not known.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         strategy: str = "credit",
@@ -82,7 +82,7 @@ class StrategyScheduler(BlockRefinementScheduler):  # type: ignore[misc]
             host="diffusers",
         )
 
-    def step(  # type: ignore[override]
+    def step(
         self,
         model_output: Tensor,
         timestep: int | Tensor,
