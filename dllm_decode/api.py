@@ -171,6 +171,32 @@ def _lines(overrides: Overrides) -> tuple[str, ...]:
     return lines
 
 
+def parts_from(parts: Mapping[str, Any], overrides: Overrides = ()) -> dict[str, Any]:
+    """Strategy, schedule, cache and sampler as objects, each given as one or by its option's name.
+
+    Args:
+        parts: Group to object or name; None is left out.
+        overrides: Settings of the parts that are given by name.
+
+    Raises:
+        ConfigError: The configuration does not know a name, or an object is of the wrong kind.
+    """
+    new = {group: part for group, part in parts.items() if _is_object(group, part)}
+    names = {group: part for group, part in parts.items() if part and group not in new}
+    lines = _lines(overrides)
+    for word in lines:
+        group = word.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
+        require(
+            group in names,
+            f"overrides must be settings of the parts given by name ({', '.join(names)}), "
+            f"got {word!r}",
+        )
+    if names:
+        cfg = compose_checked((*_words(names), *lines))
+        new |= {group: build_node(cfg, group) for group in names}
+    return new
+
+
 def _adopted(model: Any, tokenizer: Any, cfg: DictConfig) -> LoadedModel:
     """A model given as an object."""
     if isinstance(model, LoadedModel):
@@ -309,20 +335,7 @@ class TextDecoder:
             CapabilityError: The parts do not work together.
         """
         parts = {"strategy": strategy, "schedule": schedule, "cache": cache, "sampler": sampler}
-        new: dict[str, Any] = {g: part for g, part in parts.items() if _is_object(g, part)}
-        names = {group: part for group, part in parts.items() if part and group not in new}
-        lines = _lines(overrides)
-        for word in lines:
-            group = word.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
-            require(
-                group in names,
-                f"overrides must be settings of the parts given by name ({', '.join(names)}), "
-                f"got {word!r}",
-            )
-        if names:
-            cfg = compose_checked((*_words(names), *lines))
-            new |= {group: build_node(cfg, group) for group in names}
-        return replace(self, decoder=replace(self.decoder, **new))
+        return replace(self, decoder=replace(self.decoder, **parts_from(parts, overrides)))
 
     def generate(
         self,

@@ -20,7 +20,7 @@ from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.passes import ModelPasses
 from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.replay import replay_obstacle, step_of
+from dllm_decode.decoding.replay import follower
 from dllm_decode.decoding.returned import blamed
 from dllm_decode.decoding.settle import settle, staying
 from dllm_decode.decoding.strategy import Budget, Revisions
@@ -129,7 +129,7 @@ class Run:
         self.monitor = Monitor(self.batch)
         self.passes = ModelPasses(decoder, self.batch)
         self._revises = decoder.strategy.revocable or decoder.strategy.revises
-        self._follow = step_of(self, replay_obstacle(decoder))
+        self._follow = follower(decoder)
 
     @property
     def live(self) -> tuple[int, ...]:
@@ -161,7 +161,7 @@ class Run:
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
         values = self.passes.ask(self.batch.plan())
-        self.monitor.check(self._follow(values))
+        self.monitor.check(self._follow(self, values))
 
     def follow(self, values: Tensor) -> PendingCheck:
         """What follows from a forward pass: a function of tensors, for which nobody waits.

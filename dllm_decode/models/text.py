@@ -313,6 +313,12 @@ class CheckpointTokenizer:
         return None if number is None else int(number)
 
     @property
+    def mask_id(self) -> int | None:
+        """The tokenizer's own mask, None where it names none."""
+        number = getattr(self.backend, "mask_token_id", None)
+        return None if number is None else int(number)
+
+    @property
     def pad_id(self) -> int | None:
         """The tokenizer's own padding, None where it names none."""
         number = None if self.backend is None else self.backend.pad_token_id

@@ -46,7 +46,10 @@ CONFIGS = {
     "llada_moe": sizes.LLADA_MOE,
     "llada2": sizes.LLADA2_MINI,
     "dream": sizes.DREAM_7B,
-    **{name: sizes.TINY[name] for name in ("illada", "sdar", "sdar_moe", "fast_dllm")},
+    **{
+        name: sizes.TINY[name]
+        for name in ("illada", "sdar", "sdar_moe", "fast_dllm", "rnd1", "wedlm", "open_dcoder")
+    },
 }
 
 

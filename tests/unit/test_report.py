@@ -159,6 +159,62 @@ def test_every_other_rule_is_compared_with_the_thresholds_of_equal_accuracy(tmp_
     assert not re.search("elsewhere|sequential|t9|voted|led ", verdicts)
 
 
+def test_every_rule_has_its_control_at_equal_forwards_pooled_and_by_family(tmp_path):
+    """A rule that wins on shuffle and loses on copy, which cancel out; and who has no control."""
+
+    def found(copy: int, shuffle: int, forwards: int) -> list[Sample]:
+        right = {"copy": copy, "shuffle": shuffle}
+        return [
+            replace(s, family=name, problem=f"{name}/{n}", correct=n % 100 < right[name])
+            for name in right
+            for n, s in enumerate(samples(0, forwards, count=100))
+        ]
+
+    ours = {"families": ["copy", "shuffle"], "manner": {"copy": "m1", "shuffle": "m2"}}
+    run(tmp_path, "sequential", found(100, 100, 16), select=TOP_ONE, **ours)
+    for level, right, forwards in ((0.9, 90, 6), (0.5, 70, 2)):
+        select = {**THRESHOLD, "threshold": level}
+        run(tmp_path, f"t{level}", found(right, right, forwards), select=select, **ours)
+    bound = {"_target_": "x.EntropyBound"}
+    run(tmp_path, "bound", found(60, 100, 4), select=bound, **ours)
+    run(tmp_path, "hasty", found(60, 60, 1), select=bound, **ours)
+    run(tmp_path, "slow", found(95, 95, 9), select=bound, **ours)
+    run(tmp_path, "elsewhere", found(95, 95, 4), select=bound, stop={}, **ours)
+    some = [replace(s, correct=True) for s in found(60, 100, 4) if s.problem.endswith("7")]
+    run(tmp_path, "part", some, select=bound, digest="d2", **ours)
+    out = tmp_path / "out"
+    written = report.write_report(store.collect(tmp_path), out, NO_FIGURES)
+    rows = {row.strategy: row.over_thresholds for row in written.report.overall}
+    # thresholds have 80 % at 4 forwards and 90 % at 6, which is more than at any more
+    assert rows["bound"].value == pytest.approx(0.0) and not rows["bound"].excludes(0)
+    assert rows["slow"].value == pytest.approx(0.05)
+    assert rows["hasty"].value != rows["hasty"].value  # there is no threshold as fast
+    for name in ("sequential", "t0.9", "t0.5", "elsewhere"):
+        assert rows[name] is None
+    by_family = {
+        family: {row.strategy: row.over_thresholds for row in rows}["bound"]
+        for family, rows in written.report.families.items()
+    }
+    assert by_family["shuffle"].value == pytest.approx(0.2) and by_family["shuffle"].low > 0.1
+    assert by_family["copy"].value == pytest.approx(-0.2) and by_family["copy"].high < -0.1
+    part = {row.strategy: row.over_thresholds for row in written.report.parts}["part"]
+    assert part is not None and part.value == pytest.approx(0.2)  # on its own 20 problems
+    said = next(note.text for note in written.report.notes if note.text.startswith("bound: "))
+    assert said.startswith("bound: 0.0 [-") and "one right answer -20.0 [-" in said
+    assert "; many right answers +20.0 [+" in said
+    assert "outside of the interval: copy -20.0 [-" in said and ", shuffle +20.0 [+" in said
+    lines = list(csv.DictReader((out / "table.csv").open()))
+    (line,) = (x for x in lines if (x["strategy"], x["family"]) == ("bound", "shuffle"))
+    assert float(line["accuracy_over_thresholds"]) == pytest.approx(0.2)
+    for name in ("report.md", "report.html"):
+        assert "over thresholds (points at equal forwards [95 %])" in (out / name).read_text()
+    console = Console(width=120, record=True, file=io.StringIO())
+    for part_ in overview.overview(written.report, 120):
+        console.print(part_)
+    shown = console.export_text()
+    assert "points over thresholds at equal forwards: bound on copy -20.0, bound on shuf" in shown
+
+
 @pytest.mark.parametrize(
     ("forwards", "verdict"), [(2, "credit beats it"), (9, "credit does not beat it")]
 )

@@ -206,7 +206,7 @@ def _page(chosen: Chosen, collection: RunCollection, settings: ReportSettings) -
             family: tables.rows_of([run for run in runs if family in run.families], family)
             for family in families
         },
-        parts=tables.rows_of(beside(runs, smaller), None) if smaller else [],
+        parts=tables.rows_of(beside(runs, smaller), None, runs) if smaller else [],
         times=times,
         timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
         notes=notes(runs, smaller, times if chosen.timed else ()),
