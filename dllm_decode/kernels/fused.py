@@ -216,7 +216,11 @@ def _of_rows(value: Tensor | float, rows: int, like: Tensor) -> Tensor:
 
 
 def threshold_selection(
-    scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
+    scores: Tensor,
+    open: Tensor,
+    threshold: Tensor,
+    strict: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Open slots that reach a threshold; see `reference.threshold_selection`.
 
@@ -234,6 +238,7 @@ def threshold_selection(
         with _on(scores):
             programs.select_rows[(rows,)](
                 scores.contiguous(),
+                (scores if order is None else order).contiguous(),
                 open.contiguous().view(torch.int8),
                 threshold.contiguous(),
                 columns,
@@ -335,7 +340,7 @@ class _Parts:
             floats = (buffer(torch.float32), buffer(torch.float32), buffer(torch.float32))
             self.statistics: tuple[Tensor, ...] = (*floats, buffer(torch.int32))
         else:
-            self.statistics = (whole.maximum, whole.total, whole.moment, whole.token)
+            self.statistics = (whole.maximum, whole.rest, whole.moment, whole.token)
         empty = self.statistics[0]
         self.keys = buffer(torch.int64, self.width) if k else empty
         self.noisy = buffer(torch.float64) if draw else empty
@@ -458,7 +463,7 @@ def _empty_statistics(rows: int, like: Tensor, dtype: torch.dtype = torch.float3
 
 
 def _outputs(stats: RowStatistics) -> tuple[Tensor, ...]:
-    return stats.maximum, stats.total, stats.moment, stats.token
+    return stats.maximum, stats.rest, stats.moment, stats.token
 
 
 def _bans(like: Tensor, banned: Tensor | None) -> Tensor:
