@@ -750,7 +750,8 @@ class Decision:
             slots only.
         remask: (B, W) bool, settled slots to open again; only from revocable strategies.
         scores: (B, W), which open slot is taken when a row must gain one and commits none: the
-            one with the largest score, lowest column first; None for the confidence.
+            one with the largest score, lowest column first; None for the certainty of what the
+            prediction proposes, or the probability of other tokens.
         confidence: (B, W) floating point, what is recorded beside each token; None for the
             probability of the token in the prediction.
         close: (B,) bool, rows whose undecided columns are all committed now, as far as the view
