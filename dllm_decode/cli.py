@@ -41,13 +41,7 @@ from dllm_decode.config.shorthand import quote
 from dllm_decode.config.signatures import described
 from dllm_decode.console.help import help_about, help_text
 from dllm_decode.console.output import tolerant_output
-from dllm_decode.console.processes import (
-    INTERRUPTED,
-    TERMINATED,
-    Terminated,
-    end_children,
-    termination_as_interrupt,
-)
+from dllm_decode.console.processes import INTERRUPTED, TERMINATED, ended_in_order
 from dllm_decode.console.runfolder import CONFIG, RunFolder, claim, unwritable
 from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
@@ -81,18 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 for Ctrl-C, 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with tolerant_output(), termination_as_interrupt() as signals:
+
+    def run() -> int:
         try:
-            code = _run([quoted(word) for word in words])
-            return TERMINATED if code == INTERRUPTED and signals else code
-        except KeyboardInterrupt as stop:
-            end_children()
-            print("interrupted", file=sys.stderr)
-            return TERMINATED if signals or isinstance(stop, Terminated) else INTERRUPTED
+            return _run([quoted(word) for word in words])
         except SystemExit as stop:  # argparse and Hydra's own commands end this way
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except Exception as error:
             return _report(error, words)
+
+    with tolerant_output():
+        return ended_in_order(run)
 
 
 def _run(words: list[str]) -> int:

@@ -15,11 +15,10 @@ from torch import Tensor
 from dllm_decode.decoding.batch import Batch, Carried, of_one_width
 from dllm_decode.decoding.cache import Plan, spread
 from dllm_decode.decoding.composition import Composition
-from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.guard import read_only
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.returned import check_logits, check_prediction, check_states, named
-from dllm_decode.decoding.types import Carry, StepView, gather_columns
+from dllm_decode.decoding.types import Carry, StepView, gather_columns, ids_on
 from dllm_decode.kernels import dispatch
 from dllm_decode.kernels.noise import Noise
 
@@ -72,12 +71,12 @@ class ModelPasses:
         self.batch = batch
         self._model, self._sampler = parts.denoiser, parts.sampler
         self._debug = parts.debug
-        self._own = Capabilities.of(parts.denoiser)
+        self._own = parts.able
         inside = [part for _, part in parts.strategy.parts() if part.needs or part.drafter]
         self._drafter = next((part.drafter for part in inside if part.drafter), None)
         self._shows_hidden = bool(inside)
         self._run = self._pass_of(parts)
-        self.banned = torch.tensor(_banned_ids(parts), device=parts.denoiser.device)
+        self.banned = ids_on(tuple(_banned_ids(parts)), batch.device)
         self._weight: Tensor | None = None  # of the head, where a pass stops in front of it
         self._states: Tensor | None = None  # (B, L', D) where a drafter goes on from them
         self._probes: list[Probed] = []
@@ -91,7 +90,7 @@ class ModelPasses:
             assert self._own.states is not None  # checked when the decoder was composed
             run = self._own.states
         elif self._own.before_head is not None and parts.sampler.takes_hidden:
-            fused = dispatch.fuses_head(parts.denoiser.device, self._own.head_obstacle)
+            fused = dispatch.fuses_head(self.batch.device, self._own.head_obstacle)
             run = self._own.before_head if fused else run
         return read_only(run, named("model", parts.denoiser)) if parts.debug else run
 

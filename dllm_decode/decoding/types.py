@@ -180,10 +180,9 @@ class Request:
         def pick(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
             return None if values is None else tuple(values[row] for row in rows)
 
-        prompts = pick(self.prompts)
-        assert prompts is not None
-        return Request(
-            prompts=prompts,
+        return copied(  # what was checked once needs no second look
+            self,
+            prompts=pick(self.prompts),
             max_new_tokens=tuple(self.lengths[row] for row in rows),
             seeds=pick(self.row_seeds),
             fixed=pick(self.fixed),
@@ -199,6 +198,8 @@ class Request:
 
 def _require_whole(values: Iterable[object], what: str) -> None:
     for value in values:
+        if type(value) is int:
+            continue
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ConfigError(f"{what}, got {value!r}")
 
@@ -359,7 +360,7 @@ class Snapshot:
 
     def ids(self, ids: Sequence[int]) -> Tensor:
         """Token ids as a tensor on the canvas's device, uploaded once, (N,) int64."""
-        return _ids_on(tuple(ids), self.tokens.device)
+        return ids_on(tuple(ids), self.tokens.device)
 
     @cached_property
     def mask_ratio(self) -> Tensor:
@@ -370,7 +371,7 @@ class Snapshot:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
+def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Ids on a device, uploaded once: an upload in every step would make the host wait."""
     return torch.tensor(ids, device=device, dtype=torch.long)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dllm_decode.console.processes import INTERRUPTED
 from dllm_decode.console.prompts import Asked, one_prompt, read_prompts
 from dllm_decode.decoding.batching import check_batching
 from dllm_decode.errors import ConfigError, require, require_count
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from dllm_decode.decoding.types import Request
     from dllm_decode.evaluation.metrics import Sample
 
-INTERRUPTED = 130
 BASELINE = "sequential"
 _MOST_RACING = 64  # prompts; the steps of more are not kept for a race
 _MOST_OFFERS = 500_000  # open columns over all steps; of more no candidates are kept
@@ -429,23 +429,18 @@ def is_baseline(decoder: TextDecoder) -> bool:
 
 def samples_of(jobs: Sequence[Job], run: Decoded) -> list[Sample]:
     """What is measured of each row; the wall time is shared evenly."""
-    from dllm_decode.evaluation.metrics import sample_of
+    from dllm_decode.evaluation.data import Question
+    from dllm_decode.evaluation.metrics import DecodedRow, sample_of
 
-    rows = zip(jobs, run.result.rows, strict=True)
-    return [
-        sample_of(
-            outcome,
-            problem=f"{number} {job.asked.source}",
-            family="generate",
-            prompt=job.asked.title,
-            text=outcome.text,
-            correct=job.grade is not None and job.grade(outcome.text),
-            slots=job.columns,
-            seconds=run.seconds / len(jobs),
-            reference_forwards=outcome.reference_forwards,
-        )
-        for number, (job, outcome) in enumerate(rows)
-    ]
+    samples = []
+    for number, (job, outcome) in enumerate(zip(jobs, run.result.rows, strict=True)):
+        key, title = f"{number} {job.asked.source}", job.asked.title
+        grade = job.grade or (lambda text: False)
+        question = Question(key, "generate", title, "", job.columns, grade)
+        seconds = run.seconds / len(jobs)
+        row = DecodedRow(outcome, job.columns, seconds, outcome.reference_forwards)
+        samples.append(sample_of(question, row, outcome.text, grade(outcome.text)))
+    return samples
 
 
 def figures(samples: Sequence[Sample], seconds: float, graded: bool) -> dict[str, Any]:

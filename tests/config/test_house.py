@@ -18,7 +18,7 @@ FLOORS = (
     ("cli",),
     ("tasks",),
     ("lm_eval",),
-    ("training", "benchmarks"),
+    ("training", "benchmarks", "integrations"),
     ("api",),
     ("evaluation",),
     ("config", "console", "testing"),
