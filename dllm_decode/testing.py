@@ -123,8 +123,8 @@ class HashDenoiser:
 
     @property
     def provides(self) -> frozenset[str]:
-        """States are shown; they are the logits without `added`."""
-        return frozenset({"hidden"})
+        """States are shown, the logits without `added`, and embeddings, one-hot."""
+        return frozenset({"hidden", "embeddings"})
 
     def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """What the head starts from, (B, W, V); see `dllm_decode.decoding.denoiser`."""

@@ -174,10 +174,15 @@ def credit_from(
 
 
 def threshold_selection(
-    scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
+    scores: Tensor,
+    open: Tensor,
+    threshold: Tensor,
+    strict: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Open slots that reach a threshold; see `reference.threshold_selection`."""
-    result: tuple[Tensor, Tensor] = _run("threshold_selection", scores, open, threshold, strict)
+    given = (scores, open, threshold, strict, order)
+    result: tuple[Tensor, Tensor] = _run("threshold_selection", *given)
     return result
 
 
