@@ -263,7 +263,8 @@ def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, An
         "pad_id": (tokenizer.pad_id, published.token("pad_token_id", size)),
     }
     try:
-        vocab = special_ids(plan, *asked.values(), settings.get("banned_ids") or ())
+        given = (asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        vocab = special_ids(plan, *given, banned_ids=settings.get("banned_ids") or ())
         _examine_vocabulary(report, plan, vocab)
         used: Mapping[str, Any] = {
             "mask_id": vocab.mask_id,
