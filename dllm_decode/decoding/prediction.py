@@ -519,7 +519,14 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...] | None, *, floating:
 
 
 def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> None:
-    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU."""
+    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU.
+
+    Args:
+        who: what gave them, for messages.
+        tokens: what is to be checked.
+        like: (B, W) int64 on the right device.
+        vocabulary: number of ids, V.
+    """
     fits = isinstance(tokens, Tensor) and tokens.shape == like.shape and tokens.dtype in _INTEGERS
     if not fits or tokens.device != like.device:
         got: object = tokens
@@ -533,7 +540,13 @@ def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> Non
 
 
 def check_flags(who: str, flags: Tensor, like: Tensor) -> None:
-    """Refuse what are no flags of the shape and on the device of others."""
+    """Refuse what are no flags of the shape and on the device of others.
+
+    Args:
+        who: what gave them, for messages.
+        flags: what is to be checked.
+        like: bool of the right shape on the right device.
+    """
     fits = isinstance(flags, Tensor) and flags.shape == like.shape and flags.dtype == torch.bool
     if not fits or flags.device != like.device:
         got: object = flags

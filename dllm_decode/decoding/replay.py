@@ -176,7 +176,12 @@ def leaves(part: Any) -> Iterator[Tensor]:
 
 
 def fill(part: Any, tensors: Iterator[Tensor]) -> Any:
-    """Put tensors in the places that `leaves` names; memories are written, dicts made anew."""
+    """Put tensors in the places that `leaves` names; memories are written, dicts made anew.
+
+    Args:
+        part: a memory, a dict, a tensor or any other value.
+        tensors: what to put there, in the order of `leaves`.
+    """
     if isinstance(part, Tensor):
         return next(tensors)
     if isinstance(part, Memory):

@@ -52,7 +52,12 @@ def ranks(scores: Tensor, among: Tensor) -> Tensor:
 
 
 def ordered(scores: Tensor, among: Tensor) -> Tensor:
-    """Slots in the order of falling scores, those not among the candidates last, (B, W) int64."""
+    """Slots in the order of falling scores, those not among the candidates last, (B, W) int64.
+
+    Args:
+        scores: (B, W), larger is better.
+        among: (B, W) bool, the candidates.
+    """
     by_score = scores.sort(dim=1, descending=True, stable=True).indices
     last = (~among).gather(1, by_score).to(torch.int8)
     return by_score.gather(1, last.sort(dim=1, stable=True).indices)

@@ -595,6 +595,10 @@ def first_difference(left: Trace, right: Trace) -> Difference | None:
 
     Compared are commits, edits, re-masks and the length of a row's decode; confidences are not.
 
+    Args:
+        left: one decode.
+        right: another decode of the same prompts.
+
     Returns:
         The difference, None where there is none.
 
@@ -606,7 +610,12 @@ def first_difference(left: Trace, right: Trace) -> Difference | None:
 
 
 def differences(left: Trace, right: Trace) -> dict[int, Difference]:
-    """The first difference of each row that has one; see `first_difference`."""
+    """The first difference of each row that has one; see `first_difference`.
+
+    Args:
+        left: one decode.
+        right: another decode of the same prompts.
+    """
     if (left.prompts, left.lengths, left.fixed) != (right.prompts, right.lengths, right.fixed):
         raise TraceError("the traces belong to different prompts and cannot be compared")
     mine, theirs = _events(left), _events(right)

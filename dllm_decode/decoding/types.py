@@ -372,7 +372,12 @@ class Snapshot:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Ids on a device, uploaded once: an upload in every step would make the host wait."""
+    """Ids on a device, uploaded once: an upload in every step would make the host wait.
+
+    Args:
+        ids: token ids.
+        device: where they are needed.
+    """
     return torch.tensor(ids, device=device, dtype=torch.long)
 
 
@@ -642,6 +647,10 @@ def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
     """Values of a canvas plane (B, L, ...) at slots (B, W): (B, W, ...).
 
     Slots without a column (-1) read column 0.
+
+    Args:
+        plane: (B, L, ...).
+        index: (B, W) columns, -1 for none.
     """
     safe = index.clamp(min=0)
     if plane.dim() > 2:

@@ -99,6 +99,10 @@ def check_sizes(plan: Blueprint, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse sizes that the weight files cannot hold, before a model of that size is built.
 
     Every layer has tensors of its own, and every side of a matrix has numbers.
+
+    Args:
+        plan: The checkpoint.
+        tensors: What its files hold, by name.
     """
     numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
     settings = plan.settings
@@ -146,7 +150,12 @@ def import_class(where: str) -> Any:
 
 
 def make_config(spec: ModelSpec, settings: Settings) -> Any:
-    """The stock configuration of a model: never causal, never caching by itself."""
+    """The stock configuration of a model: never causal, never caching by itself.
+
+    Args:
+        spec: Of the family.
+        settings: In the words of the stock class.
+    """
     return import_class(spec.config_class)(
         **settings,
         is_causal=False,

@@ -135,7 +135,12 @@ def _examine_installation(report: Examination) -> None:
 
 
 def antlr_findings(antlr: str | None, lm_eval: str | None) -> list[Finding]:
-    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both."""
+    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both.
+
+    Args:
+        antlr: Installed version of the runtime, None for none.
+        lm_eval: Likewise of lm-eval.
+    """
     if antlr is not None and _numbers(antlr)[:2] != (4, 9):
         return [
             Finding(

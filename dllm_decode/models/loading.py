@@ -180,7 +180,12 @@ def chooses_lean(body: str, spec: ModelSpec, placement: Placement) -> bool:
 
 
 def load_lean(plan: Blueprint, placement: Placement) -> LeanModel:
-    """The lean model with all of its weights, read tensor by tensor to where they stay."""
+    """The lean model with all of its weights, read tensor by tensor to where they stay.
+
+    Args:
+        plan: The checkpoint.
+        placement: Dtype and device.
+    """
     from safetensors import SafetensorError, safe_open
 
     assert plan.spec.lean is not None
