@@ -491,9 +491,9 @@ class Batch:
         """Whether the last step asked the model for more than its own pass."""
         return self._asked
 
-    def look_again(self) -> None:
+    def forget_snapshot(self) -> None:
         """Forget what was derived from the tensors of `state`, which hold other numbers now."""
-        self.canvas.look_again()
+        self.canvas.forget_snapshot()
         self.snapshot = self.canvas.snapshot()
         self._extra = ExtraPasses()
 

@@ -179,7 +179,7 @@ class Prediction(ABC):
         """What `suppress` returns."""
 
     def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
-        """Whether it is known without a look that `token` exists and is none of some ids.
+        """Whether it is known without reading it that `token` exists and is none of some ids.
 
         Args:
             banned: (M,) the ids, the very tensor with which the origin was made.
@@ -389,7 +389,7 @@ class Prediction(ABC):
         if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype not in _INTEGERS:
             got = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
             raise PredictionError(f"suppress needs token ids of shape (M,), got {got}")
-        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        if ids.device.type == "cpu":  # elsewhere reading them would make the host wait
             _refuse_outside(ids, self.shape[-1], 0)
         return self._suppressed(ids.long())
 
@@ -419,7 +419,7 @@ class Prediction(ABC):
         """
         _check("ids", ids, self.shape[:2], floating=False)
         _check("delta", delta, ids.shape, floating=True)
-        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        if ids.device.type == "cpu":  # elsewhere reading them would make the host wait
             _refuse_outside(ids, self.shape[-1], None)
         ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
@@ -535,7 +535,7 @@ def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> Non
         raise PredictionError(
             f"{who} token ids (int64) of shape {tuple(like.shape)} on {like.device}, got {got}"
         )
-    if tokens.device.type == "cpu":  # elsewhere a look at them would make the host wait
+    if tokens.device.type == "cpu":  # elsewhere reading them would make the host wait
         _refuse_outside(tokens, vocabulary, 0)
 
 

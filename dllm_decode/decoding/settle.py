@@ -224,7 +224,7 @@ def _asked(view: StepView, decision: Decision, strategy: Strategy) -> SlotChange
     if decision.close is not None:
         commit = commit | (view.masked & decision.close[:, None])
     edit = remask = None
-    # a row that is done stays done, also while the host has not looked yet
+    # a row that is done stays done, also before the next sync
     if strategy.revises:
         edit = decision.commit & view.settled & (decision.tokens != view.tokens)
         edit = edit & view.live[:, None]
