@@ -114,7 +114,7 @@ class Adjust(Strategy):
         return replace(own, rule=self.rule.with_parts(inner))
 
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
-        """What the rule begins with."""
+        """The memory of the rule."""
         return self.rule.begin(request, snapshot)
 
     def decide(self, view: StepView, memory: Memory | None) -> Decision:

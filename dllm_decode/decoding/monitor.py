@@ -74,7 +74,7 @@ def device_faults_end_it() -> Iterator[None]:
 
 
 class Counts(NamedTuple):
-    """How many slots of a step are what the host has to know of.
+    """Numbers of slots of a step that the host has to know of.
 
     Attributes:
         illegal: the decision asks for what it may not have.

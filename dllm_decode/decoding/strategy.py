@@ -176,9 +176,10 @@ class Strategy(Part):
             at it again; needs the progress rule `Revisions`.
         wraps: whether it stands for a whole rule of its own, whose transforms and filters belong
             inside it.
-        always_commits: the strategy's word that each of its decisions commits at least one slot of
-            every row that has an open one, so that the loop need not have another ready; whoever
-            overrides `decide` has to give it anew. A broken one ends the decode with an error.
+        always_commits: a promise that each of its decisions commits at least one slot of every row
+            that has an open one, so that the loop need not have another slot ready. A class that
+            overrides `decide` has to promise it again; a broken promise ends the decode with an
+            error.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -490,7 +491,7 @@ class Pipeline(Strategy):
 
     @property
     def always_commits(self) -> bool:  # type: ignore[override]
-        """Whether the selection does, and no filter may veto it."""
+        """Whether the selection always commits, and no filter can veto it."""
         return self.select.always_commits and not self.filters
 
     @property
