@@ -5,8 +5,9 @@ Source: Learning to Parallel Decoding, arXiv 2509.25188 (ICLR 2026), and its rel
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, Step
 from dllm_decode.errors import ConfigError, require_count, require_in_range
 from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.strategies.fixed import scheduled
+
+
+@cache
+def _doubt(weights: str, why: str) -> None:
+    """Warn, once in a process, of a filter that is no improvement."""
+    warnings.warn(
+        f"the filter {weights} is no better than the plain confidence that it reads ({why}); "
+        "strategy=threshold is the rule to compare with",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 @dataclass
@@ -93,7 +105,9 @@ class Learn2PD(Strategy):
         return self.network.fingerprint if self.match_model else None
 
     def begin(self, request: Request, snapshot: Snapshot) -> FilterMemory:
-        """The filter where the tokens are."""
+        """The filter where the tokens are; says once what its training said against it."""
+        if self.network.doubt is not None:
+            _doubt(self.weights, self.network.doubt)
         return FilterMemory(self.network.to(snapshot.tokens.device))
 
     def decide(self, view: StepView, memory: FilterMemory) -> Decision:

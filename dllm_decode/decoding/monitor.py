@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.batch import Batch
-from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.decoding.prediction import DensePrediction, Prediction
 from dllm_decode.decoding.returned import named
@@ -187,7 +186,7 @@ class Monitor:
         self._pending: list[PendingCheck] = []
         self._warned = False
         self._said = False
-        self._passes = Capabilities.of(batch.parts.denoiser).passes_per_call
+        self._passes = batch.parts.able.passes_per_call
 
     def check(self, check: PendingCheck) -> None:
         """Note a step; every `sync_every` steps, `sync`."""

@@ -184,7 +184,17 @@ class WholeCanvas(Schedule):
 
 
 @dataclass(frozen=True)
-class SlidingWindow(Schedule):
+class _OfWidth(Schedule):
+    """A window of at most `width` columns."""
+
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        require_count("width", self.width)
+
+
+@dataclass(frozen=True)
+class SlidingWindow(_OfWidth):
     """The next `width` columns from the first undecided one on; moves with every commit there.
 
     The window never counts as new, so that what a strategy remembers of a column stays while the
@@ -200,11 +210,6 @@ class SlidingWindow(Schedule):
         ('abcd', 2)
     """
 
-    width: int = 32
-
-    def __post_init__(self) -> None:
-        require_count("width", self.width)
-
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """`width` columns from the first undecided one."""
         begin = snapshot.first_undecided
@@ -214,7 +219,7 @@ class SlidingWindow(Schedule):
 
 
 @dataclass(frozen=True)
-class UndecidedColumns(Schedule):
+class UndecidedColumns(_OfWidth):
     """The next `width` undecided columns, wherever they are.
 
     Unlike `SlidingWindow`, which is as narrow as its decided columns make it, the window always
@@ -236,11 +241,6 @@ class UndecidedColumns(Schedule):
         >>> Reverse(n=4).answer(TopK(2), "abcd", schedule=UndecidedColumns(3))
         ('dcba', 3)
     """
-
-    width: int = 32
-
-    def __post_init__(self) -> None:
-        require_count("width", self.width)
 
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The first `width` undecided columns of each row."""

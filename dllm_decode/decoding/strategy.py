@@ -107,7 +107,8 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
         needs_window: the part reads predictions at every column of the window, decided ones or
             several steps of them included, so that no cache may leave some out.
         needs: what the part wants to see of the model's inside: `hidden` (`view.hidden` and
-            `view.head`). Models that do not provide it are refused.
+            `view.head`), `embeddings` (which drafters get). Models that do not provide it are
+            refused.
         request_parameters: numeric fields that the rows of a request may set for themselves; the
             part reads them with `view.parameter`.
 
