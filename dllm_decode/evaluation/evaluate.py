@@ -350,13 +350,15 @@ class Evaluation:
         slots: int,
         reference_forwards: int,
     ) -> Sample:
-        text, correct = "", False
+        text, correct, strict = "", False, None
         if outcome.error:
             outcome = replace(outcome, error=_with_source(question, outcome.error))
         else:
             text = question.cut(self.tokenizer.decode(list(outcome.delivered)))
             try:
                 correct = question.grade(text)
+                if question.grade_strictly is not None:
+                    strict = correct and question.grade_strictly(text)
             except Exception as error:  # a grader that stumbles over one text costs that one only
                 fault = f"the answer cannot be graded: {type(error).__name__}: {error}"
                 outcome = replace(outcome, error=_with_source(question, fault))
@@ -372,6 +374,7 @@ class Evaluation:
             piece=lambda token: self.tokenizer.decode([token]),
             seconds=seconds,
             reference_forwards=reference_forwards,
+            strict=strict,
         )
 
 
