@@ -23,6 +23,7 @@ from dllm_decode.errors import (
 )
 from dllm_decode.problems import TRAINED, Variant, families_of
 from dllm_decode.tasks import Context, Task, strategy_name
+from dllm_decode.tasks.eval_devices import check_devices, merged, placed, plan_of, workers
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dllm_decode.decoding.types import Request
     from dllm_decode.decoding.voting import Voting
     from dllm_decode.evaluation.data import Question
-    from dllm_decode.evaluation.evaluate import Reference
+    from dllm_decode.evaluation.evaluate import Evaluation, Reference
     from dllm_decode.evaluation.metrics import Sample
     from dllm_decode.evaluation.store import JobFolder
     from dllm_decode.models.loaded import LoadedModel
@@ -79,6 +80,9 @@ class Eval(Task):
         block_lengths: Of `vote=block_lengths`, n of them; None for 8, 16, 32, ...
         answer: What of a text is compared, `text`, `number` or `boxed`; `auto`: what the grader
             reads.
+        devices: `all` shares the problems among all GPUs of this machine, a list among the devices
+            it names, each with a model of its own; None: one device. Changes speed and nothing
+            else.
 
     Examples:
         >>> Eval(families="sort", count=20).split
@@ -109,6 +113,7 @@ class Eval(Task):
     vote: str = "majority"
     block_lengths: list[int] | None = None
     answer: str = "auto"
+    devices: str | list[str] | None = None
 
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
@@ -121,6 +126,7 @@ class Eval(Task):
             require_count("max_new_tokens", self.max_new_tokens)
         require_choice("task.answer", self.answer, ("auto", "text", "number", "boxed"))
         check_voting(self.n, self.vote, self.block_lengths)
+        check_devices(self.devices, self.timing)
         require_choice("task.split", self.split, ("held_out", "train"))
         require_choice("task.template", self.template, ("auto", "chat", "plain"))
         if (self.shots is None) != (self.shot_count == 0):
@@ -188,6 +194,9 @@ class Eval(Task):
         from dllm_decode.evaluation.store import RESULTS, JobFolder, read_json, write_json
 
         name = job_name(context.cfg_choice("strategy"), context.overrides)
+        others: tuple[str, ...] = ()
+        if self.devices is not None:
+            context, others = placed(context, self.devices)
         with self._failures_noted(context, name, order is not None):
             decoder, questions, description, path = self._prepared(context, name)
         if self.resume and (path / RESULTS).exists():
@@ -195,7 +204,7 @@ class Eval(Task):
         else:
             job = {"name": name, **description}
             with JobFolder(path, job, fresh=not self.resume) as folder:
-                self._decode(context, decoder, questions, folder, name)
+                self._decode(context, decoder, questions, folder, name, others)
                 results = self._results(context, decoder, questions, folder)
                 folder.finish({"name": name, "order": order or 0, **results})
                 tell_errors(context, name, folder)
@@ -336,10 +345,48 @@ class Eval(Task):
         questions: Sequence[Question],
         folder: JobFolder,
         name: str,
+        others: Sequence[str],
     ) -> None:
+        evaluation = self._evaluation(context, decoder, questions)
+        done = frozenset(sample.problem for sample in folder.samples)
+        left = [question for question in questions if question.key not in done]
+        if not left:
+            return
+        keys = [[question.key for question in asked] for asked in (questions, left)]
+        # a single device leaves nothing to others
+        mine, theirs = plan_of(context, others, *keys) if others else (done, [])
+        with workers(theirs) as answers, progress(context, name, len(questions)) as tell:
+            with context.display.working(f"{name}: warming up"):
+                evaluation.warm_up(left)
+            tell(folder.samples)
+            for sample in merged(evaluation.samples(questions, mine), answers):
+                folder.append(sample)
+                tell(folder.samples)
+
+    def answered(
+        self, context: Context, model: LoadedModel, done: frozenset[str]
+    ) -> Iterator[Sample]:
+        """Samples of the questions that are not done, as a further process answers them.
+
+        Args:
+            context: Of that process.
+            model: Its model.
+            done: Keys of the questions that are answered elsewhere.
+        """
+        from dllm_decode.api import build
+
+        decoder = build(context.cfg, model=lambda: model)
+        questions = self.questions(decoder.model)
+        evaluation = self._evaluation(context, decoder, questions)
+        evaluation.warm_up([question for question in questions if question.key not in done])
+        yield from evaluation.samples(questions, done)
+
+    def _evaluation(
+        self, context: Context, decoder: TextDecoder, questions: Sequence[Question]
+    ) -> Evaluation:
         from dllm_decode.evaluation.evaluate import Evaluation
 
-        evaluation = Evaluation(
+        return Evaluation(
             decoder.decoder,
             decoder.model.tokenizer,
             reference=partial(self._reference, context, decoder, questions),
@@ -351,17 +398,6 @@ class Eval(Task):
             voting=self._voting(),
             answer=self.answer,
         )
-        done = frozenset(sample.problem for sample in folder.samples)
-        left = [question for question in questions if question.key not in done]
-        if not left:
-            return
-        with context.display.working(f"{name}: warming up"):
-            evaluation.warm_up(left)
-        with progress(context, name, len(questions)) as tell:
-            tell(folder.samples)
-            for sample in evaluation.samples(questions, done):
-                folder.append(sample)
-                tell(folder.samples)
 
     def _reference(
         self,
@@ -395,7 +431,7 @@ class Eval(Task):
     ) -> dict[str, Any]:
         """What `results.json` holds."""
         from dllm_decode.evaluation import metrics
-        from dllm_decode.evaluation.data import digest, manner
+        from dllm_decode.evaluation.data import digest, how_asked
         from dllm_decode.evaluation.evaluate import template_of
 
         families = list(dict.fromkeys(question.family for question in questions))
@@ -409,7 +445,7 @@ class Eval(Task):
             "families": families,
             "problems": len(questions),
             "digest": digest(questions),
-            "manner": manner(questions),
+            "manner": how_asked(questions),
             "batch_size": self.batch_size,
             "seed": self.seed,
             "timing": self.timing,

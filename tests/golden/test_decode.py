@@ -122,7 +122,8 @@ def from_probability(change: Change) -> Tensor:
 
 
 def from_scores(change: Change) -> Tensor:
-    return change.scores
+    """The probability or margin whose odds the scores are."""
+    return 1.0 / (1.0 - change.scores)
 
 
 def from_negative_scores(change: Change) -> Tensor:

@@ -19,6 +19,7 @@ from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import above_curve, aup, pareto_front, pbx
+from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.statistics import (
     bootstrap_ratio,
@@ -42,10 +43,8 @@ def made(sequence, step_of, forwards=5, slots=6, **more) -> Sample:
     outcome = Outcome(
         tuple(sequence), forwards, "eot", tuple(step_of), (1.0,) * len(sequence), eot_ids=(EOT,)
     )
-    return metrics.sample_of(
-        outcome, problem="p", family="t", prompt="", text="", correct=True, slots=slots,
-        **more,
-    )  # fmt: skip
+    question = Question("p", "t", "", "", slots, "".__eq__)
+    return metrics.sample_of(question, metrics.DecodedRow(outcome, slots, **more), correct=True)
 
 
 def test_tokens_at_and_behind_the_first_end_of_text_are_not_delivered():
