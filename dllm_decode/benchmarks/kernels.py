@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from timeit import repeat
 
 import torch
 from torch import Tensor
@@ -81,13 +81,8 @@ class Stopwatch:
         for _ in range(2):
             action()
         if self._device.type != "cuda":
-            return median(self._on_host(action) for _ in range(self._repeats))
+            return median(repeat(action, repeat=self._repeats, number=1))
         return median(self._on_device(action) for _ in range(self._repeats))
-
-    def _on_host(self, action: Action) -> float:
-        start = time.perf_counter()
-        action()
-        return time.perf_counter() - start
 
     def _on_device(self, action: Action) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -175,7 +175,7 @@ class _Lines:
 
 
 @dataclass
-class _Row:
+class _ShownRow:
     """One canvas: a token or None per column, the step that committed it, and how sure it was."""
 
     tokens: list[int | None] = field(default_factory=list)
@@ -203,7 +203,7 @@ class CanvasView:
     def __init__(self, titles: Sequence[str], piece: Callable[[int], str]) -> None:
         self.titles = titles
         self.piece = piece
-        self.rows = {row: _Row() for row in range(len(titles))}
+        self.rows = {row: _ShownRow() for row in range(len(titles))}
         self.on_step: Callable[[int], None] | None = None
 
     def update(

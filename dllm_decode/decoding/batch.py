@@ -17,7 +17,7 @@ from dllm_decode.decoding.cache import Plan, Refresh, Store, StoreMemory, column
 from dllm_decode.decoding.candidates import with_candidates
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
-from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
+from dllm_decode.decoding.denoiser import StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
 from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
@@ -98,7 +98,7 @@ class Counters(Memory):
         zero = torch.zeros_like(seeds)
         counts: dict[str, Any] = {entry.name: zero for entry in fields(Counters)}
         counts |= {"seeds": seeds, "window_key": zero - 1, "over_budget": zero.bool()}
-        counts |= {"joined": zero + steps, "parameters": parameters}
+        counts |= {"joined": zero + steps if steps else zero, "parameters": parameters}
         return Counters(**counts)
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
@@ -274,8 +274,7 @@ class Batch:
         self.cache_memory: Memory | None = None
         self.store: Store | None = None
         self.trace: list[Change] = []
-        able = Capabilities.of(parts.denoiser)
-        self._sources, self._per_call = able.sources, able.passes_per_call
+        self._sources, self._per_call = parts.able.sources, parts.able.passes_per_call
         self._sees_canvas = parts.schedule.sees_canvas or any(
             part.sees_canvas for _, part in parts.strategy.parts()
         )
@@ -302,7 +301,7 @@ class Batch:
         )
         snapshot = canvas.snapshot()
         counters = Counters.of(
-            torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
+            self._seeds(request, canvas.rows),
             columns_of_parameters(parts.strategy, self.request, rows, self.device),
             self._steps,
         )
@@ -325,6 +324,12 @@ class Batch:
         for observer in parts.observers:
             with blamed(observer):
                 observer.start(request, snapshot)
+
+    def _seeds(self, request: Request, rows: Tensor) -> Tensor:
+        """Seeds of rows that join, (B,)."""
+        if self.request.seeds is None:  # a row's number, which is there already
+            return rows
+        return torch.tensor(request.row_seeds, device=self.device, dtype=torch.long)
 
     def _store_rows(self, joining: int) -> None:
         if not self.parts.cache.stores:

@@ -98,7 +98,7 @@ def _check_part(
         raise CapabilityError(
             f"{name} was trained for the model with fingerprint {made_for}, but model has "
             f"{own or 'none'}; use that checkpoint, or train for this one "
-            "(task=train_filter)"
+            f"(task={'train_filter' if part.drafter is None else 'train_drafter'})"
         )
     _check_inside(name, part, denoiser, cache)
     if part.sees_canvas:

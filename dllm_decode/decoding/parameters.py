@@ -57,6 +57,8 @@ def columns_of_parameters(
     """
     given = request.parameters or ()
     names = {key for own in given for key in own or {}}
+    if not names:
+        return {}
     return {
         key: torch.tensor(
             [[(given[row] or {}).get(key, getattr(part, name))] for row in rows],

@@ -262,7 +262,7 @@ class Prediction(ABC):
     @cached_property
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        return self._shaped(self._statistics.confidence).masked_fill(self._emptied, 0.0)
+        return (1.0 - self.top_certainty).reciprocal()
 
     @cached_property
     def maximum(self) -> Tensor:
@@ -305,11 +305,41 @@ class Prediction(ABC):
     @cached_property
     def confidence(self) -> Tensor:
         """Probability of `token`, (B, W)."""
+        return self.top_confidence if self._draw is None else (1.0 - self.certainty).reciprocal()
+
+    @cached_property
+    def certainty(self) -> Tensor:
+        """By what slots are ranked: minus the odds against `token`, 0 at most, (B, W).
+
+            -(1 - p) / p,   p = confidence
+
+        It rises with the confidence and still tells slots apart where that is rounded to 1; -inf
+        where the token has been removed.
+        """
         if self._draw is None:
-            return self.top_confidence
+            return self.top_certainty
         # ids outside the vocabulary are refused later, by the name of who drew them
         known = self.token.clamp(max=self.shape[-1] - 1)
-        return self._share(self._at(known[..., None]))[..., 0]
+        statistics = self._statistics
+        apart = statistics.maximum - self._at(known[..., None]).flatten()
+        odds = statistics.total * apart.exp() - 1.0
+        # of the winner, without the cancellation
+        odds = torch.where(known.flatten() == statistics.token, statistics.rest, odds)
+        return self._shaped(-odds).masked_fill(self._emptied, float("-inf"))
+
+    @cached_property
+    def top_certainty(self) -> Tensor:
+        """`certainty` of `top_token`, (B, W)."""
+        return self._shaped(-self._statistics.rest).masked_fill(self._emptied, float("-inf"))
+
+    @cached_property
+    def margin_certainty(self) -> Tensor:
+        """By what slots are ranked by margin: -(1 - margin) / margin, 0 at most, (B, W)."""
+        top = self._top_two
+        apart = top[..., 1] - top[..., 0]
+        rest = self._statistics.rest.reshape(self.shape[:2])
+        odds = (rest + apart.exp()) / apart.expm1().abs()
+        return reference.cast(-odds, self._dtype).masked_fill(self._emptied, float("-inf"))
 
     @cached_property
     def _top_two(self) -> Tensor:

@@ -240,9 +240,10 @@ def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor
     if decision.remask is not None:
         wrong = wrong | _wrong_remasks(view, decision.remask, decision, strategy)
     assert decision.scores is not None
-    # where the model's own confidence is no number, its logits are refused
-    own = isinstance(view.pred, DensePrediction) and vars(view.pred).get("confidence")
-    if decision.scores is not own:
+    # where the model's own ranking is no number, its logits are refused
+    own = vars(view.pred) if isinstance(view.pred, DensePrediction) else {}
+    names = ("certainty", "top_certainty", "confidence")
+    if not any(decision.scores is own.get(name) for name in names):
         wrong = wrong | (view.open & decision.scores.isnan())
     return wrong
 

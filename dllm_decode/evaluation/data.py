@@ -306,7 +306,7 @@ def digest(questions: Sequence[Question]) -> str:
     return state.hexdigest()
 
 
-def manner(questions: Sequence[Question]) -> dict[str, str]:
+def how_asked(questions: Sequence[Question]) -> dict[str, str]:
     """For each family a hash of how it is asked, whatever the problems: columns, turns, stops."""
     asked: dict[str, set[str]] = {}
     for q in questions:

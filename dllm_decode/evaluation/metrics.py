@@ -11,6 +11,7 @@ from typing import Any
 from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import validation
+from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.statistics import (
     Interval,
     bootstrap_ratio,
@@ -157,55 +158,67 @@ def _mismatch(record: Mapping[str, Any]) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class DecodedRow:
+    """What came of decoding one question, before it is graded.
+
+    Attributes:
+        outcome: Tokens, forwards and finish reason.
+        slots: Columns that were asked for.
+        seconds: Wall time of decoding since the question before was finished.
+        reference_forwards: Passes of the decode that `strategy=oracle` imitates.
+        ready: For every generated column the first step since which its token had been the model's
+            unbroken proposal; empty where that was not recorded.
+
+    Examples:
+        >>> DecodedRow(Outcome(finish_reason="error", error="it is too long"), slots=32).seconds
+        0.0
+    """
+
+    outcome: Outcome
+    slots: int
+    seconds: float = 0.0
+    reference_forwards: int = 0
+    ready: Sequence[int] = ()
+
+
 def sample_of(
-    outcome: Outcome,
-    *,
-    problem: str,
-    family: str,
-    prompt: str,
-    text: str,
-    correct: bool,
-    slots: int,
-    ready: Sequence[int] = (),
+    question: Question,
+    row: DecodedRow,
+    text: str = "",
+    correct: bool = False,
     piece: Callable[[int], str] | None = None,
-    seconds: float = 0.0,
-    reference_forwards: int = 0,
 ) -> Sample:
     """What one decoded row counts as.
 
     Args:
-        outcome: Of the row.
-        problem: See `Sample`.
-        family: See `Sample`.
-        prompt: See `Sample`.
-        text: See `Sample`.
-        correct: See `Sample`.
-        slots: See `Sample`.
-        ready: As in `Sample`, but for every generated column; empty where it was not recorded.
+        question: What was asked.
+        row: What came of it.
+        text: The answer that is delivered.
+        correct: What the grader said of it.
         piece: The text of a token id; None leaves `Sample.pieces` empty.
-        seconds: See `Sample`.
-        reference_forwards: See `Sample`.
     """
+    outcome = row.outcome
     end = outcome.end
     found = [place for place in outcome.delivered_places if outcome.step_of[place] >= 0]
     return Sample(
-        problem=problem,
-        family=family,
-        prompt=prompt,
+        problem=question.key,
+        family=question.family,
+        prompt=question.prompt,
         text=text,
         correct=correct,
         forwards=outcome.forwards,
-        slots=slots,
+        slots=row.slots,
         steps=tuple(outcome.step_of[place] for place in found),
-        ready=tuple(ready[place] for place in found) if ready else (),
+        ready=tuple(row.ready[place] for place in found) if row.ready else (),
         confidence=_shares(outcome, found),
         pieces=tuple(piece(outcome.tokens[place]) for place in found) if piece else (),
         end_step=outcome.step_of[end] if end < len(outcome.tokens) else -1,
         spent=sum(step >= 0 for step in outcome.step_of[end + 1 :]),
-        seconds=seconds,
+        seconds=row.seconds,
         finish_reason=outcome.finish_reason,
         tokens=outcome.tokens,
-        reference_forwards=reference_forwards,
+        reference_forwards=row.reference_forwards,
         error=outcome.error,
         passes=outcome.passes or outcome.forwards,
         **{name: getattr(outcome, name) for name in _NOTHING},

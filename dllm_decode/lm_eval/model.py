@@ -228,8 +228,10 @@ class HarnessModel(LM):  # type: ignore[misc]
             seeds=tuple(job.seed for job in jobs),
         )
         try:
-            result = self._decoder(overrides).decode(
-                request, sampler=sampler, batch_size=self.batch_size
+            result = (
+                self._decoder(overrides)
+                .with_(sampler=sampler)
+                .decode(request, batch_size=self.batch_size)
             )
         except CapabilityError:  # of the configuration, not of a request
             raise

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dllm_decode.decoding.types import Vocab
-from dllm_decode.errors import CheckpointError
+from dllm_decode.errors import CheckpointError, ConfigError, require
 from dllm_decode.models.files import StoredTensor
 from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.locate import ADAPTER
@@ -162,6 +162,7 @@ def special_ids(
     mask_id: int | None = None,
     eot_ids: Sequence[int] | None = None,
     pad_id: int | None = None,
+    banned_ids: Sequence[int] = (),
 ) -> Vocab:
     """Special ids: what was asked for, else config.json, else the tokenizer's words.
 
@@ -170,10 +171,11 @@ def special_ids(
         mask_id: The undecided token; None to find out, also for the next two.
         eot_ids: Ids that end a text.
         pad_id: Left padding.
+        banned_ids: Further ids that are never generated.
 
     Raises:
         CheckpointError: No mask id is to be found, or config.json names an id outside of the head.
-        ConfigError: An id that was asked for lies outside of the head.
+        ConfigError: An id that was asked for lies outside of the head, or is banned and ends texts.
     """
     published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
     size = plan.settings["vocab_size"]
@@ -181,18 +183,30 @@ def special_ids(
         mask_id = published.token("mask_token_id", size)
     if mask_id is None and spec.mask_token is not None:
         mask_id = tokenizer.id_of(spec.mask_token)
+    mask_id = tokenizer.mask_id if mask_id is None else mask_id
     if mask_id is None:
+        word = "has a mask token" if spec.mask_token is None else f"knows {spec.mask_token!r}"
         raise CheckpointError(
             f"no mask token: config.json has no mask_token_id, and {plan.folder} has no tokenizer "
-            f"that knows {spec.mask_token!r}; set model.mask_id"
+            f"that {word}; set model.mask_id"
         )
     if eot_ids is None:
         eot_ids = end_ids(plan)
     if pad_id is None:
         pad_id = published.token("pad_token_id", size)
-    edits = (published.token(key, size) for key in EDIT_TOKENS)
-    banned = tuple(token for token in edits if token is not None)
-    return vocabulary(size, mask_id, tuple(eot_ids), pad_id, tokenizer, banned)
+    for token in banned_ids:
+        if type(token) is not int or not 0 <= token < size:
+            raise ConfigError(f"model.banned_ids must be ids from 0 to {size - 1}, got {token!r}")
+        require(token not in eot_ids, f"model.banned_ids must not hold {token}, which ends a text")
+    banned = tuple(sorted({*edit_ids(plan), *banned_ids}))
+    return vocabulary(Vocab(size, mask_id, tuple(eot_ids), pad_id, banned), tokenizer)
+
+
+def edit_ids(plan: Blueprint) -> list[int]:
+    """Ids with which the checkpoint edits its own text, as LLaDA2.2 does."""
+    size = plan.settings["vocab_size"]
+    found = (plan.published.token(key, size) for key in EDIT_TOKENS)
+    return [token for token in found if token is not None]
 
 
 def end_ids(plan: Blueprint) -> tuple[int, ...]:

@@ -212,8 +212,9 @@ def _examine_checkpoint(
 ) -> None:
     published, spec = plan.published, plan.spec
     report.facts["architecture"] = f"{published.architecture} ({spec.family})"
-    block = spec.block_length(published)
-    report.facts["attention"] = f"block-causal, blocks of {block}" if block else "full"
+    block = settings.get("block_length") or spec.block_length(published)
+    whole = "causal in the order of decisions" if spec.reordered else "full"
+    report.facts["attention"] = f"block-causal, blocks of {block}" if block else whole
     tensors = stored_tensors(plan.folder)
     check_sizes(plan, tensors)
     model = build_on_meta(plan)
@@ -254,7 +255,7 @@ def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, An
     asked = {name: settings.get(name) for name in ("mask_id", "eot_ids", "pad_id")}
     turn = [tokenizer.id_of(word) for word in spec.turn_end]
     told = {
-        "mask_id": (tokenizer.id_of(spec.mask_token or ""), published.token("mask_token_id", size)),
+        "mask_id": (_mask_of(plan), published.token("mask_token_id", size)),
         "eot_ids": (
             [token for token in (tokenizer.end_id, *turn) if token is not None] or None,
             published.tokens("eos_token_id", size),
@@ -262,7 +263,8 @@ def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, An
         "pad_id": (tokenizer.pad_id, published.token("pad_token_id", size)),
     }
     try:
-        vocab = special_ids(plan, asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        given = (asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        vocab = special_ids(plan, *given, banned_ids=settings.get("banned_ids") or ())
         _examine_vocabulary(report, plan, vocab)
         used: Mapping[str, Any] = {
             "mask_id": vocab.mask_id,
@@ -285,6 +287,12 @@ def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, An
                 "set model.mask_id to the one the model was trained with",
             )
         )
+
+
+def _mask_of(plan: Blueprint) -> int | None:
+    """The mask as the tokenizer has it."""
+    known = plan.tokenizer.id_of(plan.spec.mask_token or "")
+    return plan.tokenizer.mask_id if known is None else known
 
 
 def _examine_vocabulary(report: Examination, plan: Blueprint, vocab: Vocab) -> None:

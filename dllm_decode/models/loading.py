@@ -16,6 +16,7 @@ from dllm_decode.models.blueprint import (
     blueprint,
     build_on_meta,
     check_sizes,
+    edit_ids,
     import_class,
     make_config,
     special_ids,
@@ -49,6 +50,7 @@ def load_model(
     mask_id: int | None = None,
     eot_ids: Sequence[int] | None = None,
     pad_id: int | None = None,
+    banned_ids: Sequence[int] | None = None,
     block_length: int | None = None,
     max_length: int | None = None,
     licence: str | None = None,
@@ -77,7 +79,9 @@ def load_model(
             next two.
         eot_ids: Ids that end a text.
         pad_id: Left padding.
-        block_length: Columns of a block-causal model's grid; None for the published one.
+        banned_ids: Further ids that are never generated.
+        block_length: Columns of a block-causal model's grid; None for the published one. For
+            families that are trained with either attention, it says that this one is block-causal.
         max_length: Longest canvas in tokens; None for the published one.
         licence: Of the weights; None for what the model card says.
         ignore_settings: Keys of config.json that are known to be harmless.
@@ -113,7 +117,12 @@ def load_model(
         found.folder, ignore_settings, lambda spec: chooses_lean(body, spec, placement)
     )
     block = _block_length(plan, block_length, attn_implementation)
-    vocab = special_ids(plan, mask_id, eot_ids, pad_id)
+    vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or ())
+    if edit_ids(plan):
+        log.warning(
+            "%s is decoded without insert and delete: the ids with which it edits its own text "
+            "(%s) are never generated", found.name, ", ".join(map(str, edit_ids(plan))),
+        )  # fmt: skip
     parameters = _check_tensors(plan)
     denoiser = TransformersDenoiser(
         model=load_lean(plan, placement) if plan.lean else _load_weights(plan, placement),
@@ -121,6 +130,7 @@ def load_model(
         max_length=_longest(plan, max_length),
         shifted=plan.spec.shifted,
         block_length=block,
+        reordered=plan.spec.reordered,
         fingerprint=fingerprint(found.folder),
     )
     tokenizer = replace(
@@ -204,16 +214,18 @@ def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> Transfo
 def _block_length(plan: Blueprint, asked: int | None, attn_implementation: str) -> int | None:
     """Columns of the block grid; refuses a grid for models without one."""
     published = plan.spec.block_length(plan.published)
-    if published is None:
+    if published is None and not (plan.spec.either and asked is not None):
         require(
             asked is None,
             f"model.block_length is for block-causal models; {plan.spec.family} attends to the "
             "whole canvas (for the blocks of the schedule set schedule.length)",
         )
-        return None
+        if not plan.spec.reordered:
+            return None
+    kind = "reordered" if plan.spec.reordered else "block-causal"
     require(
         attn_implementation == "sdpa",
-        f"model.attn_implementation must be sdpa for {plan.spec.family}, whose block-causal mask "
+        f"model.attn_implementation must be sdpa for {plan.spec.family}, whose {kind} mask "
         f"the others cannot take, got {attn_implementation!r}",
     )
     if asked is not None:

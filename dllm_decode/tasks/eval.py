@@ -422,7 +422,7 @@ class Eval(Task):
     ) -> dict[str, Any]:
         """What `results.json` holds."""
         from dllm_decode.evaluation import metrics
-        from dllm_decode.evaluation.data import digest, manner
+        from dllm_decode.evaluation.data import digest, how_asked
         from dllm_decode.evaluation.evaluate import template_of
 
         families = list(dict.fromkeys(question.family for question in questions))
@@ -436,7 +436,7 @@ class Eval(Task):
             "families": families,
             "problems": len(questions),
             "digest": digest(questions),
-            "manner": manner(questions),
+            "manner": how_asked(questions),
             "batch_size": self.batch_size,
             "seed": self.seed,
             "timing": self.timing,

@@ -24,11 +24,12 @@ from dllm_decode.evaluation.reporting.tables import (
 )
 
 OVERALL = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
-           "speedup_forwards", "speedup_useful", "speedup_wall", "headroom")  # fmt: skip
+           "over_thresholds", "speedup_forwards", "speedup_useful", "speedup_wall",
+           "headroom")  # fmt: skip
 BEHAVIOUR = ("strategy", "slots_per_forward", "wasted_forwards", "decoding_order", "redundancy",
              "seconds_per_problem", "tokens_per_second")  # fmt: skip
 PER_FAMILY = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
-            "speedup_forwards", "speedup_useful", "headroom")  # fmt: skip
+            "over_thresholds", "speedup_forwards", "speedup_useful", "headroom")  # fmt: skip
 
 _CAPTIONS = {
     "accuracy_speed": "Accuracy against tokens per forward, with 95 % intervals and Pareto front.",
@@ -132,6 +133,12 @@ def definitions_markdown() -> str:
     lines.append(
         "- speedup in forwards, padding left out: the same, counting only passes that decided a "
         "delivered token or its end of text."
+    )
+    lines.append(
+        "- over thresholds: accuracy minus that of plain thresholds with as many forwards (linear "
+        "interpolation between runs of `strategy=threshold` with the same schedule, cache, sampler "
+        "and stop rules; a run slower than all of them is compared with the slowest, one faster "
+        "than all of them with none); 95 % interval: bootstrap over problems, drawn alike for all."
     )
     lines.append("- of oracle: tokens per forward over those of `strategy=oracle`, same problems.")
     return "\n".join(lines) + "\n"
