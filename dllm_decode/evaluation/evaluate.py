@@ -336,18 +336,22 @@ class Evaluation:
         return self.clock()
 
     def _graded(self, question: Question, row: DecodedRow) -> Sample:
-        text, correct, outcome = "", False, row.outcome
+        text, correct, strict, outcome = "", False, None, row.outcome
         if outcome.error:
             outcome = replace(outcome, error=_with_source(question, outcome.error))
         else:
             text = question.cut(self.tokenizer.decode(list(outcome.delivered)))
             try:
                 correct = question.grade(text)
+                if question.grade_strictly is not None:
+                    strict = correct and question.grade_strictly(text)
             except Exception as error:  # a grader that stumbles over one text costs that one only
                 fault = f"the answer cannot be graded: {type(error).__name__}: {error}"
                 outcome = replace(outcome, error=_with_source(question, fault))
         row = replace(row, outcome=outcome)
-        return sample_of(question, row, text, correct, lambda token: self.tokenizer.decode([token]))
+        return sample_of(
+            question, row, text, correct, lambda token: self.tokenizer.decode([token]), strict
+        )
 
 
 def _with_source(question: Question, fault: str) -> str:
