@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from dllm_decode.decoding.columns import first_column
 from dllm_decode.decoding.prediction import (
     Prediction,
     PredictionError,
@@ -21,7 +22,6 @@ from dllm_decode.decoding.prediction import (
     check_tokens,
 )
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
-from dllm_decode.decoding.selection import first_column
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels.lazy import LazyFields, copied
 from dllm_decode.kernels.noise import Noise
