@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.columns import first_column, numbers
 from dllm_decode.kernels import dispatch, reference
 
 if TYPE_CHECKING:
     from dllm_decode.decoding.types import StepView
-
-__all__ = ["ORDERS", "best", "first_column", "order_scores", "ordered", "ranks", "reaching"]
 
 ORDERS = ("confidence", "margin", "entropy", "random")
 
@@ -119,3 +117,15 @@ def reaching(
         else scores.new_full(scores.shape[:1], threshold)
     )
     return dispatch.threshold_selection(scores, among, level, strict, order)[0]
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def numbers(count: int, device: torch.device) -> Tensor:
+    """0, 1, ... count - 1, made once and never to be written to, (count,) int64.
+
+    Args:
+        count: how many, 0 or more.
+        device: where.
+    """
+    return torch.arange(count, device=device)

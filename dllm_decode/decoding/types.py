@@ -643,6 +643,17 @@ class Passes(Protocol):
         """The drafter's prediction with tokens (B, W) at the slots."""
 
 
+def first_column(flags: Tensor) -> Tensor:
+    """Lowest column that is set in each row, L where none is, (B,) int64.
+
+    Args:
+        flags: (B, L) bool.
+    """
+    # of equal ones, max takes the first
+    found, column = flags.max(1)
+    return torch.where(found, column, flags.shape[1])
+
+
 def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
     """Values of a canvas plane (B, L, ...) at slots (B, W): (B, W, ...).
 
