@@ -83,7 +83,7 @@ class Adjust(Strategy):
         _ = self.drafter
 
     @cached_property
-    def drafter(self) -> Drafter:  # type: ignore[override]
+    def drafter(self) -> Drafter:
         """The draft layer as read from `weights`."""
         return LayerDrafter.load(self.weights) if isinstance(self.weights, str) else self.weights
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dllm_decode.decoding.columns import numbers
 from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.returned import check_plane, kind_of, named
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
 from dllm_decode.errors import PluginError, require_count, require_in_range
 from dllm_decode.kernels.lazy import LazyFields, later

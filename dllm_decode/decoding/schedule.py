@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.columns import numbers
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Request, Snapshot, StepView
 from dllm_decode.errors import (
     CapabilityError,

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.columns import first_column
 from dllm_decode.decoding.prediction import (
     Prediction,
     PredictionError,
