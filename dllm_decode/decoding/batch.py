@@ -17,7 +17,7 @@ from dllm_decode.decoding.cache import Plan, Refresh, Store, StoreMemory, column
 from dllm_decode.decoding.candidates import with_candidates
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
-from dllm_decode.decoding.denoiser import Capabilities, StoringDenoiser
+from dllm_decode.decoding.denoiser import StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
 from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
@@ -98,7 +98,7 @@ class Counters(Memory):
         zero = torch.zeros_like(seeds)
         counts: dict[str, Any] = {entry.name: zero for entry in fields(Counters)}
         counts |= {"seeds": seeds, "window_key": zero - 1, "over_budget": zero.bool()}
-        counts |= {"joined": zero + steps, "parameters": parameters}
+        counts |= {"joined": zero + steps if steps else zero, "parameters": parameters}
         return Counters(**counts)
 
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
@@ -115,7 +115,13 @@ class Counters(Memory):
 
 
 def of_one_width(one: Tensor, other: Tensor, value: int | bool) -> tuple[Tensor, Tensor]:
-    """Two planes (B, W) with as many slots as the wider one."""
+    """Two planes (B, W) with as many slots as the wider one.
+
+    Args:
+        one: (B, W).
+        other: (B, W') of the same rows.
+        value: what the slots that are added hold.
+    """
     width = max(one.shape[1], other.shape[1])
     wide = [pad(plane, (0, width - plane.shape[1]), value=value) for plane in (one, other)]
     return wide[0], wide[1]
@@ -274,8 +280,7 @@ class Batch:
         self.cache_memory: Memory | None = None
         self.store: Store | None = None
         self.trace: list[Change] = []
-        able = Capabilities.of(parts.denoiser)
-        self._sources, self._per_call = able.sources, able.passes_per_call
+        self._sources, self._per_call = parts.able.sources, parts.able.passes_per_call
         self._sees_canvas = parts.schedule.sees_canvas or any(
             part.sees_canvas for _, part in parts.strategy.parts()
         )
@@ -302,7 +307,7 @@ class Batch:
         )
         snapshot = canvas.snapshot()
         counters = Counters.of(
-            torch.tensor(request.row_seeds, device=self.device, dtype=torch.long),
+            self._seeds(request, canvas.rows),
             columns_of_parameters(parts.strategy, self.request, rows, self.device),
             self._steps,
         )
@@ -325,6 +330,12 @@ class Batch:
         for observer in parts.observers:
             with blamed(observer):
                 observer.start(request, snapshot)
+
+    def _seeds(self, request: Request, rows: Tensor) -> Tensor:
+        """Seeds of rows that join, (B,)."""
+        if self.request.seeds is None:  # a row's number, which is there already
+            return rows
+        return torch.tensor(request.row_seeds, device=self.device, dtype=torch.long)
 
     def _store_rows(self, joining: int) -> None:
         if not self.parts.cache.stores:
@@ -480,9 +491,9 @@ class Batch:
         """Whether the last step asked the model for more than its own pass."""
         return self._asked
 
-    def look_again(self) -> None:
+    def forget_snapshot(self) -> None:
         """Forget what was derived from the tensors of `state`, which hold other numbers now."""
-        self.canvas.look_again()
+        self.canvas.forget_snapshot()
         self.snapshot = self.canvas.snapshot()
         self._extra = ExtraPasses()
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dllm_decode.decoding.cache import mask_of
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, Vocab
@@ -72,46 +71,27 @@ class Canvas(Memory):
             rows: the rows that the canvas holds, None for all of them.
             counted: whether revisions are counted.
         """
-        start, width = request.start, request.width
         rows = range(request.rows) if rows is None else rows
-        infills = max(request.last_fixed) >= 0
-        request = request.take(rows)
-        pad = vocab.filler if vocab.pad_id is None else vocab.pad_id
-        lines: list[list[int]] = []
-        for prompt, length in zip(request.prompts, request.lengths, strict=True):
-            lines.append(
-                [pad] * (start - len(prompt))
-                + list(prompt)
-                + [vocab.mask_id] * length
-                # one column behind the canvas takes what belongs nowhere
-                + [vocab.filler] * (width - start - length + 1)
-            )
-        flags = [
-            [False] * start + [True] * length + [False] * (width - start - length)
-            for length in request.lengths
-        ]
-        for row, given in enumerate(request.fixed or ()):
-            for offset, token in (given or {}).items():
-                lines[row][start + offset] = token
-                flags[row][start + offset] = False
-        tokens = torch.tensor(lines, dtype=torch.long, device=device)
-        editable = torch.tensor(flags, device=device)
-        first = torch.tensor([start - len(prompt) for prompt in request.prompts], device=device)
-        end = torch.tensor([start + length for length in request.lengths], device=device)
+        beyond = request.width
+        lines = [_line(request, row, vocab) for row in rows]
+        packed = torch.tensor(lines, dtype=torch.long, device=device)  # one upload
+        tokens, shape = packed[:, : beyond + 1], (len(lines), beyond + 1)
+        decided = packed[:, beyond + 1 : 2 * beyond + 2].bool()
+        row, first, end, kept = packed[:, 2 * beyond + 2 :].unbind(1)
         return Canvas(
-            rows=torch.tensor(list(rows), device=device),
+            rows=row,
             planes={
                 "tokens": tokens,
-                "decided": functional.pad(~editable, (0, 1)),
-                "step_of": torch.full_like(tokens, -1),
-                "confidence_of": torch.full(tokens.shape, float("nan"), device=device),
+                "decided": decided,
+                "step_of": torch.full(shape, -1, device=device),
+                "confidence_of": torch.full(shape, float("nan"), device=device),
             },
-            editable=editable,
+            editable=~decided[:, :-1],
             first=first,
-            start=start,
+            start=request.start,
             end=end,
-            horizon=end.clone(),
-            kept=start + 1 + torch.tensor(request.last_fixed, device=device) if infills else None,
+            horizon=end,
+            kept=kept if max(request.last_fixed) >= 0 else None,
             vocab=vocab,
             revised=torch.zeros_like(tokens[:, :-1]) if counted else None,
         )
@@ -156,7 +136,7 @@ class Canvas(Memory):
             )
         return self._seen
 
-    def look_again(self) -> None:
+    def forget_snapshot(self) -> None:
         """Forget the snapshot: the planes hold other numbers now."""
         self._seen = None
 
@@ -218,3 +198,21 @@ class Canvas(Memory):
         if self.kept is not None:
             nearer = torch.where(nearer < self.kept, self.horizon, nearer)
         self._seen, self.horizon = self.snapshot().narrowed(nearer), nearer
+
+
+def _line(request: Request, row: int, vocab: Vocab) -> list[int]:
+    """All that is known of a row before its first step.
+
+    Its tokens, whether each is decided, its number, first column, end, and the end of what is kept.
+    One column behind the canvas takes what belongs nowhere.
+    """
+    start, prompt, length = request.start, request.prompts[row], request.lengths[row]
+    padding, behind = start - len(prompt), request.width - start - length
+    pad = vocab.filler if vocab.pad_id is None else vocab.pad_id
+    tokens = [pad] * padding + list(prompt) + [vocab.mask_id] * length
+    tokens += [vocab.filler] * (behind + 1)
+    decided = [1] * start + [0] * length + [1] * behind + [0]
+    given = request.fixed[row] if request.fixed else None
+    for offset, token in (given or {}).items():
+        tokens[start + offset], decided[start + offset] = token, 1
+    return [*tokens, *decided, row, padding, start + length, start + 1 + request.last_fixed[row]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 
 from dllm_decode.decoding.cache import CachePolicy, NoCache
 from dllm_decode.decoding.checks import check_composition
@@ -64,6 +65,10 @@ class Composition:
             object.__setattr__(self, "sync_every", check_every)
         require_count("sync_every", self.sync_every)
         require_count("candidates", self.candidates, minimum=0)
-        grid = Capabilities.of(self.denoiser).block_length
-        object.__setattr__(self, "schedule", self.schedule.on_grid(grid))
+        object.__setattr__(self, "schedule", self.schedule.on_grid(self.able.block_length))
         check_composition(self.denoiser, self.strategy, self.schedule, self.cache)
+
+    @cached_property
+    def able(self) -> Capabilities:
+        """What the model declares, asked once: some answers take a walk through its modules."""
+        return Capabilities.of(self.denoiser)

@@ -20,7 +20,7 @@ from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.passes import ModelPasses
 from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.replay import replay_obstacle, step_of
+from dllm_decode.decoding.replay import follower
 from dllm_decode.decoding.returned import blamed
 from dllm_decode.decoding.settle import settle, staying
 from dllm_decode.decoding.strategy import Budget, Revisions
@@ -129,7 +129,7 @@ class Run:
         self.monitor = Monitor(self.batch)
         self.passes = ModelPasses(decoder, self.batch)
         self._revises = decoder.strategy.revocable or decoder.strategy.revises
-        self._follow = step_of(self, replay_obstacle(decoder))
+        self._follow = follower(decoder)
 
     @property
     def live(self) -> tuple[int, ...]:
@@ -161,7 +161,7 @@ class Run:
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
         values = self.passes.ask(self.batch.plan())
-        self.monitor.check(self._follow(values))
+        self.monitor.check(self._follow(self, values))
 
     def follow(self, values: Tensor) -> PendingCheck:
         """What follows from a forward pass: a function of tensors, for which nobody waits.
@@ -182,7 +182,7 @@ class Run:
 
     def view(self, prediction: Prediction, hidden: Tensor | None = None) -> StepView:
         """Everything the strategy may know about this step."""
-        batch, progress = self.batch, self.strategy.progress
+        batch = self.batch
         snapshot, upcoming, counters = batch.snapshot, batch.next, batch.counters
         index, active, progress = upcoming.index, upcoming.active, self.strategy.progress
         step, entered = counters.step, counters.window_entered
@@ -235,15 +235,6 @@ class Run:
         asked = calls.lingers(self.strategy, after, view, change, self.memory)
         lingering, busy = staying(asked, after, view, change, progress)
         return torch.where(busy, after.horizon, horizon), lingering
-
-    def take_over(self, other: Run, again: Sequence[int]) -> None:
-        """Take over what another run of the request has done, less the rows decoded again."""
-        self.outcomes.update(other.outcomes)
-        gone = torch.tensor(list(again), device=self.batch.device)
-        for change in other.batch.trace:
-            keep = (~torch.isin(change.rows, gone)).nonzero()[:, 0]
-            if keep.numel():
-                self.batch.trace.append(change.take(keep))
 
     def interrupt(self) -> None:
         """End all rows of the batch as they are, with finish reason `interrupted`."""

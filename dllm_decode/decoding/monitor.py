@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.batch import Batch
-from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.decoding.prediction import DensePrediction, Prediction
 from dllm_decode.decoding.returned import named
@@ -80,7 +79,7 @@ class Counts(NamedTuple):
     Attributes:
         illegal: the decision asks for what it may not have.
         unusable: their logits cannot be used.
-        ties: their score is exactly 1.
+        ties: nothing ranks them: no odds are left against what is proposed there.
         chosen: of those, committed.
         candidates: open.
 
@@ -115,10 +114,12 @@ class PendingCheck:
         """Count on the device what the host will want to know."""
         pred, scores = view.pred, faults.decision.scores
         assert scores is not None
-        unusable = torch.zeros_like(view.open)
         if isinstance(pred, DensePrediction):
             unusable = view.masked > pred.healthy
-        ties = view.open & (scores == 1)
+        else:
+            unusable = torch.zeros_like(view.open)
+        # a strategy of its own may rank by confidences, which are rounded
+        ties = view.open & (scores == (1 if scores is vars(pred).get("confidence") else 0))
         chosen = ties & faults.change.commit
         flags = torch.stack([faults.wrong, unusable, ties, chosen, view.open])
         return PendingCheck(view, faults, flags.sum((1, 2)))
@@ -171,7 +172,7 @@ class Monitor:
         >>> from dllm_decode.strategies.fixed import TopK
         >>> run = Run(Decoder(Copy(n=3), TopK(4)), Request(((0, 1, 2, 63),), max_new_tokens=4))
         >>> run.admit([0])
-        >>> run.step()  # ends with a look at the device: the row is full and leaves
+        >>> run.step()  # ends with a sync: the row is full and leaves
         >>> run.live, run.outcomes[0].finish_reason
         ((), 'length')
     """
@@ -185,7 +186,7 @@ class Monitor:
         self._pending: list[PendingCheck] = []
         self._warned = False
         self._said = False
-        self._passes = Capabilities.of(batch.parts.denoiser).passes_per_call
+        self._passes = batch.parts.able.passes_per_call
 
     def check(self, check: PendingCheck) -> None:
         """Note a step; every `sync_every` steps, `sync`."""

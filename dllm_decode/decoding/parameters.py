@@ -54,9 +54,17 @@ def columns_of_parameters(
     """The parameters that any row of the request sets: full key to the values of some rows, (B, 1).
 
     A row that does not set a parameter has the value of the strategy, so that rows can join.
+
+    Args:
+        strategy: which names its `request_parameters`.
+        request: all rows.
+        rows: those of the batch.
+        device: where the columns lie.
     """
     given = request.parameters or ()
     names = {key for own in given for key in own or {}}
+    if not names:
+        return {}
     return {
         key: torch.tensor(
             [[(given[row] or {}).get(key, getattr(part, name))] for row in rows],

@@ -15,11 +15,10 @@ from torch import Tensor
 from dllm_decode.decoding.batch import Batch, Carried, of_one_width
 from dllm_decode.decoding.cache import Plan, spread
 from dllm_decode.decoding.composition import Composition
-from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.guard import read_only
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.returned import check_logits, check_prediction, check_states, named
-from dllm_decode.decoding.types import Carry, StepView, gather_columns
+from dllm_decode.decoding.types import Carry, StepView, gather_columns, ids_on
 from dllm_decode.kernels import dispatch
 from dllm_decode.kernels.noise import Noise
 
@@ -72,12 +71,12 @@ class ModelPasses:
         self.batch = batch
         self._model, self._sampler = parts.denoiser, parts.sampler
         self._debug = parts.debug
-        self._own = Capabilities.of(parts.denoiser)
+        self._own = parts.able
         inside = [part for _, part in parts.strategy.parts() if part.needs or part.drafter]
         self._drafter = next((part.drafter for part in inside if part.drafter), None)
         self._shows_hidden = bool(inside)
         self._run = self._pass_of(parts)
-        self.banned = torch.tensor(_banned_ids(parts), device=parts.denoiser.device)
+        self.banned = ids_on(tuple(_banned_ids(parts)), batch.device)
         self._weight: Tensor | None = None  # of the head, where a pass stops in front of it
         self._states: Tensor | None = None  # (B, L', D) where a drafter goes on from them
         self._probes: list[Probed] = []
@@ -91,7 +90,7 @@ class ModelPasses:
             assert self._own.states is not None  # checked when the decoder was composed
             run = self._own.states
         elif self._own.before_head is not None and parts.sampler.takes_hidden:
-            fused = dispatch.fuses_head(parts.denoiser.device, self._own.head_obstacle)
+            fused = dispatch.fuses_head(self.batch.device, self._own.head_obstacle)
             run = self._own.before_head if fused else run
         return read_only(run, named("model", parts.denoiser)) if parts.debug else run
 
@@ -232,7 +231,7 @@ class ModelPasses:
         check_states("view.head", hidden, self.batch.next.index)
         return self._prediction(hidden, self.batch.noise)
 
-    def draft(self, tokens: Tensor, rows: Tensor) -> Prediction:
+    def draft(self, tokens: Tensor, rows: Tensor, ahead: int) -> Prediction:
         """The drafter's prediction with tokens (B, W) at the slots; see `StepView.draft`."""
         batch, span = self.batch, self.batch.span
         assert self._drafter is not None and self._states is not None
@@ -244,7 +243,7 @@ class ModelPasses:
         batch.count_drafts(rows)
         index = batch.next.index
         inside = torch.where(index >= 0, index - span.start, -1)
-        return self._prediction(gather_columns(self._states, inside), batch.noise)
+        return self._prediction(gather_columns(self._states, inside), self._noise(ahead))
 
     # What the next step starts from.
 

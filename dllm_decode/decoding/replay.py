@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dllm_decode.decoding.batch import Batch
 from dllm_decode.decoding.composition import Composition
-from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.monitor import PendingCheck
 from dllm_decode.decoding.types import Memory
 from dllm_decode.kernels.dispatch import lost_device
@@ -53,45 +52,40 @@ class CannotReplay(Exception):
 
 
 class ReplayedSteps:
-    """Calls `run.follow` as a graph, where it can be one.
+    """Calls `follow` of a run as a graph, where it can be one.
 
     The first step of a shape runs as it is, which compiles kernels and uploads constants; the
     second is captured. Where that fails, all steps run as they are from then on, and the log says
     why once.
 
     Args:
-        run: the decode.
         obstacle: why nothing is to be captured, empty for nothing in the way.
 
     Attributes:
         replays: steps that were replayed.
 
     Examples:
-        >>> from dllm_decode.decoding.loop import Decoder, Run
-        >>> from dllm_decode.decoding.types import Request
-        >>> from dllm_decode.models.toy import Copy
-        >>> from dllm_decode.strategies.fixed import TopK
-        >>> run = Run(Decoder(Copy(n=3), TopK(2)), Request(((0, 1, 2, 63),), max_new_tokens=4))
-        >>> ReplayedSteps(run, "it is a processor").replays
+        >>> ReplayedSteps("it is a processor").replays
         0
     """
 
-    def __init__(self, run: Followed, obstacle: str = "") -> None:
+    def __init__(self, obstacle: str = "") -> None:
         self.replays = 0
-        self._run = run
         self._obstacle = obstacle
         self._met: set[object] = set()
         self._graphs: dict[object, _Graph] = {}
 
-    def __call__(self, values: Tensor) -> PendingCheck:
+    def __call__(self, run: Followed, values: Tensor) -> PendingCheck:
         """What follows from a pass, `run.follow(values)`.
 
         Args:
+            run: the decode, the same in every call. It is not kept: a run that holds on to itself
+                would stay in memory until Python looks for such circles.
             values: (B, W, ...) logits, or the states in front of the output head.
         """
         if self._obstacle:
-            return self._run.follow(values)
-        batch = self._run.batch
+            return run.follow(values)
+        batch = run.batch
         key = (values.shape, *(tensor.shape for part in batch.state for tensor in leaves(part)))
         if key in self._graphs:
             self.replays += 1
@@ -100,14 +94,14 @@ class ReplayedSteps:
             self._met.add(key)
             if len(self._met) > SHAPES and not self._graphs:
                 self._give_up(f"no shape of a step came twice in {SHAPES}")
-            return self._run.follow(values)
+            return run.follow(values)
         try:
-            self._graphs[key] = _Graph(self._run, values)
+            self._graphs[key] = _Graph(run, values)
         except (CannotReplay, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError) or lost_device(error):
                 raise
             self._give_up(str(error).splitlines()[0])
-            return self._run.follow(values)
+            return run.follow(values)
         self.replays += 1
         return self._graphs[key].check
 
@@ -166,7 +160,7 @@ class _Graph:
         rest = iter(tensors)
         for part in self._batch.state:
             fill(part, rest)
-        self._batch.look_again()
+        self._batch.forget_snapshot()
 
 
 def leaves(part: Any) -> Iterator[Tensor]:
@@ -182,7 +176,12 @@ def leaves(part: Any) -> Iterator[Tensor]:
 
 
 def fill(part: Any, tensors: Iterator[Tensor]) -> Any:
-    """Put tensors in the places that `leaves` names; memories are written, dicts made anew."""
+    """Put tensors in the places that `leaves` names; memories are written, dicts made anew.
+
+    Args:
+        part: a memory, a dict, a tensor or any other value.
+        tensors: what to put there, in the order of `leaves`.
+    """
     if isinstance(part, Tensor):
         return next(tensors)
     if isinstance(part, Memory):
@@ -215,10 +214,10 @@ def replay_obstacle(parts: Composition) -> str | None:
     Args:
         parts: the model, which says whether it asks for replays, and the plugins.
     """
-    if not Capabilities.of(parts.denoiser).replays or parts.denoiser.device.type != "cuda":
+    if not parts.able.replays or parts.denoiser.device.type != "cuda":
         return None
     if parts.sync_every > 1 and not parts.cache.stores:
-        return f"sync_every={parts.sync_every} keeps steps until the host looks; use 1"
+        return f"sync_every={parts.sync_every} keeps steps until the next sync; use 1"
     if parts.record or parts.observers:
         return "the trace and observers keep what a step changed; decode without them"
     if parts.debug:
@@ -226,13 +225,17 @@ def replay_obstacle(parts: Composition) -> str | None:
     return ""
 
 
-def step_of(run: Followed, obstacle: str | None) -> Callable[[Tensor], PendingCheck]:
+def follower(parts: Composition) -> Callable[[Followed, Tensor], PendingCheck]:
     """How a run follows its passes: `run.follow`, replayed where that is asked for and possible.
 
     Args:
-        run: the decode.
-        obstacle: why no step can be replayed, "" where one can; None where nobody asked for it.
+        parts: the model, which says whether it asks for replays, and the plugins.
     """
+    obstacle = replay_obstacle(parts)
     if obstacle:
         say(obstacle)
-    return run.follow if obstacle is None or obstacle else ReplayedSteps(run)
+    return _follow if obstacle is None or obstacle else ReplayedSteps()
+
+
+def _follow(run: Followed, values: Tensor) -> PendingCheck:
+    return run.follow(values)

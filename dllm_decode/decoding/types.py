@@ -180,10 +180,9 @@ class Request:
         def pick(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
             return None if values is None else tuple(values[row] for row in rows)
 
-        prompts = pick(self.prompts)
-        assert prompts is not None
-        return Request(
-            prompts=prompts,
+        return copied(  # what was checked once needs no second look
+            self,
+            prompts=pick(self.prompts),
             max_new_tokens=tuple(self.lengths[row] for row in rows),
             seeds=pick(self.row_seeds),
             fixed=pick(self.fixed),
@@ -199,6 +198,8 @@ class Request:
 
 def _require_whole(values: Iterable[object], what: str) -> None:
     for value in values:
+        if type(value) is int:
+            continue
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ConfigError(f"{what}, got {value!r}")
 
@@ -359,7 +360,7 @@ class Snapshot:
 
     def ids(self, ids: Sequence[int]) -> Tensor:
         """Token ids as a tensor on the canvas's device, uploaded once, (N,) int64."""
-        return _ids_on(tuple(ids), self.tokens.device)
+        return ids_on(tuple(ids), self.tokens.device)
 
     @cached_property
     def mask_ratio(self) -> Tensor:
@@ -370,8 +371,13 @@ class Snapshot:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Ids on a device, uploaded once: an upload in every step would make the host wait."""
+def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Ids on a device, uploaded once: an upload in every step would make the host wait.
+
+    Args:
+        ids: token ids.
+        device: where they are needed.
+    """
     return torch.tensor(ids, device=device, dtype=torch.long)
 
 
@@ -539,7 +545,7 @@ class StepView(LazyFields):
             raise ConfigError('the states of the model are not shown; declare needs = {"hidden"}')
         return self.passes.head(hidden)
 
-    def draft(self, tokens: Tensor, *, rows: Tensor | None = None) -> Prediction:
+    def draft(self, tokens: Tensor, *, rows: Tensor | None = None, ahead: int = 0) -> Prediction:
         """What the part's drafter predicts once other tokens stand at the open slots.
 
         Each call goes on from the states of the one before, the first from those of this step's
@@ -548,6 +554,7 @@ class StepView(LazyFields):
         Args:
             tokens: (B, W) ids, the mask id where a slot stays open.
             rows: (B,) bool, the rows for which it counts; None for all that are not done.
+            ahead: by how many steps its random numbers are ahead of this step's, 0 or more.
 
         Raises:
             ConfigError: for parts without a drafter.
@@ -559,7 +566,7 @@ class StepView(LazyFields):
         if rows is not None:
             check_flags("draft needs rows as", rows, self.live)
         asking = self.live if rows is None else rows & self.live
-        return self.passes.draft(torch.where(self.open, tokens, self.tokens), asking)
+        return self.passes.draft(torch.where(self.open, tokens, self.tokens), asking, ahead)
 
     def parameter(self, name: str, default: float, like: Tensor) -> Tensor | float:
         """A setting of the part that asks: the default, or (B, 1) where rows set their own.
@@ -632,7 +639,7 @@ class Passes(Protocol):
     def head(self, hidden: Tensor) -> Prediction:
         """The prediction of states (B, W, D)."""
 
-    def draft(self, tokens: Tensor, rows: Tensor) -> Prediction:
+    def draft(self, tokens: Tensor, rows: Tensor, ahead: int) -> Prediction:
         """The drafter's prediction with tokens (B, W) at the slots."""
 
 
@@ -640,6 +647,10 @@ def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
     """Values of a canvas plane (B, L, ...) at slots (B, W): (B, W, ...).
 
     Slots without a column (-1) read column 0.
+
+    Args:
+        plane: (B, L, ...).
+        index: (B, W) columns, -1 for none.
     """
     safe = index.clamp(min=0)
     if plane.dim() > 2:
@@ -749,7 +760,8 @@ class Decision:
             slots only.
         remask: (B, W) bool, settled slots to open again; only from revocable strategies.
         scores: (B, W), which open slot is taken when a row must gain one and commits none: the
-            one with the largest score, lowest column first; None for the confidence.
+            one with the largest score, lowest column first; None for the certainty of what the
+            prediction proposes, or the probability of other tokens.
         confidence: (B, W) floating point, what is recorded beside each token; None for the
             probability of the token in the prediction.
         close: (B,) bool, rows whose undecided columns are all committed now, as far as the view

@@ -90,16 +90,15 @@ class TransformersDenoiser:
     @property
     def provides(self) -> frozenset[str]:
         """What parts may see of its inside; see `Capabilities`."""
-        return frozenset({"hidden"})
+        return frozenset({"hidden", "embeddings"})
 
     @torch.no_grad()
     def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """Hidden states (B, W, D) that predict the wanted columns; see `Capabilities`."""
         return self._wanted(tokens, live, index, plan)
 
-    @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (B, W, V) of such states."""
+        """Logits (B, W, V) of such states; with gradients, for training a drafter."""
         return self._head(hidden)
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -102,6 +102,10 @@ def check_sizes(plan: Blueprint, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse sizes that the weight files cannot hold, before a model of that size is built.
 
     Every layer has tensors of its own, and every side of a matrix has numbers.
+
+    Args:
+        plan: The checkpoint.
+        tensors: What its files hold, by name.
     """
     numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
     settings = plan.settings
@@ -148,7 +152,12 @@ def import_class(where: str) -> Any:
 
 
 def make_config(spec: ModelSpec, settings: Settings) -> Any:
-    """The stock configuration of a model: never causal, never caching by itself."""
+    """The stock configuration of a model: never causal, never caching by itself.
+
+    Args:
+        spec: Of the family.
+        settings: In the words of the stock class.
+    """
     return import_class(spec.config_class)(
         **settings,
         is_causal=False,
@@ -201,7 +210,7 @@ def special_ids(
             raise ConfigError(f"model.banned_ids must be ids from 0 to {size - 1}, got {token!r}")
         require(token not in eot_ids, f"model.banned_ids must not hold {token}, which ends a text")
     banned = tuple(sorted({*edit_ids(plan), *banned_ids}))
-    return vocabulary(size, mask_id, tuple(eot_ids), pad_id, tokenizer, banned)
+    return vocabulary(Vocab(size, mask_id, tuple(eot_ids), pad_id, banned), tokenizer)
 
 
 def edit_ids(plan: Blueprint) -> list[int]:

@@ -148,7 +148,12 @@ def _examine_installation(report: Examination) -> None:
 
 
 def antlr_findings(antlr: str | None, lm_eval: str | None) -> list[Finding]:
-    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both."""
+    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both.
+
+    Args:
+        antlr: Installed version of the runtime, None for none.
+        lm_eval: Likewise of lm-eval.
+    """
     if antlr is not None and _numbers(antlr)[:2] != (4, 9):
         return [
             Finding(
@@ -276,7 +281,8 @@ def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, An
         "pad_id": (tokenizer.pad_id, published.token("pad_token_id", size)),
     }
     try:
-        vocab = special_ids(plan, *asked.values(), settings.get("banned_ids") or ())
+        given = (asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        vocab = special_ids(plan, *given, banned_ids=settings.get("banned_ids") or ())
         _examine_vocabulary(report, plan, vocab)
         used: Mapping[str, Any] = {
             "mask_id": vocab.mask_id,

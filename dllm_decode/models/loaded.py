@@ -163,6 +163,10 @@ def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
 
     Weights are written in the dtype they were loaded in. Raises `ConfigError` for models without
     weights.
+
+    Args:
+        loaded: The model.
+        folder: Where to write; it is made.
     """
     denoiser = loaded.denoiser
     if not isinstance(denoiser, TransformersDenoiser):

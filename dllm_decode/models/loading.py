@@ -206,7 +206,12 @@ def _lean_obstacle(spec: ModelSpec, placement: Placement) -> str:
 
 
 def load_lean(plan: Blueprint, placement: Placement) -> LeanModel:
-    """The lean model with all of its weights, read tensor by tensor to where they stay."""
+    """The lean model with all of its weights, read tensor by tensor to where they stay.
+
+    Args:
+        plan: The checkpoint.
+        placement: Dtype and device.
+    """
     from safetensors import SafetensorError, safe_open
 
     assert plan.spec.lean is not None

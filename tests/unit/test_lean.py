@@ -36,7 +36,8 @@ from dllm_decode.strategies.threshold import ConfidenceThreshold
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 BUNDLED = "bundled:llada-tiny"
 FAMILIES = ("llada", "dream", "illada", "fast_dllm", "fast_dllm_tied")
-ALIKE = ("stable_diffcoder", "a2d_qwen2", "a2d_llama", "open_dcoder")
+# with the same layers as one of these
+ALIKE = ("stable_diffcoder", "open_dcoder", "a2d_qwen2", "a2d_llama")
 REQUEST = Request(((1, 2, 3), (4,), (5, 6, 7, 8, 9)), (20, 9, 17))
 
 

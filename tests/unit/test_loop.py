@@ -1,5 +1,7 @@
+import gc
 import math
 import warnings
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,7 +19,8 @@ from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Budget, Pipeline, StopRule, Strategy
 from dllm_decode.decoding.types import Decision, Request
 from dllm_decode.errors import CapabilityError, ConfigError, ModelOutputError
-from dllm_decode.testing import VOCAB, HashDenoiser, replay, row_of
+from dllm_decode.strategies.fixed import TopK
+from dllm_decode.testing import VOCAB, HashDenoiser, StoringHashDenoiser, replay, row_of
 
 EOT = VOCAB.eot_ids[0]
 QUIET = dict.fromkeys(VOCAB.never_generated, -1e6)
@@ -401,7 +404,7 @@ def test_bad_logits_at_decided_columns_do_no_harm():
 
 
 def test_ties_at_confidence_one_are_warned_of_once():
-    saturated = HashDenoiser(added=QUIET, scale=1e4)
+    saturated = HashDenoiser(added=QUIET, scale=1e6)
     with pytest.warns(RuntimeWarning, match="4 of 4 candidate positions have confidence exactly 1"):
         decode(model=saturated, request=Request(((1,),), 4))
     with warnings.catch_warnings(record=True) as caught:
@@ -510,3 +513,30 @@ def test_a_model_declares_what_it_can_do_by_its_attributes():
     assert Capabilities.of(Causal()).block_length == 4
     with pytest.raises(ConfigError, match="block_length of the model must be a whole number >= 1"):
         Decoder(Causal(block_length=0), Take())
+
+
+def test_what_a_decode_needed_is_freed_with_it_and_not_when_python_looks_for_circles():
+    decoder = Decoder(StoringHashDenoiser(), TopK(1), cache=DualCache())
+    gc.collect()
+    gc.disable()
+    try:
+        run = decoder.begin(Request(((1, 2), (3,)), max_new_tokens=4))
+        run.admit([0, 1])
+        while run.live:
+            run.step()
+        run.result()
+        held = [weakref.ref(part) for part in (run, run.batch, run.passes, run.canvas)]
+        del run
+        assert [ref() for ref in held] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_a_model_is_asked_once_what_it_can_do(monkeypatch):
+    asked = []
+    of = Capabilities.of
+    monkeypatch.setattr(Capabilities, "of", lambda model: asked.append(model) or of(model))
+    decoder = Decoder(HashDenoiser(), TopK(2))
+    asked.clear()
+    decoder.decode(Request(((1,), (2,)), max_new_tokens=2))
+    assert not asked

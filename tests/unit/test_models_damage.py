@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import CheckpointError, ConfigError, DllmDecodeError
 from dllm_decode.models import doctor, load_model
 from dllm_decode.models.acceptance import AcceptanceFilter
@@ -418,7 +419,7 @@ def test_a_tokenizer_with_a_wrong_value_anywhere_is_read_or_refused(name, tmp_pa
 
     def read():
         tokenizer = load_tokenizer(tmp_path)
-        vocabulary(536, 1, (0,), tokenizer.pad_id, tokenizer)
+        vocabulary(Vocab(536, 1, (0,), tokenizer.pad_id), tokenizer)
         tokenizer.encode(f"a {tokenizer.end_id}"), tokenizer.encode_chat(chat)
 
     refused = 0
