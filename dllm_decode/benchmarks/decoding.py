@@ -346,6 +346,10 @@ class _TimedStrategy(Strategy):
     def always_commits(self) -> bool:  # type: ignore[override]
         return self.inner.always_commits
 
+    @property
+    def ranks(self) -> bool:  # type: ignore[override]
+        return self.inner.ranks
+
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         return self.inner.begin(request, snapshot)
 

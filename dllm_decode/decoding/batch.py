@@ -225,6 +225,12 @@ def _takes_view(kind: type) -> bool:
     return len(signature(kind.window).parameters) > 2  # type: ignore[attr-defined]
 
 
+def _inside(index: Tensor, key: Tensor, snapshot: Snapshot) -> Window:
+    """A window of which it is known which slots have a column, and none of them is beyond."""
+    index = index.masked_fill(index >= snapshot.tokens.shape[1], -1)
+    return Window(index, key, index >= 0)
+
+
 class Batch:
     """The rows of a request that are decoded together at the moment, and all that is kept of them.
 
@@ -299,6 +305,8 @@ class Batch:
         canvas = Canvas.of(
             self.request, parts.denoiser.vocab, self.device, rows, counted=self._counts_revisions
         )
+        if parts.debug:  # views of one upload share a version, by which the guard tells planes
+            canvas.take(torch.arange(len(rows), device=self.device))
         snapshot = canvas.snapshot()
         counters = Counters.of(
             self._seeds(request, canvas.rows),
@@ -328,7 +336,7 @@ class Batch:
     def _seeds(self, request: Request, rows: Tensor) -> Tensor:
         """Seeds of rows that join, (B,)."""
         if self.request.seeds is None:  # a row's number, which is there already
-            return rows
+            return rows.clone()
         return torch.tensor(request.row_seeds, device=self.device, dtype=torch.long)
 
     def _store_rows(self, joining: int) -> None:
@@ -382,7 +390,8 @@ class Batch:
 
     def renew_noise(self) -> None:
         """The random numbers of the step at the slots of its window."""
-        offsets = (self.next.index - self.snapshot.start).clamp_(min=-1)
+        index, start = self.next.index, self.snapshot.start
+        offsets = later(lambda: (index - start).clamp_(min=-1))
         self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
 
     @property
@@ -407,7 +416,8 @@ class Batch:
         window = self._window(snapshot, view)
         if lingering is not None:
             own = torch.where(lingering[:, None], *of_one_width(self.next.window, window.index, -1))
-            window = Window(own, torch.where(lingering, counters.window_key, window.key))
+            key = torch.where(lingering, counters.window_key, window.key)
+            window = _inside(own, key, snapshot)
         index, active = self._seen(snapshot, window)
         masked = gather_columns(snapshot.undecided, index)
         if self._sees_canvas:
@@ -443,8 +453,11 @@ class Batch:
         rows, device = snapshot.rows.numel(), snapshot.rows.device
         check_plane(f"{who} as index", window.index, (rows, "W"), (torch.long,), device)
         check_plane(f"{who} as key", window.key, (rows,), (torch.long,), device)
-        beyond = window.index >= snapshot.tokens.shape[1]
-        return Window(window.index.masked_fill(beyond, -1), window.key)
+        if window.inside is None:
+            return _inside(window.index, window.key, snapshot)
+        shape = window.index.shape
+        check_plane(f"{who} as inside", window.inside, shape, (torch.bool,), device)
+        return window
 
     def _refresh(
         self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Memory | None
@@ -465,7 +478,8 @@ class Batch:
     def _seen(self, snapshot: Snapshot, window: Window) -> tuple[Tensor, Tensor]:
         """Columns whose logits are wanted, and which of them lie in the row's window."""
         if not self._sees_canvas:
-            return window.index, window.index >= 0
+            assert window.inside is not None
+            return window.index, window.inside
         begin = snapshot.start
         columns = snapshot.columns[begin:].expand(snapshot.tokens.shape[0], -1)
         index = torch.where(columns < snapshot.horizon[:, None], columns, -1)

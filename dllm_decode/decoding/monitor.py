@@ -19,7 +19,7 @@ from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.settle import Faults, takes_its_word, where
 from dllm_decode.decoding.strategy import Strategy
-from dllm_decode.decoding.types import StepView
+from dllm_decode.decoding.types import Change, StepView
 from dllm_decode.errors import (
     DecisionError,
     DeviceError,
@@ -74,7 +74,7 @@ def device_faults_end_it() -> Iterator[None]:
 
 
 class Counts(NamedTuple):
-    """How many slots of a step are what the host has to know of.
+    """How many slots of a step are what the host has to know of; 0 for what nobody looked at.
 
     Attributes:
         illegal: the decision asks for what it may not have.
@@ -89,10 +89,10 @@ class Counts(NamedTuple):
     """
 
     illegal: int
-    unusable: int
-    ties: int
-    chosen: int
-    candidates: int
+    unusable: int = 0
+    ties: int = 0
+    chosen: int = 0
+    candidates: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,25 +102,29 @@ class PendingCheck:
     Attributes:
         view: the step.
         faults: of the strategy's decision.
-        counts: (5,) see `Counts`.
+        names: what is counted, see `Counts`.
+        counts: as many numbers.
     """
 
     view: StepView
     faults: Faults
+    names: tuple[str, ...]
     counts: Tensor
 
     @staticmethod
-    def of(view: StepView, faults: Faults) -> PendingCheck:
+    def of(view: StepView, change: Change, faults: Faults) -> PendingCheck:
         """Count on the device what the host will want to know."""
         pred, scores = view.pred, faults.decision.scores
-        assert scores is not None
-        unusable = torch.zeros_like(view.open)
+        flags = {"illegal": faults.wrong}
         if isinstance(pred, DensePrediction):
-            unusable = view.masked > pred.healthy
-        ties = view.open & (scores == 1)
-        chosen = ties & faults.change.commit
-        flags = torch.stack([faults.wrong, unusable, ties, chosen, view.open])
-        return PendingCheck(view, faults, flags.sum((1, 2)))
+            flags["unusable"] = view.masked > pred.healthy
+        if faults.strategy.ranks:
+            assert scores is not None
+            flags["ties"] = ties = view.open & (scores == 1)
+            flags["chosen"] = ties & change.commit
+            flags["candidates"] = view.open
+        counts = torch.stack([*flags.values()]).sum((1, 2))
+        return PendingCheck(view, faults, tuple(flags), counts)
 
     def let_go(self) -> PendingCheck:
         """The same without the predictions, whose logits would be kept until the next sync."""
@@ -129,9 +133,8 @@ class PendingCheck:
             self.faults.decision, predictions=tuple((who, _kept(pred)) for who, pred in made)
         )
         view = self.view.but(pred=_kept(self.view.pred), hidden=None, passes=None)
-        change = self.faults.change.but(probability=self.faults.change.confidence)  # not asked for
-        faults = replace(self.faults, view=view, decision=decision, change=change)
-        return PendingCheck(view, faults, self.counts)
+        faults = replace(self.faults, view=view, decision=decision)
+        return PendingCheck(view, faults, self.names, self.counts)
 
 
 class KeptPrediction(NamedTuple):
@@ -200,7 +203,7 @@ class Monitor:
         checks = {f"check {n}": check.counts for n, check in enumerate(pending)}
         facts = fetch(**self.batch.sizes(), **checks)
         for name, check in zip(checks, pending, strict=True):
-            self._judge(check, Counts(*facts.pop(name)))
+            self._judge(check, Counts(**dict(zip(check.names, facts.pop(name), strict=True))))
         for at, (left, opened) in enumerate(zip(facts["undecided"], facts["open"], strict=True)):
             if left and not opened:
                 raise self.batch.stuck(at)

@@ -119,17 +119,17 @@ def check_states(who: object, states: Any, index: Tensor) -> None:
 
 
 def check_prediction(
-    sampler: object, prediction: Any, index: Tensor, logits: Tensor | HiddenStates
+    sampler: object, prediction: Any, values: Tensor, logits: Tensor | HiddenStates
 ) -> None:
-    """Raise `PluginError` unless this is a prediction for the columns index (B, W)."""
+    """Raise `PluginError` unless this is a prediction of what a pass gave, values (B, W, ...)."""
     who = f"{named('sampler', sampler)}: what predict returned"
     if not isinstance(prediction, Prediction):
         raise PluginError(f"{who} is {kind_of(prediction)}; it must be a Prediction")
     size = logits.weight.shape[0] if isinstance(logits, HiddenStates) else logits.shape[-1]
-    if tuple(prediction.shape) != (*index.shape, size):
+    wanted = (*values.shape[:2], size)
+    if prediction.shape != wanted:
         raise PluginError(
-            f"{who} has shape {tuple(prediction.shape)}; it must have that of the logits, "
-            f"{(*index.shape, size)}"
+            f"{who} has shape {tuple(prediction.shape)}; it must have that of the logits, {wanted}"
         )
     if isinstance(sampler, Greedy | Categorical):
         return  # what they propose is looked at when somebody asks for it
@@ -137,4 +137,4 @@ def check_prediction(
         token = prediction.token
     except (PredictionError, DrawError) as error:
         raise PluginError(f"{who} proposes no tokens: {error}") from error
-    check_plane(f"{who} as token", token, index.shape, (torch.long,), index.device)
+    check_plane(f"{who} as token", token, wanted[:2], (torch.long,), values.device)

@@ -82,7 +82,7 @@ def reaching(
     return dispatch.threshold_selection(scores, among, level, strict)[0]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 @torch.inference_mode(False)
 def numbers(count: int, device: torch.device) -> Tensor:
     """0, 1, ... count - 1, made once and never to be written to, (count,) int64.
@@ -100,6 +100,5 @@ def first_column(flags: Tensor) -> Tensor:
     Args:
         flags: (B, L) bool.
     """
-    # of equal ones, max takes the first
-    found, column = flags.max(1)
-    return torch.where(found, column, flags.shape[1])
+    width = flags.shape[1]
+    return torch.where(flags, numbers(width, flags.device), width).amin(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -178,6 +179,8 @@ class Strategy(Part):
         always_commits: the strategy's word that each of its decisions commits at least one slot of
             every row that has an open one, so that the loop need not have another ready; whoever
             overrides `decide` has to give it anew. A broken one ends the decode with an error.
+        ranks: whether it may commit some of several slots with the same score and leave others, so
+            that many ties are worth a warning; False in the same way is a word on `decide`.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -195,12 +198,14 @@ class Strategy(Part):
     revises: bool = False
     wraps: ClassVar[bool] = False
     always_commits: bool = False
+    ranks: bool = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A class does not vouch for another class's `decide`."""
         super().__init_subclass__(**options)
-        if "decide" in vars(cls) and "always_commits" not in vars(cls):
-            cls.always_commits = False
+        for word, careful in (("always_commits", False), ("ranks", True)):
+            if "decide" in vars(cls) and word not in vars(cls):
+                setattr(cls, word, careful)
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Every part with its key below `strategy`; one that is not composed has the key ""."""
@@ -477,22 +482,27 @@ class Pipeline(Strategy):
         }
         return replace(self, select=self.select.with_parts(selection), **slots)
 
-    @property
+    @cached_property
     def revocable(self) -> bool:  # type: ignore[override]
         """Whether the selection may re-mask."""
         return self.select.revocable
 
-    @property
+    @cached_property
     def revises(self) -> bool:  # type: ignore[override]
         """Whether the selection may write over what it has committed."""
         return self.select.revises
 
-    @property
+    @cached_property
     def always_commits(self) -> bool:  # type: ignore[override]
         """Whether the selection does, and no filter may veto it."""
         return self.select.always_commits and not self.filters
 
-    @property
+    @cached_property
+    def ranks(self) -> bool:  # type: ignore[override]
+        """Whether the selection does, or a filter may."""
+        return self.select.ranks or bool(self.filters)
+
+    @cached_property
     def progress(self) -> Progress:
         """How the loop makes progress where nothing is committed: as the selection says."""
         return self.select.progress

@@ -38,6 +38,7 @@ class RowStatistics(LazyFields):
         top_values: (N, k) the largest logits, largest first, where asked for in the same pass.
         top_ids: (N, k) their ids, the lower one first on ties.
         at: (N, K) the logits at given ids, where asked for in the same pass.
+        unusable_is_nan: whether the total is NaN exactly where a row cannot be used.
 
     Examples:
         >>> statistics = row_statistics(torch.tensor([[0.0, 0.0, 1000.0]]), k=2)
@@ -52,6 +53,7 @@ class RowStatistics(LazyFields):
     top_values: Tensor | None = None
     top_ids: Tensor | None = None
     at: Tensor | None = None
+    unusable_is_nan: bool = False
     lazy: ClassVar[tuple[str, ...]] = ("moment",)
 
     @property
@@ -72,6 +74,8 @@ class RowStatistics(LazyFields):
     @property
     def healthy(self) -> Tensor:
         """Whether the row can be used at all, (N,): no NaN, no +inf, not -inf everywhere."""
+        if self.unusable_is_nan:
+            return self.total == self.total
         # finite numbers less themselves are 0, all others are not
         return (self.maximum - self.maximum) == (self.total - self.total)
 
@@ -203,7 +207,8 @@ def row_statistics(
     moment = later(lambda: _moment(logits, banned, maximum))
     top_values, top_ids = top_k(logits, k, banned) if k else (None, None)
     at = None if ids is None else logits_at(logits, ids, banned)
-    return RowStatistics(token, maximum, total, moment, top_values, top_ids, at)
+    # an infinite maximum less itself is NaN, and so is a sum with it
+    return RowStatistics(token, maximum, total, moment, top_values, top_ids, at, True)
 
 
 def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, bool]]:
