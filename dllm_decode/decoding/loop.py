@@ -15,7 +15,7 @@ from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.checks import check_request
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.guard import guarded
-from dllm_decode.decoding.monitor import Monitor, PendingCheck, device_faults_end_it
+from dllm_decode.decoding.monitor import DeviceFaultsEndIt, Monitor, PendingCheck
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.passes import ModelPasses
@@ -86,7 +86,7 @@ def _without_gradients(method: Callable[..., None]) -> Callable[..., None]:
     @wraps(method)
     def quiet(run: Run, *given: Any) -> None:
         mode = torch.no_grad() if run.decoder.debug else torch.inference_mode()
-        with mode, device_faults_end_it():
+        with mode, DeviceFaultsEndIt():
             method(run, *given)
 
     return quiet

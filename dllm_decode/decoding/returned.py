@@ -34,6 +34,8 @@ def blamed(observer: object) -> Iterator[None]:
         raise
 
 
+FLAGS = (torch.bool,)
+LONG = (torch.long,)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)
 
@@ -58,7 +60,7 @@ def plane_fault(
     """
     if (
         isinstance(value, Tensor)
-        and value.shape == shape
+        and (value.shape == shape or _fits(value.shape, shape))
         and value.dtype in dtypes
         and value.device == device
         and value.layout == torch.strided
@@ -67,9 +69,7 @@ def plane_fault(
     wanted = f"a tensor of shape ({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
     if not isinstance(value, Tensor):
         return f"{kind_of(value)}; it must be {wanted}"
-    sizes = zip(value.shape, shape, strict=False)
-    fits = all(have >= 1 if isinstance(want, str) else have == want for have, want in sizes)
-    if value.dim() != len(shape) or not fits:
+    if not _fits(value.shape, shape):
         return f"{kind_of(value)}; it must be {wanted}"
     if value.dtype not in dtypes:
         return f"a tensor of type {value.dtype}; it must be {' or '.join(map(str, dtypes))}"
@@ -78,12 +78,21 @@ def plane_fault(
     return ""
 
 
+def _fits(have: Sequence[int], wanted: Sequence[int | str]) -> bool:
+    """Whether a shape is the one wanted, a letter for any number of 1 or more."""
+    if len(have) != len(wanted):
+        return False
+    sizes = zip(have, wanted, strict=True)
+    return all(size >= 1 if type(want) is str else size == want for size, want in sizes)
+
+
 def check_plane(
     what: str,
     value: Any,
     shape: Sequence[int | str],
     dtypes: Sequence[torch.dtype],
     device: torch.device,
+    field: str = "",
 ) -> None:
     """Raise `PluginError` for a tensor that is not what it must be.
 
@@ -93,9 +102,10 @@ def check_plane(
         shape: see `plane_fault`.
         dtypes: see `plane_fault`.
         device: see `plane_fault`.
+        field: of what was returned, empty where it is the tensor itself.
     """
     if fault := plane_fault(value, shape, dtypes, device):
-        raise PluginError(f"{what} is {fault}")
+        raise PluginError(f"{what}{' as ' if field else ''}{field} is {fault}")
 
 
 def check_logits(model: object, logits: Any, index: Tensor, vocabulary: int) -> None:

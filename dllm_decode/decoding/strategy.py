@@ -535,6 +535,8 @@ class Pipeline(Strategy):
             kept = calls.keep(part, view.for_part(place), decision, memory.parts[place])
             decision = copied(decision, commit=decision.commit & kept)
         for name, rule in self.stop.items():
+            if type(rule).closes is StopRule.closes:
+                continue
             place = f"stop.{name}"
             close = calls.closes(rule, seen.for_part(place), memory.parts[place])
             decision = copied(decision, close=_either(decision.close, close))
@@ -544,14 +546,16 @@ class Pipeline(Strategy):
         self, snapshot: Snapshot, view: StepView, change: Change, memory: PipelineMemory
     ) -> Tensor:
         """The nearest horizon of the selection and all stop rules."""
-        own = view.for_part("select")
-        nearest = calls.horizon(self.select, snapshot, own, change, memory.parts["select"])
+        nearest = snapshot.horizon
+        if type(self.select).horizon is not Strategy.horizon:
+            own = view.for_part("select")
+            nearest = calls.horizon(self.select, snapshot, own, change, memory.parts["select"])
         for name, rule in self.stop.items():
             place = f"stop.{name}"
             own = view.for_part(place)
             asked = calls.horizon(rule, snapshot, own, change, memory.parts[place])
-            # most parts of most pipelines leave it where it is
-            nearest = asked if nearest is snapshot.horizon else torch.minimum(nearest, asked)
+            if asked is not snapshot.horizon:
+                nearest = asked if nearest is snapshot.horizon else torch.minimum(nearest, asked)
         return nearest
 
     def lingers(
