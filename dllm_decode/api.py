@@ -7,9 +7,8 @@ import re
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from numbers import Integral
-from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,7 +33,7 @@ from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
 from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Change, Request, Snapshot
-from dllm_decode.decoding.voting import Answer, Voting
+from dllm_decode.decoding.voting import Decode, Voting
 from dllm_decode.errors import ConfigError, require, require_choice
 from dllm_decode.kernels import dispatch
 from dllm_decode.models import foresee
@@ -170,6 +169,32 @@ def _lines(overrides: Overrides) -> tuple[str, ...]:
             isinstance(line, str), f"overrides must be texts like 'key=value', got {_shortly(line)}"
         )
     return lines
+
+
+def parts_from(parts: Mapping[str, Any], overrides: Overrides = ()) -> dict[str, Any]:
+    """Strategy, schedule, cache and sampler as objects, each given as one or by its option's name.
+
+    Args:
+        parts: Group to object or name; None is left out.
+        overrides: Settings of the parts that are given by name.
+
+    Raises:
+        ConfigError: The configuration does not know a name, or an object is of the wrong kind.
+    """
+    new = {group: part for group, part in parts.items() if _is_object(group, part)}
+    names = {group: part for group, part in parts.items() if part and group not in new}
+    lines = _lines(overrides)
+    for word in lines:
+        group = word.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
+        require(
+            group in names,
+            f"overrides must be settings of the parts given by name ({', '.join(names)}), "
+            f"got {word!r}",
+        )
+    if names:
+        cfg = compose_checked((*_words(names), *lines))
+        new |= {group: build_node(cfg, group) for group in names}
+    return new
 
 
 def _adopted(model: Any, tokenizer: Any, cfg: DictConfig) -> LoadedModel:
@@ -310,20 +335,7 @@ class TextDecoder:
             CapabilityError: The parts do not work together.
         """
         parts = {"strategy": strategy, "schedule": schedule, "cache": cache, "sampler": sampler}
-        new: dict[str, Any] = {g: part for g, part in parts.items() if _is_object(g, part)}
-        names = {group: part for group, part in parts.items() if part and group not in new}
-        lines = _lines(overrides)
-        for word in lines:
-            group = word.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]
-            require(
-                group in names,
-                f"overrides must be settings of the parts given by name ({', '.join(names)}), "
-                f"got {word!r}",
-            )
-        if names:
-            cfg = compose_checked((*_words(names), *lines))
-            new |= {group: build_node(cfg, group) for group in names}
-        return replace(self, decoder=replace(self.decoder, **new))
+        return replace(self, decoder=replace(self.decoder, **parts_from(parts, overrides)))
 
     def generate(
         self,
@@ -416,14 +428,8 @@ class TextDecoder:
             )
             for row, prompt in enumerate(many)
         )
-        length, fixed = self.infilling(infill, max_new_tokens, len(ids))
-        request = Request(
-            prompts=ids,
-            max_new_tokens=length,
-            seeds=_seeds(seed, len(ids)),
-            fixed=fixed,
-            parameters=_per_row(parameters, len(ids)),
-        )
+        request = self._request(ids, max_new_tokens, infill, seed)
+        request = replace(request, parameters=_for_every_row(parameters, len(ids)))
         voting = Voting(n, vote, block_lengths)
         if not callable(answer):
             require_choice("answer", answer, ANSWERS)
@@ -431,28 +437,42 @@ class TextDecoder:
             for name, given in (("streamer", streamer), ("record", record or None)):
                 require(given is None, f"{name} shows one decode of a prompt; leave it out or n=1")
         if streamer is not None:
-            if len(ids) > 1:
-                raise ConfigError(f"streamer works with one prompt, got {len(ids)}")
-            rule = self.decoder.strategy
-            drafts = not (rule.revocable or rule.revises)
-            observers = (*observers, _Streaming(streamer, ids[0], drafts))
+            observers = (*observers, self._streaming(streamer, ids))
         if progress:
             observers = (*observers, _Bar(request))
+        counted = partial(voting.decode, answer=lambda row: self._vote_of(row, stops, answer))
         try:
-            result = self.decode(
+            result = self._sampling(temperature, top_p, top_k, min_p).decode(
                 request,
-                sampler=self._sampler(temperature, top_p, top_k, min_p),
                 batch_size=batch_size,
                 max_tokens_in_flight=max_tokens_in_flight,
                 batching=batching,
                 observers=observers,
                 record=record,
-                voting=voting,
-                answer=lambda row: answer_in(cut(self.text(row), stops), answer),
+                vote=counted if n > 1 else None,
             )
         except Interrupted as stopped:
             raise Interrupted(_cut(stopped.result, stops)) from None
         return _cut(result, stops)
+
+    def _request(
+        self, ids: tuple[tuple[int, ...], ...], max_new_tokens: Any, infill: Any, seed: int | None
+    ) -> Request:
+        """The request of some encoded prompts; see `generate`."""
+        length, fixed = self.infilling(infill, max_new_tokens, len(ids))
+        return Request(ids, length, seeds=_seeds(seed, len(ids)), fixed=fixed)
+
+    def _streaming(self, streamer: Streamer, prompts: Sequence[Sequence[int]]) -> Observer:
+        if len(prompts) > 1:
+            raise ConfigError(f"streamer works with one prompt, got {len(prompts)}")
+        rule = self.decoder.strategy
+        return _Streaming(streamer, prompts[0], early=not (rule.revocable or rule.revises))
+
+    def _vote_of(
+        self, row: Outcome, stops: Sequence[str], answer: str | Callable[[str], Hashable | None]
+    ) -> Hashable | None:
+        """What a decode of a prompt votes for."""
+        return answer_in(cut(self.text(row), stops), answer)
 
     def stream(
         self,
@@ -488,13 +508,12 @@ class TextDecoder:
         if len(many) != 1:
             raise ConfigError(f"stream takes one prompt, got {len(many)}; generate takes several")
         ids = self.encode(many[0], 0, apply_chat_template)
-        length, fixed = self.infilling(infill, max_new_tokens, 1)
-        request = Request((ids,), length, seeds=_seeds(seed, 1), fixed=fixed)
-        sampler = self._sampler(temperature, None, None, None)
-        request, reference_forwards = self._with_reference(request, sampler, None)
-        canvas = _Canvas(self.piece)
+        request = self._request((ids,), max_new_tokens, infill, seed)
+        sampling = self._sampling(temperature, None, None, None)
+        request, reference_forwards = sampling._with_reference(request, None)
+        canvas = _CanvasWatch(self.piece)
         watched = (*self.decoder.observers, canvas)
-        decoder = replace(self.decoder, sampler=sampler, observers=watched)
+        decoder = replace(sampling.decoder, observers=watched)
         decoder.check(request)
         run = decoder.begin(request)
         run.admit([0])
@@ -506,13 +525,13 @@ class TextDecoder:
         yield replace(canvas.step_now(), forwards=result.forwards[0], result=result)
 
     def _with_reference(
-        self, request: Request, sampler: Sampler | None, batch_size: int | None
+        self, request: Request, batch_size: int | None
     ) -> tuple[Request, tuple[int, ...]]:
         """The request with the reference decode that its strategy needs, and its forwards."""
         if not self.needs_reference or request.reference is not None:
             return request, (0,) * request.rows
         plain = replace(request, parameters=None)
-        reference = self.sequential.decode(plain, sampler=sampler, batch_size=batch_size)
+        reference = self.sequential.decode(plain, batch_size=batch_size)
         full = _full_length(reference, request, self.decoder)
         return replace(request, reference=full), reference.forwards
 
@@ -520,27 +539,38 @@ class TextDecoder:
         self,
         request: Request,
         *,
-        sampler: Sampler | None = None,
         batch_size: int | None = None,
         max_tokens_in_flight: int | None = None,
         batching: str = "continuous",
         observers: Sequence[Observer] = (),
         record: bool = False,
-        voting: Voting | None = None,
-        answer: Answer = attrgetter("delivered"),
+        vote: Callable[[Decoder, Request, Decode], Sequence[Outcome]] | None = None,
     ) -> Result:
-        """Decode a request of token ids, with texts in the result; see `generate`.
+        """Decode a request of token ids, with texts in the result.
 
         A reference decode is made first where the strategy needs one and the request has none.
+
+        Args:
+            request: What is to be decoded.
+            batch_size: See `generate`, also for the next two.
+            max_tokens_in_flight: See `Engine`.
+            batching: See `Engine`.
+            observers: Watch the steps.
+            record: Keep all steps in `Result.trace`.
+            vote: Decodes each row several times and says which outcome it gets, given the parts,
+                the request and what decodes a request with them; see `Voting.decode`.
+
+        Raises:
+            ConfigError: The request does not fit.
+            Interrupted: On Ctrl-C; it holds the partial result.
         """
         check_batching(batch_size, max_tokens_in_flight, batching)
         decoder = replace(
             self.decoder,
-            sampler=self.decoder.sampler if sampler is None else sampler,
             observers=(*self.decoder.observers, *observers),
             record=record or self.decoder.record,
         )
-        request, reference_forwards = self._with_reference(request, sampler, batch_size)
+        request, reference_forwards = self._with_reference(request, batch_size)
 
         def run(own: Decoder, rows: Request) -> Result:
             if batch_size is None and max_tokens_in_flight is None:
@@ -549,10 +579,10 @@ class TextDecoder:
             return Engine(own, together, max_tokens_in_flight, batching).decode(rows)
 
         try:
-            if voting is None or voting.n == 1:
+            if vote is None:
                 result = run(decoder, request)
             else:
-                result = Result(voting.decode(decoder, request, run, answer))
+                result = Result(tuple(vote(decoder, request, run)))
         except Interrupted as stop:
             # of several decodes of a prompt, what the first has come to
             first = replace(stop.result, rows=stop.result.rows[: request.rows])
@@ -656,22 +686,25 @@ class TextDecoder:
             raise ConfigError(f"prompt {row}: {error}") from None
         return tuple(ids)
 
-    def _sampler(self, *given: float | int | None) -> Sampler:
+    def _sampling(self, *given: float | int | None) -> TextDecoder:
+        """The same parts with these settings of the sampler, None for those that stay."""
         names = ("temperature", "top_p", "top_k", "min_p")
         wanted: dict[str, Any] = {
             name: value for name, value in zip(names, given, strict=True) if value is not None
         }
         sampler = self.decoder.sampler
         if not wanted:
-            return sampler
+            return self
         if isinstance(sampler, Categorical):
-            return replace(sampler, **wanted)
-        if isinstance(sampler, Greedy):
-            return Categorical(**wanted)
-        raise ConfigError(
-            f"{', '.join(wanted)} cannot be set for the sampler {type(sampler).__name__}; "
-            "use load(..., sampler='categorical')"
-        )
+            sampler = replace(sampler, **wanted)
+        elif isinstance(sampler, Greedy):
+            sampler = Categorical(**wanted)
+        else:
+            raise ConfigError(
+                f"{', '.join(wanted)} cannot be set for the sampler {type(sampler).__name__}; "
+                "use load(..., sampler='categorical')"
+            )
+        return replace(self, decoder=replace(self.decoder, sampler=sampler))
 
     def infilling(
         self, infill: Any, max_new_tokens: int | Sequence[int], rows: int
@@ -753,7 +786,7 @@ def _sequential_strategy() -> Strategy:
     return strategy
 
 
-def _per_row(
+def _for_every_row(
     parameters: Parameters | Sequence[Parameters | None] | None, rows: int
 ) -> tuple[Parameters | None, ...] | None:
     if parameters is None or not isinstance(parameters, Mapping):
@@ -862,7 +895,7 @@ class _Streaming(Observer):
         self.streamer.end()
 
 
-class _Canvas(Observer):
+class _CanvasWatch(Observer):
     """What stands on the canvas of the only row, with the confidence of every commit."""
 
     def __init__(self, piece: Callable[[int], str]) -> None:

@@ -41,13 +41,7 @@ from dllm_decode.config.shorthand import quote
 from dllm_decode.config.signatures import described
 from dllm_decode.console.help import help_about, help_text
 from dllm_decode.console.output import tolerant_output
-from dllm_decode.console.processes import (
-    INTERRUPTED,
-    TERMINATED,
-    Terminated,
-    end_children,
-    termination_as_interrupt,
-)
+from dllm_decode.console.processes import INTERRUPTED, TERMINATED, ended_in_order
 from dllm_decode.console.runfolder import CONFIG, RunFolder, claim, unwritable
 from dllm_decode.environment import hardware, version_of
 from dllm_decode.errors import ConfigError, DllmDecodeError, did_you_mean
@@ -81,18 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 for Ctrl-C, 143 for SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with tolerant_output(), termination_as_interrupt() as signals:
+
+    def run() -> int:
         try:
-            code = _run([quoted(word) for word in words])
-            return TERMINATED if code == INTERRUPTED and signals else code
-        except KeyboardInterrupt as stop:
-            end_children()
-            print("interrupted", file=sys.stderr)
-            return TERMINATED if signals or isinstance(stop, Terminated) else INTERRUPTED
+            return _run([quoted(word) for word in words])
         except SystemExit as stop:  # argparse and Hydra's own commands end this way
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except Exception as error:
             return _report(error, words)
+
+    with tolerant_output():
+        return ended_in_order(run)
 
 
 def _run(words: list[str]) -> int:
@@ -120,7 +113,7 @@ def _run(words: list[str]) -> int:
         check(cfg, overrides)
         check_values(cfg)
         with claim(_place(cfg, "run"), fresh=_fresh("run", overrides)) as held:
-            code = app.run(cfg, _Job(words), held.path).code
+            code = app.run(cfg, _HydraJob(words), held.path).code
             if code:
                 held.undo()
             return int(code)
@@ -210,7 +203,7 @@ def _hydra_command(arguments: Namespace, words: list[str]) -> int:
     register_search_path()
     try:
         hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(
-            _Job(words)
+            _HydraJob(words)
         )()
     finally:
         sys.argv = before
@@ -231,7 +224,7 @@ def _sweep(app: Application, name: str, overrides: list[str], words: list[str]) 
     with claim(_place(cfg, "sweep"), fresh=_fresh("sweep", overrides)) as held:
         place = f"hydra.sweep.dir={quote(str(held.path))}"
         cfg = compose_with_hydra(app, [*overrides, place], name, sweep=True)
-        job = _Job(words, sweep=True, common=frozenset(overrides))
+        job = _HydraJob(words, sweep=True, common=frozenset(overrides))
         done = app.sweep(cfg, job, each=lambda words: written_out(app, words), begin=job.expect)
         if done.total and len(done.refused) == done.total:
             held.undo()  # a mistake of the command line, not of a job
@@ -305,7 +298,7 @@ class Done(NamedTuple):
 
 
 @dataclass
-class _Job:
+class _HydraJob:
     """What Hydra calls with a composed configuration; returns exit code and reason.
 
     An exception that reached Hydra would end a sweep, and Hydra would print it as well.

@@ -123,8 +123,8 @@ class HashDenoiser:
 
     @property
     def provides(self) -> frozenset[str]:
-        """States are shown; they are the logits without `added`."""
-        return frozenset({"hidden"})
+        """States are shown, the logits without `added`, and embeddings, one-hot."""
+        return frozenset({"hidden", "embeddings"})
 
     def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """What the head starts from, (B, W, V); see `dllm_decode.decoding.denoiser`."""
@@ -169,7 +169,12 @@ class HashDenoiser:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward pass did with the store; computed, attended (B, L) bool."""
+    """What one forward pass did with the store.
+
+    Attributes:
+        computed: (B, L) bool, columns whose entry was computed and stored.
+        attended: (B, L) bool, columns whose entry was read.
+    """
 
     computed: Tensor
     attended: Tensor
@@ -177,7 +182,12 @@ class Pass:
 
 @dataclass
 class HashStore:
-    """What a `StoringHashDenoiser` keeps of each column; stored (B, L) int64.
+    """What a `StoringHashDenoiser` keeps of each column.
+
+    Attributes:
+        capacity: Most rows.
+        columns: Columns of a row, L.
+        stored: (B, L) int64, a number for each column, -1 where nothing was stored.
 
     Examples:
         >>> store = HashStore(capacity=2, columns=4)
@@ -311,6 +321,22 @@ CACHES: Mapping[str, CachePolicy] = {
 @dataclass(frozen=True)
 class Case:
     """A drawn decode: sizes and choices as plain numbers, so that a failing one can be read.
+
+    Attributes:
+        prompts: Token ids of each row.
+        lengths: Generated columns of each row.
+        fixed: Tokens given in advance, per row by offset.
+        seed: Of the first row.
+        model: Kind of model, see `StrategyContract.model`.
+        schedule: `blocks`, `sliding` or another kind, see `StrategyContract.schedule`.
+        width: Columns of a window.
+        choice: Number that `pick` chooses by.
+        order: The rows in another order.
+        cache: Name of a cache policy.
+        sync_every: Steps between two syncs.
+        shifted: Whether the logits at a column predict the next one.
+        batch: Rows decoded together.
+        batching: `continuous` or `static`.
 
     Examples:
         >>> case = Case(((3, 4),), (5,), ({},), 0, "hash", "whole", 1, choice=7, order=(0,))
@@ -476,7 +502,13 @@ class _Overheard(_Wrapped):
 
 
 def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list[int]]:
-    """The sequences that follow from a request and the changes of its decode, and nothing else."""
+    """The sequences that follow from a request and the changes of its decode, and nothing else.
+
+    Args:
+        request: What was decoded.
+        vocab: Special ids of the model.
+        trace: All changes, in order.
+    """
     rows = [[vocab.mask_id] * length for length in request.lengths]
     horizons = list(request.lengths)
     for row, given_tokens in enumerate(request.fixed or ()):
@@ -494,7 +526,12 @@ def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list
 
 
 def row_of(result: Result, row: int) -> tuple[Any, ...]:
-    """What a row got: tokens, counts, finish reason, and the step of each token."""
+    """What a row got: tokens, counts, finish reason, and the step of each token.
+
+    Args:
+        result: Of a decode.
+        row: Of its request.
+    """
     counts = (result.probes, result.passes, result.edits, result.remasks, result.not_granted)
     return (
         result.sequences[row],
@@ -510,6 +547,13 @@ def _plane(index: Tensor, slots: Tensor | None, snapshot: Snapshot) -> Tensor:
     if slots is None:
         return torch.zeros_like(snapshot.decided)
     return mask_of(torch.where(slots, index + snapshot.start, -1), snapshot.tokens.shape[1])
+
+
+def _offered(options: Sequence[Option], without: str) -> Sequence[Option]:
+    """What a suite has for a property; the property is skipped where that is nothing."""
+    if not options:
+        pytest.skip(without)
+    return options
 
 
 def _property(check: Callable[[Any, Case], None]) -> Callable[..., None]:
@@ -872,10 +916,7 @@ class StrategyContract:
     @_property
     def test_no_probe_leaves_its_keys_and_values_behind(self, case: Case) -> None:
         """What a probe has stored is computed again before a later step attends to it."""
-        probing = self.probing()
-        if not probing:
-            pytest.skip("no strategy that probes")
-        strategy = case.pick(probing)
+        strategy = case.pick(_offered(self.probing(), "no strategy that probes"))
         case = case if case.cache != "none" else replace(case, cache="dual")
         request = self.request(case, strategy)
         _, recorder, model = self.decode(case, strategy, request)
@@ -896,10 +937,7 @@ class StrategyContract:
     @_property
     def test_a_carried_prediction_is_that_of_a_pass(self, case: Case) -> None:
         """A step that begins with what a probe has said goes on as if it had asked again."""
-        probing = self.probing()
-        if not probing:
-            pytest.skip("no strategy that probes")
-        strategy = case.pick(probing)
+        strategy = case.pick(_offered(self.probing(), "no strategy that probes"))
         request = self.request(case, strategy)
         case = replace(case, cache="none")
         carrying, recorder, _ = self.decode(case, strategy, request)
@@ -962,10 +1000,7 @@ class StrategyContract:
     @_property
     def test_weight_zero_equals_absent(self, case: Case) -> None:
         """A part with weight 0 changes nothing."""
-        pairs = self.with_weight_zero()
-        if not pairs:
-            pytest.skip("no part with a weight")
-        zero, absent = case.pick(pairs)
+        zero, absent = case.pick(_offered(self.with_weight_zero(), "no part with a weight"))
         request = self.request(case, zero)
         case = self._with_shared_cache(case, request, (zero, absent))
         got, _, _ = self.decode(case, zero, request)
@@ -977,9 +1012,7 @@ class StrategyContract:
     @_property
     def test_a_stricter_threshold_commits_no_more_in_the_first_step(self, case: Case) -> None:
         """From loose to strict the first step's commits only shrink."""
-        rules = self.loose_to_strict()
-        if not rules:
-            pytest.skip("no threshold")
+        rules = _offered(self.loose_to_strict(), "no threshold")
         request = self.request(case, rules[0])
         first = [self.decode(case, rule, request)[0].trace[:1] for rule in rules]
         for looser, stricter in pairwise(first):
@@ -992,8 +1025,8 @@ class StrategyContract:
         self, case: Case
     ) -> None:
         """A shuffle of items: one forced commit per step, however many columns tie."""
-        rules = self.loose_to_strict()
-        if not rules or self._width(rules[-1]) is not None:
+        rules = _offered(self.loose_to_strict(), "no threshold")
+        if self._width(rules[-1]) is not None:
             pytest.skip("no threshold")
         world = Shuffle(n=2 + case.width, noise=0.0 if case.model == "ties" else 1e-6)
         prompt = tuple(world.tokenizer.encode(world.sample_prompts(1, case.seed)[0]))
@@ -1008,10 +1041,7 @@ class StrategyContract:
     @_property
     def test_no_work_is_done_behind_a_committed_end_of_text(self, case: Case) -> None:
         """The row ends with the step that decides its first end of text and all in front of it."""
-        ending = self.ending_at_eot()
-        if not ending:
-            pytest.skip("no rule that ends a row there")
-        strategy = case.pick(ending)
+        strategy = case.pick(_offered(self.ending_at_eot(), "no rule that ends a row there"))
         if isinstance(strategy.progress, Revisions):
             pytest.skip("what may still be revised ends nothing")
         request = replace(self.request(case, strategy), fixed=None)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding import calls
+from dllm_decode.decoding.ahead import after, remembers
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.settle import settle
 from dllm_decode.decoding.strategy import (
     EveryStep,
     Part,
     Pipeline,
-    PipelineMemory,
     Progress,
     Strategy,
 )
@@ -116,7 +116,7 @@ class FreeDave(Strategy):
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         """What the rule's parts begin with, which must be nothing."""
         memory = self.rule.begin(request, snapshot)
-        if _remembers(memory):
+        if remembers(memory):
             raise CapabilityError(
                 f"rule ({type(self.rule).__name__}) remembers earlier steps, which drafts would "
                 "have to take back; use a rule without memory, such as threshold, entropy_bound or "
@@ -166,39 +166,9 @@ class FreeDave(Strategy):
         change, _ = settle(view, calls.decide(self.rule, view, memory), self.rule)
         commit = change.commit
         tokens = torch.where(commit, change.tokens, view.tokens)
-        return _after(view, commit, tokens), change
-
-
-def _after(view: StepView, commit: Tensor, tokens: Tensor) -> StepView:
-    """The same window one step later."""
-    snapshot, width = view.snapshot, view.snapshot.tokens.shape[1]
-    columns = torch.where(commit, view.index, width)
-    hit = torch.zeros_like(snapshot.decided[:, :1]).expand(-1, width + 1)
-    hit = hit.scatter(1, columns, commit)[:, :width]
-    held = torch.cat([snapshot.tokens, snapshot.tokens[:, :1]], 1)
-    held = held.scatter(1, columns, tokens)[:, :width]
-    later = replace(snapshot, tokens=held, decided=snapshot.decided | hit)
-    return replace(
-        view,
-        step=view.step + 1,
-        tokens=tokens,
-        open=view.open & ~commit,
-        masked=view.masked & ~commit,
-        settled=view.settled | commit,
-        fresh=torch.zeros_like(view.fresh),
-        window_step=view.window_step + 1,
-        steps_left=later.undecided.sum(1),
-        snapshot=later,
-        noise=replace(view.noise, step=view.noise.step + 1),
-    )
+        return after(view, commit, tokens), change
 
 
 def _same(one: StepView, other: StepView) -> Tensor:
     """Rows in which two states hold the same, (B,) bool."""
     return (one.open == other.open).all(1) & (one.tokens == other.tokens).all(1)
-
-
-def _remembers(memory: Memory | None) -> bool:
-    if isinstance(memory, PipelineMemory):
-        return any(_remembers(part) for part in memory.parts.values())
-    return memory is not None

@@ -5,18 +5,30 @@ Source: Learning to Parallel Decoding, arXiv 2509.25188 (ICLR 2026), and its rel
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import ConfigError, require_count, require_in_range
 from dllm_decode.models.acceptance import AcceptanceFilter
 from dllm_decode.strategies.fixed import scheduled
+
+
+@cache
+def _doubt(weights: str, why: str) -> None:
+    """Warn, once in a process, of a filter that is no improvement."""
+    warnings.warn(
+        f"the filter {weights} is no better than the plain confidence that it reads ({why}); "
+        "strategy=threshold is the rule to compare with",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 @dataclass
@@ -93,15 +105,17 @@ class Learn2PD(Strategy):
         return self.network.fingerprint if self.match_model else None
 
     def begin(self, request: Request, snapshot: Snapshot) -> FilterMemory:
-        """The filter where the tokens are."""
+        """The filter where the tokens are; says once what its training said against it."""
+        if self.network.doubt is not None:
+            _doubt(self.weights, self.network.doubt)
         return FilterMemory(self.network.to(snapshot.tokens.device))
 
     def decide(self, view: StepView, memory: FilterMemory) -> Decision:
         """The union of accepted and scheduled positions."""
-        confidence = view.pred.confidence
+        scores = order_scores(view)
         accepted = view.open & (self.acceptance(view, memory.network) > self.tau)
-        forced = best(confidence, view.open, self._least(view))
-        return Decision(accepted | forced, scores=confidence, notes={"accepted": accepted})
+        forced = best(scores, view.open, self._least(view))
+        return Decision(accepted | forced, scores=scores, notes={"accepted": accepted})
 
     def acceptance(self, view: StepView, network: AcceptanceFilter) -> Tensor:
         """sigmoid(z) at every slot of the window, (B, W) float32; 0 outside the window."""

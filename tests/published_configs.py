@@ -170,8 +170,12 @@ SDAR_8B = {
     "architectures": ["SDARForCausalLM"],
     "model_type": "sdar",
     "attention_bias": False,
+    "attn_implementation": "flex_attention",
     "block_size": 4,
+    "debug": False,
     "eos_token_id": 151643,
+    "ep_size": 1,
+    "fuse_cross_entropy": True,
     "head_dim": 128,
     "hidden_act": "silu",
     "hidden_size": 4096,
@@ -212,6 +216,90 @@ SDAR_30B_A3B = SDAR_8B | {
     "num_key_value_heads": 4,
 }
 
+STABLE_DIFFCODER_8B = {key: value for key, value in ILLADA_8B.items() if key != "resid_pdrop"} | {
+    "architectures": ["StableDiffcoderForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling.StableDiffcoderForCausalLM"},
+    "model_type": "llama",
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "head_dim": 128,
+    "pad_token_id": 1,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+}
+RND1_BASE = SDAR_30B_A3B | {
+    "architectures": ["RND1LM"],
+    "model_type": "rnd1",
+    "block_size": None,
+    "eos_token_id": 151645,
+    "is_causal": False,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "moe_backend": "hf",
+    "num_diffusion_steps": 256,
+    "output_router_logits": False,
+    "pad_token_id": 151643,
+    "rope_scaling": False,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": False,
+}
+WEDLM_8B = {key: value for key, value in SDAR_8B.items() if key != "block_size"} | {
+    "architectures": ["WeDLMForCausalLM"],
+    "model_type": "wedlm",
+    "layer_types": ["full_attention"] * 36,
+    "max_position_embeddings": 16384,
+    "qk_norm": True,
+}
+WEDLM_7B = DREAM_7B | {
+    "architectures": ["WeDLMForCausalLM"],
+    "model_type": "wedlm",
+    "attention_bias": True,
+    "head_dim": 128,
+    "mask_token_id": 151665,
+    "max_position_embeddings": 32768,
+    "qk_norm": False,
+}
+A2D_QWEN3_0_6B = WEDLM_8B | {
+    "architectures": ["A2DQwen3LMHeadModel"],
+    "model_type": "a2d-qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "layer_types": ["full_attention"] * 28,
+    "mask_token_id": None,
+    "max_position_embeddings": 40960,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "qk_norm": None,
+    "tie_word_embeddings": True,
+}
+A2D_QWEN2_0_5B = DREAM_7B | {
+    "architectures": ["A2DQwen2LMHeadModel"],
+    "model_type": "a2d-qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "mask_token_id": None,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "vocab_size": 151936,
+}
+OPEN_DCODER_0_5B = A2D_QWEN2_0_5B | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "modeling_qwen2.Qwen2ForCausalLM"},
+    "model_type": "qwen2",
+    "trust_remote_code": True,
+}
+A2D_LLAMA = STABLE_DIFFCODER_8B | {
+    "architectures": ["A2DLlamaLMHeadModel"],
+    "model_type": "a2d-llama",
+}
+
 # Families without a golden checkpoint, shrunk; heads of 16, two layers, 96 token ids.
 _SMALL = {
     "head_dim": 16,
@@ -226,18 +314,23 @@ _SMALL = {
     "pad_token_id": 90,
     "mask_token_id": 91,
 }
+_PLAIN_HEADS = {key: value for key, value in _SMALL.items() if key != "head_dim"}
+_FEW_EXPERTS = {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
+_TWO = {"layer_types": ["full_attention"] * 2}
 TINY = {
     "illada": ILLADA_8B | _SMALL,
     "sdar": SDAR_8B | _SMALL,
-    "sdar_moe": SDAR_30B_A3B
-    | _SMALL
-    | {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2},
-    "fast_dllm": FAST_DLLM_7B
-    | {key: value for key, value in _SMALL.items() if key != "head_dim"}
-    | {"bd_size": 8, "layer_types": ["full_attention"] * 2},
-    "fast_dllm_tied": FAST_DLLM_1_5B
-    | {key: value for key, value in _SMALL.items() if key != "head_dim"}
-    | {"bd_size": 8, "layer_types": ["full_attention"] * 2},
+    "sdar_moe": SDAR_30B_A3B | _SMALL | _FEW_EXPERTS,
+    "fast_dllm": FAST_DLLM_7B | _PLAIN_HEADS | {"bd_size": 8} | _TWO,
+    "fast_dllm_tied": FAST_DLLM_1_5B | _PLAIN_HEADS | {"bd_size": 8} | _TWO,
+    "stable_diffcoder": STABLE_DIFFCODER_8B | _SMALL,
+    "rnd1": RND1_BASE | _SMALL | _FEW_EXPERTS,
+    "wedlm": WEDLM_8B | _SMALL | _TWO,
+    "wedlm_qwen2": WEDLM_7B | _SMALL,
+    "a2d_qwen3": A2D_QWEN3_0_6B | _SMALL | _TWO,
+    "a2d_qwen2": A2D_QWEN2_0_5B | _PLAIN_HEADS,
+    "a2d_llama": A2D_LLAMA | _SMALL,
+    "open_dcoder": OPEN_DCODER_0_5B | _PLAIN_HEADS,
 }
 
 

@@ -8,30 +8,37 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
-import torch
-from torch import Tensor
+from torch.utils.benchmark import timer
 
-from dllm_decode.decoding import loop
-from dllm_decode.decoding.cache import CachePolicy, Plan, Refresh, Store
-from dllm_decode.decoding.denoiser import Capabilities, Denoiser
+from dllm_decode.decoding import loop, replay
+from dllm_decode.decoding.cache import (
+    BlockExact,
+    CertaintyCache,
+    DelayedCache,
+    DualCache,
+    NoCache,
+    PeriodicCache,
+    PrefixCache,
+    VicinityCache,
+)
+from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.outcome import Result
-from dllm_decode.decoding.prediction import HiddenStates, Prediction
-from dllm_decode.decoding.sampling import Sampler
-from dllm_decode.decoding.settle import Faults, settle
-from dllm_decode.decoding.strategy import Progress, Strategy
-from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
-from dllm_decode.kernels.noise import Noise
+from dllm_decode.decoding.passes import ModelPasses
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.types import Request
 
+BATCHES = (1, 4, 8, 16, 32)
+CANVASES = (64, 128, 256, 512)
 PARTS = ("forward", "statistics", "strategy", "settle", "cache", "loop", "engine")
 
 
@@ -101,9 +108,9 @@ def compare(
     results: dict[str, Result] = {}
     for number in range(rounds + 1):
         for variant in variants:
-            begun = _now(variant.engine.decoder.denoiser)
+            begun = timer()
             results[variant.name] = variant.engine.decode(variant.request)
-            taken = _now(variant.engine.decoder.denoiser) - begun
+            taken = timer() - begun
             if number:
                 seconds[variant.name].append(taken)
             tick()
@@ -120,12 +127,6 @@ def compare(
     ]
     base = timings[0].tokens_per_second
     return [replace(timing, ratio=timing.tokens_per_second / base) for timing in timings]
-
-
-def _now(denoiser: Denoiser) -> float:
-    if denoiser.device.type == "cuda":
-        torch.cuda.synchronize(denoiser.device)
-    return time.perf_counter()
 
 
 def spread_request(request: Request, shortest: int, longest: int, seed: int = 0) -> Request:
@@ -164,6 +165,77 @@ def padded_to_the_slowest(request: Request, batch: int) -> Request:
     lengths = request.lengths
     slowest = [max(lengths[row - row % batch :][:batch]) for row in range(request.rows)]
     return replace(request, max_new_tokens=tuple(slowest))
+
+
+def batch_sizes(decoder: Decoder, prompts: Sequence[Sequence[int]], rows: int) -> list[Contender]:
+    """Prompts of mixed lengths, one to 32 at once.
+
+    Args:
+        decoder: The parts.
+        prompts: Token ids of each.
+        rows: Of the request, and the most at once.
+    """
+    request = repeated(prompts, rows, 32)
+    sizes = [batch for batch in BATCHES if batch <= rows]
+    return [Contender(f"{batch} at once", Engine(decoder, batch), request) for batch in sizes]
+
+
+def ways_to_batch(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], rows: int, batch: int = 8
+) -> list[Contender]:
+    """Answers of 2 to 100 tokens: static with finished rows that stay, static, and continuous.
+
+    Args:
+        decoder: The parts.
+        prompts: Token ids of each.
+        rows: Of the request.
+        batch: Rows at once.
+    """
+    request = spread_request(repeated(prompts, rows, 100), 2, 100)
+    stay = padded_to_the_slowest(request, batch)
+    static = Engine(decoder, batch, batching="static")
+    return [
+        Contender("static, finished rows stay", static, stay, sum(request.lengths)),
+        Contender("static", static, request),
+        Contender("continuous", Engine(decoder, batch), request),
+    ]
+
+
+def cache_policies(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], columns: int
+) -> list[Contender]:
+    """Every policy that fits the model, on one canvas.
+
+    Args:
+        decoder: The parts.
+        prompts: Token ids of each; the first one is decoded.
+        columns: Generated columns.
+    """
+    grid = Capabilities.of(decoder.denoiser).block_length
+    policies = [
+        NoCache(), PrefixCache(), DualCache(), VicinityCache(), PeriodicCache(), DelayedCache(),
+        CertaintyCache(), *([BlockExact(grid)] if grid else []),
+    ]  # fmt: skip
+    request = repeated(prompts, 1, columns)
+    return [
+        Contender(type(policy).__name__, Engine(replace(decoder, cache=policy), 1), request)
+        for policy in policies
+    ]
+
+
+def canvas_lengths(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> list[Contender]:
+    """No cache and `DualCache`, on canvases of 64 to 512 columns.
+
+    Args:
+        decoder: The parts.
+        prompts: Token ids of each; the first one is decoded.
+    """
+    plain, dual = (Engine(replace(decoder, cache=cache), 1) for cache in (NoCache(), DualCache()))
+    return [
+        Contender(f"{name}, {length}", engine, repeated(prompts, 1, length))
+        for length in CANVASES
+        for name, engine in (("none", plain), ("dual", dual))
+    ]
 
 
 @dataclass(frozen=True)
@@ -231,26 +303,29 @@ def targets(step: Mapping[str, Mapping[str, float]], timings: Sequence[Timing]) 
         yield Target("cache: PrefixCache against NoCache [tokens/s]", prefix, low=1.0, high=dual)
 
 
-# Where a step spends its time: every part is wrapped in one that looks at the clock.
+# Where a step spends its time: what it calls is timed in the places where it is called.
 
 
 class Clock:
     """Seconds per part; what is timed inside a part counts for the inner one only.
 
-    Args:
-        denoiser: On its device pending work is waited for before the time is read.
+    A device has finished its work whenever the time is read.
+
+    Attributes:
+        spent: Seconds of each part.
+        times: How often each was timed.
 
     Examples:
-        >>> from dllm_decode.models.toy import Copy
-        >>> clock = Clock(Copy(n=3))
+        >>> clock = Clock()
         >>> with clock.part("warming"):
         ...     pass
+        >>> dict(clock.times)
+        {'warming': 1}
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self) -> None:
         self.spent: dict[str, float] = defaultdict(float)
         self.times: dict[str, int] = defaultdict(int)
-        self._denoiser = denoiser
         self._inner = [0.0]
 
     @contextmanager
@@ -260,168 +335,65 @@ class Clock:
         Args:
             name: Of the part that its time belongs to.
         """
-        begun = _now(self._denoiser)
+        begun = timer()
         self._inner.append(0.0)
         try:
             yield
         finally:
-            taken = _now(self._denoiser) - begun
+            taken = timer() - begun
             self.spent[name] += taken - self._inner.pop()
             self.times[name] += 1
             self._inner[-1] += taken
 
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call, timed.
 
-@dataclass(frozen=True)
-class _TimedDenoiser:
-    inner: Any
-    clock: Clock
+        Args:
+            name: Of the part that its time belongs to.
+            call: Any function or method.
+        """
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        @wraps(call)
+        def looked_at(*given: Any, **named: Any) -> Any:
+            with self.part(name):
+                return call(*given, **named)
 
-    def allocate(self, rows: int, columns: int) -> Store:
-        store: Store = self.inner.allocate(rows, columns)
-        return store
-
-    def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        with self.clock.part("forward"):
-            logits: Tensor = self.inner(tokens, live, index, plan)
-        return logits
-
-    @property
-    def before_head(self) -> Callable[..., HiddenStates] | None:
-        return self._timed(Capabilities.of(self.inner).before_head)
-
-    @property
-    def states(self) -> Callable[..., Tensor] | None:
-        return self._timed(Capabilities.of(self.inner).states)
-
-    def _timed(self, inner: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        def timed(*given: Any) -> Any:
-            assert inner is not None
-            with self.clock.part("forward"):
-                return inner(*given)
-
-        return inner and timed
-
-
-@dataclass(frozen=True)
-class _TimedSampler(Sampler):
-    inner: Sampler
-    clock: Clock
-
-    @property
-    def reshapes(self) -> bool:
-        return self.inner.reshapes
-
-    @property
-    def takes_hidden(self) -> bool:
-        return self.inner.takes_hidden
-
-    def predict(self, logits: Any, banned: Tensor, noise: Noise) -> Prediction:
-        with self.clock.part("statistics"):
-            pred = self.inner.predict(logits, banned, noise)
-            _ = pred.confidence  # statistics are lazy: ask here, so that they are timed here
-        return pred
-
-
-@dataclass(frozen=True)
-class _TimedStrategy(Strategy):
-    inner: Strategy
-    clock: Clock
-
-    @property
-    def progress(self) -> Progress:
-        return self.inner.progress
-
-    @property
-    def revocable(self) -> bool:  # type: ignore[override]
-        return self.inner.revocable
-
-    @property
-    def revises(self) -> bool:  # type: ignore[override]
-        return self.inner.revises
-
-    @property
-    def always_commits(self) -> bool:  # type: ignore[override]
-        return self.inner.always_commits
-
-    @property
-    def ranks(self) -> bool:  # type: ignore[override]
-        return self.inner.ranks
-
-    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
-        return self.inner.begin(request, snapshot)
-
-    def lingers(
-        self, snapshot: Snapshot, view: StepView, change: Change, memory: Any
-    ) -> Tensor | None:
-        with self.clock.part("strategy"):
-            return self.inner.lingers(snapshot, view, change, memory)
-
-    def decide(self, view: StepView, memory: Any) -> Decision:
-        with self.clock.part("strategy"):
-            return self.inner.decide(view, memory)
-
-    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
-        with self.clock.part("strategy"):
-            return self.inner.horizon(snapshot, view, change, memory)
-
-
-@dataclass(frozen=True)
-class _TimedCache(CachePolicy):
-    inner: CachePolicy
-    clock: Clock
-
-    @property
-    def stores(self) -> bool:  # type: ignore[override]
-        return self.inner.stores
-
-    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
-        return self.inner.begin(request, snapshot)
-
-    def plan(self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
-        with self.clock.part("cache"):
-            return self.inner.plan(snapshot, index, fresh, memory)
-
-    def recompute(self, step: Any) -> Tensor:
-        return self.inner.recompute(step)
-
-    def note(self, change: Change, memory: Any) -> None:
-        with self.clock.part("cache"):
-            self.inner.note(change, memory)
-
-
-class _TimedRun(Run):
-    clock: Clock
-
-    def step(self) -> None:
-        with self.clock.part("loop"):
-            super().step()
+        return looked_at
 
 
 @contextmanager
-def _timed_settle(clock: Clock) -> Iterator[None]:
-    """`settle` is no plugin that could be wrapped, so it is replaced in the loop."""
-    plain = settle
+def watched(decoder: Decoder, clock: Clock) -> Iterator[None]:
+    """Time the parts of every step of a decoder, which itself stays as it is.
 
-    def timed(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
-        with clock.part("settle"):
-            return plain(view, decision, strategy)
+    Args:
+        decoder: Its methods are replaced in their classes, so nothing else should decode meanwhile.
+        clock: Counts the seconds.
+    """
+    sampler, model_pass = type(decoder.sampler), ModelPasses._pass_of
 
-    with patch.object(loop, "settle", timed):
+    def predicted(*given: Any) -> Prediction:
+        pred = plain_predict(*given)
+        _ = pred.confidence  # statistics are lazy: ask here, so that they are timed here
+        return pred
+
+    plain_predict = sampler.predict
+    calls: list[tuple[Any, str, Callable[..., Any]]] = [
+        (ModelPasses, "_pass_of", lambda *given: clock.timed("forward", model_pass(*given))),
+        (sampler, "predict", clock.timed("statistics", predicted)),
+        # a graph on the device could not be looked into
+        (replay, "replay_obstacle", lambda parts: None),
+    ]
+    for part, owner, names in (
+        ("strategy", type(decoder.strategy), ("decide", "horizon", "lingers")),
+        ("settle", loop, ("settle",)),
+        ("cache", type(decoder.cache), ("plan", "note")),
+        ("loop", Run, ("step",)),
+    ):
+        calls += [(owner, name, clock.timed(part, getattr(owner, name))) for name in names]
+    with ExitStack() as stack:
+        for owner, name, call in calls:
+            stack.enter_context(patch.object(owner, name, call))
         yield
-
-
-@dataclass(frozen=True)
-class _TimedDecoder(Decoder):
-    clock: Clock | None = None
-
-    def begin(self, request: Request, capacity: int | None = None) -> Run:
-        assert self.clock is not None
-        run = _TimedRun(self, request, capacity)
-        run.clock = self.clock
-        return run
 
 
 def shares(decoder: Decoder, request: Request, max_batch: int, rounds: int) -> Mapping[str, float]:
@@ -453,22 +425,12 @@ def step_seconds(
         max_batch: Rows at once.
         rounds: Decodes of which the median counts, after one that does not.
     """
-    clock = Clock(decoder.denoiser)
-    timed = _TimedDecoder(
-        denoiser=_TimedDenoiser(decoder.denoiser, clock),
-        strategy=_TimedStrategy(decoder.strategy, clock),
-        schedule=decoder.schedule,
-        cache=_TimedCache(decoder.cache, clock),
-        sampler=_TimedSampler(decoder.sampler, clock),
-        sync_every=decoder.sync_every,
-        clock=clock,
-    )
-    engine = Engine(timed, max_batch)
+    clock, engine = Clock(), Engine(decoder, max_batch)
     found: dict[str, list[float]] = {part: [] for part in PARTS}
     for number in range(rounds + 1):
         clock.spent.clear()
         clock.times.clear()
-        with clock.part("engine"), _timed_settle(clock):
+        with clock.part("engine"), watched(decoder, clock):
             engine.decode(request)
         for part in PARTS if number else ():
             found[part].append(clock.spent[part] / clock.times["forward"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from timeit import repeat
 
 import torch
 from torch import Tensor
@@ -81,13 +81,8 @@ class Stopwatch:
         for _ in range(2):
             action()
         if self._device.type != "cuda":
-            return median(self._on_host(action) for _ in range(self._repeats))
+            return median(repeat(action, repeat=self._repeats, number=1))
         return median(self._on_device(action) for _ in range(self._repeats))
-
-    def _on_host(self, action: Action) -> float:
-        start = time.perf_counter()
-        action()
-        return time.perf_counter() - start
 
     def _on_device(self, action: Action) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -165,8 +160,11 @@ class Inputs:
         ids = torch.where(step < (slots + 1) // 2, ids, -1)
         one = torch.ones(rows, device=device, dtype=torch.float64)
         logits = torch.empty(rows, case.vocabulary, dtype=case.dtype, device=device)
-        for row in logits:
-            row.copy_(normal(case.vocabulary) * 3)
+        weight = torch.empty(case.vocabulary, case.width, dtype=case.dtype, device=device)
+        # a few rows at a time: a plane of float32 numbers would be larger than what is made of it
+        for plane, at_once, scale in ((logits, 1, 3.0), (weight, 4096, 1 / 64)):
+            for part in plane.split(at_once):
+                part.copy_(normal(*part.shape) * scale)
         return Inputs(
             logits=logits,
             banned=torch.tensor([case.vocabulary - 1], device=device),
@@ -177,7 +175,7 @@ class Inputs:
             beta=0.70 * one,
             open=one.bool(),
             hidden=normal(rows, case.width).to(case.dtype),
-            weight=(normal(case.vocabulary, case.width) / 64).to(case.dtype),
+            weight=weight,
         )
 
 

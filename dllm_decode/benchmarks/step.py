@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import torch
 
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.types import Request, Vocab
-from dllm_decode.kernels import dispatch
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.models.blueprint import import_class, make_config
 from dllm_decode.models.compiled import CompiledBody
@@ -114,22 +111,6 @@ def random_request(size: Size, rows: int, prompt: int, tokens: int) -> Request:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(size.vocabulary - 1, (rows, prompt), generator=generator)
     return Request(tuple(map(tuple, ids.tolist())), tokens)
-
-
-@contextmanager
-def implementation(kernels: str, head: str) -> Iterator[None]:
-    """Use the settings `kernels` and `head` in a block.
-
-    Args:
-        kernels: `auto`, `reference` or `triton`.
-        head: `auto` or `apart`.
-    """
-    before = dispatch.chosen(), dispatch.chosen_head()
-    dispatch.choose(kernels, head)
-    try:
-        yield
-    finally:
-        dispatch.choose(*before)
 
 
 def profile(decoder: Decoder, request: Request, rows: int = 25) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class FreeModel:
 
     Attributes:
         logits: (B, W, V), given to every pass.
+        max_length: Longest canvas in tokens, None for any.
 
     Examples:
         >>> model = FreeModel.of(rows=1, window=4, vocabulary=9)
@@ -105,14 +107,15 @@ def measure(
     request = Request(((0,),) * rows, window)
     spent: dict[str, list[float]] = {name: [] for name in (*strategies, "")}
     operators: dict[str, int] = {}
+    once: Any = {"timer": time.thread_time, "number": 1}
     for number in range(rounds + 1):
         for name, strategy in strategies.items():
             run = Run(Decoder(model, strategy, Blocks(window)), request)
             run.admit(range(rows))
             while run.live:
                 if number:
-                    spent[name].append(_timed(run.step))
-                    spent[""].append(_timed(lambda: one_read(model.logits)))
+                    spent[name].append(timeit(run.step, **once))
+                    spent[""].append(timeit(lambda: one_read(model.logits), **once))
                     continue
                 with Operators() as counted:  # the first decode warms up
                     run.step()
@@ -129,9 +132,3 @@ def measure(
             "ratio": seconds / read,
             "operators": operators[name],
         }
-
-
-def _timed(call: Callable[[], None]) -> float:
-    begun = time.thread_time()
-    call()
-    return time.thread_time() - begun

@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -45,6 +46,25 @@ def termination_as_interrupt() -> Iterator[list[int]]:
         yield caught
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def ended_in_order(run: Callable[[], int]) -> int:
+    """Run a command; Ctrl-C and SIGTERM end it with its child processes and one word.
+
+    Args:
+        run: Gives the exit code.
+
+    Returns:
+        Its exit code, or 130 for Ctrl-C and 143 for SIGTERM.
+    """
+    with termination_as_interrupt() as signals:
+        try:
+            code = run()
+        except KeyboardInterrupt as stop:
+            end_children()
+            print("interrupted", file=sys.stderr)
+            code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        return TERMINATED if code == INTERRUPTED and signals else code
 
 
 @contextmanager

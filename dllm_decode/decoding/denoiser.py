@@ -118,11 +118,10 @@ class Capabilities:
         before_head: the pass without its output head, arguments as of a call; None for a model
             that cannot stop there.
         head_obstacle: why the head may not be left to the loop's kernels, empty if it may.
-        provides: what parts may see of the model's inside, by name: `hidden`.
+        provides: what parts may see of the model's inside, by name: `hidden`, `embeddings`.
         states: with `hidden`: the pass without its output head, arguments as of a call, (B, W, D).
         head: with `hidden`: the output head on such states, (B, W, V).
-        embed: the input embeddings of tokens (B, L), (B, L, D), for drafters that want them; None
-            for a model that does not give them.
+        embed: with `embeddings`: the input embeddings of tokens (B, L), (B, L, E).
         passes_per_call: forward passes that one call makes for every row, 1 or more, which are all
             counted.
         replays: whether what follows a pass is to be replayed as a CUDA graph; see `replay`.

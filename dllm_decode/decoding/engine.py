@@ -175,7 +175,12 @@ class _Work:
         """A fresh batch that keeps the outcomes so far; unfinished rows leave no trace."""
         old = self.run
         self.run = self.engine.decoder.begin(self.request, self.limit)
-        self.run.take_over(old, rows)
+        self.run.outcomes.update(old.outcomes)
+        gone = torch.tensor(list(rows), device=old.batch.device)
+        for change in old.batch.trace:
+            keep = (~torch.isin(change.rows, gone)).nonzero()[:, 0]
+            if keep.numel():
+                self.run.batch.trace.append(change.take(keep))
         old.batch.abandon()
 
     def result(self) -> Result:

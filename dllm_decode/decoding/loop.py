@@ -182,7 +182,7 @@ class Run:
 
     def view(self, prediction: Prediction, hidden: Tensor | None = None) -> StepView:
         """Everything the strategy may know about this step."""
-        batch, progress = self.batch, self.strategy.progress
+        batch = self.batch
         snapshot, upcoming, counters = batch.snapshot, batch.next, batch.counters
         index, active, progress = upcoming.index, upcoming.active, self.strategy.progress
         step, entered = counters.step, counters.window_entered
@@ -233,15 +233,6 @@ class Run:
         asked = calls.lingers(self.strategy, after, view, change, self.memory)
         lingering, busy = staying(asked, after, view, change, progress)
         return torch.where(busy, after.horizon, horizon), lingering
-
-    def take_over(self, other: Run, again: Sequence[int]) -> None:
-        """Take over what another run of the request has done, less the rows decoded again."""
-        self.outcomes.update(other.outcomes)
-        gone = torch.tensor(list(again), device=self.batch.device)
-        for change in other.batch.trace:
-            keep = (~torch.isin(change.rows, gone)).nonzero()[:, 0]
-            if keep.numel():
-                self.batch.trace.append(change.take(keep))
 
     def interrupt(self) -> None:
         """End all rows of the batch as they are, with finish reason `interrupted`."""

@@ -98,7 +98,7 @@ class Counts(NamedTuple):
     Attributes:
         illegal: the decision asks for what it may not have.
         unusable: their logits cannot be used.
-        ties: their score is exactly 1.
+        ties: nothing ranks them: no odds are left against what is proposed there.
         chosen: of those, committed.
         candidates: open.
 
@@ -139,7 +139,9 @@ class PendingCheck:
             flags["unusable"] = view.masked > pred.healthy
         if faults.strategy.ranks:
             assert scores is not None
-            flags["ties"] = ties = view.open & (scores == 1)
+            # a strategy of its own may rank by confidences, which are rounded
+            certain = 1 if scores is vars(pred).get("confidence") else 0
+            flags["ties"] = ties = view.open & (scores == certain)
             flags["chosen"] = ties & change.commit
             flags["candidates"] = view.open
         counts = torch.stack([*flags.values()]).sum((1, 2))
@@ -192,7 +194,7 @@ class Monitor:
         >>> from dllm_decode.strategies.fixed import TopK
         >>> run = Run(Decoder(Copy(n=3), TopK(4)), Request(((0, 1, 2, 63),), max_new_tokens=4))
         >>> run.admit([0])
-        >>> run.step()  # ends with a look at the device: the row is full and leaves
+        >>> run.step()  # ends with a sync: the row is full and leaves
         >>> run.live, run.outcomes[0].finish_reason
         ((), 'length')
     """

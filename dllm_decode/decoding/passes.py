@@ -231,7 +231,7 @@ class ModelPasses:
         check_states("view.head", hidden, self.batch.next.index)
         return self._prediction(hidden, self.batch.noise)
 
-    def draft(self, tokens: Tensor, rows: Tensor) -> Prediction:
+    def draft(self, tokens: Tensor, rows: Tensor, ahead: int) -> Prediction:
         """The drafter's prediction with tokens (B, W) at the slots; see `StepView.draft`."""
         batch, span = self.batch, self.batch.span
         assert self._drafter is not None and self._states is not None
@@ -243,7 +243,7 @@ class ModelPasses:
         batch.count_drafts(rows)
         index = batch.next.index
         inside = torch.where(index >= 0, index - span.start, -1)
-        return self._prediction(gather_columns(self._states, inside), batch.noise)
+        return self._prediction(gather_columns(self._states, inside), self._noise(ahead))
 
     # What the next step starts from.
 

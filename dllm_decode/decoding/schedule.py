@@ -18,6 +18,7 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
+from dllm_decode.kernels.reference import best_slot
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,17 @@ class WholeCanvas(Schedule):
 
 
 @dataclass(frozen=True)
-class SlidingWindow(Schedule):
+class _OfWidth(Schedule):
+    """A window of at most `width` columns."""
+
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        require_count("width", self.width)
+
+
+@dataclass(frozen=True)
+class SlidingWindow(_OfWidth):
     """The next `width` columns from the first undecided one on; moves with every commit there.
 
     The window never counts as new, so that what a strategy remembers of a column stays while the
@@ -210,11 +221,6 @@ class SlidingWindow(Schedule):
         ('abcd', 2)
     """
 
-    width: int = 32
-
-    def __post_init__(self) -> None:
-        require_count("width", self.width)
-
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """`width` columns from the first undecided one."""
         begin = snapshot.first_undecided
@@ -222,7 +228,7 @@ class SlidingWindow(Schedule):
 
 
 @dataclass(frozen=True)
-class UndecidedColumns(Schedule):
+class UndecidedColumns(_OfWidth):
     """The next `width` undecided columns, wherever they are.
 
     Unlike `SlidingWindow`, which is as narrow as its decided columns make it, the window always
@@ -244,11 +250,6 @@ class UndecidedColumns(Schedule):
         >>> Reverse(n=4).answer(TopK(2), "abcd", schedule=UndecidedColumns(3))
         ('dcba', 3)
     """
-
-    width: int = 32
-
-    def __post_init__(self) -> None:
-        require_count("width", self.width)
 
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The first `width` undecided columns of each row."""
@@ -337,6 +338,7 @@ class AdaptiveBlocks(Schedule):
         reach = ((snapshot.end - snapshot.start) * self.share).long().clamp(min=1)
         near = (view.index >= begin[:, None]) & (view.index < (begin + reach)[:, None])
         said = near & view.masked & torch.isin(view.pred.top_token, snapshot.ids(ids))
-        best, place = torch.where(said, view.pred.top_confidence, -1.0).max(1, keepdim=True)
+        place = best_slot(view.pred.top_certainty, said)
+        sure = said & (view.pred.top_confidence >= self.tau)
         found = view.index.gather(1, place)[:, 0] + 1
-        return torch.where(best[:, 0] >= self.tau, found, begin + self.length)
+        return torch.where(sure.gather(1, place)[:, 0], found, begin + self.length)

@@ -82,7 +82,7 @@ class Revisions:
         ...     progress = Revisions(per_column=2)
         ...     def decide(self, view, memory):
         ...         other = view.settled & (view.pred.token != view.tokens)
-        ...         return Decision(best(view.pred.confidence, view.open) | other)
+        ...         return Decision(best(view.pred.certainty, view.open) | other)
         >>> Copy(n=3).answer(Corrects(), "abc")
         ('abc', 4)
     """
@@ -108,7 +108,8 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
         needs_window: the part reads predictions at every column of the window, decided ones or
             several steps of them included, so that no cache may leave some out.
         needs: what the part wants to see of the model's inside: `hidden` (`view.hidden` and
-            `view.head`). Models that do not provide it are refused.
+            `view.head`), `embeddings` (which drafters get). Models that do not provide it are
+            refused.
         request_parameters: numeric fields that the rows of a request may set for themselves; the
             part reads them with `view.parameter`.
 
@@ -189,7 +190,7 @@ class Strategy(Part):
         >>> @dataclass(frozen=True)
         ... class SurestTwo(Strategy):
         ...     def decide(self, view, memory):
-        ...         return Decision(best(view.pred.confidence, view.open, 2))
+        ...         return Decision(best(view.pred.certainty, view.open, 2))
         >>> Reverse(n=4).answer(SurestTwo(), "abcd")
         ('dcba', 3)
     """
@@ -567,18 +568,25 @@ class Pipeline(Strategy):
 
 
 def complete(decision: Decision, view: StepView) -> Decision:
-    """A decision with tokens, scores and confidence filled in from the view's prediction."""
+    """A decision with tokens, scores and confidence filled in from the view's prediction.
+
+    Args:
+        decision: as a strategy returned it.
+        view: of the step.
+    """
     pred, tokens, confidence = view.pred, decision.tokens, decision.confidence
     if tokens is not None and confidence is not None and decision.scores is not None:
         return decision
+    scores = decision.scores
     if confidence is None and tokens is None:
         confidence = pred.confidence
+        scores = pred.certainty if scores is None else scores
     elif confidence is None and tokens is not None:
         # ids outside the vocabulary are refused later, by name
         known = tokens.clamp(0, view.snapshot.vocab.size - 1)[..., None]
         confidence = pred.prob_of(known)[..., 0]
     tokens = pred.token if tokens is None else tokens
-    scores = confidence if decision.scores is None else decision.scores
+    scores = confidence if scores is None else scores
     return copied(decision, tokens=tokens, confidence=confidence, scores=scores)
 
 

@@ -21,7 +21,6 @@ from dllm_decode.decoding.prediction import (
     check_tokens,
 )
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
-from dllm_decode.decoding.selection import first_column
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels.lazy import LazyFields, copied
 from dllm_decode.kernels.noise import Noise
@@ -372,7 +371,12 @@ class Snapshot:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Ids on a device, uploaded once: an upload in every step would make the host wait."""
+    """Ids on a device, uploaded once: an upload in every step would make the host wait.
+
+    Args:
+        ids: token ids.
+        device: where they are needed.
+    """
     return torch.tensor(ids, device=device, dtype=torch.long)
 
 
@@ -540,7 +544,7 @@ class StepView(LazyFields):
             raise ConfigError('the states of the model are not shown; declare needs = {"hidden"}')
         return self.passes.head(hidden)
 
-    def draft(self, tokens: Tensor, *, rows: Tensor | None = None) -> Prediction:
+    def draft(self, tokens: Tensor, *, rows: Tensor | None = None, ahead: int = 0) -> Prediction:
         """What the part's drafter predicts once other tokens stand at the open slots.
 
         Each call goes on from the states of the one before, the first from those of this step's
@@ -549,6 +553,7 @@ class StepView(LazyFields):
         Args:
             tokens: (B, W) ids, the mask id where a slot stays open.
             rows: (B,) bool, the rows for which it counts; None for all that are not done.
+            ahead: by how many steps its random numbers are ahead of this step's, 0 or more.
 
         Raises:
             ConfigError: for parts without a drafter.
@@ -560,7 +565,7 @@ class StepView(LazyFields):
         if rows is not None:
             check_flags("draft needs rows as", rows, self.live)
         asking = self.live if rows is None else rows & self.live
-        return self.passes.draft(torch.where(self.open, tokens, self.tokens), asking)
+        return self.passes.draft(torch.where(self.open, tokens, self.tokens), asking, ahead)
 
     def parameter(self, name: str, default: float, like: Tensor) -> Tensor | float:
         """A setting of the part that asks: the default, or (B, 1) where rows set their own.
@@ -633,14 +638,29 @@ class Passes(Protocol):
     def head(self, hidden: Tensor) -> Prediction:
         """The prediction of states (B, W, D)."""
 
-    def draft(self, tokens: Tensor, rows: Tensor) -> Prediction:
+    def draft(self, tokens: Tensor, rows: Tensor, ahead: int) -> Prediction:
         """The drafter's prediction with tokens (B, W) at the slots."""
+
+
+def first_column(flags: Tensor) -> Tensor:
+    """Lowest column that is set in each row, L where none is, (B,) int64.
+
+    Args:
+        flags: (B, L) bool.
+    """
+    # of equal ones, max takes the first
+    found, column = flags.max(1)
+    return torch.where(found, column, flags.shape[1])
 
 
 def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
     """Values of a canvas plane (B, L, ...) at slots (B, W): (B, W, ...).
 
     Slots without a column (-1) read column 0.
+
+    Args:
+        plane: (B, L, ...).
+        index: (B, W) columns, -1 for none.
     """
     safe = index.clamp(min=0)
     if plane.dim() > 2:
@@ -750,7 +770,8 @@ class Decision:
             slots only.
         remask: (B, W) bool, settled slots to open again; only from revocable strategies.
         scores: (B, W), which open slot is taken when a row must gain one and commits none: the
-            one with the largest score, lowest column first; None for the confidence.
+            one with the largest score, lowest column first; None for the certainty of what the
+            prediction proposes, or the probability of other tokens.
         confidence: (B, W) floating point, what is recorded beside each token; None for the
             probability of the token in the prediction.
         close: (B,) bool, rows whose undecided columns are all committed now, as far as the view

@@ -15,7 +15,7 @@ from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError
 
 Answer = Callable[[Outcome], Hashable | None]
-Run = Callable[[Decoder, Request], Result]
+Decode = Callable[[Decoder, Request], Result]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Voting:
         check_voting(self.n, self.how, self.block_lengths)
 
     def decode(
-        self, decoder: Decoder, request: Request, run: Run, answer: Answer
+        self, decoder: Decoder, request: Request, run: Decode, answer: Answer
     ) -> tuple[Outcome, ...]:
         """The winner of each row, with its candidates and the votes for it.
 
@@ -94,7 +94,7 @@ class Voting:
             )
         return tuple(self._winner(candidates, answer) for candidates in found)
 
-    def _in_blocks(self, decoder: Decoder, request: Request, run: Run) -> list[list[Outcome]]:
+    def _in_blocks(self, decoder: Decoder, request: Request, run: Decode) -> list[list[Outcome]]:
         schedule = decoder.schedule
         if not isinstance(schedule, Blocks):
             raise ConfigError(
@@ -111,7 +111,7 @@ class Voting:
         return found
 
     def _agreed(
-        self, decoder: Decoder, request: Request, run: Run, answer: Answer
+        self, decoder: Decoder, request: Request, run: Decode, answer: Answer
     ) -> list[list[Outcome]]:
         first = min(self.n, (self.n + 1) // 2 + 1)
         found = _columns(run(decoder, _repeated(request, range(first))), request.rows)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dllm_decode.errors import ConfigError, require_in_range
 
 Point = tuple[float, float]  # (tokens per forward, accuracy)
@@ -101,3 +104,82 @@ def pbx(points: Sequence[Point], accuracy: float, *, interpolate: bool = True) -
         return last
     (x0, y0), (x1, y1) = (last, best[last]), behind[0]
     return x0 + (x1 - x0) * (y0 - accuracy) / (y0 - y1)
+
+
+def above_curve(costs: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much a point is above the curve through others at its own cost.
+
+        shares[d, 0] - c_d(costs[d, 0]),   c_d linear between the points (costs[d, k], shares[d, k])
+
+    Of points with equal costs the best one counts. Behind the dearest point the curve goes on at
+    its height, since who may spend more need not; in front of the cheapest one there is no curve.
+
+    Args:
+        costs: (draws, 1 + K) what each point costs (forwards); the first one is compared with the
+            others.
+        shares: (draws, 1 + K) what it reaches (accuracy).
+
+    Returns:
+        (draws,) differences, NaN where the point is cheaper than every other one.
+
+    Examples:
+        >>> costs, shares = np.array([[3.0, 2.0, 4.0]]), np.array([[0.9, 0.5, 0.7]])
+        >>> above_curve(costs, shares).round(3).tolist()
+        [0.3]
+    """
+    own, x = costs[:, :1], costs[:, 1:]
+    equal = x[:, :, None] == x[:, None, :]
+    y = np.where(equal, shares[:, None, 1:], -np.inf).max(2)
+    below = np.where(x <= own, x, -np.inf)
+    above = np.where(x >= own, x, np.inf)
+    left, right = below.argmax(1, keepdims=True), above.argmin(1, keepdims=True)
+    x0, x1 = np.take_along_axis(below, left, 1), np.take_along_axis(above, right, 1)
+    y0, y1 = np.take_along_axis(y, left, 1), np.take_along_axis(y, right, 1)
+    within = (x1 > x0) & np.isfinite(x0) & np.isfinite(x1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        weight = np.where(within, (own - x0) / (x1 - x0), 0.0)
+    reached = np.where(np.isfinite(x0), y0 + weight * np.where(within, y1 - y0, 0.0), np.nan)
+    found: NDArray[np.float64] = (shares[:, :1] - reached)[:, 0]
+    return found
+
+
+def parallelizability(points: Sequence[Point]) -> float:
+    """Mean tokens per step of a sweep, weighted with the score.
+
+        sum_k k score_k / sum_k score_k
+
+    Large where the score stays up when more tokens are decided together; it depends on the steps
+    that were tried, so compare sweeps over the same ones.
+
+    Source: ParallelBench, arXiv 2510.04767.
+
+    Args:
+        points: (tokens per step k, score) of each run.
+
+    Returns:
+        Tokens per step, NaN where every score is 0.
+
+    Examples:
+        >>> parallelizability([(1.0, 100.0), (2.0, 50.0)])
+        1.3333333333333333
+    """
+    total = math.fsum(y for _, y in points)
+    return math.fsum(x * y for x, y in points) / total if total else math.nan
+
+
+def slope(points: Sequence[Point]) -> float:
+    """Slope of the least-squares line through points; NaN where all x are the same.
+
+    ParallelBench's order preference is this for (block length, score) at two tokens per step.
+
+    Args:
+        points: (x, y) of each.
+
+    Examples:
+        >>> slope([(1.0, 5.0), (3.0, 4.0)])
+        -0.5
+    """
+    x0 = math.fsum(x for x, _ in points) / len(points)
+    y0 = math.fsum(y for _, y in points) / len(points)
+    spread = math.fsum((x - x0) ** 2 for x, _ in points)
+    return math.fsum((x - x0) * (y - y0) for x, y in points) / spread if spread else math.nan

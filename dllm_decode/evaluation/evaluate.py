@@ -19,7 +19,7 @@ from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
 from dllm_decode.decoding.voting import Voting
 from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.data import Question
-from dllm_decode.evaluation.metrics import Sample, sample_of
+from dllm_decode.evaluation.metrics import DecodedRow, Sample, sample_of
 from dllm_decode.models.loaded import Tokenizer
 from dllm_decode.problems import GAP
 from dllm_decode.problems.grading import answer_in
@@ -52,7 +52,12 @@ def encode(tokenizer: Tokenizer, question: Question, template: str = "auto") -> 
 
 
 def template_of(tokenizer: Tokenizer, template: str) -> str:
-    """`chat` or `plain`: what a template comes to with a tokenizer; see `encode`."""
+    """`chat` or `plain`: what a template comes to with a tokenizer; see `encode`.
+
+    Args:
+        tokenizer: Which may have a chat template.
+        template: `auto`, `chat` or `plain`.
+    """
     require_choice("task.template", template, TEMPLATES)
     if template != "auto":
         return template
@@ -65,6 +70,11 @@ def infilling(
     """Columns of a question, and the tokens its form fixes, by column, None without a form.
 
     All columns behind the last gap hold the end of text, where the model has one.
+
+    Args:
+        tokenizer: Of the model.
+        vocab: Its special ids.
+        question: With a form or without one.
 
     Raises:
         ConfigError: The answer does not fit into the gaps, one token each.
@@ -200,7 +210,7 @@ class Evaluation:
                 and not faults[question.key]
             ]
             if chosen:
-                yield from self._task(chosen)
+                yield from self._of_family(chosen)
 
     def warm_up(self, questions: Sequence[Question]) -> None:
         """Decode the first question and drop the result, so that no timing holds first calls."""
@@ -228,17 +238,10 @@ class Evaluation:
 
     def _refused(self, question: Question, fault: str) -> Sample:
         log.warning("%s is not decoded: %s", question.key, fault)
-        return sample_of(
-            Outcome(finish_reason="error", error=fault),
-            problem=question.key,
-            family=question.family,
-            prompt=question.prompt,
-            text="",
-            correct=False,
-            slots=question.max_new_tokens,
-        )
+        outcome = Outcome(finish_reason="error", error=fault)
+        return sample_of(question, DecodedRow(outcome, question.max_new_tokens))
 
-    def _task(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
+    def _of_family(self, chosen: Sequence[tuple[int, Question]]) -> Iterator[Sample]:
         request, reference_forwards = self._with_reference(
             self.request(chosen), [question.key for _, question in chosen]
         )
@@ -256,14 +259,10 @@ class Evaluation:
         )
         for row, outcome, seconds in self._timed(engine, request):
             ready = [] if imitates else proposals.of(row, len(outcome.tokens))
-            yield self._graded(
-                chosen[row][1],
-                outcome,
-                ready,
-                seconds,
-                slots=request.lengths[row],
-                reference_forwards=reference_forwards[row],
+            decoded = DecodedRow(
+                outcome, request.lengths[row], seconds, reference_forwards[row], ready
             )
+            yield self._graded(chosen[row][1], decoded)
 
     def _voted(
         self,
@@ -287,14 +286,10 @@ class Evaluation:
             )
             seconds = (self._now() - started) / len(places)
             for place, outcome in zip(places, winners, strict=True):
-                yield self._graded(
-                    chosen[place][1],
-                    outcome,
-                    (),
-                    seconds,
-                    slots=request.lengths[place],
-                    reference_forwards=reference_forwards[place],
+                decoded = DecodedRow(
+                    outcome, request.lengths[place], seconds, reference_forwards[place]
                 )
+                yield self._graded(chosen[place][1], decoded)
 
     def _answer(self, question: Question, outcome: Outcome) -> Hashable | None:
         """What an outcome votes for."""
@@ -340,38 +335,22 @@ class Evaluation:
             torch.cuda.synchronize(self.decoder.denoiser.device)
         return self.clock()
 
-    def _graded(
-        self,
-        question: Question,
-        outcome: Outcome,
-        ready: Sequence[int],
-        seconds: float,
-        *,
-        slots: int,
-        reference_forwards: int,
-    ) -> Sample:
-        text, correct = "", False
+    def _graded(self, question: Question, row: DecodedRow) -> Sample:
+        text, correct, strict, outcome = "", False, None, row.outcome
         if outcome.error:
             outcome = replace(outcome, error=_with_source(question, outcome.error))
         else:
             text = question.cut(self.tokenizer.decode(list(outcome.delivered)))
             try:
                 correct = question.grade(text)
+                if question.grade_strictly is not None:
+                    strict = correct and question.grade_strictly(text)
             except Exception as error:  # a grader that stumbles over one text costs that one only
                 fault = f"the answer cannot be graded: {type(error).__name__}: {error}"
                 outcome = replace(outcome, error=_with_source(question, fault))
+        row = replace(row, outcome=outcome)
         return sample_of(
-            outcome,
-            problem=question.key,
-            family=question.family,
-            prompt=question.prompt,
-            text=text,
-            correct=correct,
-            slots=slots,
-            ready=ready,
-            piece=lambda token: self.tokenizer.decode([token]),
-            seconds=seconds,
-            reference_forwards=reference_forwards,
+            question, row, text, correct, lambda token: self.tokenizer.decode([token]), strict
         )
 
 

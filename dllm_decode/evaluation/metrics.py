@@ -11,6 +11,7 @@ from typing import Any
 from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import validation
+from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.statistics import (
     Interval,
     bootstrap_ratio,
@@ -50,6 +51,8 @@ class Sample:
         edits: Settled tokens that were written over.
         remasks: Settled columns that were opened again.
         not_granted: Edits and re-masks that the strategy asked for in vain.
+        strict: What a grader said that allows the form that was asked for and no other; `correct`
+            where there is one form, and None is that as well.
 
     Examples:
         >>> steps = (0, 0, 1)  # of three tokens
@@ -81,6 +84,12 @@ class Sample:
     edits: int = 0
     remasks: int = 0
     not_granted: int = 0
+    strict: bool | None = None
+
+    @property
+    def correct_strictly(self) -> bool:
+        """Whether the answer is right and in the form that was asked for."""
+        return self.correct if self.strict is None else self.strict
 
     @property
     def delivered(self) -> int:
@@ -117,7 +126,8 @@ class Sample:
 
 
 # What only some strategies do.
-_NOTHING = dict.fromkeys(("probes", "edits", "remasks", "not_granted"), 0)
+_COUNTS = ("probes", "edits", "remasks", "not_granted")
+_NOTHING: dict[str, Any] = {**dict.fromkeys(_COUNTS, 0), "strict": None}
 _KEYS = frozenset(entry.name for entry in fields(Sample))
 _CHECKS: Mapping[str, validation.Check] = {
     "problem": validation.name,
@@ -143,6 +153,7 @@ _CHECKS: Mapping[str, validation.Check] = {
     "edits": validation.whole(0),
     "remasks": validation.whole(0),
     "not_granted": validation.whole(0),
+    "strict": validation.optional(validation.flag),
 }
 
 
@@ -157,58 +168,73 @@ def _mismatch(record: Mapping[str, Any]) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class DecodedRow:
+    """What came of decoding one question, before it is graded.
+
+    Attributes:
+        outcome: Tokens, forwards and finish reason.
+        slots: Columns that were asked for.
+        seconds: Wall time of decoding since the question before was finished.
+        reference_forwards: Passes of the decode that `strategy=oracle` imitates.
+        ready: For every generated column the first step since which its token had been the model's
+            unbroken proposal; empty where that was not recorded.
+
+    Examples:
+        >>> DecodedRow(Outcome(finish_reason="error", error="it is too long"), slots=32).seconds
+        0.0
+    """
+
+    outcome: Outcome
+    slots: int
+    seconds: float = 0.0
+    reference_forwards: int = 0
+    ready: Sequence[int] = ()
+
+
 def sample_of(
-    outcome: Outcome,
-    *,
-    problem: str,
-    family: str,
-    prompt: str,
-    text: str,
-    correct: bool,
-    slots: int,
-    ready: Sequence[int] = (),
+    question: Question,
+    row: DecodedRow,
+    text: str = "",
+    correct: bool = False,
     piece: Callable[[int], str] | None = None,
-    seconds: float = 0.0,
-    reference_forwards: int = 0,
+    strict: bool | None = None,
 ) -> Sample:
     """What one decoded row counts as.
 
     Args:
-        outcome: Of the row.
-        problem: See `Sample`.
-        family: See `Sample`.
-        prompt: See `Sample`.
-        text: See `Sample`.
-        correct: See `Sample`.
-        slots: See `Sample`.
-        ready: As in `Sample`, but for every generated column; empty where it was not recorded.
+        question: What was asked.
+        row: What came of it.
+        text: The answer that is delivered.
+        correct: What the grader said of it.
         piece: The text of a token id; None leaves `Sample.pieces` empty.
-        seconds: See `Sample`.
-        reference_forwards: See `Sample`.
+        strict: See `Sample`.
     """
+    outcome = row.outcome
     end = outcome.end
     found = [place for place in outcome.delivered_places if outcome.step_of[place] >= 0]
     return Sample(
-        problem=problem,
-        family=family,
-        prompt=prompt,
+        problem=question.key,
+        family=question.family,
+        prompt=question.prompt,
         text=text,
         correct=correct,
         forwards=outcome.forwards,
-        slots=slots,
+        slots=row.slots,
         steps=tuple(outcome.step_of[place] for place in found),
-        ready=tuple(ready[place] for place in found) if ready else (),
+        ready=tuple(row.ready[place] for place in found) if row.ready else (),
         confidence=_shares(outcome, found),
         pieces=tuple(piece(outcome.tokens[place]) for place in found) if piece else (),
         end_step=outcome.step_of[end] if end < len(outcome.tokens) else -1,
         spent=sum(step >= 0 for step in outcome.step_of[end + 1 :]),
-        seconds=seconds,
+        seconds=row.seconds,
         finish_reason=outcome.finish_reason,
         tokens=outcome.tokens,
-        reference_forwards=reference_forwards,
+        reference_forwards=row.reference_forwards,
         error=outcome.error,
         passes=outcome.passes or outcome.forwards,
-        **{name: getattr(outcome, name) for name in _NOTHING},
+        strict=strict,
+        **{name: getattr(outcome, name) for name in _COUNTS},
     )
 
 
@@ -396,6 +422,13 @@ METRICS: tuple[Metric, ...] = (
         accuracy,
     ),
     Metric(
+        "accuracy_strict",
+        "share of problems",
+        "problems whose answer is right and in the form that was asked for; the same as accuracy "
+        "where a family has one form",
+        lambda samples: _mean([float(s.correct_strictly) for s in samples]),
+    ),
+    Metric(
         "forwards",
         "passes per problem",
         "model passes the row took part in, all counted (guidance, refresh, probes, filters), "
@@ -571,6 +604,34 @@ def headroom(samples: Sequence[Sample], oracle: Sequence[Sample]) -> float:
     if {s.problem for s in samples} != {s.problem for s in oracle}:
         raise ConfigError("headroom compares runs on the same problems; these two differ in them")
     return _speed(samples) / _speed(oracle)
+
+
+def per_sample_oracle(runs: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """For each problem the sample with the fewest forwards among the right ones.
+
+    Where no run is right, the fewest forwards of all. What a rule could gain that knew the best
+    setting of every problem.
+
+    Source: ParallelBench, arXiv 2510.04767.
+
+    Args:
+        runs: Samples of each run.
+
+    Raises:
+        ConfigError: The runs are not of the same problems, or there are none.
+    """
+    if not runs or any({s.problem for s in run} != {s.problem for s in runs[0]} for run in runs):
+        raise ConfigError("an oracle of single samples needs runs on the same problems")
+    best: dict[str, Sample] = {}
+    for sample in (sample for run in runs for sample in run):
+        known = best.get(sample.problem)
+        if known is None or _rank(sample) < _rank(known):
+            best[sample.problem] = sample
+    return list(best.values())
+
+
+def _rank(sample: Sample) -> tuple[bool, int]:
+    return not sample.correct, sample.forwards
 
 
 def _speed(samples: Sequence[Sample]) -> float:

@@ -35,6 +35,14 @@ class Interval:
     low: float
     high: float
 
+    def excludes(self, number: float) -> bool:
+        """Whether a number is outside; of unknown bounds nothing is known.
+
+        Args:
+            number: In the unit of the interval.
+        """
+        return self.low > number or self.high < number
+
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     """Wilson's score interval of a share.

@@ -66,11 +66,12 @@ def chosen_head() -> str:
 
 
 @contextmanager
-def using(kernels: str) -> Iterator[None]:
-    """Use one implementation in a block; `head` stays as it is.
+def using(kernels: str, head: str | None = None) -> Iterator[None]:
+    """Use one implementation in a block.
 
     Args:
         kernels: As in `choose`.
+        head: As in `choose`; None to leave it as it is.
 
     Raises:
         ConfigError: The word is unknown.
@@ -80,12 +81,12 @@ def using(kernels: str) -> Iterator[None]:
         ...     chosen()
         'reference'
     """
-    before = chosen()
-    choose(kernels, _head)
+    before = chosen(), chosen_head()
+    choose(kernels, _head if head is None else head)
     try:
         yield
     finally:
-        choose(before, _head)
+        choose(*before)
 
 
 def uses_triton(tensor: Tensor) -> bool:
@@ -173,10 +174,15 @@ def credit_from(
 
 
 def threshold_selection(
-    scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
+    scores: Tensor,
+    open: Tensor,
+    threshold: Tensor,
+    strict: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Open slots that reach a threshold; see `reference.threshold_selection`."""
-    result: tuple[Tensor, Tensor] = _run("threshold_selection", scores, open, threshold, strict)
+    given = (scores, open, threshold, strict, order)
+    result: tuple[Tensor, Tensor] = _run("threshold_selection", *given)
     return result
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ def row_statistics(
 
     k may be up to 32.
     """
-    return _statistics(logits, banned, k, ids, None, 1.0)[0]
+    return _statistics(logits, banned, _Wanted(k, ids))[0]
 
 
 def top_k(logits: Tensor, k: int, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ def gumbel_statistics(
 
     k may be up to 32.
     """
-    stats, drawn = _statistics(logits, banned, k, None, states, temperature)
+    stats, drawn = _statistics(logits, banned, _Wanted(k, None, states, temperature))
     assert drawn is not None
     return stats, drawn
 
@@ -147,12 +147,8 @@ def credit_update(
     One read of the logits, or K gathers where `raw` is given.
     """
     _check_rows(logits)
-    banned = _bans(logits, banned)
-    if raw is None:
-        parts = _scan(logits, banned, 0, None, 1.0)
-    else:
-        parts = _Parts(logits.shape[0], 1, logits.device, whole=raw)
-    return _credit(logits, logits.shape[1], banned, parts, raw, slots, given=False)
+    rows = _Rows(logits, logits.shape[1], _bans(logits, banned))
+    return _credit(rows, _scan(rows, _Wanted()) if raw is None else _whole(raw), slots)
 
 
 def credit_from(
@@ -165,34 +161,27 @@ def credit_from(
     Values and statistics may be float32 or float64.
     """
     _check_device(values)
-    parts = _Parts(values.shape[0], 1, values.device, whole=raw)
     largest = torch.iinfo(torch.int32).max
-    return _credit(values.contiguous(), largest, _bans(values, None), parts, raw, slots, given=True)
+    rows = _Rows(values.contiguous(), largest, _bans(values, None))
+    return _credit(rows, _whole(raw), slots, given=True)
 
 
-def _credit(
-    logits: Tensor,
-    vocabulary: int,
-    banned: Tensor,
-    parts: _Parts,
-    raw: RowStatistics | None,
-    slots: Slots,
-    *,
-    given: bool,
-) -> CreditUpdate:
-    rows, width = slots.ids.shape
-    merged = _empty_statistics(rows, logits)
-    fused = _empty_statistics(rows, logits, torch.float64)
-    new_ids = torch.empty((rows, width), dtype=torch.int64, device=logits.device)
-    new_credit = torch.empty((rows, width), dtype=slots.credit.dtype, device=logits.device)
-    delta = torch.empty((rows, width), dtype=torch.float64, device=logits.device)
-    if rows:
-        with _on(logits):
-            programs.credit_rows[(rows,)](
+def _credit(rows: _Rows, parts: _Parts, slots: Slots, *, given: bool = False) -> CreditUpdate:
+    """`rows` are the logits, or where they are `given` those of the slots alone."""
+    count, width = slots.ids.shape
+    device = rows.values.device
+    merged = _empty_statistics(count, device)
+    fused = _empty_statistics(count, device, torch.float64)
+    new_ids = torch.empty((count, width), dtype=torch.int64, device=device)
+    new_credit = torch.empty((count, width), dtype=slots.credit.dtype, device=device)
+    delta = torch.empty((count, width), dtype=torch.float64, device=device)
+    if count:
+        with _on(rows.values):
+            programs.credit_rows[(count,)](
                 *parts.statistics,
-                *(logits, logits.stride(0), vocabulary, banned),
+                *rows.arguments,
                 *(slots.ids.contiguous(), slots.credit.contiguous()),
-                *(_of_rows(slots.alpha, rows, logits), _of_rows(slots.beta, rows, logits)),
+                *(_of_rows(slots.alpha, count, device), _of_rows(slots.beta, count, device)),
                 *(float(slots.gamma), slots.open.contiguous().view(torch.int8)),
                 *_outputs(merged),
                 *(new_ids, new_credit, delta),
@@ -201,22 +190,28 @@ def _credit(
                 PART_WIDTH=triton.next_power_of_2(parts.count),
                 SLOTS=width,
                 SLOT_WIDTH=triton.next_power_of_2(width),
-                BANS=banned.numel(),
+                BANS=rows.banned.numel(),
                 GIVEN=given,
                 num_warps=1,
             )
-    return CreditUpdate(new_ids, new_credit, delta, merged if raw is None else raw, fused)
+    return CreditUpdate(
+        new_ids, new_credit, delta, merged if parts.whole is None else parts.whole, fused
+    )
 
 
-def _of_rows(value: Tensor | float, rows: int, like: Tensor) -> Tensor:
+def _of_rows(value: Tensor | float, rows: int, device: torch.device) -> Tensor:
     """A value of each row, (rows,); one for all is filled in on the device."""
     if isinstance(value, Tensor):
         return value.contiguous()
-    return torch.full((rows,), value, dtype=torch.float64, device=like.device)
+    return torch.full((rows,), value, dtype=torch.float64, device=device)
 
 
 def threshold_selection(
-    scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
+    scores: Tensor,
+    open: Tensor,
+    threshold: Tensor,
+    strict: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Open slots that reach a threshold; see `reference.threshold_selection`.
 
@@ -234,6 +229,7 @@ def threshold_selection(
         with _on(scores):
             programs.select_rows[(rows,)](
                 scores.contiguous(),
+                (scores if order is None else order).contiguous(),
                 open.contiguous().view(torch.int8),
                 threshold.contiguous(),
                 columns,
@@ -252,20 +248,20 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
     The logits exist only in registers.
     """
     _check_head(hidden, weight)
-    rows, depth = hidden.shape
-    vocabulary = weight.shape[0]
-    banned = _bans(hidden, banned)
-    if head_plan(rows)[0] == "slabs":
-        return _head_in_slabs(hidden, weight, banned)
-    height, block, inner, chunk = head_layout(max(rows, 1), vocabulary)
-    parts = _Parts(rows, triton.cdiv(vocabulary, chunk), hidden.device)
-    if rows:
+    count, depth = hidden.shape
+    rows = _Rows(hidden, weight.shape[0], _bans(hidden, banned))
+    if head_plan(count)[0] == "slabs":
+        return _head_in_slabs(rows, weight)
+    height, block, inner, chunk = head_layout(max(count, 1), rows.vocabulary)
+    parts = _parts(rows, triton.cdiv(rows.vocabulary, chunk))
+    if count:
         with _on(hidden):
-            programs.scan_head[(triton.cdiv(rows, height), parts.count)](
-                *(hidden, hidden.stride(0), weight, weight.stride(0), rows, vocabulary, banned),
+            programs.scan_head[(triton.cdiv(count, height), parts.count)](
+                *(hidden, hidden.stride(0), weight, weight.stride(0)),
+                *(count, rows.vocabulary, rows.banned),
                 *parts.statistics,
                 DEPTH=depth,
-                BANS=banned.numel(),
+                BANS=rows.banned.numel(),
                 CHUNK=chunk,
                 ROWS=height,
                 BLOCK=block,
@@ -274,20 +270,21 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
                 num_warps=8 if height == 128 else 4,
                 num_stages=3,
             )
-    return _finish(parts, hidden, vocabulary, banned, 0, None)[0]
+    return _finish(parts, rows, _Wanted())[0]
 
 
-def _head_in_slabs(hidden: Tensor, weight: Tensor, banned: Tensor) -> RowStatistics:
+def _head_in_slabs(rows: _Rows, weight: Tensor) -> RowStatistics:
     """Products of the library, a few ids of the head at a time, each read once and forgotten."""
-    rows, vocabulary = hidden.shape[0], weight.shape[0]
-    slab = max(128, SCRATCH // triton.next_power_of_2(max(rows, 1)))
-    starts = range(0, vocabulary, slab)
-    counts = [layout(max(rows, 1), min(slab, vocabulary - start))[2] for start in starts]
-    parts = _Parts(rows, sum(counts), hidden.device)
+    height = max(rows.count, 1)
+    slab = max(128, SCRATCH // triton.next_power_of_2(height))
+    starts = range(0, rows.vocabulary, slab)
+    counts = [layout(height, min(slab, rows.vocabulary - start))[2] for start in starts]
+    parts = _parts(rows, sum(counts))
     for number, start in enumerate(starts):
-        logits = head_logits(hidden, weight[start : start + slab])
-        _scan_into(parts, logits, banned, start, sum(counts[:number]))
-    return _finish(parts, hidden, vocabulary, banned, 0, None)[0]
+        logits = head_logits(rows.values, weight[start : start + slab])
+        piece = _Rows(logits, logits.shape[1], rows.banned)
+        _scan_into(parts, piece, _Wanted(), start, sum(counts[:number]))
+    return _finish(parts, rows, _Wanted())[0]
 
 
 def head_logits_at(
@@ -314,120 +311,159 @@ def head_logits_at(
     return at
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows that a program reads, of logits or hidden states, and what is left out of them.
+
+    Attributes:
+        values: (N, V) logits, (N, D) hidden states or (N, K) logits of the slots.
+        vocabulary: Ids that a row stands for.
+        banned: (M,) ids that count as if their logits were -inf.
+    """
+
+    values: Tensor
+    vocabulary: int
+    banned: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.values, self.values.stride(0), self.vocabulary, self.banned
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is asked for beside argmax, maximum, sum and moment.
+
+    Attributes:
+        k: Number of largest logits.
+        ids: (N, S) ids whose logits are read as well.
+        states: (N,) states of the random numbers of a draw; None draws nothing.
+        temperature: Temperature of the draw.
+    """
+
+    k: int = 0
+    ids: Tensor | None = None
+    states: Tensor | None = None
+    temperature: float = 1.0
+
+    @property
+    def draw(self) -> bool:
+        return self.states is not None
+
+
+@dataclass(frozen=True, slots=True)
 class _Parts:
-    """Partial results, one entry per row and part; `whole` takes finished rows as one part."""
+    """Partial results, one entry per row and part.
 
-    def __init__(
-        self,
-        rows: int,
-        count: int,
-        device: torch.device,
-        k: int = 0,
-        draw: bool = False,
-        whole: RowStatistics | None = None,
-    ) -> None:
-        def buffer(dtype: torch.dtype, *more: int) -> Tensor:
-            return torch.empty((rows, count, *more), dtype=dtype, device=device)
+    Attributes:
+        count: Parts of a row.
+        statistics: (N, count) maxima, sums, moments and argmaxes.
+        keys: (N, count, width) sort keys of the largest logits.
+        noisy: (N, count) largest sums of logit and noise.
+        drawn: (N, count) their ids.
+        width: Keys per part, a power of two.
+        whole: Finished rows that stand for one part, if nothing was read.
+    """
 
-        self.count = count
-        self.width = triton.next_power_of_2(max(k, 1))
-        if whole is None:
-            floats = (buffer(torch.float32), buffer(torch.float32), buffer(torch.float32))
-            self.statistics: tuple[Tensor, ...] = (*floats, buffer(torch.int32))
-        else:
-            self.statistics = (whole.maximum, whole.total, whole.moment, whole.token)
-        empty = self.statistics[0]
-        self.keys = buffer(torch.int64, self.width) if k else empty
-        self.noisy = buffer(torch.float64) if draw else empty
-        self.drawn = buffer(torch.int32) if draw else empty
+    count: int
+    statistics: tuple[Tensor, ...]
+    keys: Tensor
+    noisy: Tensor
+    drawn: Tensor
+    width: int = 1
+    whole: RowStatistics | None = None
+
+
+def _parts(rows: _Rows, count: int, wanted: _Wanted = _Wanted()) -> _Parts:
+    """Room for the results of `count` parts of each row."""
+
+    def buffer(dtype: torch.dtype, *more: int) -> Tensor:
+        return torch.empty((rows.count, count, *more), dtype=dtype, device=rows.values.device)
+
+    width = triton.next_power_of_2(max(wanted.k, 1))
+    floats = (buffer(torch.float32), buffer(torch.float32), buffer(torch.float32))
+    statistics = (*floats, buffer(torch.int32))
+    return _Parts(
+        count,
+        statistics,
+        keys=buffer(torch.int64, width) if wanted.k else floats[0],
+        noisy=buffer(torch.float64) if wanted.draw else floats[0],
+        drawn=buffer(torch.int32) if wanted.draw else floats[0],
+        width=width,
+    )
+
+
+def _whole(raw: RowStatistics) -> _Parts:
+    """Statistics of finished rows, as one part."""
+    empty = raw.maximum
+    statistics = (raw.maximum, raw.rest, raw.moment, raw.token)
+    return _Parts(1, statistics, empty, empty, empty, whole=raw)
 
 
 def _statistics(
-    logits: Tensor,
-    banned: Tensor | None,
-    k: int,
-    ids: Tensor | None,
-    states: Tensor | None,
-    temperature: float,
+    logits: Tensor, banned: Tensor | None, wanted: _Wanted
 ) -> tuple[RowStatistics, Tensor | None]:
     _check_rows(logits)
-    if not 0 <= k <= min(_LARGEST_K, logits.shape[-1]):
-        raise Unsupported(f"the {k} largest logits; the kernel finds up to {_LARGEST_K}")
-    banned = _bans(logits, banned)
-    parts = _scan(logits, banned, k, states, temperature)
-    return _finish(parts, logits, logits.shape[1], banned, k, ids, states is not None)
+    if not 0 <= wanted.k <= min(_LARGEST_K, logits.shape[-1]):
+        raise Unsupported(f"the {wanted.k} largest logits; the kernel finds up to {_LARGEST_K}")
+    rows = _Rows(logits, logits.shape[1], _bans(logits, banned))
+    return _finish(_scan(rows, wanted), rows, wanted)
 
 
-def _scan(
-    logits: Tensor, banned: Tensor, k: int, states: Tensor | None, temperature: float
-) -> _Parts:
+def _scan(rows: _Rows, wanted: _Wanted) -> _Parts:
     """The one read of the logits."""
-    rows, vocabulary = logits.shape
-    _, _, count = layout(max(rows, 1), vocabulary)
-    parts = _Parts(rows, count, logits.device, k, states is not None)
-    _scan_into(parts, logits, banned, 0, 0, k, states, temperature)
+    parts = _parts(rows, layout(max(rows.count, 1), rows.vocabulary)[2], wanted)
+    _scan_into(parts, rows, wanted, 0, 0)
     return parts
 
 
-def _scan_into(
-    parts: _Parts,
-    logits: Tensor,
-    banned: Tensor,
-    first_id: int,
-    first_part: int,
-    k: int = 0,
-    states: Tensor | None = None,
-    temperature: float = 1.0,
-) -> None:
+def _scan_into(parts: _Parts, rows: _Rows, wanted: _Wanted, first_id: int, first_part: int) -> None:
     """Read rows, or a slab of them whose first logit is that of `first_id`."""
-    rows, vocabulary = logits.shape
-    block, chunk, count = layout(max(rows, 1), vocabulary)
-    if rows:
+    logits = rows.values
+    block, chunk, count = layout(max(rows.count, 1), rows.vocabulary)
+    if rows.count:
         with _on(logits):
-            programs.scan_rows[(rows, count)](
-                *(logits, logits.stride(0), vocabulary, banned),
+            programs.scan_rows[(rows.count, count)](
+                *rows.arguments,
                 *(first_id, first_part, parts.count),
                 *parts.statistics,
                 parts.keys,
-                parts.keys if states is None else states.contiguous(),
-                float(temperature),
+                parts.keys if wanted.states is None else wanted.states.contiguous(),
+                float(wanted.temperature),
                 *(parts.noisy, parts.drawn),
-                BANS=banned.numel(),
+                BANS=rows.banned.numel(),
                 BLOCK=block,
                 CHUNK=chunk,
-                K=k,
+                K=wanted.k,
                 SLOTS=parts.width,
-                DRAW=states is not None,
+                DRAW=wanted.draw,
                 VECTOR=16 // logits.element_size(),
                 WIDTH=min(block, 512 // logits.element_size()),
                 num_warps=1,
             )
 
 
-def _finish(
-    parts: _Parts,
-    rows_of: Tensor,
-    vocabulary: int,
-    banned: Tensor,
-    k: int,
-    ids: Tensor | None,
-    draw: bool = False,
-) -> tuple[RowStatistics, Tensor | None]:
-    """Merge the parts; `rows_of` are the logits, read only at `ids`."""
-    rows, device = rows_of.shape[0], rows_of.device
-    stats = _empty_statistics(rows, rows_of)
-    values = torch.empty((rows, k), dtype=torch.float32, device=device)
-    top_ids = torch.empty((rows, k), dtype=torch.int64, device=device)
+def _finish(parts: _Parts, rows: _Rows, wanted: _Wanted) -> tuple[RowStatistics, Tensor | None]:
+    """Merge the parts; the rows are read only at the ids wanted."""
+    count, device = rows.count, rows.values.device
+    k, ids = wanted.k, wanted.ids
+    stats = _empty_statistics(count, device)
+    values = torch.empty((count, k), dtype=torch.float32, device=device)
+    top_ids = torch.empty((count, k), dtype=torch.int64, device=device)
     slots = 0 if ids is None else ids.shape[1]
-    at = torch.empty((rows, slots), dtype=torch.float32, device=device)
-    drawn = torch.empty(rows if draw else 0, dtype=torch.int64, device=device)
-    if rows:
-        with _on(rows_of):
-            programs.finish_rows[(rows,)](
+    at = torch.empty((count, slots), dtype=torch.float32, device=device)
+    drawn = torch.empty(count if wanted.draw else 0, dtype=torch.int64, device=device)
+    if count:
+        with _on(rows.values):
+            programs.finish_rows[(count,)](
                 *parts.statistics,
                 *(parts.keys, parts.noisy, parts.drawn),
-                *(rows_of, rows_of.stride(0), vocabulary, banned),
-                banned if ids is None else ids.contiguous(),
+                *rows.arguments,
+                rows.banned if ids is None else ids.contiguous(),
                 *_outputs(stats),
                 *(values, top_ids, at, drawn),
                 PARTS=parts.count,
@@ -436,8 +472,8 @@ def _finish(
                 WIDTH=parts.width,
                 SLOTS=slots,
                 SLOT_WIDTH=triton.next_power_of_2(max(slots, 1)),
-                BANS=banned.numel(),
-                DRAW=draw,
+                BANS=rows.banned.numel(),
+                DRAW=wanted.draw,
                 num_warps=1 if k == 0 else 4,
             )
     stats = replace(
@@ -446,19 +482,21 @@ def _finish(
         top_ids=top_ids if k else None,
         at=None if ids is None else at,
     )
-    return stats, drawn if draw else None
+    return stats, drawn if wanted.draw else None
 
 
-def _empty_statistics(rows: int, like: Tensor, dtype: torch.dtype = torch.float32) -> RowStatistics:
+def _empty_statistics(
+    rows: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> RowStatistics:
     def floats() -> Tensor:
-        return torch.empty(rows, dtype=dtype, device=like.device)
+        return torch.empty(rows, dtype=dtype, device=device)
 
-    token = torch.empty(rows, dtype=torch.int64, device=like.device)
+    token = torch.empty(rows, dtype=torch.int64, device=device)
     return RowStatistics(token, floats(), floats(), floats())
 
 
 def _outputs(stats: RowStatistics) -> tuple[Tensor, ...]:
-    return stats.maximum, stats.total, stats.moment, stats.token
+    return stats.maximum, stats.rest, stats.moment, stats.token
 
 
 def _bans(like: Tensor, banned: Tensor | None) -> Tensor:

@@ -16,7 +16,6 @@ from lm_eval.config.evaluate_config import EvaluatorConfig
 from dllm_decode.errors import DllmDecodeError
 
 MODEL = "dllm_decode"  # what --model calls it
-INTERRUPTED = 130
 _simple_evaluate = lm_eval.simple_evaluate  # the harness's own
 
 
@@ -70,12 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0: done; 1: requests could not be decoded, or another fault; 2: a setting that cannot be;
-        130: Ctrl-C. Errors are one message on standard error, with their traceback where the
-        harness logs at DEBUG.
+        130: Ctrl-C; 143: SIGTERM. Errors are one message on standard error, with their traceback
+        where the harness logs at DEBUG.
     """
     from lm_eval.__main__ import cli_evaluate
 
     from dllm_decode.console.allocator import keep_freed_memory
+    from dllm_decode.console.processes import ended_in_order
 
     keep_freed_memory()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -87,18 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed.append(sum(cost["failed"] for cost in costs.values()))
         return results
 
+    def run() -> int:
+        try:
+            cli_evaluate()
+        except Exception as error:
+            return _report(error)
+        return int(sum(failed) > 0)
+
     before, lm_eval.simple_evaluate = sys.argv, evaluate  # the command asks the module for it
     sys.argv = ["python -m dllm_decode.lm_eval", *with_device(words)]
     try:
-        cli_evaluate()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        return _report(error)
+        return ended_in_order(run)
     finally:
         sys.argv, lm_eval.simple_evaluate = before, _simple_evaluate
-    return int(sum(failed) > 0)
 
 
 def _report(error: Exception) -> int:

@@ -37,6 +37,7 @@ class AcceptanceFilter:
         weight2: (N, H) float32.
         bias2: (N,) float32.
         fingerprint: Of the model it was trained for, None where the file does not say.
+        doubt: Why it is no improvement over plain confidence, None where the file does not say.
 
     Examples:
         >>> import torch
@@ -50,6 +51,7 @@ class AcceptanceFilter:
     weight2: Tensor
     bias2: Tensor
     fingerprint: str | None = None
+    doubt: str | None = None
 
     @property
     def block_length(self) -> int:
@@ -59,7 +61,7 @@ class AcceptanceFilter:
     def to(self, device: torch.device) -> AcceptanceFilter:
         """The filter with its weights on a device."""
         one, two, three, four = (weight.to(device) for weight in self.weights())
-        return AcceptanceFilter(one, two, three, four, self.fingerprint)
+        return AcceptanceFilter(one, two, three, four, self.fingerprint, self.doubt)
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four tensors, in the order of their names in the file."""
@@ -75,8 +77,8 @@ class AcceptanceFilter:
         """Read a safetensors file; `bundled:NAME` is one that ships with the package.
 
         The tensors are linear1.weight, linear1.bias, linear2.weight and linear2.bias, as in the
-        published weights; the metadata block_length and model_fingerprint are optional. Raises
-        `CheckpointError` for files that are missing, damaged or of other shapes.
+        published weights; the metadata block_length, model_fingerprint and doubt are optional.
+        Raises `CheckpointError` for files that are missing, damaged or of other shapes.
         """
         file = find(path)
         try:
@@ -97,13 +99,16 @@ class AcceptanceFilter:
             if not bool(tensor.isfinite().all()):
                 raise CheckpointError(f"filter {file}: {name} holds NaN or infinite numbers")
         one, two, three, four = tensors
-        return AcceptanceFilter(one, two, three, four, about.get("model_fingerprint"))
+        known = about.get("model_fingerprint"), about.get("doubt")
+        return AcceptanceFilter(one, two, three, four, *known)
 
     def save(self, path: Path, about: Mapping[str, str]) -> None:
         """Write the weights with block length, fingerprint and further metadata, all or nothing."""
         notes = {**about, "block_length": str(self.block_length)}
         if self.fingerprint is not None:
             notes["model_fingerprint"] = self.fingerprint
+        if self.doubt is not None:
+            notes["doubt"] = self.doubt
         tensors = {
             name: weight.contiguous().clone()
             for name, weight in zip(_NAMES, self.weights(), strict=True)

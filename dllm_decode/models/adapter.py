@@ -31,6 +31,7 @@ class TransformersDenoiser:
         shifted: Whether hidden states at column p predict column p + 1.
         block_length: Columns of the block-causal grid, counted from the row's first live column;
             None for full attention.
+        reordered: Whether attention is causal in the order of decisions, see `ModelSpec`.
         fingerprint: Of the checkpoint, see `models.fingerprint`; None for models without one.
         compiled: Runs the model's body; None to run it as it is.
         watch: Is told the columns and the seconds of each pass; None for nobody.
@@ -47,6 +48,7 @@ class TransformersDenoiser:
     max_length: int | None = None
     shifted: bool = False
     block_length: int | None = None
+    reordered: bool = False
     fingerprint: str | None = None
     compiled: CompiledBody | None = field(default=None, repr=False)
     watch: Callable[[int, float], None] | None = field(default=None, repr=False)
@@ -88,16 +90,15 @@ class TransformersDenoiser:
     @property
     def provides(self) -> frozenset[str]:
         """What parts may see of its inside; see `Capabilities`."""
-        return frozenset({"hidden"})
+        return frozenset({"hidden", "embeddings"})
 
     @torch.no_grad()
     def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """Hidden states (B, W, D) that predict the wanted columns; see `Capabilities`."""
         return self._wanted(tokens, live, index, plan)
 
-    @torch.no_grad()
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (B, W, V) of such states."""
+        """Logits (B, W, V) of such states; with gradients, for training a drafter."""
         return self._head(hidden)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class TransformersDenoiser:
         first = live.int().argmax(1, keepdim=True)
         places = plan.places()
         store.aim(places, width)
-        mask = self._mask(places, live & known[:, :width], first, plan.complete)
+        mask = self._mask(places, live & known[:, :width], first, plan.complete, tokens)
         hidden = self._forward(tokens.gather(1, places), places - first, mask, store)
         slots = torch.arange(places.shape[1], device=tokens.device).expand_as(places)
         slot_of = torch.zeros_like(tokens).scatter_(1, places, slots)
@@ -150,7 +151,8 @@ class TransformersDenoiser:
         # behind a narrower row its last column is repeated, and nothing attends to it
         last = torch.tensor(widths)[:, None] - 1
         ids = tokens[at[:, None], begin + torch.minimum(columns, last)]
-        mask = self._mask(columns, columns <= last, torch.zeros_like(begin), len({*widths}) == 1)
+        alike = len({*widths}) == 1
+        mask = self._mask(columns, columns <= last, torch.zeros_like(begin), alike, ids)
         hidden = self._forward(ids, columns, mask, None)
         # a window may reach beyond a row's end, where nothing is decided
         return gather_columns(hidden, (source[at] - begin).clamp(max=columns.shape[1] - 1))
@@ -180,11 +182,16 @@ class TransformersDenoiser:
         """
         first = live.int().argmax(1, keepdim=True)
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        mask = self._mask(columns, live, first, complete)
+        mask = self._mask(columns, live, first, complete, tokens)
         return self._forward(tokens, columns - first, mask, None)
 
     def _mask(
-        self, queries: Tensor, keys: Tensor, first: Tensor, complete: bool | None
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        first: Tensor,
+        complete: bool | None,
+        tokens: Tensor,
     ) -> Tensor | None:
         """The attention mask: None where everything is seen, else bool, never numbers.
 
@@ -196,11 +203,15 @@ class TransformersDenoiser:
             keys: (B, L) bool, columns that may be seen.
             first: (B, 1), each row's first live column.
             complete: Whether `keys` are all; None to ask the device.
+            tokens: (B, L), which say what is decided.
 
         Returns:
-            (B, 1, 1, L), or (B, 1, Q, L) where the block grid decides; (B, L) for attention other
-            than SDPA, where transformers looks into it and so makes the host wait for a GPU.
+            (B, 1, 1, L), or (B, 1, Q, L) where the block grid or the order decides; (B, L) for
+            attention other than SDPA, where transformers looks into it and so makes the host wait
+            for a GPU.
         """
+        if self.reordered:
+            return self._reordered_mask(queries, keys, tokens)[:, None]
         if self.block_length is None:
             complete = bool(keys.all()) if complete is None else complete
             if complete:
@@ -212,6 +223,18 @@ class TransformersDenoiser:
         block_of_query = (queries - first).clamp(min=0) // self.block_length
         seen = block_of_query[:, :, None] >= block_of_key[:, None, :]
         return (seen & keys[:, None, :])[:, None]
+
+    def _reordered_mask(self, queries: Tensor, keys: Tensor, tokens: Tensor) -> Tensor:
+        """The mask (B, Q, L) of a model that reads decided columns first, then undecided ones.
+
+        The published decoding moves the tokens and keeps their positions. Rotary attention asks for
+        positions alone, so that a mask in the order of reading is the same without moving anything.
+        Every column sees itself, so that padding is not left without a key.
+        """
+        columns = torch.arange(keys.shape[1], device=keys.device)
+        order = columns + keys.shape[1] * tokens.eq(self.vocab.mask_id)
+        seen = order.gather(1, queries)[:, :, None] >= order[:, None, :]
+        return (seen & keys[:, None, :]) | (queries[:, :, None] == columns)
 
     def _forward(
         self, tokens: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore | None

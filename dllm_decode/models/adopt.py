@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import ConfigError
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.models.checks import require_sound
@@ -63,12 +64,11 @@ def adopt(
     if eot_ids is None:
         found = _first(config, tokenizer, "eos_token_id")
         eot_ids = found if isinstance(found, list | tuple) else [found]
-    if pad_id is None:
-        pad_id = _first(config, None, "pad_token_id")
     ends = tuple(int(token) for token in eot_ids if token is not None)
+    pad_id = getattr(config, "pad_token_id", None) if pad_id is None else pad_id
     name = str(getattr(config, "name_or_path", "") or type(model).__name__)
     text = CheckpointTokenizer(tokenizer, Path(name))
-    vocab = vocabulary(int(config.vocab_size), int(mask_id), ends, pad_id, text)
+    vocab = vocabulary(Vocab(int(config.vocab_size), int(mask_id), ends, pad_id), text)
     text = replace(text, special=control_ids(vocab))
     denoiser = TransformersDenoiser(
         model=model.eval(),

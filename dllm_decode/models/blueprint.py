@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dllm_decode.decoding.types import Vocab
-from dllm_decode.errors import CheckpointError
+from dllm_decode.errors import CheckpointError, ConfigError, require
 from dllm_decode.models.files import StoredTensor
 from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.locate import ADAPTER
@@ -54,6 +54,7 @@ def blueprint(
     folder: Path,
     ignore_settings: Sequence[str] = (),
     is_lean: Callable[[ModelSpec], bool] = lambda spec: False,
+    adapters: Sequence[Path] | None = None,
 ) -> Blueprint:
     """Read config.json and the tokenizer of a checkpoint.
 
@@ -61,6 +62,7 @@ def blueprint(
         folder: Where it is.
         ignore_settings: Keys of config.json that are known to be harmless.
         is_lean: Whether `models.lean` is to compute a family.
+        adapters: Those that were asked for; None where nobody said.
 
     Raises:
         CheckpointError: Something in it is damaged or not handled; the message names file and key.
@@ -69,7 +71,8 @@ def blueprint(
     values = read_json(file, CheckpointError)
     spec = spec_of(values, file)
     refuse_quantised(values, file)
-    refuse_adapter(folder)
+    if adapters is None:
+        refuse_adapter(folder)
     published = Published(values, frozenset(ignore_settings), file)
     settings = spec.translate(published)
     published.finish()
@@ -99,6 +102,10 @@ def check_sizes(plan: Blueprint, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse sizes that the weight files cannot hold, before a model of that size is built.
 
     Every layer has tensors of its own, and every side of a matrix has numbers.
+
+    Args:
+        plan: The checkpoint.
+        tensors: What its files hold, by name.
     """
     numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
     settings = plan.settings
@@ -127,9 +134,8 @@ def refuse_adapter(folder: Path) -> None:
     """Raise `CheckpointError` for a LoRA adapter beside the weights, as either may be meant."""
     if (folder / ADAPTER).exists():
         raise CheckpointError(
-            f"{folder} holds an adapter ({ADAPTER}) beside its weights; adapters are not applied "
-            "here, so merge it into the weights (peft: merge_and_unload), or move its files away "
-            "to decode with the base weights alone"
+            f"{folder} holds an adapter ({ADAPTER}) beside its weights: model.adapters=[{folder}] "
+            "decodes with it, model.adapters=[] with the weights alone"
         )
 
 
@@ -146,7 +152,12 @@ def import_class(where: str) -> Any:
 
 
 def make_config(spec: ModelSpec, settings: Settings) -> Any:
-    """The stock configuration of a model: never causal, never caching by itself."""
+    """The stock configuration of a model: never causal, never caching by itself.
+
+    Args:
+        spec: Of the family.
+        settings: In the words of the stock class.
+    """
     return import_class(spec.config_class)(
         **settings,
         is_causal=False,
@@ -162,6 +173,7 @@ def special_ids(
     mask_id: int | None = None,
     eot_ids: Sequence[int] | None = None,
     pad_id: int | None = None,
+    banned_ids: Sequence[int] = (),
 ) -> Vocab:
     """Special ids: what was asked for, else config.json, else the tokenizer's words.
 
@@ -170,10 +182,11 @@ def special_ids(
         mask_id: The undecided token; None to find out, also for the next two.
         eot_ids: Ids that end a text.
         pad_id: Left padding.
+        banned_ids: Further ids that are never generated.
 
     Raises:
         CheckpointError: No mask id is to be found, or config.json names an id outside of the head.
-        ConfigError: An id that was asked for lies outside of the head.
+        ConfigError: An id that was asked for lies outside of the head, or is banned and ends texts.
     """
     published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
     size = plan.settings["vocab_size"]
@@ -181,18 +194,30 @@ def special_ids(
         mask_id = published.token("mask_token_id", size)
     if mask_id is None and spec.mask_token is not None:
         mask_id = tokenizer.id_of(spec.mask_token)
+    mask_id = tokenizer.mask_id if mask_id is None else mask_id
     if mask_id is None:
+        word = "has a mask token" if spec.mask_token is None else f"knows {spec.mask_token!r}"
         raise CheckpointError(
             f"no mask token: config.json has no mask_token_id, and {plan.folder} has no tokenizer "
-            f"that knows {spec.mask_token!r}; set model.mask_id"
+            f"that {word}; set model.mask_id"
         )
     if eot_ids is None:
         eot_ids = end_ids(plan)
     if pad_id is None:
         pad_id = published.token("pad_token_id", size)
-    edits = (published.token(key, size) for key in EDIT_TOKENS)
-    banned = tuple(token for token in edits if token is not None)
-    return vocabulary(size, mask_id, tuple(eot_ids), pad_id, tokenizer, banned)
+    for token in banned_ids:
+        if type(token) is not int or not 0 <= token < size:
+            raise ConfigError(f"model.banned_ids must be ids from 0 to {size - 1}, got {token!r}")
+        require(token not in eot_ids, f"model.banned_ids must not hold {token}, which ends a text")
+    banned = tuple(sorted({*edit_ids(plan), *banned_ids}))
+    return vocabulary(Vocab(size, mask_id, tuple(eot_ids), pad_id, banned), tokenizer)
+
+
+def edit_ids(plan: Blueprint) -> list[int]:
+    """Ids with which the checkpoint edits its own text, as LLaDA2.2 does."""
+    size = plan.settings["vocab_size"]
+    found = (plan.published.token(key, size) for key in EDIT_TOKENS)
+    return [token for token in found if token is not None]
 
 
 def end_ids(plan: Blueprint) -> tuple[int, ...]:

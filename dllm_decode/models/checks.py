@@ -35,7 +35,12 @@ class Check:
 
 
 def self_check(denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer) -> list[Check]:
-    """All checks with their outcome; see the functions of this module."""
+    """All checks with their outcome; see the functions of this module.
+
+    Args:
+        denoiser: A loaded model.
+        tokenizer: Of its checkpoint.
+    """
     checks: dict[str, Callable[[], str]] = {
         "vocabulary": lambda: check_vocabulary(denoiser, tokenizer),
         "rotation table": lambda: check_rotation(denoiser.model),
@@ -47,7 +52,13 @@ def self_check(denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer) -
 def require_sound(
     denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer, where: object
 ) -> None:
-    """Raise `CheckpointError` that says which checks failed and why."""
+    """Raise `CheckpointError` that says which checks failed and why.
+
+    Args:
+        denoiser: A loaded model.
+        tokenizer: Of its checkpoint.
+        where: Its folder or name, for messages.
+    """
     failed = [check for check in self_check(denoiser, tokenizer) if check.problem]
     if failed:
         listing = "; ".join(f"{check.name}: {check.problem}" for check in failed)
@@ -55,7 +66,12 @@ def require_sound(
 
 
 def check_vocabulary(denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer) -> str:
-    """Embedding and head have one row per id, and the tokenizer knows no further ids."""
+    """Embedding and head have one row per id, and the tokenizer knows no further ids.
+
+    Args:
+        denoiser: A loaded model.
+        tokenizer: Of its checkpoint.
+    """
     size = denoiser.model.config.vocab_size
     for name in ("input", "output"):
         rows = getattr(denoiser.model, f"get_{name}_embeddings")().weight.shape[0]
@@ -107,6 +123,8 @@ def check_attention(denoiser: TransformersDenoiser) -> str:
     length = _PROBE_LENGTH if block is None else 2 * block
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, denoiser.vocab.size, (1, length), generator=generator)
+    if denoiser.reordered:
+        return _check_order(denoiser, tokens)
     before = _hidden(denoiser, tokens)
     if not bool(before.isfinite().all()):
         return "the model returns NaN or infinite numbers for random tokens"
@@ -122,6 +140,24 @@ def check_attention(denoiser: TransformersDenoiser) -> str:
         return f"column {length - 1} does not influence the rest of its block"
     if leaked > 0.5 * meant:
         return f"column {length - 1} influences the block before its own"
+    return ""
+
+
+def _check_order(denoiser: TransformersDenoiser, tokens: Tensor) -> str:
+    """The check of a model that reads decided columns first, on 8 random tokens."""
+    mask, middle, last = denoiser.vocab.mask_id, _PROBE_LENGTH // 2, _PROBE_LENGTH - 1
+    tokens = torch.where(tokens == mask, (mask + 1) % denoiser.vocab.size, tokens)
+    tokens[:, middle] = mask
+    before = _hidden(denoiser, tokens)
+    if not bool(before.isfinite().all()):
+        return "the model returns NaN or infinite numbers for random tokens"
+    other = next(n for n in range(denoiser.vocab.size) if n not in (mask, int(tokens[0, last])))
+    tokens[:, last] = other
+    moved = (_hidden(denoiser, tokens) - before).abs().mean(-1)[0]
+    if moved[middle] <= _NOISE * moved[last]:
+        return f"column {last}, decided, does not influence column {middle}, undecided"
+    if moved[:middle].max() > _NOISE * moved[last]:
+        return f"column {last} influences decided columns in front of it"
     return ""
 
 

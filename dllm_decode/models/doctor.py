@@ -25,6 +25,7 @@ from dllm_decode.models.blueprint import (
 )
 from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.locate import look_for
+from dllm_decode.models.lora import read_adapter, wanted
 from dllm_decode.models.placement import pick_device, pick_dtype
 from dllm_decode.models.spec import EDIT_TOKENS
 
@@ -39,6 +40,9 @@ PACKAGES = (
     "omegaconf",
     "antlr4-python3-runtime",
     "accelerate",
+    "peft",
+    "torchao",
+    "bitsandbytes",
     "triton",
     "lm_eval",
 )
@@ -102,11 +106,20 @@ def examine(settings: Mapping[str, Any]) -> Examination:
     if "checkpoint" not in settings:
         report.facts["model"] = "computed, not loaded: there is no checkpoint to examine"
         return report
-    folder = _examine_places(report, settings["checkpoint"])
+    try:
+        asked = wanted(settings["checkpoint"], settings.get("adapters"))
+    except DllmDecodeError as error:
+        report.findings.append(Finding(str(error), "fetch what is missing, or name another"))
+        return report
+    folder = _examine_places(report, asked.checkpoint)
     if folder is None:
         return report
+    if asked.adapters:
+        report.facts["adapters"] = ", ".join(map(str, asked.adapters))
     try:
-        plan = blueprint(folder, settings.get("ignore_settings") or ())
+        plan = blueprint(folder, settings.get("ignore_settings") or (), adapters=asked.adapters)
+        for adapter in asked.adapters or ():
+            read_adapter(adapter)
         _examine_checkpoint(report, plan, settings, place)
     except DllmDecodeError as error:
         report.findings.append(Finding(str(error), "use a complete copy of a known checkpoint"))
@@ -135,7 +148,12 @@ def _examine_installation(report: Examination) -> None:
 
 
 def antlr_findings(antlr: str | None, lm_eval: str | None) -> list[Finding]:
-    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both."""
+    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both.
+
+    Args:
+        antlr: Installed version of the runtime, None for none.
+        lm_eval: Likewise of lm-eval.
+    """
     if antlr is not None and _numbers(antlr)[:2] != (4, 9):
         return [
             Finding(
@@ -212,8 +230,9 @@ def _examine_checkpoint(
 ) -> None:
     published, spec = plan.published, plan.spec
     report.facts["architecture"] = f"{published.architecture} ({spec.family})"
-    block = spec.block_length(published)
-    report.facts["attention"] = f"block-causal, blocks of {block}" if block else "full"
+    block = settings.get("block_length") or spec.block_length(published)
+    whole = "causal in the order of decisions" if spec.reordered else "full"
+    report.facts["attention"] = f"block-causal, blocks of {block}" if block else whole
     tensors = stored_tensors(plan.folder)
     check_sizes(plan, tensors)
     model = build_on_meta(plan)
@@ -254,7 +273,7 @@ def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, An
     asked = {name: settings.get(name) for name in ("mask_id", "eot_ids", "pad_id")}
     turn = [tokenizer.id_of(word) for word in spec.turn_end]
     told = {
-        "mask_id": (tokenizer.id_of(spec.mask_token or ""), published.token("mask_token_id", size)),
+        "mask_id": (_mask_of(plan), published.token("mask_token_id", size)),
         "eot_ids": (
             [token for token in (tokenizer.end_id, *turn) if token is not None] or None,
             published.tokens("eos_token_id", size),
@@ -262,7 +281,8 @@ def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, An
         "pad_id": (tokenizer.pad_id, published.token("pad_token_id", size)),
     }
     try:
-        vocab = special_ids(plan, asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        given = (asked["mask_id"], asked["eot_ids"], asked["pad_id"])
+        vocab = special_ids(plan, *given, banned_ids=settings.get("banned_ids") or ())
         _examine_vocabulary(report, plan, vocab)
         used: Mapping[str, Any] = {
             "mask_id": vocab.mask_id,
@@ -285,6 +305,12 @@ def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, An
                 "set model.mask_id to the one the model was trained with",
             )
         )
+
+
+def _mask_of(plan: Blueprint) -> int | None:
+    """The mask as the tokenizer has it."""
+    known = plan.tokenizer.id_of(plan.spec.mask_token or "")
+    return plan.tokenizer.mask_id if known is None else known
 
 
 def _examine_vocabulary(report: Examination, plan: Blueprint, vocab: Vocab) -> None:

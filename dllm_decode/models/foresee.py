@@ -38,7 +38,7 @@ def check_before_loading(
         values = read_json(folder / "config.json")
         spec = spec_of(values)
         published = Published(values, frozenset(settings.get("ignore_settings") or ()))
-        block = spec.block_length(published)
+        block = settings.get("block_length") or spec.block_length(published)
     except DllmDecodeError:
         return
     if cache.attention == "block_causal" and block is None:
@@ -46,7 +46,7 @@ def check_before_loading(
             f"cache ({type(cache).__name__}) is exact for block-causal models only, but model "
             f"({spec.family}) attends to the whole canvas; use cache=none, prefix or dual"
         )
-    schedule.on_grid(settings.get("block_length") or block)
+    schedule.on_grid(block)
 
 
 def _folder(checkpoint: str | Sequence[str] | None) -> Path | None:

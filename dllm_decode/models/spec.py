@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ INERT = frozenset(
         "_name_or_path",
         "architectures",
         "attention_dropout",
+        "attn_implementation",
         "auto_map",
         "bos_token_id",
         "chunk_size_feed_forward",
@@ -50,6 +51,7 @@ INERT = frozenset(
         "tokenizer_class",
         "torch_dtype",
         "transformers_version",
+        "trust_remote_code",
         "unsloth_version",
         "use_cache",
     }
@@ -207,7 +209,12 @@ def _shown(value: Any) -> str:
 
 
 def architecture_of(values: Mapping[str, Any], file: Path | str = "config.json") -> str:
-    """`architectures[0]`; raises `CheckpointError` where config.json names none."""
+    """`architectures[0]`; raises `CheckpointError` where config.json names none.
+
+    Args:
+        values: Content of config.json.
+        file: Its name, for messages.
+    """
     names = values.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(
@@ -222,7 +229,12 @@ _QUANTISED = ("quantization_config", "compression_config", "quantization")
 
 
 def refuse_quantised(values: Mapping[str, Any], file: Path | str = "config.json") -> None:
-    """Raise `CheckpointError` for weights that are stored in fewer bits than a float."""
+    """Raise `CheckpointError` for weights that are stored in fewer bits than a float.
+
+    Args:
+        values: Content of config.json.
+        file: Its name, for messages.
+    """
     for key in _QUANTISED:
         settings = values.get(key)
         if not settings:
@@ -266,6 +278,9 @@ class ModelSpec:
         block: For block-causal attention the key of config.json that holds the length of the
             published block grid (empty where there is none) and the length where it is not set;
             None for full attention.
+        either: Whether a model with full attention becomes block-causal where a block length is
+            asked for.
+        reordered: Whether attention is causal in the order in which columns were decided.
         mask_token: The tokenizer's word for the mask.
         turn_end: Words that end a turn and so a text.
         reply_header: What the chat template appends even when it is asked not to.
@@ -278,6 +293,8 @@ class ModelSpec:
     model_class: str
     shifted: bool = False
     block: tuple[str, int] | None = None
+    either: bool = False
+    reordered: bool = False
     mask_token: str | None = None
     turn_end: tuple[str, ...] = ()
     reply_header: str | None = None
@@ -307,6 +324,7 @@ def _rope(config: Published, usual_theta: float | None = None, *, partly: bool =
     kept = {name: config.get(name) for name in _ROPE}
     for key in ("rope_parameters", "rope_scaling"):
         given = config.get(key, {})
+        given = {} if given is False else given  # as RND1 writes it
         if isinstance(given, dict) and set(given) == {"full_attention"}:  # one entry per layer type
             given = given["full_attention"]
         if not isinstance(given, dict):
@@ -522,8 +540,14 @@ def _llada2(config: Published) -> Settings:
     config.expect("score_function", "sigmoid")
     config.expect("use_qk_norm", True)
     config.expect("use_rmsnorm", True)
-    config.skip("embedding_dropout", "output_dropout", "output_router_logits")
+    config.skip("block_size", "embedding_dropout", "output_dropout", "output_router_logits")
     config.skip(*EDIT_TOKENS)
+    if config.get("expert_capacity") is not None:
+        raise CheckpointError(
+            f"{config.where} lets the tokens of a block share 'expert_capacity' experts, as "
+            "LLaDA2.2 does; that choice is not made here, and without it the model computes "
+            "something else"
+        )
     sizes, size = _sizes(config, partly_rotated=True), _head_size(config)
     experts = _experts(config)
     config.expect("rotary_dim", int(size * sizes["rope_parameters"]["partial_rotary_factor"]))
@@ -574,7 +598,8 @@ def _fast_dllm(config: Published) -> Settings:
 def _qwen3(config: Published) -> Settings:
     """The settings of SDAR, which is a Qwen3."""
     config.expect("attention_bias", False)
-    config.skip("block_size", "ep_size", "fuse_cross_entropy")
+    config.skip("block_size", "debug", "ep_size", "fuse_cross_entropy")
+    config.skip("micro_forward", "skip_checkpoint", "use_deepep")  # of its training
     return {
         **_sizes(config),
         "head_dim": _head_size(config),
@@ -597,6 +622,37 @@ def _qwen3_moe(config: Published) -> Settings:
             "mlp_only_layers", [], most=sizes["num_hidden_layers"] - 1
         ),
     }
+
+
+def _rnd1(config: Published) -> Settings:
+    """RND1: Qwen3-MoE with full attention; predictions are one column to the left."""
+    config.expect("is_causal", False)
+    config.skip("moe_backend", "num_diffusion_steps")
+    return _qwen3_moe(config)
+
+
+def _open_dcoder(config: Published) -> Settings:
+    """Open-dCoder: Qwen2.5 under the name of the causal model it was made from."""
+    if config.get("auto_map") is None and config.get("mask_token_id") is None:
+        raise CheckpointError(
+            f"{config.where}: nothing says that this model fills masks (Open-dCoder's config.json "
+            "has an 'auto_map', others a 'mask_token_id'), so it writes from left to right and "
+            "cannot be decoded here"
+        )
+    return _qwen2(config)
+
+
+def _wedlm(config: Published) -> Settings:
+    """WeDLM-8B, which has the layers of Qwen3."""
+    config.expect("qk_norm", True)
+    return _qwen3(config)
+
+
+def _wedlm_qwen2(config: Published) -> Settings:
+    """WeDLM-7B, which has the layers of Qwen2.5."""
+    config.expect("qk_norm", False)
+    config.expect("attention_bias", True)
+    return _qwen2(config)
 
 
 # Ids with which LLaDA2.2 edits its own text; that needs positions to move, which no loop here does.
@@ -658,7 +714,7 @@ SPECS: dict[str, ModelSpec] = {
         translate=_llada2,
         config_class="transformers:Glm4MoeConfig",
         model_class="dllm_decode.models.llada2:LLaDA2MoeModelLM",
-        block=("", 32),
+        block=("block_size", 32),
         mask_token="<|mask|>",
         turn_end=("<|role_end|>",),
     ),
@@ -701,7 +757,79 @@ SPECS: dict[str, ModelSpec] = {
         turn_end=("<|im_end|>",),
         lean=LeanForm(qkv_bias=True),
     ),
+    "StableDiffcoderForCausalLM": ModelSpec(
+        family="Stable-DiffCoder",
+        translate=_illada,
+        config_class="transformers:LlamaConfig",
+        model_class="transformers:LlamaForCausalLM",
+        block=("", 4),
+        mask_token="<[MASK_TOKEN]>",
+        lean=LeanForm(),
+    ),
+    "RND1LM": ModelSpec(
+        family="RND1",
+        translate=_rnd1,
+        config_class="transformers:Qwen3MoeConfig",
+        model_class="transformers:Qwen3MoeForCausalLM",
+        shifted=True,
+        turn_end=("<|im_end|>",),
+    ),
+    "WeDLMForCausalLM": ModelSpec(
+        family="WeDLM",
+        translate=_wedlm,
+        config_class="transformers:Qwen3Config",
+        model_class="transformers:Qwen3ForCausalLM",
+        reordered=True,
+        turn_end=("<|im_end|>",),
+    ),
+    "Qwen2ForCausalLM": ModelSpec(
+        family="Open-dCoder",
+        translate=_open_dcoder,
+        config_class="transformers:Qwen2Config",
+        model_class="transformers:Qwen2ForCausalLM",
+        shifted=True,
+        mask_token="<M>",
+        turn_end=("<|im_end|>",),
+        lean=LeanForm(qkv_bias=True),
+    ),
+    "A2DQwen3LMHeadModel": ModelSpec(
+        family="A2D-Qwen3",
+        translate=_qwen3,
+        config_class="transformers:Qwen3Config",
+        model_class="transformers:Qwen3ForCausalLM",
+        either=True,
+        mask_token="<|mask|>",
+        turn_end=("<|im_end|>",),
+    ),
+    "A2DQwen2LMHeadModel": ModelSpec(
+        family="A2D-Qwen2",
+        translate=_qwen2,
+        config_class="transformers:Qwen2Config",
+        model_class="transformers:Qwen2ForCausalLM",
+        either=True,
+        mask_token="<|mask|>",
+        turn_end=("<|im_end|>",),
+        lean=LeanForm(qkv_bias=True),
+    ),
+    "A2DLlamaLMHeadModel": ModelSpec(
+        family="A2D-Llama",
+        translate=_illada,
+        config_class="transformers:LlamaConfig",
+        model_class="transformers:LlamaForCausalLM",
+        either=True,
+        mask_token="<|mask|>",
+        turn_end=("<|eot_id|>",),
+        lean=LeanForm(),
+    ),
 }
+
+# WeDLM gives one name to two bodies: that of Qwen3 and, without `qk_norm`, that of Qwen2.5.
+WEDLM_QWEN2 = replace(
+    SPECS["WeDLMForCausalLM"],
+    translate=_wedlm_qwen2,
+    config_class="transformers:Qwen2Config",
+    model_class="transformers:Qwen2ForCausalLM",
+)
 
 # Architectures that are known and cannot be decoded here, with what is missing.
 REFUSED = {
@@ -710,11 +838,24 @@ REFUSED = {
         "logits through a separate encoder and decoder; the loop here marks undecided columns with "
         "a mask token and passes no logits back"
     ),
+    "GFusionForDiffusionLM": (
+        "its latent attention keeps one compressed state per column, and the store here keeps keys "
+        "and values"
+    ),
+    "NemotronLabsDiffusionModel": (
+        "its attention changes between causal and block-wise within one decoding, and its "
+        "positions are scaled; a model here has one kind of attention"
+    ),
 }
 
 
 def spec_of(values: Mapping[str, Any], file: Path | str = "config.json") -> ModelSpec:
-    """The row of a config.json; raises `CheckpointError` for architectures not in the table."""
+    """The row of a config.json; raises `CheckpointError` for architectures not in the table.
+
+    Args:
+        values: Content of config.json.
+        file: Its name, for messages.
+    """
     architecture = architecture_of(values, file)
     if architecture in REFUSED:
         raise CheckpointError(
@@ -725,4 +866,6 @@ def spec_of(values: Mapping[str, Any], file: Path | str = "config.json") -> Mode
             f"{file}: architecture {_shown(architecture)} is not known; known are "
             f"{', '.join(sorted(SPECS))}"
         )
+    if architecture == "WeDLMForCausalLM" and not values.get("qk_norm"):
+        return WEDLM_QWEN2
     return SPECS[architecture]

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -313,6 +313,12 @@ class CheckpointTokenizer:
         return None if number is None else int(number)
 
     @property
+    def mask_id(self) -> int | None:
+        """The tokenizer's own mask, None where it names none."""
+        number = getattr(self.backend, "mask_token_id", None)
+        return None if number is None else int(number)
+
+    @property
     def pad_id(self) -> int | None:
         """The tokenizer's own padding, None where it names none."""
         number = None if self.backend is None else self.backend.pad_token_id
@@ -384,38 +390,25 @@ def _backend(folder: Path) -> Any:
     return backend
 
 
-def vocabulary(
-    rows: int,
-    mask_id: int,
-    eot_ids: tuple[int, ...],
-    pad_id: int | None,
-    tokenizer: CheckpointTokenizer,
-    banned: tuple[int, ...] = (),
-) -> Vocab:
-    """The ids of a model and which of them are never generated.
+def vocabulary(head: Vocab, tokenizer: CheckpointTokenizer) -> Vocab:
+    """The ids of a model that mean something, and which of them are never generated.
 
     Models have more rows than their tokenizer has ids, for speed. The vocabulary ends with the last
     id that means something; the loop computes no logits of what lies behind. Unknown ids in front
     of it are banned.
 
     Args:
-        rows: Of the model's head.
-        mask_id: The undecided token.
-        eot_ids: Ids that end a text.
-        pad_id: Left padding, None where there is none.
+        head: All rows of the model's head as ids, with the special ones among them.
         tokenizer: Says which ids stand for something.
-        banned: Further ids that are never generated.
-
-    Raises:
-        ConfigError: A special id lies outside of the head.
     """
     known = tokenizer.ids
     if known is None:
-        return Vocab(rows, mask_id, eot_ids, pad_id, banned)
-    named = {mask_id, *eot_ids, *([] if pad_id is None else [pad_id])}
-    size = min(rows, max(known | named) + 1)
-    never = (set(range(size)) - known - named) | {token for token in banned if token < size}
-    return Vocab(size, mask_id, eot_ids, pad_id, tuple(sorted(never)))
+        return head
+    named = {head.mask_id, *head.eot_ids, *([] if head.pad_id is None else [head.pad_id])}
+    size = min(head.size, max(known | named) + 1)
+    banned = {token for token in head.banned_ids if token < size}
+    never = (set(range(size)) - known - named) | banned
+    return replace(head, size=size, banned_ids=tuple(sorted(never)))
 
 
 def control_ids(vocab: Vocab) -> frozenset[int]:

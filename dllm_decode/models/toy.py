@@ -124,6 +124,7 @@ class World(ABC):
         floor: Probability given to what cannot happen, in [0, 1), so that all logits are finite; 0
             makes them -inf.
         seed: Of the noise.
+        source: The config.json that a checkpoint would have; empty.
 
     Examples:
         >>> from dllm_decode.strategies.fixed import TopK
@@ -246,6 +247,23 @@ class World(ABC):
         wanted = probs.gather(1, slot[..., None].expand(-1, -1, probs.shape[2]))
         logits = wanted.clamp(min=self.floor).log()
         return logits + self.noise * self._uniform(tokens, live, slot)
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """States are the logits, and embeddings are one-hot: a world has nothing inside."""
+        return frozenset({"hidden", "embeddings"})
+
+    def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """The logits (B, W, V), impossible tokens at -100; see `Capabilities`."""
+        return self(tokens, live, index, plan).clamp(min=-100.0)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of states: themselves."""
+        return hidden
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """One-hot embeddings (B, L, V) of tokens."""
+        return torch.nn.functional.one_hot(tokens, self.vocab.size).float()
 
     def _instance(self, tokens: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
         """Symbols of each row's instance (B, M), -1 behind, and its first answer column (B,)."""
@@ -402,7 +420,7 @@ class Reverse(ListWorld):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Replace(ListWorld):
+class _ReplaceWorld(ListWorld):
     """What both replacements share: the last symbol in front of the separator is the new item."""
 
     @property
@@ -419,7 +437,7 @@ class _Replace(ListWorld):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplaceIndex(_Replace):
+class ReplaceIndex(_ReplaceWorld):
     """The item at `index` is replaced by the last symbol of the prompt. As parallel as `Copy`.
 
     Attributes:
@@ -445,7 +463,7 @@ class ReplaceIndex(_Replace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplaceRandom(_Replace):
+class ReplaceRandom(_ReplaceWorld):
     """One item, any one, is replaced by the last symbol of the prompt: n answers, equally likely.
 
     With J the replaced column, P(J = j | decided) is uniform over the j that explain the decided

@@ -61,16 +61,10 @@ class KernelBench(Task):
     largest: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batches", "windows", "vocabularies", "dtypes"):
-            values = getattr(self, name)
-            require(len(values) > 0, f"task.{name} must not be empty")
-            for value in values:
-                if name == "dtypes":
-                    require_choice("task.dtypes", value, DTYPES)
-                else:
-                    require_count(f"task.{name}", value)
-        for name in ("slots", "width", "repeats"):
-            require_count(f"task.{name}", getattr(self, name))
+        check_counts(self, "batches", "windows", "vocabularies", "slots", "width", "repeats")
+        require(len(self.dtypes) > 0, "task.dtypes must not be empty")
+        for dtype in self.dtypes:
+            require_choice("task.dtypes", dtype, DTYPES)
         if self.largest is not None:
             require_count("task.largest", self.largest)
         require_choice("task.device", self.device, ("auto", "cpu", "cuda"))
@@ -133,6 +127,24 @@ class KernelBench(Task):
             for vocabulary in self.vocabularies
             for count in rows
         ]
+
+
+def check_counts(task: Task, *names: str) -> None:
+    """Refuse settings that are no counts of 1 or more, or empty lists of such.
+
+    Args:
+        task: What is to be run.
+        names: Of its fields.
+
+    Raises:
+        ConfigError: Naming the first setting that is neither.
+    """
+    for name in names:
+        value = getattr(task, name)
+        listed = isinstance(value, list | tuple)
+        require(not listed or len(value) > 0, f"task.{name} must not be empty")
+        for count in value if listed else (value,):
+            require_count(f"task.{name}", count)
 
 
 def device_of(setting: str) -> torch.device:
@@ -206,13 +218,11 @@ def draw(records: list[dict[str, Any]], path: Path, device: str) -> bool:
         False where matplotlib is missing and nothing was drawn.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         return False
     sizes = sorted({(record["vocabulary"], record["dtype"]) for record in records})
     figure = Figure(figsize=(9, 5.5 * max(1, len(sizes))), layout="constrained")
-    FigureCanvasAgg(figure)
     for number, size in enumerate(sizes):
         axes = figure.add_subplot(len(sizes), 1, number + 1)
         own = [record for record in records if (record["vocabulary"], record["dtype"]) == size]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.errors import require, require_choice, require_count
+from dllm_decode.errors import require, require_choice
 from dllm_decode.tasks import Context, Task
+from dllm_decode.tasks.bench import check_counts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +21,6 @@ if TYPE_CHECKING:
     from dllm_decode.decoding.loop import Decoder
 
 GROUPS = ("step", "batch", "batching", "cache", "canvas")
-BATCHES = (1, 4, 8, 16, 32)
-CANVASES = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class DecodingBench(Task):
         require(len(self.groups) > 0, "task.groups must not be empty")
         for group in self.groups:
             require_choice("task.groups", group, GROUPS)
-        for name in ("rounds", "rows", "canvas", "block"):
-            require_count(f"task.{name}", getattr(self, name))
+        check_counts(self, "rounds", "rows", "canvas", "block")
 
     def run(self, context: Context) -> int:
         """Measure, show a table per group, write both files."""
@@ -118,106 +118,24 @@ class DecodingBench(Task):
     def _compare(self, context: Context, group: str) -> list[Timing]:
         from dllm_decode.benchmarks.decoding import compare
 
-        variants = self._variants(context)[group]()
-        total = len(variants) * (self.rounds + 1)
-        done = 0
-        with context.display.progress(group, total) as tick:
-
-            def count() -> None:
-                nonlocal done
-                done += 1
-                tick(done)
-
-            timings = compare(group, variants, self.rounds, count)
+        variants = self._variants(context, group)
+        with context.display.progress(group, len(variants) * (self.rounds + 1)) as tick:
+            done = count(1)
+            timings = compare(group, variants, self.rounds, lambda: tick(next(done)))
         context.display.show(group_table(timings))
         return timings
 
-    def _variants(self, context: Context) -> dict[str, Callable[[], list[Contender]]]:
-        return {
-            "batch": lambda: self._batch(context),
-            "batching": lambda: self._batching(context),
-            "cache": lambda: self._cache(context),
-            "canvas": lambda: self._canvas(context),
-        }
+    def _variants(self, context: Context, group: str) -> list[Contender]:
+        from dllm_decode.benchmarks import decoding
 
-    def _batch(self, context: Context) -> list[Contender]:
-        from dllm_decode.benchmarks.decoding import Contender, repeated
-        from dllm_decode.decoding.engine import Engine
-
-        request = repeated(self._prompts(context), self.rows, 32)
-        decoder = self._plain(context)
-        return [
-            Contender(f"{batch} at once", Engine(decoder, batch), request)
-            for batch in BATCHES
-            if batch <= self.rows
-        ]
-
-    def _batching(self, context: Context) -> list[Contender]:
-        from dllm_decode.benchmarks.decoding import (
-            Contender,
-            padded_to_the_slowest,
-            repeated,
-            spread_request,
-        )
-        from dllm_decode.decoding.engine import Engine
-
-        request = spread_request(repeated(self._prompts(context), self.rows, 100), 2, 100)
-        decoder, batch = self._plain(context), 8
-        stay = padded_to_the_slowest(request, batch)
-        return [
-            Contender(
-                "static, finished rows stay",
-                Engine(decoder, batch, batching="static"),
-                stay,
-                sum(request.lengths),
-            ),
-            Contender("static", Engine(decoder, batch, batching="static"), request),
-            Contender("continuous", Engine(decoder, batch), request),
-        ]
-
-    def _cache(self, context: Context) -> list[Contender]:
-        from dllm_decode.benchmarks.decoding import Contender, repeated
-        from dllm_decode.decoding.cache import (
-            BlockExact,
-            CertaintyCache,
-            DelayedCache,
-            DualCache,
-            NoCache,
-            PeriodicCache,
-            PrefixCache,
-            VicinityCache,
-        )
-        from dllm_decode.decoding.denoiser import Capabilities
-        from dllm_decode.decoding.engine import Engine
-
-        decoder = self._plain(context)
-        grid = Capabilities.of(decoder.denoiser).block_length
-        exact = [BlockExact(grid)] if grid else []
-        policies = [
-            NoCache(), PrefixCache(), DualCache(), VicinityCache(), PeriodicCache(),
-            DelayedCache(), CertaintyCache(), *exact,
-        ]  # fmt: skip
-        request = repeated(self._prompts(context), 1, self.canvas)
-        return [
-            Contender(type(policy).__name__, Engine(replace(decoder, cache=policy), 1), request)
-            for policy in policies
-        ]
-
-    def _canvas(self, context: Context) -> list[Contender]:
-        from dllm_decode.benchmarks.decoding import Contender, repeated
-        from dllm_decode.decoding.cache import DualCache, NoCache
-        from dllm_decode.decoding.engine import Engine
-
-        decoder = self._plain(context)
-        return [
-            Contender(
-                f"{name}, {length}",
-                Engine(replace(decoder, cache=policy), 1),
-                repeated(self._prompts(context), 1, length),
-            )
-            for length in CANVASES
-            for name, policy in (("none", NoCache()), ("dual", DualCache()))
-        ]
+        decoder, prompts = self._plain(context), self._prompts(context)
+        if group == "batch":
+            return decoding.batch_sizes(decoder, prompts, self.rows)
+        if group == "batching":
+            return decoding.ways_to_batch(decoder, prompts, self.rows)
+        if group == "cache":
+            return decoding.cache_policies(decoder, prompts, self.canvas)
+        return decoding.canvas_lengths(decoder, prompts)
 
     def _prompts(self, context: Context) -> list[tuple[int, ...]]:
         """Sample problems of different lengths as token ids."""
@@ -254,8 +172,6 @@ def group_table(timings: Sequence[Timing]) -> Table:
     Args:
         timings: Of its variants.
     """
-    from statistics import median
-
     from rich.table import Table
 
     table = Table(
@@ -283,7 +199,6 @@ def draw(timings: Sequence[Timing], path: Path) -> bool:
         False where matplotlib is missing and nothing was drawn.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         return False
@@ -291,7 +206,6 @@ def draw(timings: Sequence[Timing], path: Path) -> bool:
     figure = Figure(
         figsize=(8, 0.6 + 0.32 * len(timings) + 0.8 * len(groups)), layout="constrained"
     )
-    FigureCanvasAgg(figure)
     heights = [1 + sum(timing.group == group for timing in timings) for group in groups]
     panels = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, group in zip(panels, groups, strict=True):

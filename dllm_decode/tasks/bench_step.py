@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
 from dllm_decode.tasks import Context, Task
-from dllm_decode.tasks.bench import CPU_NOTE, DTYPES, device_of, machine
+from dllm_decode.tasks.bench import CPU_NOTE, DTYPES, check_counts, device_of, machine
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from dllm_decode.benchmarks.step import Size
-    from dllm_decode.models.loaded import LoadedModel
+    from dllm_decode.decoding.loop import Decoder
+    from dllm_decode.decoding.types import Request
 
 # kernels and head: everything fused, logits written in between, plain torch
 VARIANTS = (("auto", "auto"), ("auto", "apart"), ("reference", "apart"))
@@ -68,11 +69,8 @@ class StepBench(Task):
     compile: str | None = None
 
     def __post_init__(self) -> None:
-        require(len(self.batches) > 0, "task.batches must not be empty")
-        for batch in self.batches:
-            require_count("task.batches", batch)
-        for name in ("prompt", "tokens", "rounds", "width", "inner", "layers", "heads"):
-            require_count(f"task.{name}", getattr(self, name))
+        names = ("batches", "prompt", "tokens", "rounds", "width", "inner", "layers", "heads")
+        check_counts(self, *names)
         require_count("task.vocabulary", self.vocabulary, minimum=2)
         require(
             self.width % (2 * self.heads) == 0,
@@ -87,7 +85,8 @@ class StepBench(Task):
 
     def run(self, context: Context) -> int:
         """Measure, show a table, write both files."""
-        from dllm_decode.benchmarks.step import random_model
+        from dllm_decode.api import build
+        from dllm_decode.benchmarks.step import profile, random_model
 
         size, device = self._size(), device_of(self.device)
         if device.type == "cpu" and size.parameters > CPU_PARAMETERS:
@@ -102,8 +101,9 @@ class StepBench(Task):
         with context.display.working("making the model"):
             loaded = random_model(size, self.dtype, device, self.compile)
         say(str(loaded.description))
+        decoder = build(context.cfg, model=lambda: loaded).decoder
         steps = [
-            self._variant(context, loaded, size, batch, *variant)
+            self._variant(context, decoder, batch, *variant)
             for batch in self.batches
             for variant in variants
         ]
@@ -117,8 +117,9 @@ class StepBench(Task):
             "steps": steps,
         }
         written = context.folder.write_json("step.json", report)
-        profile = self._profile(context, loaded, size)
-        table = context.folder.write_text("step_profile.txt", profile)
+        with context.display.working("profile"):
+            operations = profile(decoder, self._request(self.batches[0]))
+        table = context.folder.write_text("step_profile.txt", operations)
         context.display.show(step_table(steps))
         say(f"written: {written}, {table}")
         return 0
@@ -130,29 +131,25 @@ class StepBench(Task):
         shape = (self.vocabulary, self.width, self.inner, self.layers, self.heads)
         return Size(*shape, positions=positions)
 
+    def _request(self, rows: int) -> Request:
+        from dllm_decode.benchmarks.step import random_request
+
+        return random_request(self._size(), rows, self.prompt, self.tokens)
+
     def _variant(
-        self,
-        context: Context,
-        loaded: LoadedModel,
-        size: Size,
-        batch: int,
-        kernels: str,
-        head: str,
+        self, context: Context, decoder: Decoder, batch: int, kernels: str, head: str
     ) -> dict[str, Any]:
         import torch
 
-        from dllm_decode.api import build
         from dllm_decode.benchmarks.decoding import step_seconds
-        from dllm_decode.benchmarks.step import implementation, random_request
+        from dllm_decode.kernels import dispatch
 
-        decoder = build(context.cfg, model=lambda: loaded).decoder
-        request = random_request(size, batch, self.prompt, self.tokens)
-        gpu = loaded.denoiser.device.type == "cuda"
+        gpu = decoder.denoiser.device.type == "cuda"
         if gpu:
             torch.cuda.reset_peak_memory_stats()
         title = f"{batch} rows, kernels={kernels} head={head}"
-        with context.display.working(title), implementation(kernels, head):
-            seconds = step_seconds(decoder, request, batch, self.rounds)
+        with context.display.working(title), dispatch.using(kernels, head):
+            seconds = step_seconds(decoder, self._request(batch), batch, self.rounds)
         return {
             "batch": batch,
             "kernels": kernels,
@@ -160,14 +157,6 @@ class StepBench(Task):
             "seconds": dict(seconds),
             "peak_bytes": torch.cuda.max_memory_allocated() if gpu else None,
         }
-
-    def _profile(self, context: Context, loaded: LoadedModel, size: Size) -> str:
-        from dllm_decode.api import build
-        from dllm_decode.benchmarks.step import profile, random_request
-
-        decoder = build(context.cfg, model=lambda: loaded).decoder
-        with context.display.working("profile"):
-            return profile(decoder, random_request(size, self.batches[0], self.prompt, self.tokens))
 
 
 def step_table(steps: list[dict[str, Any]]) -> Table:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.errors import require, require_count
+from dllm_decode.errors import require_count
 from dllm_decode.tasks import Context, Task
-from dllm_decode.tasks.bench import machine
+from dllm_decode.tasks.bench import check_counts, machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,11 +43,7 @@ class StepCpuBench(Task):
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        require(len(self.batches) > 0, "task.batches must not be empty")
-        for batch in self.batches:
-            require_count("task.batches", batch)
-        for name in ("window", "rounds"):
-            require_count(f"task.{name}", getattr(self, name))
+        check_counts(self, "batches", "window", "rounds")
         require_count("task.vocabulary", self.vocabulary, minimum=2)
 
     def run(self, context: Context) -> int:

@@ -21,8 +21,9 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
-from dllm_decode.problems import FAMILIES, TRAINED, Variant
+from dllm_decode.problems import TRAINED, Variant, families_of
 from dllm_decode.tasks import Context, Task, strategy_name
+from dllm_decode.tasks.eval_devices import check_devices, merged, placed, plan_of, workers
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dllm_decode.decoding.types import Request
     from dllm_decode.decoding.voting import Voting
     from dllm_decode.evaluation.data import Question
-    from dllm_decode.evaluation.evaluate import Reference
+    from dllm_decode.evaluation.evaluate import Evaluation, Reference
     from dllm_decode.evaluation.metrics import Sample
     from dllm_decode.evaluation.store import JobFolder
     from dllm_decode.models.loaded import LoadedModel
@@ -53,6 +54,9 @@ class Eval(Task):
     Args:
         families: Bundled ones by name, `shown` (those the bundled model solves), `trained` (those
             it is trained on) or `all`.
+        style: `shorthand`, as the bundled model is trained, or `instruct`: the tasks of
+            ParallelBench in plain English with a worked example, for other checkpoints.
+        language_tool: Address of a LanguageTool server that grades the grammar of free text.
         problems: List lengths, clues and other changes, see `dllm_decode.problems.variant`.
         split: `held_out` or `train`.
         count: Problems per family, or of the file.
@@ -76,6 +80,9 @@ class Eval(Task):
         block_lengths: Of `vote=block_lengths`, n of them; None for 8, 16, 32, ...
         answer: What of a text is compared, `text`, `number` or `boxed`; `auto`: what the grader
             reads.
+        devices: `all` shares the problems among all GPUs of this machine, a list among the devices
+            it names, each with a model of its own; None: one device. Changes speed and nothing
+            else.
 
     Examples:
         >>> Eval(families="sort", count=20).split
@@ -83,6 +90,8 @@ class Eval(Task):
     """
 
     families: str | list[str] = "shown"
+    style: str = "shorthand"
+    language_tool: str | None = None
     problems: Variant = field(default_factory=Variant)
     split: str = "held_out"
     count: int = 100
@@ -104,6 +113,7 @@ class Eval(Task):
     vote: str = "majority"
     block_lengths: list[int] | None = None
     answer: str = "auto"
+    devices: str | list[str] | None = None
 
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
@@ -116,6 +126,7 @@ class Eval(Task):
             require_count("max_new_tokens", self.max_new_tokens)
         require_choice("task.answer", self.answer, ("auto", "text", "number", "boxed"))
         check_voting(self.n, self.vote, self.block_lengths)
+        check_devices(self.devices, self.timing)
         require_choice("task.split", self.split, ("held_out", "train"))
         require_choice("task.template", self.template, ("auto", "chat", "plain"))
         if (self.shots is None) != (self.shot_count == 0):
@@ -134,7 +145,7 @@ class Eval(Task):
         if not self.runs:
             raise ConfigError("task.runs must name a folder, got an empty text")
         for name in self.family_names():  # refused before a model is loaded
-            self.problems.of(FAMILIES[name])
+            self.problems.of(families_of(self.style)[name])
 
     def _voting(self) -> Voting:
         """How the decodes of a problem vote."""
@@ -183,6 +194,9 @@ class Eval(Task):
         from dllm_decode.evaluation.store import RESULTS, JobFolder, read_json, write_json
 
         name = job_name(context.cfg_choice("strategy"), context.overrides)
+        others: tuple[str, ...] = ()
+        if self.devices is not None:
+            context, others = placed(context, self.devices)
         with self._failures_noted(context, name, order is not None):
             decoder, questions, description, path = self._prepared(context, name)
         if self.resume and (path / RESULTS).exists():
@@ -190,7 +204,7 @@ class Eval(Task):
         else:
             job = {"name": name, **description}
             with JobFolder(path, job, fresh=not self.resume) as folder:
-                self._decode(context, decoder, questions, folder, name)
+                self._decode(context, decoder, questions, folder, name, others)
                 results = self._results(context, decoder, questions, folder)
                 folder.finish({"name": name, "order": order or 0, **results})
                 tell_errors(context, name, folder)
@@ -236,20 +250,21 @@ class Eval(Task):
 
     def family_names(self) -> list[str]:
         """Names of the bundled families; raises `ConfigError` for unknown ones and for none."""
-        if self.families == "all":
-            return list(FAMILIES)
-        if self.families == "trained":
+        kinds = families_of(self.style)
+        if self.families == "all" or (self.style == "instruct" and self.families == "shown"):
+            return list(kinds)
+        if self.families == "trained" and self.style == "shorthand":
             return list(TRAINED)
         if self.families == "shown":
-            return [family.name for family in FAMILIES.values() if family.shown] or list(FAMILIES)
+            return [family.name for family in kinds.values() if family.shown] or list(kinds)
         names = [self.families] if isinstance(self.families, str) else list(self.families)
         if not names:
             raise ConfigError("task.families must name at least one family, got an empty list")
         for name in names:
-            if name not in FAMILIES:
+            if name not in kinds:
                 raise ConfigError(
                     "task.families must be shown, trained, all, or names of "
-                    f"{', '.join(FAMILIES)}; got {name!r}"
+                    f"{', '.join(kinds)}; got {name!r}"
                 )
         return names
 
@@ -268,9 +283,11 @@ class Eval(Task):
                 question
                 for family in self.family_names()
                 for question in data.bundled(
-                    family, self.count, self.seed, self.split, self.problems
+                    family, self.count, self.seed, self.split, self.problems, self.style
                 )
             ]
+        if self.language_tool is not None:
+            found = data.grammatical(found, self.language_tool)
         if self.max_new_tokens is None:
             return found
         return [replace(question, max_new_tokens=self.max_new_tokens) for question in found]
@@ -306,6 +323,7 @@ class Eval(Task):
             "problems": digest(questions),
             "seed": self.seed,
             "template": self.template,
+            **({"language_tool": True} if self.language_tool else {}),
             "batch_size": self.batch_size,
             "max_tokens_in_flight": self.max_tokens_in_flight,
             "batching": self.batching,
@@ -327,10 +345,48 @@ class Eval(Task):
         questions: Sequence[Question],
         folder: JobFolder,
         name: str,
+        others: Sequence[str],
     ) -> None:
+        evaluation = self._evaluation(context, decoder, questions)
+        done = frozenset(sample.problem for sample in folder.samples)
+        left = [question for question in questions if question.key not in done]
+        if not left:
+            return
+        keys = [[question.key for question in asked] for asked in (questions, left)]
+        # a single device leaves nothing to others
+        mine, theirs = plan_of(context, others, *keys) if others else (done, [])
+        with workers(theirs) as answers, progress(context, name, len(questions)) as tell:
+            with context.display.working(f"{name}: warming up"):
+                evaluation.warm_up(left)
+            tell(folder.samples)
+            for sample in merged(evaluation.samples(questions, mine), answers):
+                folder.append(sample)
+                tell(folder.samples)
+
+    def answered(
+        self, context: Context, model: LoadedModel, done: frozenset[str]
+    ) -> Iterator[Sample]:
+        """Samples of the questions that are not done, as a further process answers them.
+
+        Args:
+            context: Of that process.
+            model: Its model.
+            done: Keys of the questions that are answered elsewhere.
+        """
+        from dllm_decode.api import build
+
+        decoder = build(context.cfg, model=lambda: model)
+        questions = self.questions(decoder.model)
+        evaluation = self._evaluation(context, decoder, questions)
+        evaluation.warm_up([question for question in questions if question.key not in done])
+        yield from evaluation.samples(questions, done)
+
+    def _evaluation(
+        self, context: Context, decoder: TextDecoder, questions: Sequence[Question]
+    ) -> Evaluation:
         from dllm_decode.evaluation.evaluate import Evaluation
 
-        evaluation = Evaluation(
+        return Evaluation(
             decoder.decoder,
             decoder.model.tokenizer,
             reference=partial(self._reference, context, decoder, questions),
@@ -342,17 +398,6 @@ class Eval(Task):
             voting=self._voting(),
             answer=self.answer,
         )
-        done = frozenset(sample.problem for sample in folder.samples)
-        left = [question for question in questions if question.key not in done]
-        if not left:
-            return
-        with context.display.working(f"{name}: warming up"):
-            evaluation.warm_up(left)
-        with progress(context, name, len(questions)) as tell:
-            tell(folder.samples)
-            for sample in evaluation.samples(questions, done):
-                folder.append(sample)
-                tell(folder.samples)
 
     def _reference(
         self,
@@ -386,7 +431,7 @@ class Eval(Task):
     ) -> dict[str, Any]:
         """What `results.json` holds."""
         from dllm_decode.evaluation import metrics
-        from dllm_decode.evaluation.data import digest, manner
+        from dllm_decode.evaluation.data import digest, how_asked
         from dllm_decode.evaluation.evaluate import template_of
 
         families = list(dict.fromkeys(question.family for question in questions))
@@ -400,7 +445,7 @@ class Eval(Task):
             "families": families,
             "problems": len(questions),
             "digest": digest(questions),
-            "manner": manner(questions),
+            "manner": how_asked(questions),
             "batch_size": self.batch_size,
             "seed": self.seed,
             "timing": self.timing,
@@ -427,7 +472,13 @@ def shared_model(context: Context) -> LoadedModel:
 
 
 def world_questions(world: Any, count: int, seed: int) -> list[Question]:
-    """Instances of an exact toy world; an answer is right if it can happen at all."""
+    """Instances of an exact toy world; an answer is right if it can happen at all.
+
+    Args:
+        world: A toy model.
+        count: How many.
+        seed: Of the draw.
+    """
     import torch
 
     from dllm_decode.evaluation.data import Question
@@ -539,7 +590,13 @@ def _slug(name: str) -> str:
 
 
 def tell_errors(context: Context, name: str, folder: JobFolder) -> None:
-    """How many problems could not be decoded, and the first of them with file and line."""
+    """How many problems could not be decoded, and the first of them with file and line.
+
+    Args:
+        context: Shows it.
+        name: Of the job.
+        folder: Of the job.
+    """
     failed = [sample.error for sample in folder.samples if sample.error]
     if failed:
         context.display.say(
@@ -553,7 +610,13 @@ def tell_errors(context: Context, name: str, folder: JobFolder) -> None:
 def progress(
     context: Context, name: str, total: int
 ) -> Iterator[Callable[[Sequence[Sample]], None]]:
-    """Problems done, accuracy, tokens per forward, time left; yields a taker of samples so far."""
+    """Problems done, accuracy, tokens per forward, time left; yields a taker of samples so far.
+
+    Args:
+        context: Shows it.
+        name: Of the job.
+        total: Problems.
+    """
     display = context.display
     if display.mode == "live":
         from rich.progress import (

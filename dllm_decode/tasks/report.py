@@ -55,21 +55,14 @@ class Report(Task):
         from dllm_decode.evaluation import metrics
         from dllm_decode.evaluation.reporting import explore
         from dllm_decode.evaluation.reporting.overview import overview
-        from dllm_decode.evaluation.reporting.report import collect, write_report
+        from dllm_decode.evaluation.reporting.report import ReportSettings, collect, write_report
 
         collection = collect(self.runs)
         folder = Path(self.output) if self.output else context.folder.path / "report"
         preface = self._preface()
         with context.display.working("writing the report"):
-            written = write_report(
-                collection,
-                folder,
-                only=self.only,
-                title=self.title,
-                preface=preface,
-                draw=self.figures,
-                answers=self.answers,
-            )
+            settings = ReportSettings(self.only, self.title, preface, self.figures, self.answers)
+            written = write_report(collection, folder, settings)
         if self.markdown is not None:
             self._publish(folder, Path(self.markdown))
         closing = [

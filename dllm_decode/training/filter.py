@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +61,14 @@ class FilterRecords:
         Args:
             prompts: Their numbers.
         """
-        keep = torch.isin(self.prompt, torch.tensor(prompts))
+        return self.at(torch.isin(self.prompt, torch.tensor(list(prompts), dtype=torch.int64)))
+
+    def at(self, keep: Tensor) -> FilterRecords:
+        """Some of the records.
+
+        Args:
+            keep: (R,) bool, or the places of those to keep.
+        """
         planes = (self.confidence, self.correct, self.exists, self.open, self.prompt)
         return FilterRecords(*(plane[keep] for plane in planes))
 
@@ -116,38 +123,98 @@ class FilterRecorder(Observer):
 _PLANES = ("confidence", "correct", "exists", "open", "prompt")
 
 
+@dataclass(frozen=True)
+class FilterRecipe:
+    """How a filter is trained.
+
+    Attributes:
+        steps: Updates.
+        rate: Learning rate of AdamW.
+        weight_decay: Of AdamW.
+        batch: Records per update, drawn anew for each; None for all of them, as published.
+        seed: Of the initial weights, which are uniform in +-1/sqrt(N), and of the draws.
+
+    Examples:
+        >>> FilterRecipe(steps=100).rate
+        0.003
+    """
+
+    steps: int
+    rate: float = 3e-3
+    weight_decay: float = 0.01
+    batch: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FittedFilter:
+    """A filter with the losses that were watched while it learned.
+
+    Attributes:
+        network: The weights with the smallest watched loss; the last ones where none was watched.
+        curve: (updates, loss on records learned from, watched loss), the first before any update.
+        kept: The updates that the weights have had.
+    """
+
+    network: AcceptanceFilter
+    curve: tuple[tuple[int, float, float], ...]
+    kept: int
+
+
+_LOOKS = 50  # at the watched loss during a training
+
+
 def fit(
     records: FilterRecords,
+    recipe: FilterRecipe,
+    watched: FilterRecords | None = None,
     *,
-    steps: int,
-    rate: float,
-    weight_decay: float,
-    seed: int,
     fingerprint: str | None = None,
     report: Callable[[float], None] = lambda step: None,
-) -> AcceptanceFilter:
-    """Train a filter on all records at once with AdamW.
+) -> FittedFilter:
+    """Train a filter with AdamW, and keep the weights that do best on records it does not see.
 
         loss = mean over existing columns of -y log sigmoid(z) - (1 - y) log(1 - sigmoid(z))
 
     Args:
         records: What to learn from.
-        steps: Number of updates.
-        rate: Learning rate.
-        weight_decay: Of AdamW.
-        seed: Of the initial weights, which are uniform in +-1/sqrt(N).
+        recipe: How.
+        watched: What decides which weights are kept; None: the last ones are, as published.
         fingerprint: Of the model that the records come from; None for none.
         report: Called after each update with the number of updates so far.
     """
     width = records.confidence.shape[1]
-    one, two, three, four = weights = [w.requires_grad_() for w in _initial(width, seed)]
-    optimiser = torch.optim.AdamW(weights, lr=rate, weight_decay=weight_decay)
-    for step in range(steps):
-        optimiser.zero_grad()
-        torch.autograd.backward(loss(AcceptanceFilter(one, two, three, four), records))
-        optimiser.step()
-        report(step + 1)
-    return AcceptanceFilter(one.detach(), two.detach(), three.detach(), four.detach(), fingerprint)
+    one, two, three, four = weights = [w.requires_grad_() for w in _initial(width, recipe.seed)]
+    optimiser = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=recipe.weight_decay)
+    draws = torch.Generator().manual_seed(recipe.seed)
+    network = AcceptanceFilter(one, two, three, four, fingerprint)
+    curve, best, kept = [], math.inf, (0, _copied(network))
+    for step in range(recipe.steps + 1):
+        if step % max(1, recipe.steps // _LOOKS) == 0 or step == recipe.steps:
+            with torch.no_grad():
+                seen = float(loss(network, records))
+                unseen = seen if watched is None else float(loss(network, watched))
+            curve.append((step, seen, unseen))
+            if watched is None or unseen < best:
+                best, kept = unseen, (step, _copied(network))
+        if step < recipe.steps:
+            optimiser.zero_grad()
+            torch.autograd.backward(loss(network, _drawn(records, recipe.batch, draws)))
+            optimiser.step()
+            report(step + 1)
+    return FittedFilter(kept[1], tuple(curve), kept[0])
+
+
+def _copied(network: AcceptanceFilter) -> AcceptanceFilter:
+    one, two, three, four = (weight.detach().clone() for weight in network.weights())
+    return AcceptanceFilter(one, two, three, four, network.fingerprint)
+
+
+def _drawn(records: FilterRecords, batch: int | None, draws: torch.Generator) -> FilterRecords:
+    """Some records, all of them where they are no more."""
+    if batch is None or batch >= len(records):
+        return records
+    return records.at(torch.randint(len(records), (batch,), generator=draws))
 
 
 def loss(network: AcceptanceFilter, records: FilterRecords) -> Tensor:
@@ -157,8 +224,12 @@ def loss(network: AcceptanceFilter, records: FilterRecords) -> Tensor:
         network: The filter.
         records: What to compare it with.
     """
+    return _loss(network.logits(records.confidence), records)
+
+
+def _loss(z: Tensor, records: FilterRecords) -> Tensor:
     each: Tensor = functional.binary_cross_entropy_with_logits(
-        network.logits(records.confidence), records.correct.float(), reduction="none"
+        z, records.correct.float(), reduction="none"
     )
     mean: Tensor = torch.where(records.exists, each, 0.0).sum() / records.exists.sum()
     return mean
@@ -217,3 +288,156 @@ def _quality(accepted: Tensor, records: FilterRecords) -> dict[str, float | None
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
+
+
+_DRAWS = 500
+
+
+def compared(network: AcceptanceFilter, records: FilterRecords, seed: int = 0) -> dict[str, Any]:
+    """How well the filter tells right from wrong open columns, beside the confidence it reads.
+
+    Args:
+        network: The filter.
+        records: That it was not trained on.
+        seed: Of the bootstrap over prompts.
+
+    Returns:
+        `auc` of `filter`, of `confidence` and their `difference` with `low` and `high` (95 %, None
+        where all columns are right or all are wrong), the `loss` of both, and `at_recall`: the
+        precision of both at equal recall.
+    """
+    z = network.logits(records.confidence)
+    where = records.open
+    right = records.correct[where]
+    scores = {"filter": z[where].double(), "confidence": records.confidence[where].double()}
+    ranks = {name: _ranks(score) for name, score in scores.items()}
+    owner = records.prompt[:, None].expand_as(where)[where]
+    ones = torch.ones(len(right), dtype=torch.float64)
+    auc: dict[str, Any] = {name: _auc(rank, right, ones) for name, rank in ranks.items()}
+    auc["difference"] = _difference(ranks, right, owner, seed)
+    clear = records.confidence.float().clamp(1e-6, 1 - 1e-6)
+    return {
+        "open_columns": int(where.sum()),
+        "right": _share(int(right.sum()), right.numel()),
+        "auc": auc,
+        "loss": {
+            "filter": float(loss(network, records)),
+            "confidence": float(_loss(clear.logit(), records)),
+        },
+        "at_recall": [
+            {"recall": recall}
+            | {name: precision_at(score, right, recall) for name, score in scores.items()}
+            for recall in (0.8, 0.9, 0.95)
+        ],
+    }
+
+
+def _ranks(score: Tensor) -> Tensor:
+    """The number of each score among the distinct ones, from the smallest."""
+    ranks: Tensor = torch.unique(score, return_inverse=True)[1]
+    return ranks
+
+
+def _auc(rank: Tensor, right: Tensor, weight: Tensor) -> float | None:
+    """Chance that a right column is scored above a wrong one, ties counting half.
+
+        AUC = sum_g P_g (N_{<g} + N_g / 2) / (P N)
+
+    over the distinct scores g with weights P_g of right and N_g of wrong columns; None without
+    either kind.
+    """
+    good = torch.bincount(rank, weight * right)
+    bad = torch.bincount(rank, weight * ~right)
+    whole = float(good.sum() * bad.sum())
+    if whole == 0:
+        return None
+    return float((good * (bad.cumsum(0) - bad / 2)).sum()) / whole
+
+
+def _difference(
+    ranks: Mapping[str, Tensor], right: Tensor, owner: Tensor, seed: int
+) -> dict[str, float | None]:
+    """AUC of the filter minus that of the confidence, resampling prompts."""
+    prompts, place = torch.unique(owner, return_inverse=True)
+    draws = torch.Generator().manual_seed(seed)
+    count = len(prompts)
+    gaps = []
+    for draw in range(_DRAWS + 1):
+        drawn = torch.randint(count, (count,), generator=draws) if draw else torch.arange(count)
+        weight = torch.bincount(drawn, minlength=count).double()[place]
+        of_filter = _auc(ranks["filter"], right, weight)
+        of_confidence = _auc(ranks["confidence"], right, weight)
+        if of_filter is None or of_confidence is None:
+            return {"value": None, "low": None, "high": None}
+        gaps.append(of_filter - of_confidence)
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.tensor(gaps[1:], dtype=torch.float64).quantile(ends).tolist()
+    return {"value": gaps[0], "low": low, "high": high}
+
+
+def doubt(found: Mapping[str, Any]) -> str | None:
+    """What speaks against a filter, None where it is better than confidence beyond doubt.
+
+    Args:
+        found: What `compared` tells.
+    """
+    auc = found["auc"]
+    gap = auc["difference"]
+    if gap["value"] is None:
+        return "no right and wrong columns to tell apart among the held-out ones"
+    if gap["low"] > 0:
+        return None
+    return (
+        f"AUC {auc['filter']:.3f} against {auc['confidence']:.3f} on held-out prompts, difference "
+        f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+    )
+
+
+def precision_at(score: Tensor, right: Tensor, recall: float) -> float | None:
+    """Share of right columns among the highest scored ones that hold a share of all right ones.
+
+    Args:
+        score: (N,) of each column.
+        right: (N,) bool.
+        recall: Share of the right columns to accept, (0, 1].
+
+    Returns:
+        The precision, of equal scores all or none accepted; None where no column is right.
+    """
+    if not bool(right.any()):
+        return None
+    order = score.argsort(descending=True)
+    hits = right[order].double().cumsum(0)
+    last = int((hits >= recall * hits[-1]).nonzero()[0])
+    accepted = score >= score[order][last]
+    return _share(int((right & accepted).sum()), int(accepted.sum()))
+
+
+def transfer(
+    records: FilterRecords,
+    groups: Mapping[str, Collection[int]],
+    recipe: FilterRecipe,
+    watch: float,
+) -> list[dict[str, Any]]:
+    """Filters that never saw a group of prompts, measured on it.
+
+    Args:
+        records: Of all prompts.
+        groups: Name to numbers of the prompts that are left out together.
+        recipe: How each is trained.
+        watch: Share of the other prompts that decides which weights are kept.
+
+    Returns:
+        `left_out`, `prompts` and what `compared` tells, for every group that leaves two prompts.
+    """
+    found = []
+    for name, members in groups.items():
+        rest = [prompt for prompt in records.prompts if prompt not in members]
+        own = records.of_prompts(list(members))
+        if len(rest) < 2 or not len(own):
+            continue
+        learned, watched = split(records.of_prompts(rest), watch, recipe.seed)
+        network = fit(learned, recipe, watched).network
+        about = {"left_out": name, "prompts": len(own.prompts)}
+        found.append(about | compared(network, own, recipe.seed))
+    return found

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from dllm_decode.errors import ConfigError, DllmDecodeError
 from dllm_decode.evaluation import metrics
+from dllm_decode.evaluation.reporting.controls import at_equal_forwards
 from dllm_decode.evaluation.reporting.report import chosen_runs
 from dllm_decode.evaluation.reporting.tables import is_sequential, markdown_table, percent
 from dllm_decode.evaluation.store import EvalRun, collect
@@ -97,7 +98,17 @@ def section(
         share, forwards = metrics.accuracy(base.samples), _forwards(base, base.families)
         said += [f" `{base.name}` has {percent(share)} % at {forwards:.1f} forwards."]
     text = textwrap.fill("".join(said), 120)
-    return f"{text}\n\n{markdown_table(heads, [_row(run, loose) for run in chosen])}"
+    table = markdown_table(heads, [_row(run, loose) for run in chosen])
+    return "\n\n".join([text, table, *_controls(chosen, runs)])
+
+
+def _controls(chosen: Sequence[EvalRun], runs: Sequence[EvalRun]) -> list[str]:
+    """Each chosen rule against the thresholds that take as many forwards, if there are some."""
+    # of one name the first, and no problems that a run lacks
+    every = [run for run in {r.name: r for r in reversed(runs)}.values() if run.samples]
+    names = [run.name for run in chosen]
+    told = [text for run, text in at_equal_forwards(every) if run.name in names]
+    return [textwrap.fill(text, 120) for text in told]
 
 
 def _row(run: EvalRun, loose: Sequence[str]) -> list[str]:

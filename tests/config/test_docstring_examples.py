@@ -44,7 +44,9 @@ INTERNAL = {
     *("Written", "Chosen", "ReportPage", "Row", "EvalRun", "Decoded", "Format", "ModelSpec"),
     *("Kind", "State", "Worker", "LLaDAModelLM", "LLaDAAttention", "LLaDARotaryEmbedding"),
     *("LLaDA2MoeModelLM", "TemplateOverrun", "TemplateRefusal", "SlotChanges", "ExtraPasses"),
-    *("KeptPrediction", "Passes", "Followed", "Sketch"),
+    *("KeptPrediction", "Passes", "Followed", "Sketch", "HostedStep"),
+    # of engines that take seconds to import; test_integrations_*.py decodes with them
+    *("DllmDecode", "BlockState", "StrategyScheduler"),
 }
 
 

@@ -3,9 +3,6 @@
 import copy
 import json
 import logging
-import os
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawing import examples, profile
+from drawing import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from interpreted import check_interpreted
 from simulated_gpu import MixedDevices, SimulatedGpu, spread_over_two
 from test_parts_compose import composed
 from test_strategies import FOLDER, STOPS, STRATEGIES, TRANSFORMS, WIDTH, fits
@@ -241,7 +239,7 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_why(strategy, reason, re
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"sync_every": 4}, "sync_every=4 keeps steps until the host looks; use 1"),
+        ({"sync_every": 4}, "sync_every=4 keeps steps until the next sync; use 1"),
         ({"record": True}, "the trace and observers keep what a step changed; decode without"),
         ({"debug": True}, "debug=true looks at every step on the host"),
     ],
@@ -453,13 +451,4 @@ def test_any_composition_decodes_there_as_here(
 @pytest.mark.slow
 def test_the_triton_programs_decode_there_as_the_processor_under_the_interpreter():
     pytest.importorskip("triton", reason="Triton is published for Linux only")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "simulated_kernels.py"],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "TRITON_INTERPRET": "1", "HYPOTHESIS_PROFILE": profile()},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    check_interpreted(Path(__file__).parent / "simulated_kernels.py", seconds=1800)

@@ -85,7 +85,7 @@ def check(result):
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_no_statistic_is_undefined_where_a_truncation_leaves_only_what_is_taken_away(name):
-    if name == "freedave":
+    if name in ("adjust", "freedave"):
         pytest.skip("it stands for a whole rule, which has the transforms")
     # by default three of the samplers, for each strategy others
     first = STRATEGIES.index(name)

@@ -19,6 +19,7 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError
 from dllm_decode.models.acceptance import AcceptanceFilter
+from dllm_decode.models.drafting import DraftLayer, LayerDrafter
 from dllm_decode.models.frequencies import counted
 from dllm_decode.testing import VOCAB, HashDenoiser, StrategyContract
 
@@ -32,7 +33,7 @@ def options(folder):
 
 
 # The same rule with other numbers.
-PRESETS = {"joint_threshold_speed", "joint_threshold_diffusers"}
+PRESETS = {"joint_threshold_speed", "joint_threshold_diffusers", "adjust_threshold"}
 STRATEGIES = [name for name in options(CONF) if name not in {"pipeline", *PRESETS}]
 STOPS = options(CONF / "stop")
 TRANSFORMS = options(CONF / "transforms")
@@ -79,7 +80,7 @@ SETTINGS = {
     "wino": {"threshold": 0.3, "verify_threshold": 0.6, "groups": 2},
 }
 # What revises is never final at an end of text, and drafts end a row some steps later.
-GOES_ON = {"freedave"}
+GOES_ON = {"adjust", "freedave"}
 PROBING = ("core", "freedave", "wino")
 # Of the rules that revise in the same way, some run with the slow tests.
 LONG = ("core", "rcr", "remdm", "saber")
@@ -104,7 +105,17 @@ def small_table():
     return built("strategy=uncode", f"strategy.select.frequencies={path}")
 
 
-MADE = {"learn2pd": small_filter, "uncode": small_table}
+@cache
+def small_drafter():
+    """A draft layer for the states of the small model, because the bundled one is a model's."""
+    torch.manual_seed(0)
+    layer = DraftLayer(width=VOCAB.size, embedding=VOCAB.size, heads=2, hidden=8)
+    path = Path(FOLDER.name) / "drafter.safetensors"
+    LayerDrafter(layer).save(path, {})
+    return built("strategy=adjust", f"strategy.select.weights={path}")
+
+
+MADE = {"adjust": small_drafter, "learn2pd": small_filter, "uncode": small_table}
 
 
 @cache

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is published for Linux only")
 
 import kernel_properties as properties
 
-from dllm_decode.benchmarks.step import Size, implementation, random_model, random_request
+from dllm_decode.benchmarks.step import Size, random_model, random_request
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.console.display import make_display
 from dllm_decode.console.runfolder import RunFolder
@@ -224,9 +224,9 @@ def test_a_decode_is_the_same_in_one_kernel_and_in_plain_torch():
     strategy = Pipeline(ConfidenceThreshold(0.01), transforms={"credit": TraceCredit()})
     request = random_request(size, rows=5, prompt=9, tokens=32)
     decoder = Decoder(denoiser, strategy, Blocks(16))
-    with implementation("auto", "auto"):
+    with dispatch.using("auto", "auto"):
         fused_result = decoder.decode(request)
-    with implementation("reference", "apart"), pytest.MonkeyPatch.context() as patch:
+    with dispatch.using("reference", "apart"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(dispatch, "fuses_head", lambda device, obstacle: True)
         plain = decoder.decode(request)
     assert fused_result.sequences == plain.sequences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,19 @@ def test_a_filter_that_cannot_be_written_leaves_the_old_one(
         network(5, fingerprint="new").save(file, {})
     assert AcceptanceFilter.load(file).fingerprint == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["filter.safetensors"]
+
+
+def test_a_filter_that_is_no_improvement_says_so_once(
+    tmp_path: Path, weights: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "doubted.safetensors"
+    replace(network(), doubt="AUC 0.9 against 0.95").save(path, {})
+    warnings.simplefilter("always")
+    for file in (weights, str(path), str(path)):
+        decode(0, Learn2PD(file, 0.5))
+    (said,) = (str(w.message) for w in recwarn if "filter" in str(w.message))
+    assert f"the filter {path} is no better than the plain confidence" in said
+    assert "(AUC 0.9 against 0.95); strategy=threshold is the rule to compare with" in said
 
 
 def test_published_weights_without_metadata_are_read(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def test_sampling_options_have_the_names_of_hugging_face() -> None:
 
 def test_options_change_the_sampler_that_was_loaded() -> None:
     decoder = load("toy_copy", sampler="categorical", overrides=["sampler.top_p=0.5"])
-    assert decoder._sampler(0.3, None, None, None) == Categorical(temperature=0.3, top_p=0.5)
+    sampling = decoder._sampling(0.3, None, None, None)
+    assert sampling.decoder.sampler == Categorical(temperature=0.3, top_p=0.5)
 
 
 def test_a_seed_belongs_to_the_prompt_and_not_to_the_batch() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,7 +11,7 @@ import binaries
 import pytest
 import torch
 from binaries import Launches, compiled
-from drawing import profile
+from interpreted import check_interpreted
 
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.errors import ConfigError
@@ -24,17 +22,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_the_kernels_do_what_the_definition_says_under_the_interpreter(which):
-    words = ["-q", "-p", "no:cacheprovider", "kernels_interpreted.py", "-m", which]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words],
-        cwd=HERE,
-        env={**os.environ, "TRITON_INTERPRET": "1", "HYPOTHESIS_PROFILE": profile()},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    check_interpreted(HERE / "kernels_interpreted.py", "-m", which, seconds=900)
 
 
 # What callers launch at real sizes: tensors without memory go in, launches are written down and

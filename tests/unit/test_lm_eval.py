@@ -27,6 +27,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from dllm_decode.api import TextDecoder
+from dllm_decode.console.processes import Terminated
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.errors import ConfigError, ModelOutputError
 from dllm_decode.lm_eval import Answer, HarnessModel, log_likelihood, main, simple_evaluate
@@ -945,11 +946,10 @@ def test_options_that_cannot_be_end_the_command_in_one_line(command, capsys):
     assert "Traceback" not in shown
 
 
-def test_ctrl_c_ends_the_command_with_a_word(command, capsys, monkeypatch):
-    monkeypatch.setattr(
-        TextDecoder, "decode", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
-    assert command() == 130
+@pytest.mark.parametrize(("signal", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_ctrl_c_and_sigterm_end_the_command_with_a_word(command, capsys, monkeypatch, signal, code):
+    monkeypatch.setattr(TextDecoder, "decode", lambda *_, **__: (_ for _ in ()).throw(signal))
+    assert command() == code
     assert "interrupted" in capsys.readouterr().err
 
 

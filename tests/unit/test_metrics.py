@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics
-from dllm_decode.evaluation.curves import aup, pareto_front, pbx
+from dllm_decode.evaluation.curves import above_curve, aup, pareto_front, pbx
+from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.statistics import (
     bootstrap_ratio,
@@ -42,10 +43,8 @@ def made(sequence, step_of, forwards=5, slots=6, **more) -> Sample:
     outcome = Outcome(
         tuple(sequence), forwards, "eot", tuple(step_of), (1.0,) * len(sequence), eot_ids=(EOT,)
     )
-    return metrics.sample_of(
-        outcome, problem="p", family="t", prompt="", text="", correct=True, slots=slots,
-        **more,
-    )  # fmt: skip
+    question = Question("p", "t", "", "", slots, "".__eq__)
+    return metrics.sample_of(question, metrics.DecodedRow(outcome, slots, **more), correct=True)
 
 
 def test_tokens_at_and_behind_the_first_end_of_text_are_not_delivered():
@@ -315,6 +314,19 @@ def test_pbx_without_interpolation_is_the_best_measured_point():
 def test_pbx_takes_the_fastest_point_that_is_accurate_enough():
     # the curve falls below 80 between 1 and 2 and comes back at 3
     assert pbx([(1.0, 90.0), (2.0, 70.0), (3.0, 85.0)], 80.0, interpolate=False) == 3.0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(0, 10)), min_size=1, max_size=6),
+    st.integers(0, 14),
+)
+def test_what_is_above_a_curve_is_measured_at_equal_cost(points, twice):
+    """Against numpy's interpolation through the best point of every cost."""
+    best = dict(sorted(points))
+    costs, shares = [twice / 2, *(x for x, _ in points)], [5.0, *(float(y) for _, y in points)]
+    (found,) = above_curve(np.array([costs]), np.array([shares]))
+    reached = np.interp(twice / 2, list(best), list(best.values()), left=math.nan)
+    assert found == pytest.approx(5 - reached, nan_ok=True)
 
 
 def test_pbx_takes_the_better_of_equal_speeds():

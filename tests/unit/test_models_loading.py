@@ -13,10 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.cache import DualCache, NoCache, Plan
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models import checks, load_model
 from dllm_decode.models.files import stored_tensors
+from dllm_decode.models.spec import SPECS
+from dllm_decode.strategies.fixed import TopK
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 OPTIONS = {
@@ -99,15 +105,143 @@ def test_loading_twice_gives_the_same_logits(family):
     assert torch.equal(logits(golden(family), TOKENS), logits(golden(family), TOKENS))
 
 
+# family: columns of the block grid, whether predictions are shifted, the word of the mask
+KINDS = {
+    "illada": (None, False),
+    "sdar": (4, False),
+    "sdar_moe": (4, False),
+    "fast_dllm": (8, True),
+    "fast_dllm_tied": (8, True),
+    "stable_diffcoder": (4, False),
+    "rnd1": (None, True),
+    "wedlm": (None, False),
+    "wedlm_qwen2": (None, False),
+    "a2d_qwen3": (None, False),
+    "a2d_qwen2": (None, False),
+    "a2d_llama": (None, False),
+    "open_dcoder": (None, True),
+}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """Each small family as published, loaded once."""
+    loaded, folder = {}, tmp_path_factory.mktemp("families")
+
+    def get(name):
+        if name not in loaded:
+            loaded[name] = load(sizes.write_tiny(name, folder / name))
+        return loaded[name]
+
+    return get
+
+
 @pytest.mark.parametrize("name", sizes.TINY)
-def test_families_without_golden_weights_load_and_pass_their_self_check(name, tiny):
-    loaded = load(tiny(name))
-    block = {"illada": None, "sdar": 4, "sdar_moe": 4, "fast_dllm": 8, "fast_dllm_tied": 8}[name]
-    assert loaded.denoiser.block_length == block
-    assert loaded.denoiser.shifted == name.startswith("fast_dllm")
+def test_families_without_golden_weights_load_and_pass_their_self_check(name, families):
+    loaded = families(name)
+    assert (loaded.denoiser.block_length, loaded.denoiser.shifted) == KINDS[name]
+    assert loaded.denoiser.reordered == name.startswith("wedlm")
     assert loaded.denoiser.vocab.mask_id == 91
     assert loaded.denoiser.vocab.eot_ids == (90,)
     assert logits(loaded, TOKENS).isfinite().all()
+
+
+def test_every_mixture_of_experts_runs_its_experts_as_one_product(families):
+    mixtures = {name for name, spec in SPECS.items() if "Moe" in spec.config_class}
+    small = {"LLaDAMoEModelLM": "lladamoe", "LLaDA2MoeModelLM": "llada2"}
+    small |= {sizes.TINY[name]["architectures"][0]: name for name in sizes.TINY}
+    for architecture in mixtures:
+        name = small[architecture]
+        model = (golden(name) if name in OPTIONS else families(name)).denoiser.model
+        assert model.config._experts_implementation == "grouped_mm", architecture
+
+
+@pytest.mark.parametrize("name", ["a2d_qwen3", "a2d_qwen2", "a2d_llama"])
+def test_families_of_either_attention_are_block_causal_where_the_setting_says_so(name, tiny):
+    folder = tiny(name)
+    loaded = load(folder, block_length=4)
+    changed = TOKENS.clone()
+    changed[0, -1] = 1
+    same = (logits(loaded, TOKENS) == logits(loaded, changed)).all(-1)[0]
+    assert same[:8].all() and not same[8:].any()
+
+
+def in_published_order(loaded, tokens, mask_id):
+    """Logits as WeDLM's sampler gets them: decided tokens moved to the front, a causal model."""
+    decided = [c for c in range(tokens.shape[1]) if tokens[0, c] != mask_id]
+    order = torch.tensor(decided + [c for c in range(tokens.shape[1]) if c not in decided])
+    length = len(order)
+    with torch.no_grad():
+        hidden = loaded.denoiser.model.model(
+            input_ids=tokens[:, order],
+            position_ids=order[None],
+            attention_mask=torch.ones(length, length, dtype=torch.bool).tril()[None, None],
+            use_cache=False,
+        ).last_hidden_state
+    read = loaded.denoiser.head(hidden)
+    return torch.empty_like(read).index_copy(1, order, read)
+
+
+@pytest.mark.parametrize("name", ["wedlm", "wedlm_qwen2"])
+def test_a_mask_in_the_order_of_decisions_is_the_published_order_of_tokens(name, families):
+    loaded, mask = families(name), 91
+    tokens = TOKENS.clone()
+    tokens[0, [5, 6, 9, 10, 11]] = mask
+    expected = in_published_order(loaded, tokens, mask)
+    assert torch.allclose(logits(loaded, tokens), expected, atol=1e-5)
+    padded = torch.cat((torch.full((1, 3), 90), tokens), 1)
+    live = torch.arange(15)[None] >= 3
+    index = torch.arange(3, 15)[None]
+    alone = loaded.denoiser(padded, live, index, Plan())
+    assert torch.allclose(alone, expected, atol=1e-5)
+    # all of the masks behind may be missing, as in the published loop
+    assert torch.allclose(logits(loaded, tokens[:, :10]), expected[:, :10], atol=1e-5)
+
+
+@pytest.mark.parametrize("cache", [NoCache(), DualCache()])
+def test_a_reordered_model_decodes_a_padded_batch_like_its_rows_alone(cache, families):
+    prompts = ((5, 9, 14, 3, 77), (20, 31))
+    decoder = Decoder(families("wedlm").denoiser, Pipeline(TopK(1)), Blocks(4), cache=cache)
+    together = decoder.decode(Request(prompts, 8)).sequences
+    alone = [decoder.decode(Request((prompt,), 8)).sequences[0] for prompt in prompts]
+    assert [list(row) for row in together] == [list(row) for row in alone]
+
+
+def test_a_causal_qwen2_is_not_taken_for_open_dcoder(tiny):
+    folder = tiny("open_dcoder")
+    config = folder / "config.json"
+    values = json.loads(config.read_text())
+    del values["auto_map"], values["mask_token_id"]
+    config.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="writes from left to right"):
+        load(folder, mask_id=91)
+
+
+def test_attention_in_the_order_of_decisions_needs_sdpa(tiny):
+    with pytest.raises(ConfigError, match="must be sdpa for WeDLM, whose reordered mask"):
+        load(tiny("wedlm"), attn_implementation="eager")
+
+
+def test_a_reordered_model_that_sees_decided_columns_behind_is_found(monkeypatch, families):
+    denoiser = families("wedlm").denoiser
+    everything = lambda self, queries, keys, tokens: keys[:, None].expand(-1, queries.shape[1], -1)  # noqa: E731
+    monkeypatch.setattr(type(denoiser), "_reordered_mask", everything)
+    assert "decided columns in front" in checks.check_attention(denoiser)
+
+
+def test_ids_may_be_banned_and_are_checked(copy, caplog):
+    folder = copy.of("llada2")
+    banned = load(folder, **OPTIONS["llada2"], banned_ids=[9, 7]).denoiser.vocab.banned_ids
+    assert banned[:2] == (7, 9)
+    for wrong, message in (([-1], "ids from 0 to"), ([10**6], "ids from 0 to")):
+        with pytest.raises(ConfigError, match=message):
+            load(folder, **OPTIONS["llada2"], banned_ids=wrong)
+    with pytest.raises(ConfigError, match="must not hold 5, which ends a text"):
+        load(folder, **OPTIONS["llada2"], eot_ids=[5], banned_ids=[5])
+    copy.config(delete_token_id=11, split_token_id=12)
+    loaded = load(folder, **OPTIONS["llada2"])
+    assert {11, 12} <= set(loaded.denoiser.vocab.never_generated)
+    assert "decoded without insert and delete" in caplog.text
 
 
 def test_a_llada_checkpoint_in_the_stock_layout_gives_the_same_logits(copy):

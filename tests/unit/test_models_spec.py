@@ -30,6 +30,13 @@ PUBLISHED = {
     "SDAR-1.7B": (sizes.SDAR_1_7B, 2.03, 3 + 11 * 28),
     "SDAR-4B": (sizes.SDAR_4B, 4.41, 3 + 11 * 36),
     "SDAR-8B": (sizes.SDAR_8B, 8.19, 3 + 11 * 36),
+    "Stable-DiffCoder-8B": (sizes.STABLE_DIFFCODER_8B, 8.25, 3 + 9 * 32),
+    "RND1-Base": (sizes.RND1_BASE, 30.53, 3 + 48 * (9 + 3 * 128)),
+    "WeDLM-7B": (sizes.WEDLM_7B, 7.616, 3 + 12 * 28),
+    "WeDLM-8B": (sizes.WEDLM_8B, 8.19, 3 + 11 * 36),
+    "Tiny-A2D-0.6B": (sizes.A2D_QWEN3_0_6B, 0.596, 3 + 11 * 28),
+    "Tiny-A2D-Coder-0.5B": (sizes.A2D_QWEN2_0_5B, 0.494, 3 + 12 * 24),
+    "Open-dCoder-0.5B": (sizes.OPEN_DCODER_0_5B, 0.494, 3 + 12 * 24),
     "SDAR-30B-A3B": (sizes.SDAR_30B_A3B, 30.53, 3 + 48 * (9 + 3 * 128)),
 }
 
@@ -98,7 +105,7 @@ def test_dispatch_is_on_the_architecture_and_never_on_the_model_type():
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
-    with pytest.raises(CheckpointError, match=r"'BertForMaskedLM' is not known; known are Dream"):
+    with pytest.raises(CheckpointError, match=r"'BertForMaskedLM' is not known; known are A2DLl"):
         spec_of({"architectures": ["BertForMaskedLM"]})
 
 
@@ -108,10 +115,27 @@ def test_a_config_without_architecture_is_refused(values):
         spec_of(values)
 
 
-def test_diffusion_gemma_is_refused_with_what_is_missing():
-    assert set(REFUSED) == {"DiffusionGemmaForBlockDiffusion"}
-    with pytest.raises(CheckpointError, match="starts as random tokens and has no mask id"):
-        spec_of({"architectures": ["DiffusionGemmaForBlockDiffusion"]})
+MISSING = {
+    "DiffusionGemmaForBlockDiffusion": "starts as random tokens and has no mask id",
+    "GFusionForDiffusionLM": "one compressed state per column",
+    "NemotronLabsDiffusionModel": "between causal and block-wise",
+}
+
+
+@pytest.mark.parametrize("architecture", MISSING)
+def test_families_that_do_not_fit_are_refused_with_what_is_missing(architecture):
+    assert set(REFUSED) == set(MISSING)
+    with pytest.raises(
+        CheckpointError, match=f"{architecture}' is not supp.*{MISSING[architecture]}"
+    ):
+        spec_of({"architectures": [architecture]})
+
+
+def test_experts_shared_by_a_block_are_refused_and_cannot_be_waived():
+    values = sizes.LLADA2_FLASH | {"expert_capacity": 48, "block_size": 32}
+    published = Published(values, frozenset({"expert_capacity"}))
+    with pytest.raises(CheckpointError, match=r"share 'expert_capacity' experts, as LLaDA2\.2"):
+        spec_of(values).translate(published)
 
 
 SWITCHES = [
@@ -135,6 +159,10 @@ SWITCHES = [
     (sizes.DREAM_7B, {"use_sliding_window": True}, "use_sliding_window"),
     (sizes.SDAR_8B, {"attention_bias": True}, "attention_bias"),
     (sizes.SDAR_8B, {"hidden_act": "gelu"}, "hidden_act"),
+    (sizes.STABLE_DIFFCODER_8B, {"mlp_bias": True}, "mlp_bias"),
+    (sizes.RND1_BASE, {"is_causal": True}, "is_causal"),
+    (sizes.WEDLM_8B, {"attention_bias": True}, "attention_bias"),
+    (sizes.WEDLM_7B, {"attention_bias": False}, "attention_bias"),
 ]
 
 

@@ -59,6 +59,18 @@ def test_runs_with_fewer_problems_are_compared_on_these(tmp_path):
     assert "| threshold | 100.0 [34.2, 100.0] | 4.0 |" in text
 
 
+def test_rules_have_their_control_below_the_table(tmp_path):
+    select = {"_target_": "x.ConfidenceThreshold"}
+    curve = [run("t5", 2, 2, {**select, "threshold": 0.5}), run("t9", 4, 4, select)]
+    rule = run("rule", 4, 2, {"_target_": "x.EntropyBound"})
+    page = tmp_path / "a.md"
+    page.write_text("<!-- runs: rule; t9 -->\n<!-- runs: end -->\n")
+    pages.refresh(tmp_path, [*RUNS, *curve, rule])
+    text = page.read_text().replace("\n", " ")
+    assert "rule: +50.0 [+12.5, +87.5] points of accuracy over plain thresholds at equal" in text
+    assert "one right answer +50.0" in text and text.count("points of accuracy") == 1
+
+
 def test_filling_again_changes_nothing(tmp_path):
     page = tmp_path / "a.md"
     page.write_text(

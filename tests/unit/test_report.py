@@ -29,6 +29,7 @@ from dllm_decode.evaluation.reporting import (
 )
 from dllm_decode.evaluation.reporting import render as page
 
+NO_FIGURES = report.ReportSettings(draw=False)
 THRESHOLD = {"_target_": "x.ConfidenceThreshold", "threshold": 0.9}
 TOP_ONE = {"_target_": "x.TopK", "tokens_per_step": 1, "order": "confidence"}
 EOT = {"eot": {"_target_": "x.EndOfText"}}
@@ -158,6 +159,62 @@ def test_every_other_rule_is_compared_with_the_thresholds_of_equal_accuracy(tmp_
     assert not re.search("elsewhere|sequential|t9|voted|led ", verdicts)
 
 
+def test_every_rule_has_its_control_at_equal_forwards_pooled_and_by_family(tmp_path):
+    """A rule that wins on shuffle and loses on copy, which cancel out; and who has no control."""
+
+    def found(copy: int, shuffle: int, forwards: int) -> list[Sample]:
+        right = {"copy": copy, "shuffle": shuffle}
+        return [
+            replace(s, family=name, problem=f"{name}/{n}", correct=n % 100 < right[name])
+            for name in right
+            for n, s in enumerate(samples(0, forwards, count=100))
+        ]
+
+    ours = {"families": ["copy", "shuffle"], "manner": {"copy": "m1", "shuffle": "m2"}}
+    run(tmp_path, "sequential", found(100, 100, 16), select=TOP_ONE, **ours)
+    for level, right, forwards in ((0.9, 90, 6), (0.5, 70, 2)):
+        select = {**THRESHOLD, "threshold": level}
+        run(tmp_path, f"t{level}", found(right, right, forwards), select=select, **ours)
+    bound = {"_target_": "x.EntropyBound"}
+    run(tmp_path, "bound", found(60, 100, 4), select=bound, **ours)
+    run(tmp_path, "hasty", found(60, 60, 1), select=bound, **ours)
+    run(tmp_path, "slow", found(95, 95, 9), select=bound, **ours)
+    run(tmp_path, "elsewhere", found(95, 95, 4), select=bound, stop={}, **ours)
+    some = [replace(s, correct=True) for s in found(60, 100, 4) if s.problem.endswith("7")]
+    run(tmp_path, "part", some, select=bound, digest="d2", **ours)
+    out = tmp_path / "out"
+    written = report.write_report(store.collect(tmp_path), out, NO_FIGURES)
+    rows = {row.strategy: row.over_thresholds for row in written.report.overall}
+    # thresholds have 80 % at 4 forwards and 90 % at 6, which is more than at any more
+    assert rows["bound"].value == pytest.approx(0.0) and not rows["bound"].excludes(0)
+    assert rows["slow"].value == pytest.approx(0.05)
+    assert rows["hasty"].value != rows["hasty"].value  # there is no threshold as fast
+    for name in ("sequential", "t0.9", "t0.5", "elsewhere"):
+        assert rows[name] is None
+    by_family = {
+        family: {row.strategy: row.over_thresholds for row in rows}["bound"]
+        for family, rows in written.report.families.items()
+    }
+    assert by_family["shuffle"].value == pytest.approx(0.2) and by_family["shuffle"].low > 0.1
+    assert by_family["copy"].value == pytest.approx(-0.2) and by_family["copy"].high < -0.1
+    part = {row.strategy: row.over_thresholds for row in written.report.parts}["part"]
+    assert part is not None and part.value == pytest.approx(0.2)  # on its own 20 problems
+    said = next(note.text for note in written.report.notes if note.text.startswith("bound: "))
+    assert said.startswith("bound: 0.0 [-") and "one right answer -20.0 [-" in said
+    assert "; many right answers +20.0 [+" in said
+    assert "outside of the interval: copy -20.0 [-" in said and ", shuffle +20.0 [+" in said
+    lines = list(csv.DictReader((out / "table.csv").open()))
+    (line,) = (x for x in lines if (x["strategy"], x["family"]) == ("bound", "shuffle"))
+    assert float(line["accuracy_over_thresholds"]) == pytest.approx(0.2)
+    for name in ("report.md", "report.html"):
+        assert "over thresholds (points at equal forwards [95 %])" in (out / name).read_text()
+    console = Console(width=120, record=True, file=io.StringIO())
+    for part_ in overview.overview(written.report, 120):
+        console.print(part_)
+    shown = console.export_text()
+    assert "points over thresholds at equal forwards: bound on copy -20.0, bound on shuf" in shown
+
+
 @pytest.mark.parametrize(
     ("forwards", "verdict"), [(2, "credit beats it"), (9, "credit does not beat it")]
 )
@@ -229,7 +286,7 @@ def test_runs_on_part_of_the_problems_stand_beside_the_others(tmp_path):
     chosen = report.chosen_runs(store.collect(with_parts(tmp_path / "runs")), None)
     assert [(r.name, r.batch_size) for r in chosen.whole] == [("sequential", 4), ("threshold", 4)]
     assert len(chosen.parts) == 4
-    written = report.write_report(store.collect(tmp_path / "runs"), tmp_path / "out", draw=False)
+    written = report.write_report(store.collect(tmp_path / "runs"), tmp_path / "out", NO_FIGURES)
     rows = {row.strategy: row for row in written.report.parts}
     assert list(rows) == [
         "sequential", "sequential stop=never", "sequential transforms=[defer_eot]",
@@ -243,7 +300,7 @@ def test_runs_on_part_of_the_problems_stand_beside_the_others(tmp_path):
 
 def test_wall_times_stand_side_by_side_for_each_batch_size(tmp_path):
     found = store.collect(with_parts(tmp_path / "runs"))
-    times = report.write_report(found, tmp_path / "out", draw=False).report.times
+    times = report.write_report(found, tmp_path / "out", NO_FIGURES).report.times
     assert [(t.strategy, t.batch_size, t.problems, t.speedup) for t in times] == [
         ("sequential", 1, 4, 1.0), ("threshold", 1, 4, 4.0),
         ("sequential", 4, 40, 1.0), ("threshold", 4, 40, pytest.approx(16 / 6)),
@@ -317,7 +374,7 @@ def test_a_run_on_part_of_the_problems_gives_way_to_one_on_all(tmp_path):
 
 def test_controls_may_be_runs_on_part_of_the_problems(tmp_path):
     found = store.collect(with_parts(tmp_path / "runs"))
-    notes = report.write_report(found, tmp_path / "out", draw=False).report.notes
+    notes = report.write_report(found, tmp_path / "out", NO_FIGURES).report.notes
     said = {kind: " ".join(n.text for n in notes if n.kind == kind) for kind in
             ("end of text", "padding")}  # fmt: skip
     assert (
@@ -438,7 +495,9 @@ class Balance(HTMLParser):
 
 def test_a_report_writes_every_form_and_the_same_figures_twice(runs, tmp_path):
     pytest.importorskip("matplotlib")
-    written = report.write_report(store.collect(runs), tmp_path / "out", preface="Read *this*.")
+    written = report.write_report(
+        store.collect(runs), tmp_path / "out", report.ReportSettings(preface="Read *this*.")
+    )
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert {"table.csv", "report.md", "report.html"} <= names
     for figure in ("accuracy_speed", "families", "steps", "grid"):
@@ -552,7 +611,9 @@ def test_names_that_mean_something_elsewhere_do_no_harm_in_any_form(tmp_path):
     for number, name in enumerate(HOSTILE):
         run(tmp_path / "runs" / str(number), name.replace("/", "\u2215"), samples(38, 6))
     written = report.write_report(
-        store.collect(tmp_path / "runs"), tmp_path / "out", title="<script>x</script>"
+        store.collect(tmp_path / "runs"),
+        tmp_path / "out",
+        report.ReportSettings(title="<script>x</script>"),
     )
     names = [name.replace("/", "\u2215") for name in HOSTILE]
     page = Words()
@@ -583,7 +644,7 @@ def test_facts_about_the_machine_and_names_of_tasks_are_text_as_well(tmp_path):
         tmp_path / "runs", "a", found, families=["<b>copy</b>"], environment=facts,
         model={"description": "<img src=x>"},
     )  # fmt: skip
-    report.write_report(store.collect(tmp_path / "runs"), tmp_path / "out", draw=False)
+    report.write_report(store.collect(tmp_path / "runs"), tmp_path / "out", NO_FIGURES)
     page = Words()
     page.feed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert not page.tags & {"script", "img", "b"}
@@ -594,8 +655,7 @@ def test_the_page_is_the_markdown_and_its_figures(runs, tmp_path):
     written = report.write_report(
         store.collect(runs),
         tmp_path / "out",
-        preface="Read *this*: ![x](http://a/b.png)",
-        draw=False,
+        report.ReportSettings(preface="Read *this*: ![x](http://a/b.png)", draw=False),
     )
     html = page.to_html(written.report, {"grid": "<?xml?><svg><g id='a'/></svg>"})
     assert "<em>this</em>" in html and "<img" not in html and "<?xml" not in html
@@ -803,7 +863,7 @@ def test_a_terminal_gets_at_most_forty_lines_with_the_fastest_at_every_accuracy(
         select = {**THRESHOLD, "threshold": number / 100}
         run(folder, f"threshold {number / 100}", samples(40 - number % 40, 12 - number % 9),
             select=select, order=number + 1)  # fmt: skip
-    written = report.write_report(store.collect(folder), tmp_path / "out", draw=False)
+    written = report.write_report(store.collect(folder), tmp_path / "out", NO_FIGURES)
     console = Console(width=80, file=io.StringIO())
     for part in overview.overview(written.report, 80, ["report: somewhere"]):
         console.print(part)

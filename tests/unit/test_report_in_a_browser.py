@@ -49,7 +49,9 @@ def page(tmp_path_factory):
                     "schedule": {"_target_": "x.Blocks", "length": length},
                 },
             )  # fmt: skip
-    report.write_report(store.collect(runs), folder / "out", draw=False, answers=50)
+    report.write_report(
+        store.collect(runs), folder / "out", report.ReportSettings(draw=False, answers=50)
+    )
     return (folder / "out" / "report.html").as_uri()
 
 

@@ -306,10 +306,11 @@ def test_a_drafter_goes_on_from_draft_to_draft_and_is_counted_apart():
 
 
 def test_a_model_that_shows_no_states_and_words_that_nobody_knows_are_refused():
-    with pytest.raises(CapabilityError, match=r"looks at the model's hidden, which model \(Copy\)"):
-        Decoder(Copy(n=3), Looks(1))
+    closed = type("Closed", (Copy,), {"provides": frozenset()})
+    with pytest.raises(CapabilityError, match=r"looks at the model's hidden, which model \(Closed"):
+        Decoder(closed(n=3), Looks(1))
     odd = type("Odd", (TopK,), {"needs": frozenset({"attention"})})
-    with pytest.raises(CapabilityError, match=r"model.s attention.*it provides hidden"):
+    with pytest.raises(CapabilityError, match=r"model.s attention.*it provides embeddings, hidden"):
         Decoder(HashDenoiser(), odd(1))
 
 

@@ -60,7 +60,7 @@ def reported(runs: Path) -> tuple[list[str], str]:
     collection = store.collect(runs)
     if len(collection.runs) == 1:  # as the report has it, which is slow to write
         return [run.name for run in collection.runs], " ".join(collection.left_out)
-    written = report.write_report(collection, runs / "out", draw=False)
+    written = report.write_report(collection, runs / "out", report.ReportSettings(draw=False))
     for file in written.files:
         file.read_text(encoding="utf-8")
     return [row.strategy for row in written.report.overall], " ".join(written.report.warnings)

@@ -22,7 +22,19 @@ from dllm_decode.models.toy import Markov
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.oracle import Oracle
 from dllm_decode.tasks.train_filter import TrainFilter
-from dllm_decode.training.filter import FilterRecorder, FilterRecords, fit, loss, measured, split
+from dllm_decode.training.filter import (
+    FilterRecipe,
+    FilterRecorder,
+    FilterRecords,
+    compared,
+    doubt,
+    fit,
+    loss,
+    measured,
+    precision_at,
+    split,
+    transfer,
+)
 
 WORLD = Markov(n=6, noise=1e-3)
 
@@ -105,8 +117,8 @@ def test_no_prompt_is_on_both_sides(share: float, kept: int) -> None:
 
 def test_a_filter_learns_what_can_be_learned() -> None:
     learned, kept = split(some_records(500, width=8), 0.2, seed=0)
-    network = fit(learned, steps=300, rate=0.02, weight_decay=0.0, seed=0)
-    before = fit(learned, steps=1, rate=1e-9, weight_decay=0.0, seed=0)
+    network = fit(learned, FilterRecipe(300, 0.02, 0.0)).network
+    before = fit(learned, FilterRecipe(1, 1e-9, 0.0)).network
     assert float(loss(network, kept)) < 0.5 * float(loss(before, kept))
     quality = measured(network, kept, [0.5])[0]["filter"]
     assert quality["precision"] > 0.75
@@ -115,15 +127,15 @@ def test_a_filter_learns_what_can_be_learned() -> None:
 
 def test_the_seed_decides_the_weights() -> None:
     def weights(seed: int) -> list[float]:
-        options: Any = {"steps": 3, "rate": 0.01, "weight_decay": 0.01, "seed": seed}
-        return fit(some_records(), **options).weight1.flatten().tolist()
+        recipe = FilterRecipe(3, 0.01, batch=16, seed=seed)
+        return fit(some_records(), recipe).network.weight1.flatten().tolist()
 
     assert weights(1) == weights(1) != weights(2)
 
 
 def test_columns_that_do_not_exist_carry_no_loss() -> None:
     records = some_records()
-    network = fit(records, steps=1, rate=0.01, weight_decay=0.0, seed=0)
+    network = fit(records, FilterRecipe(1, 0.01, 0.0)).network
     flipped = torch.where(records.exists, records.correct, ~records.correct)
     assert float(loss(network, records)) == float(loss(network, replace(records, correct=flipped)))
 
@@ -140,6 +152,89 @@ def test_precision_and_recall_count_open_columns_alone() -> None:
     half = {"precision": 1 / 2, "recall": 1 / 3, "accepted": 2 / 4}
     assert found[0] == {"threshold": 0.5, "filter": half, "confidence": half}
     assert found[1]["filter"] == {"precision": None, "recall": 0.0, "accepted": 0.0}
+
+
+def test_the_weights_with_the_smallest_watched_loss_are_kept() -> None:
+    """Labels drawn by chance can be learned by heart, which the watched records notice."""
+    chance = torch.rand(120, 8, generator=torch.Generator().manual_seed(5)) > 0.5
+    records = replace(some_records(120, width=8), correct=chance)
+    learned, watched = split(records, 0.3, seed=0)
+    recipe = FilterRecipe(200, 0.05, 0.0)
+    fitted = fit(learned, recipe, watched)
+    unseen = {step: loss_ for step, _, loss_ in fitted.curve}
+    assert [step for step, _, _ in fitted.curve] == list(range(0, 201, 4))
+    assert fitted.curve[-1][1] < fitted.curve[0][1]  # what is learned goes down
+    assert fitted.kept < 200 and unseen[fitted.kept] == min(unseen.values()) < unseen[200]
+    assert float(loss(fitted.network, watched)) == pytest.approx(unseen[fitted.kept])
+    last = fit(learned, recipe)
+    assert last.kept == 200 and float(loss(last.network, watched)) == pytest.approx(unseen[200])
+
+
+# Against the plain confidence.
+
+
+def judged(score: torch.Tensor, right: torch.Tensor) -> tuple[float, dict[str, Any]]:
+    """AUC by comparing every pair, and what `compared` says of a filter that hands scores on."""
+    width = score.shape[1]
+    eye = torch.eye(width)
+    network = AcceptanceFilter(eye, torch.zeros(width), eye, torch.zeros(width))
+    ones = torch.ones_like(right)
+    prompt = torch.arange(len(score)) // 2
+    found = compared(network, FilterRecords(score, right, ones, ones, prompt))
+    good, bad = score[right][:, None], score[~right][None]
+    return float(((good > bad).double() + (good == bad).double() / 2).mean()), found
+
+
+def test_auc_is_the_chance_that_a_right_column_is_scored_above_a_wrong_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    score = torch.randint(0, 6, (20, 3), generator=generator) / 6  # many ties
+    right = torch.rand(20, 3, generator=generator) < score * 0.7 + 0.1
+    auc, found = judged(score, right)
+    assert found["auc"]["filter"] == pytest.approx(auc)
+    assert found["auc"]["confidence"] == pytest.approx(auc)
+    assert found["auc"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    said = doubt(found)
+    assert said is not None and "difference +0.000 [+0.000, +0.000]" in said
+
+
+def test_columns_that_are_all_right_say_nothing() -> None:
+    score = torch.rand(4, 3)
+    _, found = judged(score, torch.ones(4, 3, dtype=torch.bool))
+    assert found["auc"]["filter"] is None and found["right"] == 1.0
+    assert "no right and wrong columns" in (doubt(found) or "")
+
+
+def test_a_filter_that_is_better_than_its_input_is_not_doubted() -> None:
+    """A column is right where the OTHER one is sure, which its own confidence cannot tell."""
+    confidence = torch.rand(80, 2, generator=torch.Generator().manual_seed(3))
+    right = confidence.flip(1) > 0.5
+    swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    network = AcceptanceFilter(swap, torch.zeros(2), torch.eye(2), torch.zeros(2))
+    ones = torch.ones_like(right)
+    found = compared(network, FilterRecords(confidence, right, ones, ones, torch.arange(80)))
+    assert found["auc"]["filter"] == 1.0 and found["auc"]["difference"]["low"] > 0
+    assert doubt(found) is None
+    assert found["at_recall"][0]["filter"] == 1.0 > found["at_recall"][0]["confidence"]
+
+
+def test_precision_at_a_recall_accepts_equal_scores_together() -> None:
+    score = torch.tensor([0.9, 0.8, 0.8, 0.8, 0.1])
+    right = torch.tensor([True, True, False, False, True])
+    assert precision_at(score, right, 0.3) == 1.0
+    assert precision_at(score, right, 0.6) == 2 / 4
+    assert precision_at(score, right, 1.0) == 3 / 5
+    assert precision_at(score, torch.zeros(5, dtype=torch.bool), 0.5) is None
+
+
+def test_a_group_that_is_left_out_is_measured_by_a_filter_that_never_saw_it() -> None:
+    """The left-out prompts are labelled the other way round, which nobody else can know."""
+    records = some_records(400, width=4)
+    odd = records.prompt >= 7
+    records = replace(records, correct=records.correct ^ (odd[:, None] & records.exists))
+    groups = {"odd": {7, 8, 9}, "few": {0}, "all": set(range(10)), "none": set()}
+    found = transfer(records, groups, FilterRecipe(150, 0.02, 0.0), watch=0.2)
+    assert [(entry["left_out"], entry["prompts"]) for entry in found] == [("odd", 3), ("few", 1)]
+    assert found[0]["auc"]["filter"] < 0.3  # as wrong as can be
 
 
 # The task.
@@ -169,11 +264,14 @@ def test_a_run_leaves_a_filter_that_decodes_and_a_report(tmp_path: Path) -> None
     assert code == 0
     report = json.loads((folder / "report.json").read_text())
     assert report["block_length"] == 4
-    assert report["trained_on"]["prompts"] == 4
+    assert report["trained_on"]["prompts"] == 3  # and one is watched
     assert report["held_out"]["prompts"] == 1
+    assert report["curve"][-1]["step"] == 20 and report["recipe"]["batch"] == 1024
+    assert report["transfer"] == [] and report["doubt"]
     assert [row["threshold"] for row in report["held_out"]["at"]][:2] == [0.5, 0.7]
     with safe_open(str(folder / "filter.safetensors"), framework="pt") as content:
         assert content.metadata()["block_length"] == "4"
+        assert content.metadata()["doubt"] == report["doubt"]
     again, second = run(tmp_path, "second", "schedule.length=4", "batch_size=2")
     assert again == 0
     one, other = (AcceptanceFilter.load(f / "filter.safetensors") for f in (folder, second))
@@ -221,7 +319,10 @@ def test_one_prompt_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[
     ("options", "message"),
     [
         ({"problems": 0}, r"task\.problems must be a whole number >= 1, got 0"),
+        ({"problems": {"copy": 0}}, r"task\.problems\.copy must be a whole number >= 1, got 0"),
+        ({"problems": {"copy": 1}, "families": ["copy"]}, r"task\.problems names families"),
         ({"steps": 0}, r"task\.steps must be a whole number >= 1, got 0"),
+        ({"batch_records": 0}, r"task\.batch_records must be a whole number >= 1, got 0"),
         ({"rate": 0.0}, r"task\.rate must lie in \(0.0, 1.0\], got 0.0"),
         ({"weight_decay": 2.0}, r"task\.weight_decay must lie in \[0.0, 1.0\], got 2.0"),
         ({"thresholds": (1.5,)}, r"task\.thresholds must lie in \[0.0, 1.0\], got 1.5"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import Point, pbx
+from dllm_decode.evaluation.reporting.parallel import best_thresholds, order_preferences
 from dllm_decode.evaluation.reporting.tables import (
     WallTime,
     is_oracle,
     is_plain,
     is_sequential,
-    selection,
+    is_threshold,
+    numbers_of,
+    over_thresholds,
+    points,
     sequential_of,
     stops,
     surroundings,
@@ -24,9 +28,9 @@ from dllm_decode.evaluation.reporting.tables import (
 )
 from dllm_decode.evaluation.statistics import Interval, paired_bootstrap, resampled
 from dllm_decode.evaluation.store import EvalRun, one_line
+from dllm_decode.problems import FAMILIES
 
 _PADDING_SHARE = 0.1
-_THRESHOLD = "ConfidenceThreshold"
 
 # What notes say; the functions below fill in the figures.
 _NOT_DECODED = (
@@ -55,6 +59,10 @@ _AGAINST_THRESHOLDS = (
     "Tokens per forward against a plain threshold fitted to be as accurate (linear interpolation "
     "between thresholds with the same schedule, cache, sampler and stop rules, on the problems of "
     "each run; 95 % intervals over problems, open where no threshold can be fitted): {verdicts}."
+)
+_EQUAL_FORWARDS = (
+    "{run}: {pooled} points of accuracy over plain thresholds at equal forwards{groups}; "
+    "{families}."
 )
 _STOP_ALONE = (
     "The stop rule alone ({alone} against {full}, {problems:,} problems): {forwards:.2f}x fewer "
@@ -92,7 +100,8 @@ class Note:
     """One finding.
 
     Attributes:
-        kind: `not decoded`, `credit`, `end of text` or `padding`.
+        kind: `not decoded`, `credit`, `thresholds`, `equal forwards`, `best threshold`, `order`,
+            `end of text` or `padding`.
         text: One or two sentences.
 
     Examples:
@@ -117,6 +126,9 @@ def notes(
     found = [_not_decoded(run) for run in (*runs, *parts) if any(s.error for s in run.samples)]
     found += [_credit(run, runs) for run in runs if _has_credit(run)]
     found += _against_thresholds(runs, parts)
+    found += [Note("equal forwards", text) for _, text in at_equal_forwards(runs)]
+    found += [Note("best threshold", text) for text in best_thresholds(runs)]
+    found += [Note("order", text) for text in order_preferences(runs)]
     found += _end_of_text(runs, parts, times)
     found += _padding(runs)
     found += _padding_last(runs, parts)
@@ -190,7 +202,7 @@ def _credit(run: EvalRun, runs: Sequence[EvalRun]) -> Note:
 
 def _against_thresholds(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> list[Note]:
     """Every other rule against the curve of plain thresholds, at its own accuracy."""
-    plain = [run for run in runs if is_plain(run) and selection(run) == _THRESHOLD]
+    plain = [run for run in runs if is_threshold(run)]
     told = []
     for run in (*runs, *parts):
         if run in plain or _has_credit(run) or is_sequential(run) or is_oracle(run):
@@ -208,6 +220,61 @@ def _against_thresholds(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> li
             told.append(f"{run.name} {figure}")
     text = _AGAINST_THRESHOLDS.format(verdicts=", ".join(told))
     return [Note("thresholds", text)] if told else []
+
+
+def at_equal_forwards(runs: Sequence[EvalRun]) -> list[tuple[EvalRun, str]]:
+    """Every rule against the thresholds that take as many passes, and in which families it wins.
+
+    What is pooled hides more than it shows: most families of a table cannot tell rules apart.
+
+    Args:
+        runs: On the same problems.
+
+    Returns:
+        A sentence for each run that has such a control, see `tables.over_thresholds`.
+    """
+    families = list(dict.fromkeys(family for run in runs for family in run.families))
+    pooled = over_thresholds(runs, None)
+    groups = {words: over_thresholds(runs, names) for words, names in _groups(families).items()}
+    each = {
+        family: dict(zip((r.name for r in own), over_thresholds(own, family), strict=True))
+        for family in families
+        if (own := [run for run in runs if family in run.families])
+    }
+    found = []
+    for place, (run, gap) in enumerate(zip(runs, pooled, strict=True)):
+        if gap is None or math.isnan(gap.value):
+            continue
+        parts = [f"{words} {points(gaps[place])}" for words, gaps in groups.items()]
+        text = _EQUAL_FORWARDS.format(
+            run=run.name,
+            pooled=points(gap),
+            groups=f" ({'; '.join(parts)})" if parts else "",
+            families=_told_apart({name: own.get(run.name) for name, own in each.items()}),
+        )
+        found.append((run, text))
+    return found
+
+
+def _groups(families: Sequence[str]) -> dict[str, list[str]]:
+    """Families with one right answer and with many, where there are both."""
+    known = [name for name in families if name in FAMILIES]
+    one = [name for name in known if FAMILIES[name].determined]
+    many = [name for name in known if not FAMILIES[name].determined]
+    if not one or not many:
+        return {}
+    return {"one right answer": one, "many right answers": many}
+
+
+def _told_apart(gaps: Mapping[str, Interval | None]) -> str:
+    """The families in which the interval leaves zero out, the largest difference first."""
+    sure = [(gap.value, name) for name, gap in gaps.items() if gap is not None and gap.excludes(0)]
+    if not sure:
+        return "in no family can the two be told apart"
+    ranked = sorted(sure, key=lambda found: (-abs(found[0]), found[1]))
+    return "by family, where zero is outside of the interval: " + ", ".join(
+        f"{name} {points(gaps[name])}" for _, name in ranked
+    )
 
 
 def _verdict(gain: Interval) -> str:
@@ -232,7 +299,7 @@ def _gain_over_thresholds(
     one draw in twenty has no threshold to compare with, below or above.
     """
     problems = [sample.problem for sample in run.samples]
-    numbers = np.concatenate([_numbers(other, problems) for other in (run, *curve)], 1)
+    numbers = np.concatenate([numbers_of(other, problems) for other in (run, *curve)], 1)
     # the first is of all problems, once each
     sums = np.concatenate([numbers.sum(0)[None], resampled(numbers.T, draws, seed).T])
     gains = [_gain(row.reshape(-1, 3)) for row in sums]
@@ -241,16 +308,6 @@ def _gain_over_thresholds(
         return Interval(gains[0], math.nan, math.nan)
     low, high = np.quantile(known, [0.025, 0.975])
     return Interval(gains[0], float(low), float(high))
-
-
-def _numbers(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
-    """(problems, 3): right answers, delivered tokens, forwards."""
-    if "numbers" not in run.computed:
-        run.computed["numbers"] = {
-            s.problem: (float(s.correct), s.delivered, s.forwards) for s in run.samples
-        }
-    found = run.computed["numbers"]
-    return np.array([found[problem] for problem in problems], dtype=np.float64)
 
 
 def _gain(sums: NDArray[np.float64]) -> float:

@@ -58,6 +58,7 @@ FIGURES = (
     Figure("speedup_forwards", "speedup in forwards", 2, 1),
     Figure("speedup_useful", "speedup, padding left out", 2, 1),
     Figure("headroom", "% of oracle", 0, 1),
+    Figure("over_thresholds", "points over thresholds", 1, 1),
     Figure("seconds_per_problem", "ms per problem", 1, -1),
 )
 
@@ -155,7 +156,7 @@ def data(runs: Sequence[EvalRun], answers: int) -> dict[str, Any]:
 
 
 def _figures(row: Row) -> dict[str, Any]:
-    speed = row.speedup
+    speed, gap = row.speedup, row.over_thresholds
     values: dict[str, float | None] = {
         "problems": row.problems,
         "accuracy": 100 * row.accuracy.value,
@@ -168,6 +169,7 @@ def _figures(row: Row) -> dict[str, Any]:
         "speedup_forwards": None if speed is None else speed.forwards,
         "speedup_useful": None if speed is None else speed.useful,
         "headroom": None if row.headroom is None else 100 * row.headroom,
+        "over_thresholds": None if gap is None else 100 * gap.value,
         "seconds_per_problem": 1000 * row.seconds_per_problem,
     }
     return {name: _plain(value) for name, value in values.items()}

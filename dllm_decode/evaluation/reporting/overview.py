@@ -28,6 +28,7 @@ HEADS = {
     "tokens_per_forward": "tokens/forward\n[95 %]",
     "speedup_forwards": "speedup,\nforwards",
     "headroom": "% of\noracle",
+    "over_thresholds": "points over thresholds,\nequal forwards [95 %]",
 }
 
 
@@ -46,7 +47,10 @@ def overview(
         floors: Accuracies [%] at which the fastest run is named.
     """
     head = [_cut(f"{name}: {text}", width) for name, text in report.facts.items()][:2]
-    tail = [_cut(text, width) for text in (*best(report.overall, floors), *_notes(report))]
+    tail = [
+        _cut(text, width)
+        for text in (*best(report.overall, floors), *_over(report), *_notes(report))
+    ]
     tail += _left_out(report, width)
     closing = [line for text in closing for line in _wrapped(text, width)]
     taken = (
@@ -76,6 +80,8 @@ def table(rows: Sequence[tables.Row], *, families: bool = False, width: int = 10
         dropped.add("headroom")
     if all(row.speedup is None for row in rows):
         dropped.add("speedup_forwards")
+    if all(row.over_thresholds is None for row in rows):
+        dropped.add("over_thresholds")
     names = [name for name in HEADS if name not in dropped]
     filled = [tables.cells(row) for row in rows]
     sizes = {
@@ -102,7 +108,12 @@ def table(rows: Sequence[tables.Row], *, families: bool = False, width: int = 10
 
 
 def most_telling(rows: Sequence[tables.Row], most: int) -> list[tables.Row]:
-    """Of many rows the baseline, the fastest at every accuracy, and as many others as fit."""
+    """Of many rows the baseline, the fastest at every accuracy, and as many others as fit.
+
+    Args:
+        rows: Of a table.
+        most: How many to keep.
+    """
     if len(rows) <= most:
         return list(rows)
     front = pareto_front([(r.tokens_per_forward.value, r.accuracy.value) for r in rows])
@@ -112,7 +123,12 @@ def most_telling(rows: Sequence[tables.Row], most: int) -> list[tables.Row]:
 
 
 def best(rows: Sequence[tables.Row], floors: Sequence[float] = FLOORS) -> list[str]:
-    """The fastest run at an accuracy of at least so much [%], a line for each change."""
+    """The fastest run at an accuracy of at least so much [%], a line for each change.
+
+    Args:
+        rows: Of a table.
+        floors: Accuracies [%].
+    """
     own = [row for row in rows if row.headroom != 1]  # the oracle's is 1
     found: dict[str, str] = {}
     for floor in floors if len(own) > 2 else ():
@@ -122,6 +138,19 @@ def best(rows: Sequence[tables.Row], floors: Sequence[float] = FLOORS) -> list[s
             speed = f"{row.tokens_per_forward.value:.2f} tokens per forward"
             found[row.strategy] = f"best at {floor:g} % or more: {row.strategy}, {speed}"
     return list(found.values())
+
+
+def _over(report: ReportPage) -> list[str]:
+    """Where a rule differs most from thresholds with as many forwards, a line in all."""
+    sure = [
+        (row.over_thresholds.value, f"{row.strategy} on {family}")
+        for family, rows in report.families.items()
+        for row in rows
+        if row.over_thresholds is not None and row.over_thresholds.excludes(0)
+    ]
+    ranked = sorted(sure, key=lambda found: (-abs(found[0]), found[1]))
+    words = ", ".join(f"{where} {100 * gap:+.1f}" for gap, where in ranked)
+    return [f"points over thresholds at equal forwards: {words}"] if words else []
 
 
 def _notes(report: ReportPage) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dllm_decode import storage
 from dllm_decode.errors import ConfigError
-from dllm_decode.evaluation.reporting import explore, figures, tables
+from dllm_decode.evaluation.reporting import explore, figures, parallel, tables
 from dllm_decode.evaluation.reporting import render as page
 from dllm_decode.evaluation.reporting.controls import notes
 from dllm_decode.evaluation.reporting.factors import named, traits_of
@@ -27,12 +27,10 @@ class Written:
 
     Attributes:
         report: Its content.
-        collection: The runs it was made from.
         files: What was written.
     """
 
     report: page.ReportPage
-    collection: RunCollection
     files: tuple[Path, ...]
 
 
@@ -133,21 +131,11 @@ def _place(run: EvalRun) -> tuple[bool, bool, int, str]:
     return tables.is_oracle(run), first, run.order, run.name
 
 
-def write_report(
-    collection: RunCollection,
-    folder: Path,
-    *,
-    only: str | None = None,
-    title: str = "Evaluation",
-    preface: str = "",
-    draw: bool = True,
-    answers: int = 0,
-) -> Written:
-    """Write CSV, Markdown, HTML and figures into a folder.
+@dataclass(frozen=True)
+class ReportSettings:
+    """What a report shows.
 
-    Args:
-        collection: The runs.
-        folder: Where to write; it is made.
+    Attributes:
         only: Keep runs whose name or folder contains this text, None for all.
         title: Of the page.
         preface: Markdown before the tables.
@@ -155,49 +143,78 @@ def write_report(
         answers: Problems whose answers the page holds, to look at and to play; 0: the page has
             nothing to sort, filter and click, only tables and figures.
 
+    Examples:
+        >>> ReportSettings(only="credit", draw=False).title
+        'Evaluation'
+    """
+
+    only: str | None = None
+    title: str = "Evaluation"
+    preface: str = ""
+    draw: bool = True
+    answers: int = 0
+
+
+def write_report(
+    collection: RunCollection, folder: Path, settings: ReportSettings = ReportSettings()
+) -> Written:
+    """Write CSV, Markdown, HTML and figures into a folder.
+
+    Args:
+        collection: The runs.
+        folder: Where to write; it is made.
+        settings: What the report shows.
+
     Raises:
         ConfigError: No table should mix the runs; says which differ, and how.
     """
-    chosen = chosen_runs(collection, only).named()
-    runs, smaller = chosen.whole, chosen.beside
-    times = tables.wall_times(chosen.clocked)
-    families = list(dict.fromkeys(family for run in runs for family in run.families))
-    by_family = {
-        family: tables.rows_of([run for run in runs if family in run.families], family)
-        for family in families
-    }
-    report = page.ReportPage(
-        title=title,
-        facts=facts_of(runs),
-        overall=tables.rows_of(runs, None),
-        families=by_family,
-        parts=tables.rows_of(beside(runs, smaller), None) if smaller else [],
-        times=times,
-        timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
-        notes=notes(runs, smaller, times if chosen.timed else ()),
-        warnings=collection.left_out,
-        counts=collection.counts,
-        preface=preface,
-    )
+    chosen = chosen_runs(collection, settings.only).named()
+    runs = chosen.whole
+    report = _page(chosen, collection, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = figures.draw_all(runs, folder / "figures") if draw else []
-    every = [*report.overall, *report.parts, *(row for rows in by_family.values() for row in rows)]
+    drawn = figures.draw_all(runs, folder / "figures") if settings.draw else []
+    by_family = (row for rows in report.families.values() for row in rows)
     texts = {
         "table.csv": tables.csv_text(
-            every, {trait.name: trait.factors for trait in traits_of([*runs, *smaller])}
+            [*report.overall, *report.parts, *by_family],
+            {trait.name: trait.factors for trait in traits_of([*runs, *chosen.beside])},
         ),
         "report.md": page.to_markdown(report, [f"figures/{path.name}" for path in drawn]),
         "report.html": page.to_html(
             report,
             {path.stem: path.read_text(encoding="utf-8") for path in drawn},
-            explore.section(runs, answers) if answers else "",
+            explore.section(runs, settings.answers) if settings.answers else "",
         ),
     }
     if report.times:
         texts["wall_time.csv"] = tables.wall_time_csv(report.times)
     for name, text in texts.items():
         storage.write_text(folder / name, text)
-    return Written(report, collection, (*(folder / name for name in texts), *drawn))
+    return Written(report, (*(folder / name for name in texts), *drawn))
+
+
+def _page(chosen: Chosen, collection: RunCollection, settings: ReportSettings) -> page.ReportPage:
+    """The content of the report: its tables, and what is to be known about them."""
+    runs, smaller = chosen.whole, chosen.beside
+    times = tables.wall_times(chosen.clocked)
+    families = dict.fromkeys(family for run in runs for family in run.families)
+    return page.ReportPage(
+        title=settings.title,
+        facts=facts_of(runs),
+        overall=tables.rows_of(runs, None),
+        families={
+            family: tables.rows_of([run for run in runs if family in run.families], family)
+            for family in families
+        },
+        parts=tables.rows_of(beside(runs, smaller), None, runs) if smaller else [],
+        times=times,
+        timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
+        notes=notes(runs, smaller, times if chosen.timed else ()),
+        warnings=collection.left_out,
+        pushed=parallel.pushed(runs),
+        counts=collection.counts,
+        preface=settings.preface,
+    )
 
 
 def beside(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> list[EvalRun]:
@@ -248,6 +265,7 @@ def machine_of(run: EvalRun) -> str:
 
 __all__ = [
     "Chosen",
+    "ReportSettings",
     "Written",
     "chosen_runs",
     "collect",

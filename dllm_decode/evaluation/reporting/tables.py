@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dllm_decode.evaluation import metrics
+from dllm_decode.evaluation.curves import above_curve
 from dllm_decode.evaluation.metrics import Sample, Speedup
-from dllm_decode.evaluation.statistics import Interval
+from dllm_decode.evaluation.statistics import Interval, resampled
 from dllm_decode.evaluation.store import EvalRun
 
 ALL = "all families"
@@ -37,6 +41,9 @@ class Row:
         redundancy: Share of tokens in [0, 1] that were proposed before their commit.
         speedup: Against the sequential run, None without one on the same problems.
         headroom: Share of the oracle's tokens per forward, None without one on the same problems.
+        over_thresholds: Accuracy, a share, over that of plain thresholds with as many forwards, see
+            `over_thresholds`; None without thresholds on the same problems.
+        strict: Share of answers that are right and in the form that was asked for.
     """
 
     strategy: str
@@ -53,6 +60,8 @@ class Row:
     redundancy: float
     speedup: Speedup | None
     headroom: float | None
+    over_thresholds: Interval | None = None
+    strict: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -79,12 +88,14 @@ COLUMNS: dict[str, Column] = {
     "family": Column("family", "", False),
     "problems": Column("problems", ""),
     "accuracy": Column("accuracy", "% [95 %]"),
+    "strict": Column("in the form asked for", "% right"),
     "forwards": Column("forwards", "per problem"),
     "tokens_per_forward": Column("tokens per forward", "[95 %]"),
     "speedup_forwards": Column("speedup", "in forwards"),
     "speedup_useful": Column("speedup", "in forwards, padding left out"),
     "speedup_wall": Column("speedup", "in wall time"),
     "headroom": Column("of oracle", "%"),
+    "over_thresholds": Column("over thresholds", "points at equal forwards [95 %]"),
     "slots_per_forward": Column("slots per forward", "counts padding"),
     "wasted_forwards": Column("wasted forwards", "per problem"),
     "decoding_order": Column("order", "Kendall's tau of position and step"),
@@ -94,22 +105,26 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def rows_of(runs: Sequence[EvalRun], family: str | None) -> list[Row]:
+def rows_of(
+    runs: Sequence[EvalRun], family: str | None, thresholds: Sequence[EvalRun] = ()
+) -> list[Row]:
     """One row per run, in the order of the runs.
 
     Args:
         runs: Those to compare; the sequential ones and the oracle are found among them.
         family: The one whose problems count, None for all of them.
+        thresholds: Runs on more problems, among which plain thresholds are looked for as well.
     """
     oracle = next((run for run in runs if is_oracle(run)), None)
     rows = []
-    for run in runs:
+    gaps = over_thresholds(runs, family, thresholds)
+    for run, gap in zip(runs, gaps, strict=True):
         base = sequential_of(run, runs)
         key = (family, id(base), id(oracle))
         if key not in run.computed:
             # with the runs themselves, so that their identities are not given away again
             run.computed[key] = _row(run, family, base, oracle), base, oracle
-        rows.append(run.computed[key][0])
+        rows.append(replace(run.computed[key][0], over_thresholds=gap))
     return rows
 
 
@@ -134,7 +149,109 @@ def _row(
         redundancy=metrics.temporal_redundancy(samples),
         speedup=metrics.speedup(samples, base) if base and _same(samples, base) else None,
         headroom=metrics.headroom(samples, best) if best and _same(samples, best) else None,
+        strict=sum(s.correct_strictly for s in samples) / len(samples),
     )
+
+
+_DRAWS = 1000
+
+
+def over_thresholds(
+    runs: Sequence[EvalRun],
+    families: str | Sequence[str] | None,
+    thresholds: Sequence[EvalRun] = (),
+) -> list[Interval | None]:
+    """Accuracy of each run over that of plain thresholds that take as many forwards.
+
+    The control of every rule: a threshold is one number to set, so that a rule is better only where
+    no threshold does as well with as many passes. Between the runs of `strategy=threshold` with the
+    same schedule, cache, sampler and stop rules accuracy is interpolated over forwards
+    (`curves.above_curve`); the interval is a bootstrap over problems, drawn alike for all runs.
+
+    Args:
+        runs: On the same problems.
+        families: The one or those whose problems count, None for all of them.
+        thresholds: Runs on more problems, among which plain thresholds are looked for as well.
+
+    Returns:
+        Per run the difference of shares, with NaN for bounds where more than one draw in twenty is
+        faster than every threshold; None for thresholds, the sequential run and the oracle, and
+        where fewer than two thresholds can be compared with.
+    """
+    if not runs:
+        return []
+    names = families if families is None or isinstance(families, str) else tuple(families)
+    asked = ("gaps", names, *map(id, runs), None, *map(id, thresholds))
+    if asked not in runs[0].computed:
+        # with the runs themselves, as in `rows_of`
+        found = _over_thresholds(runs, names, thresholds)
+        runs[0].computed[asked] = found, (*runs, *thresholds)
+    gaps: list[Interval | None] = runs[0].computed[asked][0]
+    return gaps
+
+
+def _over_thresholds(
+    runs: Sequence[EvalRun],
+    families: str | Sequence[str] | None,
+    thresholds: Sequence[EvalRun],
+) -> list[Interval | None]:
+    chosen = {families} if isinstance(families, str) else families
+    problems = [s.problem for s in runs[0].samples if chosen is None or s.family in chosen]
+    known = set(problems)
+    plain = [run for run in (*runs, *thresholds) if is_threshold(run) and run.keys >= known]
+    curves = [_to_compare(run, plain) if known and run.keys >= known else [] for run in runs]
+    every = list({id(run): run for run in (*runs, *plain)}.values())
+    if not any(curves):
+        return [None] * len(runs)
+    numbers = np.concatenate([numbers_of(run, problems)[:, ::2].T for run in every])
+    # the first draw is of all problems, once each
+    sums = np.concatenate([numbers.sum(1, keepdims=True), resampled(numbers, _DRAWS, 0)], 1)
+    at = {id(run): 2 * place for place, run in enumerate(every)}
+
+    def gap(run: EvalRun, curve: Sequence[EvalRun]) -> Interval | None:
+        if not curve:
+            return None
+        places = np.array([at[id(other)] for other in (run, *curve)])
+        return _gap(sums[places], sums[places + 1], len(problems))
+
+    return [gap(run, curve) for run, curve in zip(runs, curves, strict=True)]
+
+
+def _to_compare(run: EvalRun, plain: Sequence[EvalRun]) -> list[EvalRun]:
+    """The plain thresholds with which a run is compared; none for runs that need no control."""
+    if any(run is other for other in plain) or is_sequential(run) or is_oracle(run):
+        return []
+    alike = [
+        other
+        for other in plain
+        if stops(other) == stops(run) and surroundings(other) == surroundings(run)
+    ]
+    return alike if len(alike) > 1 else []
+
+
+def _gap(right: NDArray[np.float64], forwards: NDArray[np.float64], problems: int) -> Interval:
+    """The difference with its interval; sums (1 + K, 1 + draws), the run itself first."""
+    gaps = above_curve(forwards.T, right.T / problems)
+    drawn = gaps[1:][~np.isnan(gaps[1:])]
+    if len(drawn) < 0.95 * _DRAWS:
+        return Interval(float(gaps[0]), math.nan, math.nan)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(gaps[0]), float(low), float(high))
+
+
+def numbers_of(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
+    """(problems, 3): right answers, delivered tokens, forwards.
+
+    Args:
+        run: With samples of these problems.
+        problems: Their keys, in the order of the lines.
+    """
+    if "numbers" not in run.computed:
+        run.computed["numbers"] = {
+            s.problem: (float(s.correct), s.delivered, s.forwards) for s in run.samples
+        }
+    found = run.computed["numbers"]
+    return np.array([found[problem] for problem in problems], dtype=np.float64)
 
 
 def _same(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
@@ -160,6 +277,11 @@ def is_plain(run: EvalRun) -> bool:
     """Whether nothing but selection and stop rules acts."""
     strategy = run.settings["strategy"]
     return not strategy.get("transforms") and not strategy.get("filters")
+
+
+def is_threshold(run: EvalRun) -> bool:
+    """Whether a run commits what is above a threshold, and does nothing else."""
+    return is_plain(run) and selection(run) == "ConfidenceThreshold"
 
 
 def is_sequential(run: EvalRun) -> bool:
@@ -197,7 +319,12 @@ def stops(run: EvalRun) -> object:
 
 
 def sequential_of(run: EvalRun, runs: Sequence[EvalRun]) -> EvalRun | None:
-    """The sequential run with the same schedule, cache, sampler and stop rules."""
+    """The sequential run with the same schedule, cache, sampler and stop rules.
+
+    Args:
+        run: That is to be compared.
+        runs: To choose from.
+    """
     same = [
         other
         for other in runs
@@ -287,12 +414,14 @@ def cells(row: Row) -> dict[str, str]:
         "family": row.family,
         "problems": f"{row.problems:,}",
         "accuracy": percent(row.accuracy),
+        "strict": _number(100 * row.strict, "{:.1f}"),
         "forwards": f"{row.forwards.value:.1f}",
         "tokens_per_forward": _span(row.tokens_per_forward, 1, 2),
         "speedup_forwards": "-" if speed is None else f"{speed.forwards:.2f}x",
         "speedup_useful": "-" if speed is None else _number(speed.useful, "{:.2f}x"),
         "speedup_wall": "-" if speed is None else _number(speed.wall_time, "{:.2f}x"),
         "headroom": "-" if row.headroom is None else f"{100 * row.headroom:.0f}",
+        "over_thresholds": points(row.over_thresholds),
         "slots_per_forward": f"{row.slots_per_forward:.2f}",
         "wasted_forwards": f"{row.wasted_forwards:.1f}",
         "decoding_order": _number(row.decoding_order, "{:+.2f}"),
@@ -305,6 +434,21 @@ def cells(row: Row) -> dict[str, str]:
 def percent(share: Interval) -> str:
     """A share with its interval: "98.0 [96.1, 99.0]"."""
     return _span(share, 100, 1)
+
+
+def points(gap: Interval | None) -> str:
+    """A difference of shares in points: "+1.2 [-0.3, +2.7]"; "-" where there is none."""
+    if gap is None or math.isnan(gap.value):
+        return "-"
+    if math.isnan(gap.low):
+        return f"{_signed(gap.value)} [open]"
+    return f"{_signed(gap.value)} [{_signed(gap.low)}, {_signed(gap.high)}]"
+
+
+def _signed(share: float) -> str:
+    """A share in points with its sign; nothing has none."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def _span(interval: Interval, scale: float, digits: int) -> str:
@@ -340,7 +484,8 @@ def csv_text(rows: Sequence[Row], factors: Mapping[str, Mapping[str, object]] | 
     writer.writerow(
         ["strategy", "family", "problems", *names, *plain, "speedup_forwards", "speedup_wall_time",
          "delivered_tokens_of_sequential", "saved_forwards_from_padding",
-         "speedup_useful_forwards", "share_of_oracle", *(f"factor: {name}" for name in swept)]
+         "speedup_useful_forwards", "share_of_oracle", *_GAP,
+         "accuracy_strict", *(f"factor: {name}" for name in swept)]
     )  # fmt: skip
     for row in rows:
         spans = [getattr(row, name) for name in ranges]
@@ -356,9 +501,17 @@ def csv_text(rows: Sequence[Row], factors: Mapping[str, Mapping[str, object]] | 
             + [_csv(getattr(row, name)) for name in plain]
             + gains
             + ["" if row.headroom is None else repr(row.headroom)]
+            + [*_gap_cells(row.over_thresholds), _csv(row.strict)]
             + [_cell(str(own.get(row.strategy, {}).get(name, ""))) for name in swept]
         )
     return buffer.getvalue()
+
+
+_GAP = tuple(f"accuracy_over_thresholds{end}" for end in ("", "_low", "_high"))
+
+
+def _gap_cells(gap: Interval | None) -> list[str]:
+    return [""] * 3 if gap is None else [_csv(x) for x in (gap.value, gap.low, gap.high)]
 
 
 def _cell(text: str) -> str:

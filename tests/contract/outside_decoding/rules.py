@@ -9,16 +9,22 @@ from dllm_decode.decoding.selection import best
 
 
 @dataclass(frozen=True)
-class Corrects(Strategy):
-    """Writes over what the model has come to see otherwise; rows of even seeds look once more."""
+class OnlyTwice(Strategy):
+    """Changes its mind about a column at most twice."""
 
     times: int = 2
-    revises = True
     needs_window = True
 
     @property
     def progress(self):
         return Revisions(self.times)
+
+
+@dataclass(frozen=True)
+class Corrects(OnlyTwice):
+    """Writes over what the model has come to see otherwise; rows of even seeds look once more."""
+
+    revises = True
 
     def decide(self, view, memory):
         other = view.settled & (view.pred.token != view.tokens)
@@ -29,16 +35,10 @@ class Corrects(Strategy):
 
 
 @dataclass(frozen=True)
-class Doubts(Strategy):
+class Doubts(OnlyTwice):
     """Opens again what the model now gives less than a third to, also when the window is full."""
 
-    times: int = 2
     revocable = True
-    needs_window = True
-
-    @property
-    def progress(self):
-        return Revisions(self.times)
 
     def begin(self, request, snapshot):
         return ColumnMemory.of(snapshot, 0)

@@ -1,0 +1,80 @@
+"""A strategy in `generate(custom_generate=...)` of transformers."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from dllm_decode import CapabilityError, ConfigError, load
+from dllm_decode.integrations.transformers import StrategyGeneration
+from dllm_decode.models import load_model
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("bundled:llada-tiny")
+
+
+@pytest.fixture(scope="module")
+def decoding(tiny):
+    return StrategyGeneration("threshold", overrides={"model.mask_id": tiny.denoiser.vocab.mask_id})
+
+
+@pytest.fixture(scope="module")
+def padded(tiny):
+    """Two prompts, one longer than the other, padded on the left."""
+    texts = ("Copy: 1 Ada 2 Ben 3 Cleo", "Copy: 1 Ada")
+    rows = [tiny.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return texts, ids, mask
+
+
+def test_generate_gives_the_tokens_of_our_own_generate(tiny, decoding, padded):
+    texts, ids, mask = padded
+    ends = list(tiny.denoiser.vocab.eot_ids)
+    made = tiny.denoiser.model.generate(
+        ids, attention_mask=mask, max_new_tokens=24, eos_token_id=ends, pad_token_id=9,
+        return_dict_in_generate=True, custom_generate=decoding,
+    ).sequences  # fmt: skip
+    own = load(tiny, "threshold").generate(texts, max_new_tokens=24)
+    assert torch.equal(made[:, : ids.shape[1]], ids)
+    for line, tokens in zip(made[:, ids.shape[1] :].tolist(), own.sequences, strict=True):
+        assert line[: len(tokens)] == list(tokens)
+        assert set(line[len(tokens) :]) <= {9}
+    assert decoding.result.forwards == own.forwards
+
+
+def test_sampling_follows_torchs_seed_and_several_answers_differ(tiny, decoding, padded):
+    def drawn(seed):
+        torch.manual_seed(seed)
+        return tiny.denoiser.model.generate(
+            padded[1][:1], max_new_tokens=8, do_sample=True, temperature=5.0,
+            num_return_sequences=3, eos_token_id=None, custom_generate=decoding,
+        )  # fmt: skip
+
+    first = drawn(1)
+    assert torch.equal(first, drawn(1)) and not torch.equal(first, drawn(2))
+    assert first.shape[0] == 3 and len({str(row) for row in first.tolist()}) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"repetition_penalty": 2.0}, CapabilityError, "a RepetitionPenaltyLogitsProcessor, which"),
+        ({"max_time": 1.0}, CapabilityError, "stopping_criteria holds a MaxTimeCriteria"),
+        ({"num_beams": 2}, ConfigError, "num_beams must be 1, got 2"),
+    ],
+)
+def test_what_works_from_left_to_right_is_refused(tiny, decoding, padded, settings, error, message):
+    with pytest.raises(error, match=message):
+        tiny.denoiser.model.generate(
+            padded[1], max_new_tokens=4, custom_generate=decoding, **settings
+        )
+
+
+def test_prompts_padded_on_the_right_are_refused(tiny, decoding, padded):
+    config = GenerationConfig(max_length=40)
+    _, ids, mask = padded
+    with pytest.raises(ConfigError, match="prompt 1 must be padded on the left"):
+        decoding(tiny.denoiser.model, ids, generation_config=config, attention_mask=mask.flip(1))
