@@ -129,14 +129,3 @@ def numbers(count: int, device: torch.device) -> Tensor:
         device: where.
     """
     return torch.arange(count, device=device)
-
-
-def first_column(flags: Tensor) -> Tensor:
-    """Lowest column that is set in each row, L where none is, (B,) int64.
-
-    Args:
-        flags: (B, L) bool.
-    """
-    # of equal ones, max takes the first
-    found, column = flags.max(1)
-    return torch.where(found, column, flags.shape[1])

@@ -54,6 +54,7 @@ def blueprint(
     folder: Path,
     ignore_settings: Sequence[str] = (),
     is_lean: Callable[[ModelSpec], bool] = lambda spec: False,
+    adapters: Sequence[Path] | None = None,
 ) -> Blueprint:
     """Read config.json and the tokenizer of a checkpoint.
 
@@ -61,6 +62,7 @@ def blueprint(
         folder: Where it is.
         ignore_settings: Keys of config.json that are known to be harmless.
         is_lean: Whether `models.lean` is to compute a family.
+        adapters: Those that were asked for; None where nobody said.
 
     Raises:
         CheckpointError: Something in it is damaged or not handled; the message names file and key.
@@ -69,7 +71,8 @@ def blueprint(
     values = read_json(file, CheckpointError)
     spec = spec_of(values, file)
     refuse_quantised(values, file)
-    refuse_adapter(folder)
+    if adapters is None:
+        refuse_adapter(folder)
     published = Published(values, frozenset(ignore_settings), file)
     settings = spec.translate(published)
     published.finish()
@@ -131,9 +134,8 @@ def refuse_adapter(folder: Path) -> None:
     """Raise `CheckpointError` for a LoRA adapter beside the weights, as either may be meant."""
     if (folder / ADAPTER).exists():
         raise CheckpointError(
-            f"{folder} holds an adapter ({ADAPTER}) beside its weights; adapters are not applied "
-            "here, so merge it into the weights (peft: merge_and_unload), or move its files away "
-            "to decode with the base weights alone"
+            f"{folder} holds an adapter ({ADAPTER}) beside its weights: model.adapters=[{folder}] "
+            "decodes with it, model.adapters=[] with the weights alone"
         )
 
 
