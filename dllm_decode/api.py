@@ -429,7 +429,7 @@ class TextDecoder:
             for row, prompt in enumerate(many)
         )
         request = self._request(ids, max_new_tokens, infill, seed)
-        request = replace(request, parameters=_per_row(parameters, len(ids)))
+        request = replace(request, parameters=_for_every_row(parameters, len(ids)))
         voting = Voting(n, vote, block_lengths)
         if not callable(answer):
             require_choice("answer", answer, ANSWERS)
@@ -511,7 +511,7 @@ class TextDecoder:
         request = self._request((ids,), max_new_tokens, infill, seed)
         sampling = self._sampling(temperature, None, None, None)
         request, reference_forwards = sampling._with_reference(request, None)
-        canvas = _Canvas(self.piece)
+        canvas = _CanvasWatch(self.piece)
         watched = (*self.decoder.observers, canvas)
         decoder = replace(sampling.decoder, observers=watched)
         decoder.check(request)
@@ -786,7 +786,7 @@ def _sequential_strategy() -> Strategy:
     return strategy
 
 
-def _per_row(
+def _for_every_row(
     parameters: Parameters | Sequence[Parameters | None] | None, rows: int
 ) -> tuple[Parameters | None, ...] | None:
     if parameters is None or not isinstance(parameters, Mapping):
@@ -895,7 +895,7 @@ class _Streaming(Observer):
         self.streamer.end()
 
 
-class _Canvas(Observer):
+class _CanvasWatch(Observer):
     """What stands on the canvas of the only row, with the confidence of every commit."""
 
     def __init__(self, piece: Callable[[int], str]) -> None:

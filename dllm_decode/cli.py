@@ -113,7 +113,7 @@ def _run(words: list[str]) -> int:
         check(cfg, overrides)
         check_values(cfg)
         with claim(_place(cfg, "run"), fresh=_fresh("run", overrides)) as held:
-            code = app.run(cfg, _Job(words), held.path).code
+            code = app.run(cfg, _HydraJob(words), held.path).code
             if code:
                 held.undo()
             return int(code)
@@ -203,7 +203,7 @@ def _hydra_command(arguments: Namespace, words: list[str]) -> int:
     register_search_path()
     try:
         hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(
-            _Job(words)
+            _HydraJob(words)
         )()
     finally:
         sys.argv = before
@@ -224,7 +224,7 @@ def _sweep(app: Application, name: str, overrides: list[str], words: list[str]) 
     with claim(_place(cfg, "sweep"), fresh=_fresh("sweep", overrides)) as held:
         place = f"hydra.sweep.dir={quote(str(held.path))}"
         cfg = compose_with_hydra(app, [*overrides, place], name, sweep=True)
-        job = _Job(words, sweep=True, common=frozenset(overrides))
+        job = _HydraJob(words, sweep=True, common=frozenset(overrides))
         done = app.sweep(cfg, job, each=lambda words: written_out(app, words), begin=job.expect)
         if done.total and len(done.refused) == done.total:
             held.undo()  # a mistake of the command line, not of a job
@@ -298,7 +298,7 @@ class Done(NamedTuple):
 
 
 @dataclass
-class _Job:
+class _HydraJob:
     """What Hydra calls with a composed configuration; returns exit code and reason.
 
     An exception that reached Hydra would end a sweep, and Hydra would print it as well.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Filter
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_count
@@ -38,5 +38,5 @@ class AtMost(Filter):
 
     def keep(self, view: StepView, decision: Decision, memory: None) -> Tensor:
         """The best of what the selection wants to commit, (B, W) bool."""
-        scores = view.pred.confidence if decision.scores is None else decision.scores
+        scores = order_scores(view) if decision.scores is None else decision.scores
         return best(scores, decision.commit, self.tokens)

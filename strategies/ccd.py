@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import require_count, require_in_range
@@ -82,7 +82,7 @@ class ReleasedCCD(Strategy):
 
     def decide(self, view: StepView, memory: CandidateMemory) -> Decision:
         """The best position or the agreeing ones."""
-        scores = -view.pred.entropy
+        scores = order_scores(view, "entropy")
         memory.width = self._width(view, memory.width)
         column = _column(view, memory)
         was_runner_up = memory.runner_up.gather(1, column)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Progress, Revisions, Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_count, require_in_range
@@ -81,7 +81,8 @@ class Core(Strategy):
     def decide(self, view: StepView, memory: None) -> Decision:
         """The count of the schedule, and what the probe writes over."""
         count = scheduled(view.window_open, self.steps_per_block, view.window_step).clamp(min=1)
-        chosen = best(view.pred.confidence, view.open, count)
+        scores = order_scores(view)
+        chosen = best(scores, view.open, count)
         candidates = self._candidates(view)
         mask = view.snapshot.vocab.mask_id
         asked = view.tokens.masked_fill(candidates, mask)
@@ -90,7 +91,7 @@ class Core(Strategy):
         return Decision(
             chosen | other,
             tokens=torch.where(other, probe.token, view.pred.token),
-            scores=view.pred.confidence,
+            scores=scores,
             confidence=torch.where(other, probe.confidence, view.pred.confidence),
         )
 
@@ -101,7 +102,7 @@ class Core(Strategy):
         due = due & (step % self.every == 0)
         behind = view.active.flip(1).cumsum(1).flip(1)  # columns of the window from here on
         asked = view.settled & (behind > self.spare) & due[:, None]
-        return best(-view.pred.margin, asked, self.masked)
+        return best(-order_scores(view, "margin"), asked, self.masked)
 
     def _overwritten(
         self, view: StepView, probe: Prediction, candidates: Tensor, count: Tensor

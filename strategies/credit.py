@@ -37,7 +37,7 @@ class CreditMemory(Memory):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Credit(Transform):
+class _CreditRule(Transform):
     """What the fixed and the adaptive form share: the memory, its update, the fusion."""
 
     slots: int = 8
@@ -94,7 +94,7 @@ def _column(view: StepView, memory: CreditMemory) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceCredit(_Credit):
+class TraceCredit(_CreditRule):
     """Add alpha * log(1 + C) to the logits of tokens that won the position before.
 
         C[i, v] <- beta * C[i, v] + [v = argmax_u p(i, u)] * p(i, v) ** gamma      (first this)
@@ -144,7 +144,7 @@ class TraceCredit(_Credit):
         require_in_range("gamma", self.gamma, 0.0, 10.0)
 
     def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
-        """The raised prediction; with alpha 0 the very prediction that came in."""
+        """The prediction with its bias; with alpha 0 the very prediction that came in."""
         alpha = view.parameter("alpha", self.alpha, memory.credit)
         off = not isinstance(alpha, Tensor) and alpha == 0.0
         return view.pred if off else super().adjust(view, memory)
@@ -159,7 +159,7 @@ class TraceCredit(_Credit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveCredit(_Credit):
+class AdaptiveCredit(_CreditRule):
     """Credit whose strength follows the share of decided columns; no constants to tune.
 
         gamma = 1,   alpha = beta = 1 - eta,   eta = undecided columns / all columns

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import ordered
+from dllm_decode.decoding.selection import order_scores, ordered
 from dllm_decode.decoding.strategy import Filter, Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_count
@@ -92,7 +92,7 @@ class Spaced(Filter):
 
     def keep(self, view: StepView, decision: Decision, memory: None) -> Tensor:
         """The commits that stay, (B, W) bool."""
-        scores = view.pred.confidence if decision.scores is None else decision.scores
+        scores = order_scores(view) if decision.scores is None else decision.scores
         left, kept = decision.commit, torch.zeros_like(decision.commit)
         if self.gap == 1:
             return left

@@ -8,12 +8,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Budget, Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_choice, require_count, require_in_range
 from dllm_decode.kernels.reference import tempered
-from dllm_decode.strategies.fixed import order_scores
 
 
 def transfer_shares(steps: int, eps: float) -> Tensor:
@@ -22,6 +21,10 @@ def transfer_shares(steps: int, eps: float) -> Tensor:
         1 - t(i+1) / t(i),   t = `steps` + 1 points evenly spaced from 1 to eps
 
     In float32 as released: the counts are truncated, so one unit in the last place can matter.
+
+    Args:
+        steps: number of steps, 1 or more.
+        eps: where the points end, (0, 1).
     """
     grid = torch.linspace(1.0, eps, steps + 1, dtype=torch.float32)
     shares = 1.0 - grid[1:] / grid[:-1]
@@ -95,9 +98,11 @@ class DreamSchedule(_TimeGrid):
         """The best or drawn positions of this step."""
         scores = order_scores(view, self.order)
         if self.position_temperature > 0.0:
+            measure = getattr(view.pred, self.order)
+            measure = -measure if self.order == "entropy" else measure
             # the k largest of score / T + Gumbel noise are a draw without replacement
             noise = -(-view.noise.uniform().log()).log()
-            scores = tempered(scores, self.position_temperature) + noise
+            scores = tempered(measure, self.position_temperature) + noise
         count = (view.open.sum(1).float() * self.share(view)).long()
         return Decision(best(scores, view.open, count), scores=scores)
 

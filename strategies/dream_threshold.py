@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_count, require_in_range
@@ -46,8 +46,8 @@ class ScheduledThreshold(Strategy):
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The sure ones among the best count(s), and the best one."""
-        confidence = view.pred.confidence
+        scores = order_scores(view)
         left = view.window_open - (view.window_step + 1) * self.tokens_per_step
         count = (view.open.sum(1) - left.clamp(min=0)).clamp(min=1)
-        sure = best(confidence, view.open, count) & (confidence >= self.threshold)
-        return Decision(sure | best(confidence, view.open), scores=confidence)
+        sure = best(scores, view.open, count) & (view.pred.confidence >= self.threshold)
+        return Decision(sure | best(scores, view.open), scores=scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm_decode.decoding.selection import reaching
+from dllm_decode.decoding.selection import order_scores, reaching
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_in_range
@@ -44,6 +44,6 @@ class EntropyThreshold(Strategy):
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything below the threshold and the lowest entropy."""
-        entropy = view.pred.entropy
-        threshold = view.parameter("threshold", self.threshold, entropy)
-        return Decision(reaching(-entropy, view.open, -threshold, self.strict), scores=-entropy)
+        scores = order_scores(view, "entropy")
+        threshold = view.parameter("threshold", self.threshold, scores)
+        return Decision(reaching(scores, view.open, -threshold, self.strict), scores=scores)

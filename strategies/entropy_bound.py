@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm_decode.decoding.selection import ordered, ranks
+from dllm_decode.decoding.selection import order_scores, ordered, ranks
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_choice, require_in_range
-from dllm_decode.strategies.fixed import order_scores
 
 
 @dataclass(frozen=True)

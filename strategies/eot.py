@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.cache import mask_of
-from dllm_decode.decoding.selection import best, first_column
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import StopRule
-from dllm_decode.decoding.types import Change, Request, Snapshot, StepView
+from dllm_decode.decoding.types import Change, Request, Snapshot, StepView, first_column
 from dllm_decode.errors import (
     CapabilityError,
     ConfigError,
@@ -196,7 +196,7 @@ class PredictedEot(AcceptedEot):
         hits = hits & view.gather(self._may_end(snapshot)) & (confidence >= self.threshold)
         hits = hits & self._is_end(view.pred.token, snapshot)
         if self.trigger == "most_confident":
-            hits = best(confidence, hits)
+            hits = best(order_scores(view), hits)
         column = first_column(self._on_canvas(hits, view))
         if self.accepted_first:
             accepted = self._accepted(snapshot, view, change)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import ordered, ranks
+from dllm_decode.decoding.selection import order_scores, ordered, ranks
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_choice, require_in_range
@@ -53,8 +53,8 @@ class Factor(Strategy):
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The n most confident positions."""
-        scores = view.pred.confidence
-        falling = scores.double().gather(1, ordered(scores, view.open))
+        scores = order_scores(view)
+        falling = view.pred.confidence.double().gather(1, ordered(scores, view.open))
         factor = view.parameter("factor", self.factor, falling)
         count = self.count(falling, view.open.sum(1), factor)
         return Decision(

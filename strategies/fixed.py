@@ -6,30 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import ORDERS, best, order_scores
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_choice, require_count
-
-ORDERS = ("confidence", "margin", "entropy", "random")
-
-
-def order_scores(view: StepView, order: str) -> Tensor:
-    """Scores by which positions are taken, largest first, (B, W).
-
-    Args:
-        view: the step.
-        order: `confidence` (probability of the proposal), `margin` (top-1 minus top-2
-            probability), `entropy` (minus the entropy [nats]) or `random` (a uniform number per
-            position and step).
-    """
-    if order == "confidence":
-        return view.pred.confidence
-    if order == "margin":
-        return view.pred.margin
-    if order == "entropy":
-        return -view.pred.entropy
-    return view.noise.uniform()
 
 
 def scheduled(masks: Tensor, steps: int, step: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dllm_decode.decoding.selection import reaching
+from dllm_decode.decoding.selection import order_scores, reaching
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_in_range
@@ -50,23 +50,23 @@ class Hierarchical(Strategy):
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """Sure positions or the best one, and the peaks of the gaps."""
-        confidence = view.pred.confidence
-        sure = reaching(confidence, view.open, self.threshold, strict=True)
-        peak = peaks(confidence, view.open) & (confidence > self.low_threshold)
-        return Decision(sure | peak, scores=confidence)
+        confidence, scores = view.pred.confidence, order_scores(view)
+        sure = reaching(confidence, view.open, self.threshold, True, scores)
+        peak = peaks(scores, view.open) & (confidence > self.low_threshold)
+        return Decision(sure | peak, scores=scores)
 
 
 def peaks(scores: Tensor, among: Tensor) -> Tensor:
     """Candidates that reach the largest score of their run of neighbouring candidates, (B, W) bool.
 
     Args:
-        scores: (B, W), at least 0 at the candidates.
+        scores: (B, W).
         among: (B, W) bool, the candidates.
     """
     begins = among.clone()
     begins[:, 1:] &= ~among[:, :-1]
     run = begins.cumsum(1)
-    floor = scores.new_full((scores.shape[0], scores.shape[1] + 1), -1.0)
-    candidates = scores.masked_fill(~among, -1.0)
+    floor = scores.new_full((scores.shape[0], scores.shape[1] + 1), float("-inf"))
+    candidates = scores.masked_fill(~among, float("-inf"))
     top = floor.scatter_reduce(1, run, candidates, "amax")
     return among & (scores == top.gather(1, run))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import reaching
+from dllm_decode.decoding.selection import order_scores, reaching
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import (
     ColumnMemory,
@@ -80,11 +80,11 @@ class HistoryStable(Strategy):
 
     def decide(self, view: StepView, memory: ProposalMemory) -> Decision:
         """Sure positions or the best one, and stable ones."""
-        confidence = view.pred.confidence
-        sure = reaching(confidence, view.open, self.threshold)
+        confidence, scores = view.pred.confidence, order_scores(view)
+        sure = reaching(confidence, view.open, self.threshold, order=scores)
         stable = self._count(view, memory) >= self.history
         return Decision(
-            sure | view.open & stable & (confidence >= self.low_threshold), scores=confidence
+            sure | view.open & stable & (confidence >= self.low_threshold), scores=scores
         )
 
     def _count(self, view: StepView, memory: ProposalMemory) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best, reaching
+from dllm_decode.decoding.selection import best, order_scores, reaching
 from dllm_decode.decoding.strategy import Progress, Revisions, Strategy
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import require_count, require_in_range
@@ -17,7 +17,11 @@ from dllm_decode.strategies.fixed import scheduled
 
 @dataclass
 class PostSteps(Memory):
-    """Steps that each row has done in a window that was full, (B,)."""
+    """How long each row has stayed in its window.
+
+    Attributes:
+        done: (B,) int64, steps since the window was full.
+    """
 
     done: Tensor
 
@@ -98,16 +102,16 @@ class JointThreshold(Strategy):
 
     def decide(self, view: StepView, memory: PostSteps) -> Decision:
         """What is sure, and what contradicts what stands there."""
-        confidence = view.pred.confidence
+        confidence, scores = view.pred.confidence, order_scores(view)
         threshold = view.parameter("threshold", self.threshold, confidence)
-        chosen = reaching(confidence, view.open, threshold, strict=True)
+        chosen = reaching(confidence, view.open, threshold, True, scores)
         if self.steps_per_block is not None:
             count = scheduled(view.window_open, self.steps_per_block, view.window_step)
-            chosen = chosen | best(confidence, view.open, count)
+            chosen = chosen | best(scores, view.open, count)
         if self.edit_threshold is not None:
             other = view.settled & (view.pred.token != view.tokens)
             chosen = chosen | other & (confidence > self.edit_threshold)
-        return Decision(chosen, scores=confidence)
+        return Decision(chosen, scores=scores)
 
     def lingers(
         self, snapshot: Snapshot, view: StepView, change: Change, memory: PostSteps

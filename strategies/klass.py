@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import (
     ColumnMemory,
@@ -88,16 +88,14 @@ class Klass(Strategy):
 
     def decide(self, view: StepView, memory: MovementMemory) -> Decision:
         """What is sure and calm, or the best n(s)."""
-        confidence = view.pred.confidence
+        confidence, scores = view.pred.confidence, order_scores(view)
         calm = self._calm(view, memory)
         ready = view.open & (calm >= self.history) & (confidence > self.threshold)
         if self.steps_per_block is None:
-            return Decision(ready, scores=confidence)  # the loop forces the best one
+            return Decision(ready, scores=scores)  # the loop forces the best one
         count = scheduled(view.window_open, self.steps_per_block, view.window_step)
-        otherwise = best(confidence, view.open, count)
-        return Decision(
-            torch.where(ready.any(1, keepdim=True), ready, otherwise), scores=confidence
-        )
+        otherwise = best(scores, view.open, count)
+        return Decision(torch.where(ready.any(1, keepdim=True), ready, otherwise), scores=scores)
 
     def _calm(self, view: StepView, memory: MovementMemory) -> Tensor:
         """Steps in a row that each position has hardly moved, (B, W); noted for the next step."""

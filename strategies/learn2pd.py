@@ -12,7 +12,7 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import ConfigError, require_count, require_in_range
@@ -112,10 +112,10 @@ class Learn2PD(Strategy):
 
     def decide(self, view: StepView, memory: FilterMemory) -> Decision:
         """The union of accepted and scheduled positions."""
-        confidence = view.pred.confidence
+        scores = order_scores(view)
         accepted = view.open & (self.acceptance(view, memory.network) > self.tau)
-        forced = best(confidence, view.open, self._least(view))
-        return Decision(accepted | forced, scores=confidence, notes={"accepted": accepted})
+        forced = best(scores, view.open, self._least(view))
+        return Decision(accepted | forced, scores=scores, notes={"accepted": accepted})
 
     def acceptance(self, view: StepView, network: AcceptanceFilter) -> Tensor:
         """sigmoid(z) at every slot of the window, (B, W) float32; 0 outside the window."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import reaching
+from dllm_decode.decoding.selection import order_scores, reaching
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_count, require_in_range
@@ -57,13 +57,14 @@ class LocalLeap(Strategy):
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """Anchors, their surroundings, or the best one."""
-        confidence = view.pred.confidence
+        confidence, scores = view.pred.confidence, order_scores(view)
         threshold = view.parameter("threshold", self.threshold, confidence)
         relaxed = view.parameter("relaxed", self.relaxed, confidence)
         anchor = view.open & (confidence >= threshold)
         near = view.open & (distance_to(anchor, view.index) <= self.radius)
-        commit = reaching(confidence, view.open, threshold) | near & (confidence >= relaxed)
-        return Decision(commit, scores=confidence)
+        sure = reaching(confidence, view.open, threshold, order=scores)
+        commit = sure | near & (confidence >= relaxed)
+        return Decision(commit, scores=scores)
 
 
 def distance_to(marked: Tensor, index: Tensor) -> Tensor:

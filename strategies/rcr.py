@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import ColumnMemory, Decision, Request, Snapshot, StepView
 from dllm_decode.errors import require_count
@@ -53,10 +53,10 @@ class RunningConfidence(Strategy):
 
     def decide(self, view: StepView, memory: ColumnMemory) -> Decision:
         """All that is open, less the least sure of the window."""
-        confidence = view.pred.confidence.float()
-        running = torch.where(view.open, confidence, memory.read(view))
+        scores = order_scores(view).float()
+        running = torch.where(view.open, scores, memory.read(view))
         memory.write(view, running)
         count = scheduled(view.window_open, self.steps_per_block, view.window_step).clamp(min=1)
         left = (view.open.sum(1) - count).clamp(min=0)
         again = best(-running, view.open | view.settled, left)
-        return Decision(view.open & ~again, scores=confidence, remask=view.settled & again)
+        return Decision(view.open & ~again, scores=scores, remask=view.settled & again)

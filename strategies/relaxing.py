@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dllm_decode.decoding.selection import reaching
+from dllm_decode.decoding.selection import order_scores, reaching
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_in_range
@@ -50,7 +50,8 @@ class RelaxingThreshold(Strategy):
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything above the row's present threshold, at least the best."""
-        confidence = view.pred.confidence
+        confidence, scores = view.pred.confidence, order_scores(view)
         share = (1.0 - self.relief * (1.0 - view.mask_ratio))[:, None].to(confidence.dtype)
         threshold = view.parameter("threshold", self.threshold, confidence) * share
-        return Decision(reaching(confidence, view.open, threshold), scores=confidence)
+        chosen = reaching(confidence, view.open, threshold, order=scores)
+        return Decision(chosen, scores=scores)

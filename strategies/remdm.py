@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Progress, Revisions, Strategy
 from dllm_decode.decoding.types import ColumnMemory, Decision, Request, Snapshot, StepView
 from dllm_decode.errors import require_count, require_in_range
@@ -71,18 +71,18 @@ class ReMdm(Strategy):
 
     def decide(self, view: StepView, memory: ColumnMemory) -> Decision:
         """The count of the step, less what the next one decides anew."""
-        confidence = view.pred.confidence.float()
+        scores = order_scores(view).float()
         step, begin = view.window_step, self._ordinary_before(view)
         refining = (step >= begin) & (step < begin + self.refine_steps)
         ordinary = torch.where(step < begin, step, step - self.refine_steps)
         count = scheduled(view.window_open, self.steps_per_block, ordinary)
-        chosen = best(confidence, view.open, torch.where(refining, self.reopen, count))
-        memory.write(view, confidence, where=chosen)
+        chosen = best(scores, view.open, torch.where(refining, self.reopen, count))
+        memory.write(view, scores, where=chosen)
         next_refines = (step + 1 >= begin) & (step + 1 < begin + self.refine_steps)
         limit = torch.where(next_refines, self.reopen, 0)
         # what was committed just now may be what is opened again: then it is not committed
         again = best(-memory.read(view), view.settled | chosen, limit)
-        return Decision(chosen & ~again, scores=confidence, remask=view.settled & again)
+        return Decision(chosen & ~again, scores=scores, remask=view.settled & again)
 
     def _ordinary_before(self, view: StepView) -> Tensor:
         """Ordinary steps before the first refining one, (B,)."""

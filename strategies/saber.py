@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import (
     ColumnMemory,
@@ -76,16 +76,16 @@ class Saber(Strategy):
 
     def decide(self, view: StepView, memory: Confidences) -> Decision:
         """The surer ones, less those that lost the most."""
-        confidence = view.pred.confidence.float()
+        confidence, scores = view.pred.confidence.float(), order_scores(view)
         level = memory.committed.values[:, :-1].nanmean(1).nan_to_num(nan=1.0)
         chosen = view.open & (confidence > level[:, None])
-        chosen = chosen | best(confidence, view.open, self.at_least)
+        chosen = chosen | best(scores, view.open, self.at_least)
         memory.committed.write(view, confidence, where=chosen)
         top = view.pred.top_confidence.float()
         fall = memory.last.read(view) - top
         memory.last.write(view, top)
         again = best(fall, view.settled | chosen, self._count(view, chosen))
-        return Decision(chosen & ~again, scores=confidence, remask=view.settled & again)
+        return Decision(chosen & ~again, scores=scores, remask=view.settled & again)
 
     def _count(self, view: StepView, chosen: Tensor) -> Tensor:
         """How many positions are opened again, (B,)."""

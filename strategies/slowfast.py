@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import require_count, require_in_range
@@ -83,7 +83,7 @@ class SlowFast(Strategy):
 
     def decide(self, view: StepView, memory: PhaseMemory) -> Decision:
         """Sure positions of the span or the window, or the best one there."""
-        confidence = view.pred.confidence
+        confidence, scores = view.pred.confidence, order_scores(view)
         span = view.open & (view.index <= memory.last[:, None])
         fast = memory.fast & ~view.fresh & span.any(1)
         again = (memory.fast | view.fresh) & ~fast
@@ -92,8 +92,8 @@ class SlowFast(Strategy):
         several = sure.sum(1, keepdim=True) >= 2
         self._note(view, memory, fast, torch.where(again, 0, memory.slow_steps))
         return Decision(
-            torch.where(several, sure, best(confidence, among)),
-            scores=confidence.masked_fill(~among, -1.0),
+            torch.where(several, sure, best(scores, among)),
+            scores=scores.masked_fill(~among, float("-inf")),
         )
 
     def _note(self, view: StepView, memory: PhaseMemory, fast: Tensor, done: Tensor) -> None:

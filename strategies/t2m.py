@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best, reaching
+from dllm_decode.decoding.selection import best, order_scores, reaching
 from dllm_decode.decoding.strategy import Progress, Revisions, Strategy
 from dllm_decode.decoding.types import (
     Change,
@@ -106,15 +106,15 @@ class TokenToMask(Strategy):
 
     def decide(self, view: StepView, memory: Doubts) -> Decision:
         """What is sure, and what is doubted."""
-        confidence = view.pred.confidence
+        scores = order_scores(view)
         named, doubt = self._doubted(view, memory)
         assert view.snapshot.revised is not None
         # a column that may not be opened any more must not take the place of one that may
         named = named & (view.gather(view.snapshot.revised) < self.revisions)
         most = (view.settled.sum(1) * self.share).floor().long().clamp(min=1)
         remask = best(doubt, named, most)
-        chosen = reaching(confidence, view.open, self.threshold, strict=True)
-        return Decision(chosen, scores=confidence, remask=remask)
+        chosen = reaching(view.pred.confidence, view.open, self.threshold, True, scores)
+        return Decision(chosen, scores=scores, remask=remask)
 
     def _doubted(self, view: StepView, memory: Doubts) -> tuple[Tensor, Tensor]:
         """Settled slots that the detector names, and how doubtful they are, (B, W)."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best, reaching
+from dllm_decode.decoding.selection import best, order_scores, reaching
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
 from dllm_decode.errors import require_count, require_in_range
@@ -67,15 +67,15 @@ class ConfidenceThreshold(Strategy):
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything above the threshold, the best n, and what ties with the best."""
-        confidence = view.pred.confidence
+        confidence, scores = view.pred.confidence, order_scores(view)
         threshold = view.parameter("threshold", self.threshold, confidence)
-        chosen = reaching(confidence, view.open, threshold, self.strict)
+        chosen = reaching(confidence, view.open, threshold, self.strict, scores)
         if self.at_least > 1 or self.steps_per_block is not None:
-            chosen = chosen | best(confidence, view.open, self._least(view))
+            chosen = chosen | best(scores, view.open, self._least(view))
         if self.tie_slack is not None:
             top = confidence.masked_fill(~view.open, -1.0).amax(1, keepdim=True)
             chosen = chosen | view.open & (confidence >= top - self.tie_slack)
-        return Decision(chosen, scores=confidence)
+        return Decision(chosen, scores=scores)
 
     def _least(self, view: StepView) -> Tensor:
         least = torch.full_like(view.window_open, self.at_least)

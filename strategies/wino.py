@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.selection import best, reaching
+from dllm_decode.decoding.selection import best, order_scores, reaching
 from dllm_decode.decoding.strategy import Progress, Revisions, Strategy
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import require_count, require_in_range
@@ -16,7 +16,11 @@ from dllm_decode.errors import require_count, require_in_range
 
 @dataclass
 class LastCommits(Memory):
-    """Positions that each row committed in its last step, (B,)."""
+    """What the next step needs to know of the last one.
+
+    Attributes:
+        count: (B,) int64, positions that each row committed.
+    """
 
     count: Tensor
 
@@ -80,16 +84,17 @@ class Wino(Strategy):
 
     def decide(self, view: StepView, memory: LastCommits) -> Decision:
         """Wide in, narrow out."""
-        confidence = view.pred.confidence
+        scores = order_scores(view)
         most = (view.open.sum(1) * 0.7).floor().long().clamp(5, 20)
-        chosen = best(confidence, reaching(confidence, view.open, self.threshold, True), most)
+        sure = reaching(view.pred.confidence, view.open, self.threshold, True, scores)
+        chosen = best(scores, sure, most)
         before = torch.where(view.fresh, 30, memory.count)
         memory.count = chosen.sum(1)
         several = (memory.count > 1) & (before > 1)
         support = self._support(view, several)
         weak = view.settled & (support < self.verify_threshold)
         limit = torch.where(several, before - 1, 0)
-        return Decision(chosen, scores=confidence, remask=best(-support, weak, limit))
+        return Decision(chosen, scores=scores, remask=best(-support, weak, limit))
 
     def _support(self, view: StepView, rows: Tensor) -> Tensor:
         """The probability of each settled token when its group is masked, (B, W)."""

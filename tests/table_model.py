@@ -65,10 +65,15 @@ def decode(
 
 @dataclass
 class Step:
-    """What a rule knows in plain numbers: open columns and per-column statistics of one row."""
+    """What a rule knows in plain numbers: open columns and per-column statistics of one row.
+
+    Confidences are held against thresholds; columns are ranked by certainty and margin, which are
+    minus odds.
+    """
 
     columns: list[int]
     confidence: list[float]
+    certainty: list[float]
     margin: list[float]
     entropy: list[float]
     noise: list[float]
@@ -78,7 +83,7 @@ class Step:
 
     def best(self, count: int, scores: list[float] | None = None) -> list[int]:
         """The `count` open columns with the largest scores, lower ones first on ties."""
-        scores = self.confidence if scores is None else scores
+        scores = self.certainty if scores is None else scores
         return sorted(self.columns, key=lambda column: (-scores[column], column))[:count]
 
 
@@ -90,7 +95,7 @@ def plain_steps(
     rule: Rule,
     block_length: int | None = None,
     *,
-    forced: Callable[[Step], list[float]] = lambda step: step.confidence,
+    forced: Callable[[Step], list[float]] = lambda step: step.certainty,
     may_idle: bool = False,
 ) -> tuple[tuple[int, ...], ...]:
     """The step at which each column is committed, row by row, in plain Python.
@@ -115,7 +120,8 @@ def plain_steps(
                 now = Step(
                     columns=[column for column in block if step_of[column] < 0],
                     confidence=pred.confidence[row].tolist(),
-                    margin=pred.margin[row].tolist(),
+                    certainty=pred.certainty[row].tolist(),
+                    margin=pred.margin_certainty[row].tolist(),
                     entropy=pred.entropy[row].tolist(),
                     noise=noise.uniform()[0].tolist(),
                     opened=len(block),

@@ -27,7 +27,12 @@ _BRIEF_SECONDS = 0.7  # a decode that takes less would only flash
 
 
 def configured(mode: str = "auto", speed: float = 1.0) -> Display:
-    """The display that the group `display` selects, on standard output; see `make_display`."""
+    """The display that the group `display` selects, on standard output; see `make_display`.
+
+    Args:
+        mode: `auto`, `live`, `plain` or `none`; see `make_display`.
+        speed: Of a race, as a factor; 1 is its usual pace.
+    """
     return make_display(mode, speed=speed)
 
 
@@ -175,7 +180,7 @@ class _Lines:
 
 
 @dataclass
-class _Row:
+class _ShownRow:
     """One canvas: a token or None per column, the step that committed it, and how sure it was."""
 
     tokens: list[int | None] = field(default_factory=list)
@@ -203,7 +208,7 @@ class CanvasView:
     def __init__(self, titles: Sequence[str], piece: Callable[[int], str]) -> None:
         self.titles = titles
         self.piece = piece
-        self.rows = {row: _Row() for row in range(len(titles))}
+        self.rows = {row: _ShownRow() for row in range(len(titles))}
         self.on_step: Callable[[int], None] | None = None
 
     def update(

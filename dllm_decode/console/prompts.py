@@ -21,7 +21,7 @@ class PromptsError(DllmDecodeError):
 
 
 @dataclass(frozen=True)
-class Asked:
+class GivenPrompt:
     """One prompt.
 
     Attributes:
@@ -35,7 +35,7 @@ class Asked:
             assistant's.
 
     Examples:
-        >>> Asked("Sort: Eve, Ada.", source="prompts.jsonl, line 1", max_new_tokens=16).title
+        >>> GivenPrompt("Sort: Eve, Ada.", source="prompts.jsonl, line 1", max_new_tokens=16).title
         'Sort: Eve, Ada.'
     """
 
@@ -54,7 +54,7 @@ class Asked:
         return " ".join(str(text or "").split())
 
 
-def read_prompts(name: str) -> list[Asked]:
+def read_prompts(name: str) -> list[GivenPrompt]:
     """All prompts of a file.
 
     Lines end at a line feed and nowhere else. In a `.jsonl` file each is an object with `prompt`, a
@@ -103,14 +103,14 @@ def _read(name: str) -> str:
         raise PromptsError(f"the prompts file {name} is not UTF-8 text: {error.reason}") from None
 
 
-def _from_lines(text: str, label: str, as_json: bool) -> Iterator[Asked]:
+def _from_lines(text: str, label: str, as_json: bool) -> Iterator[GivenPrompt]:
     for number, line in enumerate(text.split("\n"), start=1):
         source = f"{label}, line {number}"
         line = line.removesuffix("\r")
         if as_json and line.strip():
             yield _from_record(_parsed(line, source), source)
         elif line.strip():
-            yield Asked(_text(_not_json(line, source), source), source)
+            yield GivenPrompt(_text(_not_json(line, source), source), source)
 
 
 def _not_json(line: str, source: str) -> str:
@@ -128,7 +128,7 @@ def _not_json(line: str, source: str) -> str:
     return line
 
 
-def _from_document(text: str, label: str) -> Iterator[Asked]:
+def _from_document(text: str, label: str) -> Iterator[GivenPrompt]:
     """A list of prompts, or one; lines of JSON documents are read as such."""
     try:
         document = _parsed(text, label)
@@ -142,7 +142,7 @@ def _from_document(text: str, label: str) -> Iterator[Asked]:
     for number, entry in enumerate(entries, start=1):
         source = f"{label}, entry {number}"
         if isinstance(entry, str):
-            yield Asked(_text(entry, source), source)
+            yield GivenPrompt(_text(entry, source), source)
         else:
             yield _from_record(entry, source)
 
@@ -154,13 +154,13 @@ def _parsed(text: str, source: str) -> Any:
         raise PromptsError(f"{source}: not a JSON document ({error})") from None
 
 
-def _from_record(record: Any, source: str) -> Asked:
+def _from_record(record: Any, source: str) -> GivenPrompt:
     if not isinstance(record, dict) or not ({"prompt", "messages"} & set(record)):
         raise PromptsError(f"{source}: needs an object with the key prompt or messages")
     if {"prompt", "messages"} <= set(record):
         raise PromptsError(f"{source}: prompt and messages exclude each other; give one of them")
     chat = "messages" in record
-    return Asked(
+    return GivenPrompt(
         _chat(record["messages"], source) if chat else _text(record["prompt"], source),
         source,
         _count(record, "max_new_tokens", 1, source),
@@ -226,8 +226,8 @@ def _chat(value: Any, source: str) -> list[dict[str, Any]]:
         raise PromptsError(f"{source}: messages: {error}") from None
 
 
-def one_prompt(text: str) -> list[Asked]:
+def one_prompt(text: str) -> list[GivenPrompt]:
     """The prompt of the command line; raises `ConfigError` if it is empty."""
     if not text.strip():
         raise ConfigError('prompt is empty; give prompt="...", or prompts=FILE, or neither')
-    return [Asked(_whole(text, "prompt"), "prompt")]
+    return [GivenPrompt(_whole(text, "prompt"), "prompt")]

@@ -218,8 +218,8 @@ class Step(LazyFields):
         >>> from dllm_decode.decoding.canvas import Canvas
         >>> from dllm_decode.decoding.types import Request, Vocab
         >>> canvas = Canvas.of(Request(((7, 8),), max_new_tokens=3), Vocab(mask_id=9, size=10))
-        >>> board = canvas.snapshot()
-        >>> step = Step(board, board.undecided, torch.tensor([True]), StoreMemory.of(board))
+        >>> now = canvas.snapshot()
+        >>> step = Step(now, now.undecided, torch.tensor([True]), StoreMemory.of(now))
         >>> int(DualCache().recompute(step).sum())  # all five columns on entering a window
         5
     """

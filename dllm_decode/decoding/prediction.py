@@ -179,7 +179,7 @@ class Prediction(ABC):
         """What `suppress` returns."""
 
     def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
-        """Whether it is known without a look that `token` exists and is none of some ids.
+        """Whether it is known without reading it that `token` exists and is none of some ids.
 
         Args:
             banned: (M,) the ids, the very tensor with which the origin was made.
@@ -262,7 +262,7 @@ class Prediction(ABC):
     @cached_property
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        return self._shaped(self._statistics.confidence).masked_fill(self._emptied, 0.0)
+        return (1.0 - self.top_certainty).reciprocal()
 
     @cached_property
     def maximum(self) -> Tensor:
@@ -305,11 +305,41 @@ class Prediction(ABC):
     @cached_property
     def confidence(self) -> Tensor:
         """Probability of `token`, (B, W)."""
+        return self.top_confidence if self._draw is None else (1.0 - self.certainty).reciprocal()
+
+    @cached_property
+    def certainty(self) -> Tensor:
+        """By what slots are ranked: minus the odds against `token`, 0 at most, (B, W).
+
+            -(1 - p) / p,   p = confidence
+
+        It rises with the confidence and still tells slots apart where that is rounded to 1; -inf
+        where the token has been removed.
+        """
         if self._draw is None:
-            return self.top_confidence
+            return self.top_certainty
         # ids outside the vocabulary are refused later, by the name of who drew them
         known = self.token.clamp(max=self.shape[-1] - 1)
-        return self._share(self._at(known[..., None]))[..., 0]
+        statistics = self._statistics
+        apart = statistics.maximum - self._at(known[..., None]).flatten()
+        odds = statistics.total * apart.exp() - 1.0
+        # of the winner, without the cancellation
+        odds = torch.where(known.flatten() == statistics.token, statistics.rest, odds)
+        return self._shaped(-odds).masked_fill(self._emptied, float("-inf"))
+
+    @cached_property
+    def top_certainty(self) -> Tensor:
+        """`certainty` of `top_token`, (B, W)."""
+        return self._shaped(-self._statistics.rest).masked_fill(self._emptied, float("-inf"))
+
+    @cached_property
+    def margin_certainty(self) -> Tensor:
+        """By what slots are ranked by margin: -(1 - margin) / margin, 0 at most, (B, W)."""
+        top = self._top_two
+        apart = top[..., 1] - top[..., 0]
+        rest = self._statistics.rest.reshape(self.shape[:2])
+        odds = (rest + apart.exp()) / apart.expm1().abs()
+        return reference.cast(-odds, self._dtype).masked_fill(self._emptied, float("-inf"))
 
     @cached_property
     def _top_two(self) -> Tensor:
@@ -359,7 +389,7 @@ class Prediction(ABC):
         if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype not in _INTEGERS:
             got = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
             raise PredictionError(f"suppress needs token ids of shape (M,), got {got}")
-        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        if ids.device.type == "cpu":  # elsewhere reading them would make the host wait
             _refuse_outside(ids, self.shape[-1], 0)
         return self._suppressed(ids.long())
 
@@ -389,7 +419,7 @@ class Prediction(ABC):
         """
         _check("ids", ids, self.shape[:2], floating=False)
         _check("delta", delta, ids.shape, floating=True)
-        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        if ids.device.type == "cpu":  # elsewhere reading them would make the host wait
             _refuse_outside(ids, self.shape[-1], None)
         ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
@@ -489,7 +519,14 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...] | None, *, floating:
 
 
 def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> None:
-    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU."""
+    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU.
+
+    Args:
+        who: what gave them, for messages.
+        tokens: what is to be checked.
+        like: (B, W) int64 on the right device.
+        vocabulary: number of ids, V.
+    """
     fits = isinstance(tokens, Tensor) and tokens.shape == like.shape and tokens.dtype in _INTEGERS
     if not fits or tokens.device != like.device:
         got: object = tokens
@@ -498,12 +535,18 @@ def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> Non
         raise PredictionError(
             f"{who} token ids (int64) of shape {tuple(like.shape)} on {like.device}, got {got}"
         )
-    if tokens.device.type == "cpu":  # elsewhere a look at them would make the host wait
+    if tokens.device.type == "cpu":  # elsewhere reading them would make the host wait
         _refuse_outside(tokens, vocabulary, 0)
 
 
 def check_flags(who: str, flags: Tensor, like: Tensor) -> None:
-    """Refuse what are no flags of the shape and on the device of others."""
+    """Refuse what are no flags of the shape and on the device of others.
+
+    Args:
+        who: what gave them, for messages.
+        flags: what is to be checked.
+        like: bool of the right shape on the right device.
+    """
     fits = isinstance(flags, Tensor) and flags.shape == like.shape and flags.dtype == torch.bool
     if not fits or flags.device != like.device:
         got: object = flags

@@ -18,6 +18,7 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
+from dllm_decode.kernels.reference import best_slot
 
 
 @dataclass(frozen=True)
@@ -328,6 +329,7 @@ class AdaptiveBlocks(Schedule):
         reach = ((snapshot.end - snapshot.start) * self.share).long().clamp(min=1)
         near = (view.index >= begin[:, None]) & (view.index < (begin + reach)[:, None])
         said = near & view.masked & torch.isin(view.pred.top_token, snapshot.ids(ids))
-        best, place = torch.where(said, view.pred.top_confidence, -1.0).max(1, keepdim=True)
+        place = best_slot(view.pred.top_certainty, said)
+        sure = said & (view.pred.top_confidence >= self.tau)
         found = view.index.gather(1, place)[:, 0] + 1
-        return torch.where(best[:, 0] >= self.tau, found, begin + self.length)
+        return torch.where(sure.gather(1, place)[:, 0], found, begin + self.length)

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dllm_decode.kernels import dispatch, reference
+
+if TYPE_CHECKING:
+    from dllm_decode.decoding.types import StepView
+
+ORDERS = ("confidence", "margin", "entropy", "random")
+
+
+def order_scores(view: StepView, order: str = "confidence") -> Tensor:
+    """Scores by which positions are taken, largest first, (B, W); every ranking rule asks here.
+
+    They are computed from the mass beside the winner, not from probabilities, so that positions
+    keep their order where confidences and margins are rounded to 1.
+
+    Args:
+        view: the step.
+        order: `confidence` (odds of the proposal), `margin` (odds of top-1 minus top-2
+            probability), `entropy` (minus the entropy [nats]) or `random` (a uniform number per
+            position and step).
+    """
+    if order == "confidence":
+        return view.pred.certainty
+    if order == "margin":
+        return view.pred.margin_certainty
+    if order == "entropy":
+        return -view.pred.entropy
+    return view.noise.uniform()
 
 
 def ranks(scores: Tensor, among: Tensor) -> Tensor:
@@ -25,7 +52,12 @@ def ranks(scores: Tensor, among: Tensor) -> Tensor:
 
 
 def ordered(scores: Tensor, among: Tensor) -> Tensor:
-    """Slots in the order of falling scores, those not among the candidates last, (B, W) int64."""
+    """Slots in the order of falling scores, those not among the candidates last, (B, W) int64.
+
+    Args:
+        scores: (B, W), larger is better.
+        among: (B, W) bool, the candidates.
+    """
     by_score = scores.sort(dim=1, descending=True, stable=True).indices
     last = (~among).gather(1, by_score).to(torch.int8)
     return by_score.gather(1, last.sort(dim=1, stable=True).indices)
@@ -52,7 +84,11 @@ def best(scores: Tensor, among: Tensor, count: Tensor | int = 1) -> Tensor:
 
 
 def reaching(
-    scores: Tensor, among: Tensor, threshold: Tensor | float, strict: bool = False
+    scores: Tensor,
+    among: Tensor,
+    threshold: Tensor | float,
+    strict: bool = False,
+    order: Tensor | None = None,
 ) -> Tensor:
     """Candidates whose score reaches the threshold, in each row at least the best one, (B, W) bool.
 
@@ -63,6 +99,7 @@ def reaching(
         among: (B, W) bool, the candidates.
         threshold: one number for all rows, or (B, 1).
         strict: ask for more than the threshold.
+        order: (B, W), what the best one is the best by; None for the scores.
 
     Examples:
         >>> scores = torch.tensor([[0.2, 0.9, 0.5], [0.2, 0.1, 0.3]])
@@ -73,13 +110,13 @@ def reaching(
     if isinstance(threshold, Tensor):
         threshold = threshold.to(scores.dtype)
     if not dispatch.uses_triton(scores):
-        return reference.reaching(scores, among, threshold, strict)
+        return reference.reaching(scores, among, threshold, strict, order)
     level = (
         threshold[:, 0]
         if isinstance(threshold, Tensor)
         else scores.new_full(scores.shape[:1], threshold)
     )
-    return dispatch.threshold_selection(scores, among, level, strict)[0]
+    return dispatch.threshold_selection(scores, among, level, strict, order)[0]
 
 
 @lru_cache(maxsize=64)
@@ -92,14 +129,3 @@ def numbers(count: int, device: torch.device) -> Tensor:
         device: where.
     """
     return torch.arange(count, device=device)
-
-
-def first_column(flags: Tensor) -> Tensor:
-    """Lowest column that is set in each row, L where none is, (B,) int64.
-
-    Args:
-        flags: (B, L) bool.
-    """
-    # of equal ones, max takes the first
-    found, column = flags.max(1)
-    return torch.where(found, column, flags.shape[1])

@@ -81,7 +81,7 @@ class Revisions:
         ...     progress = Revisions(per_column=2)
         ...     def decide(self, view, memory):
         ...         other = view.settled & (view.pred.token != view.tokens)
-        ...         return Decision(best(view.pred.confidence, view.open) | other)
+        ...         return Decision(best(view.pred.certainty, view.open) | other)
         >>> Copy(n=3).answer(Corrects(), "abc")
         ('abc', 4)
     """
@@ -187,7 +187,7 @@ class Strategy(Part):
         >>> @dataclass(frozen=True)
         ... class SurestTwo(Strategy):
         ...     def decide(self, view, memory):
-        ...         return Decision(best(view.pred.confidence, view.open, 2))
+        ...         return Decision(best(view.pred.certainty, view.open, 2))
         >>> Reverse(n=4).answer(SurestTwo(), "abcd")
         ('dcba', 3)
     """
@@ -554,18 +554,25 @@ class Pipeline(Strategy):
 
 
 def complete(decision: Decision, view: StepView) -> Decision:
-    """A decision with tokens, scores and confidence filled in from the view's prediction."""
+    """A decision with tokens, scores and confidence filled in from the view's prediction.
+
+    Args:
+        decision: as a strategy returned it.
+        view: of the step.
+    """
     pred, tokens, confidence = view.pred, decision.tokens, decision.confidence
     if tokens is not None and confidence is not None and decision.scores is not None:
         return decision
+    scores = decision.scores
     if confidence is None and tokens is None:
         confidence = pred.confidence
+        scores = pred.certainty if scores is None else scores
     elif confidence is None and tokens is not None:
         # ids outside the vocabulary are refused later, by name
         known = tokens.clamp(0, view.snapshot.vocab.size - 1)[..., None]
         confidence = pred.prob_of(known)[..., 0]
     tokens = pred.token if tokens is None else tokens
-    scores = confidence if decision.scores is None else decision.scores
+    scores = confidence if scores is None else scores
     return copied(decision, tokens=tokens, confidence=confidence, scores=scores)
 
 

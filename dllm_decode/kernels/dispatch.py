@@ -81,7 +81,7 @@ def using(kernels: str, head: str | None = None) -> Iterator[None]:
         ...     chosen()
         'reference'
     """
-    before = _setting, _head
+    before = chosen(), chosen_head()
     choose(kernels, _head if head is None else head)
     try:
         yield
@@ -174,10 +174,15 @@ def credit_from(
 
 
 def threshold_selection(
-    scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
+    scores: Tensor,
+    open: Tensor,
+    threshold: Tensor,
+    strict: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Open slots that reach a threshold; see `reference.threshold_selection`."""
-    result: tuple[Tensor, Tensor] = _run("threshold_selection", scores, open, threshold, strict)
+    given = (scores, open, threshold, strict, order)
+    result: tuple[Tensor, Tensor] = _run("threshold_selection", *given)
     return result
 
 

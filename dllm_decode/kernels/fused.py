@@ -207,7 +207,11 @@ def _of_rows(value: Tensor | float, rows: int, device: torch.device) -> Tensor:
 
 
 def threshold_selection(
-    scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
+    scores: Tensor,
+    open: Tensor,
+    threshold: Tensor,
+    strict: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Open slots that reach a threshold; see `reference.threshold_selection`.
 
@@ -225,6 +229,7 @@ def threshold_selection(
         with _on(scores):
             programs.select_rows[(rows,)](
                 scores.contiguous(),
+                (scores if order is None else order).contiguous(),
                 open.contiguous().view(torch.int8),
                 threshold.contiguous(),
                 columns,
@@ -395,7 +400,7 @@ def _parts(rows: _Rows, count: int, wanted: _Wanted = _Wanted()) -> _Parts:
 def _whole(raw: RowStatistics) -> _Parts:
     """Statistics of finished rows, as one part."""
     empty = raw.maximum
-    statistics = (raw.maximum, raw.total, raw.moment, raw.token)
+    statistics = (raw.maximum, raw.rest, raw.moment, raw.token)
     return _Parts(1, statistics, empty, empty, empty, whole=raw)
 
 
@@ -491,7 +496,7 @@ def _empty_statistics(
 
 
 def _outputs(stats: RowStatistics) -> tuple[Tensor, ...]:
-    return stats.maximum, stats.total, stats.moment, stats.token
+    return stats.maximum, stats.rest, stats.moment, stats.token
 
 
 def _bans(like: Tensor, banned: Tensor | None) -> Tensor:

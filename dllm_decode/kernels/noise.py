@@ -105,23 +105,3 @@ class Noise:
             stream: What the numbers are for.
         """
         return unit_interval(self.states(stream))
-
-    def uniform_over(self, vocabulary: int, stream: int = TOKENS) -> Tensor:
-        """One float64 in (0, 1) per window slot and token id, (B, W, V).
-
-        Args:
-            vocabulary: Number of ids, V.
-            stream: What the numbers are for.
-        """
-        ids = torch.arange(vocabulary, device=self.index.device)
-        return unit_interval(fold(self.states(stream)[..., None], ids))
-
-    def gumbel_over(self, vocabulary: int, stream: int = TOKENS) -> Tensor:
-        """Standard Gumbel noise in float64 per window slot and token id, (B, W, V).
-
-        Args:
-            vocabulary: Number of ids, V.
-            stream: What the numbers are for.
-        """
-        ids = torch.arange(vocabulary, device=self.index.device)
-        return gumbel(self.states(stream)[..., None], ids)

@@ -6,7 +6,8 @@ interpreter's bfloat16 arithmetic is wrong), no autotuning, no libdevice.
 
 A row's statistics are a monoid: with m the maximum of two parts and d_i = m_i - m,
 
-    total = sum_i e^d_i total_i,   moment = sum_i e^d_i (moment_i + d_i total_i),
+    mass_i = rest_i, and 1 more in all parts but the winner's
+    rest = sum_i e^d_i mass_i,   moment = sum_i e^d_i (moment_i + d_i mass_i),
 
 token the lowest id among the maxima. Every program below folds blocks into that, so a row can be
 read by one program or by many.
@@ -201,7 +202,7 @@ def load_edge(
 @triton.jit(do_not_specialize=["first_part", "all_parts"])
 def scan_rows(
     logits, stride, vocabulary, banned, first_id, first_part, all_parts,
-    maximum_out, total_out, moment_out, token_out,
+    maximum_out, rest_out, moment_out, token_out,
     keys_out,
     states, temperature, noisy_out, drawn_out,
     BANS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
@@ -224,7 +225,7 @@ def scan_rows(
         first_part: Number of the first part.
         all_parts: Parts of a row, those of other slabs included.
         maximum_out: Pointer to float32, one per row and part, as the next two.
-        total_out: Sums of exp(l - m).
+        rest_out: Sums of exp(l - m) over all ids but the winner.
         moment_out: Sums of exp(l - m) (l - m).
         token_out: Pointer to int32, one per row and part.
         keys_out: Pointer to int64, SLOTS per row and part.
@@ -258,7 +259,7 @@ def scan_rows(
     ban = next_banned(banned, begin, zero, end, BANS)
     maximum = tl.full((), MINUS_INFINITY, tl.float32)
     base = tl.full((), 0.0, tl.float32)
-    totals = tl.full((WIDTH,), 0.0, tl.float32)
+    rests = tl.full((WIDTH,), 0.0, tl.float32)
     moments = tl.full((WIDTH,), 0.0, tl.float32)
     token = tl.full((), 0, tl.int32)
     keys = tl.full((SLOTS,), LOWEST, tl.int64)
@@ -279,13 +280,17 @@ def scan_rows(
         else:
             x = load_within(logits + start, HEIGHT, WIDTH)
         top = tl.max(tl.max(x, 0), 0)
+        seen = x
         if top > maximum:
             ids = start + zero + line + column
             token = tl.min(tl.min(tl.where(x == top, ids, 0x7FFFFFFF), 0), 0)
             drop = tl.maximum((maximum - top) * LOG2E, FLOOR)
             scale = tl.exp2(drop)
-            moments = scale * (moments + drop * totals)
-            totals = scale * totals
+            # the new winner leaves the sums, and the one it replaces joins them
+            x = tl.where(ids == token, MINUS_INFINITY, x)
+            rests += tl.where(tl.arange(0, WIDTH) == 0, 1.0, 0.0)
+            moments = scale * (moments + drop * rests)
+            rests = scale * rests
             maximum = top
             base = finite(top)
         if K > 0:  # noqa: SIM102 - the outer one is settled at compile time
@@ -301,7 +306,7 @@ def scan_rows(
                         entry = tl.where(last == LOWEST, MINUS_INFINITY, key_value(last))
         below = (x - base) * LOG2E
         weights = tl.exp2(below)
-        totals += tl.sum(weights, 0)
+        rests += tl.sum(weights, 0)
         moments += tl.sum(weights * tl.maximum(below, FLOOR), 0)
         if DRAW:
             level = base * rate
@@ -309,7 +314,7 @@ def scan_rows(
             exponent = tl.minimum(level - noisy.to(tl.float32) * LOG2E + slack, 1e4)
             bits = token_bits(state, start + zero + line + column)
             # float64 noise only where a block may hold a new winner
-            if tl.max(tl.max(may_win(bits, (x - base) * rate + exponent), 0), 0) > 0.0:
+            if tl.max(tl.max(may_win(bits, (seen - base) * rate + exponent), 0), 0) > 0.0:
                 for number in range(0, HEIGHT):
                     at = start + number * WIDTH + tl.arange(0, WIDTH)
                     y = load_edge(logits, at, zero, shift, vocabulary, banned, BANS, VECTOR)
@@ -320,7 +325,7 @@ def scan_rows(
                         drawn = tl.min(tl.where(exact == best, at + zero, 0x7FFFFFFF), 0)
                         noisy = best
     tl.store(maximum_out + place, maximum)
-    tl.store(total_out + place, tl.sum(totals, 0))
+    tl.store(rest_out + place, tl.sum(rests, 0))
     tl.store(moment_out + place, tl.sum(moments, 0) * LN2)
     tl.store(token_out + place, token)
     if K > 0:
@@ -332,13 +337,13 @@ def scan_rows(
 
 @triton.jit
 def merge_parts(
-    maxima, totals, moments, tokens, row, vocabulary, PARTS: tl.constexpr, WIDTH: tl.constexpr
+    maxima, rests, moments, tokens, row, vocabulary, PARTS: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Maximum, total, moment and token of a row from those of its parts; ids rise with parts.
+    """Maximum, rest, moment and token of a row from those of its parts; ids rise with parts.
 
     Args:
         maxima: Pointer to float32, PARTS per row; so are the next two.
-        totals: Sums of exp(l - m).
+        rests: Sums of exp(l - m) over all ids but a part's winner.
         moments: Sums of exp(l - m) (l - m).
         tokens: Pointer to the parts' argmax, int32.
         row: Number of the row.
@@ -348,7 +353,7 @@ def merge_parts(
     """
     if PARTS == 1:
         maximum = tl.load(maxima + row)
-        total = tl.load(totals + row)
+        rest = tl.load(rests + row)
         moment = tl.load(moments + row)
         winner = tl.load(tokens + row)
     else:
@@ -356,16 +361,19 @@ def merge_parts(
         inside = part < PARTS
         place = row * PARTS + part
         m = tl.load(maxima + place, mask=inside, other=MINUS_INFINITY)
-        mass = tl.load(totals + place, mask=inside, other=0.0)
+        mass = tl.load(rests + place, mask=inside, other=0.0)
         slope = tl.load(moments + place, mask=inside, other=0.0)
         token = tl.load(tokens + place, mask=inside, other=0)
         maximum = tl.max(m, 0)
         drop = tl.maximum(m - finite(maximum), FLOOR)
         scale = tl.exp(drop)
         winner = tl.min(tl.where(inside & (m == maximum), token, vocabulary - 1), 0)
-        total = tl.sum(scale * mass, 0)
+        # the winners of the other parts are part of what is left beside this one
+        mass += tl.where((m == maximum) & (token == winner), 0.0, 1.0)
+        rest = tl.sum(scale * mass, 0)
         moment = tl.sum(scale * (slope + drop * mass), 0)
-    return maximum, total, moment, winner
+    # a row with a NaN shows it in its maximum
+    return tl.where(rest == rest, maximum, rest), rest, moment, winner
 
 
 @triton.jit
@@ -388,10 +396,10 @@ def gather_logits(logits, banned, ids, used, BANS: tl.constexpr):
 
 @triton.jit
 def finish_rows(
-    maxima, totals, moments, tokens,
+    maxima, rests, moments, tokens,
     keys, noisy, drawn,
     logits, stride, vocabulary, banned, wanted,
-    maximum_out, total_out, moment_out, token_out,
+    maximum_out, rest_out, moment_out, token_out,
     value_out, id_out, at_out, drawn_out,
     PARTS: tl.constexpr, PART_WIDTH: tl.constexpr,
     K: tl.constexpr, WIDTH: tl.constexpr,
@@ -402,7 +410,7 @@ def finish_rows(
 
     Args:
         maxima: Pointer to float32, PARTS per row, as the next two.
-        totals: Sums of exp(l - m).
+        rests: Sums of exp(l - m) over all ids but a part's winner.
         moments: Sums of exp(l - m) (l - m).
         tokens: Pointer to the parts' argmax, int32.
         keys: Pointer to the parts' keys, int64, WIDTH per part.
@@ -414,7 +422,7 @@ def finish_rows(
         banned: Pointer to BANS ids.
         wanted: Pointer to int64, SLOTS ids per row.
         maximum_out: Pointer to float32, one per row, as the next two.
-        total_out: Sums of exp(l - m).
+        rest_out: Sums of exp(l - m) over all ids but the winner.
         moment_out: Sums of exp(l - m) (l - m).
         token_out: Pointer to int64, one per row.
         value_out: Pointer to the K largest logits of a row.
@@ -431,11 +439,11 @@ def finish_rows(
         DRAW: Whether a token is drawn.
     """
     row = tl.program_id(0).to(tl.int64)
-    maximum, total, moment, token = merge_parts(
-        maxima, totals, moments, tokens, row, vocabulary, PARTS, PART_WIDTH
+    maximum, rest, moment, token = merge_parts(
+        maxima, rests, moments, tokens, row, vocabulary, PARTS, PART_WIDTH
     )
     tl.store(maximum_out + row, maximum)
-    tl.store(total_out + row, total)
+    tl.store(rest_out + row, rest)
     tl.store(moment_out + row, moment)
     tl.store(token_out + row, token.to(tl.int64))
     if K > 0:
@@ -466,12 +474,12 @@ def finish_rows(
 
 @triton.jit
 def credit_rows(
-    maxima, totals, moments, tokens,
+    maxima, rests, moments, tokens,
     logits, stride, vocabulary, banned,
     old_ids, old_credit, alphas, betas, gamma, opened,
-    maximum_out, total_out, moment_out, token_out,
+    maximum_out, rest_out, moment_out, token_out,
     ids_out, credit_out, delta_out,
-    fused_maximum, fused_total, fused_moment, fused_token,
+    fused_maximum, fused_rest, fused_moment, fused_token,
     PARTS: tl.constexpr, PART_WIDTH: tl.constexpr,
     SLOTS: tl.constexpr, SLOT_WIDTH: tl.constexpr, BANS: tl.constexpr, GIVEN: tl.constexpr,
 ):  # fmt: skip
@@ -481,7 +489,7 @@ def credit_rows(
 
     Args:
         maxima: Pointer to float32, PARTS per row, as the next two.
-        totals: Sums of exp(l - m).
+        rests: Sums of exp(l - m) over all ids but a part's winner.
         moments: Sums of exp(l - m) (l - m).
         tokens: Pointer to the parts' argmax.
         logits: Pointer to the rows, or to the SLOTS logits at `old_ids` of each.
@@ -495,14 +503,14 @@ def credit_rows(
         gamma: Exponent of the winner's probability.
         opened: Pointer to int8, whether a row earns.
         maximum_out: Pointer to the statistics without credit, one per row, as the next three.
-        total_out: Sums of exp(l - m).
+        rest_out: Sums of exp(l - m) over all ids but the winner.
         moment_out: Sums of exp(l - m) (l - m).
         token_out: The argmax, int64.
         ids_out: Pointer to the ids after the step, SLOTS per row.
         credit_out: Pointer to their credit.
         delta_out: Pointer to float64, what the credit adds to their logits.
         fused_maximum: Pointer to the statistics with credit, float64, as the next two.
-        fused_total: Sums of exp(l - m).
+        fused_rest: Sums of exp(l - m) over all ids but the winner.
         fused_moment: Sums of exp(l - m) (l - m).
         fused_token: The argmax, int64.
         PARTS: Parts of a row.
@@ -513,11 +521,11 @@ def credit_rows(
         GIVEN: Whether `logits` holds the logits at `old_ids` alone, not the row.
     """
     row = tl.program_id(0).to(tl.int64)
-    maximum, total, moment, token = merge_parts(
-        maxima, totals, moments, tokens, row, vocabulary, PARTS, PART_WIDTH
+    maximum, rest, moment, token = merge_parts(
+        maxima, rests, moments, tokens, row, vocabulary, PARTS, PART_WIDTH
     )
     tl.store(maximum_out + row, maximum)
-    tl.store(total_out + row, total)
+    tl.store(rest_out + row, rest)
     tl.store(moment_out + row, moment)
     tl.store(token_out + row, token.to(tl.int64))
     slot = tl.arange(0, SLOT_WIDTH)
@@ -532,8 +540,8 @@ def credit_rows(
     rank = tl.where(match, -2.0, tl.where(ids < 0, -1.0, credit))
     rank = tl.where(inside, rank, float("inf"))
     chosen = tl.min(tl.where(rank == tl.min(rank, 0), slot, SLOT_WIDTH), 0)
-    mass = total.to(tl.float64)
-    gain = tl.exp(tl.log(mass) * -gamma)
+    mass = rest.to(tl.float64)
+    gain = tl.exp(tl.log(1.0 + mass) * -gamma)
     credit = tl.where(slot == chosen, tl.where(match, credit, 0.0) + gain, credit)
     ids = tl.where(slot == chosen, token.to(tl.int64), ids)
     ids = tl.where(live & inside, ids, -1)
@@ -550,33 +558,42 @@ def credit_rows(
         x = tl.where(ids == token, base, tl.where(ids >= 0, x, MINUS_INFINITY))
     else:
         x = gather_logits(logits + row * stride, banned, ids, inside, BANS).to(tl.float64)
-    below = x - finite(base)
+    # the argmax stands apart from the slots, at what its own adds
+    own = ids == token
+    below = tl.where(own, MINUS_INFINITY, x - finite(base))
     above = tl.where(ids >= 0, below + delta, MINUS_INFINITY)
-    rise = tl.maximum(tl.max(above, 0), 0.0)
+    stands = tl.sum(tl.where(own, delta, 0.0), 0)
+    rise = tl.maximum(tl.max(above, 0), stands)
     beyond = tl.full((), 0x7FFFFFFF, tl.int64)
     winner = tl.min(tl.where((ids >= 0) & (above == rise), ids, beyond), 0)
+    winner = tl.minimum(winner, tl.where(stands == rise, token.to(tl.int64), beyond))
+    winner = tl.where(winner < beyond, winner, token.to(tl.int64))
     after = tl.maximum(above - rise, FLOOR)
     before = tl.maximum(below - rise, FLOOR)
     weight = tl.exp(after)
     removed = tl.exp(before)
     scale = tl.exp(-rise)
-    shifted = scale * (moment.to(tl.float64) - rise * mass)
+    kept = tl.exp(stands - rise)
+    beside = tl.sum(tl.where(ids == winner, 0.0, weight) - removed, 0)
+    beside += tl.where(winner == token, 0.0, kept)
     tl.store(fused_maximum + row, base + rise)
-    tl.store(fused_total + row, scale * mass + tl.sum(weight - removed, 0))
-    change = tl.sum(weight * after - removed * before, 0)
+    tl.store(fused_rest + row, scale * mass + beside)
+    change = tl.sum(weight * after - removed * before, 0) + kept * (stands - rise)
+    shifted = scale * (moment.to(tl.float64) - rise * mass)
     tl.store(fused_moment + row, shifted + change)
-    tl.store(fused_token + row, tl.where(winner < beyond, winner, token.to(tl.int64)))
+    tl.store(fused_token + row, winner)
 
 
 @triton.jit
 def select_rows(
-    scores, opened, thresholds, columns, commit_out, left_out,
+    scores, order, opened, thresholds, columns, commit_out, left_out,
     STRICT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Open slots of one row that reach its threshold, else the best one; counts what is left.
 
     Args:
         scores: Pointer to the scores, `columns` per row.
+        order: Pointer to what the best one is the best by, likewise.
         opened: Pointer to int8, which slots are open.
         thresholds: Pointer to one threshold per row.
         columns: Slots of a row.
@@ -593,10 +610,11 @@ def select_rows(
     live = (tl.load(opened + place, mask=inside, other=0) != 0) & inside
     level = tl.load(thresholds + row)
     enough = live & (score > level) if STRICT else live & (score >= level)
-    score = tl.where(live, score, MINUS_INFINITY)
-    best = tl.min(tl.where(live & (score == tl.max(score, 0)), column, WIDTH), 0)
-    some = tl.max(enough.to(tl.int32), 0) > 0
-    commit = tl.where(some, enough, live & (column == best))
+    rank = tl.load(order + place, mask=inside, other=0.0)
+    rank = tl.where(live, rank, MINUS_INFINITY)
+    best = tl.min(tl.where(live & (rank == tl.max(rank, 0)), column, WIDTH), 0)
+    # the best one is enough where any is
+    commit = enough | (live & (column == best))
     tl.store(commit_out + place, commit.to(tl.int8), mask=inside)
     left = tl.sum(live.to(tl.int32), 0) - tl.sum(commit.to(tl.int32), 0)
     tl.store(left_out + row, left.to(tl.int64))
@@ -605,7 +623,7 @@ def select_rows(
 @triton.jit
 def scan_head(
     hidden, hidden_stride, weight, weight_stride, rows, vocabulary, banned,
-    maximum_out, total_out, moment_out, token_out,
+    maximum_out, rest_out, moment_out, token_out,
     DEPTH: tl.constexpr, BANS: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, INNER: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -623,7 +641,7 @@ def scan_head(
         vocabulary: Ids of the head.
         banned: Pointer to BANS ids.
         maximum_out: Pointer to float32, one per row and part, as the next two.
-        total_out: Sums of exp(l - m).
+        rest_out: Sums of exp(l - m) over all ids but the winner.
         moment_out: Sums of exp(l - m) (l - m).
         token_out: Pointer to int32, one per row and part.
         DEPTH: Width of the hidden states.
@@ -643,7 +661,7 @@ def scan_head(
     # rows and ids that do not exist read the last one, so that the loads need no masks
     left = hidden + tl.minimum(row, rows - 1).to(tl.int64)[:, None] * hidden_stride
     maximum = tl.full((ROWS,), MINUS_INFINITY, tl.float32)
-    total = tl.full((ROWS,), 0.0, tl.float32)
+    rest = tl.full((ROWS,), 0.0, tl.float32)
     moment = tl.full((ROWS,), 0.0, tl.float32)
     token = tl.full((ROWS,), 0, tl.int32)
     for offset in range(0, CHUNK, BLOCK):
@@ -671,7 +689,11 @@ def scan_head(
                 x = tl.where((ids == ban)[None, :], MINUS_INFINITY, x)
         top = tl.max(x, 1)
         first = tl.min(tl.where(x == top[:, None], ids[None, :], vocabulary), 1)
-        token = tl.where(top > maximum, first, token)
+        # a new winner leaves the sums, and the one it replaces joins them
+        first = tl.where(top > maximum, first, -1)
+        x = tl.where(ids[None, :] == first[:, None], MINUS_INFINITY, x)
+        token = tl.where(first >= 0, first, token)
+        rest = tl.where(first >= 0, rest + 1.0, rest)
         new = tl.maximum(maximum, top)
         base = finite(new)
         drop = tl.maximum((maximum - base) * LOG2E, FLOOR)
@@ -679,11 +701,11 @@ def scan_head(
         x = (x - base[:, None]) * LOG2E
         weights = tl.exp2(x)
         change = tl.sum(weights * tl.maximum(x, FLOOR), 1)
-        moment = scale * (moment + drop * total) + change
-        total = scale * total + tl.sum(weights, 1)
+        moment = scale * (moment + drop * rest) + change
+        rest = scale * rest + tl.sum(weights, 1)
         maximum = new
     tl.store(maximum_out + place, maximum, mask=present)
-    tl.store(total_out + place, total, mask=present)
+    tl.store(rest_out + place, rest, mask=present)
     tl.store(moment_out + place, moment * LN2, mask=present)
     tl.store(token_out + place, tl.minimum(token, vocabulary - 1), mask=present)
 

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dllm_decode.kernels.lazy import LazyFields, later
 from dllm_decode.kernels.noise import gumbel
@@ -27,13 +26,14 @@ COLUMNS = 8192
 class RowStatistics(LazyFields):
     """What most decoding rules need of N rows of logits.
 
-    With a row's maximum m: logsumexp = m + log(total), the top-1 probability is 1 / total, and the
-    entropy in nats is log(total) - moment / total.
+    With a row's maximum m and total = 1 + rest: logsumexp = m + log(total), the top-1 probability
+    is 1 / total, and the entropy in nats is log(total) - moment / total. The winner's own 1 stays
+    out of the sum, because beside it what is left would be rounded away where the model is sure.
 
     Attributes:
-        token: (N,) int64, the lowest id among the maxima.
-        maximum: (N,) the largest logit m.
-        total: (N,) sum of exp(l - m).
+        token: (N,) int64, the lowest id among the maxima, which is the winner.
+        maximum: (N,) the largest logit m, NaN where the row holds one.
+        rest: (N,) sum of exp(l - m) over all ids but the winner: the odds against it.
         moment: (N,) sum of exp(l - m) * (l - m); in plain torch it is summed when it is asked for.
         top_values: (N, k) the largest logits, largest first, where asked for in the same pass.
         top_ids: (N, k) their ids, the lower one first on ties.
@@ -47,7 +47,7 @@ class RowStatistics(LazyFields):
 
     token: Tensor
     maximum: Tensor
-    total: Tensor
+    rest: Tensor
     moment: Tensor
     top_values: Tensor | None = None
     top_ids: Tensor | None = None
@@ -55,9 +55,14 @@ class RowStatistics(LazyFields):
     lazy: ClassVar[tuple[str, ...]] = ("moment",)
 
     @property
+    def total(self) -> Tensor:
+        """Sum of exp(l - m), 1 + rest, (N,)."""
+        return self.rest + 1.0
+
+    @property
     def logsumexp(self) -> Tensor:
         """Natural logarithm of the partition sum, (N,)."""
-        return self.maximum + self.total.log()
+        return self.maximum + self.rest.log1p()
 
     @property
     def confidence(self) -> Tensor:
@@ -67,13 +72,13 @@ class RowStatistics(LazyFields):
     @property
     def entropy(self) -> Tensor:
         """Entropy in nats, (N,); terms of probability 0 contribute 0."""
-        return (self.total.log() - self.moment / self.total).clamp(min=0.0)
+        return (self.rest.log1p() - self.moment / self.total).clamp(min=0.0)
 
     @property
     def healthy(self) -> Tensor:
         """Whether the row can be used at all, (N,): no NaN, no +inf, not -inf everywhere."""
-        # finite numbers less themselves are 0, all others are not
-        return (self.maximum - self.maximum) == (self.total - self.total)
+        # the maximum of a row with a NaN is one; finite numbers less themselves are 0, others not
+        return (self.maximum - self.maximum) == 0
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,7 @@ def lowest_argmax(values: Tensor) -> tuple[Tensor, Tensor]:
 def row_statistics(
     logits: Tensor, banned: Tensor | None = None, k: int = 0, ids: Tensor | None = None
 ) -> RowStatistics:
-    """Argmax, maximum, partition sum and entropy moment of every row.
+    """Argmax, maximum, the mass beside the argmax and the entropy moment of every row.
 
     Only `healthy` means anything in a row that holds NaN or +inf or is -inf everywhere.
 
@@ -197,13 +202,13 @@ def row_statistics(
         ids: (N, K) in [-1, V), whose logits to return.
     """
     scanned = [_scan(block, own) for block, own in _blocks(logits, banned)]
-    token, maximum, total = (
+    token, maximum, rest = (
         scanned[0] if len(scanned) == 1 else map(torch.cat, zip(*scanned, strict=True))
     )
     moment = later(lambda: _moment(logits, banned, maximum))
     top_values, top_ids = top_k(logits, k, banned) if k else (None, None)
     at = None if ids is None else logits_at(logits, ids, banned)
-    return RowStatistics(token, maximum, total, moment, top_values, top_ids, at)
+    return RowStatistics(token, maximum, rest, moment, top_values, top_ids, at)
 
 
 def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, bool]]:
@@ -229,11 +234,11 @@ def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, boo
 
 
 def _scan(block: Tensor, own: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Argmax, maximum and partition sum of some rows, which may be lost if they are one's own."""
+    """Argmax, maximum and the mass beside it of some rows, which may be lost if one's own."""
     maximum, token = lowest_argmax(block)
     top = maximum[:, None]
     shifted = block.sub_(top) if own else block - top
-    return token, maximum, shifted.exp_().sum(-1)
+    return token, maximum, shifted.exp_().scatter_(-1, token[:, None], 0.0).sum(-1)
 
 
 def _moment(logits: Tensor, banned: Tensor | None, maximum: Tensor) -> Tensor:
@@ -445,11 +450,14 @@ def raised_statistics(
 ) -> RowStatistics:
     """The statistics after sparse additions >= 0 to the logits, without reading a row again.
 
-    With the base's maximum m, a_u = l_u - m and the new maximum m' = m + t:
+    With the base's winner w and maximum m, a_u = l_u - m, delta_w = 0 where w is not raised, and
+    the new winner w' and maximum m' = m + t:
 
-        total'  = e^-t total            + sum_u  e^(a_u + delta_u - t) - e^(a_u - t)
-        moment' = e^-t (moment - t total) + sum_u  x e^x at x = a_u + delta_u - t, less at a_u - t
+        rest'   = e^-t rest + sum_{u != w'} e^(a_u + delta_u - t) - sum_{u != w} e^(a_u - t)
+        moment' = e^-t (moment - t rest) + sum_u x e^x at x = a_u + delta_u - t
+                  - sum_{u != w} x e^x at x = a_u - t
 
+    where u runs over w and the raised ids. What cancels in them is never much of the result.
     All in float64: in float32 a small addition would be lost beside a large maximum. Negative
     additions are outside the reach of this identity: they can cancel nearly all of the mass.
 
@@ -468,30 +476,36 @@ def raised_statistics(
         >>> round(row_statistics(torch.tensor([[2.0, 4.0, 0.0]])).confidence.item(), 4)
         0.8668
     """
-    # in a row that is -inf everywhere: -inf - (-inf) would be NaN
     exact = torch.float64
-    maximum, total = cast(base.maximum, exact), cast(base.total, exact)
+    maximum, rest = cast(base.maximum, exact), cast(base.rest, exact)
+    # in a row that is -inf everywhere: -inf - (-inf) would be NaN
     below = cast(values, exact) - maximum.clamp(min=torch.finfo(torch.float64).min)[:, None]
-    above = below + delta  # -inf in an empty slot
-    # the base's argmax still stands at 0, or in a slot of its own at 0 or more
-    candidates = functional.pad(above, (1, 0))
+    # the base's winner stands in front, at what its slot adds, if it has one
+    token = base.token[:, None]
+    own = ids == token
+    stands = torch.where(own, cast(delta, exact), 0.0).sum(1, keepdim=True)
+    below = below.masked_fill(own, float("-inf"))
+    candidates = torch.cat([stands, below + delta], 1)  # -inf in an empty slot
     rise = candidates.amax(1)
     most = rise[:, None]
-    holders = torch.cat([base.token[:, None], ids], 1)
+    holders = torch.cat([token, ids], 1)
     winner = holders.masked_fill(candidates < most, torch.iinfo(torch.int64).max).amin(1)
-    after, before = above - most, below - most
+    winner = winner.where(rise < float("inf"), base.token)
+    after, before = candidates - most, below - most
     weight, removed = after.exp(), before.exp()
     scale = (-rise).exp()
+    beside = weight.masked_fill(holders == winner[:, None], 0.0)
 
     def moment() -> Tensor:
         # held above -inf, whose product with a weight of 0 would be NaN
-        added = weight * after.clamp(min=FLOOR) - removed * before.clamp(min=FLOOR)
-        return scale * (base.moment.double() - rise * total) + added.sum(1)
+        kept = scale * (base.moment.double() - rise * rest)
+        added = (weight * after.clamp(min=FLOOR)).sum(1)
+        return kept + added - (removed * before.clamp(min=FLOOR)).sum(1)
 
     return RowStatistics(
-        token=winner.where(rise < float("inf"), base.token),
+        token=winner,
         maximum=maximum + rise,
-        total=scale * total + (weight - removed).sum(1),
+        rest=scale * rest + beside.sum(1) - removed.sum(1),
         moment=later(moment),
     )
 
@@ -514,7 +528,7 @@ def earned_credit(raw: RowStatistics, slots: Slots) -> tuple[Tensor, Tensor]:
     match = ids == winner
     rank = kept.masked_fill(ids < 0, -1.0).masked_fill(match, -2.0)
     slot = rank.argmin(1, keepdim=True)  # the first of equals
-    gain = raw.confidence.double()[:, None] ** slots.gamma
+    gain = (cast(raw.rest, torch.float64) + 1.0)[:, None] ** -slots.gamma
     kept = kept.scatter(1, slot, (kept * match).gather(1, slot) + gain)
     closed = ~slots.open[:, None]
     return ids.scatter(1, slot, winner).masked_fill(closed, -1), kept.masked_fill(closed, 0.0)
@@ -569,7 +583,11 @@ def credit_from(values: Tensor, raw: RowStatistics, slots: Slots) -> CreditUpdat
 
 
 def threshold_selection(
-    scores: Tensor, open: Tensor, threshold: Tensor, strict: bool = False
+    scores: Tensor,
+    open: Tensor,
+    threshold: Tensor,
+    strict: bool = False,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Open slots whose score reaches the threshold, in each row at least the best one.
 
@@ -581,6 +599,7 @@ def threshold_selection(
         open: (B, W) bool.
         threshold: (B,).
         strict: Ask for more than the threshold.
+        order: (B, W), what the best one is the best by; None for the scores.
 
     Returns:
         The slots to commit, (B, W) bool, and how many slots each row has left open, (B,) int64.
@@ -590,11 +609,17 @@ def threshold_selection(
         >>> threshold_selection(scores, scores > 0, torch.tensor([0.8, 0.8]))[0].tolist()
         [[True, False], [False, True]]
     """
-    commit = reaching(scores, open, threshold[:, None], strict)
+    commit = reaching(scores, open, threshold[:, None], strict, order)
     return commit, open.sum(1) - commit.sum(1)
 
 
-def reaching(scores: Tensor, open: Tensor, level: Tensor | float, strict: bool = False) -> Tensor:
+def reaching(
+    scores: Tensor,
+    open: Tensor,
+    level: Tensor | float,
+    strict: bool = False,
+    order: Tensor | None = None,
+) -> Tensor:
     """What `threshold_selection` commits, (B, W) bool.
 
     Args:
@@ -602,9 +627,10 @@ def reaching(scores: Tensor, open: Tensor, level: Tensor | float, strict: bool =
         open: (B, W) bool.
         level: the threshold, one for all rows or (B, 1).
         strict: Ask for more than the threshold.
+        order: (B, W), what the best one is the best by; None for the scores.
     """
     enough = open & (scores > level if strict else scores >= level)
-    best = best_slot(scores, open)
+    best = best_slot(scores if order is None else order, open)
     # the best one is enough where any is
     return enough.scatter(1, best, open.gather(1, best))
 

@@ -19,7 +19,7 @@ _FUSED = "attention.query_key_value.weight"
 
 
 @dataclass(frozen=True)
-class Rows:
+class MatrixRows:
     """Some rows of a stored matrix, read when a rank asks for its share of them.
 
     Attributes:
@@ -32,7 +32,7 @@ class Rows:
         >>> class Stored:  # what safetensors gives for a tensor that was not read
         ...     def get_shape(self): return [4, 2]
         ...     def get_dtype(self): return "F32"
-        >>> Rows(Stored(), 1, 3).get_shape()
+        >>> MatrixRows(Stored(), 1, 3).get_shape()
         [2, 2]
     """
 
@@ -93,7 +93,7 @@ class LLaDA2MoeModelLM(Glm4MoeForCausalLM):  # type: ignore[misc]
                 state[name] = stored
                 continue
             for part, begin, end in zip("qkv", borders, borders[1:], strict=False):
-                state[name.replace(_FUSED, f"self_attn.{part}_proj.weight")] = Rows(
+                state[name.replace(_FUSED, f"self_attn.{part}_proj.weight")] = MatrixRows(
                     stored, begin, end
                 )
         return state

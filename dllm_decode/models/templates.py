@@ -38,7 +38,7 @@ class TemplateRefusal(Exception):
     """What a template itself says against a conversation."""
 
 
-class _Budget:
+class _Allowance:
     """What a rendering may still do."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class _Budget:
             raise TemplateOverrun(f"it makes more than {CHARACTERS} characters")
 
 
-_budget: contextvars.ContextVar[_Budget] = contextvars.ContextVar("work of a template")
+_budget: contextvars.ContextVar[_Allowance] = contextvars.ContextVar("work of a template")
 
 
 def _check_arguments(name: str, values: Sequence[Any]) -> None:
@@ -266,7 +266,7 @@ def render(source: str, values: Mapping[str, Any]) -> str:
         TemplateOverrun: It takes more time or memory than any conversation needs.
         Exception: Anything else: it does not parse, or does not work with these values.
     """
-    token = _budget.set(_Budget())
+    token = _budget.set(_Allowance())
     try:
         return "".join(_compiled(source).generate(**values))
     finally:

@@ -124,6 +124,7 @@ class World(ABC):
         floor: Probability given to what cannot happen, in [0, 1), so that all logits are finite; 0
             makes them -inf.
         seed: Of the noise.
+        source: The config.json that a checkpoint would have; empty.
 
     Examples:
         >>> from dllm_decode.strategies.fixed import TopK
@@ -419,7 +420,7 @@ class Reverse(ListWorld):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Replace(ListWorld):
+class _ReplaceWorld(ListWorld):
     """What both replacements share: the last symbol in front of the separator is the new item."""
 
     @property
@@ -436,7 +437,7 @@ class _Replace(ListWorld):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplaceIndex(_Replace):
+class ReplaceIndex(_ReplaceWorld):
     """The item at `index` is replaced by the last symbol of the prompt. As parallel as `Copy`.
 
     Attributes:
@@ -462,7 +463,7 @@ class ReplaceIndex(_Replace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplaceRandom(_Replace):
+class ReplaceRandom(_ReplaceWorld):
     """One item, any one, is replaced by the last symbol of the prompt: n answers, equally likely.
 
     With J the replaced column, P(J = j | decided) is uniform over the j that explain the decided

@@ -129,7 +129,7 @@ class Compare(Task):
         shared = not any(word.startswith("model") for word in words)
         changed = build(other, model=(lambda: context.model) if shared else None)
         changed = with_candidates(changed, most, request)
-        titles = [job.asked.title for job in jobs]
+        titles = [job.prompt.title for job in jobs]
         decoders: dict[str, tuple[TextDecoder, DictConfig]] = {}
         for decoder, cfg in ((own, context.cfg), (changed, other)):
             values = {key: OmegaConf.select(cfg, key) for key in keys}
@@ -153,7 +153,7 @@ class Compare(Task):
 
 def _with_seed(request: Request, jobs: Sequence[Job], seed: int) -> Request:
     """The request with another first seed; prompts that have one of their own keep it."""
-    own = [job.asked.seed for job in jobs]
+    own = [job.prompt.seed for job in jobs]
     return replace(
         request, seeds=tuple(seed + row if s is None else s for row, s in enumerate(own))
     )

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dllm_decode.console.processes import INTERRUPTED
-from dllm_decode.console.prompts import Asked, one_prompt, read_prompts
+from dllm_decode.console.prompts import GivenPrompt, one_prompt, read_prompts
 from dllm_decode.decoding.batching import check_batching
 from dllm_decode.errors import ConfigError, require, require_count
 from dllm_decode.tasks import Context, Task
@@ -34,17 +34,17 @@ class Job:
     """One prompt to decode.
 
     Attributes:
-        asked: The prompt and what its line asked for.
+        prompt: The prompt and what its line asked for.
         columns: To generate.
         grade: Whether a text is right, None where that is not known.
         form: For infilling, the answer with a gap for every token to be found, "" where all are.
 
     Examples:
-        >>> Job(Asked("Sort: Eve, Ada.", source="the command line"), columns=32).columns
+        >>> Job(GivenPrompt("Sort: Eve, Ada.", source="the command line"), columns=32).columns
         32
     """
 
-    asked: Asked
+    prompt: GivenPrompt
     columns: int
     grade: Callable[[str], bool] | None = None
     form: str = ""
@@ -122,7 +122,7 @@ class Generate(Task):
         display.paragraph(first_line(decoder))
         jobs, request = self.prepare(context, decoder, asked)
         decoder = with_candidates(decoder, context.trace.candidates, request)
-        note = note_for_strangers(decoder, [j.asked.title for j in jobs if j.grade is None])
+        note = note_for_strangers(decoder, [j.prompt.title for j in jobs if j.grade is None])
         if note:
             display.paragraph(note, "bold")
         racing = self.compare and not is_baseline(decoder)
@@ -151,7 +151,7 @@ class Generate(Task):
     # What to decode.
 
     def prepare(
-        self, context: Context, decoder: TextDecoder, asked: list[Asked] | None = None
+        self, context: Context, decoder: TextDecoder, asked: list[GivenPrompt] | None = None
     ) -> tuple[list[Job], Request]:
         """The prompts, or sample problems, and the request for them.
 
@@ -163,12 +163,12 @@ class Generate(Task):
         jobs = self._jobs(context, self._asked() if asked is None else asked)
         return jobs, self._request(decoder, jobs)
 
-    def _asked(self) -> list[Asked] | None:
+    def _asked(self) -> list[GivenPrompt] | None:
         if self.prompt is not None:
             return one_prompt(self.prompt)
         return None if self.prompts is None else read_prompts(self.prompts)
 
-    def _jobs(self, context: Context, asked: list[Asked] | None) -> list[Job]:
+    def _jobs(self, context: Context, asked: list[GivenPrompt] | None) -> list[Job]:
         from dllm_decode.api import DEFAULT_NEW_TOKENS
 
         default = self.max_new_tokens or DEFAULT_NEW_TOKENS
@@ -177,7 +177,7 @@ class Generate(Task):
         model: Any = context.model
         if hasattr(model, "sample_prompts"):
             return [
-                Job(Asked(text, f"sample {n}"), default, _possible(model, text))
+                Job(GivenPrompt(text, f"sample {n}"), default, _possible(model, text))
                 for n, text in enumerate(model.sample_prompts(self.samples, self.seed))
             ]
         return self._sample_problems()
@@ -198,7 +198,7 @@ class Generate(Task):
         turns = [group[turn] for turn in range(each) for group in drawn][: self.samples]
         return [
             Job(
-                Asked(problem.prompt, f"{problem.family} {n}"),
+                GivenPrompt(problem.prompt, f"{problem.family} {n}"),
                 self.max_new_tokens or FAMILIES[problem.family].canvas,
                 partial(FAMILIES[problem.family].grade, problem),
                 problem.form,
@@ -214,15 +214,15 @@ class Generate(Task):
             try:
                 ids.append(
                     decoder.encode(
-                        job.asked.content,
+                        job.prompt.content,
                         row,
                         self.chat,
-                        continue_final=job.asked.continue_final_message,
-                        arguments=job.asked.chat_template_kwargs,
+                        continue_final=job.prompt.continue_final_message,
+                        arguments=job.prompt.chat_template_kwargs,
                     )
                 )
             except ConfigError as error:
-                raise ConfigError(f"{job.asked.source}: {error}") from None
+                raise ConfigError(f"{job.prompt.source}: {error}") from None
         forms = [job.form or None for job in jobs]
         columns = [job.columns for job in jobs]
         lengths, fixed = decoder.infilling(forms if any(forms) else None, columns, len(jobs))
@@ -230,13 +230,13 @@ class Generate(Task):
             prompts=tuple(ids),
             max_new_tokens=lengths,
             seeds=tuple(
-                self.seed + row if job.asked.seed is None else job.asked.seed
+                self.seed + row if job.prompt.seed is None else job.prompt.seed
                 for row, job in enumerate(jobs)
             ),
             fixed=fixed,
-            parameters=tuple(job.asked.parameters for job in jobs),
+            parameters=tuple(job.prompt.parameters for job in jobs),
         )
-        decoder.check(request, [job.asked.source for job in jobs])
+        decoder.check(request, [job.prompt.source for job in jobs])
         return request
 
     # Decoding.
@@ -253,7 +253,7 @@ class Generate(Task):
         from dllm_decode.console.display import CanvasView
         from dllm_decode.console.watching import CanvasObserver
 
-        view = CanvasView([job.asked.title for job in jobs], decoder.piece)
+        view = CanvasView([job.prompt.title for job in jobs], decoder.piece)
         observer = CanvasObserver(view)
         with context.display.canvas(view, shown_later=racing and keep):
             silent = context.display.silent
@@ -307,7 +307,7 @@ class Generate(Task):
     ) -> dict[str, Trace]:
         from dllm_decode.console.trace_files import trace_of
 
-        titles = [job.asked.title for job in jobs]
+        titles = [job.prompt.title for job in jobs]
         return {
             name: trace_of(request, run.result, titles, decoder.model) for name, run in runs.items()
         }
@@ -330,7 +330,7 @@ class Generate(Task):
                 Lane.of(name, traces[name], row, samples[name][row].correct if graded else None)
                 for name in (BASELINE, own)
             ]
-            heats.append(Heat(jobs[row].asked.title, tuple(lanes)))
+            heats.append(Heat(jobs[row].prompt.title, tuple(lanes)))
         return rows[: run_race(heats, display)]
 
     def _show(
@@ -346,7 +346,7 @@ class Generate(Task):
         for row, (job, sample) in enumerate(zip(jobs, first, strict=True)):
             if row in watched and job.grade is not None:  # what people asked, they may want to copy
                 continue
-            display.say(job.asked.title, "dim")
+            display.say(job.prompt.title, "dim")
             mark = "" if job.grade is None else ("  ✓" if sample.correct else "  ✗ wrong")
             note = sample.error and f"  failed: {sample.error}"
             style = None if sample.correct or job.grade is None else "red"
@@ -390,7 +390,12 @@ def parts_line(decoder: TextDecoder) -> str:
 
 
 def note_for_strangers(decoder: TextDecoder, prompts: Sequence[str]) -> str:
-    """One line where the bundled model is asked what it has never learned, else ""."""
+    """One line where the bundled model is asked what it has never learned, else "".
+
+    Args:
+        decoder: Only the bundled model has a note.
+        prompts: Those without a known answer.
+    """
     from dllm_decode.models.locate import BUNDLED
 
     if not decoder.model.description.checkpoint.startswith(BUNDLED):
@@ -415,7 +420,12 @@ def note_for_strangers(decoder: TextDecoder, prompts: Sequence[str]) -> str:
 def with_candidates(decoder: TextDecoder, most: int, request: Request) -> TextDecoder:
     """The decoder with so many candidates per open column in its records.
 
-    None where the request is so large that they would fill hundreds of megabytes.
+    A request so large that they would fill hundreds of megabytes is recorded without them.
+
+    Args:
+        decoder: The configured one.
+        most: Candidates per column.
+        request: What is to be decoded.
     """
     offers = sum(length**2 for length in request.lengths) // 2  # one pass per column at worst
     kept = most if offers <= _MOST_OFFERS else 0
@@ -428,13 +438,18 @@ def is_baseline(decoder: TextDecoder) -> bool:
 
 
 def samples_of(jobs: Sequence[Job], run: Decoded) -> list[Sample]:
-    """What is measured of each row; the wall time is shared evenly."""
+    """What is measured of each row; the wall time is shared evenly.
+
+    Args:
+        jobs: What was decoded.
+        run: What came of it.
+    """
     from dllm_decode.evaluation.data import Question
     from dllm_decode.evaluation.metrics import DecodedRow, sample_of
 
     samples = []
     for number, (job, outcome) in enumerate(zip(jobs, run.result.rows, strict=True)):
-        key, title = f"{number} {job.asked.source}", job.asked.title
+        key, title = f"{number} {job.prompt.source}", job.prompt.title
         grade = job.grade or (lambda text: False)
         question = Question(key, "generate", title, "", job.columns, grade)
         seconds = run.seconds / len(jobs)
@@ -444,7 +459,13 @@ def samples_of(jobs: Sequence[Job], run: Decoded) -> list[Sample]:
 
 
 def figures(samples: Sequence[Sample], seconds: float, graded: bool) -> dict[str, Any]:
-    """The figures of a decode, as in `results.json`; see `dllm_decode.evaluation.metrics`."""
+    """The figures of a decode, as in `results.json`; see `dllm_decode.evaluation.metrics`.
+
+    Args:
+        samples: Of a decode.
+        seconds: Its wall time.
+        graded: Whether any answer could be graded.
+    """
     forwards = sum(sample.forwards for sample in samples)
     delivered = sum(sample.delivered for sample in samples)
     reasons = [sample.finish_reason for sample in samples]
@@ -496,7 +517,12 @@ def table(runs: dict[str, Decoded], samples: dict[str, list[Sample]], graded: bo
 
 
 def compared(samples: Sequence[Sample], baseline: Sequence[Sample]) -> str:
-    """The two speedups, which are different things."""
+    """The two speedups, which are different things.
+
+    Args:
+        samples: Of the decode.
+        baseline: Of one token per step.
+    """
     from dllm_decode.evaluation.metrics import speedup
 
     gain = speedup(samples, baseline)
@@ -543,7 +569,16 @@ def write(
     samples: dict[str, list[Sample]],
     traces: dict[str, Trace],
 ) -> None:
-    """`results.json`, `samples.jsonl`, and the traces where they were asked for."""
+    """`results.json`, `samples.jsonl`, and the traces where they were asked for.
+
+    Args:
+        context: With the run folder.
+        decoder: The configured one.
+        jobs: What was decoded.
+        runs: Decodes by name.
+        samples: Of each decode, by name.
+        traces: Of each decode, by name; {} where none are wanted.
+    """
     from dllm_decode.evaluation.metrics import speedup
 
     graded = any(job.grade is not None for job in jobs)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.console.prompts import Asked, read_prompts
+from dllm_decode.console.prompts import GivenPrompt, read_prompts
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_count, require_in_range
 from dllm_decode.tasks import Context, Task
 
@@ -25,7 +25,7 @@ FILTER, REPORT = "filter.safetensors", "report.json"
 class _Prompts:
     """What is decoded: columns and for infilling a form of each, and the family it is of."""
 
-    asked: Sequence[Asked]
+    asked: Sequence[GivenPrompt]
     lengths: Sequence[int]
     forms: Sequence[str | None]
     families: Sequence[str]
@@ -182,7 +182,7 @@ class TrainFilter(Task):
                 for problem in problems(name, "train", count, self.seed)
             ]
             found = _Prompts(
-                [Asked(p.prompt, f"{p.family} {n}") for n, p in enumerate(drawn)],
+                [GivenPrompt(p.prompt, f"{p.family} {n}") for n, p in enumerate(drawn)],
                 [self.max_new_tokens or FAMILIES[p.family].canvas for p in drawn],
                 [p.form or None for p in drawn],
                 [p.family for p in drawn],

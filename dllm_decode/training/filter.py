@@ -334,7 +334,8 @@ def compared(network: AcceptanceFilter, records: FilterRecords, seed: int = 0) -
 
 def _ranks(score: Tensor) -> Tensor:
     """The number of each score among the distinct ones, from the smallest."""
-    return torch.unique(score, return_inverse=True)[1]
+    ranks: Tensor = torch.unique(score, return_inverse=True)[1]
+    return ranks
 
 
 def _auc(rank: Tensor, right: Tensor, weight: Tensor) -> float | None:

@@ -23,7 +23,7 @@ class SecondLook(Strategy):
         sure = other & (view.pred.confidence > 0.9)
         own = view.pred.prob_of(view.tokens[..., None])[..., 0]
         opened = other & ~sure & (own < self.doubt)
-        return Decision(best(view.pred.confidence, view.open, 2) | sure, remask=opened)
+        return Decision(best(view.pred.certainty, view.open, 2) | sure, remask=opened)
 
     def lingers(self, snapshot, view, change, memory):
         return torch.ones_like(view.live)  # once more, while the last step changed something

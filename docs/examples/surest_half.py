@@ -8,4 +8,4 @@ from dllm_decode.decoding.selection import best
 class SurestHalf(Strategy):
     def decide(self, view, memory):
         half = (view.open.sum(1) + 1) // 2
-        return Decision(best(view.pred.confidence, view.open, half))
+        return Decision(best(view.pred.certainty, view.open, half))

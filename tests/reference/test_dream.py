@@ -26,7 +26,7 @@ def test_dream_counts_and_orders_as_the_plain_version(
     case: Case, steps: int, eps: float, order: str
 ) -> None:
     def rule(step: Step) -> list[int]:
-        scores = {"confidence": step.confidence, "margin": step.margin}.get(
+        scores = {"confidence": step.certainty, "margin": step.margin}.get(
             order, [-value for value in step.entropy]
         )
         masks = torch.tensor(float(len(step.columns)))

@@ -23,7 +23,7 @@ def test_the_entropy_bound_commits_what_the_plain_version_commits(
 ) -> None:
     def rule(step: Step) -> list[int]:
         low = [-value for value in step.entropy]
-        line = step.best(len(step.columns), low if order == "entropy" else step.confidence)
+        line = step.best(len(step.columns), low if order == "entropy" else step.certainty)
         nats = bound * (math.log(2) if unit == "bits" else 1.0)
         count = 1
         for size in range(1, len(line) + 1):

@@ -12,7 +12,7 @@ ORDERS = st.sampled_from(["confidence", "margin", "entropy", "random"])
 
 def scores(step: Step, order: str) -> list[float]:
     table = {
-        "confidence": step.confidence,
+        "confidence": step.certainty,
         "margin": step.margin,
         "entropy": [-value for value in step.entropy],
         "random": step.noise,

@@ -20,8 +20,9 @@ def test_hierarchical_commits_what_the_plain_version_commits(
         chosen = {column for column in step.columns if step.confidence[column] > threshold}
         for _, gap in groupby(enumerate(step.columns), lambda pair: pair[1] - pair[0]):
             columns = [column for _, column in gap]
-            top = max(step.confidence[column] for column in columns)
-            chosen |= {c for c in columns if step.confidence[c] == top and top > low}
+            top = max(step.certainty[column] for column in columns)
+            peaks = {c for c in columns if step.certainty[c] == top}
+            chosen |= {c for c in peaks if step.confidence[c] > low}
         return chosen | set(step.best(1))
 
     result = decode(case.table, Hierarchical(threshold, low), case.block_length)

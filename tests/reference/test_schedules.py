@@ -21,7 +21,7 @@ ENDS = (3, 7)
 def test_the_window_holds_the_first_undecided_columns(case: Case, width: int) -> None:
     def rule(step: Step) -> list[int]:
         window = step.columns[:width]
-        best = max(window, key=lambda column: (step.confidence[column], -column))
+        best = max(window, key=lambda column: (step.certainty[column], -column))
         return [column for column in window if step.confidence[column] >= 0.6] or [best]
 
     model = TableModel(case.table)

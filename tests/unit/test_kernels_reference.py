@@ -44,6 +44,8 @@ def test_statistics_are_the_sums_that_define_them(row, bans):
     token, top, total, moment = expected(left)
     assert (found.token.item(), found.maximum.item()) == (token, top)
     assert found.total.item() == pytest.approx(total, rel=1e-12)
+    others = [math.exp(value - top) for place, value in enumerate(left) if place != token]
+    assert found.rest.item() == pytest.approx(math.fsum(others), rel=1e-12)
     assert found.moment.item() == pytest.approx(moment, rel=1e-12, abs=1e-12)
     probabilities = [math.exp(value - top) / total for value in left]
     entropy = -math.fsum(p * math.log(p) for p in probabilities if p > 0)
@@ -298,11 +300,12 @@ def test_rows_taken_in_blocks_give_the_digits_of_all_rows_at_once(rows, vocabula
     allowed = logits.index_fill(-1, banned, float("-inf"))
     maximum, token = allowed.max(-1)
     weights = (allowed - maximum[:, None]).clamp(min=-1e30)
+    beside = weights.exp().scatter(1, token[:, None], 0.0)
     found = reference.row_statistics(logits, banned)
     assert torch.equal(found.token, token)
     for got, wanted in (
         (found.maximum, maximum),
-        (found.total, weights.exp().sum(-1)),
+        (found.rest, beside.sum(-1)),
         (found.moment, (weights.exp() * weights).sum(-1)),
     ):
         assert torch.equal(got.nan_to_num(-1.0), wanted.nan_to_num(-1.0))

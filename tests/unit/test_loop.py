@@ -404,7 +404,7 @@ def test_bad_logits_at_decided_columns_do_no_harm():
 
 
 def test_ties_at_confidence_one_are_warned_of_once():
-    saturated = HashDenoiser(added=QUIET, scale=1e4)
+    saturated = HashDenoiser(added=QUIET, scale=1e6)
     with pytest.warns(RuntimeWarning, match="4 of 4 candidate positions have confidence exactly 1"):
         decode(model=saturated, request=Request(((1,),), 4))
     with warnings.catch_warnings(record=True) as caught:

@@ -16,6 +16,7 @@ from dllm_decode.decoding.monitor import fetch
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas, Window
+from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import (
     Budget,
     Filter,
@@ -206,7 +207,7 @@ class KeepNone(Filter):
         return torch.zeros_like(view.open)
 
 
-SATURATED = HashDenoiser(added=QUIET, scale=1e4)
+SATURATED = HashDenoiser(added=QUIET, scale=1e6)
 ONE_ROW = Request(((1,),), 4)
 
 
@@ -249,6 +250,34 @@ def test_a_rule_for_which_the_order_of_ties_decides_nothing_hears_of_none(strate
     expected = 1 if isinstance(strategy, Pipeline) else 0
     # with every commit vetoed, progress takes the first column of those that tie
     assert len(warnings_of(strategy)) == expected
+
+
+@dataclass(frozen=True)
+class ByConfidence(Strategy):
+    def decide(self, view, memory):
+        scores = view.pred.confidence
+        return Decision(best(scores, view.open), scores=scores)
+
+
+class Close(HashDenoiser):
+    """Confidences that are rounded to 1, though no two are equal."""
+
+    def __call__(self, tokens, live, index, plan):
+        logits = torch.full((*index.shape, self.vocab.size), -90.0)
+        logits[..., 0] = -20.0 - 3.0 * (index * 5 % 7)
+        logits[..., 1] = 0.0
+        return logits
+
+
+def test_confidences_that_are_rounded_to_1_are_no_ties_to_who_ranks_by_odds():
+    assert not warnings_of(TopK(1), Close(added=QUIET))
+    (message,) = warnings_of(ByConfidence(), Close(added=QUIET))
+    assert "4 of 4 candidate positions have confidence exactly 1" in message
+    steps = [
+        Decoder(Close(added=QUIET), TopK(1, order), WholeCanvas()).decode(ONE_ROW).step_of[0]
+        for order in ("confidence", "margin", "entropy")
+    ]
+    assert steps == [(1, 2, 3, 0)] * 3
 
 
 def test_the_advice_is_about_the_sampler_where_it_makes_the_ties():

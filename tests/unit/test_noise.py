@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from dllm_decode.kernels.noise import Noise, fold, mix, unit_interval
+from dllm_decode.kernels.noise import Noise, fold, gumbel, mix, unit_interval
 
 
 def noise(seeds, step=0, columns=4):
@@ -10,9 +10,17 @@ def noise(seeds, step=0, columns=4):
     return Noise(torch.tensor(seeds), torch.full((len(seeds),), step), index)
 
 
+def uniform_over(noise, vocabulary, stream=Noise.TOKENS):
+    return unit_interval(fold(noise.states(stream)[..., None], torch.arange(vocabulary)))
+
+
+def gumbel_over(noise, vocabulary):
+    return gumbel(noise.states()[..., None], torch.arange(vocabulary))
+
+
 def test_a_row_draws_the_same_numbers_in_any_batch_and_order():
-    alone = noise([7]).gumbel_over(5)
-    together = noise([3, 7, 9]).gumbel_over(5)
+    alone = gumbel_over(noise([7]), 5)
+    together = gumbel_over(noise([3, 7, 9]), 5)
     assert torch.equal(alone[0], together[1])
     assert torch.equal(noise([7]).uniform()[0], noise([7, 7]).uniform()[1])
 
@@ -23,11 +31,11 @@ def test_draws_do_not_depend_on_where_a_column_stands_in_the_window():
 
 
 def test_seeds_steps_streams_columns_and_ids_give_different_numbers():
-    base = noise([7]).uniform_over(50)
+    base = uniform_over(noise([7]), 50)
     others = [
-        noise([8]).uniform_over(50),
-        noise([7], step=1).uniform_over(50),
-        noise([7]).uniform_over(50, Noise.POSITIONS),
+        uniform_over(noise([8]), 50),
+        uniform_over(noise([7], step=1), 50),
+        uniform_over(noise([7]), 50, Noise.POSITIONS),
     ]
     for other in others:
         assert not (base == other).any()
@@ -35,7 +43,7 @@ def test_seeds_steps_streams_columns_and_ids_give_different_numbers():
 
 
 def test_numbers_are_uniform_in_the_open_interval():
-    numbers = noise(list(range(100)), columns=20).uniform_over(10).flatten()
+    numbers = uniform_over(noise(list(range(100)), columns=20), 10).flatten()
     count = numbers.numel()
     assert numbers.min() > 0.0 and numbers.max() < 1.0 and numbers.dtype == torch.float64
     assert abs(numbers.mean() - 0.5) < 4 / math.sqrt(12 * count)
@@ -51,7 +59,7 @@ def test_the_ends_of_the_hash_range_stay_inside_the_interval():
 
 
 def test_gumbel_noise_has_the_mean_and_variance_of_the_distribution():
-    draws = noise(list(range(200)), columns=10).gumbel_over(10).flatten()
+    draws = gumbel_over(noise(list(range(200)), columns=10), 10).flatten()
     deviation = math.pi / math.sqrt(6)
     assert abs(draws.mean() - 0.5772156649) < 4 * deviation / math.sqrt(draws.numel())
     assert abs(draws.std() - deviation) < 0.05

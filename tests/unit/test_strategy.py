@@ -173,7 +173,7 @@ def test_a_decision_is_completed_from_the_prediction():
     full = complete(Decision(view.open), view)
     assert full.tokens.tolist() == [[0, 1, 2]]
     assert torch.equal(full.confidence, view.pred.confidence)
-    assert torch.equal(full.scores, full.confidence)
+    assert torch.equal(full.scores, view.pred.certainty)
 
 
 def test_tokens_of_the_strategys_own_get_their_own_confidence():

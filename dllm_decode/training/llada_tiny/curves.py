@@ -31,19 +31,6 @@ def cut(path: Path, step: int) -> None:
         storage.write_text(path, "".join(kept))
 
 
-def thinned(lines: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """All measurements, and evenly spread lines of loss.
-
-    Args:
-        lines: Of a training log.
-        most: Lines of loss to keep at most.
-    """
-    losses = [line for line in lines if "loss" in line]
-    every = max(1, -(-len(losses) // most))
-    kept = {id(line) for line in losses[::every]}
-    return [line for line in lines if "loss" not in line or id(line) in kept]
-
-
 def picture(lines: Sequence[dict[str, Any]], path: Path) -> bool:
     """Draw loss and exact match over tokens into a PNG.
 
