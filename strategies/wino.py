@@ -16,7 +16,11 @@ from dllm_decode.errors import require_count, require_in_range
 
 @dataclass
 class LastCommits(Memory):
-    """Positions that each row committed in its last step, (B,)."""
+    """What the next step needs to know of the last one.
+
+    Attributes:
+        count: (B,) int64, positions that each row committed.
+    """
 
     count: Tensor
 

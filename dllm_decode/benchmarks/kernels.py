@@ -160,8 +160,11 @@ class Inputs:
         ids = torch.where(step < (slots + 1) // 2, ids, -1)
         one = torch.ones(rows, device=device, dtype=torch.float64)
         logits = torch.empty(rows, case.vocabulary, dtype=case.dtype, device=device)
-        for row in logits:
-            row.copy_(normal(case.vocabulary) * 3)
+        weight = torch.empty(case.vocabulary, case.width, dtype=case.dtype, device=device)
+        # a few rows at a time: a plane of float32 numbers would be larger than what is made of it
+        for plane, at_once, scale in ((logits, 1, 3.0), (weight, 4096, 1 / 64)):
+            for part in plane.split(at_once):
+                part.copy_(normal(*part.shape) * scale)
         return Inputs(
             logits=logits,
             banned=torch.tensor([case.vocabulary - 1], device=device),
@@ -172,7 +175,7 @@ class Inputs:
             beta=0.70 * one,
             open=one.bool(),
             hidden=normal(rows, case.width).to(case.dtype),
-            weight=(normal(case.vocabulary, case.width) / 64).to(case.dtype),
+            weight=weight,
         )
 
 

@@ -115,7 +115,13 @@ class Counters(Memory):
 
 
 def of_one_width(one: Tensor, other: Tensor, value: int | bool) -> tuple[Tensor, Tensor]:
-    """Two planes (B, W) with as many slots as the wider one."""
+    """Two planes (B, W) with as many slots as the wider one.
+
+    Args:
+        one: (B, W).
+        other: (B, W') of the same rows.
+        value: what the slots that are added hold.
+    """
     width = max(one.shape[1], other.shape[1])
     wide = [pad(plane, (0, width - plane.shape[1]), value=value) for plane in (one, other)]
     return wide[0], wide[1]
@@ -485,9 +491,9 @@ class Batch:
         """Whether the last step asked the model for more than its own pass."""
         return self._asked
 
-    def look_again(self) -> None:
+    def forget_snapshot(self) -> None:
         """Forget what was derived from the tensors of `state`, which hold other numbers now."""
-        self.canvas.look_again()
+        self.canvas.forget_snapshot()
         self.snapshot = self.canvas.snapshot()
         self._extra = ExtraPasses()
 

@@ -136,7 +136,7 @@ class Canvas(Memory):
             )
         return self._seen
 
-    def look_again(self) -> None:
+    def forget_snapshot(self) -> None:
         """Forget the snapshot: the planes hold other numbers now."""
         self._seen = None
 

@@ -172,7 +172,7 @@ class Monitor:
         >>> from dllm_decode.strategies.fixed import TopK
         >>> run = Run(Decoder(Copy(n=3), TopK(4)), Request(((0, 1, 2, 63),), max_new_tokens=4))
         >>> run.admit([0])
-        >>> run.step()  # ends with a look at the device: the row is full and leaves
+        >>> run.step()  # ends with a sync: the row is full and leaves
         >>> run.live, run.outcomes[0].finish_reason
         ((), 'length')
     """

@@ -20,7 +20,12 @@ from dllm_decode.errors import ModelOutputError, PluginError
 
 
 def named(place: str, part: object) -> str:
-    """How messages name a part: its config key and its class."""
+    """How messages name a part: its config key and its class.
+
+    Args:
+        place: its config key.
+        part: what stands there.
+    """
     return f"{place} ({type(part).__name__})"
 
 
@@ -99,7 +104,14 @@ def check_plane(
 
 
 def check_logits(model: object, logits: Any, index: Tensor, vocabulary: int) -> None:
-    """Raise `ModelOutputError` unless these are logits (B, W, V) for the columns index (B, W)."""
+    """Raise `ModelOutputError` unless these are logits (B, W, V) for the columns index (B, W).
+
+    Args:
+        model: for messages.
+        logits: what it returned.
+        index: (B, W) columns that it was asked about.
+        vocabulary: number of ids, V.
+    """
     if isinstance(logits, HiddenStates):
         return
     fault = plane_fault(logits, (*index.shape, vocabulary), FLOATS, index.device)
@@ -111,7 +123,13 @@ def check_logits(model: object, logits: Any, index: Tensor, vocabulary: int) -> 
 
 
 def check_states(who: object, states: Any, index: Tensor) -> None:
-    """Raise `ModelOutputError` unless these are states (B, W, D) for the columns index (B, W)."""
+    """Raise `ModelOutputError` unless these are states (B, W, D) for the columns index (B, W).
+
+    Args:
+        who: the model or the drafter, for messages.
+        states: what it returned.
+        index: (B, W) columns that it was asked about.
+    """
     fault = plane_fault(states, (*index.shape, "D"), FLOATS, index.device)
     if fault:
         name = who if isinstance(who, str) else type(who).__name__
@@ -121,7 +139,14 @@ def check_states(who: object, states: Any, index: Tensor) -> None:
 def check_prediction(
     sampler: object, prediction: Any, index: Tensor, logits: Tensor | HiddenStates
 ) -> None:
-    """Raise `PluginError` unless this is a prediction for the columns index (B, W)."""
+    """Raise `PluginError` unless this is a prediction for the columns index (B, W).
+
+    Args:
+        sampler: for messages.
+        prediction: what it returned.
+        index: (B, W) columns that it was asked about.
+        logits: what it was made of.
+    """
     who = f"{named('sampler', sampler)}: what predict returned"
     if not isinstance(prediction, Prediction):
         raise PluginError(f"{who} is {kind_of(prediction)}; it must be a Prediction")

@@ -554,7 +554,12 @@ class Pipeline(Strategy):
 
 
 def complete(decision: Decision, view: StepView) -> Decision:
-    """A decision with tokens, scores and confidence filled in from the view's prediction."""
+    """A decision with tokens, scores and confidence filled in from the view's prediction.
+
+    Args:
+        decision: as a strategy returned it.
+        view: of the step.
+    """
     pred, tokens, confidence = view.pred, decision.tokens, decision.confidence
     if tokens is not None and confidence is not None and decision.scores is not None:
         return decision

@@ -52,7 +52,12 @@ def encode(tokenizer: Tokenizer, question: Question, template: str = "auto") -> 
 
 
 def template_of(tokenizer: Tokenizer, template: str) -> str:
-    """`chat` or `plain`: what a template comes to with a tokenizer; see `encode`."""
+    """`chat` or `plain`: what a template comes to with a tokenizer; see `encode`.
+
+    Args:
+        tokenizer: Which may have a chat template.
+        template: `auto`, `chat` or `plain`.
+    """
     require_choice("task.template", template, TEMPLATES)
     if template != "auto":
         return template
@@ -65,6 +70,11 @@ def infilling(
     """Columns of a question, and the tokens its form fixes, by column, None without a form.
 
     All columns behind the last gap hold the end of text, where the model has one.
+
+    Args:
+        tokenizer: Of the model.
+        vocab: Its special ids.
+        question: With a form or without one.
 
     Raises:
         ConfigError: The answer does not fit into the gaps, one token each.

@@ -54,6 +54,7 @@ def blueprint(
     folder: Path,
     ignore_settings: Sequence[str] = (),
     is_lean: Callable[[ModelSpec], bool] = lambda spec: False,
+    adapters: Sequence[Path] | None = None,
 ) -> Blueprint:
     """Read config.json and the tokenizer of a checkpoint.
 
@@ -61,6 +62,7 @@ def blueprint(
         folder: Where it is.
         ignore_settings: Keys of config.json that are known to be harmless.
         is_lean: Whether `models.lean` is to compute a family.
+        adapters: Those that were asked for; None where nobody said.
 
     Raises:
         CheckpointError: Something in it is damaged or not handled; the message names file and key.
@@ -69,7 +71,8 @@ def blueprint(
     values = read_json(file, CheckpointError)
     spec = spec_of(values, file)
     refuse_quantised(values, file)
-    refuse_adapter(folder)
+    if adapters is None:
+        refuse_adapter(folder)
     published = Published(values, frozenset(ignore_settings), file)
     settings = spec.translate(published)
     published.finish()
@@ -99,6 +102,10 @@ def check_sizes(plan: Blueprint, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse sizes that the weight files cannot hold, before a model of that size is built.
 
     Every layer has tensors of its own, and every side of a matrix has numbers.
+
+    Args:
+        plan: The checkpoint.
+        tensors: What its files hold, by name.
     """
     numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
     settings = plan.settings
@@ -127,9 +134,8 @@ def refuse_adapter(folder: Path) -> None:
     """Raise `CheckpointError` for a LoRA adapter beside the weights, as either may be meant."""
     if (folder / ADAPTER).exists():
         raise CheckpointError(
-            f"{folder} holds an adapter ({ADAPTER}) beside its weights; adapters are not applied "
-            "here, so merge it into the weights (peft: merge_and_unload), or move its files away "
-            "to decode with the base weights alone"
+            f"{folder} holds an adapter ({ADAPTER}) beside its weights: model.adapters=[{folder}] "
+            "decodes with it, model.adapters=[] with the weights alone"
         )
 
 
@@ -146,7 +152,12 @@ def import_class(where: str) -> Any:
 
 
 def make_config(spec: ModelSpec, settings: Settings) -> Any:
-    """The stock configuration of a model: never causal, never caching by itself."""
+    """The stock configuration of a model: never causal, never caching by itself.
+
+    Args:
+        spec: Of the family.
+        settings: In the words of the stock class.
+    """
     return import_class(spec.config_class)(
         **settings,
         is_causal=False,

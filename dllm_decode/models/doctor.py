@@ -25,6 +25,7 @@ from dllm_decode.models.blueprint import (
 )
 from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.locate import look_for
+from dllm_decode.models.lora import read_adapter, wanted
 from dllm_decode.models.placement import pick_device, pick_dtype
 from dllm_decode.models.spec import EDIT_TOKENS
 
@@ -39,6 +40,9 @@ PACKAGES = (
     "omegaconf",
     "antlr4-python3-runtime",
     "accelerate",
+    "peft",
+    "torchao",
+    "bitsandbytes",
     "triton",
     "lm_eval",
 )
@@ -102,11 +106,20 @@ def examine(settings: Mapping[str, Any]) -> Examination:
     if "checkpoint" not in settings:
         report.facts["model"] = "computed, not loaded: there is no checkpoint to examine"
         return report
-    folder = _examine_places(report, settings["checkpoint"])
+    try:
+        asked = wanted(settings["checkpoint"], settings.get("adapters"))
+    except DllmDecodeError as error:
+        report.findings.append(Finding(str(error), "fetch what is missing, or name another"))
+        return report
+    folder = _examine_places(report, asked.checkpoint)
     if folder is None:
         return report
+    if asked.adapters:
+        report.facts["adapters"] = ", ".join(map(str, asked.adapters))
     try:
-        plan = blueprint(folder, settings.get("ignore_settings") or ())
+        plan = blueprint(folder, settings.get("ignore_settings") or (), adapters=asked.adapters)
+        for adapter in asked.adapters or ():
+            read_adapter(adapter)
         _examine_checkpoint(report, plan, settings, place)
     except DllmDecodeError as error:
         report.findings.append(Finding(str(error), "use a complete copy of a known checkpoint"))
@@ -135,7 +148,12 @@ def _examine_installation(report: Examination) -> None:
 
 
 def antlr_findings(antlr: str | None, lm_eval: str | None) -> list[Finding]:
-    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both."""
+    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both.
+
+    Args:
+        antlr: Installed version of the runtime, None for none.
+        lm_eval: Likewise of lm-eval.
+    """
     if antlr is not None and _numbers(antlr)[:2] != (4, 9):
         return [
             Finding(

@@ -79,6 +79,7 @@ class Description:
         passed_over: Checkpoints that stood earlier in the list and were not available, with the
             reason.
         edits: Whether its published decoding writes over tokens.
+        adapters: Folders of the LoRA adapters that were merged into the weights.
 
     Examples:
         >>> from dllm_decode.models.toy import Copy
@@ -96,10 +97,13 @@ class Description:
     licence: str | None = None
     passed_over: Mapping[str, str] = field(default_factory=dict)
     edits: bool = False
+    adapters: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         size = f"{_short(self.parameters)} parameters" if self.parameters else "no parameters"
-        return f"{self.family}, checkpoint {self.checkpoint}, {size}, {self.dtype} on {self.device}"
+        merged = f" with {' and '.join(self.adapters)}" if self.adapters else ""
+        where = f"{self.dtype} on {self.device}"
+        return f"{self.family}, checkpoint {self.checkpoint}{merged}, {size}, {where}"
 
 
 def _short(count: int) -> str:
@@ -159,6 +163,10 @@ def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
 
     Weights are written in the dtype they were loaded in. Raises `ConfigError` for models without
     weights.
+
+    Args:
+        loaded: The model.
+        folder: Where to write; it is made.
     """
     denoiser = loaded.denoiser
     if not isinstance(denoiser, TransformersDenoiser):

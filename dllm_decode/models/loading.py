@@ -27,7 +27,8 @@ from dllm_decode.models.files import FLOATS, fit, some_of, stored_tensors
 from dllm_decode.models.fingerprint import fingerprint
 from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.loaded import Description, LoadedModel
-from dllm_decode.models.locate import licence_of, locate
+from dllm_decode.models.locate import licence_of
+from dllm_decode.models.lora import locate_base, merge, wanted
 from dllm_decode.models.placement import Placement
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import ModelSpec
@@ -37,11 +38,15 @@ log = logging.getLogger(__name__)
 BODIES = ("auto", "stock", "lean")
 # A smaller checkpoint loads at once and needs no progress bar [bytes].
 _BAR_FROM = 2**28
+# transformers loads an adapter beside the weights by itself where peft is installed, its tensors
+# under whatever names they have; it looks for it in this folder of the checkpoint instead.
+_NO_ADAPTER = "no-adapter"
 
 
 def load_model(
     checkpoint: str | Sequence[str] | None = None,
     *,
+    adapters: Sequence[str] | None = None,
     dtype: str = "auto",
     device: str = "auto",
     attn_implementation: str = "sdpa",
@@ -69,7 +74,9 @@ def load_model(
     Args:
         checkpoint: A folder, a Hub id or `bundled:NAME`, which must be there or be fetched; or
             several in order of preference, of which the first available one is taken and none is
-            fetched.
+            fetched. A folder with an adapter alone is loaded with the base that it names.
+        adapters: Folders or Hub ids of LoRA adapters, which are merged into the weights one after
+            the other; [] for none, though one lies beside the weights.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` (float32 on the CPU, else bfloat16).
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (CUDA where there is one).
         attn_implementation: As transformers names it.
@@ -112,9 +119,19 @@ def load_model(
         require_count("model.threads", threads)
         torch.set_num_threads(threads)
     number = placement.dtype  # a device that is not there answers before anything is read
-    found = locate(checkpoint)
+    asked = wanted(checkpoint, adapters, download=True)
+    found, merged = locate_base(asked), asked.adapters or ()
+    require(
+        not merged or tensor_parallel is None,
+        "model.adapters cannot be merged with model.tensor_parallel; merge them first, or use "
+        "model.device_map",
+    )
+    altered = "adapters are merged into the stock class" if merged else ""
     plan = blueprint(
-        found.folder, ignore_settings, lambda spec: chooses_lean(body, spec, placement)
+        found.folder,
+        ignore_settings,
+        lambda spec: chooses_lean(body, spec, placement, altered),
+        asked.adapters,
     )
     block = _block_length(plan, block_length, attn_implementation)
     vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or ())
@@ -125,13 +142,15 @@ def load_model(
         )  # fmt: skip
     parameters = _check_tensors(plan)
     denoiser = TransformersDenoiser(
-        model=load_lean(plan, placement) if plan.lean else _load_weights(plan, placement),
+        model=load_lean(plan, placement)
+        if plan.lean
+        else merge(_load_weights(plan, placement), merged),
         vocab=vocab,
         max_length=_longest(plan, max_length),
         shifted=plan.spec.shifted,
         block_length=block,
         reordered=plan.spec.reordered,
-        fingerprint=fingerprint(found.folder),
+        fingerprint=fingerprint(found.folder, *merged),
     )
     tokenizer = replace(
         plan.tokenizer,
@@ -152,25 +171,21 @@ def load_model(
         licence=licence or licence_of(found.folder),
         passed_over=found.passed_over,
         edits=edits,
+        adapters=tuple(map(str, merged)),
     )
     return LoadedModel(denoiser, tokenizer, description, plan.published.values)
 
 
-def chooses_lean(body: str, spec: ModelSpec, placement: Placement) -> bool:
+def chooses_lean(body: str, spec: ModelSpec, placement: Placement, altered: str = "") -> bool:
     """Whether the lean body computes a family; raises `ConfigError` where it is asked for in vain.
 
     Args:
         body: One of `BODIES`.
         spec: Of the family.
         placement: Where the model is to run.
+        altered: Why its weights are not those of the checkpoint, "" where they are.
     """
-    obstacle = ""
-    if spec.lean is None:
-        obstacle = f"{spec.family} is no dense model of Llama's kind"
-    elif placement.attention != "sdpa":
-        obstacle = f"it has no model.attn_implementation={placement.attention}, only sdpa"
-    elif placement.is_spread:
-        obstacle = "it runs on one device; set model.device_map and model.tensor_parallel to null"
+    obstacle = altered or _lean_obstacle(spec, placement)
     require(
         body != "lean" or not obstacle,
         f"model.body=lean cannot be used: {obstacle}; use model.body=stock",
@@ -179,8 +194,24 @@ def chooses_lean(body: str, spec: ModelSpec, placement: Placement) -> bool:
     return (body == "lean" or on_processor) and not obstacle
 
 
+def _lean_obstacle(spec: ModelSpec, placement: Placement) -> str:
+    """Why the lean body cannot compute a family there, "" where it can."""
+    if spec.lean is None:
+        return f"{spec.family} is no dense model of Llama's kind"
+    if placement.attention != "sdpa":
+        return f"it has no model.attn_implementation={placement.attention}, only sdpa"
+    if placement.is_spread:
+        return "it runs on one device; set model.device_map and model.tensor_parallel to null"
+    return ""
+
+
 def load_lean(plan: Blueprint, placement: Placement) -> LeanModel:
-    """The lean model with all of its weights, read tensor by tensor to where they stay."""
+    """The lean model with all of its weights, read tensor by tensor to where they stay.
+
+    Args:
+        plan: The checkpoint.
+        placement: Dtype and device.
+    """
     from safetensors import SafetensorError, safe_open
 
     assert plan.spec.lean is not None
@@ -283,6 +314,7 @@ def _load_weights(plan: Blueprint, placement: Placement) -> Any:
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                adapter_kwargs={"subfolder": _NO_ADAPTER},
             )
     except torch.OutOfMemoryError:
         raise

@@ -472,7 +472,13 @@ def shared_model(context: Context) -> LoadedModel:
 
 
 def world_questions(world: Any, count: int, seed: int) -> list[Question]:
-    """Instances of an exact toy world; an answer is right if it can happen at all."""
+    """Instances of an exact toy world; an answer is right if it can happen at all.
+
+    Args:
+        world: A toy model.
+        count: How many.
+        seed: Of the draw.
+    """
     import torch
 
     from dllm_decode.evaluation.data import Question
@@ -584,7 +590,13 @@ def _slug(name: str) -> str:
 
 
 def tell_errors(context: Context, name: str, folder: JobFolder) -> None:
-    """How many problems could not be decoded, and the first of them with file and line."""
+    """How many problems could not be decoded, and the first of them with file and line.
+
+    Args:
+        context: Shows it.
+        name: Of the job.
+        folder: Of the job.
+    """
     failed = [sample.error for sample in folder.samples if sample.error]
     if failed:
         context.display.say(
@@ -598,7 +610,13 @@ def tell_errors(context: Context, name: str, folder: JobFolder) -> None:
 def progress(
     context: Context, name: str, total: int
 ) -> Iterator[Callable[[Sequence[Sample]], None]]:
-    """Problems done, accuracy, tokens per forward, time left; yields a taker of samples so far."""
+    """Problems done, accuracy, tokens per forward, time left; yields a taker of samples so far.
+
+    Args:
+        context: Shows it.
+        name: Of the job.
+        total: Problems.
+    """
     display = context.display
     if display.mode == "live":
         from rich.progress import (

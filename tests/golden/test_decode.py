@@ -122,6 +122,10 @@ def from_probability(change: Change) -> Tensor:
 
 
 def from_scores(change: Change) -> Tensor:
+    return change.scores
+
+
+def from_odds(change: Change) -> Tensor:
     """The probability or margin whose odds the scores are."""
     return 1.0 / (1.0 - change.scores)
 
@@ -238,7 +242,8 @@ def dream(run: Run) -> Recipe:
     alg, eps = run.parameters["alg"], run.parameters["eps"]
     if alg == "origin":
         return whole(run, Replayed(DreamOrigin(run.steps, eps), positions(run)))
-    return whole(run, DreamSchedule(run.steps, eps, orders[alg]), score=from_scores)
+    score = from_scores if alg == "entropy" else from_odds
+    return whole(run, DreamSchedule(run.steps, eps, orders[alg]), score=score)
 
 
 def learn2pd(run: Run) -> Recipe:

@@ -366,14 +366,14 @@ def test_quantised_weights_are_refused_and_cannot_be_waived(key, ignored, llada)
 
 
 def test_an_adapter_alone_or_beside_weights_is_refused_by_name(llada):
-    about = {"base_model_name_or_path": "GSAI-ML/LLaDA-8B-Instruct", "peft_type": "LORA"}
+    about = {"base_model_name_or_path": "/no/LLaDA-8B-Instruct", "peft_type": "LORA"}
     (llada / "adapter_config.json").write_text(json.dumps(about))
     with pytest.raises(CheckpointError, match=r"adapter \(adapter_config.json\) beside its weigh"):
         load_model(str(llada), device="cpu")
     findings = doctor.examine({"checkpoint": str(llada), "device": "cpu"}).findings
     assert any("adapter_config.json" in finding.text for finding in findings)
     (llada / "config.json").unlink(), (llada / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"an adapter .* for the model 'GSAI-ML/LLaDA-8B-In"):
+    with pytest.raises(CheckpointError, match=r"an adapter for the model '/no/LLaDA-8B-In"):
         load_model(str(llada), device="cpu")
 
 

@@ -240,7 +240,12 @@ def _gap(right: NDArray[np.float64], forwards: NDArray[np.float64], problems: in
 
 
 def numbers_of(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
-    """(problems, 3): right answers, delivered tokens, forwards."""
+    """(problems, 3): right answers, delivered tokens, forwards.
+
+    Args:
+        run: With samples of these problems.
+        problems: Their keys, in the order of the lines.
+    """
     if "numbers" not in run.computed:
         run.computed["numbers"] = {
             s.problem: (float(s.correct), s.delivered, s.forwards) for s in run.samples
@@ -314,7 +319,12 @@ def stops(run: EvalRun) -> object:
 
 
 def sequential_of(run: EvalRun, runs: Sequence[EvalRun]) -> EvalRun | None:
-    """The sequential run with the same schedule, cache, sampler and stop rules."""
+    """The sequential run with the same schedule, cache, sampler and stop rules.
+
+    Args:
+        run: That is to be compared.
+        runs: To choose from.
+    """
     same = [
         other
         for other in runs
