@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -286,7 +286,7 @@ def _comparisons(ours: Any, given: Inputs) -> dict[str, Callable[[], float]]:
         found = ours.head_statistics(given.hidden, given.weight, banned)
         product = given.hidden.double() @ given.weight.double().T
         # which of two logits is larger is a matter of rounding here
-        wanted = replace(reference.row_statistics(product, banned), token=found.token)
+        wanted: Any = reference.row_statistics(product, banned).but(token=found.token)
         return _apart(found, wanted)
 
     def head_at() -> float:
