@@ -287,7 +287,7 @@ def _comparisons(ours: Any, given: Inputs) -> dict[str, Callable[[], float]]:
         found = ours.head_statistics(given.hidden, given.weight, banned)
         product = given.hidden.double() @ given.weight.double().T
         # which of two logits is larger is a matter of rounding here
-        wanted = replace(reference.row_statistics(product, banned), token=found.token)
+        wanted: Any = reference.row_statistics(product, banned).but(token=found.token)
         return _apart(found, wanted)
 
     def head_at() -> float:
