@@ -262,7 +262,8 @@ class Prediction(ABC):
     @cached_property
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        return (1.0 - self.top_certainty).reciprocal()
+        # 1 - certainty, without the detour through Python that a number in front takes
+        return torch.rsub(self.top_certainty, 1.0).reciprocal()
 
     @cached_property
     def maximum(self) -> Tensor:

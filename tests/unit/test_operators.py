@@ -74,7 +74,7 @@ BUDGETS = {
     "vicinity": (threshold(), VicinityCache(2, 2, 1), 150),
     "periodic": (threshold(), PeriodicCache(3), 150),
     "delayed": (threshold(), DelayedCache(3), 150),
-    "certainty": (threshold(), CertaintyCache(top=4, every=3), 160),
+    "certainty": (threshold(), CertaintyCache(top=4, every=3), 150),
 }
 
 
