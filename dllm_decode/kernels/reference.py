@@ -246,7 +246,7 @@ def _scan(block: Tensor, own: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _exponential(shifted: Tensor, own: bool) -> Tensor:
-    """exp of what may be lost if it is one's own; base 2 takes a processor a third of the time."""
+    """Exponentials of what may be lost if it is own; processors are faster at base 2."""
     narrow = shifted.dtype == torch.float32 and shifted.device.type == "cpu"
     if narrow and shifted.shape[-1] >= _LONG:
         return (shifted.mul_(_LOG2E) if own else shifted * _LOG2E).exp2_()
