@@ -172,8 +172,10 @@ class TrainDrafter(Pace, Task):
 
     def _identity(self, teacher: Teacher) -> dict[str, Any]:
         """What a continuation must share."""
-        names = ("seed", "rate", "problems", "open_share", "depth", "rows", "fresh")
-        names += ("passes", "heads", "hidden", "families", "prompts")
+        names = (
+            "seed", "rate", "problems", "open_share", "depth", "rows", "fresh",
+            "passes", "heads", "hidden", "families", "prompts",
+        )  # fmt: skip
         mine = {f"task.{name}": getattr(self, name) for name in names}
         return mine | {"the model's fingerprint": teacher.own.fingerprint}
 

@@ -48,7 +48,7 @@ class Adam:
 
     def state(self) -> dict[str, Tensor]:
         """What it keeps, by name; zeros before the first update."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, weight in self._weights.items():
             state = self._inner.state[weight]
             if not state:
