@@ -401,15 +401,14 @@ class _Distillation:
         """Measure what was written, compare, and say so."""
         from dllm_decode.training import loop
 
-        if not (self.folder / MODEL).is_dir():
+        written = (self.folder / MODEL).is_dir()
+        if not written:
             self.context.display.say(
                 f"no measurement stayed within task.tolerance={self.task.tolerance:g} points of "
                 f"{self.before['fixed']['accuracy']:.1f} %; no model was written"
             )
-            figures = {"before": self.before, "after": None, "gain": None}
-        else:
-            after = self._of_the_saved()
-            figures = {"before": self.before, "after": after, "gain": gain(self.before, after)}
+        after = self._of_the_saved() if written else None
+        found = gain(self.before, after) if after else None
         told = {
             "model": str(self.decoder.model.description),
             "model_fingerprint": self.student.denoiser.fingerprint,
@@ -418,7 +417,9 @@ class _Distillation:
             "updates": self.loop.step,
             "minutes": round(self.loop.seconds / 60, 1),
             "trajectories": len(self.learned),
-            **figures,
+            "before": self.before,
+            "after": after,
+            "gain": found,
         }
         _write(self.folder / REPORT, told)
         panels = {
@@ -429,9 +430,9 @@ class _Distillation:
         }
         loop.picture(self.loop.log(), panels, self.folder / PICTURE)
         self.context.folder.write_json("results.json", {"model": str(self.folder / MODEL)})
-        if figures["after"]:
-            self.context.display.show(_table(self.before, figures["after"]))
-            self.context.display.say(_verdict(figures["gain"]))
+        if after and found:
+            self.context.display.show(_table(self.before, after))
+            self.context.display.say(_verdict(found))
             self.context.display.say(f"use it with model.checkpoint={self.folder / MODEL}")
 
     def _of_the_saved(self) -> dict[str, Any]:
