@@ -119,7 +119,7 @@ def reaching(
     return dispatch.threshold_selection(scores, among, level, strict, order)[0]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 @torch.inference_mode(False)
 def numbers(count: int, device: torch.device) -> Tensor:
     """0, 1, ... count - 1, made once and never to be written to, (count,) int64.

@@ -868,7 +868,9 @@ class Change(LazyFields):
     drafts: Tensor | None = None
     steps: Tensor | None = None
     passes_per_call: int = 1
-    lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon", "live")
+    lazy: ClassVar[tuple[str, ...]] = (
+        "index", "remask", "probability", "forced", "horizon", "live"
+    )  # fmt: skip
 
     @cached_property
     def written(self) -> Tensor:

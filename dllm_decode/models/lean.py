@@ -205,7 +205,7 @@ class LeanBody(nn.Module):
         super().__init__()
         # given, not drawn: to draw on the meta device imports torch's compiler
         table = torch.empty(config.vocab_size, config.hidden_size, dtype=config.dtype)
-        self.embed_tokens = nn.Embedding(*table.shape, _weight=table)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(LeanLayer(config, n) for n in range(config.num_hidden_layers))
         self.norm = LeanNorm(config)
         theta = config.rope_parameters["rope_theta"]
