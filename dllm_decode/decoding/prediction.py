@@ -426,6 +426,18 @@ class Prediction(ABC):
         ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
 
+    def with_logits(self, logits: Tensor) -> Prediction:
+        """Other logits, drawn from in the same way; for rules that change every token's.
+
+        Args:
+            logits: (B, W, V) floating point [nats]; -inf bans an id.
+
+        Raises:
+            PredictionError: for another shape or type.
+        """
+        _check("logits", logits, self.shape, floating=True)
+        return DensePrediction(logits, None, self._draw)
+
     def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
         """The old name of `with_logit_bias`; warns."""
         say_renamed("Prediction.raised", "Prediction.with_logit_bias")
