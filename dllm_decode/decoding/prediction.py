@@ -179,7 +179,7 @@ class Prediction(ABC):
         """What `suppress` returns."""
 
     def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
-        """Whether it is known without reading it that `token` exists and is none of some ids.
+        """Whether `token`, though nobody has read it, is known to exist and to be none of some ids.
 
         Args:
             banned: (M,) the ids, the very tensor with which the origin was made.

@@ -53,7 +53,7 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     unfit = unfit_tokens(view, decision)
     change = legal_change(view, decision, strategy, unfit)
     wrong = faulty(view, decision, strategy, unfit)
-    return change, Faults(view, decision, strategy, change, wrong)
+    return change, Faults(view, decision, strategy, wrong)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,6 @@ class Faults:
         view: the step.
         decision: the complete decision.
         strategy: who made it.
-        change: the legal change that was made of it.
         wrong: (B, W) bool, slots at which something is not legal; what, is only asked when it is.
 
     Examples:
@@ -86,7 +85,6 @@ class Faults:
     view: StepView
     decision: Decision
     strategy: Strategy
-    change: Change
     wrong: Tensor
 
     @property
@@ -194,18 +192,18 @@ def legal_change(
         # what a strategy says about positions it does not choose need not be legal
         tokens = torch.where(unfit & (granted.commit > decision.commit), view.pred.token, tokens)
         tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
-    ids, remask = tokens[..., None], granted.remask
+    remask = granted.remask
     change = Change(
         rows=view.snapshot.rows,
         step=view.step,
-        index=view.offsets,
+        index=later(lambda: view.offsets),
         commit=granted.commit,
         edit=granted.edit,
         remask=later(lambda: torch.zeros_like(asked.commit)) if remask is None else remask,
         not_granted=_not_granted(asked, granted),
         tokens=tokens,
         confidence=confidence,
-        probability=later(lambda: view.pred.prob_of(ids)[..., 0]),
+        probability=later(lambda: view.pred.prob_of(tokens[..., None])[..., 0]),
         scores=scores,
         forced=forced,
         horizon=later(lambda: view.snapshot.horizon - view.snapshot.start),
