@@ -144,7 +144,7 @@ class TraceCredit(_CreditRule):
         require_in_range("gamma", self.gamma, 0.0, 10.0)
 
     def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
-        """The prediction with its bias; with alpha 0 the very prediction that came in."""
+        """The biased prediction; with alpha 0 the one that came in, unchanged."""
         alpha = view.parameter("alpha", self.alpha, memory.credit)
         off = not isinstance(alpha, Tensor) and alpha == 0.0
         return view.pred if off else super().adjust(view, memory)
@@ -194,7 +194,7 @@ class AdaptiveCredit(_CreditRule):
         require_choice("ratio_over", self.ratio_over, ("block", "canvas"))
 
     def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
-        """1 - eta twice, and 1."""
+        """Alpha and beta, both 1 - eta, and gamma, which is 1."""
         eta = view.mask_ratio if self.ratio_over == "block" else view.snapshot.mask_ratio
         share = 1.0 - eta.double()
         return share, share, 1.0

@@ -14,13 +14,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from dllm_decode.benchmarks.decoding import step_seconds
 from dllm_decode.benchmarks.kernels import (
@@ -349,7 +350,7 @@ def head_against_product(device: torch.device, sizes: Sizes) -> Iterator[str]:
         given = Inputs.of(case, device)
         actions = paths(case, given, kernels)
         with dispatch.using(kernels):
-            alone = watch(lambda given=given: given.hidden @ given.weight.T)
+            alone = watch(partial(torch.matmul, given.hidden, given.weight.T))
             fused = watch(actions[f"head {kernels}"])
             apart = watch(actions[f"head then statistics {kernels}"])
         yield (
@@ -438,7 +439,7 @@ def attention(device: torch.device, sizes: Sizes) -> Iterator[str]:
 def _backend(number: int) -> str:
     from torch.nn.attention import SDPBackend
 
-    names = {int(value): name for name, value in SDPBackend.__members__.items()}
+    names = {int(value): name for name, value in SDPBackend.__members__.items()}  # type: ignore[call-overload]
     return names.get(number, str(number)).lower()
 
 

@@ -76,12 +76,12 @@ class ModelPasses:
         self._drafter = next((part.drafter for part in inside if part.drafter), None)
         self._shows_hidden = bool(inside)
         self._run = self._pass_of(parts)
-        self.banned = ids_on(tuple(_banned_ids(parts)), batch.device)
+        self.banned = ids_on(tuple(_banned_ids(parts)), batch.device).clone()  # views show it
         self._weight: Tensor | None = None  # of the head, where a pass stops in front of it
         self._states: Tensor | None = None  # (B, L', D) where a drafter goes on from them
         self._probes: list[Probed] = []
         self._plan: Plan
-        self._last: Tensor  # what the step's own pass gave
+        self._last: Tensor | None = None  # what the step's own pass gave
 
     def _pass_of(self, parts: Composition) -> Callable[..., Tensor | HiddenStates]:
         """The pass: it stops before the head where its states are shown, or one with statistics."""
@@ -103,13 +103,10 @@ class ModelPasses:
     def ask(self, plan: Plan) -> Tensor:
         """The step's forward pass: (B, W, ...) logits, or states in front of the head."""
         batch, carried = self.batch, self.batch.next.carried
-        self._probes, self._plan = [], plan
-        index = batch.next.index
-        if carried is None:
-            values = self._values(batch.tokens, batch.snapshot.live, index, plan)
-        else:
-            values = self._missing(carried, plan)
-        return values
+        self._plan = plan
+        if carried is not None:
+            return self._missing(carried, plan)
+        return self._values(batch.tokens, batch.snapshot.live, batch.next.index, plan)
 
     def read(self, values: Tensor) -> tuple[Prediction, Tensor | None]:
         """What a pass predicts, and the states it was made of where they are shown."""
@@ -149,7 +146,7 @@ class ModelPasses:
         if isinstance(made, HiddenStates):
             self._weight, made = made.weight, made.hidden
         # a model may ask for gradients itself, and plugins may keep what they saw
-        return made.detach()
+        return made if made.is_inference() else made.detach()
 
     def _prediction(self, values: Tensor, noise: Noise) -> Prediction:
         logits: Tensor | HiddenStates = values
@@ -160,7 +157,7 @@ class ModelPasses:
         elif self._weight is not None:
             logits = HiddenStates(values, self._weight)
         prediction = self._sampler.predict(logits, self.banned, noise)
-        check_prediction(self._sampler, prediction, values[..., 0], logits)
+        check_prediction(self._sampler, prediction, values, logits)
         if self._debug:  # what a plugin makes while it is at work has no version before
             _ = prediction.token, prediction.confidence
         return prediction
@@ -199,10 +196,12 @@ class ModelPasses:
 
     def _noise(self, ahead: int) -> Noise:
         noise = self.batch.noise
-        return Noise(noise.seeds, noise.step + ahead, noise.index) if ahead else noise
+        ahead_of: Noise = noise.but(step=noise.step + ahead) if ahead else noise
+        return ahead_of
 
     def later(self, steps: int) -> Prediction:
         """The step's prediction with other random numbers; see `StepView.later`."""
+        assert self._last is not None
         return self._prediction(self._last, self._noise(steps))
 
     def _one_by_one(self, planes: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -221,6 +220,7 @@ class ModelPasses:
             return self._values(tokens, live, index, plan).chunk(count)
         asking = torch.cat([*rows]).nonzero()[:, 0]  # the host waits, and saves the other passes
         if not len(asking):
+            assert self._last is not None
             return (self._last,) * count
         found = self._values(tokens[asking], live[asking], index[asking], plan)
         whole = found.new_zeros(len(tokens), *found.shape[1:]).index_copy(0, asking, found)
@@ -248,12 +248,18 @@ class ModelPasses:
     # What the next step starts from.
 
     def carry(self, carry: Carry | None, view: StepView) -> None:
-        """Keep the probes that say what the next step would ask."""
-        batch = self.batch
-        if carry is None or batch.store is not None or self.drafts:
+        """Keep the probes that say what the next step would ask, and no other logits."""
+        made, self._probes, self._last = self._probes, [], None
+        if carry is None or self.batch.store is not None or self.drafts:
             return
+        probes = [
+            probe for chosen in carry.predictions for probe in made if probe.prediction is chosen
+        ]
+        self._keep(carry, probes, view)
+
+    def _keep(self, carry: Carry, probes: Sequence[Probed], view: StepView) -> None:
+        batch = self.batch
         upcoming, after = batch.next, batch.snapshot
-        probes = [p for chosen in carry.predictions for p in self._probes if p.prediction is chosen]
         pick = carry.choice.clamp(min=0)
         row = torch.arange(len(pick), device=pick.device)
         before, now = of_one_width(view.index, upcoming.index, -1)

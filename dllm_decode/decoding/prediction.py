@@ -179,7 +179,7 @@ class Prediction(ABC):
         """What `suppress` returns."""
 
     def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
-        """Whether it is known without a look that `token` exists and is none of some ids.
+        """Whether `token`, though nobody has read it, is known to exist and to be none of some ids.
 
         Args:
             banned: (M,) the ids, the very tensor with which the origin was made.
@@ -389,7 +389,7 @@ class Prediction(ABC):
         if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype not in _INTEGERS:
             got = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
             raise PredictionError(f"suppress needs token ids of shape (M,), got {got}")
-        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        if ids.device.type == "cpu":  # elsewhere reading them would make the host wait
             _refuse_outside(ids, self.shape[-1], 0)
         return self._suppressed(ids.long())
 
@@ -419,7 +419,7 @@ class Prediction(ABC):
         """
         _check("ids", ids, self.shape[:2], floating=False)
         _check("delta", delta, ids.shape, floating=True)
-        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        if ids.device.type == "cpu":  # elsewhere reading them would make the host wait
             _refuse_outside(ids, self.shape[-1], None)
         ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
@@ -519,7 +519,14 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...] | None, *, floating:
 
 
 def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> None:
-    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU."""
+    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU.
+
+    Args:
+        who: what gave them, for messages.
+        tokens: what is to be checked.
+        like: (B, W) int64 on the right device.
+        vocabulary: number of ids, V.
+    """
     fits = isinstance(tokens, Tensor) and tokens.shape == like.shape and tokens.dtype in _INTEGERS
     if not fits or tokens.device != like.device:
         got: object = tokens
@@ -528,12 +535,18 @@ def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> Non
         raise PredictionError(
             f"{who} token ids (int64) of shape {tuple(like.shape)} on {like.device}, got {got}"
         )
-    if tokens.device.type == "cpu":  # elsewhere a look at them would make the host wait
+    if tokens.device.type == "cpu":  # elsewhere reading them would make the host wait
         _refuse_outside(tokens, vocabulary, 0)
 
 
 def check_flags(who: str, flags: Tensor, like: Tensor) -> None:
-    """Refuse what are no flags of the shape and on the device of others."""
+    """Refuse what are no flags of the shape and on the device of others.
+
+    Args:
+        who: what gave them, for messages.
+        flags: what is to be checked.
+        like: bool of the right shape on the right device.
+    """
     fits = isinstance(flags, Tensor) and flags.shape == like.shape and flags.dtype == torch.bool
     if not fits or flags.device != like.device:
         got: object = flags

@@ -109,9 +109,8 @@ class TransformersDenoiser:
         """What parts may see of its inside; see `Capabilities`."""
         return frozenset({"hidden", "embeddings"})
 
-    @torch.no_grad()
     def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        """Hidden states (B, W, D) that predict the wanted columns; see `Capabilities`."""
+        """Hidden states (B, W, D) that predict the wanted columns; with gradients, for training."""
         return self._wanted(tokens, live, index, plan)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -134,7 +133,7 @@ class TransformersDenoiser:
                     parts = [self._group(tokens, live, source, extents, rows) for rows in groups]
                     order = torch.tensor([row for rows in groups for row in rows])
                     return torch.cat(parts)[order.argsort()]
-            return gather_columns(self.hidden(tokens, live, plan.complete), source)
+            return gather_columns(self._hidden(tokens, live, plan.complete), source)
         store, known, width = plan.store, plan.valid, tokens.shape[1]
         assert isinstance(store, KeyValueStore) and known is not None
         first = live.int().argmax(1, keepdim=True)
@@ -197,6 +196,9 @@ class TransformersDenoiser:
             live: (B, L) bool, see `Denoiser`.
             complete: Whether all columns are live; None to ask the device.
         """
+        return self._hidden(tokens, live, complete)
+
+    def _hidden(self, tokens: Tensor, live: Tensor, complete: bool | None) -> Tensor:
         first = live.int().argmax(1, keepdim=True)
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         mask = self._mask(columns, live, first, complete, tokens)

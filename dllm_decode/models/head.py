@@ -17,6 +17,10 @@ def head_obstacle(model: Any, vocabulary: int) -> str:
     or not. Quantised and adapted layers, a bias, and hooks (tensor parallelism, offloading) make a
     head something else; those of a device map only move what it is given. float32 products run on
     another part of the chip, where the kernel is slower than two.
+
+    Args:
+        model: A `...ForCausalLM` of transformers.
+        vocabulary: Ids that are used, V.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:

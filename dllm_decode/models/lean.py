@@ -1,9 +1,9 @@
 """Dense models of Llama's kind in few operations, without transformers.
 
 The stock class stays the definition; this one has the same weights and computes the same function
-up to rounding. It is quicker on a processor because a layer issues 20 operations in place of 75:
-queries, keys and values come from one product, gate and up from another, and queries and keys are
-rotated together, by tables that are made once in a pass.
+up to rounding. It is quicker on a processor because a layer issues 25 operations in place of 75 and
+touches less memory: queries, keys and values come from one product, queries and keys are rotated
+together and in place, by tables that are made once in a pass, and so is the mask.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from dllm_decode.models.key_value import KeyValueStore
@@ -32,6 +33,35 @@ class LeanOutput(NamedTuple):
     """
 
     last_hidden_state: Tensor
+
+
+class LeanNorm(nn.Module):
+    """Vectors divided by their root mean square, times a weight.
+
+    Args:
+        config: As of `LeanModel`.
+
+    Examples:
+        >>> norm = LeanNorm(SimpleNamespace(hidden_size=2, rms_norm_eps=0.0, dtype=torch.float32))
+        >>> _ = nn.init.ones_(norm.weight)
+        >>> (norm(torch.tensor([[3.0, 4.0]])) * 12.5**0.5).detach().round().tolist()
+        [[3.0, 4.0]]
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.width, self.eps = config.hidden_size, config.rms_norm_eps
+        self.weight = nn.Parameter(torch.empty(self.width, dtype=config.dtype))
+        self.least = torch.tensor(self.eps, device="cpu")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Of hidden states (N, D)."""
+        if not hidden.is_cpu or hidden.dtype != torch.float32:
+            return rms_norm(hidden, (self.width,), self.weight, self.eps)
+        # there torch has no kernel for it, and makes two more planes of its size
+        length = vector_norm(hidden, dim=-1, keepdim=True)
+        share = torch.addcmul(self.least, length, length, value=1 / self.width).rsqrt_()
+        return torch.mul(hidden, share).mul_(self.weight)
 
 
 class Rotation(nn.Module):
@@ -70,7 +100,9 @@ class Rotation(nn.Module):
 class LeanLayer(nn.Module):
     """Attention and gated MLP, each behind a norm and added to its input.
 
-    Matrices are stored (inputs, outputs), the order in which a processor multiplies fastest.
+    Matrices are stored (inputs, outputs), the order in which a processor multiplies fastest. Gate
+    and up are two, because rows of 4096 bytes, as both together have in small models, share few
+    places in a cache.
 
     Args:
         config: As of `LeanModel`.
@@ -87,29 +119,28 @@ class LeanLayer(nn.Module):
         super().__init__()
         width, inner, self.size = config.hidden_size, config.intermediate_size, config.head_dim
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
-        self.number, self.eps, self.width = number, config.rms_norm_eps, width
+        self.number = number
         every = (self.heads + 2 * self.shared) * self.size
 
         def weights(*sides: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(sides, dtype=config.dtype))
 
-        self.attention_norm, self.mlp_norm = weights(width), weights(width)
-        self.attention_in, self.attention_out = (
-            weights(width, every),
-            weights(self.heads * self.size, width),
-        )
-        self.mlp_in, self.mlp_out = weights(width, 2 * inner), weights(inner, width)
+        self.attention_norm, self.mlp_norm = LeanNorm(config), LeanNorm(config)
+        self.attention_in = weights(width, every)
+        self.attention_out = weights(self.heads * self.size, width)
+        self.gate, self.up = weights(width, inner), weights(width, inner)
+        self.mlp_out = weights(inner, width)
         self.bias = weights(every) if config.qkv_bias else None
 
     def forward(
         self, hidden: Tensor, turn: Turn, mask: Tensor | None, store: KeyValueStore | None
     ) -> Tensor:
         """Hidden states (B * Q, D) behind the layer; the turn says what B and Q are."""
-        inside = rms_norm(hidden, (self.width,), self.attention_norm, self.eps)
+        inside = self.attention_norm(hidden)
         hidden = torch.addmm(hidden, self._attend(inside, turn, mask, store), self.attention_out)
-        inside = rms_norm(hidden, (self.width,), self.mlp_norm, self.eps)
-        gate, up = torch.mm(inside, self.mlp_in).chunk(2, 1)
-        return torch.addmm(hidden, silu(gate) * up, self.mlp_out)
+        inside = self.mlp_norm(hidden)
+        gate, up = torch.mm(inside, self.gate), torch.mm(inside, self.up)
+        return torch.addmm(hidden, silu(gate, inplace=True).mul_(up), self.mlp_out)
 
     def _attend(
         self, inside: Tensor, turn: Turn, mask: Tensor | None, store: KeyValueStore | None
@@ -123,7 +154,8 @@ class LeanLayer(nn.Module):
         states = fused.view(rows, slots, -1, self.size)
         turned, value = states.split((self.heads + self.shared, self.shared), 2)
         exact = turned.to(cosine.dtype)
-        turned = torch.addcmul(exact * cosine, exact.roll(self.size // 2, -1), sine)
+        rolled = exact.roll(self.size // 2, -1)
+        turned = exact.mul_(cosine).addcmul_(rolled, sine)
         query, key = turned.to(value.dtype).split((self.heads, self.shared), 2)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if store is not None:
@@ -139,13 +171,13 @@ class LeanLayer(nn.Module):
     def parts(self) -> dict[str, Tensor]:
         """The weights as views with the names of the stock class, relative to the layer."""
         found = {
-            "input_layernorm.weight": self.attention_norm,
-            "post_attention_layernorm.weight": self.mlp_norm,
+            "input_layernorm.weight": self.attention_norm.weight,
+            "post_attention_layernorm.weight": self.mlp_norm.weight,
             "self_attn.o_proj.weight": self.attention_out.T,
+            "mlp.gate_proj.weight": self.gate.T,
+            "mlp.up_proj.weight": self.up.T,
             "mlp.down_proj.weight": self.mlp_out.T,
         }
-        gate, up = self.mlp_in.T.chunk(2)
-        found |= {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up}
         sizes = [count * self.size for count in (self.heads, self.shared, self.shared)]
         for kind, tensor in (("weight", self.attention_in.T), ("bias", self.bias)):
             if tensor is not None:
@@ -171,12 +203,11 @@ class LeanBody(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.eps, self.width = config.rms_norm_eps, config.hidden_size
         # given, not drawn: to draw on the meta device imports torch's compiler
-        table = torch.empty(config.vocab_size, self.width, dtype=config.dtype)
-        self.embed_tokens = nn.Embedding(config.vocab_size, self.width, _weight=table)
+        table = torch.empty(config.vocab_size, config.hidden_size, dtype=config.dtype)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(LeanLayer(config, n) for n in range(config.num_hidden_layers))
-        self.norm = nn.Parameter(torch.empty(self.width, dtype=config.dtype))
+        self.norm = LeanNorm(config)
         theta = config.rope_parameters["rope_theta"]
         self.rotary_emb = Rotation(config.head_dim, theta, config.rope_full_precision)
 
@@ -191,10 +222,12 @@ class LeanBody(nn.Module):
         """Hidden states (B, Q, D) of tokens (B, Q); see `models.compiled.run_body`."""
         hidden = self.embed_tokens(input_ids).flatten(0, 1)
         turn = self.rotary_emb(position_ids, hidden.dtype)
+        mask = None
+        if attention_mask is not None:  # as numbers: each layer would make them of it anew
+            mask = hidden.new_zeros(attention_mask.shape).masked_fill_(~attention_mask, -torch.inf)
         for layer in self.layers:
-            hidden = layer(hidden, turn, attention_mask, past_key_values)
-        hidden = rms_norm(hidden, (self.width,), self.norm, self.eps)
-        return LeanOutput(hidden.unflatten(0, input_ids.shape))
+            hidden = layer(hidden, turn, mask, past_key_values)
+        return LeanOutput(self.norm(hidden).unflatten(0, input_ids.shape))
 
 
 class LeanModel(nn.Module):
@@ -251,7 +284,7 @@ class LeanModel(nn.Module):
         for number, layer in enumerate(body.layers):
             assert isinstance(layer, LeanLayer)
             found |= {f"model.layers.{number}.{name}": w for name, w in layer.parts().items()}
-        found |= {"model.norm.weight": body.norm, "lm_head.weight": self.lm_head.weight}
+        found |= {"model.norm.weight": body.norm.weight, "lm_head.weight": self.lm_head.weight}
         return {name: tensor.detach() for name, tensor in found.items()}
 
     def published_state(self) -> dict[str, Tensor]:

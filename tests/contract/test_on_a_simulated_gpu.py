@@ -240,7 +240,7 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_why(strategy, reason, re
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"sync_every": 4}, "sync_every=4 keeps steps until the host looks; use 1"),
+        ({"sync_every": 4}, "sync_every=4 keeps steps until the next sync; use 1"),
         ({"record": True}, "the trace and observers keep what a step changed; decode without"),
         ({"debug": True}, "debug=true looks at every step on the host"),
     ],

@@ -36,6 +36,8 @@ from dllm_decode.strategies.threshold import ConfidenceThreshold
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 BUNDLED = "bundled:llada-tiny"
 FAMILIES = ("llada", "dream", "illada", "fast_dllm", "fast_dllm_tied")
+# with the same layers as one of these
+ALIKE = ("stable_diffcoder", "open_dcoder", "a2d_qwen2", "a2d_llama")
 REQUEST = Request(((1, 2, 3), (4,), (5, 6, 7, 8, 9)), (20, 9, 17))
 
 
@@ -62,7 +64,7 @@ def decode(loaded, cache, **changes):
     return Engine(decoder, max_batch=2).decode(REQUEST)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + ALIKE)
 def test_every_declared_family_has_the_hidden_states_of_its_stock_class(family):
     lean, stock = load(family, "lean"), load(family, "stock")
     assert isinstance(lean.denoiser.model, LeanModel)
@@ -74,7 +76,7 @@ def test_every_declared_family_has_the_hidden_states_of_its_stock_class(family):
 
 def test_every_family_that_declares_it_is_tested():
     declared = {spec.family for spec in SPECS.values() if spec.lean is not None}
-    assert declared == {load(family, "stock").description.family for family in FAMILIES}
+    assert declared == {load(family, "stock").description.family for family in FAMILIES + ALIKE}
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
