@@ -382,7 +382,8 @@ def measured(
             marginals = rollout.marginals[level].tolist()
             for number, one, two in zip(numbers, each.tolist(), marginals, strict=True):
                 text = chunk[number]
-                for group in {text.family or "all", "open" if text.open else "determined"}:
+                kind = "open" if text.open else "determined"
+                for group in (text.family, kind) if text.family else ("all",):
                     levels = sums.setdefault(group, [[0.0, 0.0, 0.0] for _ in range(depth)])
                     for place, value in enumerate((1.0, one, two)):
                         levels[level][place] += value
