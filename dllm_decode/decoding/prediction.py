@@ -739,7 +739,7 @@ class HeadPrediction(DensePrediction):
 class BiasedPrediction(Prediction):
     """A prediction with sparse additions, computed from the statistics of the one below it.
 
-    The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions that
+    The identity is stated at `kernels.reference.biased_statistics`. It is exact for additions that
     are 0 or more. A negative addition can cancel nearly all of the mass, so predictions that hold
     one compute their statistics densely.
 
@@ -796,7 +796,7 @@ class BiasedPrediction(Prediction):
             return dispatch.row_statistics(self.logits.reshape(-1, self.shape[-1]))
         ids, delta = self._additions
         values = self._base._at(ids).flatten(0, 1)
-        return reference.raised_statistics(
+        return reference.biased_statistics(
             self._base._statistics, values, ids.flatten(0, 1), delta.flatten(0, 1)
         )
 

@@ -43,7 +43,7 @@ def run_body(
     if isinstance(model, LeanModel):
         some = slots if slots is not None and slots.shape[1] < tokens.shape[1] else None
         hidden: Tensor = model.model(tokens, mask, positions, store, some).last_hidden_state
-        return hidden if slots is some else gather_columns(hidden, slots)
+        return hidden if slots is None or slots is some else gather_columns(hidden, slots)
     if mask is not None and mask.dim() == 4:
         if tokens.is_cuda and mask.dtype == torch.bool:
             mask = additive(mask, model.get_input_embeddings().weight.dtype)
