@@ -83,7 +83,7 @@ class Adjust(Strategy):
         _ = self.drafter
 
     @cached_property
-    def drafter(self) -> Drafter:  # type: ignore[override]
+    def drafter(self) -> Drafter:
         """The draft layer as read from `weights`."""
         return LayerDrafter.load(self.weights) if isinstance(self.weights, str) else self.weights
 
@@ -114,7 +114,7 @@ class Adjust(Strategy):
         return replace(own, rule=self.rule.with_parts(inner))
 
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
-        """What the rule begins with."""
+        """The memory of the rule."""
         return self.rule.begin(request, snapshot)
 
     def decide(self, view: StepView, memory: Memory | None) -> Decision:

@@ -13,14 +13,15 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from dllm_decode.benchmarks.decoding import step_seconds
 from dllm_decode.benchmarks.kernels import (
@@ -286,7 +287,7 @@ def _comparisons(ours: Any, given: Inputs) -> dict[str, Callable[[], float]]:
         found = ours.head_statistics(given.hidden, given.weight, banned)
         product = given.hidden.double() @ given.weight.double().T
         # which of two logits is larger is a matter of rounding here
-        wanted = replace(reference.row_statistics(product, banned), token=found.token)
+        wanted: Any = reference.row_statistics(product, banned).but(token=found.token)
         return _apart(found, wanted)
 
     def head_at() -> float:
@@ -349,7 +350,7 @@ def head_against_product(device: torch.device, sizes: Sizes) -> Iterator[str]:
         given = Inputs.of(case, device)
         actions = paths(case, given, kernels)
         with dispatch.using(kernels):
-            alone = watch(lambda given=given: given.hidden @ given.weight.T)
+            alone = watch(partial(torch.matmul, given.hidden, given.weight.T))
             fused = watch(actions[f"head {kernels}"])
             apart = watch(actions[f"head then statistics {kernels}"])
         yield (
@@ -438,7 +439,7 @@ def attention(device: torch.device, sizes: Sizes) -> Iterator[str]:
 def _backend(number: int) -> str:
     from torch.nn.attention import SDPBackend
 
-    names = {int(value): name for name, value in SDPBackend.__members__.items()}
+    names = {int(value): name for name, value in SDPBackend.__members__.items()}  # type: ignore[call-overload]
     return names.get(number, str(number)).lower()
 
 

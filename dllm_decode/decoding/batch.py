@@ -426,7 +426,7 @@ class Batch:
 
     @property
     def span(self) -> slice:
-        """Canvas columns that a pass has to look at: no padding that all rows share."""
+        """Canvas columns that a pass has to cover: no padding that all rows share."""
         return slice(self._first, self._reach)
 
     def _look_ahead(

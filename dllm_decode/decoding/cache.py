@@ -59,7 +59,7 @@ class Plan:
             attention mask; None where that is not known without a sync.
         start: the first generated column of the canvas that comes with it; what lies in front of it
             is padding and prompt.
-        extents: Where each row begins and ends among the columns of a pass without a store, as the
+        extents: where each row begins and ends among the columns of a pass without a store, as the
             host knows it; None where it would have to ask.
 
     Examples:

@@ -138,7 +138,7 @@ class Run:
 
     @property
     def canvas(self) -> Canvas:
-        """What stands there; written by `step` alone."""
+        """The canvas of these rows; only `step` writes to it."""
         return self.batch.canvas
 
     @property

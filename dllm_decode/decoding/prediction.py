@@ -179,7 +179,7 @@ class Prediction(ABC):
         """What `suppress` returns."""
 
     def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
-        """Whether it is known without reading it that `token` exists and is none of some ids.
+        """Whether `token`, though nobody has read it, is known to exist and to be none of some ids.
 
         Args:
             banned: (M,) the ids, the very tensor with which the origin was made.
@@ -425,6 +425,18 @@ class Prediction(ABC):
             _refuse_outside(ids, self.shape[-1], None)
         ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
+
+    def with_logits(self, logits: Tensor) -> Prediction:
+        """Other logits, drawn from in the same way; for rules that change every token's.
+
+        Args:
+            logits: (B, W, V) floating point [nats]; -inf bans an id.
+
+        Raises:
+            PredictionError: for another shape or type.
+        """
+        _check("logits", logits, self.shape, floating=True)
+        return DensePrediction(logits, None, self._draw)
 
     def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
         """The old name of `with_logit_bias`; warns."""

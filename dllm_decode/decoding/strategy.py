@@ -495,7 +495,7 @@ class Pipeline(Strategy):
 
     @cached_property
     def always_commits(self) -> bool:  # type: ignore[override]
-        """Whether the selection does, and no filter may veto it."""
+        """Whether the selection always commits, and no filter can veto it."""
         return self.select.always_commits and not self.filters
 
     @cached_property

@@ -23,7 +23,7 @@ FORMAT = "dllm_decode.decoding.trace"
 VERSION = 1
 
 
-_OPTIONAL = ("edits", "not_granted", "fresh", "candidates")
+_OPTIONAL = ("edits", "not_granted", "fresh", "candidates", "drafts")
 _LEAST = 0.001  # candidates that are less likely are not kept
 
 
@@ -90,6 +90,7 @@ class StepRecord:
         forwards: for each, forward passes, probes included; 0 where a probe of the step before
             had said everything, and for rows that are done.
         probes: for each, those among them that asked about other tokens.
+        drafts: for each, calls of a drafter, which are no forward passes; empty for none.
         commits: the tokens that were decided.
         edits: the tokens that were written over settled ones.
         remasks: (row, column) pairs that were opened again.
@@ -116,6 +117,7 @@ class StepRecord:
     not_granted: tuple[int, ...] = ()
     fresh: tuple[bool, ...] = ()
     candidates: tuple[Offer, ...] = ()
+    drafts: tuple[int, ...] = ()
 
     @staticmethod
     def of(change: Change) -> StepRecord:
@@ -156,6 +158,7 @@ class StepRecord:
             not_granted=each(change.not_granted),
             fresh=tuple(change.notes[FRESH].tolist()) if FRESH in change.notes else (),
             candidates=tuple(_offers(change, rows, values[0])) if IDS in change.notes else (),
+            drafts=() if change.drafts is None else each(change.drafts),
         )
 
     def record(self) -> dict[str, Any]:
@@ -477,6 +480,7 @@ class _Record:
             not_granted=self.counts("not_granted", rows, [0] * len(rows)),
             fresh=tuple(self.optional("fresh", flags, "a list of flags", len(rows))),
             candidates=self.offers(rows, lengths),
+            drafts=self.counts("drafts", rows, ()),
         )
 
 

@@ -48,6 +48,7 @@ class Sample:
         error: Why there is no answer, "" where there is one.
         passes: Passes one after the other; several alternatives probed at once are one.
         probes: Forwards, of those above, over other tokens that the strategy asked for.
+        drafts: Calls of a drafter, which are no forward passes.
         edits: Settled tokens that were written over.
         remasks: Settled columns that were opened again.
         not_granted: Edits and re-masks that the strategy asked for in vain.
@@ -81,6 +82,7 @@ class Sample:
     error: str = ""
     passes: int = 0
     probes: int = 0
+    drafts: int = 0
     edits: int = 0
     remasks: int = 0
     not_granted: int = 0
@@ -126,7 +128,7 @@ class Sample:
 
 
 # What only some strategies do.
-_COUNTS = ("probes", "edits", "remasks", "not_granted")
+_COUNTS = ("probes", "drafts", "edits", "remasks", "not_granted")
 _NOTHING: dict[str, Any] = {**dict.fromkeys(_COUNTS, 0), "strict": None}
 _KEYS = frozenset(entry.name for entry in fields(Sample))
 _CHECKS: Mapping[str, validation.Check] = {
@@ -150,6 +152,7 @@ _CHECKS: Mapping[str, validation.Check] = {
     "error": validation.text,
     "passes": validation.whole(0),
     "probes": validation.whole(0),
+    "drafts": validation.whole(0),
     "edits": validation.whole(0),
     "remasks": validation.whole(0),
     "not_granted": validation.whole(0),
@@ -493,6 +496,7 @@ METRICS: tuple[Metric, ...] = (
         Metric(name, unit, f"{words}, averaged over problems", _mean_of(name))
         for name, unit, words in (
             ("probes", "passes per problem", "forwards over other tokens that the strategy probed"),
+            ("drafts", "calls per problem", "calls of a drafter, which are no passes"),
             ("edits", "tokens per problem", "settled tokens that were written over"),
             ("remasks", "columns per problem", "settled columns that were opened again"),
             (

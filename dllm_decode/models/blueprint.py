@@ -16,13 +16,13 @@ from dllm_decode.errors import CheckpointError, ConfigError, require
 from dllm_decode.models.files import StoredTensor
 from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.locate import ADAPTER
+from dllm_decode.models.quantization import published_method
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import (
     EDIT_TOKENS,
     ModelSpec,
     Published,
     Settings,
-    refuse_quantised,
     spec_of,
 )
 from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer, vocabulary
@@ -40,6 +40,7 @@ class Blueprint:
         settings: Those of the stock config class.
         tokenizer: Read from the same folder.
         lean: Whether `models.lean` computes it, in place of the stock class.
+        method: By which its weights are quantised, None where they are plain.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Blueprint:
     settings: Settings
     tokenizer: CheckpointTokenizer
     lean: bool = False
+    method: str | None = None
 
 
 def blueprint(
@@ -70,15 +72,16 @@ def blueprint(
     file = folder / "config.json"
     values = read_json(file, CheckpointError)
     spec = spec_of(values, file)
-    refuse_quantised(values, file)
+    method = published_method(values, file)
     if adapters is None:
         refuse_adapter(folder)
-    published = Published(values, frozenset(ignore_settings), file)
+    known = {*ignore_settings, *(["quantization_config"] if method else [])}
+    published = Published(values, frozenset(known), file)
     settings = spec.translate(published)
     published.finish()
-    lean = is_lean(spec)
+    lean = is_lean(spec) and method is None
     tokenizer = load_tokenizer(folder, spec.reply_header, lean=lean)
-    return Blueprint(folder, spec, published, settings, tokenizer, lean)
+    return Blueprint(folder, spec, published, settings, tokenizer, lean, method)
 
 
 def build_on_meta(plan: Blueprint) -> Any:

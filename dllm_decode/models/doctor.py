@@ -26,7 +26,13 @@ from dllm_decode.models.blueprint import (
 from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.locate import look_for
 from dllm_decode.models.lora import read_adapter, wanted
-from dllm_decode.models.placement import pick_device, pick_dtype
+from dllm_decode.models.placement import Placement, pick_device, pick_dtype
+from dllm_decode.models.quantization import (
+    UNPACKED,
+    Verdict,
+    memory_by_kind,
+    require_quantization,
+)
 from dllm_decode.models.spec import EDIT_TOKENS
 
 PACKAGES = (
@@ -238,8 +244,9 @@ def _examine_checkpoint(
     model = build_on_meta(plan)
     result = fit(tensors, model)
     share = result.matched / max(result.expected, 1)
-    report.facts["tensors matched"] = f"{result.matched} of {result.expected} ({share:.1%})"
-    if not result.complete:
+    if plan.method is None:
+        report.facts["tensors matched"] = f"{result.matched} of {result.expected} ({share:.1%})"
+    if not result.complete and plan.method is None:
         report.findings.append(
             Finding(f"tensors do not fit config.json: {result}", "copy the checkpoint again")
         )
@@ -247,7 +254,15 @@ def _examine_checkpoint(
     count = sum(parameter.numel() for parameter in model.parameters())
     report.facts["parameters"] = f"{count:,}, {_gib(stored)} on disk"
     _examine_ids(report, plan, settings)
-    _examine_memory(report, model, memory_of(tensors, _width(settings, place)), settings, place)
+    kind = settings.get("quantization")
+    needed = memory_of(tensors, _width(settings, place))
+    if plan.method is not None:
+        needed = count * _width(settings, place) if plan.method in UNPACKED else stored
+        report.facts["quantised by"] = plan.method
+    elif kind is not None:
+        needed = memory_by_kind(model).get(kind, needed)
+    _examine_quantization(report, plan, settings)
+    _examine_memory(report, model, needed, settings, place)
     chat = plan.tokenizer.has_chat_template
     report.facts["chat template"] = "yes" if chat else "none: prompts are taken as they are"
     if chat:
@@ -260,6 +275,18 @@ def _examine_checkpoint(
                     "use apply_chat_template=False (task.chat=false), or mend the template",
                 )
             )
+
+
+def _examine_quantization(
+    report: Examination, plan: Blueprint, settings: Mapping[str, Any]
+) -> None:
+    names = ("dtype", "device", "attn_implementation", "device_map", "tensor_parallel")
+    usual = ("auto", "auto", "sdpa", None, None)
+    try:
+        placement = Placement(*(settings.get(n, u) for n, u in zip(names, usual, strict=True)))
+        require_quantization(settings.get("quantization"), plan.method, placement)
+    except DllmDecodeError as error:
+        report.findings.append(Finding(str(error), "set model.quantization=null, or as it says"))
 
 
 def _width(settings: Mapping[str, Any], place: torch.device) -> int:
@@ -347,6 +374,8 @@ def _examine_memory(
     per_token = 2 * config.num_hidden_layers * heads * size * width
     there = free_memory(place)
     report.facts["memory for weights"] = f"{_gib(needed)} needed, {_gib(there)} free on {place}"
+    for kind, size in memory_by_kind(model).items():
+        report.facts[f"memory as {kind}"] = f"{_gib(size)}: {Verdict(size, there)}"
     report.facts["memory per cached token"] = f"{per_token / 2**10:,.0f} KiB"
     report.facts["memory per row of logits"] = f"{config.vocab_size * width / 2**10:,.0f} KiB"
     spread = settings.get("device_map") or settings.get("tensor_parallel")
@@ -354,8 +383,8 @@ def _examine_memory(
         report.findings.append(
             Finding(
                 f"the weights need {_gib(needed)}, but {place} has only {_gib(there)} free",
-                "set model.dtype=bfloat16, model.device_map=auto (several devices, then disk) or "
-                "model.tensor_parallel under torchrun",
+                "set model.dtype=bfloat16, model.quantization=int8 or nf4, model.device_map=auto "
+                "(several devices, then disk) or model.tensor_parallel under torchrun",
             )
         )
 

@@ -30,6 +30,12 @@ from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.locate import licence_of
 from dllm_decode.models.lora import locate_base, merge, wanted
 from dllm_decode.models.placement import Placement
+from dllm_decode.models.quantization import (
+    as_published,
+    for_transformers,
+    require_quantization,
+    warn_of_experts,
+)
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import ModelSpec
 from dllm_decode.models.text import control_ids
@@ -47,6 +53,7 @@ def load_model(
     checkpoint: str | Sequence[str] | None = None,
     *,
     adapters: Sequence[str] | None = None,
+    quantization: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     attn_implementation: str = "sdpa",
@@ -77,6 +84,8 @@ def load_model(
             fetched. A folder with an adapter alone is loaded with the base that it names.
         adapters: Folders or Hub ids of LoRA adapters, which are merged into the weights one after
             the other; [] for none, though one lies beside the weights.
+        quantization: `int8` or `int4` (torchao), `nf4` (bitsandbytes) for linear layers but the
+            head; None for the weights as they are.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` (float32 on the CPU, else bfloat16).
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (CUDA where there is one).
         attn_implementation: As transformers names it.
@@ -127,11 +136,24 @@ def load_model(
         "model.device_map",
     )
     altered = "adapters are merged into the stock class" if merged else ""
+    altered = altered or ("only the stock class is quantised" if quantization else "")
     plan = blueprint(
         found.folder,
         ignore_settings,
         lambda spec: chooses_lean(body, spec, placement, altered),
         asked.adapters,
+    )
+    require_quantization(quantization, plan.method, placement)
+    require(
+        body != "lean" or plan.method is None,
+        f"model.body=lean cannot be used: the checkpoint is quantised ({plan.method}); use "
+        "model.body=stock",
+    )
+    quantised = quantization or plan.method
+    require(
+        not merged or not quantised,
+        "model.adapters cannot be merged into quantised weights; merge them into the plain ones "
+        "(save_pretrained) and quantise the result",
     )
     block = _block_length(plan, block_length, attn_implementation)
     vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or ())
@@ -144,7 +166,7 @@ def load_model(
     denoiser = TransformersDenoiser(
         model=load_lean(plan, placement)
         if plan.lean
-        else merge(_load_weights(plan, placement), merged),
+        else merge(_load_weights(plan, placement, quantization), merged),
         vocab=vocab,
         max_length=_longest(plan, max_length),
         shifted=plan.spec.shifted,
@@ -172,6 +194,7 @@ def load_model(
         passed_over=found.passed_over,
         edits=edits,
         adapters=tuple(map(str, merged)),
+        quantization=quantised,
     )
     return LoadedModel(denoiser, tokenizer, description, plan.published.values)
 
@@ -281,23 +304,34 @@ def _check_tensors(plan: Blueprint) -> int:
     """Compare the files with the model, name by name; returns the number of parameters."""
     tensors = stored_tensors(plan.folder)
     check_sizes(plan, tensors)
+    model = build_on_meta(plan)
+    parameters: int = sum(parameter.numel() for parameter in model.parameters())
+    if plan.method is not None:  # its tensors are packed; loading says what does not fit
+        return parameters
     odd = sorted(name for name, tensor in tensors.items() if tensor.dtype not in FLOATS)
     if odd:
         raise CheckpointError(
             f"{tensors[odd[0]].file}: weights must be stored as {', '.join(FLOATS)}; stored as "
             f"{tensors[odd[0]].dtype} is {some_of(odd)}"
         )
-    model = build_on_meta(plan)
     result = fit(tensors, model)
     if not result.complete:
         raise CheckpointError(f"the tensors in {plan.folder} do not fit its config.json: {result}")
-    return sum(parameter.numel() for parameter in model.parameters())
+    return parameters
 
 
-def _load_weights(plan: Blueprint, placement: Placement) -> Any:
+def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> Any:
     """The model with all of its weights; raises `CheckpointError` naming what does not fit."""
     model_class = import_class(plan.spec.model_class)
     config = make_config(plan.spec, plan.settings)
+    options = placement.for_transformers()
+    if kind is not None:
+        options["quantization_config"] = for_transformers(kind, placement.dtype)
+    if plan.method is not None:
+        config.quantization_config = as_published(plan.published.values)
+    quantised = kind is not None or plan.method is not None
+    if quantised and placement.device_map is None:  # packed for the device while they are read
+        options["device_map"] = {"": str(placement.device)}
     size = sum(file.stat().st_size for file in plan.folder.glob("*.safetensors"))
     source: dict[str, Any] = {"pretrained_model_name_or_path": plan.folder}
     if placement.tensor_parallel is not None and hasattr(model_class, "lazy_state"):
@@ -308,7 +342,7 @@ def _load_weights(plan: Blueprint, placement: Placement) -> Any:
         with transformers_output(progress=size >= _BAR_FROM):
             model, report = model_class.from_pretrained(
                 **source,
-                **placement.for_transformers(),
+                **options,
                 config=config,
                 output_loading_info=True,
                 local_files_only=True,
@@ -323,4 +357,6 @@ def _load_weights(plan: Blueprint, placement: Placement) -> Any:
     problems = [f"{kind.replace('_', ' ')}: {names}" for kind, names in report.items() if names]
     if problems:
         raise CheckpointError(f"{plan.folder} was not loaded completely: {'; '.join(problems)}")
-    return model if placement.is_spread else model.to(placement.device)
+    if kind is not None:
+        warn_of_experts(build_on_meta(plan), kind)
+    return model if placement.is_spread or quantised else model.to(placement.device)

@@ -30,7 +30,7 @@ _FUSED = ".attention.query_key_value"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BaseAndAdapters:
     """A base and the adapters that are to be merged into it.
 
     Attributes:
@@ -40,7 +40,7 @@ class Wanted:
         named_by: The adapter whose file names the base.
 
     Examples:
-        >>> Wanted("bundled:llada-tiny", None).adapters is None
+        >>> BaseAndAdapters("bundled:llada-tiny", None).adapters is None
         True
     """
 
@@ -54,7 +54,7 @@ def wanted(
     adapters: Sequence[str] | None,
     *,
     download: bool = False,
-) -> Wanted:
+) -> BaseAndAdapters:
     """The base and its adapters: a checkpoint that is an adapter alone names its base itself.
 
     Args:
@@ -74,17 +74,17 @@ def wanted(
     folders = None if adapters is None else tuple(_find(name, download) for name in adapters)
     alone = cached_adapter(checkpoint) if isinstance(checkpoint, str) and checkpoint else None
     if alone is None or not missing_files(alone):
-        return Wanted(checkpoint, folders)
+        return BaseAndAdapters(checkpoint, folders)
     base = read_json(alone / ADAPTER, CheckpointError).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(
             f"{alone / ADAPTER} does not name the model that it adapts (base_model_name_or_path); "
             f"set model.checkpoint to that model and model.adapters=[{alone}]"
         )
-    return Wanted(base, (alone, *(folders or ())), alone)
+    return BaseAndAdapters(base, (alone, *(folders or ())), alone)
 
 
-def locate_base(asked: Wanted) -> Located:
+def locate_base(asked: BaseAndAdapters) -> Located:
     """Where the base is; raises `CheckpointError` where it is not, and says who wants it."""
     try:
         return locate(asked.checkpoint)

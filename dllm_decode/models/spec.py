@@ -224,29 +224,6 @@ def architecture_of(values: Mapping[str, Any], file: Path | str = "config.json")
     return names[0]
 
 
-# Keys under which weights of fewer bits are announced, with the key inside that names the method.
-_QUANTISED = ("quantization_config", "compression_config", "quantization")
-
-
-def refuse_quantised(values: Mapping[str, Any], file: Path | str = "config.json") -> None:
-    """Raise `CheckpointError` for weights that are stored in fewer bits than a float.
-
-    Args:
-        values: Content of config.json.
-        file: Its name, for messages.
-    """
-    for key in _QUANTISED:
-        settings = values.get(key)
-        if not settings:
-            continue
-        about = settings if isinstance(settings, dict) else {}
-        method = about.get("quant_method") or about.get("format") or "unnamed method"
-        raise CheckpointError(
-            f"{file}: the weights are quantised ({key!r}: {_shown(method)}); quantised weights "
-            "cannot be loaded here, so use the checkpoint they were made from"
-        )
-
-
 @dataclass(frozen=True)
 class LeanForm:
     """How `models.lean` computes a dense family of Llama's kind.

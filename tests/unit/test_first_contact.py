@@ -69,7 +69,7 @@ def test_kernels_that_differ_or_do_not_start_are_named(monkeypatch):
                     raise RuntimeError("ptxas failed")
                 found = getattr(reference, name)(*given)
                 if name == "head_statistics":
-                    found = replace(found, total=found.total * 1.01)
+                    found = found.but(rest=found.rest * 1.1)
                 return found
 
             return call
@@ -78,7 +78,7 @@ def test_kernels_that_differ_or_do_not_start_are_named(monkeypatch):
     problems = []
     lines = "\n".join(module.agreement(CPU, TINY, problems))
     assert "credit: does not start: ptxas failed" in lines
-    assert "head: DIFFERS (largest difference 1.0e-02)" in lines
+    assert "head: DIFFERS (largest difference " in lines
     assert "statistics: agrees" in lines
     assert len(problems) == 2
 
@@ -125,7 +125,7 @@ def test_on_a_simulated_gpu_every_step_runs_and_the_host_waits_once_per_step(qui
 
     monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(module, "_dtype", lambda device: "float32")  # the processor mixes none
-    monkeypatch.setattr(module.Stopwatch, "_on_device", module.Stopwatch._on_host)
+    monkeypatch.setattr(module.Stopwatch, "_on_device", lambda self, action: (action(), 1.0)[1])
     loaded = random_model(TINY.model, "float32", CPU)
     with SimulatedGpu() as gpu, dispatch.using("reference"):
         gpu.place(loaded.denoiser.model)

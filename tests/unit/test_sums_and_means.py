@@ -17,7 +17,7 @@ from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
-from dllm_decode.strategies.ccd import ReleasedCCD
+from dllm_decode.strategies.ccd import ContextualCCD, ReleasedCCD
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.early import Prophet, Sched
 from dllm_decode.strategies.entropy_bound import EntropyBound
@@ -32,6 +32,9 @@ from dllm_decode.testing import StoringHashDenoiser
 LEVELS = (1.6, 1.2, 0.8)
 DECODERS = {
     "ccd": lambda: Decoder(ChangingModel(passing=1.0), ReleasedCCD(warm_up_steps=2), WholeCanvas()),
+    "ccd of the paper": lambda: Decoder(
+        ChangingModel(passing=1.0), ContextualCCD(3, threshold=0.9), WholeCanvas()
+    ),
     "certainty cache": lambda: Decoder(
         StoringHashDenoiser(), TopK(1), WholeCanvas(), CertaintyCache(top=2, sigma=2.0, every=9)
     ),
