@@ -604,8 +604,8 @@ class DensePrediction(Prediction):
         self._banned = banned
         self._draw = draw
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         rows, slots, vocabulary = self._raw.shape
         return rows, slots, vocabulary
 
@@ -630,8 +630,8 @@ class DensePrediction(Prediction):
     def _statistics(self) -> RowStatistics:
         return self._pass[0]
 
-    @property
-    def _dtype(self) -> torch.dtype:
+    @cached_property
+    def _dtype(self) -> torch.dtype:  # type: ignore[override]
         return reference.working_dtype(self._raw.dtype)
 
     @cached_property
@@ -688,13 +688,13 @@ class HeadPrediction(DensePrediction):
         self._banned = banned
         self._draw = draw
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         rows, slots, _ = self._source.hidden.shape
         return rows, slots, self._source.weight.shape[0]
 
-    @property
-    def _dtype(self) -> torch.dtype:
+    @cached_property
+    def _dtype(self) -> torch.dtype:  # type: ignore[override]
         return reference.working_dtype(self._source.hidden.dtype)
 
     @cached_property

@@ -14,6 +14,11 @@ from dllm_decode.kernels.noise import gumbel
 
 # Shifted logits are held above this, so that 0 * (-inf) cannot arise; exp of it is 0.
 FLOOR = -1e30
+# The least finite number of each type that scores may have.
+_LEAST = {
+    dtype: torch.finfo(dtype).min
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+}
 # Logits of a block of rows: with their exponentials they stay in the cache of one core.
 _BLOCK = 1 << 17
 # Ids among which the maximum is looked for in one go, which processors do many at a time.
@@ -657,7 +662,7 @@ def best_slot(scores: Tensor, among: Tensor) -> Tensor:
         among: (B, W) bool, the candidates.
     """
     # a candidate may have -inf, the others lie below; argmax takes the first
-    floor = torch.finfo(scores.dtype).min
+    floor = _LEAST[scores.dtype]
     return torch.where(among, scores.clamp(min=floor), float("-inf")).argmax(1, keepdim=True)
 
 
