@@ -17,7 +17,7 @@ from dllm_decode.decoding.types import Vocab, gather_columns
 from dllm_decode.models.compiled import CompiledBody, run_body
 from dllm_decode.models.grouping import PassCost
 from dllm_decode.models.head import head_obstacle
-from dllm_decode.models.key_value import KeyValueStore
+from dllm_decode.models.key_value import FixedBuffers, KeyValueStore
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,18 @@ class TransformersDenoiser:
 
     @property
     def device(self) -> torch.device:
-        """The device on which it takes tokens and gives logits."""
+        """The device of the output head, on which it takes tokens and gives logits.
+
+        With a device map the embedding may lie elsewhere: moving ids there is nothing beside moving
+        logits back.
+        """
+        head: torch.device = self.model.get_output_embeddings().weight.device
+        # a head that waits on the disk or in the memory of the host is brought to the embedding
+        return self._entry if head.type in ("meta", "cpu") else head
+
+    @property
+    def _entry(self) -> torch.device:
+        """The device of the input embedding, where a pass begins."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
@@ -66,7 +77,13 @@ class TransformersDenoiser:
 
     def allocate(self, rows: int, columns: int) -> KeyValueStore:
         """A key/value store without rows, with room for `rows` of `columns` canvas columns."""
+        if self.replays:
+            return self._buffers.store(rows, columns)
         return KeyValueStore(self.model.config.num_hidden_layers, rows, columns)
+
+    @cached_property
+    def _buffers(self) -> FixedBuffers:
+        return FixedBuffers(self.model.config.num_hidden_layers)
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
@@ -102,8 +119,8 @@ class TransformersDenoiser:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings of tokens (B, L), (B, L, D); with gradients, for training a drafter."""
-        embedded: Tensor = self.model.get_input_embeddings()(tokens)
-        return embedded
+        embedded: Tensor = self.model.get_input_embeddings()(tokens.to(self._entry))
+        return embedded.to(tokens.device)
 
     def _wanted(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """Hidden states (B, W, D) from which the logits of the wanted columns follow."""
@@ -116,17 +133,17 @@ class TransformersDenoiser:
                     parts = [self._group(tokens, live, source, extents, rows) for rows in groups]
                     order = torch.tensor([row for rows in groups for row in rows])
                     return torch.cat(parts)[order.argsort()]
-            return gather_columns(self._hidden(tokens, live, plan.complete), source)
+            return self._whole(tokens, live, plan.complete, source)
         store, known, width = plan.store, plan.valid, tokens.shape[1]
         assert isinstance(store, KeyValueStore) and known is not None
         first = live.int().argmax(1, keepdim=True)
         places = plan.places()
         store.aim(places, width)
         mask = self._mask(places, live & known[:, :width], first, plan.complete, tokens)
-        hidden = self._forward(tokens.gather(1, places), places - first, mask, store)
         slots = torch.arange(places.shape[1], device=tokens.device).expand_as(places)
         slot_of = torch.zeros_like(tokens).scatter_(1, places, slots)
-        return gather_columns(hidden, gather_columns(slot_of, source))
+        slots = gather_columns(slot_of, source)
+        return self._forward(tokens.gather(1, places), places - first, mask, store, slots)
 
     @cached_property
     def _cost(self) -> PassCost:
@@ -152,9 +169,9 @@ class TransformersDenoiser:
         ids = tokens[at[:, None], begin + torch.minimum(columns, last)]
         alike = len({*widths}) == 1
         mask = self._mask(columns, columns <= last, torch.zeros_like(begin), alike, ids)
-        hidden = self._forward(ids, columns, mask, None)
         # a window may reach beyond a row's end, where nothing is decided
-        return gather_columns(hidden, (source[at] - begin).clamp(max=columns.shape[1] - 1))
+        slots = (source[at] - begin).clamp(max=columns.shape[1] - 1)
+        return self._forward(ids, columns, mask, None, slots)
 
     def sources(self, index: Tensor, live: Tensor) -> Tensor:
         """The columns whose hidden states give the logits of columns index, (B, W), -1 for none.
@@ -179,13 +196,16 @@ class TransformersDenoiser:
             live: (B, L) bool, see `Denoiser`.
             complete: Whether all columns are live; None to ask the device.
         """
-        return self._hidden(tokens, live, complete)
+        return self._whole(tokens, live, complete)
 
-    def _hidden(self, tokens: Tensor, live: Tensor, complete: bool | None) -> Tensor:
+    def _whole(
+        self, tokens: Tensor, live: Tensor, complete: bool | None, slots: Tensor | None = None
+    ) -> Tensor:
+        """As `hidden`, with `slots` (B, W) of these columns alone."""
         first = live.int().argmax(1, keepdim=True)
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         mask = self._mask(columns, live, first, complete, tokens)
-        return self._forward(tokens, columns - first, mask, None)
+        return self._forward(tokens, columns - first, mask, None, slots)
 
     def _mask(
         self,
@@ -239,19 +259,30 @@ class TransformersDenoiser:
         return (seen & keys[:, None, :]) | (queries[:, :, None] == columns)
 
     def _forward(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore | None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        store: KeyValueStore | None,
+        slots: Tensor | None,
     ) -> Tensor:
-        """One pass through the transformer, compiled or not, (B, Q, D); see `run_body`."""
+        """One pass through the transformer, compiled or not, see `run_body`.
+
+        Hidden states (B, Q, D), or (B, W, D) at the slots (B, W), -1 for any.
+        """
         begin = time.perf_counter() if self.watch is not None else 0.0
-        positions = positions.clamp(min=0)
+        home, entry = tokens.device, self._entry
+        tokens, positions = tokens.to(entry), positions.clamp(min=0).to(entry)
+        mask = None if mask is None else mask.to(entry)
         if self.compiled is not None:
             hidden = self.compiled(tokens, positions, mask, store)
+            hidden = hidden if slots is None else gather_columns(hidden, slots.to(hidden.device))
         else:
-            hidden = run_body(self.model, tokens, positions, mask, store)
+            hidden = run_body(self.model, tokens, positions, mask, store, slots)
         if self.watch is not None:
             self.watch(tokens.numel(), time.perf_counter() - begin)
-        # with a device map the last layer may live elsewhere
-        return hidden.to(tokens.device)
+        # with a device map the last layer may live elsewhere than the head
+        return hidden.to(home)
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits (B, W, V) of hidden states (B, W, D), without those of rows that pad the head."""

@@ -305,7 +305,7 @@ def _check_tensors(plan: Blueprint) -> int:
     tensors = stored_tensors(plan.folder)
     check_sizes(plan, tensors)
     model = build_on_meta(plan)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters: int = sum(parameter.numel() for parameter in model.parameters())
     if plan.method is not None:  # its tensors are packed; loading says what does not fit
         return parameters
     odd = sorted(name for name, tensor in tensors.items() if tensor.dtype not in FLOATS)
