@@ -18,6 +18,7 @@ from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.guard import read_only
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.returned import check_logits, check_prediction, check_states, named
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Carry, StepView, gather_columns, ids_on
 from dllm_decode.kernels import dispatch
 from dllm_decode.kernels.noise import Noise
@@ -117,7 +118,9 @@ class ModelPasses:
     def _missing(self, carried: Carried, plan: Plan) -> Tensor:
         """What probes have said, and a pass of the rows about which they have said nothing."""
         batch = self.batch
-        rows = (~carried.rows).nonzero()[:, 0]  # the host waits, and saves passes
+        if batch.missing == 0:
+            return carried.values
+        rows = rows_of(~carried.rows, batch.missing)
         if not len(rows):
             return carried.values
         tokens, live, index = batch.tokens[rows], batch.snapshot.live[rows], batch.next.index[rows]
@@ -271,6 +274,19 @@ class ModelPasses:
         carried = Carried((carry.choice >= 0) & asked & same, values)
         carried.fit(upcoming.index.shape[1])
         upcoming.carried = carried
+
+
+def rows_of(flags: Tensor, count: int | None) -> Tensor:
+    """Where flags (B,) are set, rising, (N,) int64.
+
+    Args:
+        flags: which ones.
+        count: how many they are; None to wait for the device to say so.
+    """
+    if count is None:
+        return flags.nonzero()[:, 0]
+    rows = len(flags)
+    return torch.where(flags, numbers(rows, flags.device), rows).sort().values[:count]
 
 
 def _banned_ids(parts: Composition) -> list[int]:

@@ -262,7 +262,8 @@ class Prediction(ABC):
     @cached_property
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        return (1.0 - self.top_certainty).reciprocal()
+        # 1 - certainty, without the detour through Python that a number in front takes
+        return torch.rsub(self.top_certainty, 1.0).reciprocal()
 
     @cached_property
     def maximum(self) -> Tensor:
@@ -412,7 +413,8 @@ class Prediction(ABC):
             ids: (B, W, K) int64, -1 for an empty entry.
             delta: (B, W, K) floating point [nats]; -inf bans an id.
             never_negative: the caller's word that all additions are 0 or more, which saves a look
-                at them (for which the host would have to wait on a GPU).
+                at them. On a GPU, where the host would have to wait for it, nobody looks: without
+                that word the V columns are read again.
 
         Raises:
             PredictionError: for wrong shapes and types, and for ids beyond the vocabulary.
@@ -423,6 +425,18 @@ class Prediction(ABC):
             _refuse_outside(ids, self.shape[-1], None)
         ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
+
+    def with_logits(self, logits: Tensor) -> Prediction:
+        """Other logits, drawn from in the same way; for rules that change every token's.
+
+        Args:
+            logits: (B, W, V) floating point [nats]; -inf bans an id.
+
+        Raises:
+            PredictionError: for another shape or type.
+        """
+        _check("logits", logits, self.shape, floating=True)
+        return DensePrediction(logits, None, self._draw)
 
     def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
         """The old name of `with_logit_bias`; warns."""
@@ -770,7 +784,9 @@ class BiasedPrediction(Prediction):
 
     @cached_property
     def _sparse_is_exact(self) -> bool:
-        return self._never_negative or bool((self._additions[1] >= 0).all())
+        if self._never_negative or self._delta.device.type != "cpu":
+            return self._never_negative
+        return bool((self._additions[1] >= 0).all())
 
     @cached_property
     def _statistics(self) -> RowStatistics:

@@ -118,7 +118,7 @@ class TransformersDenoiser:
                     parts = [self._group(tokens, live, source, extents, rows) for rows in groups]
                     order = torch.tensor([row for rows in groups for row in rows])
                     return torch.cat(parts)[order.argsort()]
-            return gather_columns(self._hidden(tokens, live, plan.complete), source)
+            return self._whole(tokens, live, plan.complete, source)
         store, known, width = plan.store, plan.valid, tokens.shape[1]
         assert isinstance(store, KeyValueStore) and known is not None
         first = live.int().argmax(1, keepdim=True)
@@ -126,10 +126,10 @@ class TransformersDenoiser:
         store.aim(places, width)
         mask = self._mask(places, live & known[:, :width], first, plan.complete, tokens)
         self._aim(places - first, live.gather(1, places))
-        hidden = self._forward(tokens.gather(1, places), places - first, mask, store)
         slots = torch.arange(places.shape[1], device=tokens.device).expand_as(places)
         slot_of = torch.zeros_like(tokens).scatter_(1, places, slots)
-        return gather_columns(hidden, gather_columns(slot_of, source))
+        slots = gather_columns(slot_of, source)
+        return self._forward(tokens.gather(1, places), places - first, mask, store, slots)
 
     @cached_property
     def _cost(self) -> PassCost:
@@ -156,9 +156,9 @@ class TransformersDenoiser:
         alike = len({*widths}) == 1
         mask = self._mask(columns, columns <= last, torch.zeros_like(begin), alike, ids)
         self._aim(columns, columns <= last)
-        hidden = self._forward(ids, columns, mask, None)
         # a window may reach beyond a row's end, where nothing is decided
-        return gather_columns(hidden, (source[at] - begin).clamp(max=columns.shape[1] - 1))
+        slots = (source[at] - begin).clamp(max=columns.shape[1] - 1)
+        return self._forward(ids, columns, mask, None, slots)
 
     def sources(self, index: Tensor, live: Tensor) -> Tensor:
         """The columns whose hidden states give the logits of columns index, (B, W), -1 for none.
@@ -183,14 +183,17 @@ class TransformersDenoiser:
             live: (B, L) bool, see `Denoiser`.
             complete: Whether all columns are live; None to ask the device.
         """
-        return self._hidden(tokens, live, complete)
+        return self._whole(tokens, live, complete)
 
-    def _hidden(self, tokens: Tensor, live: Tensor, complete: bool | None) -> Tensor:
+    def _whole(
+        self, tokens: Tensor, live: Tensor, complete: bool | None, slots: Tensor | None = None
+    ) -> Tensor:
+        """As `hidden`, with `slots` (B, W) of these columns alone."""
         first = live.int().argmax(1, keepdim=True)
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         mask = self._mask(columns, live, first, complete, tokens)
         self._aim(columns - first, live)
-        return self._forward(tokens, columns - first, mask, None)
+        return self._forward(tokens, columns - first, mask, None, slots)
 
     def _mask(
         self,
@@ -249,19 +252,27 @@ class TransformersDenoiser:
             self.model.aim_routing(positions.clamp(min=0) // self.block_length, live)
 
     def _forward(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore | None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        store: KeyValueStore | None,
+        slots: Tensor | None,
     ) -> Tensor:
-        """One pass through the transformer, compiled or not, (B, Q, D); see `run_body`."""
+        """One pass through the transformer, compiled or not, see `run_body`.
+
+        Hidden states (B, Q, D), or (B, W, D) at the slots (B, W), -1 for any.
+        """
         begin = time.perf_counter() if self.watch is not None else 0.0
         positions = positions.clamp(min=0)
         if self.compiled is not None:
             hidden = self.compiled(tokens, positions, mask, store)
+            hidden = hidden if slots is None else gather_columns(hidden, slots)
         else:
-            hidden = run_body(self.model, tokens, positions, mask, store)
+            hidden = run_body(self.model, tokens, positions, mask, store, slots)
         if self.watch is not None:
             self.watch(tokens.numel(), time.perf_counter() - begin)
-        # with a device map the last layer may live elsewhere
-        return hidden.to(tokens.device)
+        return hidden
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits (B, W, V) of hidden states (B, W, D), without those of rows that pad the head."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dllm_decode.decoding.types import gather_columns
 from dllm_decode.models.key_value import KeyValueStore
 from dllm_decode.models.lean import LeanModel
 
@@ -26,8 +27,9 @@ def run_body(
     positions: Tensor,
     mask: Tensor | None,
     store: KeyValueStore | None,
+    slots: Tensor | None = None,
 ) -> Tensor:
-    """One pass through the transformer, (B, Q, D): the only call of a model's body.
+    """One pass through the transformer, (B, Q, D) or (B, W, D): the only call of a model's body.
 
     Args:
         model: A `...ForCausalLM`.
@@ -35,11 +37,16 @@ def run_body(
         positions: (B, Q), from 0 at each row's first live column.
         mask: Bool, (B, L), (B, 1, 1, L) or (B, 1, Q, L); None where everything is seen.
         store: Stored keys and values that the pass updates and attends to.
+        slots: (B, W), of Q, -1 for any, where states are wanted; None for everywhere.
     """
+    if isinstance(model, LeanModel):
+        some = slots if slots is not None and slots.shape[1] < tokens.shape[1] else None
+        hidden: Tensor = model.model(tokens, mask, positions, store, some).last_hidden_state
+        return hidden if slots is some else gather_columns(hidden, slots)
     if mask is not None and mask.dim() == 4:
         mask = mask.expand(-1, 1, tokens.shape[1], -1)
     past: Any = store
-    if store is not None and not isinstance(model, LeanModel):
+    if store is not None:
         from dllm_decode.models.stock_cache import stock_cache
 
         past = stock_cache(store)
@@ -50,8 +57,9 @@ def run_body(
         past_key_values=past,
         use_cache=store is not None,
     )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+    # with a device map the last layer may live elsewhere
+    hidden = output.last_hidden_state.to(tokens.device)
+    return hidden if slots is None else gather_columns(hidden, slots)
 
 
 class CompiledBody:

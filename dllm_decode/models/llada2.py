@@ -87,12 +87,13 @@ class BlockRouter(Glm4MoeTopkRouter):  # type: ignore[misc]
         choice = scores + self.e_score_correction_bias
         if self.groups is None or self.live is None:
             raise RuntimeError("LLaDA2.2 has to be told the blocks of a pass (aim_routing)")
-        heard = choice.masked_fill(~self.live[:, None], -torch.inf)
-        group = self.groups[:, None].expand_as(heard)
+        groups, live = self.groups.to(choice.device), self.live.to(choice.device)
+        heard = choice.masked_fill(~live[:, None], -torch.inf)
+        group = groups[:, None].expand_as(heard)
         best = torch.full_like(choice, -torch.inf).scatter_reduce(0, group, heard, "amax")
         kept = torch.zeros_like(best, dtype=torch.bool)
         kept.scatter_(1, best.topk(self.capacity, dim=-1).indices, True)
-        choice = choice.masked_fill(~kept[self.groups], -torch.inf)
+        choice = choice.masked_fill(~kept[groups], -torch.inf)
         experts = choice.topk(self.top_k, dim=-1, sorted=False).indices
         weights = scores.gather(1, experts)
         if self.norm_topk_prob:

@@ -60,7 +60,7 @@ class Distill(Pace, Task):
         beta: Weight of the certainty term, 0 or more; 0 is plain self-distillation.
         temperature: Of the certainty term, (0, 10].
         lora: Rank of low-rank updates of all linear layers, which are merged at the end; 0 trains
-            all weights. Needs peft and `model.body=stock`.
+            all weights. Needs peft.
         measure_every: Updates between two measurements.
         threshold: Of the decodes that are measured, [0, 1].
         tolerance: Accuracy that may be lost at this threshold, in points, [0, 100].
@@ -121,7 +121,7 @@ class Distill(Pace, Task):
         from dllm_decode.training.devices import Devices
 
         folder, devices = loop.prepare(self.output, self.resume), Devices.found()
-        decoder = context.decoder
+        decoder = self._decoder(context)
         work = _Distillation(self, context, decoder, folder, devices)
         with deferred_interrupts() as signals:
             done = work.train(lambda: bool(signals))
@@ -131,6 +131,15 @@ class Distill(Pace, Task):
         elif devices.first:
             work.finish()
         return 0
+
+    def _decoder(self, context: Context) -> TextDecoder:
+        """That of the configuration, with the body that has gradients."""
+        from dllm_decode.api import build
+        from dllm_decode.config.compose import compose_checked
+
+        if context.cfg.model.get("body") != "auto":
+            return context.decoder
+        return build(compose_checked((*context.overrides, "model.body=stock")))
 
 
 class _Distillation:
@@ -145,11 +154,14 @@ class _Distillation:
         devices: Devices,
     ) -> None:
         from dllm_decode.models.adapter import TransformersDenoiser
+        from dllm_decode.models.lean import LeanModel
         from dllm_decode.training.distill import Student
 
         self.task, self.context, self.folder, self.devices = task, context, folder, devices
         self.decoder, denoiser = decoder, decoder.model.denoiser
         block = decoder.decoder.schedule.block_length
+        if isinstance(getattr(denoiser, "model", None), LeanModel):
+            raise ConfigError("model.body=lean computes no gradients; use model.body=stock or auto")
         if not isinstance(denoiser, TransformersDenoiser):
             raise ConfigError(
                 f"task=distill trains weights, and model ({type(denoiser).__name__}) has none"
@@ -389,15 +401,14 @@ class _Distillation:
         """Measure what was written, compare, and say so."""
         from dllm_decode.training import loop
 
-        if not (self.folder / MODEL).is_dir():
+        written = (self.folder / MODEL).is_dir()
+        if not written:
             self.context.display.say(
                 f"no measurement stayed within task.tolerance={self.task.tolerance:g} points of "
                 f"{self.before['fixed']['accuracy']:.1f} %; no model was written"
             )
-            figures = {"before": self.before, "after": None, "gain": None}
-        else:
-            after = self._of_the_saved()
-            figures = {"before": self.before, "after": after, "gain": gain(self.before, after)}
+        after = self._of_the_saved() if written else None
+        found = gain(self.before, after) if after else None
         told = {
             "model": str(self.decoder.model.description),
             "model_fingerprint": self.student.denoiser.fingerprint,
@@ -406,7 +417,9 @@ class _Distillation:
             "updates": self.loop.step,
             "minutes": round(self.loop.seconds / 60, 1),
             "trajectories": len(self.learned),
-            **figures,
+            "before": self.before,
+            "after": after,
+            "gain": found,
         }
         _write(self.folder / REPORT, told)
         panels = {
@@ -417,9 +430,9 @@ class _Distillation:
         }
         loop.picture(self.loop.log(), panels, self.folder / PICTURE)
         self.context.folder.write_json("results.json", {"model": str(self.folder / MODEL)})
-        if figures["after"]:
-            self.context.display.show(_table(self.before, figures["after"]))
-            self.context.display.say(_verdict(figures["gain"]))
+        if after and found:
+            self.context.display.show(_table(self.before, after))
+            self.context.display.say(_verdict(found))
             self.context.display.say(f"use it with model.checkpoint={self.folder / MODEL}")
 
     def _of_the_saved(self) -> dict[str, Any]:

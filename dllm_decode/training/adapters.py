@@ -26,8 +26,8 @@ def adapt(model: Any, rank: int, seed: int) -> None:
     names = [n for n, part in model.model.named_modules() if isinstance(part, nn.Linear)]
     if not names:
         raise ConfigError(
-            f"task.lora needs the layers of transformers, and this model ({type(model).__name__}) "
-            "has others; use model.body=stock, or task.lora=0"
+            f"task.lora needs linear layers, and this model ({type(model).__name__}) has none; use "
+            "task.lora=0"
         )
     try:
         from peft import LoraConfig, inject_adapter_in_model

@@ -89,6 +89,11 @@ class Teacher:
 
     Raises:
         CapabilityError: The model shows no states or gives no embeddings.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> Teacher(Copy(n=3), block=None).logits(torch.zeros(1, 2, 66)).shape
+        torch.Size([1, 2, 66])
     """
 
     def __init__(self, denoiser: Denoiser, block: int | None) -> None:
@@ -377,7 +382,8 @@ def measured(
             marginals = rollout.marginals[level].tolist()
             for number, one, two in zip(numbers, each.tolist(), marginals, strict=True):
                 text = chunk[number]
-                for group in {text.family or "all", "open" if text.open else "determined"}:
+                kind = "open" if text.open else "determined"
+                for group in (text.family, kind) if text.family else ("all",):
                     levels = sums.setdefault(group, [[0.0, 0.0, 0.0] for _ in range(depth)])
                     for place, value in enumerate((1.0, one, two)):
                         levels[level][place] += value

@@ -229,7 +229,7 @@ def test_a_run_writes_a_model_in_the_published_format_and_a_report(tmp_path: Pat
 @pytest.mark.slow
 def test_low_rank_updates_learn_and_are_merged_into_the_published_weights(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    assert run(tmp_path, "lora", "task.lora=2", "model.body=stock") == 0
+    assert run(tmp_path, "lora", "task.lora=2") == 0
     assert (tmp_path / "lora" / "model" / "config.json").exists()
     names = {*weights_of(tmp_path / "lora")}
     assert not [name for name in names if "lora" in name or "base_layer" in name]
@@ -254,11 +254,11 @@ def test_merged_weights_are_only_lent() -> None:
     assert torch.equal(model.state_dict()["model.0.base_layer.weight"], before["model.0.weight"])
 
 
-def test_low_rank_updates_need_the_layers_of_transformers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(tmp_path, "lean", "task.lora=2", "model.body=lean") == 2
-    assert "use model.body=stock, or task.lora=0" in capsys.readouterr().err
+def test_low_rank_updates_need_linear_layers() -> None:
+    with pytest.raises(ConfigError, match=r"this model \(Module\) has none; use task.lora=0"):
+        model = torch.nn.Module()
+        model.model = torch.nn.Sequential(torch.nn.Tanh())
+        adapt(model, 2, 0)
 
 
 def test_what_has_no_weights_or_no_blocks_is_refused_before_anything_is_decoded(
@@ -266,6 +266,8 @@ def test_what_has_no_weights_or_no_blocks_is_refused_before_anything_is_decoded(
 ) -> None:
     assert run(tmp_path, "toy", "model=toy_copy") == 2
     assert "model (Copy) has none" in capsys.readouterr().err
+    assert run(tmp_path, "lean", "model.body=lean") == 2
+    assert "model.body=lean computes no gradients" in capsys.readouterr().err
     assert run(tmp_path, "whole", "schedule=whole") == 2
     assert "needs a block grid" in capsys.readouterr().err
     assert not list(tmp_path.glob("*/trajectories.jsonl"))
