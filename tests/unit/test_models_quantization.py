@@ -1,6 +1,7 @@
 """Quantised weights: made while loading, as published, refused by name, and what they take."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dllm_decode.models import doctor, load_model, quantization
 from dllm_decode.models.blueprint import blueprint, build_on_meta
 from dllm_decode.models.placement import Placement
 from dllm_decode.models.quantization import Verdict, memory_by_kind, require_quantization
+from dllm_decode.models.quiet import transformers_output
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
 TOKENS = torch.arange(5, 25)[None]
@@ -231,3 +233,11 @@ def test_plain_models_load_no_library_of_quantisation():
     assert not [
         line for line in source.splitlines() if line.startswith(("import torchao", "from torchao"))
     ]
+
+
+def test_a_library_that_transformers_imports_by_itself_is_not_heard():
+    logger = logging.getLogger("torchao")
+    before = logger.level
+    with transformers_output(progress=False):
+        assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.level == before
