@@ -325,6 +325,7 @@ def as_transformers_5_writes_it(values):
     }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("family", [*OPTIONS, *sizes.TINY])
 def test_a_config_as_transformers_5_writes_it_gives_the_same_logits(family, copy, tiny):
     folder = copy.of(family) if family in OPTIONS else tiny(family)

@@ -120,6 +120,7 @@ def quantised_by_hand(source, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_comes_quantised_loads(folder, exact, tmp_path):
     pytest.importorskip("compressed_tensors")
     published = quantised_by_hand(folder, tmp_path / "published")
@@ -217,6 +218,7 @@ def test_the_doctor_tells_for_each_kind_whether_it_fits(folder, monkeypatch):
     assert str(Verdict(1, float("inf"))) == "fits"
 
 
+@pytest.mark.slow
 def test_broken_settings_of_a_published_method_are_the_checkpoint_s_fault(folder, tmp_path):
     pytest.importorskip("compressed_tensors")
     published = quantised_by_hand(folder, tmp_path / "published")
