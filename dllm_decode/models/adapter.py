@@ -17,7 +17,7 @@ from dllm_decode.decoding.types import Vocab, gather_columns
 from dllm_decode.models.compiled import CompiledBody, run_body
 from dllm_decode.models.grouping import PassCost
 from dllm_decode.models.head import head_obstacle
-from dllm_decode.models.key_value import KeyValueStore
+from dllm_decode.models.key_value import FixedBuffers, KeyValueStore
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,18 @@ class TransformersDenoiser:
 
     @property
     def device(self) -> torch.device:
-        """The device on which it takes tokens and gives logits."""
+        """The device of the output head, on which it takes tokens and gives logits.
+
+        With a device map the embedding may lie elsewhere: moving ids there is nothing beside moving
+        logits back.
+        """
+        head: torch.device = self.model.get_output_embeddings().weight.device
+        # a head that waits on the disk or in the memory of the host is brought to the embedding
+        return self._entry if head.type in ("meta", "cpu") else head
+
+    @property
+    def _entry(self) -> torch.device:
+        """The device of the input embedding, where a pass begins."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
@@ -68,7 +79,13 @@ class TransformersDenoiser:
 
     def allocate(self, rows: int, columns: int) -> KeyValueStore:
         """A key/value store without rows, with room for `rows` of `columns` canvas columns."""
+        if self.replays:
+            return self._buffers.store(rows, columns)
         return KeyValueStore(self.model.config.num_hidden_layers, rows, columns)
+
+    @cached_property
+    def _buffers(self) -> FixedBuffers:
+        return FixedBuffers(self.model.config.num_hidden_layers)
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
@@ -104,8 +121,8 @@ class TransformersDenoiser:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings of tokens (B, L), (B, L, D); with gradients, for training a drafter."""
-        embedded: Tensor = self.model.get_input_embeddings()(tokens)
-        return embedded
+        embedded: Tensor = self.model.get_input_embeddings()(tokens.to(self._entry))
+        return embedded.to(tokens.device)
 
     def _wanted(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """Hidden states (B, W, D) from which the logits of the wanted columns follow."""
@@ -264,15 +281,18 @@ class TransformersDenoiser:
         Hidden states (B, Q, D), or (B, W, D) at the slots (B, W), -1 for any.
         """
         begin = time.perf_counter() if self.watch is not None else 0.0
-        positions = positions.clamp(min=0)
+        home, entry = tokens.device, self._entry
+        tokens, positions = tokens.to(entry), positions.clamp(min=0).to(entry)
+        mask = None if mask is None else mask.to(entry)
         if self.compiled is not None:
             hidden = self.compiled(tokens, positions, mask, store)
-            hidden = hidden if slots is None else gather_columns(hidden, slots)
+            hidden = hidden if slots is None else gather_columns(hidden, slots.to(hidden.device))
         else:
             hidden = run_body(self.model, tokens, positions, mask, store, slots)
         if self.watch is not None:
             self.watch(tokens.numel(), time.perf_counter() - begin)
-        return hidden
+        # with a device map the last layer may live elsewhere than the head
+        return hidden.to(home)
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits (B, W, V) of hidden states (B, W, D), without those of rows that pad the head."""

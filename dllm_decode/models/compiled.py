@@ -17,6 +17,7 @@ from dllm_decode.models.lean import LeanModel
 MODES = ("default", "reduce-overhead", "max-autotune")
 COLUMNS = 32  # queries and canvas columns are padded to multiples of this, rows to powers of two
 GRAPHS = 64  # shapes before torch.compile gives up on new ones
+ALIGNED = 8  # numbers between rows of a mask that memory-efficient attention reads as it is
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def run_body(
         hidden: Tensor = model.model(tokens, mask, positions, store, some).last_hidden_state
         return hidden if slots is some else gather_columns(hidden, slots)
     if mask is not None and mask.dim() == 4:
+        if tokens.is_cuda and mask.dtype == torch.bool:
+            mask = additive(mask, model.get_input_embeddings().weight.dtype)
         mask = mask.expand(-1, 1, tokens.shape[1], -1)
     past: Any = store
     if store is not None:
@@ -59,7 +62,22 @@ def run_body(
     )
     # with a device map the last layer may live elsewhere
     hidden = output.last_hidden_state.to(tokens.device)
-    return hidden if slots is None else gather_columns(hidden, slots)
+    return hidden if slots is None else gather_columns(hidden, slots.to(hidden.device))
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as numbers that are added to the scores.
+
+    On a GPU attention would make these of it in every layer anew.
+
+    Args:
+        mask: (B, 1, 1, L) or (B, 1, Q, L), what may be seen.
+        dtype: Of the queries.
+    """
+    width = mask.shape[-1]
+    room = -(-width // ALIGNED) * ALIGNED
+    numbers = torch.zeros(*mask.shape[:-1], room, dtype=dtype, device=mask.device)[..., :width]
+    return numbers.masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 class CompiledBody:
@@ -67,6 +85,8 @@ class CompiledBody:
 
     Every new shape is compiled, which takes seconds to minutes, so rows are padded to powers of two
     and columns to multiples of `COLUMNS` by repeating the last one; nothing attends to the copies.
+    A single row that sees everything is not padded: a mask for the copies would cost it the fastest
+    attention, so its columns are compiled once for all numbers of them.
     What cannot be compiled runs uncompiled from then on, with the reason logged once.
 
     Args:
@@ -120,6 +140,11 @@ class CompiledBody:
         store: KeyValueStore | None,
     ) -> Tensor:
         rows, queries = tokens.shape
+        if rows == 1 and mask is None and store is None and queries > 1:
+            for plane in (tokens, positions):
+                torch._dynamo.maybe_mark_dynamic(plane, 1)
+            alone: Tensor = self._graph(self._model, tokens, positions, None, None)
+            return alone.clone()
         keys = queries if store is None else store.width
         width = _multiple(keys) if store is None else min(_multiple(keys), store.columns)
         all_rows = _power(rows) if store is None else min(_power(rows), store.rows)

@@ -25,6 +25,7 @@ from dllm_decode.decoding.cache import (
     DualCache,
     NoCache,
     PeriodicCache,
+    Plan,
     PrefixCache,
     VicinityCache,
 )
@@ -320,6 +321,46 @@ def test_a_decode_on_a_gpu_is_the_processors_waits_once_per_step_and_launches_li
     assert steps
     for launches in steps:
         assert outside(launches) <= budget, launches.most_common()
+
+
+@pytest.mark.parametrize("policy", ["none", "dual"])
+def test_with_the_head_on_another_device_no_logits_move(policy):
+    decoder = decoder_of(composed("credit", stop="eot"), policy)
+    with SimulatedGpu() as gpu, dispatch.using("reference"):
+        model = spread_over_two(gpu, copy.deepcopy(decoder.denoiser.model))
+        run = Run(replace(decoder, denoiser=replace(decoder.denoiser, model=model)), REQUEST)
+        assert run.batch.device == torch.device("cuda:1"), "that of the head"
+        run.admit(range(REQUEST.rows))
+        gpu.clear()
+        run.step()
+        back = [int(move.split()[0]) for move in gpu.moves if "cuda:1 to cuda:0" in move]
+        there = [int(move.split()[0]) for move in gpu.moves if "cuda:0 to cuda:1" in move]
+    columns = REQUEST.rows * REQUEST.width
+    assert back and max(back) <= columns, "ids, positions and what may be seen"
+    assert max(there) <= columns * model.config.hidden_size
+    assert len(gpu.moves) <= 12, gpu.moves
+
+
+def test_on_a_gpu_attention_is_given_one_additive_mask_and_none_where_nothing_is_hidden():
+    denoiser, masks = model_of("llada"), []
+    even, uneven = torch.ones(2, 8).bool(), torch.arange(8) >= torch.tensor([[0], [3]])
+    tokens, index = torch.arange(16).view(2, 8), torch.arange(8).expand(2, 8)
+    want = denoiser(tokens, uneven, index, Plan(complete=False))
+    with SimulatedGpu() as gpu, dispatch.using("reference"):
+        model = gpu.place(copy.deepcopy(denoiser.model))
+        for layer in model.model.layers:
+            layer.register_forward_pre_hook(
+                lambda _, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+            )
+        there = replace(denoiser, model=model)
+        given = [plane.to("cuda") for plane in (tokens, index)]
+        there(given[0], even.to("cuda"), given[1], Plan(complete=True))
+        layers = len(masks)
+        got = there(given[0], uneven.to("cuda"), given[1], Plan(complete=False))
+    assert masks[:layers] == [None] * layers
+    assert len({id(mask.inner) for mask in masks[layers:]}) == 1, "the same in every layer"
+    assert masks[-1].dtype == torch.float32 and masks[-1].shape == (2, 1, 8, 8)
+    torch.testing.assert_close(got.inner[uneven], want[uneven], atol=1e-4, rtol=1e-3)
 
 
 def test_the_simulation_notices_what_a_gpu_would_not_forgive():
