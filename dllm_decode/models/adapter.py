@@ -32,6 +32,7 @@ class TransformersDenoiser:
         block_length: Columns of the block-causal grid, counted from the row's first live column;
             None for full attention.
         reordered: Whether attention is causal in the order of decisions, see `ModelSpec`.
+        routes_blocks: Whether the tokens of a block choose their experts together, as LLaDA2.2's.
         fingerprint: Of the checkpoint, see `models.fingerprint`; None for models without one.
         compiled: Runs the model's body; None to run it as it is.
         watch: Is told the columns and the seconds of each pass; None for nobody.
@@ -49,6 +50,7 @@ class TransformersDenoiser:
     shifted: bool = False
     block_length: int | None = None
     reordered: bool = False
+    routes_blocks: bool = False
     fingerprint: str | None = None
     compiled: CompiledBody | None = field(default=None, repr=False)
     watch: Callable[[int, float], None] | None = field(default=None, repr=False)
@@ -140,6 +142,7 @@ class TransformersDenoiser:
         places = plan.places()
         store.aim(places, width)
         mask = self._mask(places, live & known[:, :width], first, plan.complete, tokens)
+        self._aim(places - first, live.gather(1, places))
         slots = torch.arange(places.shape[1], device=tokens.device).expand_as(places)
         slot_of = torch.zeros_like(tokens).scatter_(1, places, slots)
         slots = gather_columns(slot_of, source)
@@ -169,6 +172,7 @@ class TransformersDenoiser:
         ids = tokens[at[:, None], begin + torch.minimum(columns, last)]
         alike = len({*widths}) == 1
         mask = self._mask(columns, columns <= last, torch.zeros_like(begin), alike, ids)
+        self._aim(columns, columns <= last)
         # a window may reach beyond a row's end, where nothing is decided
         slots = (source[at] - begin).clamp(max=columns.shape[1] - 1)
         return self._forward(ids, columns, mask, None, slots)
@@ -205,6 +209,7 @@ class TransformersDenoiser:
         first = live.int().argmax(1, keepdim=True)
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         mask = self._mask(columns, live, first, complete, tokens)
+        self._aim(columns - first, live)
         return self._forward(tokens, columns - first, mask, None, slots)
 
     def _mask(
@@ -257,6 +262,11 @@ class TransformersDenoiser:
         order = columns + keys.shape[1] * tokens.eq(self.vocab.mask_id)
         seen = order.gather(1, queries)[:, :, None] >= order[:, None, :]
         return (seen & keys[:, None, :]) | (queries[:, :, None] == columns)
+
+    def _aim(self, positions: Tensor, live: Tensor) -> None:
+        """Tell a model whose blocks choose experts together which tokens of the pass those are."""
+        if self.routes_blocks and self.block_length is not None:
+            self.model.aim_routing(positions.clamp(min=0) // self.block_length, live)
 
     def _forward(
         self,

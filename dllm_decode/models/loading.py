@@ -172,6 +172,7 @@ def load_model(
         shifted=plan.spec.shifted,
         block_length=block,
         reordered=plan.spec.reordered,
+        routes_blocks=plan.settings.get("expert_capacity") is not None,
         fingerprint=fingerprint(found.folder, *merged),
     )
     tokenizer = replace(
@@ -261,6 +262,9 @@ def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> Transfo
     """
     if spread:
         log.warning("the model runs uncompiled: it is spread over several devices")
+        return denoiser
+    if denoiser.routes_blocks:
+        log.warning("the model runs uncompiled: its experts are chosen by whole blocks")
         return denoiser
     return replace(denoiser, compiled=CompiledBody(denoiser.model, mode))
 
