@@ -14,7 +14,7 @@ from torch import Tensor
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.prediction import HiddenStates
 from dllm_decode.decoding.types import Vocab, gather_columns
-from dllm_decode.models.compiled import CompiledBody, run_body
+from dllm_decode.models.compiled import CompiledBody, Mask, blocks_seen, run_body
 from dllm_decode.models.grouping import PassCost
 from dllm_decode.models.head import head_obstacle
 from dllm_decode.models.key_value import FixedBuffers, KeyValueStore
@@ -211,7 +211,7 @@ class TransformersDenoiser:
         first: Tensor,
         complete: bool | None,
         tokens: Tensor,
-    ) -> Tensor | None:
+    ) -> Mask:
         """The attention mask: None where everything is seen, else bool, never numbers.
 
         Padding in front of a row counts as part of its first block, so that no query is left
@@ -225,21 +225,26 @@ class TransformersDenoiser:
             tokens: (B, L), which say what is decided.
 
         Returns:
-            (B, 1, 1, L), or (B, 1, Q, L) where the block grid or the order decides; (B, L) for
-            attention other than SDPA, where transformers looks into it and so makes the host wait
+            (B, 1, 1, L), or (B, 1, Q, L) where the block grid or the order decides; for
+            FlexAttention blocks of it, of which those are skipped that nobody may see; (B, L) for
+            other attention than these, where transformers looks into it and so makes the host wait
             for a GPU.
         """
         if self.reordered:
             return self._reordered_mask(queries, keys, tokens)[:, None]
+        kind = self.model.config._attn_implementation
         if self.block_length is None:
             complete = bool(keys.all()) if complete is None else complete
             if complete:
                 return None
-            own_shape = self.model.config._attn_implementation == "sdpa"
-            return keys[:, None, None] if own_shape else keys
+            if kind == "flex_attention":
+                return blocks_seen(queries, keys)
+            return keys[:, None, None] if kind == "sdpa" else keys
         columns = torch.arange(keys.shape[1], device=keys.device)
         block_of_key = (columns - first).clamp(min=0) // self.block_length
         block_of_query = (queries - first).clamp(min=0) // self.block_length
+        if kind == "flex_attention":
+            return blocks_seen(queries, keys, (block_of_query, block_of_key))
         seen = block_of_query[:, :, None] >= block_of_key[:, None, :]
         return (seen & keys[:, None, :])[:, None]
 
@@ -256,7 +261,7 @@ class TransformersDenoiser:
         return (seen & keys[:, None, :]) | (queries[:, :, None] == columns)
 
     def _forward(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, store: KeyValueStore | None
+        self, tokens: Tensor, positions: Tensor, mask: Mask, store: KeyValueStore | None
     ) -> Tensor:
         """One pass through the transformer, compiled or not, (B, Q, D); see `run_body`."""
         begin = time.perf_counter() if self.watch is not None else 0.0
