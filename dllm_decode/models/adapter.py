@@ -14,9 +14,10 @@ from torch import Tensor
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.prediction import HiddenStates
 from dllm_decode.decoding.types import Vocab, gather_columns
+from dllm_decode.kernels.shards import VocabularyShard
 from dllm_decode.models.compiled import CompiledBody, Mask, blocks_seen, run_body
 from dllm_decode.models.grouping import PassCost
-from dllm_decode.models.head import head_obstacle
+from dllm_decode.models.head import first_of_all, head_obstacle, vocabulary_shard
 from dllm_decode.models.key_value import FixedBuffers, KeyValueStore
 
 
@@ -96,8 +97,21 @@ class TransformersDenoiser:
     @torch.no_grad()
     def before_head(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> HiddenStates:
         """The same logits, not computed yet; where `head_obstacle` is empty."""
+        hidden = self._wanted(tokens, live, index, plan)
+        if self._shard is not None:
+            return HiddenStates(hidden, self._shard)
         weight = self.model.get_output_embeddings().weight.detach()[: self.vocab.size]
-        return HiddenStates(self._wanted(tokens, live, index, plan), weight)
+        return HiddenStates(hidden, weight)
+
+    @cached_property
+    def _shard(self) -> VocabularyShard | None:
+        """This process's part of the head under tensor parallelism, None elsewhere."""
+        return vocabulary_shard(self.model, self.vocab.size)
+
+    @property
+    def head_shared(self) -> bool:
+        """Whether several processes hold parts of the head; see `Capabilities`."""
+        return self._shard is not None
 
     @property
     def head_obstacle(self) -> str:
@@ -123,7 +137,16 @@ class TransformersDenoiser:
         return embedded.to(tokens.device)
 
     def _wanted(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        """Hidden states (B, W, D) from which the logits of the wanted columns follow."""
+        """Hidden states (B, W, D) from which the logits of the wanted columns follow.
+
+        Processes that share a model take those of the first: what is decided must be the same to
+        the last bit everywhere, or one of them would wait for the others for ever.
+        """
+        hidden = self._computed(tokens, live, index, plan)
+        return hidden if self._shard is None else first_of_all(hidden, self._shard.group)
+
+    def _computed(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """The same as this process has computed it."""
         source = self.sources(index, live)
         if plan.columns is None:
             extents = plan.extents
