@@ -16,6 +16,7 @@ from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.noise import Noise, gumbel
 from dllm_decode.kernels.reference import RowStatistics, Slots
+from dllm_decode.kernels.shards import VocabularyShard
 
 
 class PredictionError(DecisionError):
@@ -92,7 +93,7 @@ class HiddenStates:
 
     Attributes:
         hidden: (B, W, D) states.
-        weight: (V, D) of the head, without gradient.
+        weight: (V, D) of the head, without gradient, or this process's part of it.
 
     Examples:
         >>> import torch
@@ -103,12 +104,14 @@ class HiddenStates:
     """
 
     hidden: Tensor
-    weight: Tensor
+    weight: Tensor | VocabularyShard
 
     @cached_property
     def logits(self) -> Tensor:
         """(B, W, V), float32 or better; made once, when somebody asks for it."""
-        flat = reference.head_logits(self.hidden.flatten(0, 1), self.weight)
+        hidden, weight = self.hidden.flatten(0, 1), self.weight
+        shared = isinstance(weight, VocabularyShard)
+        flat = weight.logits(hidden) if shared else reference.head_logits(hidden, weight)
         return flat.view(*self.hidden.shape[:2], -1)
 
     @property
@@ -704,7 +707,8 @@ class HeadPrediction(DensePrediction):
     @property
     def _sparse(self) -> bool:
         """Whether the logits need not, and do not, exist."""
-        return not self._source.has_logits and dispatch.uses_triton(self._source.hidden)
+        shared = isinstance(self._source.weight, VocabularyShard)
+        return not self._source.has_logits and (shared or dispatch.uses_triton(self._source.hidden))
 
     @cached_property
     def _pass(self) -> tuple[RowStatistics, Tensor | None]:

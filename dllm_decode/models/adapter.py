@@ -14,9 +14,10 @@ from torch import Tensor
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.prediction import HiddenStates
 from dllm_decode.decoding.types import Vocab, gather_columns
-from dllm_decode.models.compiled import CompiledBody, run_body
+from dllm_decode.kernels.shards import VocabularyShard
+from dllm_decode.models.compiled import CompiledBody, Mask, blocks_seen, run_body
 from dllm_decode.models.grouping import PassCost
-from dllm_decode.models.head import head_obstacle
+from dllm_decode.models.head import first_of_all, head_obstacle, vocabulary_shard
 from dllm_decode.models.key_value import FixedBuffers, KeyValueStore
 
 
@@ -98,8 +99,21 @@ class TransformersDenoiser:
     @torch.no_grad()
     def before_head(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> HiddenStates:
         """The same logits, not computed yet; where `head_obstacle` is empty."""
+        hidden = self._wanted(tokens, live, index, plan)
+        if self._shard is not None:
+            return HiddenStates(hidden, self._shard)
         weight = self.model.get_output_embeddings().weight.detach()[: self.vocab.size]
-        return HiddenStates(self._wanted(tokens, live, index, plan), weight)
+        return HiddenStates(hidden, weight)
+
+    @cached_property
+    def _shard(self) -> VocabularyShard | None:
+        """This process's part of the head under tensor parallelism, None elsewhere."""
+        return vocabulary_shard(self.model, self.vocab.size)
+
+    @property
+    def head_shared(self) -> bool:
+        """Whether several processes hold parts of the head; see `Capabilities`."""
+        return self._shard is not None
 
     @property
     def head_obstacle(self) -> str:
@@ -125,7 +139,16 @@ class TransformersDenoiser:
         return embedded.to(tokens.device)
 
     def _wanted(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        """Hidden states (B, W, D) from which the logits of the wanted columns follow."""
+        """Hidden states (B, W, D) from which the logits of the wanted columns follow.
+
+        Processes that share a model take those of the first: what is decided must be the same to
+        the last bit everywhere, or one of them would wait for the others for ever.
+        """
+        hidden = self._computed(tokens, live, index, plan)
+        return hidden if self._shard is None else first_of_all(hidden, self._shard.group)
+
+    def _computed(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """The same as this process has computed it."""
         source = self.sources(index, live)
         if plan.columns is None:
             extents = plan.extents
@@ -219,7 +242,7 @@ class TransformersDenoiser:
         first: Tensor,
         complete: bool | None,
         tokens: Tensor,
-    ) -> Tensor | None:
+    ) -> Mask:
         """The attention mask: None where everything is seen, else bool, never numbers.
 
         Padding in front of a row counts as part of its first block, so that no query is left
@@ -233,21 +256,26 @@ class TransformersDenoiser:
             tokens: (B, L), which say what is decided.
 
         Returns:
-            (B, 1, 1, L), or (B, 1, Q, L) where the block grid or the order decides; (B, L) for
-            attention other than SDPA, where transformers looks into it and so makes the host wait
+            (B, 1, 1, L), or (B, 1, Q, L) where the block grid or the order decides; for
+            FlexAttention blocks of it, of which those are skipped that nobody may see; (B, L) for
+            other attention than these, where transformers looks into it and so makes the host wait
             for a GPU.
         """
         if self.reordered:
             return self._reordered_mask(queries, keys, tokens)[:, None]
+        kind = self.model.config._attn_implementation
         if self.block_length is None:
             complete = bool(keys.all()) if complete is None else complete
             if complete:
                 return None
-            own_shape = self.model.config._attn_implementation == "sdpa"
-            return keys[:, None, None] if own_shape else keys
+            if kind == "flex_attention":
+                return blocks_seen(queries, keys)
+            return keys[:, None, None] if kind == "sdpa" else keys
         columns = torch.arange(keys.shape[1], device=keys.device)
         block_of_key = (columns - first).clamp(min=0) // self.block_length
         block_of_query = (queries - first).clamp(min=0) // self.block_length
+        if kind == "flex_attention":
+            return blocks_seen(queries, keys, (block_of_query, block_of_key))
         seen = block_of_query[:, :, None] >= block_of_key[:, None, :]
         return (seen & keys[:, None, :])[:, None]
 
@@ -272,7 +300,7 @@ class TransformersDenoiser:
         self,
         tokens: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Mask,
         store: KeyValueStore | None,
         slots: Tensor | None,
     ) -> Tensor:

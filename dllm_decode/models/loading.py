@@ -281,10 +281,11 @@ def _block_length(plan: Blueprint, asked: int | None, attn_implementation: str) 
         if not plan.spec.reordered:
             return None
     kind = "reordered" if plan.spec.reordered else "block-causal"
+    takes = ("sdpa",) if plan.spec.reordered else ("sdpa", "flex_attention")
     require(
-        attn_implementation == "sdpa",
-        f"model.attn_implementation must be sdpa for {plan.spec.family}, whose {kind} mask "
-        f"the others cannot take, got {attn_implementation!r}",
+        attn_implementation in takes,
+        f"model.attn_implementation must be {' or '.join(takes)} for {plan.spec.family}, whose "
+        f"{kind} mask the others cannot take, got {attn_implementation!r}",
     )
     if asked is not None:
         require_count("model.block_length", asked)

@@ -478,7 +478,9 @@ def test_a_device_map_without_accelerate_is_refused_with_the_fix(monkeypatch):
 
 
 def test_block_causal_models_refuse_attention_that_cannot_take_their_mask():
-    with pytest.raises(ConfigError, match=r"model.attn_implementation must be sdpa for LLaDA2"):
+    with pytest.raises(
+        ConfigError, match=r"model.attn_implementation must be sdpa or flex_attention for LLaDA2"
+    ):
         golden("llada2", attn_implementation="eager")
     with pytest.raises(ConfigError, match=r"model.block_length must be a whole number >= 1, got 0"):
         golden("llada2", block_length=0)
