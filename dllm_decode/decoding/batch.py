@@ -264,6 +264,8 @@ class Batch:
         store: the model's key/value store, None where the cache policy needs none.
         snapshot: the canvas as plugins see it.
         noise: the random numbers of the step.
+        missing: rows of whose next pass no probe has told anything, None where the host does not
+            know how many these are.
         trace: every change, where recording was asked for.
 
     Examples:
@@ -282,6 +284,7 @@ class Batch:
     next: NextStep
     snapshot: Snapshot
     noise: Noise
+    missing: int | None = None
 
     def __init__(self, parts: Composition, request: Request, capacity: int | None = None) -> None:
         """An empty batch.
@@ -528,6 +531,7 @@ class Batch:
 
     def count_step(self) -> None:
         """Note one more step."""
+        self.missing = None
         self._unseen += 1
         self._steps += 1
 
@@ -623,6 +627,8 @@ class Batch:
             facts["open"] = facts["open"] + upcoming.lingering
         if upcoming.refresh is not None and upcoming.valid is not None:
             facts |= {"refresh": upcoming.refresh.sum(1), "valid": upcoming.valid.sum(1)}
+        if upcoming.carried is not None:
+            facts["carried"] = upcoming.carried.rows
         return facts
 
     def measure(self, facts: Mapping[str, Sequence[int]]) -> None:
@@ -632,6 +638,7 @@ class Batch:
             facts: what `sizes` names, as numbers, of the rows that are left.
         """
         self._unseen = 0
+        self.missing = facts["carried"].count(0) if "carried" in facts else None
         horizons = facts["horizon"]
         if self._measured == (self.rows, horizons) and "refresh" not in facts:
             return

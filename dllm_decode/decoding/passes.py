@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.guard import read_only
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.returned import check_logits, check_prediction, check_states, named
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Carry, StepView, gather_columns, ids_on
 from dllm_decode.kernels import dispatch
 from dllm_decode.kernels.noise import Noise
@@ -77,7 +79,7 @@ class ModelPasses:
         self._shows_hidden = bool(inside)
         self._run = self._pass_of(parts)
         self.banned = ids_on(tuple(_banned_ids(parts)), batch.device).clone()  # views show it
-        self._weight: Tensor | None = None  # of the head, where a pass stops in front of it
+        self._weight: Any = None  # of the head, where a pass stops in front of it
         self._states: Tensor | None = None  # (B, L', D) where a drafter goes on from them
         self._probes: list[Probed] = []
         self._plan: Plan
@@ -90,7 +92,8 @@ class ModelPasses:
             assert self._own.states is not None  # checked when the decoder was composed
             run = self._own.states
         elif self._own.before_head is not None and parts.sampler.takes_hidden:
-            fused = dispatch.fuses_head(self.batch.device, self._own.head_obstacle)
+            obstacle = self._own.head_obstacle
+            fused = self._own.head_shared or dispatch.fuses_head(self.batch.device, obstacle)
             run = self._own.before_head if fused else run
         return read_only(run, named("model", parts.denoiser)) if parts.debug else run
 
@@ -117,7 +120,9 @@ class ModelPasses:
     def _missing(self, carried: Carried, plan: Plan) -> Tensor:
         """What probes have said, and a pass of the rows about which they have said nothing."""
         batch = self.batch
-        rows = (~carried.rows).nonzero()[:, 0]  # the host waits, and saves passes
+        if batch.missing == 0:
+            return carried.values
+        rows = rows_of(~carried.rows, batch.missing)
         if not len(rows):
             return carried.values
         tokens, live, index = batch.tokens[rows], batch.snapshot.live[rows], batch.next.index[rows]
@@ -271,6 +276,19 @@ class ModelPasses:
         carried = Carried((carry.choice >= 0) & asked & same, values)
         carried.fit(upcoming.index.shape[1])
         upcoming.carried = carried
+
+
+def rows_of(flags: Tensor, count: int | None) -> Tensor:
+    """Where flags (B,) are set, rising, (N,) int64.
+
+    Args:
+        flags: which ones.
+        count: how many they are; None to wait for the device to say so.
+    """
+    if count is None:
+        return flags.nonzero()[:, 0]
+    rows = len(flags)
+    return torch.where(flags, numbers(rows, flags.device), rows).sort().values[:count]
 
 
 def _banned_ids(parts: Composition) -> list[int]:

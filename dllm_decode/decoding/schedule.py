@@ -166,7 +166,8 @@ class Blocks(Schedule):
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The block around the first undecided column of each row."""
         if self.origin != "absolute":
-            block = (snapshot.first_undecided - snapshot.start) // self.length
+            first = snapshot.first_undecided - snapshot.start
+            block = torch.floor_divide(first, self.length)  # `//` takes a detour through Python
             begin = block * self.length + snapshot.start
             return _from(begin, self.length, snapshot.horizon, block)
         block = (snapshot.first_undecided - snapshot.first) // self.length

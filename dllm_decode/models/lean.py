@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
+from dllm_decode.decoding.types import gather_columns
 from dllm_decode.models.key_value import KeyValueStore
 from dllm_decode.models.spec import LeanForm
 
@@ -133,30 +134,57 @@ class LeanLayer(nn.Module):
         self.bias = weights(every) if config.qkv_bias else None
 
     def forward(
-        self, hidden: Tensor, turn: Turn, mask: Tensor | None, store: KeyValueStore | None
+        self,
+        hidden: Tensor,
+        turn: Turn,
+        mask: Tensor | None,
+        store: KeyValueStore | None,
+        slots: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B * Q, D) behind the layer; the turn says what B and Q are."""
-        inside = self.attention_norm(hidden)
-        hidden = torch.addmm(hidden, self._attend(inside, turn, mask, store), self.attention_out)
+        """Hidden states behind the layer.
+
+        Args:
+            hidden: (B * Q, D), in front of it.
+            turn: Of the positions, which says what B and Q are.
+            mask: (B, 1, 1 or Q, L), added to what attention compares; None to see everything.
+            store: Of keys and values.
+            slots: (B, W), of Q, where states are wanted; None for everywhere.
+
+        Returns:
+            (B * Q, D), or (B * W, D).
+        """
+        mixed = self._attend(self.attention_norm(hidden), turn, mask, store, slots)
+        if slots is not None:
+            every = hidden.unflatten(0, turn[0].shape[:2])
+            hidden = gather_columns(every, slots).flatten(0, 1)
+        hidden = torch.addmm(hidden, mixed, self.attention_out)
         inside = self.mlp_norm(hidden)
         gate, up = torch.mm(inside, self.gate), torch.mm(inside, self.up)
         return torch.addmm(hidden, silu(gate, inplace=True).mul_(up), self.mlp_out)
 
     def _attend(
-        self, inside: Tensor, turn: Turn, mask: Tensor | None, store: KeyValueStore | None
+        self,
+        inside: Tensor,
+        turn: Turn,
+        mask: Tensor | None,
+        store: KeyValueStore | None,
+        slots: Tensor | None,
     ) -> Tensor:
-        """What the heads found, (B * Q, heads * size)."""
+        """What the heads found, (B * Q, heads * size), or of the slots alone."""
         fused = torch.mm(inside, self.attention_in)
         if self.bias is not None:
             fused = fused + self.bias
         cosine, sine = turn
-        rows, slots = cosine.shape[:2]
-        states = fused.view(rows, slots, -1, self.size)
+        states = fused.view(*cosine.shape[:2], -1, self.size)
         turned, value = states.split((self.heads + self.shared, self.shared), 2)
         exact = turned.to(cosine.dtype)
         rolled = exact.roll(self.size // 2, -1)
         turned = exact.mul_(cosine).addcmul_(rolled, sine)
         query, key = turned.to(value.dtype).split((self.heads, self.shared), 2)
+        if slots is not None:
+            query = gather_columns(query, slots)
+            if mask is not None and mask.shape[2] > 1:
+                mask = gather_columns(mask[:, 0], slots)[:, None]
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         if store is not None:
             key, value = store.update(key, value, self.number)
@@ -166,7 +194,7 @@ class LeanLayer(nn.Module):
         mixed = scaled_dot_product_attention(
             query, key, value, mask, enable_gqa=groups > 1 and mask is None
         )
-        return mixed.transpose(1, 2).reshape(rows * slots, -1)
+        return mixed.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def parts(self) -> dict[str, Tensor]:
         """The weights as views with the names of the stock class, relative to the layer."""
@@ -217,17 +245,24 @@ class LeanBody(nn.Module):
         attention_mask: Tensor | None,
         position_ids: Tensor,
         past_key_values: KeyValueStore | None = None,
-        use_cache: bool = False,
+        slots: Tensor | None = None,
     ) -> LeanOutput:
-        """Hidden states (B, Q, D) of tokens (B, Q); see `models.compiled.run_body`."""
+        """Hidden states (B, Q, D) of tokens (B, Q); see `models.compiled.run_body`.
+
+        With `slots` (B, W), of Q, those of the slots alone, (B, W, D): what the last layer would
+        compute of the others is not computed.
+        """
         hidden = self.embed_tokens(input_ids).flatten(0, 1)
         turn = self.rotary_emb(position_ids, hidden.dtype)
         mask = None
         if attention_mask is not None:  # as numbers: each layer would make them of it anew
             mask = hidden.new_zeros(attention_mask.shape).masked_fill_(~attention_mask, -torch.inf)
-        for layer in self.layers:
+        *others, last = self.layers
+        for layer in others:
             hidden = layer(hidden, turn, mask, past_key_values)
-        return LeanOutput(self.norm(hidden).unflatten(0, input_ids.shape))
+        hidden = last(hidden, turn, mask, past_key_values, slots)
+        shape = input_ids.shape if slots is None else slots.shape
+        return LeanOutput(self.norm(hidden).unflatten(0, shape))
 
 
 class LeanModel(nn.Module):

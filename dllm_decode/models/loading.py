@@ -172,6 +172,7 @@ def load_model(
         shifted=plan.spec.shifted,
         block_length=block,
         reordered=plan.spec.reordered,
+        routes_blocks=plan.settings.get("expert_capacity") is not None,
         fingerprint=fingerprint(found.folder, *merged),
     )
     tokenizer = replace(
@@ -262,6 +263,9 @@ def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> Transfo
     if spread:
         log.warning("the model runs uncompiled: it is spread over several devices")
         return denoiser
+    if denoiser.routes_blocks:
+        log.warning("the model runs uncompiled: its experts are chosen by whole blocks")
+        return denoiser
     return replace(denoiser, compiled=CompiledBody(denoiser.model, mode))
 
 
@@ -277,10 +281,11 @@ def _block_length(plan: Blueprint, asked: int | None, attn_implementation: str) 
         if not plan.spec.reordered:
             return None
     kind = "reordered" if plan.spec.reordered else "block-causal"
+    takes = ("sdpa",) if plan.spec.reordered else ("sdpa", "flex_attention")
     require(
-        attn_implementation == "sdpa",
-        f"model.attn_implementation must be sdpa for {plan.spec.family}, whose {kind} mask "
-        f"the others cannot take, got {attn_implementation!r}",
+        attn_implementation in takes,
+        f"model.attn_implementation must be {' or '.join(takes)} for {plan.spec.family}, whose "
+        f"{kind} mask the others cannot take, got {attn_implementation!r}",
     )
     if asked is not None:
         require_count("model.block_length", asked)
@@ -305,7 +310,7 @@ def _check_tensors(plan: Blueprint) -> int:
     tensors = stored_tensors(plan.folder)
     check_sizes(plan, tensors)
     model = build_on_meta(plan)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters: int = sum(parameter.numel() for parameter in model.parameters())
     if plan.method is not None:  # its tensors are packed; loading says what does not fit
         return parameters
     odd = sorted(name for name, tensor in tensors.items() if tensor.dtype not in FLOATS)

@@ -172,6 +172,11 @@ class Student:
     Args:
         denoiser: The loaded model.
         block: Columns of a block.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> Student(Copy(n=3), block=4).vocab.size
+        66
     """
 
     def __init__(self, denoiser: Any, block: int) -> None:

@@ -89,6 +89,11 @@ class Teacher:
 
     Raises:
         CapabilityError: The model shows no states or gives no embeddings.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> Teacher(Copy(n=3), block=None).logits(torch.zeros(1, 2, 66)).shape
+        torch.Size([1, 2, 66])
     """
 
     def __init__(self, denoiser: Denoiser, block: int | None) -> None:

@@ -25,6 +25,10 @@ class Adam:
     Args:
         weights: By name.
         pace: Rate, betas and decay.
+
+    Examples:
+        >>> sorted(Adam({"w": torch.zeros(2, requires_grad=True)}, Pace(steps=10)).state())
+        ['exp_avg.w', 'exp_avg_sq.w', 'step.w']
     """
 
     def __init__(self, weights: Mapping[str, Tensor], pace: Pace) -> None:
@@ -78,6 +82,15 @@ class TrainingLoop:
 
     Raises:
         CheckpointError: The folder holds a run with other settings, or a damaged one.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> weight = torch.ones(1, requires_grad=True)
+        >>> with TemporaryDirectory() as place:
+        ...     loop = TrainingLoop(Path(place), {"w": weight}, Pace(steps=5, warmup=1), {})
+        ...     done = loop.run(lambda step: ((weight**2).sum(), {}))
+        >>> loop.step, bool(weight < 1)
+        (5, True)
     """
 
     def __init__(

@@ -25,7 +25,7 @@ from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
-from dllm_decode.decoding.types import Request
+from dllm_decode.decoding.types import Request, gather_columns
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models import load_model
 from dllm_decode.models.compiled import CompiledBody
@@ -72,6 +72,11 @@ def test_every_declared_family_has_the_hidden_states_of_its_stock_class(family):
     for complete in (torch.ones_like(live), live):
         ours, theirs = (m.denoiser.hidden(tokens, complete) for m in (lean, stock))
         assert torch.allclose(ours[complete], theirs[complete], atol=2e-5, rtol=1e-4)
+        # the last layer is computed where it is read, with a mask of rows or of the block grid
+        index = torch.tensor([[14, 23, 11], [9, 10, -1], [13, 20, 21]])
+        some = lean.denoiser.states(tokens, complete, index, Plan())
+        whole = gather_columns(ours, lean.denoiser.sources(index, complete))
+        assert torch.allclose(some[index >= 0], whole[index >= 0], atol=2e-5, rtol=1e-4)
 
 
 def test_every_family_that_declares_it_is_tested():
