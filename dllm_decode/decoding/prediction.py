@@ -110,8 +110,10 @@ class HiddenStates:
     def logits(self) -> Tensor:
         """(B, W, V), float32 or better; made once, when somebody asks for it."""
         hidden, weight = self.hidden.flatten(0, 1), self.weight
-        shared = isinstance(weight, VocabularyShard)
-        flat = weight.logits(hidden) if shared else reference.head_logits(hidden, weight)
+        if isinstance(weight, VocabularyShard):
+            flat = weight.logits(hidden)
+        else:
+            flat = reference.head_logits(hidden, weight)
         return flat.view(*self.hidden.shape[:2], -1)
 
     @property
