@@ -438,7 +438,7 @@ of_work = partial(Defect, engine._Work)
 
 DEFECTS = {
     "a full pass comes a step late": Defect(
-        cache.DelayedCache, "recompute", "age + 1 >=", "age >=", {"plans"}
+        cache.DelayedCache, "recompute", "self.every - 1", "self.every", {"plans"}
     ),
     "padding keeps the age of a row": of_policy(
         "plan", "(mask == snapshot.live).all(1)", "mask.all(1)", {"plans"}
@@ -496,7 +496,7 @@ DEFECTS = {
         "_count", "counters.over_budget | change.forced", "change.forced", {"counts", "syncs"}
     ),
     "probes are free": of_batch(
-        "_count", '("probes", extra.probes)', '("probes", None)', {"counts"}
+        "_count", "**vars(extra)", "**{**vars(extra), 'probes': None}", {"counts"}
     ),
     "passes behind the end are counted": of_batch(
         "_count", "counters.step + took_part", "counters.step + 1", {"counts", "syncs"}
