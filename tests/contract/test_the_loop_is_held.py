@@ -496,7 +496,7 @@ DEFECTS = {
         "_count", "counters.over_budget | change.forced", "change.forced", {"counts", "syncs"}
     ),
     "probes are free": of_batch(
-        "_count", '("probes", extra.probes)', '("probes", None)', {"counts"}
+        "_count", "**vars(extra)", "**{**vars(extra), 'probes': None}", {"counts"}
     ),
     "passes behind the end are counted": of_batch(
         "_count", "counters.step + took_part", "counters.step + 1", {"counts", "syncs"}
