@@ -311,7 +311,11 @@ class Prediction(ABC):
     @cached_property
     def confidence(self) -> Tensor:
         """Probability of `token`, (B, W)."""
-        return self.top_confidence if self._draw is None else (1.0 - self.certainty).reciprocal()
+        if self._draw is None:
+            return self.top_confidence
+        # ids outside the vocabulary are refused later, by the name of who drew them
+        known = self.token.clamp(max=self.shape[-1] - 1)
+        return self._share(self._at(known[..., None]))[..., 0]
 
     @cached_property
     def certainty(self) -> Tensor:
@@ -324,7 +328,6 @@ class Prediction(ABC):
         """
         if self._draw is None:
             return self.top_certainty
-        # ids outside the vocabulary are refused later, by the name of who drew them
         known = self.token.clamp(max=self.shape[-1] - 1)
         statistics = self._statistics
         apart = statistics.maximum - self._at(known[..., None]).flatten()
