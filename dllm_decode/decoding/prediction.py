@@ -345,10 +345,11 @@ class Prediction(ABC):
     def margin_certainty(self) -> Tensor:
         """By what slots are ranked by margin: -(1 - margin) / margin, 0 at most, (B, W)."""
         top = self._top_two
-        apart = top[..., 1] - top[..., 0]
+        # -0.0 where the two are equal, and so -inf below
+        below = -(top[..., 0] - top[..., 1])
         rest = self._statistics.rest.reshape(self.shape[:2])
-        odds = (rest + apart.exp()) / apart.expm1().abs()
-        return reference.cast(-odds, self._dtype).masked_fill(self._emptied, float("-inf"))
+        odds = (rest + below.exp()) / below.expm1()
+        return reference.cast(odds, self._dtype).masked_fill(self._emptied, float("-inf"))
 
     @cached_property
     def _top_two(self) -> Tensor:
