@@ -96,15 +96,16 @@ class DreamSchedule(_TimeGrid):
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The best or drawn positions of this step."""
-        scores = order_scores(view, self.order)
-        if self.position_temperature > 0.0:
-            measure = getattr(view.pred, self.order)
-            measure = -measure if self.order == "entropy" else measure
-            # the k largest of score / T + Gumbel noise are a draw without replacement
-            noise = -(-view.noise.uniform().log()).log()
-            scores = tempered(measure, self.position_temperature) + noise
+        scores = self._drawn(view) if self.position_temperature else order_scores(view, self.order)
         count = (view.open.sum(1).float() * self.share(view)).long()
         return Decision(best(scores, view.open, count), scores=scores)
+
+    def _drawn(self, view: StepView) -> Tensor:
+        """Scores / T + Gumbel noise, whose k largest are a draw without replacement, (B, W)."""
+        measure: Tensor = getattr(view.pred, self.order)
+        measure = -measure if self.order == "entropy" else measure
+        noise = -(-view.noise.uniform().log()).log()
+        return tempered(measure, self.position_temperature) + noise
 
 
 @dataclass(frozen=True)

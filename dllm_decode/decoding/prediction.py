@@ -311,7 +311,11 @@ class Prediction(ABC):
     @cached_property
     def confidence(self) -> Tensor:
         """Probability of `token`, (B, W)."""
-        return self.top_confidence if self._draw is None else (1.0 - self.certainty).reciprocal()
+        if self._draw is None:
+            return self.top_confidence
+        # ids outside the vocabulary are refused later, by the name of who drew them
+        known = self.token.clamp(max=self.shape[-1] - 1)
+        return self._share(self._at(known[..., None]))[..., 0]
 
     @cached_property
     def certainty(self) -> Tensor:
@@ -324,7 +328,6 @@ class Prediction(ABC):
         """
         if self._draw is None:
             return self.top_certainty
-        # ids outside the vocabulary are refused later, by the name of who drew them
         known = self.token.clamp(max=self.shape[-1] - 1)
         statistics = self._statistics
         apart = statistics.maximum - self._at(known[..., None]).flatten()
@@ -342,10 +345,11 @@ class Prediction(ABC):
     def margin_certainty(self) -> Tensor:
         """By what slots are ranked by margin: -(1 - margin) / margin, 0 at most, (B, W)."""
         top = self._top_two
-        apart = top[..., 1] - top[..., 0]
+        # -0.0 where the two are equal, and so -inf below
+        below = -(top[..., 0] - top[..., 1])
         rest = self._statistics.rest.reshape(self.shape[:2])
-        odds = (rest + apart.exp()) / apart.expm1().abs()
-        return reference.cast(-odds, self._dtype).masked_fill(self._emptied, float("-inf"))
+        odds = (rest + below.exp()) / below.expm1()
+        return reference.cast(odds, self._dtype).masked_fill(self._emptied, float("-inf"))
 
     @cached_property
     def _top_two(self) -> Tensor:

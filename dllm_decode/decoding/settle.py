@@ -264,7 +264,7 @@ def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor
     assert decision.scores is not None
     # where the model's own ranking is no number, its logits are refused
     own = vars(view.pred) if isinstance(view.pred, DensePrediction) else {}
-    names = ("certainty", "top_certainty", "confidence")
+    names = ("certainty", "top_certainty", "margin_certainty", "confidence")
     if not any(decision.scores is own.get(name) for name in names):
         wrong = wrong | (view.open & decision.scores.isnan())
     return wrong
