@@ -238,6 +238,7 @@ def test_low_rank_updates_learn_and_are_merged_into_the_published_weights(tmp_pa
     assert not [name for name in names if "lora" in name or "base_layer" in name]
 
 
+@pytest.mark.slow  # imports peft
 def test_merged_weights_are_only_lent() -> None:
     pytest.importorskip("peft")
     torch.manual_seed(0)
