@@ -110,8 +110,10 @@ class HiddenStates:
     def logits(self) -> Tensor:
         """(B, W, V), float32 or better; made once, when somebody asks for it."""
         hidden, weight = self.hidden.flatten(0, 1), self.weight
-        shared = isinstance(weight, VocabularyShard)
-        flat = weight.logits(hidden) if shared else reference.head_logits(hidden, weight)
+        if isinstance(weight, VocabularyShard):
+            flat = weight.logits(hidden)
+        else:
+            flat = reference.head_logits(hidden, weight)
         return flat.view(*self.hidden.shape[:2], -1)
 
     @property
@@ -608,7 +610,7 @@ class DensePrediction(Prediction):
         self._draw = draw
 
     @cached_property
-    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int, int]:
         rows, slots, vocabulary = self._raw.shape
         return rows, slots, vocabulary
 
@@ -634,7 +636,7 @@ class DensePrediction(Prediction):
         return self._pass[0]
 
     @cached_property
-    def _dtype(self) -> torch.dtype:  # type: ignore[override]
+    def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._raw.dtype)
 
     @cached_property
@@ -692,12 +694,12 @@ class HeadPrediction(DensePrediction):
         self._draw = draw
 
     @cached_property
-    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int, int]:
         rows, slots, _ = self._source.hidden.shape
         return rows, slots, self._source.weight.shape[0]
 
     @cached_property
-    def _dtype(self) -> torch.dtype:  # type: ignore[override]
+    def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._source.hidden.dtype)
 
     @cached_property

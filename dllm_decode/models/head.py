@@ -50,7 +50,7 @@ def vocabulary_shard(model: Any, vocabulary: int) -> VocabularyShard | None:
         vocabulary: Ids that are used, V.
     """
     head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
+    weight: Any = getattr(head, "weight", None)
     if not hasattr(weight, "device_mesh") or getattr(head, "bias", None) is not None:
         return None
     (placement,) = weight.placements
