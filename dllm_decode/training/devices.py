@@ -1,6 +1,7 @@
 """The processes that train one model together, one per device.
 
-They are started by `accelerate launch --num_processes 4 -m dllm_decode task=distill ...`.
+They are started by `accelerate launch --num_processes 4 -m dllm_decode task=distill ...` or by
+torchrun.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Devices:
 
     @staticmethod
     def found() -> Devices:
-        """Those that `accelerate launch` has started; a process alone where it was not used.
+        """Those that a launcher has started; a process alone where there was none.
 
         Raises:
             ConfigError: There are several processes, and accelerate is not installed.
@@ -50,7 +51,8 @@ class Devices:
                 "training in several processes needs the package accelerate; "
                 "pip install 'dllm_decode[multi]'"
             ) from None
-        state = PartialState()
+        # without the word, processes on processors would not find each other
+        state = PartialState(cpu=not torch.cuda.is_available())
         return Devices(state.process_index, state.num_processes, state)
 
     @property

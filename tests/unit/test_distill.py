@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +238,7 @@ def test_low_rank_updates_learn_and_are_merged_into_the_published_weights(tmp_pa
     assert not [name for name in names if "lora" in name or "base_layer" in name]
 
 
+@pytest.mark.slow  # imports peft
 def test_merged_weights_are_only_lent() -> None:
     pytest.importorskip("peft")
     torch.manual_seed(0)
@@ -277,6 +281,30 @@ def test_a_process_alone_shares_nothing_and_several_share_the_rows_of_a_batch() 
     assert Devices.found() == Devices()
     rows = list(range(7))
     assert sorted(n for rank in range(3) for n in Devices(rank, 3).mine(rows)) == rows
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run_and_one_of_them_writes(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    words = [
+        "task=distill", "model=llada", "model.threads=1", "strategy=threshold", "task.steps=2",
+        "task.families=[story]", "task.problems=4", "task.held_out=2", "task.rows=4",
+        "task.measure_every=2", "task.tolerance=100", "task.thresholds=[0.9]",
+        f"task.output={tmp_path / 'run'}",
+    ]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*launch, "-m", "dllm_decode", *words],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )
+    record = json.loads((tmp_path / "run" / "checkpoint.json").read_text())
+    assert record["settings"]["number of processes"] == 2
+    lines = (tmp_path / "run" / "curves.jsonl").read_text().splitlines()
+    assert len([line for line in lines if "accuracy" in line]) == 1
 
 
 @pytest.mark.parametrize(
