@@ -196,7 +196,7 @@ class Run:
                 return (progress.steps - step).clamp(min=0)
             return snapshot.left
 
-        return StepView(
+        view: StepView = StepView.made(
             step=step,
             index=index,
             pred=prediction,
@@ -217,6 +217,7 @@ class Run:
             parameters=counters.parameters,
             banned=self.passes.banned,
         )
+        return view
 
     def _outlook(
         self, after: Snapshot, view: StepView, change: Change

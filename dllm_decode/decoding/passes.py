@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class ModelPasses:
         self._shows_hidden = bool(inside)
         self._run = self._pass_of(parts)
         self.banned = ids_on(tuple(_banned_ids(parts)), batch.device).clone()  # views show it
-        self._weight: Tensor | None = None  # of the head, where a pass stops in front of it
+        self._weight: Any = None  # of the head, where a pass stops in front of it
         self._states: Tensor | None = None  # (B, L', D) where a drafter goes on from them
         self._probes: list[Probed] = []
         self._plan: Plan
@@ -91,7 +92,8 @@ class ModelPasses:
             assert self._own.states is not None  # checked when the decoder was composed
             run = self._own.states
         elif self._own.before_head is not None and parts.sampler.takes_hidden:
-            fused = dispatch.fuses_head(self.batch.device, self._own.head_obstacle)
+            obstacle = self._own.head_obstacle
+            fused = self._own.head_shared or dispatch.fuses_head(self.batch.device, obstacle)
             run = self._own.before_head if fused else run
         return read_only(run, named("model", parts.denoiser)) if parts.debug else run
 

@@ -16,6 +16,7 @@ from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.noise import Noise, gumbel
 from dllm_decode.kernels.reference import RowStatistics, Slots
+from dllm_decode.kernels.shards import VocabularyShard
 
 
 class PredictionError(DecisionError):
@@ -92,7 +93,7 @@ class HiddenStates:
 
     Attributes:
         hidden: (B, W, D) states.
-        weight: (V, D) of the head, without gradient.
+        weight: (V, D) of the head, without gradient, or this process's part of it.
 
     Examples:
         >>> import torch
@@ -103,12 +104,16 @@ class HiddenStates:
     """
 
     hidden: Tensor
-    weight: Tensor
+    weight: Tensor | VocabularyShard
 
     @cached_property
     def logits(self) -> Tensor:
         """(B, W, V), float32 or better; made once, when somebody asks for it."""
-        flat = reference.head_logits(self.hidden.flatten(0, 1), self.weight)
+        hidden, weight = self.hidden.flatten(0, 1), self.weight
+        if isinstance(weight, VocabularyShard):
+            flat = weight.logits(hidden)
+        else:
+            flat = reference.head_logits(hidden, weight)
         return flat.view(*self.hidden.shape[:2], -1)
 
     @property
@@ -604,7 +609,7 @@ class DensePrediction(Prediction):
         self._banned = banned
         self._draw = draw
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         rows, slots, vocabulary = self._raw.shape
         return rows, slots, vocabulary
@@ -630,7 +635,7 @@ class DensePrediction(Prediction):
     def _statistics(self) -> RowStatistics:
         return self._pass[0]
 
-    @property
+    @cached_property
     def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._raw.dtype)
 
@@ -688,12 +693,12 @@ class HeadPrediction(DensePrediction):
         self._banned = banned
         self._draw = draw
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         rows, slots, _ = self._source.hidden.shape
         return rows, slots, self._source.weight.shape[0]
 
-    @property
+    @cached_property
     def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._source.hidden.dtype)
 
@@ -704,7 +709,8 @@ class HeadPrediction(DensePrediction):
     @property
     def _sparse(self) -> bool:
         """Whether the logits need not, and do not, exist."""
-        return not self._source.has_logits and dispatch.uses_triton(self._source.hidden)
+        shared = isinstance(self._source.weight, VocabularyShard)
+        return not self._source.has_logits and (shared or dispatch.uses_triton(self._source.hidden))
 
     @cached_property
     def _pass(self) -> tuple[RowStatistics, Tensor | None]:
@@ -739,7 +745,7 @@ class HeadPrediction(DensePrediction):
 class BiasedPrediction(Prediction):
     """A prediction with sparse additions, computed from the statistics of the one below it.
 
-    The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions that
+    The identity is stated at `kernels.reference.biased_statistics`. It is exact for additions that
     are 0 or more. A negative addition can cancel nearly all of the mass, so predictions that hold
     one compute their statistics densely.
 
@@ -796,7 +802,7 @@ class BiasedPrediction(Prediction):
             return dispatch.row_statistics(self.logits.reshape(-1, self.shape[-1]))
         ids, delta = self._additions
         values = self._base._at(ids).flatten(0, 1)
-        return reference.raised_statistics(
+        return reference.biased_statistics(
             self._base._statistics, values, ids.flatten(0, 1), delta.flatten(0, 1)
         )
 

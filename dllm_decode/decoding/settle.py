@@ -193,7 +193,7 @@ def legal_change(
         tokens = torch.where(unfit & (granted.commit > decision.commit), view.pred.token, tokens)
         tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
     remask = granted.remask
-    change = Change(
+    change: Change = Change.made(
         rows=view.snapshot.rows,
         step=view.step,
         index=later(lambda: view.offsets),

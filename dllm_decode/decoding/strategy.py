@@ -177,11 +177,12 @@ class Strategy(Part):
             at it again; needs the progress rule `Revisions`.
         wraps: whether it stands for a whole rule of its own, whose transforms and filters belong
             inside it.
-        always_commits: the strategy's word that each of its decisions commits at least one slot of
-            every row that has an open one, so that the loop need not have another ready; whoever
-            overrides `decide` has to give it anew. A broken one ends the decode with an error.
+        always_commits: a promise that each of its decisions commits at least one slot of every row
+            that has an open one, so that the loop need not have another slot ready. A class that
+            overrides `decide` has to promise it again; a broken promise ends the decode with an
+            error.
         ranks: whether it may commit some of several slots with the same score and leave others, so
-            that many ties are worth a warning; False in the same way is a word on `decide`.
+            that many ties are worth a warning; False is a promise of the same kind.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -264,6 +265,53 @@ class Strategy(Part):
             The rows, or None for none.
         """
         return None
+
+
+class RuleWrapper(Strategy):
+    """A strategy that carries out several steps of another one, its field `rule`.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> @dataclass(frozen=True)
+        ... class AsItIs(RuleWrapper):
+        ...     rule: Strategy
+        ...     def decide(self, view, memory):
+        ...         return self.rule.decide(view, memory)
+        >>> Copy(n=4).answer(AsItIs(TopK(2)), "abcd")
+        ('abcd', 3)
+        >>> [key for key, _ in AsItIs(TopK(2)).parts()]
+        ['', 'rule']
+    """
+
+    rule: Strategy
+    wraps = True
+
+    @property
+    def progress(self) -> Progress:
+        """That of the rule."""
+        return self.rule.progress
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Itself, and the parts of its rule."""
+        yield "", self
+        for key, part in self.rule.parts():
+            yield f"rule.{key}" if key else "rule", part
+
+    def with_parts(self, change: Callable[[str, Any], Any]) -> Strategy:
+        """With other parts in place of its own; see `Strategy.with_parts`."""
+
+        def inner(key: str, part: Any) -> Any:
+            return change(f"rule.{key}" if key else "rule", part)
+
+        own: Any = change("", self)
+        changed: Strategy = replace(own, rule=self.rule.with_parts(inner))
+        return changed
+
+    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
+        """The memory of the rule."""
+        return self.rule.begin(request, snapshot)
 
 
 class Transform(Part):

@@ -89,6 +89,18 @@ class LazyFields:
         own = vars(self)
         own["_later"] = {name: own.pop(name) for name in self.lazy if type(own.get(name)) is Later}
 
+    @classmethod
+    def made(cls, **fields: Any) -> Any:
+        """An instance of fields without a default of their own making, quicker than by the class.
+
+        Whatever is left out has the default of its class; one with a factory has to be given.
+        """
+        twin = object.__new__(cls)
+        own = vars(twin)
+        own["_later"] = {name: fields.pop(name) for name in cls.lazy if type(fields[name]) is Later}
+        own.update(fields)
+        return twin
+
     def __getattr__(self, name: str) -> Any:
         """A field that is not there yet; everything else is found before this is asked."""
         later = vars(self).get("_later", {}).get(name)

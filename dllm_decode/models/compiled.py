@@ -20,13 +20,14 @@ GRAPHS = 64  # shapes before torch.compile gives up on new ones
 ALIGNED = 8  # numbers between rows of a mask that memory-efficient attention reads as it is
 
 log = logging.getLogger(__name__)
+Mask = Any  # Tensor | torch's BlockMask | None; the second is imported where it is made
 
 
 def run_body(
     model: Any,
     tokens: Tensor,
     positions: Tensor,
-    mask: Tensor | None,
+    mask: Mask,
     store: KeyValueStore | None,
     slots: Tensor | None = None,
 ) -> Tensor:
@@ -36,15 +37,16 @@ def run_body(
         model: A `...ForCausalLM`.
         tokens: (B, Q) ids.
         positions: (B, Q), from 0 at each row's first live column.
-        mask: Bool, (B, L), (B, 1, 1, L) or (B, 1, Q, L); None where everything is seen.
+        mask: Bool, (B, L), (B, 1, 1, L) or (B, 1, Q, L), or for FlexAttention blocks of it; None
+            where everything is seen.
         store: Stored keys and values that the pass updates and attends to.
         slots: (B, W), of Q, -1 for any, where states are wanted; None for everywhere.
     """
     if isinstance(model, LeanModel):
         some = slots if slots is not None and slots.shape[1] < tokens.shape[1] else None
         hidden: Tensor = model.model(tokens, mask, positions, store, some).last_hidden_state
-        return hidden if slots is some else gather_columns(hidden, slots)
-    if mask is not None and mask.dim() == 4:
+        return hidden if slots is None or slots is some else gather_columns(hidden, slots)
+    if isinstance(mask, Tensor) and mask.dim() == 4:
         if tokens.is_cuda and mask.dtype == torch.bool:
             mask = additive(mask, model.get_input_embeddings().weight.dtype)
         mask = mask.expand(-1, 1, tokens.shape[1], -1)
@@ -63,6 +65,25 @@ def run_body(
     # with a device map the last layer may live elsewhere
     hidden = output.last_hidden_state.to(tokens.device)
     return hidden if slots is None else gather_columns(hidden, slots.to(hidden.device))
+
+
+def blocks_seen(queries: Tensor, keys: Tensor, grid: tuple[Tensor, Tensor] | None = None) -> Mask:
+    """The mask for FlexAttention, which skips what no query of a block may see.
+
+    Args:
+        queries: (B, Q), their columns.
+        keys: (B, L) bool, columns that may be seen.
+        grid: The blocks of queries (B, Q) and of keys (B, L), of which a query sees its own and
+            earlier ones; None for full attention.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        there = keys[row, key]
+        return there if grid is None else there & (grid[0][row, query] >= grid[1][row, key])
+
+    rows, columns = keys.shape
+    return create_block_mask(seen, rows, None, queries.shape[1], columns, str(keys.device))
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -113,12 +134,14 @@ class CompiledBody:
         self,
         tokens: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Mask,
         store: KeyValueStore | None,
     ) -> Tensor:
         """Hidden states (B, Q, D); see `run_body`."""
-        # the first pass with a store allocates it, which is no work for a graph
-        if self._broken or (store is not None and not store.is_ready):
+        # the first pass with a store allocates it, which is no work for a graph; FlexAttention is
+        # compiled by itself, and its blocks are not padded
+        unready = store is not None and not store.is_ready
+        if self._broken or unready or not (mask is None or isinstance(mask, Tensor)):
             return run_body(self._model, tokens, positions, mask, store)
         try:
             return self._padded(tokens, positions, mask, store)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from dllm_decode.kernels.shards import VocabularyShard
 
 FUSED_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -38,6 +40,40 @@ def head_obstacle(model: Any, vocabulary: int) -> str:
     if weight.dtype not in FUSED_DTYPES:
         return f"it is {weight.dtype}; the kernel is for torch.bfloat16 and torch.float16"
     return ""
+
+
+def vocabulary_shard(model: Any, vocabulary: int) -> VocabularyShard | None:
+    """This process's part of a head that tensor parallelism has split by ids, None for a whole one.
+
+    Args:
+        model: A `...ForCausalLM` of transformers.
+        vocabulary: Ids that are used, V.
+    """
+    head = model.get_output_embeddings()
+    weight: Any = getattr(head, "weight", None)
+    if not hasattr(weight, "device_mesh") or getattr(head, "bias", None) is not None:
+        return None
+    (placement,) = weight.placements
+    if not placement.is_shard(0):
+        return None
+    mesh = weight.device_mesh
+    first = mesh.get_local_rank() * -(-weight.shape[0] // mesh.size())  # as torch.chunk splits
+    own = weight.to_local().detach()[: max(0, vocabulary - first)]
+    return VocabularyShard(own, first, vocabulary, mesh.get_group())
+
+
+def first_of_all(values: Tensor, group: Any) -> Tensor:
+    """The values of the first of some processes, on all of them.
+
+    Args:
+        values: Of this one.
+        group: The processes.
+    """
+    from torch import distributed
+
+    shared = values.contiguous()
+    distributed.broadcast(shared, group=group, group_src=0)
+    return shared
 
 
 def _only_moves(head: nn.Module) -> bool:

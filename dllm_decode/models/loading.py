@@ -172,6 +172,7 @@ def load_model(
         shifted=plan.spec.shifted,
         block_length=block,
         reordered=plan.spec.reordered,
+        routes_blocks=plan.settings.get("expert_capacity") is not None,
         fingerprint=fingerprint(found.folder, *merged),
     )
     tokenizer = replace(
@@ -262,6 +263,9 @@ def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> Transfo
     if spread:
         log.warning("the model runs uncompiled: it is spread over several devices")
         return denoiser
+    if denoiser.routes_blocks:
+        log.warning("the model runs uncompiled: its experts are chosen by whole blocks")
+        return denoiser
     return replace(denoiser, compiled=CompiledBody(denoiser.model, mode))
 
 
@@ -277,10 +281,11 @@ def _block_length(plan: Blueprint, asked: int | None, attn_implementation: str) 
         if not plan.spec.reordered:
             return None
     kind = "reordered" if plan.spec.reordered else "block-causal"
+    takes = ("sdpa",) if plan.spec.reordered else ("sdpa", "flex_attention")
     require(
-        attn_implementation == "sdpa",
-        f"model.attn_implementation must be sdpa for {plan.spec.family}, whose {kind} mask "
-        f"the others cannot take, got {attn_implementation!r}",
+        attn_implementation in takes,
+        f"model.attn_implementation must be {' or '.join(takes)} for {plan.spec.family}, whose "
+        f"{kind} mask the others cannot take, got {attn_implementation!r}",
     )
     if asked is not None:
         require_count("model.block_length", asked)

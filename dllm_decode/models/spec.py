@@ -519,12 +519,6 @@ def _llada2(config: Published) -> Settings:
     config.expect("use_rmsnorm", True)
     config.skip("block_size", "embedding_dropout", "output_dropout", "output_router_logits")
     config.skip(*EDIT_TOKENS)
-    if config.get("expert_capacity") is not None:
-        raise CheckpointError(
-            f"{config.where} lets the tokens of a block share 'expert_capacity' experts, as "
-            "LLaDA2.2 does; that choice is not made here, and without it the model computes "
-            "something else"
-        )
     sizes, size = _sizes(config, partly_rotated=True), _head_size(config)
     experts = _experts(config)
     config.expect("rotary_dim", int(size * sizes["rope_parameters"]["partial_rotary_factor"]))
@@ -540,7 +534,7 @@ def _llada2(config: Published) -> Settings:
     if experts["num_experts_per_tok"] > chosen * (total // groups):
         most = f"at most the {chosen * (total // groups)} experts of topk_group={chosen} groups"
         raise config.refused("num_experts_per_tok", experts["num_experts_per_tok"], most)
-    return {
+    return _capacity(config, experts) | {
         **sizes,
         "head_dim": size,
         "intermediate_size": config.count("intermediate_size"),
@@ -556,6 +550,17 @@ def _llada2(config: Published) -> Settings:
         "use_qk_norm": True,
         "num_mtp_layers": 0,
     }
+
+
+def _capacity(config: Published, experts: Settings) -> Settings:
+    """How many experts the tokens of a block choose from together, where LLaDA2.2 limits them."""
+    if config.get("expert_capacity") is None:
+        return {}
+    most, least = experts["num_experts"], experts["num_experts_per_tok"]
+    capacity = config.count("expert_capacity", minimum=least)
+    if capacity > most:
+        raise config.refused("expert_capacity", capacity, f"at most the {most} experts")
+    return {"expert_capacity": capacity}
 
 
 def _qwen2(config: Published) -> Settings:

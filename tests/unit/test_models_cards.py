@@ -1,13 +1,14 @@
 """Which model a card holds, as docs/models.md says: every figure is computed again."""
 
+import inspect
 import re
 from functools import cache
 from pathlib import Path
 
 import published_configs as sizes
 import pytest
-from hydra import compose, initialize_config_module
 
+from dllm_decode.models import load_model
 from dllm_decode.models.blueprint import Blueprint, build_on_meta
 from dllm_decode.models.quantization import Verdict, memory_by_kind
 from dllm_decode.models.spec import Published, spec_of
@@ -44,6 +45,7 @@ def memory_of(name, kind):
     )[kind]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("row", list(rows()), ids=lambda row: row[0])
 def test_a_card_holds_what_the_table_says_with_the_figures_that_are_computed(row):
     memory, command, weights, left = row
@@ -55,10 +57,9 @@ def test_a_card_holds_what_the_table_says_with_the_figures_that_are_computed(row
     assert str(Verdict(needed, there)) == "fits"
     assert weights == f"{needed:.1f} GiB"
     assert left == f"{there - needed:.1f} GiB"
-    with initialize_config_module("dllm_decode.conf", version_base="1.3"):
-        overrides = [f"{key}={value}" for key, value in options.items()]
-        composed = compose("config", [*overrides, "strategy=credit"])
-    assert composed.model.quantization == options.get("model.quantization")
+    settings = {key.removeprefix("model.") for key in options if key.startswith("model.")}
+    assert settings <= set(inspect.signature(load_model).parameters)
+    assert (PAGE.parents[1] / "conf" / "model" / f"{options['model']}.yaml").is_file()
 
 
 def test_every_common_size_of_card_has_a_row_and_nothing_claims_to_have_run():

@@ -85,6 +85,7 @@ def by_hand(folder, family, *additions):
     return folder
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("family", PLACES)
 def test_an_adapter_adds_its_product_to_the_published_weights(family, tmp_path):
     added = write_adapter(tmp_path / "a", family)

@@ -1,6 +1,7 @@
 """Quantised weights: made while loading, as published, refused by name, and what they take."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dllm_decode.models import doctor, load_model, quantization
 from dllm_decode.models.blueprint import blueprint, build_on_meta
 from dllm_decode.models.placement import Placement
 from dllm_decode.models.quantization import Verdict, memory_by_kind, require_quantization
+from dllm_decode.models.quiet import transformers_output
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
 TOKENS = torch.arange(5, 25)[None]
@@ -118,6 +120,7 @@ def quantised_by_hand(source, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_comes_quantised_loads(folder, exact, tmp_path):
     pytest.importorskip("compressed_tensors")
     published = quantised_by_hand(folder, tmp_path / "published")
@@ -215,6 +218,7 @@ def test_the_doctor_tells_for_each_kind_whether_it_fits(folder, monkeypatch):
     assert str(Verdict(1, float("inf"))) == "fits"
 
 
+@pytest.mark.slow
 def test_broken_settings_of_a_published_method_are_the_checkpoint_s_fault(folder, tmp_path):
     pytest.importorskip("compressed_tensors")
     published = quantised_by_hand(folder, tmp_path / "published")
@@ -231,3 +235,11 @@ def test_plain_models_load_no_library_of_quantisation():
     assert not [
         line for line in source.splitlines() if line.startswith(("import torchao", "from torchao"))
     ]
+
+
+def test_a_library_that_transformers_imports_by_itself_is_not_heard():
+    logger = logging.getLogger("torchao")
+    before = logger.level
+    with transformers_output(progress=False):
+        assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.level == before
