@@ -56,7 +56,7 @@ Parameters = Mapping[str, float]
 
 
 class Streamer(Protocol):
-    """What `generate` tells about while it decodes; transformers' streamers fit.
+    """Told by `generate` what is decoded, as it goes on; streamers of transformers fit.
 
     `put` gets the prompt's ids, then ids that are final, from left to right; `put_draft`, where
     there is one, the whole canvas with masks after each step; `end` comes last.

@@ -37,7 +37,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; raises `OSError` where that cannot be done."""
+    """Write a text file whole or not at all; raises `OSError` where that cannot be done.
+
+    Args:
+        path: The file.
+        text: Its new content.
+    """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 

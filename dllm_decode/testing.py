@@ -169,7 +169,12 @@ class HashDenoiser:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward pass did with the store; computed, attended (B, L) bool."""
+    """What one forward pass did with the store.
+
+    Attributes:
+        computed: (B, L) bool, columns whose entry was computed and stored.
+        attended: (B, L) bool, columns whose entry was read.
+    """
 
     computed: Tensor
     attended: Tensor
@@ -177,7 +182,12 @@ class Pass:
 
 @dataclass
 class HashStore:
-    """What a `StoringHashDenoiser` keeps of each column; stored (B, L) int64.
+    """What a `StoringHashDenoiser` keeps of each column.
+
+    Attributes:
+        capacity: Most rows.
+        columns: Columns of a row, L.
+        stored: (B, L) int64, a number for each column, -1 where nothing was stored.
 
     Examples:
         >>> store = HashStore(capacity=2, columns=4)
@@ -311,6 +321,22 @@ CACHES: Mapping[str, CachePolicy] = {
 @dataclass(frozen=True)
 class Case:
     """A drawn decode: sizes and choices as plain numbers, so that a failing one can be read.
+
+    Attributes:
+        prompts: Token ids of each row.
+        lengths: Generated columns of each row.
+        fixed: Tokens given in advance, per row by offset.
+        seed: Of the first row.
+        model: Kind of model, see `StrategyContract.model`.
+        schedule: `blocks`, `sliding` or another kind, see `StrategyContract.schedule`.
+        width: Columns of a window.
+        choice: Number that `pick` chooses by.
+        order: The rows in another order.
+        cache: Name of a cache policy.
+        sync_every: Steps between two syncs.
+        shifted: Whether the logits at a column predict the next one.
+        batch: Rows decoded together.
+        batching: `continuous` or `static`.
 
     Examples:
         >>> case = Case(((3, 4),), (5,), ({},), 0, "hash", "whole", 1, choice=7, order=(0,))
@@ -476,7 +502,13 @@ class _Overheard(_Wrapped):
 
 
 def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list[int]]:
-    """The sequences that follow from a request and the changes of its decode, and nothing else."""
+    """The sequences that follow from a request and the changes of its decode, and nothing else.
+
+    Args:
+        request: What was decoded.
+        vocab: Special ids of the model.
+        trace: All changes, in order.
+    """
     rows = [[vocab.mask_id] * length for length in request.lengths]
     horizons = list(request.lengths)
     for row, given_tokens in enumerate(request.fixed or ()):
@@ -494,7 +526,12 @@ def replay(request: Request, vocab: Vocab, trace: Sequence[Change]) -> list[list
 
 
 def row_of(result: Result, row: int) -> tuple[Any, ...]:
-    """What a row got: tokens, counts, finish reason, and the step of each token."""
+    """What a row got: tokens, counts, finish reason, and the step of each token.
+
+    Args:
+        result: Of a decode.
+        row: Of its request.
+    """
     counts = (result.probes, result.passes, result.edits, result.remasks, result.not_granted)
     return (
         result.sequences[row],

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
 
 import torch
 
@@ -14,15 +12,15 @@ from dllm_decode.decoding.ahead import after
 from dllm_decode.decoding.denoiser import Drafter
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.settle import settle
-from dllm_decode.decoding.strategy import EveryStep, Part, Pipeline, Progress, Strategy
-from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView
+from dllm_decode.decoding.strategy import EveryStep, Pipeline, RuleWrapper, Strategy
+from dllm_decode.decoding.types import Change, Decision, Memory, StepView
 from dllm_decode.errors import ConfigError, require_count
 from dllm_decode.models.drafting import LayerDrafter
 from dllm_decode.strategies.fixed import TopK
 
 
 @dataclass(frozen=True)
-class Adjust(Strategy):
+class Adjust(RuleWrapper):
     """Several steps of a rule per forward pass, the later ones with what a draft layer predicts.
 
         h_0 = the model's states,   p_0 = head(h_0)
@@ -60,7 +58,6 @@ class Adjust(Strategy):
     drafts: int = 3
     weights: str | Drafter = "bundled:llada-tiny"
     match_model: bool = True
-    wraps: ClassVar[bool] = True
     needs = frozenset({"hidden", "embeddings"})
 
     def __post_init__(self) -> None:
@@ -83,7 +80,7 @@ class Adjust(Strategy):
         _ = self.drafter
 
     @cached_property
-    def drafter(self) -> Drafter:  # type: ignore[override]
+    def drafter(self) -> Drafter:
         """The draft layer as read from `weights`."""
         return LayerDrafter.load(self.weights) if isinstance(self.weights, str) else self.weights
 
@@ -92,30 +89,6 @@ class Adjust(Strategy):
         """The model the layer was trained for, None where that is not to be checked."""
         made_for: str | None = getattr(self.drafter, "fingerprint", None)
         return made_for if self.match_model else None
-
-    @property
-    def progress(self) -> Progress:
-        """That of the rule."""
-        return self.rule.progress
-
-    def parts(self) -> Iterator[tuple[str, Part]]:
-        """Itself, and the parts of its rule."""
-        yield "", self
-        for key, part in self.rule.parts():
-            yield f"rule.{key}" if key else "rule", part
-
-    def with_parts(self, change: Callable[[str, Any], Any]) -> Adjust:
-        """With other parts in place of its own; see `Strategy.with_parts`."""
-        own: Adjust = change("", self)
-
-        def inner(key: str, part: Any) -> Any:
-            return change(f"rule.{key}" if key else "rule", part)
-
-        return replace(own, rule=self.rule.with_parts(inner))
-
-    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
-        """What the rule begins with."""
-        return self.rule.begin(request, snapshot)
 
     def decide(self, view: StepView, memory: Memory | None) -> Decision:
         """What all steps commit, each decided when the ones before it stand."""

@@ -57,7 +57,7 @@ class CopyPrior(Transform):
         require_in_range("alpha", self.alpha, 0.0, 100.0)
 
     def adjust(self, view: StepView, memory: None) -> Prediction:
-        """The prediction with its bias; with alpha 0 the very prediction that came in."""
+        """The biased prediction; with alpha 0 the one that came in, unchanged."""
         alpha = view.parameter("alpha", self.alpha, view.pred.confidence)
         if not isinstance(alpha, Tensor) and alpha == 0.0:
             return view.pred

@@ -75,7 +75,7 @@ class Core(Strategy):
 
     @property
     def progress(self) -> Progress:
-        """A bound per column."""
+        """At most `revisions` edits of a column."""
         return Revisions(self.revisions)
 
     def decide(self, view: StepView, memory: None) -> Decision:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.strategy import Transform
-from dllm_decode.decoding.types import Memory, Request, Snapshot, StepView
+from dllm_decode.decoding.types import ColumnMemory, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import require_choice, require_count, require_in_range
 from dllm_decode.kernels.reference import Slots
 
@@ -144,7 +144,7 @@ class TraceCredit(_CreditRule):
         require_in_range("gamma", self.gamma, 0.0, 10.0)
 
     def adjust(self, view: StepView, memory: CreditMemory) -> Prediction:
-        """The prediction with its bias; with alpha 0 the very prediction that came in."""
+        """The biased prediction; with alpha 0 the one that came in, unchanged."""
         alpha = view.parameter("alpha", self.alpha, memory.credit)
         off = not isinstance(alpha, Tensor) and alpha == 0.0
         return view.pred if off else super().adjust(view, memory)
@@ -194,7 +194,63 @@ class AdaptiveCredit(_CreditRule):
         require_choice("ratio_over", self.ratio_over, ("block", "canvas"))
 
     def strengths(self, view: StepView) -> tuple[Tensor, Tensor, float]:
-        """1 - eta twice, and 1."""
+        """Alpha and beta, both 1 - eta, and gamma, which is 1."""
         eta = view.mask_ratio if self.ratio_over == "block" else view.snapshot.mask_ratio
         share = 1.0 - eta.double()
         return share, share, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullCredit(Transform):
+    """Credit for every token, as much as its probability: the whole distribution is remembered.
+
+        C[i, v] <- beta * C[i, v] + p(i, v) ** gamma                               (first this)
+        l'[i, v] = l[i, v] + alpha * log(1 + C[i, v])                              (then this)
+
+    for every open position i and every token v that is not banned. With a small gamma all tokens
+    earn nearly the same, so that what is left is a preference for those that stayed likely. It
+    keeps a number per column and token of the vocabulary: 8 V bytes per column.
+
+    Source: CreditDecoding, arXiv 2510.06133, equation 13, as summaries of it have it; none says
+    whether the constants stay.
+
+    Args:
+        alpha: strength [nats per nat of log(1 + C)], [0, 100].
+        beta: share of the credit that is kept per step, [0, 1].
+        gamma: exponent of the probabilities, [0, 10].
+
+    Raises:
+        ConfigError: for values out of range.
+
+    Examples:
+        >>> from dllm_decode import Pipeline
+        >>> from dllm_decode.models.toy import Shuffle
+        >>> from dllm_decode.strategies.threshold import ConfidenceThreshold
+        >>> trusting = Pipeline(ConfidenceThreshold(0.6), {"credit": FullCredit(gamma=1.0)})
+        >>> Shuffle(n=6).answer(trusting, "abcdef")
+        ('feadbc', 7)
+    """
+
+    alpha: float = 0.65
+    beta: float = 0.70
+    gamma: float = 0.20
+
+    needs_window = True
+
+    def __post_init__(self) -> None:
+        require_in_range("alpha", self.alpha, 0.0, 100.0)
+        require_in_range("beta", self.beta, 0.0, 1.0)
+        require_in_range("gamma", self.gamma, 0.0, 10.0)
+
+    def begin(self, request: Request, snapshot: Snapshot) -> ColumnMemory:
+        """A memory in which no token has earned credit yet."""
+        return ColumnMemory.of(snapshot, 0.0, snapshot.vocab.size, dtype=torch.float64)
+
+    def adjust(self, view: StepView, memory: ColumnMemory) -> Prediction:
+        """The prediction whose logits have the bonus of every token."""
+        before = memory.read(view).masked_fill(view.fresh[:, None, None], 0.0)
+        share = view.pred.probs.double()
+        earns = (view.open & view.pred.healthy)[..., None] & (share > 0.0)
+        credit = torch.where(earns, self.beta * before + share**self.gamma, 0.0)
+        memory.write(view, credit)
+        return view.pred.with_logits(view.pred.logits.double() + self.alpha * credit.log1p())

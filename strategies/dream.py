@@ -21,6 +21,10 @@ def transfer_shares(steps: int, eps: float) -> Tensor:
         1 - t(i+1) / t(i),   t = `steps` + 1 points evenly spaced from 1 to eps
 
     In float32 as released: the counts are truncated, so one unit in the last place can matter.
+
+    Args:
+        steps: number of steps, 1 or more.
+        eps: where the points end, (0, 1).
     """
     grid = torch.linspace(1.0, eps, steps + 1, dtype=torch.float32)
     shares = 1.0 - grid[1:] / grid[:-1]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.cache import mask_of
-from dllm_decode.decoding.selection import best, first_column, order_scores
+from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import StopRule
-from dllm_decode.decoding.types import Change, Request, Snapshot, StepView
+from dllm_decode.decoding.types import Change, Request, Snapshot, StepView, first_column
 from dllm_decode.errors import (
     CapabilityError,
     ConfigError,

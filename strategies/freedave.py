@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,9 +14,8 @@ from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.settle import settle
 from dllm_decode.decoding.strategy import (
     EveryStep,
-    Part,
     Pipeline,
-    Progress,
+    RuleWrapper,
     Strategy,
 )
 from dllm_decode.decoding.types import (
@@ -34,7 +32,7 @@ from dllm_decode.strategies.threshold import ConfidenceThreshold
 
 
 @dataclass(frozen=True)
-class FreeDave(Strategy):
+class FreeDave(RuleWrapper):
     """Commit as many steps of a rule at once as one verifying pass confirms.
 
         draft    D(1), D(2), ... D(K): the states after 1 ... K steps of the rule, all decided by
@@ -77,7 +75,6 @@ class FreeDave(Strategy):
 
     rule: Strategy = field(default_factory=ConfidenceThreshold)
     drafts: int = 4
-    wraps: ClassVar[bool] = True
     needs_window: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -92,26 +89,6 @@ class FreeDave(Strategy):
             )
         if isinstance(self.rule, Pipeline) and self.rule.stop:
             raise ConfigError("stop rules belong beside freedave, not into its rule")
-
-    @property
-    def progress(self) -> Progress:
-        """That of the rule."""
-        return self.rule.progress
-
-    def parts(self) -> Iterator[tuple[str, Part]]:
-        """Itself, and the parts of its rule."""
-        yield "", self
-        for key, part in self.rule.parts():
-            yield f"rule.{key}" if key else "rule", part
-
-    def with_parts(self, change: Callable[[str, Any], Any]) -> FreeDave:
-        """With other parts in place of its own; see `Strategy.with_parts`."""
-        own: FreeDave = change("", self)
-
-        def inner(key: str, part: Any) -> Any:
-            return change(f"rule.{key}" if key else "rule", part)
-
-        return replace(own, rule=self.rule.with_parts(inner))
 
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         """What the rule's parts begin with, which must be nothing."""

@@ -17,7 +17,11 @@ from dllm_decode.strategies.fixed import scheduled
 
 @dataclass
 class PostSteps(Memory):
-    """Steps that each row has done in a window that was full, (B,)."""
+    """How long each row has stayed in its window.
+
+    Attributes:
+        done: (B,) int64, steps since the window was full.
+    """
 
     done: Tensor
 

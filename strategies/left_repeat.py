@@ -47,7 +47,7 @@ class LeftRepeat(Transform):
         require_in_range("penalty", self.penalty, 0.0, 100.0)
 
     def adjust(self, view: StepView, memory: None) -> Prediction:
-        """The prediction with its bias; with penalty 0 the very prediction that came in."""
+        """The biased prediction; with penalty 0 the one that came in, unchanged."""
         penalty = view.parameter("penalty", self.penalty, view.pred.confidence)
         if not isinstance(penalty, Tensor) and penalty == 0.0:
             return view.pred

@@ -29,6 +29,10 @@ class ReferenceMemory(Memory):
 def reference_plane(request: Request, snapshot: Snapshot) -> Tensor:
     """The reference of each row on the canvas, (B, L); behind its end of text the filler.
 
+    Args:
+        request: with a reference.
+        snapshot: the canvas of its rows.
+
     Raises:
         ConfigError: for references that are longer than the row, shorter without an end of text,
             or hold a token that is never generated.

@@ -71,7 +71,7 @@ class Saber(Strategy):
         require_count("one_of", self.one_of)
 
     def begin(self, request: Request, snapshot: Snapshot) -> Confidences:
-        """Nothing was committed, nothing was seen."""
+        """The memory of rows in which nothing has been committed or predicted."""
         return Confidences(ColumnMemory.of(snapshot, float("nan")), ColumnMemory.of(snapshot, 0.0))
 
     def decide(self, view: StepView, memory: Confidences) -> Decision:

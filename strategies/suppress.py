@@ -33,7 +33,7 @@ class _Suppress(Transform):
         )
 
     def begin(self, request: Request, snapshot: Snapshot) -> None:
-        """No memory; refuses ids outside the vocabulary, and removing all that can be said."""
+        """No memory; refuses ids outside the vocabulary, and a list that leaves nothing to say."""
         vocab = snapshot.vocab
         ids = vocab.eot_ids if self.ids is None else tuple(self.ids)
         require(len(ids) > 0, "ids is null, but the model has no end-of-text id; give the ids")

@@ -98,7 +98,7 @@ class TokenToMask(Strategy):
         return Revisions(self.revisions)
 
     def begin(self, request: Request, snapshot: Snapshot) -> Doubts:
-        """The logits of the step before where they are compared."""
+        """No steps in a full window yet; logits of the step before where they are compared."""
         before = None
         if self.detector == "logit_diff":
             before = ColumnMemory.of(snapshot, float("-inf"), snapshot.vocab.size)

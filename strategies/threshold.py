@@ -65,6 +65,11 @@ class ConfidenceThreshold(Strategy):
         if self.tie_slack is not None:
             require_in_range("tie_slack", self.tie_slack, 0.0, 1.0)
 
+    @property
+    def ranks(self) -> bool:  # type: ignore[override]
+        """Whether the best n are asked for, or a threshold that certainty itself does not reach."""
+        return self.strict or self.at_least > 1 or self.steps_per_block is not None
+
     def decide(self, view: StepView, memory: None) -> Decision:
         """Everything above the threshold, the best n, and what ties with the best."""
         confidence, scores = view.pred.confidence, order_scores(view)

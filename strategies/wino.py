@@ -16,7 +16,11 @@ from dllm_decode.errors import require_count, require_in_range
 
 @dataclass
 class LastCommits(Memory):
-    """Positions that each row committed in its last step, (B,)."""
+    """What the next step needs to know of the last one.
+
+    Attributes:
+        count: (B,) int64, positions that each row committed.
+    """
 
     count: Tensor
 
@@ -71,15 +75,15 @@ class Wino(Strategy):
 
     @property
     def progress(self) -> Progress:
-        """A bound per column."""
+        """At most `revisions` re-masks of a column."""
         return Revisions(self.revisions)
 
     def begin(self, request: Request, snapshot: Snapshot) -> LastCommits:
-        """No commits yet."""
+        """The memory of rows that have committed nothing."""
         return LastCommits(torch.zeros_like(snapshot.horizon))
 
     def decide(self, view: StepView, memory: LastCommits) -> Decision:
-        """Wide in, narrow out."""
+        """What is surest, less the settled tokens that the probe does not support."""
         scores = order_scores(view)
         most = (view.open.sum(1) * 0.7).floor().long().clamp(5, 20)
         sure = reaching(view.pred.confidence, view.open, self.threshold, True, scores)

@@ -126,6 +126,14 @@ LLADA2_FLASH = LLADA2_MINI | {
     "num_attention_heads": 32,
     "num_hidden_layers": 32,
 }
+LLADA2_2_FLASH = LLADA2_FLASH | {
+    "block_size": 32,
+    "delete_token_id": 156930,
+    "expert_capacity": 48,
+    "max_position_embeddings": 131072,
+    "rope_theta": 3000000,
+    "split_token_id": 156931,
+}
 DREAM_7B = {
     "architectures": ["DreamModel"],
     "model_type": "Dream",
@@ -323,6 +331,18 @@ TINY = {
     "sdar_moe": SDAR_30B_A3B | _SMALL | _FEW_EXPERTS,
     "fast_dllm": FAST_DLLM_7B | _PLAIN_HEADS | {"bd_size": 8} | _TWO,
     "fast_dllm_tied": FAST_DLLM_1_5B | _PLAIN_HEADS | {"bd_size": 8} | _TWO,
+    "llada2_2": LLADA2_2_FLASH
+    | {key: value for key, value in _SMALL.items() if key != "mask_token_id"}
+    | _FEW_EXPERTS
+    | {
+        "block_size": 4,
+        "delete_token_id": 92,
+        "expert_capacity": 3,
+        "mask_token_id": 91,
+        "n_group": 1,
+        "split_token_id": 93,
+        "topk_group": 1,
+    },
     "stable_diffcoder": STABLE_DIFFCODER_8B | _SMALL,
     "rnd1": RND1_BASE | _SMALL | _FEW_EXPERTS,
     "wedlm": WEDLM_8B | _SMALL | _TWO,
@@ -349,6 +369,9 @@ def write_tiny(name: str, folder: Path) -> Path:
     model = import_class(spec.model_class)(make_config(spec, spec.translate(Published(values))))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(buffer, std=0.1)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(values))
     state = {key: value.contiguous() for key, value in published_state(model).items()}

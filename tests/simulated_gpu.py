@@ -301,7 +301,7 @@ class SimulatedGpu(contextlib.ExitStack):
             elif (here.type, there.type) == ("cpu", "cuda"):
                 self.note(self.uploads, "upload")
             elif here != there:
-                self.note(self.moves, f"{here} to {there}")
+                self.note(self.moves, f"{tensors[-1].numel()} numbers, {here} to {there}")
             return there
         if asked is not None:
             return asked

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from torch.utils.benchmark import timer
 
-from dllm_decode.decoding import loop
+from dllm_decode.decoding import loop, replay
 from dllm_decode.decoding.cache import (
     BlockExact,
     CertaintyCache,
@@ -381,7 +381,7 @@ def watched(decoder: Decoder, clock: Clock) -> Iterator[None]:
         (ModelPasses, "_pass_of", lambda *given: clock.timed("forward", model_pass(*given))),
         (sampler, "predict", clock.timed("statistics", predicted)),
         # a graph on the device could not be looked into
-        (loop, "replay_obstacle", lambda parts: None),
+        (replay, "replay_obstacle", lambda parts: None),
     ]
     for part, owner, names in (
         ("strategy", type(decoder.strategy), ("decide", "horizon", "lingers")),

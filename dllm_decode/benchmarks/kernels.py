@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from timeit import repeat
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from dllm_decode.kernels import dispatch
 from dllm_decode.kernels.reference import Slots
 
 Action = Callable[[], object]
+Found = TypeVar("Found")
 # Sweeps of 256 MiB before each timed run: about a millisecond of work, in which the host queues the
 # launches of the run, so that the device is timed and not the host.
 SWEEPS = 16
@@ -160,8 +163,11 @@ class Inputs:
         ids = torch.where(step < (slots + 1) // 2, ids, -1)
         one = torch.ones(rows, device=device, dtype=torch.float64)
         logits = torch.empty(rows, case.vocabulary, dtype=case.dtype, device=device)
-        for row in logits:
-            row.copy_(normal(case.vocabulary) * 3)
+        weight = torch.empty(case.vocabulary, case.width, dtype=case.dtype, device=device)
+        # a few rows at a time: a plane of float32 numbers would be larger than what is made of it
+        for plane, at_once, scale in ((logits, 1, 3.0), (weight, 4096, 1 / 64)):
+            for part in plane.split(at_once):
+                part.copy_(normal(*part.shape) * scale)
         return Inputs(
             logits=logits,
             banned=torch.tensor([case.vocabulary - 1], device=device),
@@ -172,7 +178,7 @@ class Inputs:
             beta=0.70 * one,
             open=one.bool(),
             hidden=normal(rows, case.width).to(case.dtype),
-            weight=(normal(case.vocabulary, case.width) / 64).to(case.dtype),
+            weight=weight,
         )
 
 
@@ -242,25 +248,55 @@ def kernels_start(device: torch.device) -> bool:
         return dispatch.uses_triton(torch.empty(0, device=device))
 
 
-def measure(case: KernelCase, watch: Stopwatch, device: torch.device) -> dict[str, float]:
+def where_it_fits(action: Callable[[], Found]) -> Found | None:
+    """What an action gives, None where memory does not suffice for it.
+
+    Args:
+        action: Called without arguments.
+
+    Examples:
+        >>> where_it_fits(lambda: 3)
+        3
+    """
+    try:
+        return action()
+    except torch.OutOfMemoryError:
+        pass  # what the action held is let go before memory is given back
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def measure(
+    case: KernelCase, watch: Stopwatch, device: torch.device
+) -> tuple[dict[str, float], tuple[str, ...]]:
     """Seconds of each path of a case, by name; Triton's only where its kernels start.
 
     Args:
         case: The size.
         watch: Times each path.
         device: Where it runs.
+
+    Returns:
+        The seconds, and the names of paths for which memory did not suffice.
     """
-    given = Inputs.of(case, device)
-    found: dict[str, float] = {}
+    given = where_it_fits(lambda: Inputs.of(case, device))
+    if given is None:
+        return {}, ("everything",)
+    found: dict[str, float | None] = {}
     implementations = ("triton", "reference") if kernels_start(device) else ("reference",)
     for kernels in implementations:
         with dispatch.using(kernels):
             for name, action in paths(case, given, kernels).items():
-                found[name] = watch(action)
-    found["head product alone"] = watch(lambda: given.hidden @ given.weight.T)
-    for name, action in naive_paths(given).items():
-        found[name] = watch(action)
-    return found
+                found[name] = where_it_fits(partial(watch, action))
+    head = partial(torch.matmul, given.hidden, given.weight.T)
+    found["head product alone"] = where_it_fits(lambda: watch(head))
+    for name, action in (where_it_fits(lambda: naive_paths(given)) or {}).items():
+        found[name] = where_it_fits(partial(watch, action))
+    for name in ("statistics naive", "credit naive"):
+        found.setdefault(name, None)
+    seconds = {name: value for name, value in found.items() if value is not None}
+    return seconds, tuple(name for name in found if name not in seconds)
 
 
 def ratios(seconds: Mapping[str, float], limit: float) -> dict[str, float]:
@@ -281,11 +317,11 @@ def ratios(seconds: Mapping[str, float], limit: float) -> dict[str, float]:
     }
     for kernels in ("triton", "reference"):
         for name in ("statistics", "credit"):
-            if f"{name} {kernels}" in seconds:
+            if f"{name} {kernels}" in seconds and f"{name} naive" in seconds:
                 base = seconds[f"{name} {kernels}"]
                 found[f"{name} naive / {kernels}"] = seconds[f"{name} naive"] / base
         for name in ("head", "head then statistics"):
-            if f"{name} {kernels}" in seconds:
+            if f"{name} {kernels}" in seconds and "head product alone" in seconds:
                 base = seconds["head product alone"]
                 found[f"{name} {kernels} / product alone"] = seconds[f"{name} {kernels}"] / base
     return found

@@ -27,6 +27,7 @@ class FreeModel:
 
     Attributes:
         logits: (B, W, V), given to every pass.
+        max_length: Longest canvas in tokens, None for any.
 
     Examples:
         >>> model = FreeModel.of(rows=1, window=4, vocabulary=9)

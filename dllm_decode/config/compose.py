@@ -176,7 +176,12 @@ def compose_checked(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Refuse unknown keys, also those added with `+`; raises `ConfigError` with a suggestion."""
+    """Refuse unknown keys, also those added with `+`; raises `ConfigError` with a suggestion.
+
+    Args:
+        cfg: The composed configuration.
+        overrides: The words of the command line that led to it, for suggestions.
+    """
     known = [*_top(), "hydra"]
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         first = override.key_or_group.split(".")[0]

@@ -134,6 +134,9 @@ class Sweep:
 class Application:
     """One Hydra application, between composing and running.
 
+    Attributes:
+        hydra: Hydra's own object.
+
     Examples:
         >>> cfg = application("dllm_decode.conf").compose("config", ["strategy=threshold"])
         >>> cfg.strategy.select.threshold

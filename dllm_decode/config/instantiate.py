@@ -67,7 +67,13 @@ def _located(error: InstantiationException, key: str, cfg: DictConfig) -> DllmDe
 
 
 def with_key(message: str, key: str, cfg: DictConfig) -> str:
-    """A message about a node of the configuration, with the full key of what it is about."""
+    """A message about a node of the configuration, with the full key of what it is about.
+
+    Args:
+        message: What was wrong, in terms of an object and its fields.
+        key: Of the node.
+        cfg: The configuration that the node belongs to.
+    """
     node = OmegaConf.select(cfg, key)
     values = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
     assert isinstance(values, dict)
@@ -83,7 +89,12 @@ def with_key(message: str, key: str, cfg: DictConfig) -> str:
 
 
 def check_types(node: Any, key: str) -> None:
-    """Compare the values of a node with the annotations of its target; raises `ConfigError`."""
+    """Compare the values of a node with the annotations of its target; raises `ConfigError`.
+
+    Args:
+        node: A mapping with a `_target_`, with others inside of it.
+        key: Its full key.
+    """
     if not isinstance(node, Mapping):
         return
     hints = _hints(node.get("_target_"))
@@ -109,7 +120,12 @@ def _hints(target: Any) -> Mapping[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain YAML value can be what an annotation asks for."""
+    """Whether a plain YAML value can be what an annotation asks for.
+
+    Args:
+        value: From the configuration.
+        hint: The annotation of the argument that it is for.
+    """
     if isinstance(value, Mapping) and "_target_" in value:
         return True
     origin, inside = get_origin(hint), get_args(hint)

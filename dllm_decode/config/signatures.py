@@ -223,7 +223,12 @@ def _ancestry(node: ast.ClassDef, module: Module) -> Iterator[tuple[ast.ClassDef
 
 
 def nodes(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with a `_target_`, with its full key."""
+    """Every mapping with a `_target_`, with its full key.
+
+    Args:
+        value: A part of a configuration.
+        key: Its full key, "" for the whole.
+    """
     if not isinstance(value, dict):
         return
     if "_target_" in value:

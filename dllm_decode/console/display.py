@@ -27,7 +27,12 @@ _BRIEF_SECONDS = 0.7  # a decode that takes less would only flash
 
 
 def configured(mode: str = "auto", speed: float = 1.0) -> Display:
-    """The display that the group `display` selects, on standard output; see `make_display`."""
+    """The display that the group `display` selects, on standard output; see `make_display`.
+
+    Args:
+        mode: `auto`, `live`, `plain` or `none`; see `make_display`.
+        speed: Of a race, as a factor; 1 is its usual pace.
+    """
     return make_display(mode, speed=speed)
 
 

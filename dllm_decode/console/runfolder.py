@@ -179,7 +179,12 @@ def _made(folder: Path) -> bool:
 
 
 def unwritable(path: Path, error: Exception) -> OutputError:
-    """The error for a folder that cannot be written."""
+    """The error for a folder that cannot be written.
+
+    Args:
+        path: The folder or a file in it.
+        error: What the system said.
+    """
     reason = getattr(error, "strerror", None) or str(error)
     if getattr(error, "errno", None) in _FULL:
         return OutputError(f"cannot write to {path} ({reason}); free some space and run it again")

@@ -19,7 +19,7 @@ from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
-from dllm_decode.decoding.returned import blamed, check_plane, kind_of, named
+from dllm_decode.decoding.returned import FLAGS, LONG, blamed, check_plane, kind_of, named
 from dllm_decode.decoding.schedule import Window
 from dllm_decode.decoding.strategy import Budget, Revisions
 from dllm_decode.decoding.types import (
@@ -34,8 +34,11 @@ from dllm_decode.errors import PluginError
 from dllm_decode.kernels.lazy import later
 from dllm_decode.kernels.noise import Noise
 
-# What the outcome of a row tells of it beside its forwards.
-COUNTS = ("probes", "waits", "drafts", "edits", "remasks", "not_granted")
+# What is counted per row and becomes its outcome.
+COUNTS = (
+    "step", "jumped", "carried", "joined", "unasked",
+    "probes", "waits", "drafts", "edits", "remasks", "not_granted",
+)  # fmt: skip
 
 
 @dataclass
@@ -101,6 +104,12 @@ class Counters(Memory):
         counts |= {"joined": zero + steps if steps else zero, "parameters": parameters}
         return Counters(**counts)
 
+    def add(self, **counts: Tensor | None) -> None:
+        """Add to some of the counters, each (B,), by name; None for nothing."""
+        for name, count in counts.items():
+            if count is not None:
+                setattr(self, name, getattr(self, name) + count)
+
     def enter(self, key: Tensor, opened: Tensor) -> Tensor:
         """Note the window each row is in, and how many slots are open in it, (B,).
 
@@ -115,7 +124,13 @@ class Counters(Memory):
 
 
 def of_one_width(one: Tensor, other: Tensor, value: int | bool) -> tuple[Tensor, Tensor]:
-    """Two planes (B, W) with as many slots as the wider one."""
+    """Two planes (B, W) with as many slots as the wider one.
+
+    Args:
+        one: (B, W).
+        other: (B, W') of the same rows.
+        value: what the slots that are added hold.
+    """
     width = max(one.shape[1], other.shape[1])
     wide = [pad(plane, (0, width - plane.shape[1]), value=value) for plane in (one, other)]
     return wide[0], wide[1]
@@ -214,6 +229,11 @@ class ExtraPasses:
     unasked: Tensor | None = None
     drafts: Tensor | None = None
 
+    @property
+    def any(self) -> bool:
+        """Whether anything was asked."""
+        return self.probes is not None or self.drafts is not None
+
     def add(self, name: str, count: Tensor) -> None:
         """Add to what was counted of one kind, (B,)."""
         known = getattr(self, name)
@@ -223,6 +243,12 @@ class ExtraPasses:
 @lru_cache(maxsize=64)
 def _takes_view(kind: type) -> bool:
     return len(signature(kind.window).parameters) > 2  # type: ignore[attr-defined]
+
+
+def _inside(index: Tensor, key: Tensor, snapshot: Snapshot) -> Window:
+    """A window of which it is known which slots have a column, and none of them is beyond."""
+    index = index.masked_fill(index >= snapshot.tokens.shape[1], -1)
+    return Window(index, key, index >= 0)
 
 
 class Batch:
@@ -238,6 +264,8 @@ class Batch:
         store: the model's key/value store, None where the cache policy needs none.
         snapshot: the canvas as plugins see it.
         noise: the random numbers of the step.
+        missing: rows of whose next pass no probe has told anything, None where the host does not
+            know how many these are.
         trace: every change, where recording was asked for.
 
     Examples:
@@ -256,6 +284,7 @@ class Batch:
     next: NextStep
     snapshot: Snapshot
     noise: Noise
+    missing: int | None = None
 
     def __init__(self, parts: Composition, request: Request, capacity: int | None = None) -> None:
         """An empty batch.
@@ -283,9 +312,11 @@ class Batch:
         self._steps = 0  # passes over the batch, probes aside
         self._extra = ExtraPasses()  # what is asked beside them in this step
         self._asked = False  # whether anything was, in the last one
+        self._tells = parts.record or bool(parts.observers)  # whether changes are kept or shown
         self._counts_revisions = isinstance(parts.strategy.progress, Revisions)
         self._unseen = 0  # steps since the host last measured the batch
         self._first = 0  # the first column of the longest prompt in the batch
+        self._measured: tuple[Sequence[int], Sequence[int]] = ((), ())  # rows, their horizons
         self._reach = 0  # columns up to the furthest horizon
         self._widest = 0  # columns that the next pass recomputes in the row that needs most
         self._extents: tuple[tuple[int, int], ...] = ()  # where rows lie in the span
@@ -299,6 +330,8 @@ class Batch:
         canvas = Canvas.of(
             self.request, parts.denoiser.vocab, self.device, rows, counted=self._counts_revisions
         )
+        if parts.debug:  # views of one upload share a version, by which the guard tells planes
+            canvas.take(torch.arange(len(rows), device=self.device))
         snapshot = canvas.snapshot()
         counters = Counters.of(
             self._seeds(request, canvas.rows),
@@ -328,7 +361,7 @@ class Batch:
     def _seeds(self, request: Request, rows: Tensor) -> Tensor:
         """Seeds of rows that join, (B,)."""
         if self.request.seeds is None:  # a row's number, which is there already
-            return rows
+            return rows.clone()
         return torch.tensor(request.row_seeds, device=self.device, dtype=torch.long)
 
     def _store_rows(self, joining: int) -> None:
@@ -382,7 +415,8 @@ class Batch:
 
     def renew_noise(self) -> None:
         """The random numbers of the step at the slots of its window."""
-        offsets = (self.next.index - self.snapshot.start).clamp_(min=-1)
+        index, start = self.next.index, self.snapshot.start
+        offsets = later(lambda: (index - start).clamp_(min=-1))
         self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
 
     @property
@@ -392,7 +426,7 @@ class Batch:
 
     @property
     def span(self) -> slice:
-        """Canvas columns that a pass has to look at: no padding that all rows share."""
+        """Canvas columns that a pass has to cover: no padding that all rows share."""
         return slice(self._first, self._reach)
 
     def _look_ahead(
@@ -407,7 +441,8 @@ class Batch:
         window = self._window(snapshot, view)
         if lingering is not None:
             own = torch.where(lingering[:, None], *of_one_width(self.next.window, window.index, -1))
-            window = Window(own, torch.where(lingering, counters.window_key, window.key))
+            key = torch.where(lingering, counters.window_key, window.key)
+            window = _inside(own, key, snapshot)
         index, active = self._seen(snapshot, window)
         masked = gather_columns(snapshot.undecided, index)
         if self._sees_canvas:
@@ -436,15 +471,17 @@ class Batch:
     def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
         schedule = self.parts.schedule
-        who = f"{named('schedule', schedule)}: what window returned"
         window = schedule.window(*((snapshot, view) if self._shows_view else (snapshot,)))
+        who = f"{named('schedule', schedule)}: what window returned"
         if not isinstance(window, Window):
             raise PluginError(f"{who} is {kind_of(window)}; it must be a Window")
-        rows, device = snapshot.rows.numel(), snapshot.rows.device
-        check_plane(f"{who} as index", window.index, (rows, "W"), (torch.long,), device)
-        check_plane(f"{who} as key", window.key, (rows,), (torch.long,), device)
-        beyond = window.index >= snapshot.tokens.shape[1]
-        return Window(window.index.masked_fill(beyond, -1), window.key)
+        rows, device = snapshot.rows.shape[0], snapshot.rows.device
+        check_plane(who, window.index, (rows, "W"), LONG, device, "index")
+        check_plane(who, window.key, (rows,), LONG, device, "key")
+        if window.inside is None:
+            return _inside(window.index, window.key, snapshot)
+        check_plane(who, window.inside, window.index.shape, FLAGS, device, "inside")
+        return window
 
     def _refresh(
         self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Memory | None
@@ -457,15 +494,16 @@ class Batch:
         who = f"{named('cache', cache)}: what plan returned"
         if not isinstance(refresh, Refresh):
             raise PluginError(f"{who} is {kind_of(refresh)}; it must be a Refresh or None")
-        for name, plane in (("columns", refresh.columns), ("valid", refresh.valid)):
-            shape, device = snapshot.tokens.shape, snapshot.tokens.device
-            check_plane(f"{who} as {name}", plane, shape, (torch.bool,), device)
+        shape = snapshot.tokens.shape
+        check_plane(who, refresh.columns, shape, FLAGS, snapshot.rows.device, "columns")
+        check_plane(who, refresh.valid, shape, FLAGS, snapshot.rows.device, "valid")
         return refresh
 
     def _seen(self, snapshot: Snapshot, window: Window) -> tuple[Tensor, Tensor]:
         """Columns whose logits are wanted, and which of them lie in the row's window."""
         if not self._sees_canvas:
-            return window.index, window.index >= 0
+            assert window.inside is not None
+            return window.index, window.inside
         begin = snapshot.start
         columns = snapshot.columns[begin:].expand(snapshot.tokens.shape[0], -1)
         index = torch.where(columns < snapshot.horizon[:, None], columns, -1)
@@ -485,14 +523,15 @@ class Batch:
         """Whether the last step asked the model for more than its own pass."""
         return self._asked
 
-    def look_again(self) -> None:
+    def forget_snapshot(self) -> None:
         """Forget what was derived from the tensors of `state`, which hold other numbers now."""
-        self.canvas.look_again()
+        self.canvas.forget_snapshot()
         self.snapshot = self.canvas.snapshot()
         self._extra = ExtraPasses()
 
     def count_step(self) -> None:
         """Note one more step."""
+        self.missing = None
         self._unseen += 1
         self._steps += 1
 
@@ -518,25 +557,31 @@ class Batch:
     def note(self, change: Change, view: StepView, lingering: Tensor | None = None) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
-        horizon = later(lambda: snapshot.horizon - snapshot.start)
-        extra, carried = self._extra, self.next.carried
-        probes, per_call = extra.probes, self._per_call
+        extra, self._extra = self._extra, ExtraPasses()
+        self._asked = extra.any
+        self.count_step()
+        if self._asked or self._tells or self.cache_memory is not None or self.next.carried:
+            change = self._complete_change(change, extra, view)
+        self._count(change, extra)
+        self.parts.cache.note(change, self.cache_memory)
+        if self._tells:
+            self._tell(change, snapshot, view)
+        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
+
+    def _complete_change(self, change: Change, extra: ExtraPasses, view: StepView) -> Change:
+        """The change with what is known of it only now."""
+        snapshot, carried, per_call = self.snapshot, self.next.carried, self._per_call
+        probes = extra.probes
         if probes is not None and per_call > 1:
             probes = probes * per_call
-        change = change.but(
-            horizon=horizon,
+        whole: Change = change.but(
+            horizon=later(lambda: snapshot.horizon - snapshot.start),
             probes=probes,
             passes_per_call=per_call,
             drafts=extra.drafts,
             carried=None if carried is None else carried.rows & view.live,
         )
-        self._asked = extra != ExtraPasses()
-        self.count_step()
-        self._count(change, extra)
-        self.parts.cache.note(change, self.cache_memory)
-        if self.parts.record or self.parts.observers:
-            self._tell(change, snapshot, view)
-        self.next = self._look_ahead(snapshot, self.counters, self.cache_memory, view, lingering)
+        return whole
 
     def _tell(self, change: Change, snapshot: Snapshot, view: StepView) -> None:
         """Hand a change to those who may keep it."""
@@ -556,19 +601,14 @@ class Batch:
         if change.steps is not None:
             more = (change.steps - 1) * took_part
             counters.step, counters.jumped = counters.step + more, counters.jumped + more
-        for name, count in (
-            ("probes", extra.probes),
-            ("waits", extra.waits),
-            ("unasked", extra.unasked),
-            ("drafts", extra.drafts),
-            ("carried", change.carried),
-            ("edits", None if change.edit is None else change.edit.sum(1)),
-            ("remasks", None if change.not_granted is None else change.remask.sum(1)),
-            ("not_granted", change.not_granted),
-        ):
-            if count is not None:
-                setattr(counters, name, getattr(counters, name) + count)
-        self._extra = ExtraPasses()
+        if extra.any:
+            counters.add(**vars(extra))
+        if change.carried is not None:
+            counters.add(carried=change.carried)
+        if change.edit is not None:
+            counters.add(edits=change.edit.sum(1))
+        if change.not_granted is not None:
+            counters.add(remasks=change.remask.sum(1), not_granted=change.not_granted)
         if isinstance(self.parts.strategy.progress, Budget):
             counters.over_budget = counters.over_budget | change.forced
 
@@ -587,6 +627,8 @@ class Batch:
             facts["open"] = facts["open"] + upcoming.lingering
         if upcoming.refresh is not None and upcoming.valid is not None:
             facts |= {"refresh": upcoming.refresh.sum(1), "valid": upcoming.valid.sum(1)}
+        if upcoming.carried is not None:
+            facts["carried"] = upcoming.carried.rows
         return facts
 
     def measure(self, facts: Mapping[str, Sequence[int]]) -> None:
@@ -596,7 +638,11 @@ class Batch:
             facts: what `sizes` names, as numbers, of the rows that are left.
         """
         self._unseen = 0
+        self.missing = facts["carried"].count(0) if "carried" in facts else None
         horizons = facts["horizon"]
+        if self._measured == (self.rows, horizons) and "refresh" not in facts:
+            return
+        self._measured = (self.rows, horizons)
         self._reach = max(horizons, default=0)
         if "refresh" in facts:
             self._widest = max(facts["refresh"], default=0)
@@ -628,19 +674,19 @@ class Batch:
             return PluginError(f"{who} recomputes no {what}, that its window opens: {columns}")
         return PluginError(f"{named('schedule', schedule)} opens no {what}: {columns}")
 
+    @property
+    def steps(self) -> int:
+        """Passes over the batch so far, probes aside."""
+        return self._steps
+
     def account(self, positions: Sequence[int]) -> dict[str, Tensor]:
         """What the outcomes of some rows are made of, their rows in dimension 0."""
         canvas, counters = self.canvas, self.counters
-        columns = slice(canvas.start, None)
-        passes = counters.step - counters.jumped
         planes = {
-            "tokens": canvas.tokens[:, columns],
-            "step_of": canvas.step_of[:, columns],
-            "confidence_of": canvas.confidence_of[:, columns],
-            "undecided": (canvas.editable & ~canvas.decided)[:, columns],
-            "length": canvas.horizon - canvas.start,
-            "forwards": passes - counters.carried + counters.probes,
-            "surplus": self._steps - counters.joined - passes + counters.unasked,
+            "tokens": canvas.tokens[:, canvas.start :],
+            "step_of": canvas.step_of[:, canvas.start :],
+            "confidence_of": canvas.confidence_of[:, canvas.start :],
+            "horizon": canvas.horizon,
             "over_budget": counters.over_budget,
             **{name: getattr(counters, name) for name in COUNTS},
         }

@@ -59,7 +59,7 @@ class Plan:
             attention mask; None where that is not known without a sync.
         start: the first generated column of the canvas that comes with it; what lies in front of it
             is padding and prompt.
-        extents: Where each row begins and ends among the columns of a pass without a store, as the
+        extents: where each row begins and ends among the columns of a pass without a store, as the
             host knows it; None where it would have to ask.
 
     Examples:
@@ -152,7 +152,7 @@ class StoreMemory(Memory):
     Attributes:
         valid: (B, L) bool, the column has been computed at least once.
         changed: (B, L + 1) bool, what `stale` says; the last entry takes what belongs nowhere.
-        age: (B,) steps since all columns of the row were recomputed.
+        age: (B,) steps since all columns of the row were recomputed, 2**62 where they never were.
         passes: (B,) passes since the row entered its window.
         seen: (B, G + 1) float32, what `certainty` says of the G generated columns; the last entry
             takes what slots without a column write.
@@ -179,10 +179,11 @@ class StoreMemory(Memory):
     def of(snapshot: Snapshot) -> StoreMemory:
         """The memory before the first pass, when nothing is stored."""
         nothing = torch.zeros_like(snapshot.decided)
-        age = torch.zeros_like(snapshot.horizon)
+        passes = torch.zeros_like(snapshot.horizon)
+        age = torch.full_like(passes, 2**62)
         seen = functional.pad(nothing[:, snapshot.start :].float(), (0, 1))
         changed = functional.pad(nothing, (0, 1))
-        return StoreMemory(nothing, changed, age, age, seen, snapshot.start)
+        return StoreMemory(nothing, changed, age, passes, seen, snapshot.start)
 
     @property
     def stale(self) -> Tensor:
@@ -445,7 +446,7 @@ class PeriodicCache(CachePolicy):
 
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else the window."""
-        due = step.fresh | (step.memory.age + 1 >= self.every)
+        due = step.fresh | (step.memory.age >= self.every - 1)
         return _all_if(due, step, step.window)
 
 
@@ -475,9 +476,7 @@ class DelayedCache(CachePolicy):
 
     def recompute(self, step: Step) -> Tensor:
         """All columns when it is time, else undecided ones; just committed ones are stale."""
-        first = ~step.memory.valid.any(1)
-        due = first | (step.memory.age + 1 >= self.every)
-        return _all_if(due, step, step.snapshot.undecided)
+        return _all_if(step.memory.age >= self.every - 1, step, step.snapshot.undecided)
 
 
 @lru_cache(maxsize=8)
@@ -529,8 +528,7 @@ class CertaintyCache(CachePolicy):
         score = torch.where(candidates, memory.certainty * density, -1.0)
         order = score.sort(dim=1, descending=True, stable=True).indices
         chosen = torch.zeros_like(candidates).scatter_(1, order[:, : self.top], True)
-        due = ~memory.valid.any(1) | (memory.age + 1 >= self.every)
-        return _all_if(due, step, candidates & chosen)
+        return _all_if(memory.age >= self.every - 1, step, candidates & chosen)
 
     def _lent(self, decided: Tensor) -> Tensor:
         """What the decided columns (B, L) lend to each column, summed; the cost is linear in L."""

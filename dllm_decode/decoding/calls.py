@@ -50,7 +50,14 @@ _PLANES = ("commit", "remask", "tokens", "scores", "confidence")
 
 
 def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory | None:
-    """The part's memory of a request; raises `DecisionError` for one that cannot follow rows."""
+    """The part's memory of a request; raises `DecisionError` for one that cannot follow rows.
+
+    Args:
+        part: whose memory it is.
+        place: its config key, for messages.
+        request: the rows that join.
+        snapshot: their canvas.
+    """
     who = named(place, part)
     try:
         memory = part.begin(request, snapshot)
@@ -67,7 +74,13 @@ def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory
 
 
 def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
-    """The strategy's decision, planes of the right shapes and types in it."""
+    """The strategy's decision, planes of the right shapes and types in it.
+
+    Args:
+        strategy: whose decision it is.
+        view: of the step.
+        memory: of the strategy.
+    """
     with _Blaming(strategy, view) as who:
         decision = strategy.decide(view, memory)
     return check_decision(decision, view, who)
@@ -99,7 +112,13 @@ def author(view: StepView, decision: Decision, row: int, slot: int, token: int |
 
 
 def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
-    """The transform's prediction, of the shape of the one it was given."""
+    """The transform's prediction, of the shape of the one it was given.
+
+    Args:
+        transform: what changes the prediction.
+        view: of the step.
+        memory: of the transform.
+    """
     with _Blaming(transform, view) as who:
         pred = transform.adjust(view, memory)
     if not isinstance(pred, Prediction):
@@ -116,30 +135,61 @@ def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
 
 
 def keep(part: Any, view: StepView, decision: Decision, memory: Any) -> Tensor:
-    """The slots whose commit a filter does not veto, (B, W) bool."""
+    """The slots whose commit a filter does not veto, (B, W) bool.
+
+    Args:
+        part: the filter.
+        view: of the step.
+        decision: what is to be committed.
+        memory: of the filter.
+    """
     with _Blaming(part, view) as who:
         kept = part.keep(view, decision, memory)
     return _checked("keep", kept, view.open, who, view)
 
 
 def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
-    """The horizon that a part asks for, (B,) int64."""
+    """The horizon that a part asks for, (B,) int64.
+
+    Args:
+        part: a stop rule or a strategy.
+        snapshot: the canvas behind the step.
+        view: of the step.
+        change: what the step did.
+        memory: of the part.
+    """
     with _Blaming(part, view) as who:
         asked = part.horizon(snapshot, view, change, memory)
+    if asked is snapshot.horizon:  # most parts of most pipelines leave it where it is
+        return asked
     return cast(_checked("horizon", asked, snapshot.horizon, who, view), torch.long)
 
 
 def lingers(
     part: Any, snapshot: Snapshot, view: StepView, change: Change, memory: Any
 ) -> Tensor | None:
-    """The rows that a strategy wants to look at once more, (B,) bool."""
+    """The rows that a strategy wants to look at once more, (B,) bool.
+
+    Args:
+        part: the strategy.
+        snapshot: the canvas behind the step.
+        view: of the step.
+        change: what the step did.
+        memory: of the strategy.
+    """
     with _Blaming(part, view) as who:
         asked = part.lingers(snapshot, view, change, memory)
     return None if asked is None else _checked("lingers", asked, view.live, who, view)
 
 
 def closes(part: Any, view: StepView, memory: Any) -> Tensor | None:
-    """The rows that a stop rule ends now, (B,) bool."""
+    """The rows that a stop rule ends now, (B,) bool.
+
+    Args:
+        part: the stop rule.
+        view: of the step.
+        memory: of the stop rule.
+    """
     with _Blaming(part, view) as who:
         asked = part.closes(view, memory)
     return None if asked is None else _checked("closes", asked, view.live, who, view)
@@ -149,6 +199,11 @@ def check_decision(decision: Any, view: StepView, who: str) -> Decision:
     """A decision in which all has its shape and type; raises `DecisionError` in the name of `who`.
 
     Tokens come back as int64, and `author` says who decided.
+
+    Args:
+        decision: as a plugin returned it.
+        view: of the step.
+        who: the plugin, for messages.
     """
     if not isinstance(decision, Decision):
         raise DecisionError(

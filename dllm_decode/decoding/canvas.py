@@ -136,7 +136,7 @@ class Canvas(Memory):
             )
         return self._seen
 
-    def look_again(self) -> None:
+    def forget_snapshot(self) -> None:
         """Forget the snapshot: the planes hold other numbers now."""
         self._seen = None
 
@@ -150,14 +150,19 @@ class Canvas(Memory):
         super().join(other)
         self._seen = None
 
-    def apply(self, change: Change, *, revocable: bool = True) -> None:
-        """Write one legal change; `change.index` counts from the first generated column.
+    def apply(
+        self, change: Change, columns: Tensor | None = None, *, revocable: bool = True
+    ) -> None:
+        """Write one legal change.
 
         Args:
             change: of the rows of this canvas.
+            columns: (B, W) canvas columns of its slots; None for those of `change.index`, which
+                counts from the first generated one.
             revocable: False skips the re-masks of strategies that have none.
         """
-        before, columns = self.snapshot(), change.index + self.start
+        before = self.snapshot()
+        columns = change.index + self.start if columns is None else columns
         beyond = self.editable.shape[1]
         if revocable:
             opened = torch.where(change.remask, columns, beyond)

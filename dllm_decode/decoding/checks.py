@@ -13,14 +13,26 @@ from dllm_decode.errors import CapabilityError, ConfigError
 
 
 def place_of(key: str, part: Part) -> str:
-    """How messages name a part of the strategy: its config key and its class."""
+    """How messages name a part of the strategy: its config key and its class.
+
+    Args:
+        key: e.g. "strategy.select".
+        part: what stands there.
+    """
     return named(f"strategy.{key}" if key else "strategy", part)
 
 
 def check_composition(
     denoiser: Denoiser, strategy: Strategy, schedule: Schedule, cache: CachePolicy
 ) -> None:
-    """Refuse parts that are valid alone but cannot work together; raises `CapabilityError`."""
+    """Refuse parts that are valid alone but cannot work together; raises `CapabilityError`.
+
+    Args:
+        denoiser: the model.
+        strategy: all of its parts are looked at.
+        schedule: the windows.
+        cache: where logits are fresh.
+    """
     for name in ("vocab", "device", "max_length"):
         if not hasattr(denoiser, name):
             raise CapabilityError(
@@ -131,7 +143,14 @@ def _check_inside(name: str, part: Part, denoiser: Denoiser, cache: CachePolicy)
 def check_request(
     denoiser: Denoiser, strategy: Strategy, schedule: Schedule, request: Request
 ) -> None:
-    """Raise `ConfigError` where model, schedule or strategy cannot serve a request."""
+    """Raise `ConfigError` where model, schedule or strategy cannot serve a request.
+
+    Args:
+        denoiser: the model.
+        strategy: what decides.
+        schedule: the windows.
+        request: what is to be decoded.
+    """
     schedule.check(request)
     check_parameters(strategy, request)
     _check_length(denoiser, request)

@@ -118,6 +118,8 @@ class Capabilities:
         before_head: the pass without its output head, arguments as of a call; None for a model
             that cannot stop there.
         head_obstacle: why the head may not be left to the loop's kernels, empty if it may.
+        head_shared: whether several processes hold parts of the head, so that a pass stops in front
+            of it rather than gather its logits.
         provides: what parts may see of the model's inside, by name: `hidden`, `embeddings`.
         states: with `hidden`: the pass without its output head, arguments as of a call, (B, W, D).
         head: with `hidden`: the output head on such states, (B, W, V).
@@ -137,6 +139,7 @@ class Capabilities:
     sources: Callable[[Tensor, Tensor], Tensor] | None = None
     before_head: Callable[..., HiddenStates] | None = None
     head_obstacle: str = ""
+    head_shared: bool = False
     provides: Set[str] = frozenset()
     states: Callable[..., Tensor] | None = None
     head: Callable[[Tensor], Tensor] | None = None

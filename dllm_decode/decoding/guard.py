@@ -63,7 +63,12 @@ def with_own_planes(record: Record) -> Record:
 
 
 def read_only(call: Callable[..., Any], who: str) -> Callable[..., Any]:
-    """A call that raises `PluginError` in somebody's name if it writes to its arguments."""
+    """A call that raises `PluginError` in somebody's name if it writes to its arguments.
+
+    Args:
+        call: a method of a plugin.
+        who: the plugin, for messages.
+    """
 
     @functools.wraps(call)
     def checked(*given: Any) -> Any:

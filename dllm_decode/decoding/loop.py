@@ -15,7 +15,7 @@ from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.checks import check_request
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.guard import guarded
-from dllm_decode.decoding.monitor import Monitor, PendingCheck, device_faults_end_it
+from dllm_decode.decoding.monitor import DeviceFaultsEndIt, Monitor, PendingCheck
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.passes import ModelPasses
@@ -86,7 +86,7 @@ def _without_gradients(method: Callable[..., None]) -> Callable[..., None]:
     @wraps(method)
     def quiet(run: Run, *given: Any) -> None:
         mode = torch.no_grad() if run.decoder.debug else torch.inference_mode()
-        with mode, device_faults_end_it():
+        with mode, DeviceFaultsEndIt():
             method(run, *given)
 
     return quiet
@@ -138,7 +138,7 @@ class Run:
 
     @property
     def canvas(self) -> Canvas:
-        """What stands there; written by `step` alone."""
+        """The canvas of these rows; only `step` writes to it."""
         return self.batch.canvas
 
     @property
@@ -173,12 +173,12 @@ class Run:
         view = self.view(prediction, hidden)
         decision = calls.decide(self.strategy, view, self.memory)
         change, faults = settle(view, decision, self.strategy)
-        self.canvas.apply(change, revocable=self._revises)
+        self.canvas.apply(change, view.index, revocable=self._revises)
         horizon, lingering = self._outlook(self.canvas.snapshot(), view, change)
         self.canvas.narrow(horizon)
         self.batch.note(change, view, lingering)
         self.passes.carry(decision.carry, view)
-        return PendingCheck.of(view, faults)
+        return PendingCheck.of(view, change, faults)
 
     def view(self, prediction: Prediction, hidden: Tensor | None = None) -> StepView:
         """Everything the strategy may know about this step."""
@@ -196,7 +196,7 @@ class Run:
                 return (progress.steps - step).clamp(min=0)
             return snapshot.left
 
-        view = StepView(
+        view: StepView = StepView.made(
             step=step,
             index=index,
             pred=prediction,
@@ -217,7 +217,6 @@ class Run:
             parameters=counters.parameters,
             banned=self.passes.banned,
         )
-        vars(view)["offsets"] = batch.noise.index  # they are known already
         return view
 
     def _outlook(

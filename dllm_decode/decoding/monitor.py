@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,7 +17,7 @@ from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.settle import Faults, takes_its_word, where
 from dllm_decode.decoding.strategy import Strategy
-from dllm_decode.decoding.types import StepView
+from dllm_decode.decoding.types import Change, StepView
 from dllm_decode.errors import (
     DecisionError,
     DeviceError,
@@ -35,46 +33,67 @@ def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
 
     Whole numbers come back as int, exact up to 2**53 where floating-point ones stand beside them.
     """
-    values = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
-    flat = [value if value.dim() == 1 else value.reshape(-1) for value in values.values()]
-    numbers = iter(torch.cat(flat).tolist())
-    return {
-        name: _nested(numbers, value.shape, float if value.is_floating_point() else int)
-        for name, value in values.items()
-    }
+    floats = {name: tensor.is_floating_point() for name, tensor in tensors.items()}
+    mixed = any(floats.values())
+    flat = [
+        tensor if tensor.dim() == 1 and not floats[name] else _flat(tensor, floats[name])
+        for name, tensor in tensors.items()
+    ]
+    numbers, begin, found = torch.cat(flat).tolist(), 0, {}
+    for name, tensor in tensors.items():
+        own = numbers[begin : begin + tensor.numel()]
+        begin += len(own)
+        own = list(map(int, own)) if mixed and not floats[name] else own
+        found[name] = own if tensor.dim() == 1 else _nested(own, tensor.shape)
+    return found
 
 
-def _nested(numbers: Iterator[Any], shape: Sequence[int], kind: type) -> list[Any]:
+def _flat(tensor: Tensor, floating: bool) -> Tensor:
+    return (tensor.double() if floating else tensor).reshape(-1)
+
+
+def _nested(numbers: list[Any], shape: Sequence[int]) -> list[Any]:
     if len(shape) == 1:
-        return list(map(kind, islice(numbers, shape[0])))
-    return [_nested(numbers, shape[1:], kind) for _ in range(shape[0])]
+        return numbers
+    size = len(numbers) // max(1, shape[0])
+    parts = (numbers[at * size : (at + 1) * size] for at in range(shape[0]))
+    return [_nested(part, shape[1:]) for part in parts]
 
 
-@contextmanager
-def device_faults_end_it() -> Iterator[None]:
-    """Raise `DeviceError` for errors after which a device computes nothing more.
+class DeviceFaultsEndIt:
+    """Raises `DeviceError` for errors after which a device computes nothing more.
 
     Memory that does not suffice is no such error: fewer rows may fit.
+
+    Examples:
+        >>> with DeviceFaultsEndIt():
+        ...     raise RuntimeError("CUDA error: device-side assert triggered")
+        Traceback (most recent call last):
+        dllm_decode.errors.DeviceError: the device failed and computes nothing more in this ...
     """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+            return
         text = str(error)
         if "out of memory" in text or "ALLOC_FAILED" in text:
             raise torch.OutOfMemoryError(text) from error
-        if not lost_device(error):
-            raise
-        raise DeviceError(
-            f"the device failed and computes nothing more in this process ({text.splitlines()[0]})"
-            "; start again, with kernels=reference head=apart if it was one of our kernels; "
-            "CUDA_LAUNCH_BLOCKING=1 in the environment shows where it happens"
-        ) from error
+        if lost_device(error):
+            raise DeviceError(
+                "the device failed and computes nothing more in this process "
+                f"({text.splitlines()[0]}); start again, with kernels=reference head=apart if it "
+                "was one of our kernels; CUDA_LAUNCH_BLOCKING=1 in the environment shows where it "
+                "happens"
+            ) from error
 
 
 class Counts(NamedTuple):
-    """How many slots of a step are what the host has to know of.
+    """How many slots of a step are what the host has to know of; 0 for what nobody looked at.
 
     Attributes:
         illegal: the decision asks for what it may not have.
@@ -89,10 +108,10 @@ class Counts(NamedTuple):
     """
 
     illegal: int
-    unusable: int
-    ties: int
-    chosen: int
-    candidates: int
+    unusable: int = 0
+    ties: int = 0
+    chosen: int = 0
+    candidates: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,27 +121,31 @@ class PendingCheck:
     Attributes:
         view: the step.
         faults: of the strategy's decision.
-        counts: (5,) see `Counts`.
+        names: what is counted, see `Counts`.
+        counts: as many numbers.
     """
 
     view: StepView
     faults: Faults
+    names: tuple[str, ...]
     counts: Tensor
 
     @staticmethod
-    def of(view: StepView, faults: Faults) -> PendingCheck:
+    def of(view: StepView, change: Change, faults: Faults) -> PendingCheck:
         """Count on the device what the host will want to know."""
         pred, scores = view.pred, faults.decision.scores
-        assert scores is not None
+        flags = {"illegal": faults.wrong}
         if isinstance(pred, DensePrediction):
-            unusable = view.masked > pred.healthy
-        else:
-            unusable = torch.zeros_like(view.open)
-        # a strategy of its own may rank by confidences, which are rounded
-        ties = view.open & (scores == (1 if scores is vars(pred).get("confidence") else 0))
-        chosen = ties & faults.change.commit
-        flags = torch.stack([faults.wrong, unusable, ties, chosen, view.open])
-        return PendingCheck(view, faults, flags.sum((1, 2)))
+            flags["unusable"] = view.masked > pred.healthy
+        if faults.strategy.ranks:
+            assert scores is not None
+            # a strategy of its own may rank by confidences, which are rounded
+            certain = 1 if scores is vars(pred).get("confidence") else 0
+            flags["ties"] = ties = view.open & (scores == certain)
+            flags["chosen"] = ties & change.commit
+            flags["candidates"] = view.open
+        counts = torch.stack([*flags.values()]).sum((1, 2))
+        return PendingCheck(view, faults, tuple(flags), counts)
 
     def let_go(self) -> PendingCheck:
         """The same without the predictions, whose logits would be kept until the next sync."""
@@ -131,9 +154,8 @@ class PendingCheck:
             self.faults.decision, predictions=tuple((who, _kept(pred)) for who, pred in made)
         )
         view = self.view.but(pred=_kept(self.view.pred), hidden=None, passes=None)
-        change = self.faults.change.but(probability=self.faults.change.confidence)  # not asked for
-        faults = replace(self.faults, view=view, decision=decision, change=change)
-        return PendingCheck(view, faults, self.counts)
+        faults = replace(self.faults, view=view, decision=decision)
+        return PendingCheck(view, faults, self.names, self.counts)
 
 
 class KeptPrediction(NamedTuple):
@@ -172,7 +194,7 @@ class Monitor:
         >>> from dllm_decode.strategies.fixed import TopK
         >>> run = Run(Decoder(Copy(n=3), TopK(4)), Request(((0, 1, 2, 63),), max_new_tokens=4))
         >>> run.admit([0])
-        >>> run.step()  # ends with a look at the device: the row is full and leaves
+        >>> run.step()  # ends with a sync: the row is full and leaves
         >>> run.live, run.outcomes[0].finish_reason
         ((), 'length')
     """
@@ -202,7 +224,7 @@ class Monitor:
         checks = {f"check {n}": check.counts for n, check in enumerate(pending)}
         facts = fetch(**self.batch.sizes(), **checks)
         for name, check in zip(checks, pending, strict=True):
-            self._judge(check, Counts(*facts.pop(name)))
+            self._judge(check, Counts(**dict(zip(check.names, facts.pop(name), strict=True))))
         for at, (left, opened) in enumerate(zip(facts["undecided"], facts["open"], strict=True)):
             if left and not opened:
                 raise self.batch.stuck(at)
@@ -302,24 +324,28 @@ class Monitor:
         )
 
     def _outcome(self, row: int, facts: dict[str, Any], reason: str | None) -> Outcome:
-        batch, length = self.batch, facts["length"]
+        batch, request = self.batch, self.batch.request
+        length, fixed = facts["horizon"] - request.start, request.fixed and request.fixed[row]
+        steps, step_of = facts["step"] - facts["jumped"], facts["step_of"][:length]
+        forwards = steps - facts["carried"] + facts["probes"]
+        surplus = batch.steps - facts["joined"] - steps + facts["unasked"]
         if reason is None:
-            cut = length < batch.request.lengths[row]
+            cut = length < request.lengths[row]
             reason = "budget" if facts["over_budget"] else "eot" if cut else "length"
         return Outcome(
             tokens=tuple(facts["tokens"][:length]),
-            forwards=facts["forwards"] * self._passes,
+            forwards=forwards * self._passes,
             finish_reason=reason,
-            step_of=tuple(facts["step_of"][:length]),
+            step_of=tuple(step_of),
             confidence_of=tuple(facts["confidence_of"][:length]),
-            undecided=sum(facts["undecided"][:length]),
-            surplus_forwards=facts["surplus"] * self._passes,
+            undecided=step_of.count(-1) - sum(at < length for at in fixed or ()),
+            surplus_forwards=surplus * self._passes,
             probes=facts["probes"] * self._passes,
-            passes=(facts["forwards"] - facts["probes"] + facts["waits"]) * self._passes,
+            passes=(forwards - facts["probes"] + facts["waits"]) * self._passes,
             drafts=facts["drafts"],
             edits=facts["edits"],
             remasks=facts["remasks"],
             not_granted=facts["not_granted"],
             eot_ids=batch.canvas.vocab.eot_ids,
-            last_fixed=batch.request.last_fixed[row],
+            last_fixed=request.last_fixed[row],
         )

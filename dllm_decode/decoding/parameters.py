@@ -54,6 +54,12 @@ def columns_of_parameters(
     """The parameters that any row of the request sets: full key to the values of some rows, (B, 1).
 
     A row that does not set a parameter has the value of the strategy, so that rows can join.
+
+    Args:
+        strategy: which names its `request_parameters`.
+        request: all rows.
+        rows: those of the batch.
+        device: where the columns lie.
     """
     given = request.parameters or ()
     names = {key for own in given for key in own or {}}

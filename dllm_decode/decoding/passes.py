@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.guard import read_only
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.returned import check_logits, check_prediction, check_states, named
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Carry, StepView, gather_columns, ids_on
 from dllm_decode.kernels import dispatch
 from dllm_decode.kernels.noise import Noise
@@ -76,12 +78,12 @@ class ModelPasses:
         self._drafter = next((part.drafter for part in inside if part.drafter), None)
         self._shows_hidden = bool(inside)
         self._run = self._pass_of(parts)
-        self.banned = ids_on(tuple(_banned_ids(parts)), batch.device)
-        self._weight: Tensor | None = None  # of the head, where a pass stops in front of it
+        self.banned = ids_on(tuple(_banned_ids(parts)), batch.device).clone()  # views show it
+        self._weight: Any = None  # of the head, where a pass stops in front of it
         self._states: Tensor | None = None  # (B, L', D) where a drafter goes on from them
         self._probes: list[Probed] = []
         self._plan: Plan
-        self._last: Tensor  # what the step's own pass gave
+        self._last: Tensor | None = None  # what the step's own pass gave
 
     def _pass_of(self, parts: Composition) -> Callable[..., Tensor | HiddenStates]:
         """The pass: it stops before the head where its states are shown, or one with statistics."""
@@ -90,7 +92,8 @@ class ModelPasses:
             assert self._own.states is not None  # checked when the decoder was composed
             run = self._own.states
         elif self._own.before_head is not None and parts.sampler.takes_hidden:
-            fused = dispatch.fuses_head(self.batch.device, self._own.head_obstacle)
+            obstacle = self._own.head_obstacle
+            fused = self._own.head_shared or dispatch.fuses_head(self.batch.device, obstacle)
             run = self._own.before_head if fused else run
         return read_only(run, named("model", parts.denoiser)) if parts.debug else run
 
@@ -103,13 +106,10 @@ class ModelPasses:
     def ask(self, plan: Plan) -> Tensor:
         """The step's forward pass: (B, W, ...) logits, or states in front of the head."""
         batch, carried = self.batch, self.batch.next.carried
-        self._probes, self._plan = [], plan
-        index = batch.next.index
-        if carried is None:
-            values = self._values(batch.tokens, batch.snapshot.live, index, plan)
-        else:
-            values = self._missing(carried, plan)
-        return values
+        self._plan = plan
+        if carried is not None:
+            return self._missing(carried, plan)
+        return self._values(batch.tokens, batch.snapshot.live, batch.next.index, plan)
 
     def read(self, values: Tensor) -> tuple[Prediction, Tensor | None]:
         """What a pass predicts, and the states it was made of where they are shown."""
@@ -120,7 +120,9 @@ class ModelPasses:
     def _missing(self, carried: Carried, plan: Plan) -> Tensor:
         """What probes have said, and a pass of the rows about which they have said nothing."""
         batch = self.batch
-        rows = (~carried.rows).nonzero()[:, 0]  # the host waits, and saves passes
+        if batch.missing == 0:
+            return carried.values
+        rows = rows_of(~carried.rows, batch.missing)
         if not len(rows):
             return carried.values
         tokens, live, index = batch.tokens[rows], batch.snapshot.live[rows], batch.next.index[rows]
@@ -149,7 +151,7 @@ class ModelPasses:
         if isinstance(made, HiddenStates):
             self._weight, made = made.weight, made.hidden
         # a model may ask for gradients itself, and plugins may keep what they saw
-        return made.detach()
+        return made if made.is_inference() else made.detach()
 
     def _prediction(self, values: Tensor, noise: Noise) -> Prediction:
         logits: Tensor | HiddenStates = values
@@ -160,7 +162,7 @@ class ModelPasses:
         elif self._weight is not None:
             logits = HiddenStates(values, self._weight)
         prediction = self._sampler.predict(logits, self.banned, noise)
-        check_prediction(self._sampler, prediction, values[..., 0], logits)
+        check_prediction(self._sampler, prediction, values, logits)
         if self._debug:  # what a plugin makes while it is at work has no version before
             _ = prediction.token, prediction.confidence
         return prediction
@@ -199,10 +201,12 @@ class ModelPasses:
 
     def _noise(self, ahead: int) -> Noise:
         noise = self.batch.noise
-        return Noise(noise.seeds, noise.step + ahead, noise.index) if ahead else noise
+        ahead_of: Noise = noise.but(step=noise.step + ahead) if ahead else noise
+        return ahead_of
 
     def later(self, steps: int) -> Prediction:
         """The step's prediction with other random numbers; see `StepView.later`."""
+        assert self._last is not None
         return self._prediction(self._last, self._noise(steps))
 
     def _one_by_one(self, planes: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -221,6 +225,7 @@ class ModelPasses:
             return self._values(tokens, live, index, plan).chunk(count)
         asking = torch.cat([*rows]).nonzero()[:, 0]  # the host waits, and saves the other passes
         if not len(asking):
+            assert self._last is not None
             return (self._last,) * count
         found = self._values(tokens[asking], live[asking], index[asking], plan)
         whole = found.new_zeros(len(tokens), *found.shape[1:]).index_copy(0, asking, found)
@@ -248,12 +253,18 @@ class ModelPasses:
     # What the next step starts from.
 
     def carry(self, carry: Carry | None, view: StepView) -> None:
-        """Keep the probes that say what the next step would ask."""
-        batch = self.batch
-        if carry is None or batch.store is not None or self.drafts:
+        """Keep the probes that say what the next step would ask, and no other logits."""
+        made, self._probes, self._last = self._probes, [], None
+        if carry is None or self.batch.store is not None or self.drafts:
             return
+        probes = [
+            probe for chosen in carry.predictions for probe in made if probe.prediction is chosen
+        ]
+        self._keep(carry, probes, view)
+
+    def _keep(self, carry: Carry, probes: Sequence[Probed], view: StepView) -> None:
+        batch = self.batch
         upcoming, after = batch.next, batch.snapshot
-        probes = [p for chosen in carry.predictions for p in self._probes if p.prediction is chosen]
         pick = carry.choice.clamp(min=0)
         row = torch.arange(len(pick), device=pick.device)
         before, now = of_one_width(view.index, upcoming.index, -1)
@@ -265,6 +276,19 @@ class ModelPasses:
         carried = Carried((carry.choice >= 0) & asked & same, values)
         carried.fit(upcoming.index.shape[1])
         upcoming.carried = carried
+
+
+def rows_of(flags: Tensor, count: int | None) -> Tensor:
+    """Where flags (B,) are set, rising, (N,) int64.
+
+    Args:
+        flags: which ones.
+        count: how many they are; None to wait for the device to say so.
+    """
+    if count is None:
+        return flags.nonzero()[:, 0]
+    rows = len(flags)
+    return torch.where(flags, numbers(rows, flags.device), rows).sort().values[:count]
 
 
 def _banned_ids(parts: Composition) -> list[int]:

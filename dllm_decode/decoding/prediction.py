@@ -16,6 +16,7 @@ from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.noise import Noise, gumbel
 from dllm_decode.kernels.reference import RowStatistics, Slots
+from dllm_decode.kernels.shards import VocabularyShard
 
 
 class PredictionError(DecisionError):
@@ -92,7 +93,7 @@ class HiddenStates:
 
     Attributes:
         hidden: (B, W, D) states.
-        weight: (V, D) of the head, without gradient.
+        weight: (V, D) of the head, without gradient, or this process's part of it.
 
     Examples:
         >>> import torch
@@ -103,12 +104,16 @@ class HiddenStates:
     """
 
     hidden: Tensor
-    weight: Tensor
+    weight: Tensor | VocabularyShard
 
     @cached_property
     def logits(self) -> Tensor:
         """(B, W, V), float32 or better; made once, when somebody asks for it."""
-        flat = reference.head_logits(self.hidden.flatten(0, 1), self.weight)
+        hidden, weight = self.hidden.flatten(0, 1), self.weight
+        if isinstance(weight, VocabularyShard):
+            flat = weight.logits(hidden)
+        else:
+            flat = reference.head_logits(hidden, weight)
         return flat.view(*self.hidden.shape[:2], -1)
 
     @property
@@ -179,7 +184,7 @@ class Prediction(ABC):
         """What `suppress` returns."""
 
     def never_proposes(self, banned: Tensor | None, origin: Prediction) -> bool:
-        """Whether it is known without a look that `token` exists and is none of some ids.
+        """Whether `token`, though nobody has read it, is known to exist and to be none of some ids.
 
         Args:
             banned: (M,) the ids, the very tensor with which the origin was made.
@@ -262,7 +267,8 @@ class Prediction(ABC):
     @cached_property
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        return (1.0 - self.top_certainty).reciprocal()
+        # 1 - certainty, without the detour through Python that a number in front takes
+        return torch.rsub(self.top_certainty, 1.0).reciprocal()
 
     @cached_property
     def maximum(self) -> Tensor:
@@ -389,7 +395,7 @@ class Prediction(ABC):
         if not isinstance(ids, Tensor) or ids.dim() != 1 or ids.dtype not in _INTEGERS:
             got = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)
             raise PredictionError(f"suppress needs token ids of shape (M,), got {got}")
-        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        if ids.device.type == "cpu":  # elsewhere reading them would make the host wait
             _refuse_outside(ids, self.shape[-1], 0)
         return self._suppressed(ids.long())
 
@@ -412,17 +418,30 @@ class Prediction(ABC):
             ids: (B, W, K) int64, -1 for an empty entry.
             delta: (B, W, K) floating point [nats]; -inf bans an id.
             never_negative: the caller's word that all additions are 0 or more, which saves a look
-                at them (for which the host would have to wait on a GPU).
+                at them. On a GPU, where the host would have to wait for it, nobody looks: without
+                that word the V columns are read again.
 
         Raises:
             PredictionError: for wrong shapes and types, and for ids beyond the vocabulary.
         """
         _check("ids", ids, self.shape[:2], floating=False)
         _check("delta", delta, ids.shape, floating=True)
-        if ids.device.type == "cpu":  # elsewhere a look at them would make the host wait
+        if ids.device.type == "cpu":  # elsewhere reading them would make the host wait
             _refuse_outside(ids, self.shape[-1], None)
         ids = ids.long().masked_fill(ids >= self.shape[-1], -1)
         return BiasedPrediction(self, ids, delta, self._draw, never_negative=never_negative)
+
+    def with_logits(self, logits: Tensor) -> Prediction:
+        """Other logits, drawn from in the same way; for rules that change every token's.
+
+        Args:
+            logits: (B, W, V) floating point [nats]; -inf bans an id.
+
+        Raises:
+            PredictionError: for another shape or type.
+        """
+        _check("logits", logits, self.shape, floating=True)
+        return DensePrediction(logits, None, self._draw)
 
     def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
         """The old name of `with_logit_bias`; warns."""
@@ -519,7 +538,14 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...] | None, *, floating:
 
 
 def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> None:
-    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU."""
+    """Refuse what cannot be token ids (B, W) beside those of `like`; values only on a CPU.
+
+    Args:
+        who: what gave them, for messages.
+        tokens: what is to be checked.
+        like: (B, W) int64 on the right device.
+        vocabulary: number of ids, V.
+    """
     fits = isinstance(tokens, Tensor) and tokens.shape == like.shape and tokens.dtype in _INTEGERS
     if not fits or tokens.device != like.device:
         got: object = tokens
@@ -528,12 +554,18 @@ def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> Non
         raise PredictionError(
             f"{who} token ids (int64) of shape {tuple(like.shape)} on {like.device}, got {got}"
         )
-    if tokens.device.type == "cpu":  # elsewhere a look at them would make the host wait
+    if tokens.device.type == "cpu":  # elsewhere reading them would make the host wait
         _refuse_outside(tokens, vocabulary, 0)
 
 
 def check_flags(who: str, flags: Tensor, like: Tensor) -> None:
-    """Refuse what are no flags of the shape and on the device of others."""
+    """Refuse what are no flags of the shape and on the device of others.
+
+    Args:
+        who: what gave them, for messages.
+        flags: what is to be checked.
+        like: bool of the right shape on the right device.
+    """
     fits = isinstance(flags, Tensor) and flags.shape == like.shape and flags.dtype == torch.bool
     if not fits or flags.device != like.device:
         got: object = flags
@@ -577,7 +609,7 @@ class DensePrediction(Prediction):
         self._banned = banned
         self._draw = draw
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         rows, slots, vocabulary = self._raw.shape
         return rows, slots, vocabulary
@@ -603,7 +635,7 @@ class DensePrediction(Prediction):
     def _statistics(self) -> RowStatistics:
         return self._pass[0]
 
-    @property
+    @cached_property
     def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._raw.dtype)
 
@@ -661,12 +693,12 @@ class HeadPrediction(DensePrediction):
         self._banned = banned
         self._draw = draw
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         rows, slots, _ = self._source.hidden.shape
         return rows, slots, self._source.weight.shape[0]
 
-    @property
+    @cached_property
     def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._source.hidden.dtype)
 
@@ -677,7 +709,8 @@ class HeadPrediction(DensePrediction):
     @property
     def _sparse(self) -> bool:
         """Whether the logits need not, and do not, exist."""
-        return not self._source.has_logits and dispatch.uses_triton(self._source.hidden)
+        shared = isinstance(self._source.weight, VocabularyShard)
+        return not self._source.has_logits and (shared or dispatch.uses_triton(self._source.hidden))
 
     @cached_property
     def _pass(self) -> tuple[RowStatistics, Tensor | None]:
@@ -712,7 +745,7 @@ class HeadPrediction(DensePrediction):
 class BiasedPrediction(Prediction):
     """A prediction with sparse additions, computed from the statistics of the one below it.
 
-    The identity is stated at `kernels.reference.raised_statistics`. It is exact for additions that
+    The identity is stated at `kernels.reference.biased_statistics`. It is exact for additions that
     are 0 or more. A negative addition can cancel nearly all of the mass, so predictions that hold
     one compute their statistics densely.
 
@@ -757,7 +790,9 @@ class BiasedPrediction(Prediction):
 
     @cached_property
     def _sparse_is_exact(self) -> bool:
-        return self._never_negative or bool((self._additions[1] >= 0).all())
+        if self._never_negative or self._delta.device.type != "cpu":
+            return self._never_negative
+        return bool((self._additions[1] >= 0).all())
 
     @cached_property
     def _statistics(self) -> RowStatistics:
@@ -767,7 +802,7 @@ class BiasedPrediction(Prediction):
             return dispatch.row_statistics(self.logits.reshape(-1, self.shape[-1]))
         ids, delta = self._additions
         values = self._base._at(ids).flatten(0, 1)
-        return reference.raised_statistics(
+        return reference.biased_statistics(
             self._base._statistics, values, ids.flatten(0, 1), delta.flatten(0, 1)
         )
 

@@ -8,7 +8,13 @@ from typing import Any
 
 
 def say_renamed(old: str, new: str, stacklevel: int = 3) -> None:
-    """Warn that a name has changed; the warning points at the line that used it."""
+    """Warn that a name has changed; the warning points at the line that used it.
+
+    Args:
+        old: what was written.
+        new: what it is called now.
+        stacklevel: frames from the warning to the line that used the name.
+    """
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=stacklevel)
 
 

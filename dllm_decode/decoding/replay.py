@@ -160,7 +160,7 @@ class _Graph:
         rest = iter(tensors)
         for part in self._batch.state:
             fill(part, rest)
-        self._batch.look_again()
+        self._batch.forget_snapshot()
 
 
 def leaves(part: Any) -> Iterator[Tensor]:
@@ -176,7 +176,12 @@ def leaves(part: Any) -> Iterator[Tensor]:
 
 
 def fill(part: Any, tensors: Iterator[Tensor]) -> Any:
-    """Put tensors in the places that `leaves` names; memories are written, dicts made anew."""
+    """Put tensors in the places that `leaves` names; memories are written, dicts made anew.
+
+    Args:
+        part: a memory, a dict, a tensor or any other value.
+        tensors: what to put there, in the order of `leaves`.
+    """
     if isinstance(part, Tensor):
         return next(tensors)
     if isinstance(part, Memory):
@@ -212,7 +217,7 @@ def replay_obstacle(parts: Composition) -> str | None:
     if not parts.able.replays or parts.denoiser.device.type != "cuda":
         return None
     if parts.sync_every > 1 and not parts.cache.stores:
-        return f"sync_every={parts.sync_every} keeps steps until the host looks; use 1"
+        return f"sync_every={parts.sync_every} keeps steps until the next sync; use 1"
     if parts.record or parts.observers:
         return "the trace and observers keep what a step changed; decode without them"
     if parts.debug:

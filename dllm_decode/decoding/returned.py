@@ -20,7 +20,12 @@ from dllm_decode.errors import ModelOutputError, PluginError
 
 
 def named(place: str, part: object) -> str:
-    """How messages name a part: its config key and its class."""
+    """How messages name a part: its config key and its class.
+
+    Args:
+        place: its config key.
+        part: what stands there.
+    """
     return f"{place} ({type(part).__name__})"
 
 
@@ -34,6 +39,8 @@ def blamed(observer: object) -> Iterator[None]:
         raise
 
 
+FLAGS = (torch.bool,)
+LONG = (torch.long,)
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)
 
@@ -58,7 +65,7 @@ def plane_fault(
     """
     if (
         isinstance(value, Tensor)
-        and value.shape == shape
+        and (value.shape == shape or _fits(value.shape, shape))
         and value.dtype in dtypes
         and value.device == device
         and value.layout == torch.strided
@@ -67,9 +74,7 @@ def plane_fault(
     wanted = f"a tensor of shape ({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
     if not isinstance(value, Tensor):
         return f"{kind_of(value)}; it must be {wanted}"
-    sizes = zip(value.shape, shape, strict=False)
-    fits = all(have >= 1 if isinstance(want, str) else have == want for have, want in sizes)
-    if value.dim() != len(shape) or not fits:
+    if not _fits(value.shape, shape):
         return f"{kind_of(value)}; it must be {wanted}"
     if value.dtype not in dtypes:
         return f"a tensor of type {value.dtype}; it must be {' or '.join(map(str, dtypes))}"
@@ -78,12 +83,21 @@ def plane_fault(
     return ""
 
 
+def _fits(have: Sequence[int], wanted: Sequence[int | str]) -> bool:
+    """Whether a shape is the one wanted, a letter for any number of 1 or more."""
+    if len(have) != len(wanted):
+        return False
+    sizes = zip(have, wanted, strict=True)
+    return all(size >= 1 if type(want) is str else size == want for size, want in sizes)
+
+
 def check_plane(
     what: str,
     value: Any,
     shape: Sequence[int | str],
     dtypes: Sequence[torch.dtype],
     device: torch.device,
+    field: str = "",
 ) -> None:
     """Raise `PluginError` for a tensor that is not what it must be.
 
@@ -93,13 +107,21 @@ def check_plane(
         shape: see `plane_fault`.
         dtypes: see `plane_fault`.
         device: see `plane_fault`.
+        field: of what was returned, empty where it is the tensor itself.
     """
     if fault := plane_fault(value, shape, dtypes, device):
-        raise PluginError(f"{what} is {fault}")
+        raise PluginError(f"{what}{' as ' if field else ''}{field} is {fault}")
 
 
 def check_logits(model: object, logits: Any, index: Tensor, vocabulary: int) -> None:
-    """Raise `ModelOutputError` unless these are logits (B, W, V) for the columns index (B, W)."""
+    """Raise `ModelOutputError` unless these are logits (B, W, V) for the columns index (B, W).
+
+    Args:
+        model: for messages.
+        logits: what it returned.
+        index: (B, W) columns that it was asked about.
+        vocabulary: number of ids, V.
+    """
     if isinstance(logits, HiddenStates):
         return
     fault = plane_fault(logits, (*index.shape, vocabulary), FLOATS, index.device)
@@ -111,7 +133,13 @@ def check_logits(model: object, logits: Any, index: Tensor, vocabulary: int) -> 
 
 
 def check_states(who: object, states: Any, index: Tensor) -> None:
-    """Raise `ModelOutputError` unless these are states (B, W, D) for the columns index (B, W)."""
+    """Raise `ModelOutputError` unless these are states (B, W, D) for the columns index (B, W).
+
+    Args:
+        who: the model or the drafter, for messages.
+        states: what it returned.
+        index: (B, W) columns that it was asked about.
+    """
     fault = plane_fault(states, (*index.shape, "D"), FLOATS, index.device)
     if fault:
         name = who if isinstance(who, str) else type(who).__name__
@@ -119,17 +147,24 @@ def check_states(who: object, states: Any, index: Tensor) -> None:
 
 
 def check_prediction(
-    sampler: object, prediction: Any, index: Tensor, logits: Tensor | HiddenStates
+    sampler: object, prediction: Any, values: Tensor, logits: Tensor | HiddenStates
 ) -> None:
-    """Raise `PluginError` unless this is a prediction for the columns index (B, W)."""
+    """Raise `PluginError` unless this is a prediction of what a pass gave.
+
+    Args:
+        sampler: for messages.
+        prediction: what it returned.
+        values: (B, W, ...) of the pass.
+        logits: what it was made of.
+    """
     who = f"{named('sampler', sampler)}: what predict returned"
     if not isinstance(prediction, Prediction):
         raise PluginError(f"{who} is {kind_of(prediction)}; it must be a Prediction")
     size = logits.weight.shape[0] if isinstance(logits, HiddenStates) else logits.shape[-1]
-    if tuple(prediction.shape) != (*index.shape, size):
+    wanted = (*values.shape[:2], size)
+    if prediction.shape != wanted:
         raise PluginError(
-            f"{who} has shape {tuple(prediction.shape)}; it must have that of the logits, "
-            f"{(*index.shape, size)}"
+            f"{who} has shape {tuple(prediction.shape)}; it must have that of the logits, {wanted}"
         )
     if isinstance(sampler, Greedy | Categorical):
         return  # what they propose is looked at when somebody asks for it
@@ -137,4 +172,4 @@ def check_prediction(
         token = prediction.token
     except (PredictionError, DrawError) as error:
         raise PluginError(f"{who} proposes no tokens: {error}") from error
-    check_plane(f"{who} as token", token, index.shape, (torch.long,), index.device)
+    check_plane(f"{who} as token", token, wanted[:2], (torch.long,), values.device)

@@ -87,8 +87,11 @@ class Categorical(Sampler):
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set with at least this probability, (0, 1].
         min_p: keep tokens with at least this share of the top probability, [0, 1).
-        top_h: grow the nucleus while its renormalised entropy is at most this share of the row's,
-            (0, 1]; 1 switches it off (Top-H decoding, arXiv 2509.02510).
+        top_h: grow the nucleus while its entropy is at most this share of the row's, (0, 1]; 1
+            switches it off (Top-H decoding, arXiv 2509.02510).
+        top_h_rule: `bound` (the entropy of the renormalised nucleus, as the paper bounds it) or
+            `released` (the nucleus's terms in the entropy of the row, -sum p log p, as the
+            published code adds them up, which can pass the paper's bound).
         confidence_from: `untempered` (the model's own distribution) or `sampled` (the tempered,
             truncated one feeds the confidence as well, as Dream and SDAR do).
 
@@ -108,6 +111,7 @@ class Categorical(Sampler):
     top_p: float = 1.0
     min_p: float = 0.0
     top_h: float = 1.0
+    top_h_rule: str = "bound"
     confidence_from: str = "untempered"
 
     def __post_init__(self) -> None:
@@ -116,6 +120,7 @@ class Categorical(Sampler):
         require_in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
         require_in_range("min_p", self.min_p, 0.0, 1.0, open_high=True)
         require_in_range("top_h", self.top_h, 0.0, 1.0, open_low=True)
+        require_choice("top_h_rule", self.top_h_rule, ("bound", "released"))
         require_choice("confidence_from", self.confidence_from, ("untempered", "sampled"))
 
     def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
@@ -156,7 +161,8 @@ class Categorical(Sampler):
             floor = scaled.amax(-1, keepdim=True) + torch.tensor(self.min_p).log().item()
             scaled = scaled.masked_fill(scaled < floor, float("-inf"))
         if self.top_h < 1.0:
-            scaled = scaled.masked_fill(~_in_top_h(scaled, self.top_h), float("-inf"))
+            inside = _in_top_h(scaled, self.top_h, self.top_h_rule == "released")
+            scaled = scaled.masked_fill(~inside, float("-inf"))
         return scaled
 
 
@@ -183,12 +189,13 @@ def _in_nucleus(logits: Tensor, top_p: float) -> Tensor:
     return _places(logits, ids, before < top_p)
 
 
-def _in_top_h(logits: Tensor, share: float) -> Tensor:
+def _in_top_h(logits: Tensor, share: float, released: bool) -> Tensor:
     """The longest prefix of the sorted tokens whose entropy is at most share x the row's entropy.
 
     With the prefix mass P and s = -sum p log p over it, its renormalised entropy is s / P + log P.
     It only grows along the prefix, so what is inside is one. The entropy of one token is 0, so at
-    least one is kept. The sums are float64, of `COLUMNS` tokens at a time.
+    least one is kept. The released code bounds s instead. The sums are float64, of `COLUMNS` tokens
+    at a time.
     """
     values, ids = _sorted(logits)
     total = moment = mass = surprise = values.new_zeros((), dtype=torch.float64)
@@ -203,7 +210,7 @@ def _in_top_h(logits: Tensor, share: float) -> Tensor:
         probs = (below - scale).exp()
         mass = mass + probs.cumsum(-1)
         surprise = surprise + (probs * (scale - below)).cumsum(-1)
-        inside.append(surprise / mass + mass.log() <= bound)
+        inside.append((surprise if released else surprise / mass + mass.log()) <= bound)
         mass, surprise = mass[..., -1:], surprise[..., -1:]
     kept = torch.cat(inside, -1)
     kept[..., 0] = True

@@ -28,6 +28,8 @@ class Window:
     Attributes:
         index: (B, W) canvas column of each slot in rising order, -1 where a row has fewer.
         key: (B,) a number that changes when a row enters a new window.
+        inside: (B, W) bool, the slots that have a column, none of them beyond the canvas; None to
+            have that found out, and columns beyond the canvas left out.
 
     Examples:
         >>> import torch
@@ -37,6 +39,7 @@ class Window:
 
     index: Tensor
     key: Tensor
+    inside: Tensor | None = None
 
 
 class Schedule(ABC):
@@ -101,10 +104,18 @@ class Schedule(ABC):
         """
 
 
-def _slots(snapshot: Snapshot, begin: Tensor, width: int, limit: Tensor) -> Tensor:
-    """Columns begin, begin + 1, ... of each row, -1 at and behind the limit, (B, width)."""
-    columns = begin[:, None] + numbers(width, begin.device)
-    return columns.masked_fill_(columns >= limit[:, None], -1)
+def _from(begin: Tensor, width: int, limit: Tensor, key: Tensor) -> Window:
+    """Columns begin, begin + 1, ... of each row, up to a limit that is no column beyond the canvas.
+
+    Args:
+        begin: (B,).
+        width: slots.
+        limit: (B,) one past the last column.
+        key: (B,) see `Window`.
+    """
+    columns = begin.unsqueeze(1) + numbers(width, begin.device)
+    inside = columns < limit.unsqueeze(1)
+    return Window(torch.where(inside, columns, -1), key, inside)
 
 
 @dataclass(frozen=True)
@@ -155,14 +166,15 @@ class Blocks(Schedule):
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The block around the first undecided column of each row."""
         if self.origin != "absolute":
-            block = (snapshot.first_undecided - snapshot.start) // self.length
+            first = snapshot.first_undecided - snapshot.start
+            block = torch.floor_divide(first, self.length)  # `//` takes a detour through Python
             begin = block * self.length + snapshot.start
-            return Window(_slots(snapshot, begin, self.length, snapshot.horizon), block)
+            return _from(begin, self.length, snapshot.horizon, block)
         block = (snapshot.first_undecided - snapshot.first) // self.length
         begin = snapshot.first + block * self.length
         # a block that begins in the prompt ends no later for it
         limit = torch.minimum(begin + self.length, snapshot.horizon)
-        return Window(_slots(snapshot, begin.clamp(min=snapshot.start), self.length, limit), block)
+        return _from(begin.clamp(min=snapshot.start), self.length, limit, block)
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,7 @@ class WholeCanvas(Schedule):
         """All columns up to the horizon."""
         begin = torch.full_like(snapshot.horizon, snapshot.start)
         width = snapshot.tokens.shape[1] - snapshot.start
-        return Window(_slots(snapshot, begin, width, snapshot.horizon), torch.zeros_like(begin))
+        return _from(begin, width, snapshot.horizon, torch.zeros_like(begin))
 
 
 @dataclass(frozen=True)
@@ -213,9 +225,7 @@ class SlidingWindow(_OfWidth):
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """`width` columns from the first undecided one."""
         begin = snapshot.first_undecided
-        return Window(
-            _slots(snapshot, begin, self.width, snapshot.horizon), torch.zeros_like(begin)
-        )
+        return _from(begin, self.width, snapshot.horizon, torch.zeros_like(begin))
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,12 @@ def ranks(scores: Tensor, among: Tensor) -> Tensor:
 
 
 def ordered(scores: Tensor, among: Tensor) -> Tensor:
-    """Slots in the order of falling scores, those not among the candidates last, (B, W) int64."""
+    """Slots in the order of falling scores, those not among the candidates last, (B, W) int64.
+
+    Args:
+        scores: (B, W), larger is better.
+        among: (B, W) bool, the candidates.
+    """
     by_score = scores.sort(dim=1, descending=True, stable=True).indices
     last = (~among).gather(1, by_score).to(torch.int8)
     return by_score.gather(1, last.sort(dim=1, stable=True).indices)
@@ -114,7 +119,7 @@ def reaching(
     return dispatch.threshold_selection(scores, among, level, strict, order)[0]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 @torch.inference_mode(False)
 def numbers(count: int, device: torch.device) -> Tensor:
     """0, 1, ... count - 1, made once and never to be written to, (count,) int64.
@@ -124,14 +129,3 @@ def numbers(count: int, device: torch.device) -> Tensor:
         device: where.
     """
     return torch.arange(count, device=device)
-
-
-def first_column(flags: Tensor) -> Tensor:
-    """Lowest column that is set in each row, L where none is, (B,) int64.
-
-    Args:
-        flags: (B, L) bool.
-    """
-    # of equal ones, max takes the first
-    found, column = flags.max(1)
-    return torch.where(found, column, flags.shape[1])

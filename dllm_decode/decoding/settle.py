@@ -53,7 +53,7 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     unfit = unfit_tokens(view, decision)
     change = legal_change(view, decision, strategy, unfit)
     wrong = faulty(view, decision, strategy, unfit)
-    return change, Faults(view, decision, strategy, change, wrong)
+    return change, Faults(view, decision, strategy, wrong)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,6 @@ class Faults:
         view: the step.
         decision: the complete decision.
         strategy: who made it.
-        change: the legal change that was made of it.
         wrong: (B, W) bool, slots at which something is not legal; what, is only asked when it is.
 
     Examples:
@@ -86,7 +85,6 @@ class Faults:
     view: StepView
     decision: Decision
     strategy: Strategy
-    change: Change
     wrong: Tensor
 
     @property
@@ -128,7 +126,13 @@ class Faults:
 
 
 def where(view: StepView, row: int, slot: int) -> str:
-    """Row of the request, generated column and step of a slot, in words; asks the device."""
+    """Row of the request, generated column and step of a slot, in words; asks the device.
+
+    Args:
+        view: of the step.
+        row: of the batch.
+        slot: of the window.
+    """
     column = int(view.index[row, slot])
     place = "no column" if column < 0 else f"generated column {column - view.snapshot.start}"
     return f"row {int(view.snapshot.rows[row])}, {place}, step {int(view.step[row])}"
@@ -139,6 +143,10 @@ def unfit_tokens(view: StepView, decision: Decision) -> Tensor | None:
 
     A decision that takes over what a prediction proposes needs no look at its tokens: what is never
     generated is gone before the argmax.
+
+    Args:
+        view: of the step.
+        decision: with its tokens filled in.
     """
     tokens = decision.tokens
     assert tokens is not None
@@ -166,7 +174,14 @@ class SlotChanges(NamedTuple):
 def legal_change(
     view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor | None
 ) -> Change:
-    """The change that follows from a complete decision; whatever is illegal in it is left out."""
+    """The change that follows from a complete decision; whatever is illegal in it is left out.
+
+    Args:
+        view: of the step.
+        decision: with everything filled in, see `strategy.complete`.
+        strategy: what it may do.
+        unfit: (B, W) bool, see `unfit_tokens`.
+    """
     scores, confidence, tokens = decision.scores, decision.confidence, decision.tokens
     assert tokens is not None and scores is not None and confidence is not None
     asked = granted = _asked(view, decision, strategy)
@@ -177,18 +192,18 @@ def legal_change(
         # what a strategy says about positions it does not choose need not be legal
         tokens = torch.where(unfit & (granted.commit > decision.commit), view.pred.token, tokens)
         tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
-    ids, remask = tokens[..., None], granted.remask
-    change = Change(
+    remask = granted.remask
+    change: Change = Change.made(
         rows=view.snapshot.rows,
         step=view.step,
-        index=view.offsets,
+        index=later(lambda: view.offsets),
         commit=granted.commit,
         edit=granted.edit,
         remask=later(lambda: torch.zeros_like(asked.commit)) if remask is None else remask,
         not_granted=_not_granted(asked, granted),
         tokens=tokens,
         confidence=confidence,
-        probability=later(lambda: view.pred.prob_of(ids)[..., 0]),
+        probability=later(lambda: view.pred.prob_of(tokens[..., None])[..., 0]),
         scores=scores,
         forced=forced,
         horizon=later(lambda: view.snapshot.horizon - view.snapshot.start),
@@ -207,7 +222,7 @@ def _asked(view: StepView, decision: Decision, strategy: Strategy) -> SlotChange
     if decision.close is not None:
         commit = commit | (view.masked & decision.close[:, None])
     edit = remask = None
-    # a row that is done stays done, also while the host has not looked yet
+    # a row that is done stays done, also before the next sync
     if strategy.revises:
         edit = decision.commit & view.settled & (decision.tokens != view.tokens)
         edit = edit & view.live[:, None]
@@ -233,7 +248,14 @@ def takes_its_word(strategy: Strategy) -> bool:
 
 
 def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor | None) -> Tensor:
-    """Slots at which any of `faults_of` is set, (B, W) bool, by looking at no more than need be."""
+    """Slots at which any of `faults_of` is set, (B, W) bool, by looking at no more than need be.
+
+    Args:
+        view: of the step.
+        decision: with everything filled in, see `strategy.complete`.
+        strategy: what it may do.
+        unfit: (B, W) bool, see `unfit_tokens`.
+    """
     wrong = decision.commit > _writable(view, strategy)
     if unfit is not None:
         wrong = wrong | (decision.commit & unfit)
@@ -264,7 +286,13 @@ def _wrong_remasks(
 
 
 def faults_of(view: StepView, decision: Decision, strategy: Strategy) -> Tensor:
-    """Everything a complete decision asks for and may not have, (5, B, W) bool, kind by kind."""
+    """Everything a complete decision asks for and may not have, (5, B, W) bool, kind by kind.
+
+    Args:
+        view: of the step.
+        decision: with everything filled in, see `strategy.complete`.
+        strategy: what it may do.
+    """
     assert decision.tokens is not None and decision.scores is not None
     vocab = view.snapshot.vocab
     outside = (decision.tokens < 0) | (decision.tokens >= vocab.size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -176,9 +177,12 @@ class Strategy(Part):
             at it again; needs the progress rule `Revisions`.
         wraps: whether it stands for a whole rule of its own, whose transforms and filters belong
             inside it.
-        always_commits: the strategy's word that each of its decisions commits at least one slot of
-            every row that has an open one, so that the loop need not have another ready; whoever
-            overrides `decide` has to give it anew. A broken one ends the decode with an error.
+        always_commits: a promise that each of its decisions commits at least one slot of every row
+            that has an open one, so that the loop need not have another slot ready. A class that
+            overrides `decide` has to promise it again; a broken promise ends the decode with an
+            error.
+        ranks: whether it may commit some of several slots with the same score and leave others, so
+            that many ties are worth a warning; False is a promise of the same kind.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -196,12 +200,14 @@ class Strategy(Part):
     revises: bool = False
     wraps: ClassVar[bool] = False
     always_commits: bool = False
+    ranks: bool = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A class does not vouch for another class's `decide`."""
         super().__init_subclass__(**options)
-        if "decide" in vars(cls) and "always_commits" not in vars(cls):
-            cls.always_commits = False
+        for word, careful in (("always_commits", False), ("ranks", True)):
+            if "decide" in vars(cls) and word not in vars(cls):
+                setattr(cls, word, careful)
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Every part with its key below `strategy`; one that is not composed has the key ""."""
@@ -259,6 +265,53 @@ class Strategy(Part):
             The rows, or None for none.
         """
         return None
+
+
+class RuleWrapper(Strategy):
+    """A strategy that carries out several steps of another one, its field `rule`.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from dllm_decode.models.toy import Copy
+        >>> from dllm_decode.strategies.fixed import TopK
+        >>> @dataclass(frozen=True)
+        ... class AsItIs(RuleWrapper):
+        ...     rule: Strategy
+        ...     def decide(self, view, memory):
+        ...         return self.rule.decide(view, memory)
+        >>> Copy(n=4).answer(AsItIs(TopK(2)), "abcd")
+        ('abcd', 3)
+        >>> [key for key, _ in AsItIs(TopK(2)).parts()]
+        ['', 'rule']
+    """
+
+    rule: Strategy
+    wraps = True
+
+    @property
+    def progress(self) -> Progress:
+        """That of the rule."""
+        return self.rule.progress
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Itself, and the parts of its rule."""
+        yield "", self
+        for key, part in self.rule.parts():
+            yield f"rule.{key}" if key else "rule", part
+
+    def with_parts(self, change: Callable[[str, Any], Any]) -> Strategy:
+        """With other parts in place of its own; see `Strategy.with_parts`."""
+
+        def inner(key: str, part: Any) -> Any:
+            return change(f"rule.{key}" if key else "rule", part)
+
+        own: Any = change("", self)
+        changed: Strategy = replace(own, rule=self.rule.with_parts(inner))
+        return changed
+
+    def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
+        """The memory of the rule."""
+        return self.rule.begin(request, snapshot)
 
 
 class Transform(Part):
@@ -478,22 +531,27 @@ class Pipeline(Strategy):
         }
         return replace(self, select=self.select.with_parts(selection), **slots)
 
-    @property
+    @cached_property
     def revocable(self) -> bool:  # type: ignore[override]
         """Whether the selection may re-mask."""
         return self.select.revocable
 
-    @property
+    @cached_property
     def revises(self) -> bool:  # type: ignore[override]
         """Whether the selection may write over what it has committed."""
         return self.select.revises
 
-    @property
+    @cached_property
     def always_commits(self) -> bool:  # type: ignore[override]
-        """Whether the selection does, and no filter may veto it."""
+        """Whether the selection always commits, and no filter can veto it."""
         return self.select.always_commits and not self.filters
 
-    @property
+    @cached_property
+    def ranks(self) -> bool:  # type: ignore[override]
+        """Whether the selection does, or a filter may."""
+        return self.select.ranks or bool(self.filters)
+
+    @cached_property
     def progress(self) -> Progress:
         """How the loop makes progress where nothing is committed: as the selection says."""
         return self.select.progress
@@ -526,6 +584,8 @@ class Pipeline(Strategy):
             kept = calls.keep(part, view.for_part(place), decision, memory.parts[place])
             decision = copied(decision, commit=decision.commit & kept)
         for name, rule in self.stop.items():
+            if type(rule).closes is StopRule.closes:
+                continue
             place = f"stop.{name}"
             close = calls.closes(rule, seen.for_part(place), memory.parts[place])
             decision = copied(decision, close=_either(decision.close, close))
@@ -535,14 +595,16 @@ class Pipeline(Strategy):
         self, snapshot: Snapshot, view: StepView, change: Change, memory: PipelineMemory
     ) -> Tensor:
         """The nearest horizon of the selection and all stop rules."""
-        own = view.for_part("select")
-        nearest = calls.horizon(self.select, snapshot, own, change, memory.parts["select"])
+        nearest = snapshot.horizon
+        if type(self.select).horizon is not Strategy.horizon:
+            own = view.for_part("select")
+            nearest = calls.horizon(self.select, snapshot, own, change, memory.parts["select"])
         for name, rule in self.stop.items():
             place = f"stop.{name}"
             own = view.for_part(place)
             asked = calls.horizon(rule, snapshot, own, change, memory.parts[place])
-            # most parts of most pipelines leave it where it is
-            nearest = asked if nearest is snapshot.horizon else torch.minimum(nearest, asked)
+            if asked is not snapshot.horizon:
+                nearest = asked if nearest is snapshot.horizon else torch.minimum(nearest, asked)
         return nearest
 
     def lingers(
@@ -554,7 +616,12 @@ class Pipeline(Strategy):
 
 
 def complete(decision: Decision, view: StepView) -> Decision:
-    """A decision with tokens, scores and confidence filled in from the view's prediction."""
+    """A decision with tokens, scores and confidence filled in from the view's prediction.
+
+    Args:
+        decision: as a strategy returned it.
+        view: of the step.
+    """
     pred, tokens, confidence = view.pred, decision.tokens, decision.confidence
     if tokens is not None and confidence is not None and decision.scores is not None:
         return decision

@@ -23,7 +23,7 @@ FORMAT = "dllm_decode.decoding.trace"
 VERSION = 1
 
 
-_OPTIONAL = ("edits", "not_granted", "fresh", "candidates")
+_OPTIONAL = ("edits", "not_granted", "fresh", "candidates", "drafts")
 _LEAST = 0.001  # candidates that are less likely are not kept
 
 
@@ -90,6 +90,7 @@ class StepRecord:
         forwards: for each, forward passes, probes included; 0 where a probe of the step before
             had said everything, and for rows that are done.
         probes: for each, those among them that asked about other tokens.
+        drafts: for each, calls of a drafter, which are no forward passes; empty for none.
         commits: the tokens that were decided.
         edits: the tokens that were written over settled ones.
         remasks: (row, column) pairs that were opened again.
@@ -116,6 +117,7 @@ class StepRecord:
     not_granted: tuple[int, ...] = ()
     fresh: tuple[bool, ...] = ()
     candidates: tuple[Offer, ...] = ()
+    drafts: tuple[int, ...] = ()
 
     @staticmethod
     def of(change: Change) -> StepRecord:
@@ -156,6 +158,7 @@ class StepRecord:
             not_granted=each(change.not_granted),
             fresh=tuple(change.notes[FRESH].tolist()) if FRESH in change.notes else (),
             candidates=tuple(_offers(change, rows, values[0])) if IDS in change.notes else (),
+            drafts=() if change.drafts is None else each(change.drafts),
         )
 
     def record(self) -> dict[str, Any]:
@@ -411,68 +414,77 @@ class _Record:
         """Like `get`, and an empty list where the key is missing."""
         return self.get(key, fits, kind, count) if key in self.values else []
 
+    def counts(self, key: str, rows: Sequence[int], default: Sequence[int]) -> tuple[int, ...]:
+        """One count for each row; the default in traces written before rows were counted apart."""
+        if key not in self.values:
+            return tuple(default)
+        return tuple(self.get(key, _is_counts, _COUNTS, len(rows)))
+
+    def written(self, key: str, rows: Sequence[int], lengths: Sequence[int]) -> tuple[Commit, ...]:
+        """Tokens that a step wrote in its rows."""
+        found = self.get(
+            key,
+            _is_list_of(lambda entry: _is_cell(entry, 5, lengths) and entry[0] in rows),
+            "a list of [row, column, token, confidence, probability] in this step's rows",
+        )
+        return tuple(Commit(*commit) for commit in found)
+
+    def probes(self, rows: Sequence[int]) -> tuple[int, ...]:
+        """Probes of each row; one number stands for all of them."""
+        probes = self.get("probes", _is_probes, "whole numbers >= 0, one per row")
+        probes = [probes] * len(rows) if _is_int(probes) else probes
+        if len(probes) != len(rows):
+            raise TraceError(f"{self.place}: probes must have {len(rows)} entries")
+        return tuple(probes)
+
+    def offers(self, rows: Sequence[int], lengths: Sequence[int]) -> tuple[Offer, ...]:
+        """What the model proposed at open columns."""
+        found = self.optional(
+            "candidates",
+            _is_list_of(lambda entry: _is_offer(entry, lengths) and entry[0] in rows),
+            "a list of [row, column, token, probability, ...] in this step's rows",
+        )
+        return tuple(
+            Offer(row, column, tuple(zip(pairs[::2], pairs[1::2], strict=True)))
+            for row, column, *pairs in found
+        )
+
     def step(self, lengths: Sequence[int]) -> StepRecord:
         """The step of a line; raises `TraceError` where it does not fit rows of these lengths."""
-
-        def is_cell(entry: Any, size: int) -> bool:
-            numbers = isinstance(entry, list) and len(entry) == size and all(map(_is_number, entry))
-            whole = numbers and _is_ints(entry[: min(size, 3)])
-            return whole and _inside(entry[0], entry[1], lengths)
 
         def is_row(value: Any) -> bool:
             return _is_int(value) and 0 <= value < len(lengths)
 
         rows = self.get("rows", _is_list_of(is_row), f"a list of rows below {len(lengths)}")
-        ends = self.get("horizon", _is_counts, "a list of whole numbers >= 0", len(rows))
+        ends = self.get("horizon", _is_counts, _COUNTS, len(rows))
         if any(end > lengths[row] for row, end in zip(rows, ends, strict=True)):
             raise TraceError(
                 f"{self.place}: horizon is beyond the end of a row, got {_shown(ends)}"
             )
-
-        def written(key: str) -> tuple[Commit, ...]:
-            found = self.get(
-                key,
-                _is_list_of(lambda entry: is_cell(entry, 5) and entry[0] in rows),
-                "a list of [row, column, token, confidence, probability] in this step's rows",
-            )
-            return tuple(Commit(*commit) for commit in found)
-
-        def counts(key: str, default: Sequence[int]) -> tuple[int, ...]:
-            if key not in self.values:  # traces written before rows were counted apart
-                return tuple(default)
-            return tuple(self.get(key, _is_counts, "a list of whole numbers >= 0", len(rows)))
-
-        probes = self.get("probes", _is_probes, "whole numbers >= 0, one per row")
-        probes = [probes] * len(rows) if _is_int(probes) else probes
-        if len(probes) != len(rows):
-            raise TraceError(f"{self.place}: probes must have {len(rows)} entries")
+        probes, flags = self.probes(rows), _is_list_of(_is_bool)
         remasks = self.get(
-            "remasks", _is_list_of(lambda entry: is_cell(entry, 2)), "a list of [row, column]"
-        )
-        offers = self.optional(
-            "candidates",
-            _is_list_of(lambda entry: _is_offer(entry, lengths) and entry[0] in rows),
-            "a list of [row, column, token, probability, ...] in this step's rows",
+            "remasks",
+            _is_list_of(lambda entry: _is_cell(entry, 2, lengths)),
+            "a list of [row, column]",
         )
         return StepRecord(
             rows=tuple(rows),
-            steps=tuple(self.get("steps", _is_counts, "a list of whole numbers >= 0", len(rows))),
+            steps=tuple(self.get("steps", _is_counts, _COUNTS, len(rows))),
             horizon=tuple(ends),
-            forced=tuple(self.get("forced", _is_list_of(_is_bool), "a list of flags", len(rows))),
-            forwards=counts("forwards", [1 + number for number in probes]),
-            probes=tuple(probes),
-            commits=written("commits"),
-            edits=written("edits") if "edits" in self.values else (),
+            forced=tuple(self.get("forced", flags, "a list of flags", len(rows))),
+            forwards=self.counts("forwards", rows, [1 + number for number in probes]),
+            probes=probes,
+            commits=self.written("commits", rows, lengths),
+            edits=self.written("edits", rows, lengths) if "edits" in self.values else (),
             remasks=tuple((row, column) for row, column in remasks),
-            not_granted=counts("not_granted", [0] * len(rows)),
-            fresh=tuple(
-                self.optional("fresh", _is_list_of(_is_bool), "a list of flags", len(rows))
-            ),
-            candidates=tuple(
-                Offer(row, column, tuple(zip(pairs[::2], pairs[1::2], strict=True)))
-                for row, column, *pairs in offers
-            ),
+            not_granted=self.counts("not_granted", rows, [0] * len(rows)),
+            fresh=tuple(self.optional("fresh", flags, "a list of flags", len(rows))),
+            candidates=self.offers(rows, lengths),
+            drafts=self.counts("drafts", rows, ()),
         )
+
+
+_COUNTS = "a list of whole numbers >= 0"
 
 
 def _shown(value: Any, most: int = 60) -> str:
@@ -494,6 +506,13 @@ def _is_bool(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_cell(entry: Any, size: int, lengths: Sequence[int]) -> bool:
+    """Whether an entry is a row, a column, and so many numbers in all."""
+    numbers = isinstance(entry, list) and len(entry) == size and all(map(_is_number, entry))
+    whole = numbers and _is_ints(entry[: min(size, 3)])
+    return whole and _inside(entry[0], entry[1], lengths)
 
 
 def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -580,6 +599,10 @@ def first_difference(left: Trace, right: Trace) -> Difference | None:
 
     Compared are commits, edits, re-masks and the length of a row's decode; confidences are not.
 
+    Args:
+        left: one decode.
+        right: another decode of the same prompts.
+
     Returns:
         The difference, None where there is none.
 
@@ -591,7 +614,12 @@ def first_difference(left: Trace, right: Trace) -> Difference | None:
 
 
 def differences(left: Trace, right: Trace) -> dict[int, Difference]:
-    """The first difference of each row that has one; see `first_difference`."""
+    """The first difference of each row that has one; see `first_difference`.
+
+    Args:
+        left: one decode.
+        right: another decode of the same prompts.
+    """
     if (left.prompts, left.lengths, left.fixed) != (right.prompts, right.lengths, right.fixed):
         raise TraceError("the traces belong to different prompts and cannot be compared")
     mine, theirs = _events(left), _events(right)

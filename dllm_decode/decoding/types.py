@@ -21,7 +21,6 @@ from dllm_decode.decoding.prediction import (
     check_tokens,
 )
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
-from dllm_decode.decoding.selection import first_column
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels.lazy import LazyFields, copied
 from dllm_decode.kernels.noise import Noise
@@ -372,7 +371,12 @@ class Snapshot:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Ids on a device, uploaded once: an upload in every step would make the host wait."""
+    """Ids on a device, uploaded once: an upload in every step would make the host wait.
+
+    Args:
+        ids: token ids.
+        device: where they are needed.
+    """
     return torch.tensor(ids, device=device, dtype=torch.long)
 
 
@@ -638,10 +642,25 @@ class Passes(Protocol):
         """The drafter's prediction with tokens (B, W) at the slots."""
 
 
+def first_column(flags: Tensor) -> Tensor:
+    """Lowest column that is set in each row, L where none is, (B,) int64.
+
+    Args:
+        flags: (B, L) bool.
+    """
+    # of equal ones, max takes the first
+    found, column = flags.max(1)
+    return torch.where(found, column, flags.shape[1])
+
+
 def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
     """Values of a canvas plane (B, L, ...) at slots (B, W): (B, W, ...).
 
     Slots without a column (-1) read column 0.
+
+    Args:
+        plane: (B, L, ...).
+        index: (B, W) columns, -1 for none.
     """
     safe = index.clamp(min=0)
     if plane.dim() > 2:
@@ -849,7 +868,9 @@ class Change(LazyFields):
     drafts: Tensor | None = None
     steps: Tensor | None = None
     passes_per_call: int = 1
-    lazy: ClassVar[tuple[str, ...]] = ("remask", "probability", "forced", "horizon", "live")
+    lazy: ClassVar[tuple[str, ...]] = (
+        "index", "remask", "probability", "forced", "horizon", "live"
+    )  # fmt: skip
 
     @cached_property
     def written(self) -> Tensor:

@@ -141,3 +141,45 @@ def above_curve(costs: NDArray[np.float64], shares: NDArray[np.float64]) -> NDAr
     reached = np.where(np.isfinite(x0), y0 + weight * np.where(within, y1 - y0, 0.0), np.nan)
     found: NDArray[np.float64] = (shares[:, :1] - reached)[:, 0]
     return found
+
+
+def parallelizability(points: Sequence[Point]) -> float:
+    """Mean tokens per step of a sweep, weighted with the score.
+
+        sum_k k score_k / sum_k score_k
+
+    Large where the score stays up when more tokens are decided together; it depends on the steps
+    that were tried, so compare sweeps over the same ones.
+
+    Source: ParallelBench, arXiv 2510.04767.
+
+    Args:
+        points: (tokens per step k, score) of each run.
+
+    Returns:
+        Tokens per step, NaN where every score is 0.
+
+    Examples:
+        >>> parallelizability([(1.0, 100.0), (2.0, 50.0)])
+        1.3333333333333333
+    """
+    total = math.fsum(y for _, y in points)
+    return math.fsum(x * y for x, y in points) / total if total else math.nan
+
+
+def slope(points: Sequence[Point]) -> float:
+    """Slope of the least-squares line through points; NaN where all x are the same.
+
+    ParallelBench's order preference is this for (block length, score) at two tokens per step.
+
+    Args:
+        points: (x, y) of each.
+
+    Examples:
+        >>> slope([(1.0, 5.0), (3.0, 4.0)])
+        -0.5
+    """
+    x0 = math.fsum(x for x, _ in points) / len(points)
+    y0 = math.fsum(y for _, y in points) / len(points)
+    spread = math.fsum((x - x0) ** 2 for x, _ in points)
+    return math.fsum((x - x0) * (y - y0) for x, y in points) / spread if spread else math.nan

@@ -16,7 +16,9 @@ from typing import Any
 
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
 from dllm_decode.models.stop_texts import cut
-from dllm_decode.problems import FAMILIES, Variant, distinct_problems, grading
+from dllm_decode.problems import Variant, distinct_problems, families_of, grading, sentences
+from dllm_decode.problems.instructed import WordsToSentence, worked_example
+from dllm_decode.problems.sentences import grammar_faults
 
 Record = Mapping[str, Any]
 
@@ -39,6 +41,8 @@ class Question:
         refused: Why it cannot be asked, with its source; "" where it can. A refused question has
             neither prompt nor label and no answer is right.
         answer: What of a text its grader reads, for votes; see `problems.grading.answer_in`.
+        grade_strictly: The same for the one form that was asked for; None: `grade` knows one form.
+        free: Whether an answer is free text, whose grammar can be graded as well.
 
     Examples:
         >>> question = Question("q/0", "sums", "1 + 1?", "2", 8, "2".__eq__, stops=(";",))
@@ -58,6 +62,8 @@ class Question:
     source: str = ""
     refused: str = ""
     answer: str = "text"
+    grade_strictly: Callable[[str], bool] | None = None
+    free: bool = False
 
     def cut(self, text: str) -> str:
         """The text up to the first stop text."""
@@ -77,6 +83,7 @@ class Format:
         grade: Whether a text answers a record.
         max_new_tokens: Columns for an answer.
         answer: What of a text `grade` reads, see `problems.grading.answer_in`.
+        free: Whether an answer is free text, see `Question`.
     """
 
     name: str
@@ -87,6 +94,7 @@ class Format:
     grade: Callable[[Record, str], bool]
     max_new_tokens: int
     answer: str = "text"
+    free: bool = False
 
 
 def bundled(
@@ -95,6 +103,7 @@ def bundled(
     seed: int = 0,
     split: str = "held_out",
     variant: Variant | None = None,
+    style: str = "shorthand",
 ) -> list[Question]:
     """Problems of a bundled family, drawn anew from a seed.
 
@@ -104,17 +113,19 @@ def bundled(
         seed: Of the draw.
         split: `held_out` or `train`, see `distinct_problems`.
         variant: Changes to the family, None for none.
+        style: `shorthand` of the bundled model, or `instruct`: plain English, with a worked example
+            as an earlier turn, except for sentences.
 
     Raises:
-        ConfigError: For names that are no family.
+        ConfigError: For names that are no family of this style.
     """
-    kind = FAMILIES.get(family)
-    require(
-        kind is not None, f"task.families must be names of {', '.join(FAMILIES)}; got {family!r}"
-    )
+    kinds = families_of(style)
+    kind = kinds.get(family)
+    require(kind is not None, f"task.families must be names of {', '.join(kinds)}; got {family!r}")
     assert kind is not None
     variant = variant or Variant()
     kind = variant.of(kind)
+    free = isinstance(kind, WordsToSentence)  # where an example would be copied
     return [
         Question(
             key=f"{kind.name}/{split}/{seed}/{number}",
@@ -124,8 +135,43 @@ def bundled(
             max_new_tokens=kind.canvas,
             grade=partial(kind.grade, problem),
             form=(kind.form(problem) or "") if variant.infill else problem.form,
+            shots=() if style != "instruct" or free else (worked_example(kind),),
+            grade_strictly=partial(kind.grade_strictly, problem) if style == "instruct" else None,
+            free=free,
         )
         for number, problem in enumerate(distinct_problems(kind, split, count, seed))
+    ]
+
+
+def grammatical(questions: Sequence[Question], server: str) -> list[Question]:
+    """The questions, those with free answers graded by a LanguageTool server as well.
+
+    Args:
+        questions: Of an evaluation.
+        server: Its address, which is tried at once.
+
+    Raises:
+        ConfigError: There is no server, or no question whose grammar can be graded.
+    """
+    if not any(question.free for question in questions):
+        raise ConfigError(
+            "task.language_tool grades the grammar of sentences, summaries and paraphrases; none "
+            "of the problems asks for such text"
+        )
+    grammar_faults("This is a sentence.", server)
+
+    def both(grade: Callable[[str], bool] | None, text: str) -> bool:
+        return grade is not None and grade(text) and grammar_faults(text, server) == 0
+
+    return [
+        replace(
+            question,
+            grade=partial(both, question.grade),
+            grade_strictly=question.grade_strictly and partial(both, question.grade_strictly),
+        )
+        if question.free
+        else question
+        for question in questions
     ]
 
 
@@ -372,6 +418,7 @@ def _question(entry: Entry, kind: Format, shots: tuple[tuple[str, str], ...]) ->
         label="",
         max_new_tokens=kind.max_new_tokens,
         answer=kind.answer,
+        free=kind.free,
         grade=_never,
         shots=shots,
         source=entry.source,
@@ -444,6 +491,17 @@ def _grade_countdown(record: Record, text: str) -> bool:
     return grading.is_countdown(text, numbers, target)
 
 
+def _summary_prompt(what: str, record: Record) -> str:
+    return (
+        f"Summarise the following {what} in one or two sentences.\n\n{record[what]}\n\n"
+        "Answer with the summary and nothing else."
+    )
+
+
+def _grade_summary(what: str, record: Record, text: str) -> bool:
+    return sentences.is_summary(text, record[what], record["summary"])
+
+
 # Keys of published files that are graded by executing the answer, which this package does not do.
 _RUN_CODE = {
     "humaneval": {"prompt", "test", "entry_point"},
@@ -498,5 +556,31 @@ FORMATS: dict[str, Format] = {
         _check_sudoku,
         lambda record, text: grading.is_sudoku(text, record["input"]),
         max_new_tokens=64,
+    ),
+    **{
+        name: Format(
+            name,
+            {what: str, "summary": str},
+            partial(_summary_prompt, what),
+            lambda record: record["summary"],
+            lambda record: None,
+            partial(_grade_summary, what),
+            max_new_tokens=64,
+            free=True,
+        )
+        for name, what in (("summary", "document"), ("dialogue", "dialogue"))
+    },
+    "paraphrase": Format(
+        "paraphrase",
+        {"text": str, "paraphrase": str},
+        lambda record: (
+            "Say the following in other words.\n\n"
+            f"{record['text']}\n\nAnswer with the new text and nothing else."
+        ),
+        lambda record: record["paraphrase"],
+        lambda record: None,
+        lambda record, text: sentences.is_paraphrase(text, record["text"]),
+        max_new_tokens=64,
+        free=True,
     ),
 }

@@ -52,7 +52,12 @@ def encode(tokenizer: Tokenizer, question: Question, template: str = "auto") -> 
 
 
 def template_of(tokenizer: Tokenizer, template: str) -> str:
-    """`chat` or `plain`: what a template comes to with a tokenizer; see `encode`."""
+    """`chat` or `plain`: what a template comes to with a tokenizer; see `encode`.
+
+    Args:
+        tokenizer: Which may have a chat template.
+        template: `auto`, `chat` or `plain`.
+    """
     require_choice("task.template", template, TEMPLATES)
     if template != "auto":
         return template
@@ -65,6 +70,11 @@ def infilling(
     """Columns of a question, and the tokens its form fixes, by column, None without a form.
 
     All columns behind the last gap hold the end of text, where the model has one.
+
+    Args:
+        tokenizer: Of the model.
+        vocab: Its special ids.
+        question: With a form or without one.
 
     Raises:
         ConfigError: The answer does not fit into the gaps, one token each.
@@ -326,18 +336,22 @@ class Evaluation:
         return self.clock()
 
     def _graded(self, question: Question, row: DecodedRow) -> Sample:
-        text, correct, outcome = "", False, row.outcome
+        text, correct, strict, outcome = "", False, None, row.outcome
         if outcome.error:
             outcome = replace(outcome, error=_with_source(question, outcome.error))
         else:
             text = question.cut(self.tokenizer.decode(list(outcome.delivered)))
             try:
                 correct = question.grade(text)
+                if question.grade_strictly is not None:
+                    strict = correct and question.grade_strictly(text)
             except Exception as error:  # a grader that stumbles over one text costs that one only
                 fault = f"the answer cannot be graded: {type(error).__name__}: {error}"
                 outcome = replace(outcome, error=_with_source(question, fault))
         row = replace(row, outcome=outcome)
-        return sample_of(question, row, text, correct, lambda token: self.tokenizer.decode([token]))
+        return sample_of(
+            question, row, text, correct, lambda token: self.tokenizer.decode([token]), strict
+        )
 
 
 def _with_source(question: Question, fault: str) -> str:

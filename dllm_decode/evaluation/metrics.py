@@ -48,9 +48,12 @@ class Sample:
         error: Why there is no answer, "" where there is one.
         passes: Passes one after the other; several alternatives probed at once are one.
         probes: Forwards, of those above, over other tokens that the strategy asked for.
+        drafts: Calls of a drafter, which are no forward passes.
         edits: Settled tokens that were written over.
         remasks: Settled columns that were opened again.
         not_granted: Edits and re-masks that the strategy asked for in vain.
+        strict: What a grader said that allows the form that was asked for and no other; `correct`
+            where there is one form, and None is that as well.
 
     Examples:
         >>> steps = (0, 0, 1)  # of three tokens
@@ -79,9 +82,16 @@ class Sample:
     error: str = ""
     passes: int = 0
     probes: int = 0
+    drafts: int = 0
     edits: int = 0
     remasks: int = 0
     not_granted: int = 0
+    strict: bool | None = None
+
+    @property
+    def correct_strictly(self) -> bool:
+        """Whether the answer is right and in the form that was asked for."""
+        return self.correct if self.strict is None else self.strict
 
     @property
     def delivered(self) -> int:
@@ -121,7 +131,8 @@ class Sample:
 
 
 # What only some strategies do.
-_NOTHING = dict.fromkeys(("probes", "edits", "remasks", "not_granted"), 0)
+_COUNTS = ("probes", "drafts", "edits", "remasks", "not_granted")
+_NOTHING: dict[str, Any] = {**dict.fromkeys(_COUNTS, 0), "strict": None}
 _KEYS = frozenset(entry.name for entry in fields(Sample))
 _CHECKS: Mapping[str, validation.Check] = {
     "problem": validation.name,
@@ -144,9 +155,11 @@ _CHECKS: Mapping[str, validation.Check] = {
     "error": validation.text,
     "passes": validation.whole(0),
     "probes": validation.whole(0),
+    "drafts": validation.whole(0),
     "edits": validation.whole(0),
     "remasks": validation.whole(0),
     "not_granted": validation.whole(0),
+    "strict": validation.optional(validation.flag),
 }
 
 
@@ -191,6 +204,7 @@ def sample_of(
     text: str = "",
     correct: bool = False,
     piece: Callable[[int], str] | None = None,
+    strict: bool | None = None,
 ) -> Sample:
     """What one decoded row counts as.
 
@@ -200,6 +214,7 @@ def sample_of(
         text: The answer that is delivered.
         correct: What the grader said of it.
         piece: The text of a token id; None leaves `Sample.pieces` empty.
+        strict: See `Sample`.
     """
     outcome = row.outcome
     end = outcome.end
@@ -224,7 +239,8 @@ def sample_of(
         reference_forwards=row.reference_forwards,
         error=outcome.error,
         passes=outcome.passes or outcome.forwards,
-        **{name: getattr(outcome, name) for name in _NOTHING},
+        strict=strict,
+        **{name: getattr(outcome, name) for name in _COUNTS},
     )
 
 
@@ -412,6 +428,13 @@ METRICS: tuple[Metric, ...] = (
         accuracy,
     ),
     Metric(
+        "accuracy_strict",
+        "share of problems",
+        "problems whose answer is right and in the form that was asked for; the same as accuracy "
+        "where a family has one form",
+        lambda samples: _mean([float(s.correct_strictly) for s in samples]),
+    ),
+    Metric(
         "forwards",
         "passes per problem",
         "model passes the row took part in, all counted (guidance, refresh, probes, filters), "
@@ -476,6 +499,7 @@ METRICS: tuple[Metric, ...] = (
         Metric(name, unit, f"{words}, averaged over problems", _mean_of(name))
         for name, unit, words in (
             ("probes", "passes per problem", "forwards over other tokens that the strategy probed"),
+            ("drafts", "calls per problem", "calls of a drafter, which are no passes"),
             ("edits", "tokens per problem", "settled tokens that were written over"),
             ("remasks", "columns per problem", "settled columns that were opened again"),
             (
@@ -587,6 +611,34 @@ def headroom(samples: Sequence[Sample], oracle: Sequence[Sample]) -> float:
     if {s.problem for s in samples} != {s.problem for s in oracle}:
         raise ConfigError("headroom compares runs on the same problems; these two differ in them")
     return _speed(samples) / _speed(oracle)
+
+
+def per_sample_oracle(runs: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """For each problem the sample with the fewest forwards among the right ones.
+
+    Where no run is right, the fewest forwards of all. What a rule could gain that knew the best
+    setting of every problem.
+
+    Source: ParallelBench, arXiv 2510.04767.
+
+    Args:
+        runs: Samples of each run.
+
+    Raises:
+        ConfigError: The runs are not of the same problems, or there are none.
+    """
+    if not runs or any({s.problem for s in run} != {s.problem for s in runs[0]} for run in runs):
+        raise ConfigError("an oracle of single samples needs runs on the same problems")
+    best: dict[str, Sample] = {}
+    for sample in (sample for run in runs for sample in run):
+        known = best.get(sample.problem)
+        if known is None or _rank(sample) < _rank(known):
+            best[sample.problem] = sample
+    return list(best.values())
+
+
+def _rank(sample: Sample) -> tuple[bool, int]:
+    return not sample.correct, sample.forwards
 
 
 def _speed(samples: Sequence[Sample]) -> float:

@@ -73,7 +73,12 @@ def code_version(parts: Iterable[object]) -> str:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object whole or not at all; raises `StoreError` where that cannot be done."""
+    """Write a JSON object whole or not at all; raises `StoreError` where that cannot be done.
+
+    Args:
+        path: The file.
+        values: What JSON can hold.
+    """
     text = json.dumps(storage.plain(values), indent=1, sort_keys=True) + "\n"
     try:
         storage.write_text(path, text)
@@ -268,7 +273,13 @@ def forget_failure(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class EvalRun:
-    """A finished job as a report reads it."""
+    """A finished job as a report reads it.
+
+    Attributes:
+        path: Its folder.
+        results: Content of its `results.json`.
+        samples: Its problems, decoded and graded.
+    """
 
     path: Path
     results: Mapping[str, Any]
@@ -333,7 +344,12 @@ class EvalRun:
 
 
 def one_line(text: str, most: int = LONGEST_REASON) -> str:
-    """A text without line breaks and control characters, cut where it is very long."""
+    """A text without line breaks and control characters, cut where it is very long.
+
+    Args:
+        text: Any.
+        most: Characters to keep.
+    """
     line = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", text[: 2 * most]).strip()
     return line if len(line) <= most else f"{line[:most]}..."
 

@@ -74,7 +74,12 @@ def flag(value: Any) -> str:
 
 
 def whole(low: int, high: int = MOST) -> Check:
-    """A whole number in [low, high]."""
+    """A whole number in [low, high].
+
+    Args:
+        low: Smallest number.
+        high: Largest number.
+    """
 
     def check(value: Any) -> str:
         right = type(value) is int and low <= value <= high
@@ -90,7 +95,12 @@ def seconds(value: Any) -> str:
 
 
 def wholes(low: int, high: int = MOST) -> Check:
-    """A list of whole numbers in [low, high]."""
+    """A list of whole numbers in [low, high].
+
+    Args:
+        low: Smallest number.
+        high: Largest number.
+    """
 
     def check(values: Any) -> str:
         if not isinstance(values, list | tuple):

@@ -19,6 +19,7 @@ from torch import Tensor
 from dllm_decode.errors import require_choice
 from dllm_decode.kernels import reference
 from dllm_decode.kernels.reference import CreditUpdate, RowStatistics, Slots
+from dllm_decode.kernels.shards import VocabularyShard
 
 CHOICES = ("auto", "reference", "triton")
 HEADS = ("auto", "apart")
@@ -186,11 +187,15 @@ def threshold_selection(
     return result
 
 
-def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None) -> RowStatistics:
+def head_statistics(
+    hidden: Tensor, weight: Tensor | VocabularyShard, banned: Tensor | None = None
+) -> RowStatistics:
     """The row statistics of hidden @ weight.T; see `reference.head_statistics`.
 
     In one kernel, or in slabs of the library's product; which and why is logged once.
     """
+    if isinstance(weight, VocabularyShard):
+        return weight.merged(head_statistics(hidden, weight.weight, weight.own(banned)))
     if _runs_on(hidden.device) and (fused := _triton()) is not None:
         way, why = fused.head_plan(hidden.shape[0])
         if way == "slabs":
@@ -202,9 +207,12 @@ def head_statistics(hidden: Tensor, weight: Tensor, banned: Tensor | None = None
 
 
 def head_logits_at(
-    hidden: Tensor, weight: Tensor, ids: Tensor, banned: Tensor | None = None
+    hidden: Tensor, weight: Tensor | VocabularyShard, ids: Tensor, banned: Tensor | None = None
 ) -> Tensor:
     """Logits of some ids from hidden states; see `reference.head_logits_at`."""
+    if isinstance(weight, VocabularyShard):
+        own, here = weight.own(banned), weight.own_ids(ids)
+        return weight.largest(head_logits_at(hidden, weight.weight, here, own))
     result: Tensor = _run("head_logits_at", hidden, weight, ids, banned)
     return result
 

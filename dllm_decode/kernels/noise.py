@@ -7,9 +7,12 @@ repeated at will, which a stateful generator shared by a batch cannot offer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from dllm_decode.kernels.lazy import LazyFields
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -64,7 +67,7 @@ def gumbel(state: Tensor, ids: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(LazyFields):
     """The random numbers of one step.
 
     Streams keep different uses apart: TOKENS for proposals, POSITIONS for the choice of positions.
@@ -85,6 +88,7 @@ class Noise:
     seeds: Tensor
     step: Tensor
     index: Tensor
+    lazy: ClassVar[tuple[str, ...]] = ("index",)
 
     TOKENS = 1
     POSITIONS = 2

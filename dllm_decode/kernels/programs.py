@@ -550,7 +550,7 @@ def credit_rows(
     tl.store(ids_out + place, ids, mask=inside)
     tl.store(credit_out + place, credit, mask=inside)
     tl.store(delta_out + place, delta, mask=inside)
-    # as `reference.raised_statistics`; the argmax has a slot by now, unless the row is closed
+    # as `reference.biased_statistics`; the argmax has a slot by now, unless the row is closed
     base = maximum.to(tl.float64)
     if GIVEN:
         # the only id that can be new to a slot is the winner

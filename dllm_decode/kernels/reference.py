@@ -14,10 +14,18 @@ from dllm_decode.kernels.noise import gumbel
 
 # Shifted logits are held above this, so that 0 * (-inf) cannot arise; exp of it is 0.
 FLOOR = -1e30
+# The least finite number of each type that scores may have.
+_LEAST = {
+    dtype: torch.finfo(dtype).min
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+}
 # Logits of a block of rows: with their exponentials they stay in the cache of one core.
 _BLOCK = 1 << 17
 # Ids among which the maximum is looked for in one go, which processors do many at a time.
 _CHUNK = 512
+# Ids from which on what a processor does many at a time is worth an operator more.
+_LONG = 8 * _CHUNK
+_LOG2E = 1.4426950408889634
 # Float64 planes (noise, entropies of prefixes) are made for so many ids at a time, for all rows.
 COLUMNS = 8192
 
@@ -173,7 +181,7 @@ def lowest_argmax(values: Tensor) -> tuple[Tensor, Tensor]:
         The maximum and the index, both (...).
     """
     whole = values.shape[-1] // _CHUNK * _CHUNK
-    if whole < 8 * _CHUNK or values.device.type != "cpu" or values.dim() != 2:
+    if whole < _LONG or values.device.type != "cpu" or values.dim() != 2:
         maximum, index = values.max(-1)
         return maximum, index
     chunks = values[:, :whole].unflatten(1, (-1, _CHUNK))
@@ -220,7 +228,8 @@ def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, boo
     count, vocabulary = logits.shape
     rows = max(2, torch.get_num_threads() * _BLOCK // max(1, vocabulary))
     if logits.device.type != "cpu" or count <= rows + 1:
-        yield suppress(logits, banned), False
+        block = suppress(logits, banned)
+        yield block, block is not logits
         return
     buffer = logits.new_empty(rows + 1, vocabulary, dtype=working_dtype(logits.dtype))
     begin = 0
@@ -238,7 +247,15 @@ def _scan(block: Tensor, own: bool) -> tuple[Tensor, Tensor, Tensor]:
     maximum, token = lowest_argmax(block)
     top = maximum[:, None]
     shifted = block.sub_(top) if own else block - top
-    return token, maximum, shifted.exp_().scatter_(-1, token[:, None], 0.0).sum(-1)
+    return token, maximum, _exponential(shifted, True).scatter_(-1, token[:, None], 0.0).sum(-1)
+
+
+def _exponential(shifted: Tensor, own: bool) -> Tensor:
+    """Exponentials of what may be lost if it is own; processors are faster at base 2."""
+    narrow = shifted.dtype == torch.float32 and shifted.device.type == "cpu"
+    if narrow and shifted.shape[-1] >= _LONG:
+        return (shifted.mul_(_LOG2E) if own else shifted * _LOG2E).exp2_()
+    return shifted.exp_() if own else shifted.exp()
 
 
 def _moment(logits: Tensor, banned: Tensor | None, maximum: Tensor) -> Tensor:
@@ -247,7 +264,7 @@ def _moment(logits: Tensor, banned: Tensor | None, maximum: Tensor) -> Tensor:
     for block, _ in _blocks(logits, banned):
         end = begin + block.shape[0]
         shifted = (block - maximum[begin:end, None]).clamp_(min=FLOOR)
-        parts.append(shifted.exp().mul_(shifted).sum(-1))
+        parts.append(_exponential(shifted, False).mul_(shifted).sum(-1))
         begin = end
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -445,7 +462,7 @@ def merged_additions(ids: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(empty, -1), summed.masked_fill(empty, 0.0)
 
 
-def raised_statistics(
+def biased_statistics(
     base: RowStatistics, values: Tensor, ids: Tensor, delta: Tensor
 ) -> RowStatistics:
     """The statistics after sparse additions >= 0 to the logits, without reading a row again.
@@ -470,8 +487,8 @@ def raised_statistics(
     Examples:
         >>> logits, ids = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[1]])
         >>> base = row_statistics(logits)
-        >>> raised = raised_statistics(base, logits_at(logits, ids), ids, torch.tensor([[3.0]]))
-        >>> raised.token.item(), round(raised.confidence.item(), 4)
+        >>> biased = biased_statistics(base, logits_at(logits, ids), ids, torch.tensor([[3.0]]))
+        >>> biased.token.item(), round(biased.confidence.item(), 4)
         (1, 0.8668)
         >>> round(row_statistics(torch.tensor([[2.0, 4.0, 0.0]])).confidence.item(), 4)
         0.8668
@@ -524,7 +541,7 @@ def earned_credit(raw: RowStatistics, slots: Slots) -> tuple[Tensor, Tensor]:
         Ids and credit after it, (N, K) int64 and float64.
     """
     ids, winner = slots.ids, raw.token[:, None]
-    kept = cast(slots.credit, torch.float64) * _per_row(slots.beta)
+    kept = cast(slots.credit, torch.float64) * _beside_slots(slots.beta)
     match = ids == winner
     rank = kept.masked_fill(ids < 0, -1.0).masked_fill(match, -2.0)
     slot = rank.argmin(1, keepdim=True)  # the first of equals
@@ -534,7 +551,7 @@ def earned_credit(raw: RowStatistics, slots: Slots) -> tuple[Tensor, Tensor]:
     return ids.scatter(1, slot, winner).masked_fill(closed, -1), kept.masked_fill(closed, 0.0)
 
 
-def _per_row(strength: Tensor | float) -> Tensor | float:
+def _beside_slots(strength: Tensor | float) -> Tensor | float:
     """One number for all rows, or one for each, beside their slots."""
     return cast(strength, torch.float64)[:, None] if isinstance(strength, Tensor) else strength
 
@@ -559,8 +576,8 @@ def credit_update(
     """  # noqa: E501
     raw = row_statistics(logits, banned) if raw is None else raw
     ids, kept = earned_credit(raw, slots)
-    delta = _per_row(slots.alpha) * kept.log1p()
-    fused = raised_statistics(raw, logits_at(logits, ids, banned), ids, delta)
+    delta = _beside_slots(slots.alpha) * kept.log1p()
+    fused = biased_statistics(raw, logits_at(logits, ids, banned), ids, delta)
     return CreditUpdate(ids, cast(kept, slots.credit.dtype), delta, raw, fused)
 
 
@@ -573,12 +590,12 @@ def credit_from(values: Tensor, raw: RowStatistics, slots: Slots) -> CreditUpdat
         slots: credit before the step.
     """
     after, kept = earned_credit(raw, slots)
-    delta = _per_row(slots.alpha) * kept.log1p()
+    delta = _beside_slots(slots.alpha) * kept.log1p()
     # the only id that can be new to a slot is the winner
     winner = after == raw.token[:, None]
     values = values.where(~winner, raw.maximum[:, None].to(values.dtype))
     values = values.masked_fill(after < 0, float("-inf"))
-    fused = raised_statistics(raw, values, after, delta)
+    fused = biased_statistics(raw, values, after, delta)
     return CreditUpdate(after, cast(kept, slots.credit.dtype), delta, raw, fused)
 
 
@@ -645,7 +662,7 @@ def best_slot(scores: Tensor, among: Tensor) -> Tensor:
         among: (B, W) bool, the candidates.
     """
     # a candidate may have -inf, the others lie below; argmax takes the first
-    floor = torch.finfo(scores.dtype).min
+    floor = _LEAST[scores.dtype]
     return torch.where(among, scores.clamp(min=floor), float("-inf")).argmax(1, keepdim=True)
 
 

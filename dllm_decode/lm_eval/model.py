@@ -583,7 +583,12 @@ def _sum_of(parts: Sequence[Mapping[str, Cost]]) -> dict[str, Cost]:
 
 
 def batch_size_of(batch_size: int | str | None, limit: int | str | None) -> int:
-    """Requests decoded together, as the harness names them: a number, `auto`, `auto:N`."""
+    """Requests decoded together, as the harness names them: a number, `auto`, `auto:N`.
+
+    Args:
+        batch_size: As the command line gives it.
+        limit: Largest size that `auto` may take, None for the default.
+    """
     auto = batch_size is None or str(batch_size).partition(":")[0] == "auto"
     size = AUTO_BATCH if auto else whole("batch_size", batch_size)
     return size if limit is None else min(size, whole("max_batch_size", limit))

@@ -127,7 +127,13 @@ def read_options(options: Mapping[str, Any], default_length: int) -> Options:
 
 
 def whole(name: str, value: Any, minimum: int = 1) -> int:
-    """A whole number that may come as a text or a float; raises `ConfigError` for others."""
+    """A whole number that may come as a text or a float; raises `ConfigError` for others.
+
+    Args:
+        name: Of the option, for messages.
+        value: What was given.
+        minimum: Smallest number.
+    """
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):

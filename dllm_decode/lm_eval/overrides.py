@@ -16,6 +16,10 @@ def as_override(key: str, value: Any) -> str:
 
     A text is read as on the command line (`[credit]` is a list); one that means nothing there, such
     as a path with a quote or an equals sign in it, is taken word for word.
+
+    Args:
+        key: Full key or short name.
+        value: A text, number, flag, list or None.
     """
     if isinstance(value, bool):
         return f"{key}={str(value).lower()}"

@@ -14,10 +14,11 @@ from torch import Tensor
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.prediction import HiddenStates
 from dllm_decode.decoding.types import Vocab, gather_columns
-from dllm_decode.models.compiled import CompiledBody, run_body
+from dllm_decode.kernels.shards import VocabularyShard
+from dllm_decode.models.compiled import CompiledBody, Mask, blocks_seen, run_body
 from dllm_decode.models.grouping import PassCost
-from dllm_decode.models.head import head_obstacle
-from dllm_decode.models.key_value import KeyValueStore
+from dllm_decode.models.head import first_of_all, head_obstacle, vocabulary_shard
+from dllm_decode.models.key_value import FixedBuffers, KeyValueStore
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class TransformersDenoiser:
         block_length: Columns of the block-causal grid, counted from the row's first live column;
             None for full attention.
         reordered: Whether attention is causal in the order of decisions, see `ModelSpec`.
+        routes_blocks: Whether the tokens of a block choose their experts together, as LLaDA2.2's.
         fingerprint: Of the checkpoint, see `models.fingerprint`; None for models without one.
         compiled: Runs the model's body; None to run it as it is.
         watch: Is told the columns and the seconds of each pass; None for nobody.
@@ -49,13 +51,25 @@ class TransformersDenoiser:
     shifted: bool = False
     block_length: int | None = None
     reordered: bool = False
+    routes_blocks: bool = False
     fingerprint: str | None = None
     compiled: CompiledBody | None = field(default=None, repr=False)
     watch: Callable[[int, float], None] | None = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
-        """The device on which it takes tokens and gives logits."""
+        """The device of the output head, on which it takes tokens and gives logits.
+
+        With a device map the embedding may lie elsewhere: moving ids there is nothing beside moving
+        logits back.
+        """
+        head: torch.device = self.model.get_output_embeddings().weight.device
+        # a head that waits on the disk or in the memory of the host is brought to the embedding
+        return self._entry if head.type in ("meta", "cpu") else head
+
+    @property
+    def _entry(self) -> torch.device:
+        """The device of the input embedding, where a pass begins."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
@@ -66,7 +80,13 @@ class TransformersDenoiser:
 
     def allocate(self, rows: int, columns: int) -> KeyValueStore:
         """A key/value store without rows, with room for `rows` of `columns` canvas columns."""
+        if self.replays:
+            return self._buffers.store(rows, columns)
         return KeyValueStore(self.model.config.num_hidden_layers, rows, columns)
+
+    @cached_property
+    def _buffers(self) -> FixedBuffers:
+        return FixedBuffers(self.model.config.num_hidden_layers)
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
@@ -79,8 +99,21 @@ class TransformersDenoiser:
     @torch.no_grad()
     def before_head(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> HiddenStates:
         """The same logits, not computed yet; where `head_obstacle` is empty."""
+        hidden = self._wanted(tokens, live, index, plan)
+        if self._shard is not None:
+            return HiddenStates(hidden, self._shard)
         weight = self.model.get_output_embeddings().weight.detach()[: self.vocab.size]
-        return HiddenStates(self._wanted(tokens, live, index, plan), weight)
+        return HiddenStates(hidden, weight)
+
+    @cached_property
+    def _shard(self) -> VocabularyShard | None:
+        """This process's part of the head under tensor parallelism, None elsewhere."""
+        return vocabulary_shard(self.model, self.vocab.size)
+
+    @property
+    def head_shared(self) -> bool:
+        """Whether several processes hold parts of the head; see `Capabilities`."""
+        return self._shard is not None
 
     @property
     def head_obstacle(self) -> str:
@@ -92,9 +125,8 @@ class TransformersDenoiser:
         """What parts may see of its inside; see `Capabilities`."""
         return frozenset({"hidden", "embeddings"})
 
-    @torch.no_grad()
     def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        """Hidden states (B, W, D) that predict the wanted columns; see `Capabilities`."""
+        """Hidden states (B, W, D) that predict the wanted columns; with gradients, for training."""
         return self._wanted(tokens, live, index, plan)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -103,11 +135,20 @@ class TransformersDenoiser:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings of tokens (B, L), (B, L, D); with gradients, for training a drafter."""
-        embedded: Tensor = self.model.get_input_embeddings()(tokens)
-        return embedded
+        embedded: Tensor = self.model.get_input_embeddings()(tokens.to(self._entry))
+        return embedded.to(tokens.device)
 
     def _wanted(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
-        """Hidden states (B, W, D) from which the logits of the wanted columns follow."""
+        """Hidden states (B, W, D) from which the logits of the wanted columns follow.
+
+        Processes that share a model take those of the first: what is decided must be the same to
+        the last bit everywhere, or one of them would wait for the others for ever.
+        """
+        hidden = self._computed(tokens, live, index, plan)
+        return hidden if self._shard is None else first_of_all(hidden, self._shard.group)
+
+    def _computed(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+        """The same as this process has computed it."""
         source = self.sources(index, live)
         if plan.columns is None:
             extents = plan.extents
@@ -124,6 +165,7 @@ class TransformersDenoiser:
         places = plan.places()
         store.aim(places, width)
         mask = self._mask(places, live & known[:, :width], first, plan.complete, tokens)
+        self._aim(places - first, live.gather(1, places))
         slots = torch.arange(places.shape[1], device=tokens.device).expand_as(places)
         slot_of = torch.zeros_like(tokens).scatter_(1, places, slots)
         slots = gather_columns(slot_of, source)
@@ -153,6 +195,7 @@ class TransformersDenoiser:
         ids = tokens[at[:, None], begin + torch.minimum(columns, last)]
         alike = len({*widths}) == 1
         mask = self._mask(columns, columns <= last, torch.zeros_like(begin), alike, ids)
+        self._aim(columns, columns <= last)
         # a window may reach beyond a row's end, where nothing is decided
         slots = (source[at] - begin).clamp(max=columns.shape[1] - 1)
         return self._forward(ids, columns, mask, None, slots)
@@ -189,6 +232,7 @@ class TransformersDenoiser:
         first = live.int().argmax(1, keepdim=True)
         columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         mask = self._mask(columns, live, first, complete, tokens)
+        self._aim(columns - first, live)
         return self._forward(tokens, columns - first, mask, None, slots)
 
     def _mask(
@@ -198,7 +242,7 @@ class TransformersDenoiser:
         first: Tensor,
         complete: bool | None,
         tokens: Tensor,
-    ) -> Tensor | None:
+    ) -> Mask:
         """The attention mask: None where everything is seen, else bool, never numbers.
 
         Padding in front of a row counts as part of its first block, so that no query is left
@@ -212,21 +256,26 @@ class TransformersDenoiser:
             tokens: (B, L), which say what is decided.
 
         Returns:
-            (B, 1, 1, L), or (B, 1, Q, L) where the block grid or the order decides; (B, L) for
-            attention other than SDPA, where transformers looks into it and so makes the host wait
+            (B, 1, 1, L), or (B, 1, Q, L) where the block grid or the order decides; for
+            FlexAttention blocks of it, of which those are skipped that nobody may see; (B, L) for
+            other attention than these, where transformers looks into it and so makes the host wait
             for a GPU.
         """
         if self.reordered:
             return self._reordered_mask(queries, keys, tokens)[:, None]
+        kind = self.model.config._attn_implementation
         if self.block_length is None:
             complete = bool(keys.all()) if complete is None else complete
             if complete:
                 return None
-            own_shape = self.model.config._attn_implementation == "sdpa"
-            return keys[:, None, None] if own_shape else keys
+            if kind == "flex_attention":
+                return blocks_seen(queries, keys)
+            return keys[:, None, None] if kind == "sdpa" else keys
         columns = torch.arange(keys.shape[1], device=keys.device)
         block_of_key = (columns - first).clamp(min=0) // self.block_length
         block_of_query = (queries - first).clamp(min=0) // self.block_length
+        if kind == "flex_attention":
+            return blocks_seen(queries, keys, (block_of_query, block_of_key))
         seen = block_of_query[:, :, None] >= block_of_key[:, None, :]
         return (seen & keys[:, None, :])[:, None]
 
@@ -242,11 +291,16 @@ class TransformersDenoiser:
         seen = order.gather(1, queries)[:, :, None] >= order[:, None, :]
         return (seen & keys[:, None, :]) | (queries[:, :, None] == columns)
 
+    def _aim(self, positions: Tensor, live: Tensor) -> None:
+        """Tell a model whose blocks choose experts together which tokens of the pass those are."""
+        if self.routes_blocks and self.block_length is not None:
+            self.model.aim_routing(positions.clamp(min=0) // self.block_length, live)
+
     def _forward(
         self,
         tokens: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Mask,
         store: KeyValueStore | None,
         slots: Tensor | None,
     ) -> Tensor:
@@ -255,15 +309,18 @@ class TransformersDenoiser:
         Hidden states (B, Q, D), or (B, W, D) at the slots (B, W), -1 for any.
         """
         begin = time.perf_counter() if self.watch is not None else 0.0
-        positions = positions.clamp(min=0)
+        home, entry = tokens.device, self._entry
+        tokens, positions = tokens.to(entry), positions.clamp(min=0).to(entry)
+        mask = None if mask is None else mask.to(entry)
         if self.compiled is not None:
             hidden = self.compiled(tokens, positions, mask, store)
-            hidden = hidden if slots is None else gather_columns(hidden, slots)
+            hidden = hidden if slots is None else gather_columns(hidden, slots.to(hidden.device))
         else:
             hidden = run_body(self.model, tokens, positions, mask, store, slots)
         if self.watch is not None:
             self.watch(tokens.numel(), time.perf_counter() - begin)
-        return hidden
+        # with a device map the last layer may live elsewhere than the head
+        return hidden.to(home)
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits (B, W, V) of hidden states (B, W, D), without those of rows that pad the head."""

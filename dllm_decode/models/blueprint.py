@@ -16,13 +16,13 @@ from dllm_decode.errors import CheckpointError, ConfigError, require
 from dllm_decode.models.files import StoredTensor
 from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.locate import ADAPTER
+from dllm_decode.models.quantization import published_method
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import (
     EDIT_TOKENS,
     ModelSpec,
     Published,
     Settings,
-    refuse_quantised,
     spec_of,
 )
 from dllm_decode.models.text import CheckpointTokenizer, load_tokenizer, vocabulary
@@ -40,6 +40,7 @@ class Blueprint:
         settings: Those of the stock config class.
         tokenizer: Read from the same folder.
         lean: Whether `models.lean` computes it, in place of the stock class.
+        method: By which its weights are quantised, None where they are plain.
     """
 
     folder: Path
@@ -48,12 +49,14 @@ class Blueprint:
     settings: Settings
     tokenizer: CheckpointTokenizer
     lean: bool = False
+    method: str | None = None
 
 
 def blueprint(
     folder: Path,
     ignore_settings: Sequence[str] = (),
     is_lean: Callable[[ModelSpec], bool] = lambda spec: False,
+    adapters: Sequence[Path] | None = None,
 ) -> Blueprint:
     """Read config.json and the tokenizer of a checkpoint.
 
@@ -61,6 +64,7 @@ def blueprint(
         folder: Where it is.
         ignore_settings: Keys of config.json that are known to be harmless.
         is_lean: Whether `models.lean` is to compute a family.
+        adapters: Those that were asked for; None where nobody said.
 
     Raises:
         CheckpointError: Something in it is damaged or not handled; the message names file and key.
@@ -68,14 +72,16 @@ def blueprint(
     file = folder / "config.json"
     values = read_json(file, CheckpointError)
     spec = spec_of(values, file)
-    refuse_quantised(values, file)
-    refuse_adapter(folder)
-    published = Published(values, frozenset(ignore_settings), file)
+    method = published_method(values, file)
+    if adapters is None:
+        refuse_adapter(folder)
+    known = {*ignore_settings, *(["quantization_config"] if method else [])}
+    published = Published(values, frozenset(known), file)
     settings = spec.translate(published)
     published.finish()
-    lean = is_lean(spec)
+    lean = is_lean(spec) and method is None
     tokenizer = load_tokenizer(folder, spec.reply_header, lean=lean)
-    return Blueprint(folder, spec, published, settings, tokenizer, lean)
+    return Blueprint(folder, spec, published, settings, tokenizer, lean, method)
 
 
 def build_on_meta(plan: Blueprint) -> Any:
@@ -99,6 +105,10 @@ def check_sizes(plan: Blueprint, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse sizes that the weight files cannot hold, before a model of that size is built.
 
     Every layer has tensors of its own, and every side of a matrix has numbers.
+
+    Args:
+        plan: The checkpoint.
+        tensors: What its files hold, by name.
     """
     numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
     settings = plan.settings
@@ -127,9 +137,8 @@ def refuse_adapter(folder: Path) -> None:
     """Raise `CheckpointError` for a LoRA adapter beside the weights, as either may be meant."""
     if (folder / ADAPTER).exists():
         raise CheckpointError(
-            f"{folder} holds an adapter ({ADAPTER}) beside its weights; adapters are not applied "
-            "here, so merge it into the weights (peft: merge_and_unload), or move its files away "
-            "to decode with the base weights alone"
+            f"{folder} holds an adapter ({ADAPTER}) beside its weights: model.adapters=[{folder}] "
+            "decodes with it, model.adapters=[] with the weights alone"
         )
 
 
@@ -146,7 +155,12 @@ def import_class(where: str) -> Any:
 
 
 def make_config(spec: ModelSpec, settings: Settings) -> Any:
-    """The stock configuration of a model: never causal, never caching by itself."""
+    """The stock configuration of a model: never causal, never caching by itself.
+
+    Args:
+        spec: Of the family.
+        settings: In the words of the stock class.
+    """
     return import_class(spec.config_class)(
         **settings,
         is_causal=False,

@@ -73,6 +73,10 @@ def plain(value: Any, where: str) -> Any:
     """A value rebuilt of JSON types, so that a template gets no object with methods.
 
     Raises `ConfigError` for anything else.
+
+    Args:
+        value: Any.
+        where: What it is, for messages.
     """
     if value is None or type(value) in (str, int, float, bool):
         return value

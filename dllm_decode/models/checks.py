@@ -35,7 +35,12 @@ class Check:
 
 
 def self_check(denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer) -> list[Check]:
-    """All checks with their outcome; see the functions of this module."""
+    """All checks with their outcome; see the functions of this module.
+
+    Args:
+        denoiser: A loaded model.
+        tokenizer: Of its checkpoint.
+    """
     checks: dict[str, Callable[[], str]] = {
         "vocabulary": lambda: check_vocabulary(denoiser, tokenizer),
         "rotation table": lambda: check_rotation(denoiser.model),
@@ -47,7 +52,13 @@ def self_check(denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer) -
 def require_sound(
     denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer, where: object
 ) -> None:
-    """Raise `CheckpointError` that says which checks failed and why."""
+    """Raise `CheckpointError` that says which checks failed and why.
+
+    Args:
+        denoiser: A loaded model.
+        tokenizer: Of its checkpoint.
+        where: Its folder or name, for messages.
+    """
     failed = [check for check in self_check(denoiser, tokenizer) if check.problem]
     if failed:
         listing = "; ".join(f"{check.name}: {check.problem}" for check in failed)
@@ -55,7 +66,12 @@ def require_sound(
 
 
 def check_vocabulary(denoiser: TransformersDenoiser, tokenizer: CheckpointTokenizer) -> str:
-    """Embedding and head have one row per id, and the tokenizer knows no further ids."""
+    """Embedding and head have one row per id, and the tokenizer knows no further ids.
+
+    Args:
+        denoiser: A loaded model.
+        tokenizer: Of its checkpoint.
+    """
     size = denoiser.model.config.vocab_size
     for name in ("input", "output"):
         rows = getattr(denoiser.model, f"get_{name}_embeddings")().weight.shape[0]

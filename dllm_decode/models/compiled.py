@@ -17,15 +17,17 @@ from dllm_decode.models.lean import LeanModel
 MODES = ("default", "reduce-overhead", "max-autotune")
 COLUMNS = 32  # queries and canvas columns are padded to multiples of this, rows to powers of two
 GRAPHS = 64  # shapes before torch.compile gives up on new ones
+ALIGNED = 8  # numbers between rows of a mask that memory-efficient attention reads as it is
 
 log = logging.getLogger(__name__)
+Mask = Any  # Tensor | torch's BlockMask | None; the second is imported where it is made
 
 
 def run_body(
     model: Any,
     tokens: Tensor,
     positions: Tensor,
-    mask: Tensor | None,
+    mask: Mask,
     store: KeyValueStore | None,
     slots: Tensor | None = None,
 ) -> Tensor:
@@ -35,15 +37,18 @@ def run_body(
         model: A `...ForCausalLM`.
         tokens: (B, Q) ids.
         positions: (B, Q), from 0 at each row's first live column.
-        mask: Bool, (B, L), (B, 1, 1, L) or (B, 1, Q, L); None where everything is seen.
+        mask: Bool, (B, L), (B, 1, 1, L) or (B, 1, Q, L), or for FlexAttention blocks of it; None
+            where everything is seen.
         store: Stored keys and values that the pass updates and attends to.
         slots: (B, W), of Q, -1 for any, where states are wanted; None for everywhere.
     """
     if isinstance(model, LeanModel):
         some = slots if slots is not None and slots.shape[1] < tokens.shape[1] else None
         hidden: Tensor = model.model(tokens, mask, positions, store, some).last_hidden_state
-        return hidden if slots is some else gather_columns(hidden, slots)
-    if mask is not None and mask.dim() == 4:
+        return hidden if slots is None or slots is some else gather_columns(hidden, slots)
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        if tokens.is_cuda and mask.dtype == torch.bool:
+            mask = additive(mask, model.get_input_embeddings().weight.dtype)
         mask = mask.expand(-1, 1, tokens.shape[1], -1)
     past: Any = store
     if store is not None:
@@ -59,7 +64,41 @@ def run_body(
     )
     # with a device map the last layer may live elsewhere
     hidden = output.last_hidden_state.to(tokens.device)
-    return hidden if slots is None else gather_columns(hidden, slots)
+    return hidden if slots is None else gather_columns(hidden, slots.to(hidden.device))
+
+
+def blocks_seen(queries: Tensor, keys: Tensor, grid: tuple[Tensor, Tensor] | None = None) -> Mask:
+    """The mask for FlexAttention, which skips what no query of a block may see.
+
+    Args:
+        queries: (B, Q), their columns.
+        keys: (B, L) bool, columns that may be seen.
+        grid: The blocks of queries (B, Q) and of keys (B, L), of which a query sees its own and
+            earlier ones; None for full attention.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        there = keys[row, key]
+        return there if grid is None else there & (grid[0][row, query] >= grid[1][row, key])
+
+    rows, columns = keys.shape
+    return create_block_mask(seen, rows, None, queries.shape[1], columns, str(keys.device))
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as numbers that are added to the scores.
+
+    On a GPU attention would make these of it in every layer anew.
+
+    Args:
+        mask: (B, 1, 1, L) or (B, 1, Q, L), what may be seen.
+        dtype: Of the queries.
+    """
+    width = mask.shape[-1]
+    room = -(-width // ALIGNED) * ALIGNED
+    numbers = torch.zeros(*mask.shape[:-1], room, dtype=dtype, device=mask.device)[..., :width]
+    return numbers.masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 class CompiledBody:
@@ -67,6 +106,8 @@ class CompiledBody:
 
     Every new shape is compiled, which takes seconds to minutes, so rows are padded to powers of two
     and columns to multiples of `COLUMNS` by repeating the last one; nothing attends to the copies.
+    A single row that sees everything is not padded: a mask for the copies would cost it the fastest
+    attention, so its columns are compiled once for all numbers of them.
     What cannot be compiled runs uncompiled from then on, with the reason logged once.
 
     Args:
@@ -93,12 +134,14 @@ class CompiledBody:
         self,
         tokens: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Mask,
         store: KeyValueStore | None,
     ) -> Tensor:
         """Hidden states (B, Q, D); see `run_body`."""
-        # the first pass with a store allocates it, which is no work for a graph
-        if self._broken or (store is not None and not store.is_ready):
+        # the first pass with a store allocates it, which is no work for a graph; FlexAttention is
+        # compiled by itself, and its blocks are not padded
+        unready = store is not None and not store.is_ready
+        if self._broken or unready or not (mask is None or isinstance(mask, Tensor)):
             return run_body(self._model, tokens, positions, mask, store)
         try:
             return self._padded(tokens, positions, mask, store)
@@ -120,6 +163,11 @@ class CompiledBody:
         store: KeyValueStore | None,
     ) -> Tensor:
         rows, queries = tokens.shape
+        if rows == 1 and mask is None and store is None and queries > 1:
+            for plane in (tokens, positions):
+                torch._dynamo.maybe_mark_dynamic(plane, 1)
+            alone: Tensor = self._graph(self._model, tokens, positions, None, None)
+            return alone.clone()
         keys = queries if store is None else store.width
         width = _multiple(keys) if store is None else min(_multiple(keys), store.columns)
         all_rows = _power(rows) if store is None else min(_power(rows), store.rows)

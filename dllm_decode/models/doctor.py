@@ -25,7 +25,14 @@ from dllm_decode.models.blueprint import (
 )
 from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.locate import look_for
-from dllm_decode.models.placement import pick_device, pick_dtype
+from dllm_decode.models.lora import read_adapter, wanted
+from dllm_decode.models.placement import Placement, pick_device, pick_dtype
+from dllm_decode.models.quantization import (
+    UNPACKED,
+    Verdict,
+    memory_by_kind,
+    require_quantization,
+)
 from dllm_decode.models.spec import EDIT_TOKENS
 
 PACKAGES = (
@@ -39,6 +46,9 @@ PACKAGES = (
     "omegaconf",
     "antlr4-python3-runtime",
     "accelerate",
+    "peft",
+    "torchao",
+    "bitsandbytes",
     "triton",
     "lm_eval",
 )
@@ -102,11 +112,20 @@ def examine(settings: Mapping[str, Any]) -> Examination:
     if "checkpoint" not in settings:
         report.facts["model"] = "computed, not loaded: there is no checkpoint to examine"
         return report
-    folder = _examine_places(report, settings["checkpoint"])
+    try:
+        asked = wanted(settings["checkpoint"], settings.get("adapters"))
+    except DllmDecodeError as error:
+        report.findings.append(Finding(str(error), "fetch what is missing, or name another"))
+        return report
+    folder = _examine_places(report, asked.checkpoint)
     if folder is None:
         return report
+    if asked.adapters:
+        report.facts["adapters"] = ", ".join(map(str, asked.adapters))
     try:
-        plan = blueprint(folder, settings.get("ignore_settings") or ())
+        plan = blueprint(folder, settings.get("ignore_settings") or (), adapters=asked.adapters)
+        for adapter in asked.adapters or ():
+            read_adapter(adapter)
         _examine_checkpoint(report, plan, settings, place)
     except DllmDecodeError as error:
         report.findings.append(Finding(str(error), "use a complete copy of a known checkpoint"))
@@ -135,7 +154,12 @@ def _examine_installation(report: Examination) -> None:
 
 
 def antlr_findings(antlr: str | None, lm_eval: str | None) -> list[Finding]:
-    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both."""
+    """Hydra needs antlr4-python3-runtime 4.9, the math tasks of lm-eval need 4.11: never both.
+
+    Args:
+        antlr: Installed version of the runtime, None for none.
+        lm_eval: Likewise of lm-eval.
+    """
     if antlr is not None and _numbers(antlr)[:2] != (4, 9):
         return [
             Finding(
@@ -220,8 +244,9 @@ def _examine_checkpoint(
     model = build_on_meta(plan)
     result = fit(tensors, model)
     share = result.matched / max(result.expected, 1)
-    report.facts["tensors matched"] = f"{result.matched} of {result.expected} ({share:.1%})"
-    if not result.complete:
+    if plan.method is None:
+        report.facts["tensors matched"] = f"{result.matched} of {result.expected} ({share:.1%})"
+    if not result.complete and plan.method is None:
         report.findings.append(
             Finding(f"tensors do not fit config.json: {result}", "copy the checkpoint again")
         )
@@ -229,7 +254,15 @@ def _examine_checkpoint(
     count = sum(parameter.numel() for parameter in model.parameters())
     report.facts["parameters"] = f"{count:,}, {_gib(stored)} on disk"
     _examine_ids(report, plan, settings)
-    _examine_memory(report, model, memory_of(tensors, _width(settings, place)), settings, place)
+    kind = settings.get("quantization")
+    needed = memory_of(tensors, _width(settings, place))
+    if plan.method is not None:
+        needed = count * _width(settings, place) if plan.method in UNPACKED else stored
+        report.facts["quantised by"] = plan.method
+    elif kind is not None:
+        needed = memory_by_kind(model).get(kind, needed)
+    _examine_quantization(report, plan, settings)
+    _examine_memory(report, model, needed, settings, place)
     chat = plan.tokenizer.has_chat_template
     report.facts["chat template"] = "yes" if chat else "none: prompts are taken as they are"
     if chat:
@@ -242,6 +275,18 @@ def _examine_checkpoint(
                     "use apply_chat_template=False (task.chat=false), or mend the template",
                 )
             )
+
+
+def _examine_quantization(
+    report: Examination, plan: Blueprint, settings: Mapping[str, Any]
+) -> None:
+    names = ("dtype", "device", "attn_implementation", "device_map", "tensor_parallel")
+    usual = ("auto", "auto", "sdpa", None, None)
+    try:
+        placement = Placement(*(settings.get(n, u) for n, u in zip(names, usual, strict=True)))
+        require_quantization(settings.get("quantization"), plan.method, placement)
+    except DllmDecodeError as error:
+        report.findings.append(Finding(str(error), "set model.quantization=null, or as it says"))
 
 
 def _width(settings: Mapping[str, Any], place: torch.device) -> int:
@@ -329,6 +374,8 @@ def _examine_memory(
     per_token = 2 * config.num_hidden_layers * heads * size * width
     there = free_memory(place)
     report.facts["memory for weights"] = f"{_gib(needed)} needed, {_gib(there)} free on {place}"
+    for kind, size in memory_by_kind(model).items():
+        report.facts[f"memory as {kind}"] = f"{_gib(size)}: {Verdict(size, there)}"
     report.facts["memory per cached token"] = f"{per_token / 2**10:,.0f} KiB"
     report.facts["memory per row of logits"] = f"{config.vocab_size * width / 2**10:,.0f} KiB"
     spread = settings.get("device_map") or settings.get("tensor_parallel")
@@ -336,8 +383,8 @@ def _examine_memory(
         report.findings.append(
             Finding(
                 f"the weights need {_gib(needed)}, but {place} has only {_gib(there)} free",
-                "set model.dtype=bfloat16, model.device_map=auto (several devices, then disk) or "
-                "model.tensor_parallel under torchrun",
+                "set model.dtype=bfloat16, model.quantization=int8 or nf4, model.device_map=auto "
+                "(several devices, then disk) or model.tensor_parallel under torchrun",
             )
         )
 

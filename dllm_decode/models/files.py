@@ -73,7 +73,12 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def some_of(names: list[str], most: int = 5) -> str:
-    """The first few of many names."""
+    """The first few of many names.
+
+    Args:
+        names: One or more.
+        most: How many to name.
+    """
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -213,6 +218,10 @@ def fit(tensors: Mapping[str, StoredTensor], model: Any) -> Fit:
 
     Published names and the stock class's own names are both accepted (ports for other runtimes use
     the latter); a head that is tied to the embedding may be left out.
+
+    Args:
+        tensors: What the files hold, by name.
+        model: Without weights.
     """
     stock = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layouts = [published_shapes(model), stock]
@@ -257,5 +266,10 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def memory_of(tensors: Mapping[str, StoredTensor], bytes_per_number: int) -> int:
-    """Bytes the weights take at a dtype."""
+    """Bytes the weights take at a dtype.
+
+    Args:
+        tensors: What the files hold, by name.
+        bytes_per_number: Of the dtype.
+    """
     return sum(math.prod(tensor.shape) * bytes_per_number for tensor in tensors.values())

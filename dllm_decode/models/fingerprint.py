@@ -8,12 +8,13 @@ from pathlib import Path
 
 from dllm_decode.errors import CheckpointError
 from dllm_decode.models.files import StoredTensor, read_header
+from dllm_decode.models.locate import ADAPTER
 from dllm_decode.storage import read_json
 
 _SAMPLE = 4096
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, *adapters: Path) -> str:
     """The first 16 hex digits of a SHA-256 over a checkpoint's configuration and weights.
 
     Hashed are config.json (keys sorted) and, in the order of their names, every tensor's name,
@@ -23,24 +24,29 @@ def fingerprint(folder: Path) -> str:
 
     Args:
         folder: holds config.json and safetensors files.
+        adapters: what was merged into the weights, in this order; each with adapter_config.json.
 
     Raises:
         CheckpointError: For damaged files.
     """
     state = hashlib.sha256()
     try:
-        config = read_json(folder / "config.json", CheckpointError)
-        state.update(json.dumps(config, sort_keys=True).encode())
-        samples = [
-            _sample(name, tensor)
-            for file in folder.glob("*.safetensors")
-            for name, tensor in read_header(file).items()
-        ]
+        for place, name in ((folder, "config.json"), *((one, ADAPTER) for one in adapters)):
+            config = read_json(place / name, CheckpointError)
+            state.update(json.dumps(config, sort_keys=True).encode())
+            files = [file for file in place.glob("*.safetensors") if _belongs(file, name)]
+            headers = [read_header(file).items() for file in files]
+            samples = [_sample(*entry) for header in headers for entry in header]
+            for sample in sorted(samples):
+                state.update(b"\0".join(sample))
     except (OSError, CheckpointError) as error:
         raise CheckpointError(f"{folder} cannot be read for its fingerprint: {error}") from None
-    for sample in sorted(samples):
-        state.update(b"\0".join(sample))
     return state.hexdigest()[:16]
+
+
+def _belongs(file: Path, settings: str) -> bool:
+    """Whether a file is of the adapter or of the base, as the name of the settings says."""
+    return file.name.startswith("adapter") == (settings == ADAPTER)
 
 
 def _sample(name: str, tensor: StoredTensor) -> tuple[bytes, bytes, bytes]:

@@ -78,7 +78,7 @@ class Guided:
 
     @property
     def fingerprint(self) -> str | None:
-        """Another one than the model's, for it predicts something else."""
+        """Not the model's own, because it predicts something else."""
         own = Capabilities.of(self.inner).fingerprint
         return None if own is None else f"{own} guidance {self.scale}"
 

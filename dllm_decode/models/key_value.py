@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,10 @@ class PositionalLayer:
         False
     """
 
-    def __init__(self, capacity: int, columns: int) -> None:
+    def __init__(self, capacity: int, columns: int, fixed: bool = False) -> None:
         self.capacity = capacity
         self.columns = columns
+        self.fixed = fixed
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.target: Tensor | None = None
@@ -39,7 +41,10 @@ class PositionalLayer:
 
         def buffer(states: Tensor) -> Tensor:
             shape = (self.capacity, states.shape[1], self.columns, states.shape[3])
-            return torch.zeros(shape, dtype=states.dtype, device=states.device)
+            made = torch.zeros(shape, dtype=states.dtype, device=states.device)
+            if self.fixed:  # else what is written in place keeps torch from recording a CUDA graph
+                torch._dynamo.mark_static_address(made, guard=False)
+            return made
 
         self.keys, self.values = buffer(key_states), buffer(value_states)
 
@@ -73,6 +78,7 @@ class KeyValueStore:
         layers: Number of layers.
         rows: Most rows at once.
         columns: Of the canvas.
+        fixed: Whether the buffers are said to stay where they are, as CUDA graphs need it.
 
     Examples:
         >>> store = KeyValueStore(layers=2, rows=1, columns=8)
@@ -80,8 +86,8 @@ class KeyValueStore:
         (False, 0)
     """
 
-    def __init__(self, layers: int, rows: int, columns: int) -> None:
-        self.positional = [PositionalLayer(rows, columns) for _ in range(layers)]
+    def __init__(self, layers: int, rows: int, columns: int, fixed: bool = False) -> None:
+        self.positional = [PositionalLayer(rows, columns, fixed) for _ in range(layers)]
         self.for_transformers: Any = None  # see `models.stock_cache`
         self.rows = rows
         self.columns = columns
@@ -136,3 +142,41 @@ class KeyValueStore:
             for buffer in (layer.keys, layer.values)
             if buffer is not None
         )
+
+
+class FixedBuffers:
+    """The buffers of a model whose passes are replayed as CUDA graphs, from decode to decode.
+
+    A graph reads and writes where it was recorded. A store that lay elsewhere would have it
+    recorded anew, so the next store of a size takes over the buffers of the last one, once that is
+    gone. The memory stays in use between decodes.
+
+    Examples:
+        >>> buffers = FixedBuffers(layers=1)
+        >>> first = buffers.store(rows=2, columns=8)
+        >>> layer = first.positional[0]
+        >>> buffers.store(2, 8).positional[0] is layer  # while the first is in use
+        False
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self._last: list[PositionalLayer] = []
+        self._holder: weakref.ref[KeyValueStore] | None = None
+
+    def store(self, rows: int, columns: int) -> KeyValueStore:
+        """A store without rows, its buffers those of the last one where they are free and fit.
+
+        What they held is never attended to, as in a store whose rows have left.
+        """
+        made = KeyValueStore(self._layers, rows, columns, fixed=True)
+        in_use = self._holder is not None and self._holder() is not None
+        fits = bool(self._last) and (self._last[0].capacity, self._last[0].columns) == (
+            rows,
+            columns,
+        )
+        if fits and not in_use:
+            made.positional = self._last
+        if not in_use:
+            self._last, self._holder = made.positional, weakref.ref(made)
+        return made

@@ -30,7 +30,12 @@ def kl_divergence(target: Mapping[Any, float], law: Mapping[Any, float]) -> floa
 
 
 def total_variation(target: Mapping[Any, float], law: Mapping[Any, float]) -> float:
-    """Half the sum over outcomes of |p - q|, in [0, 1]; see `kl_divergence`."""
+    """Half the sum over outcomes of |p - q|, in [0, 1]; see `kl_divergence`.
+
+    Args:
+        target: Probability of each outcome, p.
+        law: Likewise, q.
+    """
     _check_law("target", target)
     _check_law("law", law)
     outcomes = {*target, *law}

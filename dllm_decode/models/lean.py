@@ -36,14 +36,14 @@ class LeanOutput(NamedTuple):
     last_hidden_state: Tensor
 
 
-class Norm(nn.Module):
+class LeanNorm(nn.Module):
     """Vectors divided by their root mean square, times a weight.
 
     Args:
         config: As of `LeanModel`.
 
     Examples:
-        >>> norm = Norm(SimpleNamespace(hidden_size=2, rms_norm_eps=0.0, dtype=torch.float32))
+        >>> norm = LeanNorm(SimpleNamespace(hidden_size=2, rms_norm_eps=0.0, dtype=torch.float32))
         >>> _ = nn.init.ones_(norm.weight)
         >>> (norm(torch.tensor([[3.0, 4.0]])) * 12.5**0.5).detach().round().tolist()
         [[3.0, 4.0]]
@@ -126,7 +126,7 @@ class LeanLayer(nn.Module):
         def weights(*sides: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(sides, dtype=config.dtype))
 
-        self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
+        self.attention_norm, self.mlp_norm = LeanNorm(config), LeanNorm(config)
         self.attention_in = weights(width, every)
         self.attention_out = weights(self.heads * self.size, width)
         self.gate, self.up = weights(width, inner), weights(width, inner)
@@ -233,9 +233,9 @@ class LeanBody(nn.Module):
         super().__init__()
         # given, not drawn: to draw on the meta device imports torch's compiler
         table = torch.empty(config.vocab_size, config.hidden_size, dtype=config.dtype)
-        self.embed_tokens = nn.Embedding(*table.shape, _weight=table)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(LeanLayer(config, n) for n in range(config.num_hidden_layers))
-        self.norm = Norm(config)
+        self.norm = LeanNorm(config)
         theta = config.rope_parameters["rope_theta"]
         self.rotary_emb = Rotation(config.head_dim, theta, config.rope_full_precision)
 

@@ -79,6 +79,8 @@ class Description:
         passed_over: Checkpoints that stood earlier in the list and were not available, with the
             reason.
         edits: Whether its published decoding writes over tokens.
+        adapters: Folders of the LoRA adapters that were merged into the weights.
+        quantization: What the weights of linear layers are stored as, None for `dtype`.
 
     Examples:
         >>> from dllm_decode.models.toy import Copy
@@ -96,10 +98,15 @@ class Description:
     licence: str | None = None
     passed_over: Mapping[str, str] = field(default_factory=dict)
     edits: bool = False
+    adapters: tuple[str, ...] = ()
+    quantization: str | None = None
 
     def __str__(self) -> str:
         size = f"{_short(self.parameters)} parameters" if self.parameters else "no parameters"
-        return f"{self.family}, checkpoint {self.checkpoint}, {size}, {self.dtype} on {self.device}"
+        merged = f" with {' and '.join(self.adapters)}" if self.adapters else ""
+        kind = f"{self.quantization} and " if self.quantization else ""
+        where = f"{kind}{self.dtype} on {self.device}"
+        return f"{self.family}, checkpoint {self.checkpoint}{merged}, {size}, {where}"
 
 
 def _short(count: int) -> str:
@@ -159,10 +166,19 @@ def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
 
     Weights are written in the dtype they were loaded in. Raises `ConfigError` for models without
     weights.
+
+    Args:
+        loaded: The model.
+        folder: Where to write; it is made.
     """
     denoiser = loaded.denoiser
     if not isinstance(denoiser, TransformersDenoiser):
         raise ConfigError(f"{loaded.description.family} has no weights to save")
+    if loaded.description.quantization is not None:
+        raise ConfigError(
+            f"the weights are quantised ({loaded.description.quantization}) and cannot be saved "
+            "under their published names; save the model without model.quantization"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with transformers_output(progress=False):
         denoiser.model.save_pretrained(folder)

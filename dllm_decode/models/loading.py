@@ -27,8 +27,15 @@ from dllm_decode.models.files import FLOATS, fit, some_of, stored_tensors
 from dllm_decode.models.fingerprint import fingerprint
 from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.loaded import Description, LoadedModel
-from dllm_decode.models.locate import licence_of, locate
+from dllm_decode.models.locate import licence_of
+from dllm_decode.models.lora import locate_base, merge, wanted
 from dllm_decode.models.placement import Placement
+from dllm_decode.models.quantization import (
+    as_published,
+    for_transformers,
+    require_quantization,
+    warn_of_experts,
+)
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import ModelSpec
 from dllm_decode.models.text import control_ids
@@ -37,11 +44,16 @@ log = logging.getLogger(__name__)
 BODIES = ("auto", "stock", "lean")
 # A smaller checkpoint loads at once and needs no progress bar [bytes].
 _BAR_FROM = 2**28
+# transformers loads an adapter beside the weights by itself where peft is installed, its tensors
+# under whatever names they have; it looks for it in this folder of the checkpoint instead.
+_NO_ADAPTER = "no-adapter"
 
 
 def load_model(
     checkpoint: str | Sequence[str] | None = None,
     *,
+    adapters: Sequence[str] | None = None,
+    quantization: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     attn_implementation: str = "sdpa",
@@ -69,7 +81,11 @@ def load_model(
     Args:
         checkpoint: A folder, a Hub id or `bundled:NAME`, which must be there or be fetched; or
             several in order of preference, of which the first available one is taken and none is
-            fetched.
+            fetched. A folder with an adapter alone is loaded with the base that it names.
+        adapters: Folders or Hub ids of LoRA adapters, which are merged into the weights one after
+            the other; [] for none, though one lies beside the weights.
+        quantization: `int8` or `int4` (torchao), `nf4` (bitsandbytes) for linear layers but the
+            head; None for the weights as they are.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` (float32 on the CPU, else bfloat16).
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (CUDA where there is one).
         attn_implementation: As transformers names it.
@@ -112,9 +128,32 @@ def load_model(
         require_count("model.threads", threads)
         torch.set_num_threads(threads)
     number = placement.dtype  # a device that is not there answers before anything is read
-    found = locate(checkpoint)
+    asked = wanted(checkpoint, adapters, download=True)
+    found, merged = locate_base(asked), asked.adapters or ()
+    require(
+        not merged or tensor_parallel is None,
+        "model.adapters cannot be merged with model.tensor_parallel; merge them first, or use "
+        "model.device_map",
+    )
+    altered = "adapters are merged into the stock class" if merged else ""
+    altered = altered or ("only the stock class is quantised" if quantization else "")
     plan = blueprint(
-        found.folder, ignore_settings, lambda spec: chooses_lean(body, spec, placement)
+        found.folder,
+        ignore_settings,
+        lambda spec: chooses_lean(body, spec, placement, altered),
+        asked.adapters,
+    )
+    require_quantization(quantization, plan.method, placement)
+    require(
+        body != "lean" or plan.method is None,
+        f"model.body=lean cannot be used: the checkpoint is quantised ({plan.method}); use "
+        "model.body=stock",
+    )
+    quantised = quantization or plan.method
+    require(
+        not merged or not quantised,
+        "model.adapters cannot be merged into quantised weights; merge them into the plain ones "
+        "(save_pretrained) and quantise the result",
     )
     block = _block_length(plan, block_length, attn_implementation)
     vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or ())
@@ -125,13 +164,16 @@ def load_model(
         )  # fmt: skip
     parameters = _check_tensors(plan)
     denoiser = TransformersDenoiser(
-        model=load_lean(plan, placement) if plan.lean else _load_weights(plan, placement),
+        model=load_lean(plan, placement)
+        if plan.lean
+        else merge(_load_weights(plan, placement, quantization), merged),
         vocab=vocab,
         max_length=_longest(plan, max_length),
         shifted=plan.spec.shifted,
         block_length=block,
         reordered=plan.spec.reordered,
-        fingerprint=fingerprint(found.folder),
+        routes_blocks=plan.settings.get("expert_capacity") is not None,
+        fingerprint=fingerprint(found.folder, *merged),
     )
     tokenizer = replace(
         plan.tokenizer,
@@ -152,25 +194,22 @@ def load_model(
         licence=licence or licence_of(found.folder),
         passed_over=found.passed_over,
         edits=edits,
+        adapters=tuple(map(str, merged)),
+        quantization=quantised,
     )
     return LoadedModel(denoiser, tokenizer, description, plan.published.values)
 
 
-def chooses_lean(body: str, spec: ModelSpec, placement: Placement) -> bool:
+def chooses_lean(body: str, spec: ModelSpec, placement: Placement, altered: str = "") -> bool:
     """Whether the lean body computes a family; raises `ConfigError` where it is asked for in vain.
 
     Args:
         body: One of `BODIES`.
         spec: Of the family.
         placement: Where the model is to run.
+        altered: Why its weights are not those of the checkpoint, "" where they are.
     """
-    obstacle = ""
-    if spec.lean is None:
-        obstacle = f"{spec.family} is no dense model of Llama's kind"
-    elif placement.attention != "sdpa":
-        obstacle = f"it has no model.attn_implementation={placement.attention}, only sdpa"
-    elif placement.is_spread:
-        obstacle = "it runs on one device; set model.device_map and model.tensor_parallel to null"
+    obstacle = altered or _lean_obstacle(spec, placement)
     require(
         body != "lean" or not obstacle,
         f"model.body=lean cannot be used: {obstacle}; use model.body=stock",
@@ -179,8 +218,24 @@ def chooses_lean(body: str, spec: ModelSpec, placement: Placement) -> bool:
     return (body == "lean" or on_processor) and not obstacle
 
 
+def _lean_obstacle(spec: ModelSpec, placement: Placement) -> str:
+    """Why the lean body cannot compute a family there, "" where it can."""
+    if spec.lean is None:
+        return f"{spec.family} is no dense model of Llama's kind"
+    if placement.attention != "sdpa":
+        return f"it has no model.attn_implementation={placement.attention}, only sdpa"
+    if placement.is_spread:
+        return "it runs on one device; set model.device_map and model.tensor_parallel to null"
+    return ""
+
+
 def load_lean(plan: Blueprint, placement: Placement) -> LeanModel:
-    """The lean model with all of its weights, read tensor by tensor to where they stay."""
+    """The lean model with all of its weights, read tensor by tensor to where they stay.
+
+    Args:
+        plan: The checkpoint.
+        placement: Dtype and device.
+    """
     from safetensors import SafetensorError, safe_open
 
     assert plan.spec.lean is not None
@@ -208,6 +263,9 @@ def compiled(denoiser: TransformersDenoiser, mode: str, spread: bool) -> Transfo
     if spread:
         log.warning("the model runs uncompiled: it is spread over several devices")
         return denoiser
+    if denoiser.routes_blocks:
+        log.warning("the model runs uncompiled: its experts are chosen by whole blocks")
+        return denoiser
     return replace(denoiser, compiled=CompiledBody(denoiser.model, mode))
 
 
@@ -223,10 +281,11 @@ def _block_length(plan: Blueprint, asked: int | None, attn_implementation: str) 
         if not plan.spec.reordered:
             return None
     kind = "reordered" if plan.spec.reordered else "block-causal"
+    takes = ("sdpa",) if plan.spec.reordered else ("sdpa", "flex_attention")
     require(
-        attn_implementation == "sdpa",
-        f"model.attn_implementation must be sdpa for {plan.spec.family}, whose {kind} mask "
-        f"the others cannot take, got {attn_implementation!r}",
+        attn_implementation in takes,
+        f"model.attn_implementation must be {' or '.join(takes)} for {plan.spec.family}, whose "
+        f"{kind} mask the others cannot take, got {attn_implementation!r}",
     )
     if asked is not None:
         require_count("model.block_length", asked)
@@ -250,23 +309,34 @@ def _check_tensors(plan: Blueprint) -> int:
     """Compare the files with the model, name by name; returns the number of parameters."""
     tensors = stored_tensors(plan.folder)
     check_sizes(plan, tensors)
+    model = build_on_meta(plan)
+    parameters: int = sum(parameter.numel() for parameter in model.parameters())
+    if plan.method is not None:  # its tensors are packed; loading says what does not fit
+        return parameters
     odd = sorted(name for name, tensor in tensors.items() if tensor.dtype not in FLOATS)
     if odd:
         raise CheckpointError(
             f"{tensors[odd[0]].file}: weights must be stored as {', '.join(FLOATS)}; stored as "
             f"{tensors[odd[0]].dtype} is {some_of(odd)}"
         )
-    model = build_on_meta(plan)
     result = fit(tensors, model)
     if not result.complete:
         raise CheckpointError(f"the tensors in {plan.folder} do not fit its config.json: {result}")
-    return sum(parameter.numel() for parameter in model.parameters())
+    return parameters
 
 
-def _load_weights(plan: Blueprint, placement: Placement) -> Any:
+def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> Any:
     """The model with all of its weights; raises `CheckpointError` naming what does not fit."""
     model_class = import_class(plan.spec.model_class)
     config = make_config(plan.spec, plan.settings)
+    options = placement.for_transformers()
+    if kind is not None:
+        options["quantization_config"] = for_transformers(kind, placement.dtype)
+    if plan.method is not None:
+        config.quantization_config = as_published(plan.published.values)
+    quantised = kind is not None or plan.method is not None
+    if quantised and placement.device_map is None:  # packed for the device while they are read
+        options["device_map"] = {"": str(placement.device)}
     size = sum(file.stat().st_size for file in plan.folder.glob("*.safetensors"))
     source: dict[str, Any] = {"pretrained_model_name_or_path": plan.folder}
     if placement.tensor_parallel is not None and hasattr(model_class, "lazy_state"):
@@ -277,12 +347,13 @@ def _load_weights(plan: Blueprint, placement: Placement) -> Any:
         with transformers_output(progress=size >= _BAR_FROM):
             model, report = model_class.from_pretrained(
                 **source,
-                **placement.for_transformers(),
+                **options,
                 config=config,
                 output_loading_info=True,
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                adapter_kwargs={"subfolder": _NO_ADAPTER},
             )
     except torch.OutOfMemoryError:
         raise
@@ -291,4 +362,6 @@ def _load_weights(plan: Blueprint, placement: Placement) -> Any:
     problems = [f"{kind.replace('_', ' ')}: {names}" for kind, names in report.items() if names]
     if problems:
         raise CheckpointError(f"{plan.folder} was not loaded completely: {'; '.join(problems)}")
-    return model if placement.is_spread else model.to(placement.device)
+    if kind is not None:
+        warn_of_experts(build_on_meta(plan), kind)
+    return model if placement.is_spread or quantised else model.to(placement.device)

@@ -113,8 +113,8 @@ def _instead(folder: Path) -> str:
     if (folder / ADAPTER).is_file():
         base = read_json(folder / ADAPTER, CheckpointError).get("base_model_name_or_path")
         return (
-            f"; it holds an adapter ({ADAPTER}) for the model {base!r}, which has to be merged "
-            "into its weights first (peft: merge_and_unload)"
+            f"; it holds an adapter ({ADAPTER}) for the model {base!r}: set model.checkpoint to "
+            f"that model and model.adapters=[{folder}]"
         )
     others = sorted(
         file.name for kind in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in folder.glob(kind)
@@ -125,6 +125,30 @@ def _instead(folder: Path) -> str:
             "safetensors files are, which save_pretrained of transformers writes"
         )
     return ""
+
+
+def cached_adapter(name: str, *, download: bool = False) -> Path | None:
+    """The folder of an adapter (`adapter_config.json`) with this name, None where it is none.
+
+    Args:
+        name: A folder or a Hub id.
+        download: Whether a Hub id may be fetched.
+    """
+    local = Path(name).expanduser()
+    if local.exists() or name.startswith(BUNDLED) or not _HUB_NAME.match(name):
+        return local if (local / ADAPTER).is_file() else None
+    folder = _cached(name)
+    if folder is None and download:
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=WANTED_FILES))
+        except Exception as error:  # as in `_download`
+            raise CheckpointError(
+                f"adapter {name} is not available: it is neither a folder here nor in the Hub "
+                f"cache, and could not be downloaded ({type(error).__name__}: {_first_line(error)})"
+            ) from error
+    return folder if folder is not None and (folder / ADAPTER).is_file() else None
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -107,7 +107,12 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype for a setting on a device."""
+    """The dtype for a setting on a device.
+
+    Args:
+        dtype: `auto` or the name of a dtype.
+        device: Where the model runs.
+    """
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return DTYPES[dtype]

@@ -209,7 +209,12 @@ def _shown(value: Any) -> str:
 
 
 def architecture_of(values: Mapping[str, Any], file: Path | str = "config.json") -> str:
-    """`architectures[0]`; raises `CheckpointError` where config.json names none."""
+    """`architectures[0]`; raises `CheckpointError` where config.json names none.
+
+    Args:
+        values: Content of config.json.
+        file: Its name, for messages.
+    """
     names = values.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(
@@ -217,24 +222,6 @@ def architecture_of(values: Mapping[str, Any], file: Path | str = "config.json")
             "family is unknown"
         )
     return names[0]
-
-
-# Keys under which weights of fewer bits are announced, with the key inside that names the method.
-_QUANTISED = ("quantization_config", "compression_config", "quantization")
-
-
-def refuse_quantised(values: Mapping[str, Any], file: Path | str = "config.json") -> None:
-    """Raise `CheckpointError` for weights that are stored in fewer bits than a float."""
-    for key in _QUANTISED:
-        settings = values.get(key)
-        if not settings:
-            continue
-        about = settings if isinstance(settings, dict) else {}
-        method = about.get("quant_method") or about.get("format") or "unnamed method"
-        raise CheckpointError(
-            f"{file}: the weights are quantised ({key!r}: {_shown(method)}); quantised weights "
-            "cannot be loaded here, so use the checkpoint they were made from"
-        )
 
 
 @dataclass(frozen=True)
@@ -268,6 +255,9 @@ class ModelSpec:
         block: For block-causal attention the key of config.json that holds the length of the
             published block grid (empty where there is none) and the length where it is not set;
             None for full attention.
+        either: Whether a model with full attention becomes block-causal where a block length is
+            asked for.
+        reordered: Whether attention is causal in the order in which columns were decided.
         mask_token: The tokenizer's word for the mask.
         turn_end: Words that end a turn and so a text.
         reply_header: What the chat template appends even when it is asked not to.
@@ -529,12 +519,6 @@ def _llada2(config: Published) -> Settings:
     config.expect("use_rmsnorm", True)
     config.skip("block_size", "embedding_dropout", "output_dropout", "output_router_logits")
     config.skip(*EDIT_TOKENS)
-    if config.get("expert_capacity") is not None:
-        raise CheckpointError(
-            f"{config.where} lets the tokens of a block share 'expert_capacity' experts, as "
-            "LLaDA2.2 does; that choice is not made here, and without it the model computes "
-            "something else"
-        )
     sizes, size = _sizes(config, partly_rotated=True), _head_size(config)
     experts = _experts(config)
     config.expect("rotary_dim", int(size * sizes["rope_parameters"]["partial_rotary_factor"]))
@@ -550,7 +534,7 @@ def _llada2(config: Published) -> Settings:
     if experts["num_experts_per_tok"] > chosen * (total // groups):
         most = f"at most the {chosen * (total // groups)} experts of topk_group={chosen} groups"
         raise config.refused("num_experts_per_tok", experts["num_experts_per_tok"], most)
-    return {
+    return _capacity(config, experts) | {
         **sizes,
         "head_dim": size,
         "intermediate_size": config.count("intermediate_size"),
@@ -566,6 +550,17 @@ def _llada2(config: Published) -> Settings:
         "use_qk_norm": True,
         "num_mtp_layers": 0,
     }
+
+
+def _capacity(config: Published, experts: Settings) -> Settings:
+    """How many experts the tokens of a block choose from together, where LLaDA2.2 limits them."""
+    if config.get("expert_capacity") is None:
+        return {}
+    most, least = experts["num_experts"], experts["num_experts_per_tok"]
+    capacity = config.count("expert_capacity", minimum=least)
+    if capacity > most:
+        raise config.refused("expert_capacity", capacity, f"at most the {most} experts")
+    return {"expert_capacity": capacity}
 
 
 def _qwen2(config: Published) -> Settings:
@@ -630,13 +625,13 @@ def _open_dcoder(config: Published) -> Settings:
 
 
 def _wedlm(config: Published) -> Settings:
-    """WeDLM-8B: Qwen3."""
+    """WeDLM-8B, which has the layers of Qwen3."""
     config.expect("qk_norm", True)
     return _qwen3(config)
 
 
 def _wedlm_qwen2(config: Published) -> Settings:
-    """WeDLM-7B: Qwen2.5."""
+    """WeDLM-7B, which has the layers of Qwen2.5."""
     config.expect("qk_norm", False)
     config.expect("attention_bias", True)
     return _qwen2(config)
@@ -837,7 +832,12 @@ REFUSED = {
 
 
 def spec_of(values: Mapping[str, Any], file: Path | str = "config.json") -> ModelSpec:
-    """The row of a config.json; raises `CheckpointError` for architectures not in the table."""
+    """The row of a config.json; raises `CheckpointError` for architectures not in the table.
+
+    Args:
+        values: Content of config.json.
+        file: Its name, for messages.
+    """
     architecture = architecture_of(values, file)
     if architecture in REFUSED:
         raise CheckpointError(

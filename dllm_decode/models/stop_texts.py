@@ -28,6 +28,10 @@ def stop_texts(name: str, value: Any) -> tuple[str, ...]:
 def cut(text: str, stops: Sequence[str]) -> str:
     """The text up to the first place where one of the stop texts begins.
 
+    Args:
+        text: An answer.
+        stops: Texts that end it.
+
     >>> cut("It is 4. Q: 3 + 3?", ["Q:", " Q"])
     'It is 4.'
     """

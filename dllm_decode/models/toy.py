@@ -124,6 +124,7 @@ class World(ABC):
         floor: Probability given to what cannot happen, in [0, 1), so that all logits are finite; 0
             makes them -inf.
         seed: Of the noise.
+        source: The config.json that a checkpoint would have; empty.
 
     Examples:
         >>> from dllm_decode.strategies.fixed import TopK

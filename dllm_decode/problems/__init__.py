@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from dllm_decode.errors import require_choice
@@ -16,6 +17,7 @@ from dllm_decode.problems.base import (
     held_out,
     words_of,
 )
+from dllm_decode.problems.instructed import INSTRUCTED
 from dllm_decode.problems.lists import (
     CopyNames,
     Insert,
@@ -45,7 +47,9 @@ __all__ = [
     "GAP",
     "HARD",
     "HELD_OUT_SHARE",
+    "INSTRUCTED",
     "SPLITS",
+    "STYLES",
     "TRAINED",
     "Family",
     "Problem",
@@ -53,6 +57,7 @@ __all__ = [
     "demanding",
     "distinct_problems",
     "draw",
+    "families_of",
     "held_out",
     "problems",
     "words_of",
@@ -126,6 +131,23 @@ FAMILIES: dict[str, Family] = {
 }
 # What the bundled model is trained on; the order is part of a training run.
 TRAINED: dict[str, Family] = {name: family for name, family in FAMILIES.items() if family.trained}
+
+
+STYLES = ("shorthand", "instruct")
+
+
+def families_of(style: str) -> Mapping[str, Family]:
+    """The families of a style, by name.
+
+    Args:
+        style: `shorthand` of the bundled model, or `instruct` for checkpoints that follow English
+            instructions.
+
+    Raises:
+        ConfigError: There is no such style.
+    """
+    require_choice("task.style", style, STYLES)
+    return INSTRUCTED if style == "instruct" else FAMILIES
 
 
 def demanding() -> list[Family]:

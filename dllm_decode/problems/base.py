@@ -90,6 +90,15 @@ class Family(ABC):
         """
         return words_of(text) == words_of(problem.answer)
 
+    def grade_strictly(self, problem: Problem, text: str) -> bool:
+        """The same for the one form that was asked for; families with one form have one grader.
+
+        Args:
+            problem: A problem of this family.
+            text: What was decoded, without special tokens.
+        """
+        return self.grade(problem, text)
+
     def form(self, problem: Problem) -> str | None:
         """The answer with `GAP` for every word to be found; None if the family has no such form.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from dllm_decode.errors import ConfigError, require, require_in_range
 from dllm_decode.problems.base import Family
+from dllm_decode.problems.instructed import InstructedList, list_canvas
 from dllm_decode.problems.lists import Labelled
 from dllm_decode.problems.puzzles import Countdown, Sudoku
 from dllm_decode.problems.words import NAMES
@@ -67,16 +68,7 @@ class Variant:
         """
         changed = family
         if self.length is not None:
-            if not isinstance(family, Labelled):
-                raise self._meaningless("length", family, "lists")
-            shortest, longest = self._span()
-            changed = replace(
-                family,
-                name=f"{family.name}-{'-'.join(map(str, dict.fromkeys((shortest, longest))))}",
-                shortest=shortest,
-                longest=longest,
-                canvas=_BLOCK * -(-(2 * longest + 3) // _BLOCK),
-            )
+            changed = self._longer(family)
         if self.clues is not None:
             if not isinstance(family, Sudoku):
                 raise self._meaningless("clues", family, "sudokus")
@@ -90,6 +82,18 @@ class Variant:
                 raise self._meaningless("infill", family, "lists")
             changed = replace(changed, name=f"{changed.name}-infill")
         return changed
+
+    def _longer(self, family: Family) -> Family:
+        """The family with lists of other lengths, and a canvas that holds them."""
+        if not isinstance(family, Labelled | InstructedList):
+            raise self._meaningless("length", family, "lists")
+        shortest, longest = self._span()
+        name = f"{family.name}-{'-'.join(map(str, dict.fromkeys((shortest, longest))))}"
+        if isinstance(family, InstructedList):
+            canvas = list_canvas(longest)
+        else:
+            canvas = _BLOCK * -(-(2 * longest + 3) // _BLOCK)
+        return replace(family, name=name, shortest=shortest, longest=longest, canvas=canvas)
 
     def _meaningless(self, name: str, family: Family, things: str) -> ConfigError:
         return ConfigError(

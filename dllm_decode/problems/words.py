@@ -9,6 +9,15 @@ NAMES: tuple[str, ...] = (
     "Seth", "Tara", "Tess", "Ulf", "Uma", "Vera", "Vito", "Wanda", "Will", "Xena", "Yara", "Zoe",
 )  # fmt: skip
 
+# For checkpoints with a large vocabulary alone: not words of the bundled tokenizer.
+SURNAMES: tuple[str, ...] = (
+    "Abbot", "Adler", "Baker", "Boyd", "Carter", "Cole", "Dale", "Drake", "Ellis", "Evans", "Ford",
+    "Frost", "Grant", "Gray", "Hale", "Holm", "Irwin", "Jensen", "Kerr", "Knight", "Lang", "Lowe",
+    "Marsh", "Moss", "Nash", "North", "Olsen", "Owen", "Page", "Price", "Quill", "Ray", "Reed",
+    "Shaw", "Stone", "Thorn", "Tracy", "Upton", "Vance", "Voss", "Wade", "West", "Yates", "York",
+    "Young", "Zane", "Zeller", "Zimmer",
+)  # fmt: skip
+
 # Of these "he" is said, of the other names "she".
 MEN: tuple[str, ...] = (
     "Abel", "Ben", "Carl", "Dan", "Ezra", "Finn", "Gus", "Hugo", "Ivan", "Jack", "Kai", "Leo",

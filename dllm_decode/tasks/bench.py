@@ -29,7 +29,7 @@ class KernelBench(Task):
     For each size: bytes of one read of the logits, its time at the measured copy bandwidth, the
     time of each fused kernel (on a GPU), of plain torch, of the naive way (dense, float64, sorted),
     of the head product alone, and of that product followed by the statistics. Writes
-    `kernels.json` and `kernels.png`.
+    `kernels.json` after each size, and `kernels.png`. What memory does not suffice for is left out.
 
     Attributes:
         batches: Rows decoded together; times the windows, these are the numbers of rows.
@@ -81,13 +81,18 @@ class KernelBench(Task):
         bandwidth = copy_bandwidth(watch, device)
         largest = self.largest or (1 << 30 if device.type == "cuda" else 1 << 23)
         records: list[dict[str, Any]] = []
+        note = None if device.type == "cuda" else CPU_NOTE
+        facts = {**machine(device), "note": note, "repeats": self.repeats}
+        report = {**facts, "copy_bytes_per_second": bandwidth, "cases": records}
         for case in self._cases():
             size = f"{case.rows} rows x {case.vocabulary} ids, {str(case.dtype)[6:]}"
             if case.rows * case.vocabulary > largest:
                 say(f"left out, larger than task.largest={largest}: {size}")
                 continue
             with context.display.working(size):
-                seconds = measure(case, watch, device)
+                seconds, too_large = measure(case, watch, device)
+            if too_large:
+                say(f"{size}: out of memory: {', '.join(too_large)}")
             limit = case.bytes / bandwidth
             records.append(
                 {
@@ -101,12 +106,11 @@ class KernelBench(Task):
                     "seconds_one_read": limit,
                     "seconds_head_read": case.head_bytes / bandwidth,
                     "seconds": seconds,
+                    "out_of_memory": too_large,
                     "ratios": ratios(seconds, limit),
                 }
             )
-        note = None if device.type == "cuda" else CPU_NOTE
-        facts = {**machine(device), "note": note, "repeats": self.repeats}
-        report = {**facts, "copy_bytes_per_second": bandwidth, "cases": records}
+            context.folder.write_json("kernels.json", report)  # whatever ends the next case
         written = context.folder.write_json("kernels.json", report)
         for record in records:
             context.display.show(case_table(record))
@@ -229,9 +233,10 @@ def draw(records: list[dict[str, Any]], path: Path, device: str) -> bool:
         rows = [record["rows"] for record in own]
         limits = [1e3 * record["seconds_one_read"] for record in own]
         axes.plot(rows, limits, color="black", linestyle="--", label="one read of the logits")
-        for place, name in enumerate(own[0]["seconds"]):
+        names = dict.fromkeys(name for record in own for name in record["seconds"])
+        for place, name in enumerate(names):
             style = ("-", "--", ":")[place // 10 % 3]
-            times = [1e3 * record["seconds"][name] for record in own]
+            times = [1e3 * record["seconds"].get(name, float("nan")) for record in own]
             axes.plot(rows, times, marker="o", label=name, color=f"C{place % 10}", linestyle=style)
         axes.set(
             xscale="log",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -65,16 +66,24 @@ class DecodingBench(Task):
 
     def run(self, context: Context) -> int:
         """Measure, show a table per group, write both files."""
+        from dllm_decode.benchmarks.kernels import where_it_fits
+
         say = context.display.say
         say(str(context.model.description))
         report: dict[str, Any] = {"model": str(context.model.description), "rounds": self.rounds}
-        if "step" in self.groups:
-            report["step"] = self._step(context)
         timings: list[Timing] = []
-        for group in self.groups:
-            if group != "step":
-                timings += self._compare(context, group)
-        report["timings"] = [asdict(timing) for timing in timings]
+        for group in sorted(self.groups, key="step".__ne__):  # the step comes first
+            take = self._step if group == "step" else partial(self._compare, group=group)
+            found: Any = where_it_fits(partial(take, context))
+            if found is None:
+                say(f"{group}: out of memory")
+                report["out_of_memory"] = [*report.get("out_of_memory", []), group]
+            elif group == "step":
+                report["step"] = found
+            else:
+                timings += found
+            report["timings"] = [asdict(timing) for timing in timings]
+            context.folder.write_json("decoding.json", report)  # whatever ends the next group
         report["targets"] = self._targets(context, report.get("step", {}), timings)
         written = context.folder.write_json("decoding.json", report)
         picture = context.folder.path / "decoding.png"

@@ -86,6 +86,7 @@ class StepBench(Task):
     def run(self, context: Context) -> int:
         """Measure, show a table, write both files."""
         from dllm_decode.api import build
+        from dllm_decode.benchmarks.kernels import where_it_fits
         from dllm_decode.benchmarks.step import profile, random_model
 
         size, device = self._size(), device_of(self.device)
@@ -102,11 +103,7 @@ class StepBench(Task):
             loaded = random_model(size, self.dtype, device, self.compile)
         say(str(loaded.description))
         decoder = build(context.cfg, model=lambda: loaded).decoder
-        steps = [
-            self._variant(context, decoder, batch, *variant)
-            for batch in self.batches
-            for variant in variants
-        ]
+        steps: list[dict[str, Any]] = []
         report = {
             **machine(device),
             "note": None if device.type == "cuda" else CPU_NOTE,
@@ -116,9 +113,13 @@ class StepBench(Task):
             "compile": self.compile,
             "steps": steps,
         }
-        written = context.folder.write_json("step.json", report)
+        for batch in self.batches:
+            for kernels, head in variants:
+                steps.append(self._variant(context, decoder, batch, kernels, head))
+                written = context.folder.write_json("step.json", report)  # whatever comes next
+        request = self._request(self.batches[0])
         with context.display.working("profile"):
-            operations = profile(decoder, self._request(self.batches[0]))
+            operations = where_it_fits(lambda: profile(decoder, request)) or "out of memory\n"
         table = context.folder.write_text("step_profile.txt", operations)
         context.display.show(step_table(steps))
         say(f"written: {written}, {table}")
@@ -142,6 +143,7 @@ class StepBench(Task):
         import torch
 
         from dllm_decode.benchmarks.decoding import step_seconds
+        from dllm_decode.benchmarks.kernels import where_it_fits
         from dllm_decode.kernels import dispatch
 
         gpu = decoder.denoiser.device.type == "cuda"
@@ -149,12 +151,15 @@ class StepBench(Task):
             torch.cuda.reset_peak_memory_stats()
         title = f"{batch} rows, kernels={kernels} head={head}"
         with context.display.working(title), dispatch.using(kernels, head):
-            seconds = step_seconds(decoder, self._request(batch), batch, self.rounds)
+            request = self._request(batch)
+            seconds = where_it_fits(lambda: step_seconds(decoder, request, batch, self.rounds))
+        if seconds is None:
+            context.display.say(f"{title}: out of memory")
         return {
             "batch": batch,
             "kernels": kernels,
             "head": head,
-            "seconds": dict(seconds),
+            "seconds": None if seconds is None else dict(seconds),
             "peak_bytes": torch.cuda.max_memory_allocated() if gpu else None,
         }
 
@@ -167,9 +172,10 @@ def step_table(steps: list[dict[str, Any]]) -> Table:
     """
     from rich.table import Table
 
-    parts = list(steps[0]["seconds"])
+    timed = [step for step in steps if step["seconds"] is not None]
+    parts = list(timed[0]["seconds"]) if timed else []
     table = Table("rows", "kernels", "head", *parts, "sum", title="ms per step")
-    for step in steps:
+    for step in timed:
         times = [1e3 * step["seconds"][part] for part in parts]
         numbers = [f"{time:.3f}" for time in (*times, sum(times))]
         table.add_row(str(step["batch"]), step["kernels"], step["head"], *numbers)

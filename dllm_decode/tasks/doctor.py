@@ -10,6 +10,7 @@ from dllm_decode.tasks import Context, Task
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dllm_decode.benchmarks.first_contact import Contact
     from dllm_decode.models.doctor import Examination
 
 
@@ -19,13 +20,16 @@ class Doctor(Task):
 
     Attributes:
         load: Also load the weights, which runs the self-check of the model.
+        gpu: Also try the GPU, which takes less than two minutes; see
+            `dllm_decode.benchmarks.first_contact`.
 
     Examples:
-        >>> Doctor(load=True)
-        Doctor(load=True)
+        >>> Doctor(load=True).gpu
+        False
     """
 
     load: bool = False
+    gpu: bool = False
 
     def run(self, context: Context) -> int:
         """Show tables and findings, write `doctor.json`; returns 1 if something is in the way."""
@@ -46,8 +50,28 @@ class Doctor(Task):
             context.display.say(f"loaded and passes its self-check: {context.model.description}")
         if not report.findings:
             context.display.say("nothing to report: this model can be loaded")
-        context.folder.write_json("doctor.json", asdict(report))
-        return 0 if report.healthy else 1
+        contact = self._contact(context) if self.gpu else None
+        found = {} if contact is None else {"gpu": asdict(contact)}
+        context.folder.write_json("doctor.json", {**asdict(report), **found})
+        tried = not self.gpu or (contact is not None and not contact.problems)
+        return 0 if report.healthy and tried else 1
+
+    def _contact(self, context: Context) -> Contact | None:
+        """What the GPU says of itself, shown as one block; None where there is none."""
+        import torch
+
+        from dllm_decode.benchmarks.first_contact import first_contact
+        from dllm_decode.config.instantiate import build_node
+
+        say = context.display.say
+        if not torch.cuda.is_available():
+            say("task.gpu=true: torch sees no GPU on this machine, so that there is none to try")
+            return None
+        device = torch.device("cuda", torch.cuda.current_device())
+        strategy = build_node(context.cfg, "strategy")
+        contact = first_contact(device, strategy, tell=lambda title: say(f"{title} ...", "dim"))
+        say(f"```text\n{contact.block()}\n```")
+        return contact
 
 
 def facts_table(report: Examination) -> Table:

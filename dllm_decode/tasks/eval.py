@@ -21,7 +21,7 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
-from dllm_decode.problems import FAMILIES, TRAINED, Variant
+from dllm_decode.problems import TRAINED, Variant, families_of
 from dllm_decode.tasks import Context, Task, strategy_name
 from dllm_decode.tasks.eval_devices import check_devices, merged, placed, plan_of, workers
 
@@ -54,6 +54,9 @@ class Eval(Task):
     Args:
         families: Bundled ones by name, `shown` (those the bundled model solves), `trained` (those
             it is trained on) or `all`.
+        style: `shorthand`, as the bundled model is trained, or `instruct`: the tasks of
+            ParallelBench in plain English with a worked example, for other checkpoints.
+        language_tool: Address of a LanguageTool server that grades the grammar of free text.
         problems: List lengths, clues and other changes, see `dllm_decode.problems.variant`.
         split: `held_out` or `train`.
         count: Problems per family, or of the file.
@@ -87,6 +90,8 @@ class Eval(Task):
     """
 
     families: str | list[str] = "shown"
+    style: str = "shorthand"
+    language_tool: str | None = None
     problems: Variant = field(default_factory=Variant)
     split: str = "held_out"
     count: int = 100
@@ -140,7 +145,7 @@ class Eval(Task):
         if not self.runs:
             raise ConfigError("task.runs must name a folder, got an empty text")
         for name in self.family_names():  # refused before a model is loaded
-            self.problems.of(FAMILIES[name])
+            self.problems.of(families_of(self.style)[name])
 
     def _voting(self) -> Voting:
         """How the decodes of a problem vote."""
@@ -245,20 +250,21 @@ class Eval(Task):
 
     def family_names(self) -> list[str]:
         """Names of the bundled families; raises `ConfigError` for unknown ones and for none."""
-        if self.families == "all":
-            return list(FAMILIES)
-        if self.families == "trained":
+        kinds = families_of(self.style)
+        if self.families == "all" or (self.style == "instruct" and self.families == "shown"):
+            return list(kinds)
+        if self.families == "trained" and self.style == "shorthand":
             return list(TRAINED)
         if self.families == "shown":
-            return [family.name for family in FAMILIES.values() if family.shown] or list(FAMILIES)
+            return [family.name for family in kinds.values() if family.shown] or list(kinds)
         names = [self.families] if isinstance(self.families, str) else list(self.families)
         if not names:
             raise ConfigError("task.families must name at least one family, got an empty list")
         for name in names:
-            if name not in FAMILIES:
+            if name not in kinds:
                 raise ConfigError(
                     "task.families must be shown, trained, all, or names of "
-                    f"{', '.join(FAMILIES)}; got {name!r}"
+                    f"{', '.join(kinds)}; got {name!r}"
                 )
         return names
 
@@ -277,9 +283,11 @@ class Eval(Task):
                 question
                 for family in self.family_names()
                 for question in data.bundled(
-                    family, self.count, self.seed, self.split, self.problems
+                    family, self.count, self.seed, self.split, self.problems, self.style
                 )
             ]
+        if self.language_tool is not None:
+            found = data.grammatical(found, self.language_tool)
         if self.max_new_tokens is None:
             return found
         return [replace(question, max_new_tokens=self.max_new_tokens) for question in found]
@@ -315,6 +323,7 @@ class Eval(Task):
             "problems": digest(questions),
             "seed": self.seed,
             "template": self.template,
+            **({"language_tool": True} if self.language_tool else {}),
             "batch_size": self.batch_size,
             "max_tokens_in_flight": self.max_tokens_in_flight,
             "batching": self.batching,
@@ -463,7 +472,13 @@ def shared_model(context: Context) -> LoadedModel:
 
 
 def world_questions(world: Any, count: int, seed: int) -> list[Question]:
-    """Instances of an exact toy world; an answer is right if it can happen at all."""
+    """Instances of an exact toy world; an answer is right if it can happen at all.
+
+    Args:
+        world: A toy model.
+        count: How many.
+        seed: Of the draw.
+    """
     import torch
 
     from dllm_decode.evaluation.data import Question
@@ -575,7 +590,13 @@ def _slug(name: str) -> str:
 
 
 def tell_errors(context: Context, name: str, folder: JobFolder) -> None:
-    """How many problems could not be decoded, and the first of them with file and line."""
+    """How many problems could not be decoded, and the first of them with file and line.
+
+    Args:
+        context: Shows it.
+        name: Of the job.
+        folder: Of the job.
+    """
     failed = [sample.error for sample in folder.samples if sample.error]
     if failed:
         context.display.say(
@@ -589,7 +610,13 @@ def tell_errors(context: Context, name: str, folder: JobFolder) -> None:
 def progress(
     context: Context, name: str, total: int
 ) -> Iterator[Callable[[Sequence[Sample]], None]]:
-    """Problems done, accuracy, tokens per forward, time left; yields a taker of samples so far."""
+    """Problems done, accuracy, tokens per forward, time left; yields a taker of samples so far.
+
+    Args:
+        context: Shows it.
+        name: Of the job.
+        total: Problems.
+    """
     display = context.display
     if display.mode == "live":
         from rich.progress import (

@@ -390,7 +390,12 @@ def parts_line(decoder: TextDecoder) -> str:
 
 
 def note_for_strangers(decoder: TextDecoder, prompts: Sequence[str]) -> str:
-    """One line where the bundled model is asked what it has never learned, else ""."""
+    """One line where the bundled model is asked what it has never learned, else "".
+
+    Args:
+        decoder: Only the bundled model has a note.
+        prompts: Those without a known answer.
+    """
     from dllm_decode.models.locate import BUNDLED
 
     if not decoder.model.description.checkpoint.startswith(BUNDLED):
@@ -415,7 +420,12 @@ def note_for_strangers(decoder: TextDecoder, prompts: Sequence[str]) -> str:
 def with_candidates(decoder: TextDecoder, most: int, request: Request) -> TextDecoder:
     """The decoder with so many candidates per open column in its records.
 
-    None where the request is so large that they would fill hundreds of megabytes.
+    A request so large that they would fill hundreds of megabytes is recorded without them.
+
+    Args:
+        decoder: The configured one.
+        most: Candidates per column.
+        request: What is to be decoded.
     """
     offers = sum(length**2 for length in request.lengths) // 2  # one pass per column at worst
     kept = most if offers <= _MOST_OFFERS else 0
@@ -428,7 +438,12 @@ def is_baseline(decoder: TextDecoder) -> bool:
 
 
 def samples_of(jobs: Sequence[Job], run: Decoded) -> list[Sample]:
-    """What is measured of each row; the wall time is shared evenly."""
+    """What is measured of each row; the wall time is shared evenly.
+
+    Args:
+        jobs: What was decoded.
+        run: What came of it.
+    """
     from dllm_decode.evaluation.data import Question
     from dllm_decode.evaluation.metrics import DecodedRow, sample_of
 
@@ -444,7 +459,13 @@ def samples_of(jobs: Sequence[Job], run: Decoded) -> list[Sample]:
 
 
 def figures(samples: Sequence[Sample], seconds: float, graded: bool) -> dict[str, Any]:
-    """The figures of a decode, as in `results.json`; see `dllm_decode.evaluation.metrics`."""
+    """The figures of a decode, as in `results.json`; see `dllm_decode.evaluation.metrics`.
+
+    Args:
+        samples: Of a decode.
+        seconds: Its wall time.
+        graded: Whether any answer could be graded.
+    """
     forwards = sum(sample.forwards for sample in samples)
     delivered = sum(sample.delivered for sample in samples)
     reasons = [sample.finish_reason for sample in samples]
@@ -496,7 +517,12 @@ def table(runs: dict[str, Decoded], samples: dict[str, list[Sample]], graded: bo
 
 
 def compared(samples: Sequence[Sample], baseline: Sequence[Sample]) -> str:
-    """The two speedups, which are different things."""
+    """The two speedups, which are different things.
+
+    Args:
+        samples: Of the decode.
+        baseline: Of one token per step.
+    """
     from dllm_decode.evaluation.metrics import speedup
 
     gain = speedup(samples, baseline)
@@ -543,7 +569,16 @@ def write(
     samples: dict[str, list[Sample]],
     traces: dict[str, Trace],
 ) -> None:
-    """`results.json`, `samples.jsonl`, and the traces where they were asked for."""
+    """`results.json`, `samples.jsonl`, and the traces where they were asked for.
+
+    Args:
+        context: With the run folder.
+        decoder: The configured one.
+        jobs: What was decoded.
+        runs: Decodes by name.
+        samples: Of each decode, by name.
+        traces: Of each decode, by name; {} where none are wanted.
+    """
     from dllm_decode.evaluation.metrics import speedup
 
     graded = any(job.grade is not None for job in jobs)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dllm_decode.console.prompts import read_prompts
-from dllm_decode.errors import ConfigError, DllmDecodeError, require_count, require_in_range
+from dllm_decode.errors import (
+    ConfigError,
+    DllmDecodeError,
+    require_choice,
+    require_count,
+    require_in_range,
+)
+from dllm_decode.problems import FAMILIES
 from dllm_decode.tasks import Context, Task
 from dllm_decode.training.pace import Pace
 
@@ -45,6 +53,8 @@ class TrainDrafter(Pace, Task):
             in are left out.
         problems: Problems per family.
         open_share: Share of the rows with problems that have several right answers, [0, 1].
+        emphasis: Factor by which problems of a family are drawn more or less often, by name; a
+            continuation may have another one.
         held_out: Prompts that are only measured with: problems per family, or prompts of the file.
         max_new_tokens: Columns per prompt of a file; None for 64.
         batch_size: Prompts of a file decoded together.
@@ -75,6 +85,7 @@ class TrainDrafter(Pace, Task):
     families: Sequence[str] | None = None
     problems: int = 2000
     open_share: float = 0.85
+    emphasis: Mapping[str, float] = field(default_factory=dict)
     held_out: int = 24
     max_new_tokens: int | None = None
     batch_size: int = 16
@@ -98,6 +109,9 @@ class TrainDrafter(Pace, Task):
         if self.max_new_tokens is not None:
             require_count("max_new_tokens", self.max_new_tokens)
         require_in_range("task.open_share", self.open_share, 0.0, 1.0)
+        for name, factor in self.emphasis.items():
+            require_choice("task.emphasis", name, tuple(FAMILIES))
+            require_in_range(f"task.emphasis.{name}", factor, 0.0, math.inf, open_low=True)
         if self.prompts is not None and self.families is not None:
             raise ConfigError("prompts and task.families exclude each other; give one of them")
 
@@ -121,6 +135,7 @@ class TrainDrafter(Pace, Task):
             self.fresh,
             self.passes,
             self.depth,
+            self.emphasis,
             self.seed,
         )
         ahead: dict[int, Any] = {}
@@ -157,8 +172,10 @@ class TrainDrafter(Pace, Task):
 
     def _identity(self, teacher: Teacher) -> dict[str, Any]:
         """What a continuation must share."""
-        names = ("seed", "rate", "problems", "open_share", "depth", "rows", "fresh")
-        names += ("passes", "heads", "hidden", "families", "prompts")
+        names = (
+            "seed", "rate", "problems", "open_share", "depth", "rows", "fresh",
+            "passes", "heads", "hidden", "families", "prompts",
+        )  # fmt: skip
         mine = {f"task.{name}": getattr(self, name) for name in names}
         return mine | {"the model's fingerprint": teacher.own.fingerprint}
 
@@ -198,7 +215,7 @@ class TrainDrafter(Pace, Task):
 
     def _solved(self, decoder: TextDecoder, split: str, count: int) -> list[Text]:
         """Problems with their answers."""
-        from dllm_decode.problems import FAMILIES, problems
+        from dllm_decode.problems import problems
         from dllm_decode.training.drafter import Text
 
         shown = [name for name, family in FAMILIES.items() if family.shown]

@@ -311,14 +311,17 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     """Held-out precision and recall per threshold."""
     from rich.table import Table
 
-    sheet = Table(title="held-out prompts, open columns: filter | confidence alone")
-    for head in ("threshold", "precision", "recall", "precision", "recall"):
+    sheet = Table(
+        title="held-out prompts, open columns: filter | confidence alone | as many of the surest"
+    )
+    for head in ("threshold", "precision", "recall", "precision", "recall", "precision"):
         sheet.add_column(head, justify="right")
     for row in rows:
-        cells = [
-            "-" if row[name][figure] is None else f"{row[name][figure]:.3f}"
+        values = [
+            row[name][figure]
             for name in ("filter", "confidence")
             for figure in ("precision", "recall")
         ]
+        cells = ["-" if x is None else f"{x:.3f}" for x in (*values, row["at_equal_speed"])]
         sheet.add_row(f"{row['threshold']:g}", *cells)
     return sheet

@@ -8,8 +8,10 @@ every depth.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -87,6 +89,11 @@ class Teacher:
 
     Raises:
         CapabilityError: The model shows no states or gives no embeddings.
+
+    Examples:
+        >>> from dllm_decode.models.toy import Copy
+        >>> Teacher(Copy(n=3), block=None).logits(torch.zeros(1, 2, 66)).shape
+        torch.Size([1, 2, 66])
     """
 
     def __init__(self, denoiser: Denoiser, block: int | None) -> None:
@@ -289,6 +296,7 @@ class Diet:
         fresh: Batches that are made before they are gone through.
         passes: How often they are gone through.
         depth: Most commits.
+        emphasis: Factor by which texts of a family are drawn more or less often, 1 where absent.
         seed: Of the choice.
 
     Examples:
@@ -303,7 +311,17 @@ class Diet:
     fresh: int = 16
     passes: int = 3
     depth: int = 3
+    emphasis: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+
+    @cached_property
+    def _pools(self) -> tuple[tuple[list[Text], list[float]], ...]:
+        """Texts with several right answers and the others, with how often each is drawn."""
+        pools = [[t for t in self.texts if t.open], [t for t in self.texts if not t.open]]
+        if not all(pools):
+            pools = [list(self.texts)] * 2
+        factors = [[self.emphasis.get(text.family, 1.0) for text in pool] for pool in pools]
+        return tuple((p, list(accumulate(f))) for p, f in zip(pools, factors, strict=True))
 
     def number(self, step: int) -> int:
         """Number of the batch of an update.
@@ -324,13 +342,10 @@ class Diet:
             number: Of the batch.
         """
         rng = random.Random(f"{self.seed}/{number}")
-        pools = [[t for t in self.texts if t.open], [t for t in self.texts if not t.open]]
-        if not all(pools):
-            pools = [list(self.texts)] * 2
-        drawn = [
-            rng.choice(pools[0] if rng.random() < self.open_share else pools[1])
-            for _ in range(4 * self.rows)
-        ]
+        drawn = []
+        for _ in range(4 * self.rows):
+            pool, weights = self._pools[rng.random() >= self.open_share]
+            drawn += rng.choices(pool, cum_weights=weights)
         middle = drawn[0].length
         near = sorted(drawn, key=lambda text: abs(text.length - middle))[: self.rows]
         room = max(1, max(t.canvas for t in near) - max(len(t.answer) for t in near))
@@ -367,7 +382,8 @@ def measured(
             marginals = rollout.marginals[level].tolist()
             for number, one, two in zip(numbers, each.tolist(), marginals, strict=True):
                 text = chunk[number]
-                for group in {text.family or "all", "open" if text.open else "determined"}:
+                kind = "open" if text.open else "determined"
+                for group in (text.family, kind) if text.family else ("all",):
                     levels = sums.setdefault(group, [[0.0, 0.0, 0.0] for _ in range(depth)])
                     for place, value in enumerate((1.0, one, two)):
                         levels[level][place] += value

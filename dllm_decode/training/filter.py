@@ -262,17 +262,32 @@ def measured(
     Returns:
         For each threshold, `precision` (share of the accepted columns that are right, None where
         nothing was accepted), `recall` (share of the right ones that were accepted, None where
-        nothing was right) and `accepted` (share of the open columns) of both rules.
+        nothing was right) and `accepted` (share of the open columns) of both rules, and
+        `at_equal_speed`: the precision of the surest columns, as many as the filter accepts.
     """
     scores = {
         "filter": network.logits(records.confidence).sigmoid(),
         "confidence": records.confidence,
     }
+    right = records.correct[records.open]
+    clear = records.confidence[records.open]
     return [
         {"threshold": threshold}
         | {name: _quality(score > threshold, records) for name, score in scores.items()}
+        | {"at_equal_speed": _surest(clear, right, (scores["filter"] > threshold)[records.open])}
         for threshold in thresholds
     ]
+
+
+def _surest(confidence: Tensor, right: Tensor, accepted: Tensor) -> float | None:
+    """Share of right columns among the surest ones, as many as are accepted; ties by their mean."""
+    count = int(accepted.sum())
+    if not count:
+        return None
+    bound = confidence.topk(count).values[-1]
+    above, level = confidence > bound, confidence == bound
+    hits = right[above].sum() + (count - above.sum()) * right[level].double().mean()
+    return float(hits) / count
 
 
 def _quality(accepted: Tensor, records: FilterRecords) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.errors import CheckpointError, ConfigError, ModelOutputError
+from dllm_decode.training.devices import Devices
 from dllm_decode.training.llada_tiny import checkpoint, curves
 from dllm_decode.training.pace import Pace
 
@@ -24,6 +25,10 @@ class Adam:
     Args:
         weights: By name.
         pace: Rate, betas and decay.
+
+    Examples:
+        >>> sorted(Adam({"w": torch.zeros(2, requires_grad=True)}, Pace(steps=10)).state())
+        ['exp_avg.w', 'exp_avg_sq.w', 'step.w']
     """
 
     def __init__(self, weights: Mapping[str, Tensor], pace: Pace) -> None:
@@ -47,7 +52,7 @@ class Adam:
 
     def state(self) -> dict[str, Tensor]:
         """What it keeps, by name; zeros before the first update."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, weight in self._weights.items():
             state = self._inner.state[weight]
             if not state:
@@ -68,7 +73,8 @@ class TrainingLoop:
         weights: What is learned, by name.
         pace: How.
         identity: Settings that a continuation must share, by their configuration key.
-        stop: Says after each update whether to stop there.
+        stop: Says after each update whether to stop there; one process that says so is enough.
+        devices: The processes that learn together.
 
     Attributes:
         step: Updates done.
@@ -76,6 +82,15 @@ class TrainingLoop:
 
     Raises:
         CheckpointError: The folder holds a run with other settings, or a damaged one.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> weight = torch.ones(1, requires_grad=True)
+        >>> with TemporaryDirectory() as place:
+        ...     loop = TrainingLoop(Path(place), {"w": weight}, Pace(steps=5, warmup=1), {})
+        ...     done = loop.run(lambda step: ((weight**2).sum(), {}))
+        >>> loop.step, bool(weight < 1)
+        (5, True)
     """
 
     def __init__(
@@ -85,8 +100,10 @@ class TrainingLoop:
         pace: Pace,
         identity: Mapping[str, Any],
         stop: Callable[[], bool] = lambda: False,
+        devices: Devices | None = None,
     ) -> None:
         self.folder, self.pace, self.stop = folder, pace, stop
+        self._devices, self._stopped = devices or Devices(), False
         self.step, self.seconds = 0, 0.0
         self._weights = dict(weights)
         self._optimiser = Adam(self._weights, pace)
@@ -98,6 +115,7 @@ class TrainingLoop:
         loss_of: Callable[[int], tuple[Tensor, Mapping[str, float]]],
         report: Callable[[float], None] = lambda step: None,
         every: Callable[[int], Mapping[str, Any] | None] = lambda step: None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Update to the end of the budget, or until somebody stops it; saves in both cases.
 
@@ -106,9 +124,10 @@ class TrainingLoop:
             report: Called after each update with the number of updates so far.
             every: Asked after each update whether there is something to write into the log, such
                 as a measurement; by the number of updates so far.
+            enough: Asked then whether nothing more is to be gained.
 
         Returns:
-            Whether the end of the budget was reached.
+            Whether the end was reached, of the budget or of what can be gained.
 
         Raises:
             ModelOutputError: The loss is no number.
@@ -127,7 +146,10 @@ class TrainingLoop:
                 figures = []
             if (line := every(self.step)) is not None:
                 self._log(line)
-            if self.stop():
+            if enough():
+                self._save()
+                return True
+            if self._stopped:
                 break
             if self.seconds - saved > 60 * self.pace.checkpoint_minutes:
                 self._save()
@@ -150,11 +172,28 @@ class TrainingLoop:
             weight.grad = torch.zeros_like(weight)
         if loss.requires_grad:  # nothing to learn where no slot was open
             torch.autograd.backward(loss)
+        self._stopped = self.stop()
+        self._share()
         torch.nn.utils.clip_grad_norm_(self._weights.values(), self.pace.clip)
         self._optimiser.step(self.pace.share(self.step))
         self.step += 1
 
+    def _share(self) -> None:
+        """Give all processes the mean gradient, and the wish of one to stop."""
+        if self._devices.count == 1:
+            return
+        gradients = [w.grad for w in self._weights.values() if w.grad is not None]
+        stop = gradients[0].new_tensor([float(self._stopped)])
+        flat = self._devices.mean(torch.cat([*(g.flatten() for g in gradients), stop]))
+        self._stopped = bool(flat[-1] > 0)
+        for gradient, part in zip(
+            gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
+
     def _log(self, line: Mapping[str, Any]) -> None:
+        if not self._devices.first:
+            return
         place = {"step": self.step, "minutes": round(self.seconds / 60, 2)}
         with (self.folder / CURVES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(place | dict(line)) + "\n")
@@ -167,6 +206,8 @@ class TrainingLoop:
         return weights | {f"state.{name}": t for name, t in self._optimiser.state().items()}
 
     def _save(self) -> None:
+        if not self._devices.first:
+            return
         record = {
             "settings": self._identity,
             "course": {"step": self.step, "seconds": self.seconds},
@@ -185,7 +226,8 @@ class TrainingLoop:
                 )
         checkpoint.fill(self.folder / record["tensors"], self._tensors())
         self.step, self.seconds = record["course"]["step"], record["course"]["seconds"]
-        curves.cut(self.folder / CURVES, self.step)
+        if self._devices.first:
+            curves.cut(self.folder / CURVES, self.step)
 
 
 def prepare(output: str, resume: bool) -> Path:

@@ -44,7 +44,8 @@ INTERNAL = {
     *("Written", "Chosen", "ReportPage", "Row", "EvalRun", "Decoded", "Format", "ModelSpec"),
     *("Kind", "State", "Worker", "LLaDAModelLM", "LLaDAAttention", "LLaDARotaryEmbedding"),
     *("LLaDA2MoeModelLM", "TemplateOverrun", "TemplateRefusal", "SlotChanges", "ExtraPasses"),
-    *("KeptPrediction", "Passes", "Followed", "Sketch", "HostedStep"),
+    *("KeptPrediction", "Passes", "Followed", "Sketch", "HostedStep", "Rollout", "FittedFilter"),
+    "Masked",
     # of engines that take seconds to import; test_integrations_*.py decodes with them
     *("DllmDecode", "BlockState", "StrategyScheduler"),
 }

@@ -35,33 +35,25 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 GPU = "cuda"
-ROWS = st.one_of(st.integers(0, 70), st.sampled_from((64, 2048)))
-# LLaDA, Dream and LLaDA2 vocabularies among odd sizes
-VOCABULARY = st.one_of(
-    st.integers(1, 1000), st.integers(1, 130_000), st.sampled_from((126_464, 151_936, 157_184))
-)
-few = settings(max_examples=25, deadline=None, derandomize=True)
-
-
-def small(case: properties.Case) -> bool:
-    """Whether the float64 definition of a case fits beside everything else (2 GiB)."""
-    return case.rows * case.vocabulary <= 2**28
-
-
-CASES = properties.cases(ROWS, VOCABULARY).filter(small)
+# Every shape is compiled anew, in seconds, so shapes are few: tests/unit/test_gpu_cases.py holds
+# that all of it takes minutes and that a small card holds every case.
+ROWS = st.sampled_from((0, 1, 17, 64, 512))
+VOCABULARY = st.sampled_from((1, 40, 1000, 50_257, 126_464))
+few = settings(max_examples=10, deadline=None, derandomize=True, database=None)
+CASES = properties.cases(ROWS, VOCABULARY)
 
 
 @few
-@given(CASES, st.sampled_from((0, 1, 2, 5, 32)))
+@given(CASES, st.sampled_from((0, 2, 32)))
 def test_statistics_equal_the_definition(case, k):
     properties.check_statistics(case, GPU, k)
 
 
 @few
 @given(
-    properties.cases(st.integers(1, 70), st.integers(1, 20_000)),
-    st.sampled_from((16, 128, 1024)),
-    st.integers(1, 4),
+    properties.cases(st.sampled_from((1, 70)), st.sampled_from((5, 300, 20_000))),
+    st.sampled_from((16, 1024)),
+    st.sampled_from((1, 3)),
 )
 def test_however_a_row_is_split_the_result_is_the_same(case, block, blocks):
     properties.check_parts_agree(case, GPU, block, blocks)
@@ -75,7 +67,7 @@ def test_a_rows_numbers_do_not_depend_on_its_place(case):
 
 @few
 @given(
-    properties.cases(st.integers(0, 70), st.integers(1, 130_000)),
+    properties.cases(st.sampled_from((0, 64)), st.sampled_from((40, 126_464))),
     st.sampled_from((0.05, 0.7, 1.0, 3.0)),
 )
 def test_draws_equal_those_of_the_definition_on_the_cpu(case, temperature):
@@ -89,7 +81,7 @@ def test_draws_follow_the_tempered_distribution():
 @few
 @given(
     CASES,
-    st.integers(1, 32),
+    st.sampled_from((1, 8, 32)),
     st.sampled_from((0.0, 0.2, 1.0, 2.0)),
     st.sampled_from(("nothing", "statistics", "logits")),
 )
@@ -98,15 +90,15 @@ def test_credit_equals_the_definition(case, slots, gamma, known):
 
 
 @few
-@given(st.integers(0, 70), st.integers(1, 2048), st.booleans(), st.integers(0, 2**32))
+@given(st.integers(0, 70), st.sampled_from((1, 40, 2048)), st.booleans(), st.integers(0, 2**32))
 def test_selection_equals_the_definition(rows, columns, strict, seed):
     properties.check_selection(rows, columns, strict, seed, GPU)
 
 
 @few
 @given(
-    properties.cases(st.sampled_from((0, 1, 16, 17, 64, 200)), st.integers(1, 20_000)),
-    st.sampled_from((1, 40, 512, 4096)),
+    properties.cases(st.sampled_from((0, 1, 16, 64, 200)), st.sampled_from((40, 20_000))),
+    st.sampled_from((1, 512)),
 )
 def test_head_and_statistics_in_one_equal_the_definition(case, depth):
     half = torch.bfloat16 if case.dtype == torch.float32 else case.dtype  # others are refused
@@ -118,7 +110,7 @@ def test_unusable_rows_are_told_from_usable_ones():
 
 
 @few
-@given(properties.cases(st.integers(1, 64), st.integers(3, 5000)))
+@given(properties.cases(st.sampled_from((1, 64)), st.sampled_from((3, 5000))))
 def test_a_prediction_says_the_same_with_both_implementations(case):
     properties.check_prediction(case, GPU)
 

@@ -21,8 +21,11 @@ from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.trace import StepRecord
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, CheckpointError, ConfigError
+from dllm_decode.evaluation.data import Question
+from dllm_decode.evaluation.metrics import METRICS, DecodedRow, Sample, sample_of
 from dllm_decode.models.drafting import DraftLayer, LayerDrafter, rotated
 from dllm_decode.strategies.adjust import Adjust
 from dllm_decode.strategies.at_most import AtMost
@@ -99,6 +102,25 @@ def test_a_draft_never_proposes_what_is_never_generated() -> None:
         result = Decoder(HashDenoiser(), Adjust(drafts=3, weights=pushes), sampler=sampler)
         for row in result.decode(request).sequences:
             assert not {*row} & {*VOCAB.never_generated}
+
+
+def test_drafts_stand_apart_in_changes_traces_results_and_samples() -> None:
+    model = HashDenoiser()
+    decoder = Decoder(model, Adjust(drafts=2, weights=perfect), Blocks(4), record=True)
+    result = decoder.decode(Request(((1, 2), (3,)), (7, 4)))
+    assert result.forwards == (3, 2) and result.drafts == (4, 2)
+    steps = [StepRecord.of(change) for change in result.trace]
+    assert [step.drafts for step in steps] == [(2, 2), (0, 0), (2,)]
+    assert [step.forwards for step in steps] == [(1, 1), (1, 1), (1,)]
+    assert steps[0].record()["drafts"] == (2, 2)
+    plain = Decoder(model, TopK(1), record=True).decode(Request(((1,),), 2))
+    assert "drafts" not in StepRecord.of(plain.trace[0]).record()
+    question = Question("a/0", "a", "?", "", 7, lambda text: True)
+    sample = sample_of(question, DecodedRow(result.rows[0], slots=7))
+    assert sample.drafts == 4 and Sample.from_record(sample.to_record()) == sample
+    older = {name: value for name, value in sample.to_record().items() if name != "drafts"}
+    assert Sample.from_record(older).drafts == 0
+    assert next(m for m in METRICS if m.name == "drafts").of([sample]) == 4.0
 
 
 def test_stop_rules_act_after_the_pass_and_rows_are_as_alone() -> None:

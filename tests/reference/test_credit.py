@@ -21,11 +21,17 @@ from torch import Tensor
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.schedule import Blocks, Schedule, SlidingWindow, WholeCanvas, Window
 from dllm_decode.decoding.strategy import Pipeline, Strategy, Transform
 from dllm_decode.decoding.types import Decision, Memory, Request, Snapshot, StepView
 from dllm_decode.errors import ConfigError
-from dllm_decode.strategies.credit import AdaptiveCredit, CreditMemory, TraceCredit
+from dllm_decode.strategies.credit import (
+    AdaptiveCredit,
+    CreditMemory,
+    FullCredit,
+    TraceCredit,
+)
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
@@ -168,6 +174,61 @@ def test_credit_is_bounded_and_grows_at_one_token_per_step(
         grown = (credit > beta * before + 1e-12).sum(-1)
         assert (grown[moment.view.open] == 1).all()
         before = credit
+
+
+@dataclass
+class History(Memory):
+    """What every open column was predicted in the steps so far of its block."""
+
+    shares: list[Tensor]
+
+
+@dataclass(frozen=True)
+class NaiveFullCredit(Transform):
+    """C_t = sum over s <= t of beta^(t - s) p_s^gamma, from all predictions of the block so far."""
+
+    alpha: float
+    beta: float
+    gamma: float
+
+    def begin(self, request: Request, snapshot: Any) -> History:
+        return History([])
+
+    def adjust(self, view: StepView, memory: History) -> Prediction:
+        logits = view.pred.logits.double()
+        share = logits.softmax(-1)
+        columns = torch.zeros(*view.snapshot.tokens.shape, logits.shape[-1], dtype=torch.float64)
+        columns[torch.arange(len(share))[:, None], view.index] = share
+        if view.fresh.any():  # all rows enter a block together here
+            memory.shares.clear()
+        memory.shares.append(columns)
+        bonus = torch.zeros_like(logits)
+        for age, past in enumerate(reversed(memory.shares)):
+            earned = view.gather(past)
+            bonus += self.beta**age * torch.where(earned > 0, earned**self.gamma, 0.0)
+        return Prediction.of(logits + self.alpha * bonus.log1p() * view.open[..., None])
+
+
+@decodes
+@given(st.integers(0, 500), STRENGTHS)
+def test_full_credit_is_a_decaying_sum_of_all_probabilities(
+    seed: int, strengths: tuple[float, float, float]
+) -> None:
+    alpha, beta, gamma = strengths
+    request = a_request(1, 15)
+    naive = decode(ChangingModel(seed=seed), NaiveFullCredit(*strengths), request=request)
+    full = FullCredit(alpha=alpha, beta=beta, gamma=gamma)
+    assert outcome(decode(ChangingModel(seed=seed), full, request=request)) == outcome(naive)
+
+
+@decodes
+@given(st.integers(0, 500))
+def test_full_credit_draws_as_the_prediction_that_it_changes(seed: int) -> None:
+    """Without strength it changes nothing, at any temperature."""
+    sampler = Categorical(temperature=1.0)
+    plain = decode(ChangingModel(seed=seed), None, sampler=sampler)
+    off = decode(ChangingModel(seed=seed), FullCredit(alpha=0.0), sampler=sampler)
+    assert outcome(off) == outcome(plain)
 
 
 @few

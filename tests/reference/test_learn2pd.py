@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.errors import CapabilityError, CheckpointError, ConfigError
-from dllm_decode.models.acceptance import AcceptanceFilter
+from dllm_decode.models.acceptance import ASSETS, AcceptanceFilter
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.eot import AcceptedEot, PredictedEot
 from dllm_decode.strategies.fixed import FixedSchedule, TopK
@@ -311,3 +312,19 @@ def test_files_that_hold_no_filter_are_refused(tmp_path: Path) -> None:
     save_file(odd, tmp_path / "says.safetensors", metadata={"block_length": "32"})
     with pytest.raises(CheckpointError, match="says block_length=32, but its weights are for 4"):
         Learn2PD(str(tmp_path / "says.safetensors"))
+
+
+def test_the_page_says_first_whether_the_bundled_filter_is_an_improvement() -> None:
+    """And its figures are those of the report beside the filter."""
+    page = (Path(__file__).parents[2] / "docs/strategies/learn2pd.md").read_text("utf-8")
+    report = json.loads((ASSETS / "llada-tiny.json").read_text("utf-8"))
+    first = " ".join(page.split("\n\n")[1].split())
+    doubt = AcceptanceFilter.load("bundled:llada-tiny").doubt
+    assert doubt == report["doubt"] and ("no better than" in first) is (doubt is not None)
+    auc = report["compared"]["auc"]
+    assert f"{auc['filter']:.3f}" in first and f"{auc['confidence']:.3f}" in first
+    for left_out in report["transfer"]:
+        found = left_out["auc"]
+        if found["filter"] is not None:
+            row = f"{found['filter']:.3f} | {found['confidence']:.3f}"
+            assert row in page, left_out["left_out"]

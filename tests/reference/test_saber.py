@@ -1,11 +1,13 @@
 import math
 
 import pytest
+import torch
 from changing_model import ChangingModel
 from hypothesis import given
 from hypothesis import strategies as st
 from plain_decode import loop_decode, requests
 from plain_revision import Moment, best, plain_revision, same
+from table_model import decode
 
 from dllm_decode.errors import ConfigError
 from dllm_decode.strategies.saber import Saber
@@ -41,6 +43,16 @@ def test_it_commits_and_opens_again_what_the_plain_version_does(
     for place, prompt in enumerate(prompts):
         rule = plain_rule(least, one_of)
         same(plain_revision(model, prompt, length, rule, block, times=length), result, place)
+
+
+def test_the_mean_is_that_of_the_commits_and_not_of_columns_that_have_none() -> None:
+    """No column is surer than those before it, so each step commits the one that it has to."""
+    sure = torch.linspace(0.9, 0.6, 8)
+    table = torch.stack([sure, 1 - sure], -1).log()[None]
+    result = decode(table, Saber(at_least=1, one_of=1))
+    assert result.step_of == ((0, 1, 2, 3, 4, 5, 6, 7),)
+    together = torch.cat([table, torch.full_like(table, 0.0)])
+    assert decode(together, Saber(at_least=1, one_of=1)).step_of[0] == result.step_of[0]
 
 
 @pytest.mark.parametrize("key", ["at_least", "one_of"])

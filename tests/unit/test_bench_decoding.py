@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dllm_decode.benchmarks.decoding import (
     PARTS,
@@ -110,7 +111,17 @@ def test_wrong_settings_are_refused(settings, message):
 def test_one_command_measures_judges_and_draws(tmp_path, monkeypatch):
     # this checkpoint has no tokenizer
     monkeypatch.setattr(DecodingBench, "_prompts", lambda self, context: [(1, 2, 3), (4,)])
-    words = ["task=bench", "bench=decoding", "task.groups=[batch,cache]", "task.rounds=1"]
+    words = ["task=bench", "bench=decoding", "task.groups=[batch,canvas,cache]", "task.rounds=1"]
+    variants = DecodingBench._variants
+
+    def exhausted(self, context, group):
+        if group == "canvas":
+            groups = json.loads((tmp_path / "decoding.json").read_text())["timings"]
+            assert [one["group"] for one in groups] == ["batch"], "written after each group"
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return variants(self, context, group)
+
+    monkeypatch.setattr(DecodingBench, "_variants", exhausted)
     words += [
         "task.rows=1",
         "task.canvas=8",
@@ -121,6 +132,7 @@ def test_one_command_measures_judges_and_draws(tmp_path, monkeypatch):
     assert main([*words, f"model.checkpoint={LLADA}"]) == 0
     report = json.loads((tmp_path / "decoding.json").read_text())
     groups = [one["group"] for one in report["timings"]]
+    assert report["out_of_memory"] == ["canvas"]
     assert groups == ["batch"] + ["cache"] * 7
     assert [one["what"].split(" ")[1] for one in report["targets"]] == ["DualCache", "PrefixCache"]
     assert (tmp_path / "decoding.png").read_bytes()[:4] == b"\x89PNG"

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from dllm_decode.benchmarks import decoding
 from dllm_decode.benchmarks.decoding import PARTS
 from dllm_decode.benchmarks.step import Size, random_model, random_request
 from dllm_decode.config.compose import compose_checked
@@ -45,6 +46,20 @@ def test_on_a_cpu_it_profiles_plain_torch_and_says_so(tmp_path, capsys):
     assert "aten::mm" in (tmp_path / "step_profile.txt").read_text()
     assert "ms per step" in capsys.readouterr().out
     assert (dispatch.chosen(), dispatch.chosen_head()) == ("auto", "auto")
+
+
+def test_a_batch_that_memory_does_not_suffice_for_costs_itself_only(tmp_path, capsys, monkeypatch):
+    def seconds(decoder, request, batch, rounds):
+        if batch == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert json.loads((tmp_path / "step.json").read_text())["steps"], "written after each case"
+        return dict.fromkeys(PARTS, 0.001)
+
+    monkeypatch.setattr(decoding, "step_seconds", seconds)
+    assert StepBench(**TINY, **SHORT).run(context(tmp_path)) == 0
+    first, second = json.loads((tmp_path / "step.json").read_text())["steps"]
+    assert first["seconds"] is None and second["seconds"]["forward"] == 0.001
+    assert "1 rows, kernels=reference head=apart: out of memory" in capsys.readouterr().out
 
 
 def test_the_default_size_is_that_of_llada_8b_and_needs_a_gpu(tmp_path):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 
 from dllm_decode.decoding.cache import DualCache, NoCache
 from dllm_decode.decoding.engine import Engine
-from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
@@ -60,6 +61,63 @@ def test_padded_shapes_change_nothing_and_are_few(cache):
     # never more canvas columns than the store has
     width = 32 if cache == NoCache() else 27
     assert set(body.seen) <= {(1, 32, width), (2, 32, width)} and len(body.seen) > 2
+
+
+@pytest.mark.slow
+def test_a_single_row_has_no_mask_and_is_compiled_once_for_all_widths():
+    compiled, masks = [], []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    body = CompiledBody(plain().model, backend=backend)
+    graph = body._graph
+
+    def recorded(model, tokens, positions, mask, store):
+        masks.append(mask)
+        return graph(model, tokens, positions, mask, store)
+
+    body._graph = recorded
+    for width in (33, 40, 57):
+        tokens = torch.arange(width)[None]
+        seen = torch.ones_like(tokens).bool()
+        there = replace(plain(), compiled=body).hidden(tokens, seen, True)
+        assert not body._broken
+        torch.testing.assert_close(there, plain().hidden(tokens, seen, True))
+    assert len(compiled) == 1 and masks == [None] * 3
+
+
+@pytest.mark.slow
+def test_a_store_for_cuda_graphs_stays_where_it_is_from_decode_to_decode():
+    """What torch asks of buffers that a graph writes to: static inputs, at the same addresses."""
+    static = []
+
+    def note(graph, inputs):
+        about = torch._guards.TracingContext.get().fw_metadata
+        static.append([tuple(inputs[place].shape) for place in about.static_input_indices])
+        return graph
+
+    backend = aot_autograd(fw_compiler=note, inference_compiler=note)
+    body = CompiledBody(plain().model, backend=backend)
+    body.mode = "reduce-overhead"
+    denoiser = replace(plain(), compiled=body)
+    places = []
+    for _ in range(2):
+        run = Run(
+            Decoder(denoiser, Pipeline(ConfidenceThreshold(0.6)), Blocks(8), DualCache()), REQUEST
+        )
+        run.admit([0])
+        run.step()
+        run.step()
+        places.append([layer.keys.data_ptr() for layer in run.batch.store.positional])
+        run.batch.abandon()
+        del run
+    assert not body._broken
+    assert places[0] == places[1]
+    buffers = [shape for shape in static[0] if len(shape) == 4]
+    assert len(buffers) == 2 * plain().model.config.num_hidden_layers
+    assert {(shape[0], shape[2]) for shape in buffers} == {(3, 27)}, "rows and columns"
 
 
 def test_what_cannot_be_compiled_runs_uncompiled_with_one_word_of_why(caplog):

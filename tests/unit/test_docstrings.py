@@ -26,7 +26,8 @@ DECODING = [
 OTHERS = ["dllm_decode.models.toy", "dllm_decode.testing"]
 # What is explained where it is used: records that others fill in.
 WITHOUT = {
-    "BiasedPrediction", "Budget", "CandidateMemory", "Change", "CreditMemory", "Credited",
+    "BiasedPrediction", "Budget", "CandidateMemory",
+    "ContextMemory", "Change", "CreditMemory", "Credited",
     "DensePrediction", "Draw", "DrawError", "EveryStep", "FilterMemory", "FrequencyMemory",
     "GumbelDraw", "HeadPrediction", "HiddenStates", "MovementMemory", "NeverStop", "Part",
     "PhaseMemory", "PipelineMemory", "PredictionError", "ProposalMemory", "ReferenceMemory",

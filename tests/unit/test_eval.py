@@ -507,6 +507,9 @@ OPEN = {
 }
 
 
+LONG = ("bundled", "parallelbench", "credit_evidence")  # lists of 50 jobs and more
+
+
 def given(name: str) -> list[str]:
     text = (CONF / f"{name}.yaml").read_text()
     return [
@@ -517,8 +520,7 @@ def given(name: str) -> list[str]:
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     "name",
-    # the longest list by far
-    [pytest.param(n, marks=pytest.mark.slow) if n == "bundled" else n for n in EXPERIMENTS],
+    [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in EXPERIMENTS],
 )
 def test_every_experiment_composes_and_builds(name):
     if name == "search":

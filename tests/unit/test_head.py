@@ -238,7 +238,7 @@ def replaced():
         (hooked(), "it has hooks"),
         (replaced(), "it has hooks"),
         (plain_head(out_features=3), "this process holds (3, 4) of it as Parameter"),
-        (plain_head(device="meta"), "it is on meta, the tokens are elsewhere"),
+        (plain_head(device="meta"), "it is not in the memory of a device"),
         (plain_head(dtype=torch.float32), "it is torch.float32; the kernel is for"),
     ],
 )
@@ -251,6 +251,16 @@ def test_a_head_that_is_more_than_a_product_runs_apart_with_one_logged_reason(he
             assert not dispatch.fuses_head(torch.device("cpu"), obstacle)
     assert len(caplog.records) == 1
     assert f"the output head runs apart from the statistics: {reason}" in caplog.text
+
+
+def test_the_hook_of_a_device_map_is_no_obstacle_unless_it_brings_the_weight():
+    hooks = pytest.importorskip("accelerate.hooks")
+    for offload, reason in ((False, ""), (True, "it has hooks")):
+        head, hook = plain_head(), hooks.AlignDevicesHook("cpu", offload=False)
+        hooks.add_hook_to_module(head, hook)
+        hook.offload = offload
+        assert head_obstacle(model_with(head), 9).startswith(reason)
+        assert bool(head_obstacle(model_with(head), 9)) == offload
 
 
 def test_a_plain_head_has_no_obstacle_tied_or_not():

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from dllm_decode.benchmarks import kernels
 from dllm_decode.benchmarks.kernels import KernelCase, ratios
 from dllm_decode.console.display import make_display
 from dllm_decode.console.runfolder import RunFolder
@@ -52,6 +53,35 @@ def test_cases_that_are_too_large_are_left_out_and_named(tmp_path, capsys):
 
 def test_without_any_case_it_still_writes_what_it_knows(tmp_path):
     assert run(tmp_path, largest=1)["cases"] == []
+
+
+def test_what_memory_does_not_suffice_for_is_named_and_everything_else_is_written(
+    tmp_path, capsys, monkeypatch
+):
+    whole, written = kernels.Inputs.of, []
+
+    def inputs(case, device):
+        if case.rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(case, device)
+
+    def exhausted(given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    plain = RunFolder.write_json
+    monkeypatch.setattr(kernels.Inputs, "of", inputs)
+    monkeypatch.setattr(kernels, "naive_paths", exhausted)
+    monkeypatch.setattr(
+        RunFolder,
+        "write_json",
+        lambda self, name, value: written.append(len(value["cases"])) or plain(self, name, value),
+    )
+    first, second = run(tmp_path)["cases"]
+    assert first["out_of_memory"] == ["statistics naive", "credit naive"]
+    assert "statistics reference" in first["seconds"]
+    assert second["out_of_memory"] == ["everything"] and second["seconds"] == {}
+    assert "3 rows x 50 ids, bfloat16: out of memory: everything" in capsys.readouterr().out
+    assert written == [1, 2, 2], "after each case"
 
 
 def test_ratios_say_how_far_from_the_limit_and_how_far_ahead_of_the_naive_way():

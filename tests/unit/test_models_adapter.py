@@ -167,6 +167,39 @@ def test_masks_are_never_numbers_and_there_is_none_where_everything_is_seen(
     assert all(mask is None or mask.dtype == torch.bool for mask in masks)
 
 
+@pytest.mark.parametrize("family", ["llada", "llada2"])
+def test_flex_attention_is_given_blocks_of_the_same_mask(denoisers, family, monkeypatch):
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    denoiser = denoisers[family]
+    ids, live = padded([tokens(20), tokens(7)])
+    first, queries = live.int().argmax(1, keepdim=True), columns(ids)[:, 3:15]
+    want = denoiser._mask(queries, live, first, False, ids)
+    monkeypatch.setattr(denoiser.model.config, "_attn_implementation", "flex_attention")
+    found = denoiser._mask(queries, live, first, False, ids)
+    rows, width = ids.shape
+    assert found.shape == (rows, 1, queries.shape[1], width)
+    dense = flex.create_mask(found.mask_mod, rows, 1, queries.shape[1], width, "cpu")
+    assert torch.equal(dense, want.expand(-1, 1, queries.shape[1], -1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llada", "llada2"])
+def test_a_padded_pass_through_flex_attention_is_that_of_sdpa(denoisers, family, monkeypatch):
+    """Plain torch's FlexAttention: its compiled kernels need larger heads, or a GPU."""
+    from torch.nn.attention.flex_attention import flex_attention
+    from transformers.integrations import flex_attention as theirs
+
+    def plain(*given, training=False, **more):
+        return flex_attention(*given, **more)
+
+    monkeypatch.setattr(theirs, "compile_friendly_flex_attention", plain)
+    ids, live = padded([tokens(20), tokens(7)])
+    want = denoisers[family](ids, live, columns(ids), Plan(complete=False))
+    monkeypatch.setattr(denoisers[family].model.config, "_attn_implementation", "flex_attention")
+    got = denoisers[family](ids, live, columns(ids), Plan(complete=False))
+    torch.testing.assert_close(got[live], want[live], atol=1e-4, rtol=1e-3)
+
+
 def test_the_block_grid_is_counted_from_the_row_s_first_column(denoisers):
     denoiser = denoisers["llada2"]
     ids, live = padded([tokens(24), tokens(19, 1)])

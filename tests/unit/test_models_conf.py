@@ -7,6 +7,7 @@ from pathlib import Path
 
 import published_configs as sizes
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -45,6 +46,15 @@ def compose_once(option):
         return OmegaConf.to_container(compose(f"model/{option}").model, resolve=True)
 
 
+@cache
+def read(option):
+    """The values of an option without Hydra: those of `checkpoint` under its own."""
+    folder = ROOT / "conf" / "model"
+    own = yaml.safe_load((folder / f"{option}.yaml").read_text())
+    assert own.pop("defaults", ["checkpoint", "_self_"]) == ["checkpoint", "_self_"]
+    return yaml.safe_load((folder / "checkpoint.yaml").read_text()) | own
+
+
 def composed(option):
     return dict(compose_once(option))
 
@@ -55,6 +65,7 @@ def test_every_option_sets_every_argument_of_load_model_and_no_other(option):
     node = composed(option)
     assert node.pop("_target_") == "dllm_decode.models.load_model"
     assert set(node) == set(inspect.signature(load_model).parameters)
+    assert node == {key: value for key, value in read(option).items() if key != "_target_"}
 
 
 def test_the_defaults_of_the_configuration_are_those_of_the_function():
@@ -69,7 +80,7 @@ def test_the_defaults_of_the_configuration_are_those_of_the_function():
     "option", [name for name in OPTIONS if name not in ("llada", "checkpoint")]
 )
 def test_published_ids_exist_in_the_published_vocabulary(option):
-    node = composed(option)
+    node = read(option)
     (values,) = [v for prefix, v in VOCABULARY.items() if option.startswith(prefix)]
     for token in (node["mask_id"], node["pad_id"], *(node["eot_ids"] or ())):
         assert token is None or 0 <= token < values["vocab_size"]
@@ -79,7 +90,7 @@ def test_published_ids_exist_in_the_published_vocabulary(option):
 
 @pytest.mark.parametrize("option", [name for name in OPTIONS if name != "checkpoint"])
 def test_every_option_has_its_line_in_the_documentation(option):
-    node = composed(option)
+    node = read(option)
     lines = (ROOT / "docs" / "models.md").read_text().splitlines()
     (line,) = [text for text in lines if re.match(rf"\| `model={option}[ `]", text)]
     names = node["checkpoint"] if isinstance(node["checkpoint"], list) else [node["checkpoint"]]

@@ -29,7 +29,8 @@ from dllm_decode.models.blueprint import (
 )
 from dllm_decode.models.files import stored_tensors
 from dllm_decode.models.fingerprint import fingerprint
-from dllm_decode.models.spec import Published, refuse_quantised, spec_of
+from dllm_decode.models.quantization import published_method
+from dllm_decode.models.spec import Published, spec_of
 from dllm_decode.models.text import load_tokenizer, vocabulary
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
@@ -97,7 +98,7 @@ def test_every_key_of_config_json_with_every_wrong_value_is_used_or_refused_by_n
 
     def read(given):
         spec = spec_of(given, "F/config.json")
-        refuse_quantised(given, "F/config.json")
+        published_method(given, "F/config.json")
         published = Published(given, frozenset(), "F/config.json")
         settings = spec.translate(published)
         published.finish()
@@ -355,25 +356,28 @@ def test_the_links_of_the_hub_cache_and_subfolders_are_followed(tmp_path, sharde
 # What is there and is not what it seems.
 
 
-@pytest.mark.parametrize("key", ["quantization_config", "compression_config", "quantization"])
+@pytest.mark.parametrize(
+    ("key", "method"),
+    [("quantization_config", "hqq"), ("compression_config", "gptq"), ("quantization", "awq")],
+)
 @pytest.mark.parametrize("ignored", [(), ("quantization_config", "quantization")])
-def test_quantised_weights_are_refused_and_cannot_be_waived(key, ignored, llada):
-    config = json.loads((llada / "config.json").read_text()) | {key: {"quant_method": "gptq"}}
+def test_unknown_quantised_weights_are_refused_and_cannot_be_waived(key, method, ignored, llada):
+    config = json.loads((llada / "config.json").read_text()) | {key: {"quant_method": method}}
     (llada / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"weights are quantised .*gptq") as caught:
+    with pytest.raises(CheckpointError, match=rf"weights are quantised .*{method}") as caught:
         load_model(str(llada), device="cpu", ignore_settings=ignored)
     assert "ignore_settings" not in str(caught.value)
 
 
 def test_an_adapter_alone_or_beside_weights_is_refused_by_name(llada):
-    about = {"base_model_name_or_path": "GSAI-ML/LLaDA-8B-Instruct", "peft_type": "LORA"}
+    about = {"base_model_name_or_path": "/no/LLaDA-8B-Instruct", "peft_type": "LORA"}
     (llada / "adapter_config.json").write_text(json.dumps(about))
     with pytest.raises(CheckpointError, match=r"adapter \(adapter_config.json\) beside its weigh"):
         load_model(str(llada), device="cpu")
     findings = doctor.examine({"checkpoint": str(llada), "device": "cpu"}).findings
     assert any("adapter_config.json" in finding.text for finding in findings)
     (llada / "config.json").unlink(), (llada / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"an adapter .* for the model 'GSAI-ML/LLaDA-8B-In"):
+    with pytest.raises(CheckpointError, match=r"an adapter for the model '/no/LLaDA-8B-In"):
         load_model(str(llada), device="cpu")
 
 

@@ -1,4 +1,8 @@
-"""Two processes that share a model give the tokens of one; started by torchrun on the CPU."""
+"""Two processes that share a model give the tokens of one; started by torchrun on the CPU.
+
+The second one computes something else on purpose: both take the states of the first, and each the
+statistics of its own part of the vocabulary.
+"""
 
 import json
 import os
@@ -13,6 +17,7 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.models import load_model
+from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
 pytestmark = pytest.mark.slow
@@ -31,8 +36,16 @@ def decode(family, **options):
     options = {"device": "cpu", "dtype": "float32"} | OPTIONS[family] | options
     loaded = load_model(str(GOLDEN / family), **options)
     prompts = ((5, 9, 14, 3), (77, 20, 31, 8, 41, 12, 60), (2,))
-    decoder = Decoder(loaded.denoiser, Pipeline(ConfidenceThreshold(0.3)), Blocks(8))
+    strategy = Pipeline(ConfidenceThreshold(0.3), transforms={"credit": TraceCredit()})
+    decoder = Decoder(loaded.denoiser, strategy, Blocks(8))
+    gathered = []
+    model = loaded.denoiser.model
+    if os.environ.get("RANK") == "1":  # as if this device had rounded otherwise
+        model.model.norm.weight.data *= 1.2
+    if "tensor_parallel" in options:
+        model.get_output_embeddings().register_forward_hook(lambda *_: gathered.append(1))
     result = decoder.decode(Request(prompts, 20))
+    assert not gathered, "each process looks at its own part of the logits"
     return [list(map(list, result.sequences)), list(result.forwards)]
 
 

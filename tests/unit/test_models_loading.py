@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from dllm_decode.decoding.cache import DualCache, NoCache, Plan
+from dllm_decode.decoding.cache import BlockExact, DualCache, NoCache, Plan
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
@@ -112,6 +112,7 @@ KINDS = {
     "sdar_moe": (4, False),
     "fast_dllm": (8, True),
     "fast_dllm_tied": (8, True),
+    "llada2_2": (4, False),
     "stable_diffcoder": (4, False),
     "rnd1": (None, True),
     "wedlm": (None, False),
@@ -207,6 +208,57 @@ def test_a_reordered_model_decodes_a_padded_batch_like_its_rows_alone(cache, fam
     assert [list(row) for row in together] == [list(row) for row in alone]
 
 
+def chosen_by_hand(logits, bias, block, capacity, used):
+    """Experts and weights of each token as LLaDA2.2's router is published, block by block."""
+    scores = logits.sigmoid()
+    experts, weights = [], []
+    for begin in range(0, len(logits), block):
+        corrected = scores[begin : begin + block] + bias
+        allowed = set(corrected.max(0).values.argsort(descending=True)[:capacity].tolist())
+        for token in range(len(corrected)):
+            order = corrected[token].argsort(descending=True).tolist()
+            mine = [expert for expert in order if expert in allowed][:used]
+            own = scores[begin + token, mine]
+            experts.append(mine)
+            weights.append((own / own.sum() * 2.5).tolist())
+    return experts, weights
+
+
+def test_the_tokens_of_a_block_choose_their_experts_together(families):
+    denoiser = families("llada2_2").denoiser
+    seen = []
+    routers = denoiser.model.routers
+    assert len(routers) == 1 and denoiser.routes_blocks
+    handle = routers[0].register_forward_hook(lambda module, given, made: seen.append(made))
+    try:
+        denoiser.hidden(TOKENS[:, :10], torch.ones(1, 10, dtype=torch.bool))
+    finally:
+        handle.remove()
+    logits, weights, experts = seen[0]
+    bias = routers[0].e_score_correction_bias
+    by_hand, shares = chosen_by_hand(logits, bias, block=4, capacity=3, used=2)
+    assert [sorted(row) for row in experts.tolist()] == [sorted(row) for row in by_hand]
+    assert len({expert for row in by_hand[:4] for expert in row}) <= 3
+    for found, numbers, mine, expected in zip(
+        experts.tolist(), weights.tolist(), by_hand, shares, strict=True
+    ):
+        assert [numbers[found.index(expert)] for expert in mine] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("cache", [NoCache(), BlockExact()])
+def test_rows_of_a_batch_do_not_choose_each_other_s_experts(cache, families):
+    prompts = ((5, 9, 14, 3, 77, 20, 31), (20, 31), (8,))
+    decoder = Decoder(families("llada2_2").denoiser, Pipeline(TopK(1)), Blocks(4), cache=cache)
+    together = decoder.decode(Request(prompts, (8, 14, 5))).sequences
+    for prompt, length, row in zip(prompts, (8, 14, 5), together, strict=True):
+        assert list(decoder.decode(Request((prompt,), length)).sequences[0]) == list(row)
+
+
+def test_experts_chosen_by_blocks_run_uncompiled_and_say_so(tiny, caplog):
+    assert load(tiny("llada2_2"), compile="default").denoiser.compiled is None
+    assert "uncompiled: its experts are chosen by whole blocks" in caplog.text
+
+
 def test_a_causal_qwen2_is_not_taken_for_open_dcoder(tiny):
     folder = tiny("open_dcoder")
     config = folder / "config.json"
@@ -273,6 +325,7 @@ def as_transformers_5_writes_it(values):
     }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("family", [*OPTIONS, *sizes.TINY])
 def test_a_config_as_transformers_5_writes_it_gives_the_same_logits(family, copy, tiny):
     folder = copy.of(family) if family in OPTIONS else tiny(family)
@@ -425,7 +478,9 @@ def test_a_device_map_without_accelerate_is_refused_with_the_fix(monkeypatch):
 
 
 def test_block_causal_models_refuse_attention_that_cannot_take_their_mask():
-    with pytest.raises(ConfigError, match=r"model.attn_implementation must be sdpa for LLaDA2"):
+    with pytest.raises(
+        ConfigError, match=r"model.attn_implementation must be sdpa or flex_attention for LLaDA2"
+    ):
         golden("llada2", attn_implementation="eager")
     with pytest.raises(ConfigError, match=r"model.block_length must be a whole number >= 1, got 0"):
         golden("llada2", block_length=0)

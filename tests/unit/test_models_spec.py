@@ -24,6 +24,7 @@ PUBLISHED = {
     "LLaDA-MoE-7B-A1B": (sizes.LLADA_MOE, 7.357, 3 + 16 * (9 + 3 * 64)),
     "LLaDA2-mini": (sizes.LLADA2_MINI, 16.256, 3 + 20 * 6 + 3 + 19 * (2 + 3 + 3 * 256)),
     "LLaDA2-flash": (sizes.LLADA2_FLASH, 102.89, 3 + 32 * 6 + 3 + 31 * (2 + 3 + 3 * 256)),
+    "LLaDA2.2-flash": (sizes.LLADA2_2_FLASH, 102.89, 3 + 32 * 6 + 3 + 31 * (2 + 3 + 3 * 256)),
     "Dream-7B": (sizes.DREAM_7B, 7.616, 3 + 12 * 28),
     "Fast-dLLM-v2-7B": (sizes.FAST_DLLM_7B, 7.616, 3 + 12 * 28),
     "Fast-dLLM-v2-1.5B": (sizes.FAST_DLLM_1_5B, 1.544, 3 + 12 * 28),
@@ -131,11 +132,13 @@ def test_families_that_do_not_fit_are_refused_with_what_is_missing(architecture)
         spec_of({"architectures": [architecture]})
 
 
-def test_experts_shared_by_a_block_are_refused_and_cannot_be_waived():
-    values = sizes.LLADA2_FLASH | {"expert_capacity": 48, "block_size": 32}
-    published = Published(values, frozenset({"expert_capacity"}))
-    with pytest.raises(CheckpointError, match=r"share 'expert_capacity' experts, as LLaDA2\.2"):
-        spec_of(values).translate(published)
+@pytest.mark.parametrize(
+    ("capacity", "allowed"), [(7, ">= 8"), (257, "at most the 256"), ("x", ">=")]
+)
+def test_a_block_needs_as_many_experts_as_a_token_uses(capacity, allowed):
+    values = sizes.LLADA2_2_FLASH | {"expert_capacity": capacity}
+    with pytest.raises(CheckpointError, match=f"'expert_capacity' must be .*{allowed}"):
+        spec_of(values).translate(Published(values))
 
 
 SWITCHES = [

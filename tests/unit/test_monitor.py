@@ -494,3 +494,30 @@ def test_a_fault_is_told_in_the_same_words_however_seldom_the_host_syncs(model, 
             Decoder(own, strategy, WholeCanvas(), sync_every=sync_every).decode(REQUEST)
         said.add(str(caught.value))
     assert len(said) == 1 and "step 2" in said.pop()
+
+
+@pytest.mark.parametrize(
+    ("rule", "filters", "warned"),
+    [
+        (ConfidenceThreshold(0.5), {}, False),
+        (ConfidenceThreshold(0.5), {"two": AtMost(2)}, True),
+        (ConfidenceThreshold(1.0, strict=True), {}, True),
+        (ConfidenceThreshold(1.0, strict=True, at_least=2), {}, True),
+    ],
+)
+def test_ties_are_only_looked_for_where_a_rule_may_leave_some(rule, filters, warned):
+    model = HashDenoiser(added=dict.fromkeys(VOCAB.never_generated, -1e6) | {3: 1e9})
+    strategy = Pipeline(rule, filters=filters)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        Decoder(model, strategy, WholeCanvas()).decode(REQUEST)
+    assert strategy.ranks == warned
+    assert any("confidence exactly 1" in str(one.message) for one in said) == warned
+
+
+def test_whoever_overrides_a_rule_that_does_not_rank_gives_that_word_anew():
+    class Own(ConfidenceThreshold):
+        def decide(self, view, memory):
+            return super().decide(view, memory)
+
+    assert not ConfidenceThreshold(0.9).ranks and Own(0.9).ranks

@@ -24,6 +24,7 @@ from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.eot import CommittedEot
+from dllm_decode.strategies.freedave import FreeDave
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 from dllm_decode.testing import StoringHashDenoiser
 
@@ -74,7 +75,7 @@ BUDGETS = {
     "vicinity": (threshold(), VicinityCache(2, 2, 1), 150),
     "periodic": (threshold(), PeriodicCache(3), 150),
     "delayed": (threshold(), DelayedCache(3), 150),
-    "certainty": (threshold(), CertaintyCache(top=4, every=3), 160),
+    "certainty": (threshold(), CertaintyCache(top=4, every=3), 150),
 }
 
 
@@ -84,6 +85,20 @@ def test_a_step_launches_no_more_operators_than_it_may(name):
     steps = steady_steps(strategy, cache)
     assert len(steps) >= 3
     assert max(step.total() for step in steps) <= most, steps[0].most_common()
+
+
+def test_which_rows_a_probe_has_told_about_comes_with_the_sync():
+    strategy = FreeDave(ConfidenceThreshold(0.99), drafts=2)
+    decoder = Decoder(Uncounted(), strategy, Blocks(8))
+    run, looks = decoder.begin(Request(((1, 2), (3,)), 8)), []
+    run.admit([0, 1])
+    while run.live:
+        told = run.batch.next.carried is not None and bool(run.batch.next.carried.rows.any())
+        with Operators() as operators:
+            run.step()
+        looks.append((told, operators.seen["aten.nonzero.default"]))
+    assert any(told for told, _ in looks)
+    assert {count for _, count in looks} <= {0, 1}  # which rows ask for the probe
 
 
 @pytest.mark.parametrize("record", [False, True])

@@ -99,8 +99,9 @@ def test_a_setting_of_the_whole_run_is_no_parameter_of_a_row():
 
 @pytest.mark.parametrize("value", [1.5, float("nan"), "0.5", None, True])
 def test_values_are_checked_like_the_field(value):
+    must = "lie" if isinstance(value, float) else "be a number"
     assert refused({"strategy.select.threshold": value}) == (
-        f"parameters of row 1: strategy.select.threshold must lie in [0.0, 1.0], got {value!r}"
+        f"parameters of row 1: strategy.select.threshold must {must} in [0.0, 1.0], got {value!r}"
     )
 
 

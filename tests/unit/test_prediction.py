@@ -48,6 +48,55 @@ def check(pred, row, expected, exact=1e-12):
         assert found[0, row][real].tolist() == [expected["order"][place] for place in real]
 
 
+def exact_odds(logits):
+    """Odds against the winner and the margin, and the entropy, (N,) float64, without cancelling."""
+    probs = logits.double().softmax(-1).sort(-1, descending=True).values
+    others = probs[:, 1:].sum(-1)
+    surprise = torch.special.entr(probs[:, 1:]).sum(-1) - probs[:, 0] * torch.log1p(-others)
+    margin = probs[:, 0] - probs[:, 1]
+    return others / probs[:, 0], (others + probs[:, 1]) / margin, surprise
+
+
+def assert_falling(scores, exact):
+    """The larger what is exact, the smaller the score, where logits of 32 bits can tell."""
+    scores, apart = scores.double(), exact[:, None] > exact[None, :] * (1 + 2e-5)
+    assert apart.float().mean() > 0.4
+    assert (scores[:, None] < scores[None, :])[apart].all()
+
+
+@pytest.mark.parametrize("kind", ["dense", "raised", "drawn", "rounded"])
+def test_what_is_rounded_to_1_keeps_its_order(kind):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(200, 40, generator=generator)
+    winner = torch.randint(40, (200, 1), generator=generator)
+    gap = torch.linspace(0, 60, 200)[torch.randperm(200, generator=generator)]
+    logits.scatter_add_(1, winner, gap[:, None])
+    pred, expected = Prediction.of(logits[None]), logits.double()
+    if kind == "raised":
+        ids = torch.cat([winner, (winner + 1) % 40], 1)
+        delta = torch.rand(200, 2, generator=generator) * 9
+        pred = pred.with_logit_bias(ids[None], delta[None])
+        expected = expected.scatter_add(1, ids, delta.double())
+    elif kind == "drawn":
+        pred = Prediction.of(logits[None], draw=lambda known: known.top_token)
+    elif kind == "rounded":
+        pred, expected = Prediction.of(logits.bfloat16()[None]), logits.bfloat16().double()
+    assert (pred.confidence == 1).float().mean() > 0.5
+    odds, margin, entropy = exact_odds(expected)
+    assert_falling(pred.certainty[0], odds)
+    assert_falling(pred.margin_certainty[0], margin)
+    assert_falling(-pred.entropy[0], entropy)
+
+
+def test_a_drawn_token_is_as_certain_as_its_own_odds_say():
+    logits = torch.tensor([[[2.0, 1.0, -40.0, -float("inf")]] * 4])
+    drawn = torch.tensor([[0, 1, 2, 3]])
+    pred = Prediction.of(logits, draw=lambda known: drawn)
+    probs = logits[0, 0].double().softmax(0)
+    assert pred.certainty[0].double().tolist() == pytest.approx((-(1 - probs) / probs).tolist())
+    assert pred.confidence[0].tolist() == pytest.approx(probs.tolist())
+
+
 @st.composite
 def rows_of_logits(draw):
     size = draw(st.integers(1, 6))

@@ -29,6 +29,7 @@ def noise(rows, step=0, slots=1):
         ({"top_p": 0.0}, r"top_p must lie in \(0\.0, 1\.0\], got 0\.0"),
         ({"min_p": 1.0}, r"min_p must lie in \[0\.0, 1\.0\), got 1\.0"),
         ({"top_h": 0.0}, r"top_h must lie in \(0\.0, 1\.0\], got 0\.0"),
+        ({"top_h_rule": "x"}, r"top_h_rule must be one of bound, released"),
         ({"confidence_from": "x"}, r"confidence_from must be one of untempered, sampled"),
     ],
 )
@@ -111,6 +112,43 @@ def test_min_p_keeps_what_is_near_the_top(row, min_p):
 @given(row=rows, share=st.sampled_from([0.0301, 0.4, 0.803, 0.97]))
 def test_top_h_grows_the_nucleus_up_to_a_share_of_the_entropy(row, share):
     assert kept_by(Categorical(top_h=share), row) == naive_top_h(row, share)
+
+
+def terms(probs):
+    """Of the entropy, -sum p log p, whatever the probabilities sum up to."""
+    return -sum(p * math.log(p) for p in probs if p > 0)
+
+
+@given(row=rows, share=st.sampled_from([0.05, 0.4, 0.8]))
+def test_the_entropy_of_the_nucleus_of_top_h_keeps_the_bound_of_the_paper(row, share):
+    probs = torch.tensor(row, dtype=torch.float64).softmax(0).tolist()
+    kept = kept_by(Categorical(top_h=share), row)
+    assert entropy_of([probs[t] for t in kept]) <= share * entropy_of(probs) + 1e-9
+    left = [t for t in order_of(row) if t not in kept]
+    if left:  # the next token would break it
+        grown = [probs[t] for t in (*kept, left[0])]
+        assert entropy_of(grown) > share * entropy_of(probs) - 1e-9
+
+
+@given(row=rows, share=st.sampled_from([0.05, 0.4, 0.8]))
+def test_the_released_top_h_bounds_the_terms_of_the_entropy_instead(row, share):
+    probs = torch.tensor(row, dtype=torch.float64).softmax(0).tolist()
+    order, kept = order_of(row), []
+    for place, token in enumerate(order):
+        kept.append(token)
+        after = terms(probs[t] for t in order[: place + 2])
+        if place + 1 == len(order) or after > share * terms(probs) + 1e-9:
+            break
+    assert kept_by(Categorical(top_h=share, top_h_rule="released"), row) == set(kept)
+
+
+@pytest.mark.parametrize(
+    ("probs", "bound", "released"), [([0.01] * 100, 6, 40), ([0.9] + [0.01] * 10, 4, 3)]
+)
+def test_neither_rule_of_top_h_is_always_the_stricter_one(probs, bound, released):
+    row = [math.log(p) for p in probs]
+    assert len(kept_by(Categorical(top_h=0.4), row)) == bound
+    assert len(kept_by(Categorical(top_h=0.4, top_h_rule="released"), row)) == released
 
 
 @given(row=rows, temperature=st.sampled_from([0.5, 2.0]))

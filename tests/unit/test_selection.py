@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_decode.decoding.selection import best, first_column, ordered, ranks
+from dllm_decode.decoding.selection import best, ordered, ranks
+from dllm_decode.decoding.types import first_column
 
 
 @st.composite

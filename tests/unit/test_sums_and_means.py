@@ -11,11 +11,13 @@ import pytest
 import torch
 from changing_model import ChangingModel, view_of
 
+from dllm_decode.decoding.cache import CertaintyCache
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
+from dllm_decode.strategies.ccd import ContextualCCD, ReleasedCCD
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.early import Prophet, Sched
 from dllm_decode.strategies.entropy_bound import EntropyBound
@@ -25,9 +27,17 @@ from dllm_decode.strategies.saber import Saber
 from dllm_decode.strategies.t2m import TokenToMask
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 from dllm_decode.strategies.wino import Wino
+from dllm_decode.testing import StoringHashDenoiser
 
 LEVELS = (1.6, 1.2, 0.8)
 DECODERS = {
+    "ccd": lambda: Decoder(ChangingModel(passing=1.0), ReleasedCCD(warm_up_steps=2), WholeCanvas()),
+    "ccd of the paper": lambda: Decoder(
+        ChangingModel(passing=1.0), ContextualCCD(3, threshold=0.9), WholeCanvas()
+    ),
+    "certainty cache": lambda: Decoder(
+        StoringHashDenoiser(), TopK(1), WholeCanvas(), CertaintyCache(top=2, sigma=2.0, every=9)
+    ),
     "credit": lambda: Decoder(
         ChangingModel(), Pipeline(ConfidenceThreshold(0.4), {"credit": TraceCredit()}), Blocks(4)
     ),
@@ -58,10 +68,15 @@ def what_it_did(result: Result, row: int) -> tuple:
     )
 
 
+# a tenth of these canvases is more than one column
+LONGER = {"ccd": (21, 40, 30)}
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_sum_or_mean_is_taken_over_the_columns_of_its_own_row(name: str) -> None:
-    together = DECODERS[name]().decode(Request(PROMPTS, LENGTHS, SEEDS))
-    for row, (prompt, length, seed) in enumerate(zip(PROMPTS, LENGTHS, SEEDS, strict=True)):
+    lengths = LONGER.get(name, LENGTHS)
+    together = DECODERS[name]().decode(Request(PROMPTS, lengths, SEEDS))
+    for row, (prompt, length, seed) in enumerate(zip(PROMPTS, lengths, SEEDS, strict=True)):
         alone = DECODERS[name]().decode(Request((prompt,), length, (seed,)))
         assert what_it_did(alone, 0) == what_it_did(together, row), f"row {row}"
 

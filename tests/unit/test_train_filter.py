@@ -150,7 +150,9 @@ def test_precision_and_recall_count_open_columns_alone() -> None:
     records = FilterRecords(confidence, correct, ones, opened, torch.arange(3))
     found = measured(network, records, [0.5, 1.0])
     half = {"precision": 1 / 2, "recall": 1 / 3, "accepted": 2 / 4}
-    assert found[0] == {"threshold": 0.5, "filter": half, "confidence": half}
+    both = {"filter": half, "confidence": half, "at_equal_speed": 1 / 2}
+    assert found[0] == {"threshold": 0.5, **both}
+    assert found[1]["at_equal_speed"] is None
     assert found[1]["filter"] == {"precision": None, "recall": 0.0, "accepted": 0.0}
 
 
@@ -215,6 +217,20 @@ def test_a_filter_that_is_better_than_its_input_is_not_doubted() -> None:
     assert found["auc"]["filter"] == 1.0 and found["auc"]["difference"]["low"] > 0
     assert doubt(found) is None
     assert found["at_recall"][0]["filter"] == 1.0 > found["at_recall"][0]["confidence"]
+
+
+def test_at_equal_speed_as_many_of_the_surest_columns_are_accepted() -> None:
+    """The filter accepts the two columns on the right, of which one is right."""
+    flip = torch.eye(4).flip(0)
+    network = AcceptanceFilter(flip, torch.zeros(4), 100 * torch.eye(4), torch.full((4,), -50.0))
+    confidence = torch.tensor([[0.9, 0.8, 0.3, 0.3]])
+    correct = torch.tensor([[True, True, True, False]])
+    ones = torch.ones_like(correct)
+    records = FilterRecords(confidence, correct, ones, ones, torch.zeros(1, dtype=torch.int64))
+    (found,) = measured(network, records, [0.5])
+    assert (found["filter"]["precision"], found["at_equal_speed"]) == (0.5, 1.0)
+    level = replace(records, confidence=torch.full((1, 4), 0.7))  # ties count by their mean
+    assert measured(network, level, [0.5])[0]["at_equal_speed"] == 0.75
 
 
 def test_precision_at_a_recall_accepts_equal_scores_together() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import Point, pbx
+from dllm_decode.evaluation.reporting.parallel import best_thresholds, order_preferences
 from dllm_decode.evaluation.reporting.tables import (
     WallTime,
     is_oracle,
@@ -99,7 +100,8 @@ class Note:
     """One finding.
 
     Attributes:
-        kind: `not decoded`, `credit`, `thresholds`, `equal forwards`, `end of text` or `padding`.
+        kind: `not decoded`, `credit`, `thresholds`, `equal forwards`, `best threshold`, `order`,
+            `end of text` or `padding`.
         text: One or two sentences.
 
     Examples:
@@ -125,6 +127,8 @@ def notes(
     found += [_credit(run, runs) for run in runs if _has_credit(run)]
     found += _against_thresholds(runs, parts)
     found += [Note("equal forwards", text) for _, text in at_equal_forwards(runs)]
+    found += [Note("best threshold", text) for text in best_thresholds(runs)]
+    found += [Note("order", text) for text in order_preferences(runs)]
     found += _end_of_text(runs, parts, times)
     found += _padding(runs)
     found += _padding_last(runs, parts)

@@ -108,7 +108,12 @@ def table(rows: Sequence[tables.Row], *, families: bool = False, width: int = 10
 
 
 def most_telling(rows: Sequence[tables.Row], most: int) -> list[tables.Row]:
-    """Of many rows the baseline, the fastest at every accuracy, and as many others as fit."""
+    """Of many rows the baseline, the fastest at every accuracy, and as many others as fit.
+
+    Args:
+        rows: Of a table.
+        most: How many to keep.
+    """
     if len(rows) <= most:
         return list(rows)
     front = pareto_front([(r.tokens_per_forward.value, r.accuracy.value) for r in rows])
@@ -118,7 +123,12 @@ def most_telling(rows: Sequence[tables.Row], most: int) -> list[tables.Row]:
 
 
 def best(rows: Sequence[tables.Row], floors: Sequence[float] = FLOORS) -> list[str]:
-    """The fastest run at an accuracy of at least so much [%], a line for each change."""
+    """The fastest run at an accuracy of at least so much [%], a line for each change.
+
+    Args:
+        rows: Of a table.
+        floors: Accuracies [%].
+    """
     own = [row for row in rows if row.headroom != 1]  # the oracle's is 1
     found: dict[str, str] = {}
     for floor in floors if len(own) > 2 else ():

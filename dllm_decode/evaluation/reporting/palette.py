@@ -47,7 +47,12 @@ def colours(traits: Sequence[Traits]) -> dict[str, str]:
 
 
 def colour(trait: Traits, by_kind: dict[str, str]) -> str:
-    """Controls are grey and the oracle black, whatever their kind."""
+    """Controls are grey and the oracle black, whatever their kind.
+
+    Args:
+        trait: Of a run.
+        by_kind: Colours of the kinds of rules.
+    """
     if trait.role == ORACLE:
         return BLACK
     return GREY if trait.role == CONTROL else by_kind[trait.kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from markdown_it.token import Token
 
 from dllm_decode.evaluation.metrics import definitions
 from dllm_decode.evaluation.reporting.controls import Note
+from dllm_decode.evaluation.reporting.parallel import HEADS as PUSHED_HEADS
+from dllm_decode.evaluation.reporting.parallel import Pushed
 from dllm_decode.evaluation.reporting.tables import (
     Row,
     WallTime,
@@ -23,12 +26,12 @@ from dllm_decode.evaluation.reporting.tables import (
     wall_time_cells,
 )
 
-OVERALL = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
+OVERALL = ("strategy", "problems", "accuracy", "strict", "forwards", "tokens_per_forward",
            "over_thresholds", "speedup_forwards", "speedup_useful", "speedup_wall",
            "headroom")  # fmt: skip
 BEHAVIOUR = ("strategy", "slots_per_forward", "wasted_forwards", "decoding_order", "redundancy",
              "seconds_per_problem", "tokens_per_second")  # fmt: skip
-PER_FAMILY = ("strategy", "problems", "accuracy", "forwards", "tokens_per_forward",
+PER_FAMILY = ("strategy", "problems", "accuracy", "strict", "forwards", "tokens_per_forward",
             "over_thresholds", "speedup_forwards", "speedup_useful", "headroom")  # fmt: skip
 
 _CAPTIONS = {
@@ -54,6 +57,7 @@ class ReportPage:
         timed_on: The machine of runs made for their wall time; "" where the times are those of the
             rows, which then have columns for them.
         warnings: What was left out and why.
+        pushed: A row per rule over its swept setting.
         counts: How many of how many jobs are here, "" where all are.
         preface: Markdown put before the tables.
     """
@@ -67,12 +71,21 @@ class ReportPage:
     times: Sequence[WallTime] = ()
     timed_on: str = ""
     warnings: Sequence[str] = ()
+    pushed: Sequence[Pushed] = ()
     counts: str = ""
     preface: str = ""
 
     def columns(self, names: Sequence[str]) -> list[str]:
-        """Columns of a table, without the wall time where a better one stands elsewhere."""
-        return [name for name in names if not (self.timed_on and name in _WALL_TIME_COLUMNS)]
+        """Columns of a table, without those that say nothing new.
+
+        Left out are the wall time where a better one stands elsewhere, and the strict score where
+        every answer has one form.
+        """
+        without = set(_WALL_TIME_COLUMNS) if self.timed_on else set()
+        rows = [*self.overall, *self.parts]
+        if all(math.isnan(row.strict) or row.strict == row.accuracy.value for row in rows):
+            without.add("strict")
+        return [name for name in names if name not in without]
 
     @property
     def about_times(self) -> str:
@@ -113,12 +126,16 @@ def to_markdown(report: ReportPage, figures: Sequence[str] = ()) -> str:
         parts.append(markdown_table(heads, lines) + "\n")
     if report.parts:
         parts += [f"## {_PARTS} ({report.parts[0].problems:,})\n", markdown(report.parts, overall)]
+    if report.pushed:
+        lines = [rule.cells() for rule in report.pushed]
+        parts += ["## As many tokens per step as possible\n", _PUSHED]
+        parts.append(markdown_table(PUSHED_HEADS, lines) + "\n")
     if report.notes:
         lines_of_notes = [f"- **{note.kind}.** {escaped(note.text)}\n" for note in report.notes]
         parts += ["## Controls\n", "".join(lines_of_notes)]
     parts.append("## Family by family\n")
     for family, rows in report.families.items():
-        parts += [f"### {escaped(family)}\n", markdown(rows, PER_FAMILY)]
+        parts += [f"### {escaped(family)}\n", markdown(rows, report.columns(PER_FAMILY))]
     parts += ["## Definitions\n", definitions_markdown()]
     return "\n".join(parts)
 
@@ -144,6 +161,11 @@ def definitions_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+_PUSHED = (
+    "ParallelBench's figures. Tokens per step are requested columns over forwards, the score is "
+    "the accuracy averaged over families. PBx: the most tokens per step at which the score is "
+    "still x %, between measured points where the rule adapts.\n"
+)
 _PARTS = "On part of the problems"
 _WALL_TIME = (
     "Of decoding alone, on the same kinds of problems at each batch size. Speedups are against the "

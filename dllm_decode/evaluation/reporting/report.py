@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dllm_decode import storage
 from dllm_decode.errors import ConfigError
-from dllm_decode.evaluation.reporting import explore, figures, tables
+from dllm_decode.evaluation.reporting import explore, figures, parallel, tables
 from dllm_decode.evaluation.reporting import render as page
 from dllm_decode.evaluation.reporting.controls import notes
 from dllm_decode.evaluation.reporting.factors import named, traits_of
@@ -211,6 +211,7 @@ def _page(chosen: Chosen, collection: RunCollection, settings: ReportSettings) -
         timed_on=machine_of(chosen.timed[0]) if chosen.timed else "",
         notes=notes(runs, smaller, times if chosen.timed else ()),
         warnings=collection.left_out,
+        pushed=parallel.pushed(runs),
         counts=collection.counts,
         preface=settings.preface,
     )

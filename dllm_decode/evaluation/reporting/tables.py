@@ -43,6 +43,7 @@ class Row:
         headroom: Share of the oracle's tokens per forward, None without one on the same problems.
         over_thresholds: Accuracy, a share, over that of plain thresholds with as many forwards, see
             `over_thresholds`; None without thresholds on the same problems.
+        strict: Share of answers that are right and in the form that was asked for.
     """
 
     strategy: str
@@ -60,6 +61,7 @@ class Row:
     speedup: Speedup | None
     headroom: float | None
     over_thresholds: Interval | None = None
+    strict: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ COLUMNS: dict[str, Column] = {
     "family": Column("family", "", False),
     "problems": Column("problems", ""),
     "accuracy": Column("accuracy", "% [95 %]"),
+    "strict": Column("in the form asked for", "% right"),
     "forwards": Column("forwards", "per problem"),
     "tokens_per_forward": Column("tokens per forward", "[95 %]"),
     "speedup_forwards": Column("speedup", "in forwards"),
@@ -146,6 +149,7 @@ def _row(
         redundancy=metrics.temporal_redundancy(samples),
         speedup=metrics.speedup(samples, base) if base and _same(samples, base) else None,
         headroom=metrics.headroom(samples, best) if best and _same(samples, best) else None,
+        strict=sum(s.correct_strictly for s in samples) / len(samples),
     )
 
 
@@ -236,7 +240,12 @@ def _gap(right: NDArray[np.float64], forwards: NDArray[np.float64], problems: in
 
 
 def numbers_of(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
-    """(problems, 3): right answers, delivered tokens, forwards."""
+    """(problems, 3): right answers, delivered tokens, forwards.
+
+    Args:
+        run: With samples of these problems.
+        problems: Their keys, in the order of the lines.
+    """
     if "numbers" not in run.computed:
         run.computed["numbers"] = {
             s.problem: (float(s.correct), s.delivered, s.forwards) for s in run.samples
@@ -310,7 +319,12 @@ def stops(run: EvalRun) -> object:
 
 
 def sequential_of(run: EvalRun, runs: Sequence[EvalRun]) -> EvalRun | None:
-    """The sequential run with the same schedule, cache, sampler and stop rules."""
+    """The sequential run with the same schedule, cache, sampler and stop rules.
+
+    Args:
+        run: That is to be compared.
+        runs: To choose from.
+    """
     same = [
         other
         for other in runs
@@ -400,6 +414,7 @@ def cells(row: Row) -> dict[str, str]:
         "family": row.family,
         "problems": f"{row.problems:,}",
         "accuracy": percent(row.accuracy),
+        "strict": _number(100 * row.strict, "{:.1f}"),
         "forwards": f"{row.forwards.value:.1f}",
         "tokens_per_forward": _span(row.tokens_per_forward, 1, 2),
         "speedup_forwards": "-" if speed is None else f"{speed.forwards:.2f}x",
@@ -470,7 +485,7 @@ def csv_text(rows: Sequence[Row], factors: Mapping[str, Mapping[str, object]] | 
         ["strategy", "family", "problems", *names, *plain, "speedup_forwards", "speedup_wall_time",
          "delivered_tokens_of_sequential", "saved_forwards_from_padding",
          "speedup_useful_forwards", "share_of_oracle", *_GAP,
-         *(f"factor: {name}" for name in swept)]
+         "accuracy_strict", *(f"factor: {name}" for name in swept)]
     )  # fmt: skip
     for row in rows:
         spans = [getattr(row, name) for name in ranges]
@@ -486,7 +501,7 @@ def csv_text(rows: Sequence[Row], factors: Mapping[str, Mapping[str, object]] | 
             + [_csv(getattr(row, name)) for name in plain]
             + gains
             + ["" if row.headroom is None else repr(row.headroom)]
-            + _gap_cells(row.over_thresholds)
+            + [*_gap_cells(row.over_thresholds), _csv(row.strict)]
             + [_cell(str(own.get(row.strategy, {}).get(name, ""))) for name in swept]
         )
     return buffer.getvalue()

@@ -1,0 +1,245 @@
+"""Quantised weights: made while loading, as published, refused by name, and what they take."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import published_configs as sizes
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dllm_decode.decoding.cache import Plan
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.schedule import Blocks
+from dllm_decode.decoding.strategy import Pipeline
+from dllm_decode.decoding.types import Request
+from dllm_decode.errors import CheckpointError, ConfigError
+from dllm_decode.models import doctor, load_model, quantization
+from dllm_decode.models.blueprint import blueprint, build_on_meta
+from dllm_decode.models.placement import Placement
+from dllm_decode.models.quantization import Verdict, memory_by_kind, require_quantization
+from dllm_decode.models.quiet import transformers_output
+from dllm_decode.strategies.threshold import ConfidenceThreshold
+
+TOKENS = torch.arange(5, 25)[None]
+WIDE = {"hidden_size": 128, "intermediate_size": 256}  # as bitsandbytes packs for processors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small checkpoint with matrices of the sizes that both libraries take."""
+    place = tmp_path_factory.mktemp("quantised") / "a2d"
+    values = sizes.TINY["a2d_qwen2"] | WIDE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sizes.TINY, "wide", values)
+        return sizes.write_tiny("wide", place)
+
+
+@pytest.fixture(scope="module")
+def exact(folder):
+    return logits(load(folder))
+
+
+def load(folder, **options):
+    return load_model(str(folder), **({"device": "cpu", "dtype": "float32"} | options))
+
+
+def logits(loaded):
+    live = torch.ones_like(TOKENS, dtype=torch.bool)
+    return loaded.denoiser(TOKENS, live, torch.arange(20)[None], Plan())
+
+
+def is_near(found, exact, most):
+    return float((found - exact).norm() / exact.norm()) < most
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "most"),
+    [
+        ("int8", "torchao", 0.02),
+        pytest.param("nf4", "bitsandbytes", 0.25, marks=pytest.mark.slow),
+    ],
+)
+def test_a_quantised_model_is_near_the_exact_one_and_decodes(kind, package, most, folder, exact):
+    pytest.importorskip(package)
+    loaded = load(folder, quantization=kind)
+    found = logits(loaded)
+    assert is_near(found, exact, most) and not torch.equal(found, exact)
+    assert f"{kind} and float32 on cpu" in str(loaded.description)
+    head = loaded.denoiser.model.get_output_embeddings()
+    assert type(head.weight) is torch.nn.Parameter  # so that head and statistics can be one
+    decoder = Decoder(loaded.denoiser, Pipeline(ConfidenceThreshold(0.5)), Blocks(8))
+    assert len(decoder.decode(Request(((1, 2, 3), (4,)), 16)).sequences) == 2
+    with pytest.raises(ConfigError, match=rf"quantised \({kind}\) and cannot be saved"):
+        loaded.save_pretrained(folder.parent / "saved")
+
+
+def test_the_memory_that_is_told_is_the_memory_that_is_taken(folder):
+    pytest.importorskip("torchao")
+    told = memory_by_kind(build_on_meta(blueprint(folder)))
+    model = load(folder, quantization="int8", dtype="bfloat16").denoiser.model
+    taken = 0
+    for parameter in model.parameters():
+        parts = [parameter]
+        if hasattr(parameter, "qdata"):
+            parts = [parameter.qdata, parameter.scale]
+        taken += sum(part.numel() * part.element_size() for part in parts)
+    assert taken == told["int8"]
+    plain = load(folder, dtype="bfloat16").denoiser.model
+    assert told["bfloat16"] == sum(2 * parameter.numel() for parameter in plain.parameters())
+    assert told["nf4"] < told["int8"] < told["bfloat16"] < told["float32"]
+
+
+def quantised_by_hand(source, folder):
+    """A checkpoint in the format of compressed-tensors: int8 with a scale per row, four packed."""
+    folder.mkdir()
+    packed = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if "proj.weight" not in name:
+            packed[name] = tensor
+            continue
+        scale = tensor.abs().amax(1, keepdim=True) / 127
+        levels = (tensor / scale).round().to(torch.int32) + 128  # 0 to 255, the first lowest
+        four = levels.unflatten(1, (-1, 4)) << torch.tensor([0, 8, 16, 24])
+        packed[f"{name}_packed"] = four.sum(2).to(torch.int32)
+        packed[f"{name}_scale"] = scale
+        packed[f"{name}_shape"] = torch.tensor(tensor.shape)
+    save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+        "quantization_status": "compressed",
+    }
+    values = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"quantization_config": settings}))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_comes_quantised_loads(folder, exact, tmp_path):
+    pytest.importorskip("compressed_tensors")
+    published = quantised_by_hand(folder, tmp_path / "published")
+    loaded = load(published)
+    assert is_near(logits(loaded), exact, 0.02)
+    assert loaded.description.quantization == "compressed-tensors"
+    report = doctor.examine({"checkpoint": str(published), "device": "cpu"})
+    assert report.healthy and report.facts["quantised by"] == "compressed-tensors"
+    with pytest.raises(ConfigError, match=r"already \(compressed-tensors\); set it to null"):
+        load(published, quantization="nf4")
+    with pytest.raises(ConfigError, match=r"body=lean cannot be used: the checkpoint is quant"):
+        load(published, body="lean")
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_published_method_whose_library_is_missing_is_refused_with_the_fix(
+    method, tmp_path, folder
+):
+    values = json.loads((folder / "config.json").read_text())
+    place = tmp_path / "published"
+    place.mkdir()
+    (place / "model.safetensors").symlink_to(folder / "model.safetensors")
+    about = {"quantization_config": {"quant_method": method, "bits": 4, "group_size": 128}}
+    (place / "config.json").write_text(json.dumps(values | about))
+    with pytest.raises(
+        ConfigError, match=rf"quantised by {method} needs the package gptqmodel; pip"
+    ):
+        load(place)
+    report = doctor.examine({"checkpoint": str(place), "device": "cpu"})
+    assert any("gptqmodel" in finding.text for finding in report.findings)
+
+
+WRONG = [
+    ("int3", {}, r"model\.quantization must be one of .*int8.*got 'int3'"),
+    ("int4", {}, r"int4 runs on GPUs alone .* use nf4 or int8"),
+    ("int8", {"body": "lean"}, "body=lean cannot be used: only the stock class is quantised"),
+    ("int8", {"adapters": ["a"]}, "cannot be merged into quantised weights"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), WRONG)
+def test_settings_that_cannot_work_are_refused(
+    kind, options, message, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: object())
+    if "adapters" in options:
+        (tmp_path / "adapter_config.json").write_text("{}")
+        options = {"adapters": [str(tmp_path)]}
+    with pytest.raises(ConfigError, match=message):
+        load(folder, quantization=kind, **options)
+
+
+@pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_a_missing_library_is_named_with_the_fix(kind, package, folder, monkeypatch):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=rf'needs the package {package}; .*"dllm_decode\[quant\]"'
+    ):
+        load(folder, quantization=kind)
+
+
+class Gpu(Placement):
+    """A placement that says it is a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_four_bits_on_a_gpu_are_made_by_torchao_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: object())
+    require_quantization("int4", None, Gpu("bfloat16"))
+    with pytest.raises(ConfigError, match=r"needs model\.dtype=bfloat16, got float16"):
+        require_quantization("int4", None, Gpu("float16"))
+    pytest.importorskip("torchao")
+    made = quantization.for_transformers("int4", torch.bfloat16).quant_type
+    assert made.group_size == quantization.INT4_GROUP
+    assert made.int4_packing_format == "tile_packed_to_4d"
+
+
+def test_experts_that_keep_their_bits_are_said(tmp_path, caplog):
+    model = build_on_meta(blueprint(sizes.write_tiny("rnd1", tmp_path / "rnd1")))
+    quantization.warn_of_experts(model, "nf4")
+    assert "nf4 leaves" in caplog.text and "experts" in caplog.text
+    told = memory_by_kind(model)
+    assert told["nf4"] > told["bfloat16"] / 2
+
+
+def test_the_doctor_tells_for_each_kind_whether_it_fits(folder, monkeypatch):
+    told = memory_by_kind(build_on_meta(blueprint(folder)))
+    monkeypatch.setattr(doctor, "free_memory", lambda place: told["bfloat16"] / 0.95)
+    report = doctor.examine({"checkpoint": str(folder), "device": "cpu", "dtype": "float32"})
+    verdicts = {kind: report.facts[f"memory as {kind}"].rpartition(": ")[2] for kind in told}
+    assert verdicts["float32"] == "will not fit" and verdicts["bfloat16"] == "tight"
+    assert verdicts["nf4"] == "fits"
+    assert any("model.quantization" in finding.fix for finding in report.findings)
+    assert str(Verdict(1, float("inf"))) == "fits"
+
+
+@pytest.mark.slow
+def test_broken_settings_of_a_published_method_are_the_checkpoint_s_fault(folder, tmp_path):
+    pytest.importorskip("compressed_tensors")
+    published = quantised_by_hand(folder, tmp_path / "published")
+    values = json.loads((published / "config.json").read_text())
+    values["quantization_config"]["config_groups"] = 3
+    (published / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"published cannot be loaded"):
+        load(published)
+
+
+def test_plain_models_load_no_library_of_quantisation():
+    assert "dllm_decode.models.quantization" in sys.modules
+    source = Path(quantization.__file__).read_text()
+    assert not [
+        line for line in source.splitlines() if line.startswith(("import torchao", "from torchao"))
+    ]
+
+
+def test_a_library_that_transformers_imports_by_itself_is_not_heard():
+    logger = logging.getLogger("torchao")
+    before = logger.level
+    with transformers_output(progress=False):
+        assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.level == before
