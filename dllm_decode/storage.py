@@ -68,21 +68,24 @@ def parse_json(data: bytes | str) -> Any:
         ValueError: For everything that is no such document, also for one that is nested too deep
             or has a key twice in one object.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-            raise ValueError(f"the key {twice!r} is there twice in one object")
-        return values
-
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
-        return json.loads(text, object_pairs_hook=once)
+        return _decoder.decode(text)
     except UnicodeDecodeError as fault:
         raise ValueError(f"it is not UTF-8 text (byte {fault.start})") from None
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r} is there twice in one object")
+    return values
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def read_json(path: Path, error: type[DllmDecodeError] = DllmDecodeError) -> dict[str, Any]:

@@ -124,7 +124,10 @@ class Sample:
         values = dict(record)
         for name in ("steps", "ready", "confidence", "pieces", "tokens"):
             values[name] = tuple(values[name])
-        return cls(**values)
+        # as the constructor does, but not field by field: a report reads hundreds of thousands
+        sample = cls.__new__(cls)
+        sample.__dict__.update(values)
+        return sample
 
 
 # What only some strategies do.

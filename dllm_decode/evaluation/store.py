@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import inspect
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -111,12 +112,25 @@ def parse_samples(path: Path) -> tuple[list[Sample], int]:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
     complete = data[: data.rfind(b"\n") + 1]
     samples = []
-    for number, line in enumerate(complete.split(b"\n")[:-1], start=1):
-        try:
-            samples.append(_sample(storage.parse_json(line)))
-        except ValueError as error:  # ConfigError is one
-            raise StoreError(f"{path}, line {number} cannot be read: {error}") from None
+    with _uncollected():
+        for number, line in enumerate(complete.split(b"\n")[:-1], start=1):
+            try:
+                samples.append(_sample(storage.parse_json(line)))
+            except ValueError as error:  # ConfigError is one
+                raise StoreError(f"{path}, line {number} cannot be read: {error}") from None
     return samples, len(complete)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's search for circles, which goes through all samples again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _sample(record: object) -> Sample:

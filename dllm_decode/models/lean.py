@@ -1,8 +1,8 @@
 """Dense models of Llama's kind in few operations, without transformers.
 
 The stock class stays the definition; this one has the same weights and computes the same function
-up to rounding. It is quicker on a processor because a layer issues 25 operations in place of 75 and
-touches less memory: queries, keys and values come from one product, queries and keys are rotated
+up to rounding. It is quicker on a processor because it issues half the operations and touches less
+memory: queries, keys and values come from one product, queries and keys are rotated
 together and in place, by tables that are made once in a pass, and so is the mask.
 """
 
