@@ -235,5 +235,6 @@ def _entropy(probs: Tensor) -> Tensor:
     others = probs.scatter(-1, top, 0.0)
     rest = others.sum(-1).clamp(max=1.0)
     # the term of the likeliest, which is 1 - rest, without rounding rest away
-    surprise: Tensor = torch.special.entr(others).sum(-1)
-    return surprise - torch.special.xlog1py(1.0 - rest, -rest)
+    likeliest: Tensor = torch.special.xlog1py(1.0 - rest, -rest)
+    entropy: Tensor = torch.special.entr(others).sum(-1) - likeliest
+    return entropy

@@ -610,7 +610,7 @@ class DensePrediction(Prediction):
         self._draw = draw
 
     @cached_property
-    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int, int]:
         rows, slots, vocabulary = self._raw.shape
         return rows, slots, vocabulary
 
@@ -636,7 +636,7 @@ class DensePrediction(Prediction):
         return self._pass[0]
 
     @cached_property
-    def _dtype(self) -> torch.dtype:  # type: ignore[override]
+    def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._raw.dtype)
 
     @cached_property
@@ -694,12 +694,12 @@ class HeadPrediction(DensePrediction):
         self._draw = draw
 
     @cached_property
-    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int, int]:
         rows, slots, _ = self._source.hidden.shape
         return rows, slots, self._source.weight.shape[0]
 
     @cached_property
-    def _dtype(self) -> torch.dtype:  # type: ignore[override]
+    def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._source.hidden.dtype)
 
     @cached_property

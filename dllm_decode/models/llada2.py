@@ -71,6 +71,19 @@ class BlockRouter(Glm4MoeTopkRouter):  # type: ignore[misc]
 
     Args:
         config: Of the model, with `expert_capacity`.
+
+    Examples:
+        >>> import torch
+        >>> more = dict(expert_capacity=2, n_routed_experts=4, num_experts_per_tok=1)
+        >>> router = BlockRouter(Glm4MoeConfig(hidden_size=2, **more, n_group=1, topk_group=1))
+        >>> router.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [-1.0, 0.0]])
+        >>> _ = router.e_score_correction_bias.zero_()
+        >>> router.groups, router.live = torch.tensor([0, 0]), torch.tensor([True, True])
+        >>> router(torch.tensor([[4.0, 0.0], [0.0, 4.0]]))[2].tolist()  # each its own best
+        [[0], [1]]
+        >>> router.capacity = 1
+        >>> router(torch.tensor([[4.0, 0.0], [0.0, 3.0]]))[2].tolist()  # what the block kept
+        [[0], [0]]
     """
 
     def __init__(self, config: Glm4MoeConfig) -> None:

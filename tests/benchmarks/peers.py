@@ -38,6 +38,7 @@ from torch import Tensor
 
 from dllm_decode import Request, load
 from dllm_decode.decoding.loop import Run
+from dllm_decode.models.lean import LeanModel
 from dllm_decode.problems import TRAINED, problems
 
 BLOCK, THRESHOLD = 32, 0.9
@@ -136,7 +137,7 @@ class AsPeersCallIt:
             attention_mask=None,
             position_ids=positions,
             past_key_values=keys,
-            use_cache=keys is not None,
+            **({} if isinstance(self.net, LeanModel) else {"use_cache": keys is not None}),
         ).last_hidden_state
         logits = self.net.lm_head(hidden)
         kept: Any = keys.seen if keys is not None else None

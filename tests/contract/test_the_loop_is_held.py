@@ -438,7 +438,7 @@ of_work = partial(Defect, engine._Work)
 
 DEFECTS = {
     "a full pass comes a step late": Defect(
-        cache.DelayedCache, "recompute", "age + 1 >=", "age >=", {"plans"}
+        cache.DelayedCache, "recompute", "self.every - 1", "self.every", {"plans"}
     ),
     "padding keeps the age of a row": of_policy(
         "plan", "(mask == snapshot.live).all(1)", "mask.all(1)", {"plans"}

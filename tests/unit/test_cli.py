@@ -460,7 +460,7 @@ def test_help_is_one_screen_and_says_where_to_read_more(
     monkeypatch.setenv("COLUMNS", columns)
     assert main(["--help"]) == 0
     text = cli.capsys.readouterr().out
-    assert "which proposals are committed: credit, ccd" in text
+    assert "which proposals are committed: credit, adjust" in text
     assert "python -m dllm_decode strategy=credit model=llada" in text
     assert "batch_size=16" in text and "prompts decoded together" in text
     assert "--help=strategy.credit" in text and "_target_" not in text
