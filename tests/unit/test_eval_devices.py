@@ -45,6 +45,7 @@ def test_a_process_that_fails_or_dies_ends_the_evaluation_with_its_reason():
         list(Answers([killed], queue.Queue()).rest())
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -58,6 +59,7 @@ def test_devices_that_cannot_be_are_refused_by_name(words, message):
         build_task(compose_checked(["task=eval", "model=toy_shuffle", *words]))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("words", "devices", "message"),
     [

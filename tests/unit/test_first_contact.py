@@ -97,6 +97,7 @@ def test_without_a_gpu_one_line_says_so(tmp_path, capsys):
     assert "gpu" not in json.loads((tmp_path / "doctor.json").read_text())
 
 
+@pytest.mark.slow
 def test_with_a_gpu_the_block_is_shown_and_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

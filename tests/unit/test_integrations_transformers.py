@@ -45,6 +45,7 @@ def test_generate_gives_the_tokens_of_our_own_generate(tiny, decoding, padded):
     assert decoding.result.forwards == own.forwards
 
 
+@pytest.mark.slow
 def test_sampling_follows_torchs_seed_and_several_answers_differ(tiny, decoding, padded):
     def drawn(seed):
         torch.manual_seed(seed)
