@@ -62,8 +62,7 @@ def run_body(
         past_key_values=past,
         use_cache=store is not None,
     )
-    # with a device map the last layer may live elsewhere
-    hidden = output.last_hidden_state.to(tokens.device)
+    hidden = output.last_hidden_state
     return hidden if slots is None else gather_columns(hidden, slots.to(hidden.device))
 
 

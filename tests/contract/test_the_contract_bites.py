@@ -341,13 +341,13 @@ def probes_are_free(self, rows, *, unasked):
 _apply = canvas.Canvas.apply
 
 
-def writes_other_tokens(self, change, **rest):
+def writes_other_tokens(self, change, *columns, **rest):
     moved = torch.where(change.tokens < 9, (change.tokens + 1) % 9, change.tokens)
-    _apply(self, replace(change, tokens=moved), **rest)
+    _apply(self, replace(change, tokens=moved), *columns, **rest)
 
 
-def applies_every_remask(self, change, **rest):
-    _apply(self, change)
+def applies_every_remask(self, change, *columns, **rest):
+    _apply(self, change, *columns)
 
 
 def rows_keep_their_place(self, rows):

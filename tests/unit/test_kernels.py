@@ -302,7 +302,13 @@ def test_the_twins_have_the_signatures_of_the_definition():
         "row_statistics top_k gumbel_statistics credit_update credit_from threshold_selection "
         "head_statistics head_logits_at"
     )
+
+    def shape(function):
+        """Annotations aside: what is dispatched may be a part of a head as well."""
+        signature = inspect.signature(function)
+        return [(one.name, one.kind, one.default) for one in signature.parameters.values()]
+
     for name in names.split():
         expected = inspect.signature(getattr(reference, name))
         assert inspect.signature(getattr(fused, name)) == expected
-        assert inspect.signature(getattr(dispatch, name)) == expected
+        assert shape(getattr(dispatch, name)) == shape(getattr(reference, name))
