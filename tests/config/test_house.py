@@ -4,6 +4,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,10 @@ def imported(path: Path) -> Iterator[str]:
         yield from (name for name in names if name in MODULES and name != "dllm_decode")
 
 
-IMPORTS = {name: sorted(set(imported(path)) - {name}) for name, path in MODULES.items()}
+@cache
+def imports() -> dict[str, list[str]]:
+    """What each module of the package imports of the others."""
+    return {name: sorted(set(imported(path)) - {name}) for name, path in MODULES.items()}
 
 
 def room(module: str) -> str:
@@ -73,14 +77,14 @@ def test_every_room_has_a_floor():
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"dllm_decode", "dllm_decode.__main__"}))
 def test_imports_run_down_only(module):
     own = room(module)
-    for other in IMPORTS[module]:
+    for other in imports()[module]:
         assert room(other) == own or LEVEL[room(other)] > LEVEL[own], f"{module} imports {other}"
 
 
 def test_decoding_imports_only_kernels_and_errors():
     known = {
         room(other)
-        for module, others in IMPORTS.items()
+        for module, others in imports().items()
         if room(module) == "decoding"
         for other in others
     }
@@ -90,7 +94,7 @@ def test_decoding_imports_only_kernels_and_errors():
 def test_only_configuration_names_strategies():
     guilty = [
         module
-        for module, others in IMPORTS.items()
+        for module, others in imports().items()
         if room(module) != "strategies" and any(room(other) == "strategies" for other in others)
     ]
     assert not guilty
@@ -123,7 +127,7 @@ def circles(imports: dict[str, list[str]]) -> list[list[str]]:
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    assert circles(IMPORTS) == []
+    assert circles(imports()) == []
 
 
 def test_a_circle_would_be_found():

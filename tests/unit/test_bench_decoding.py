@@ -108,6 +108,7 @@ def test_wrong_settings_are_refused(settings, message):
         DecodingBench(**settings)
 
 
+@pytest.mark.slow
 def test_one_command_measures_judges_and_draws(tmp_path, monkeypatch):
     # this checkpoint has no tokenizer
     monkeypatch.setattr(DecodingBench, "_prompts", lambda self, context: [(1, 2, 3), (4,)])

@@ -532,6 +532,7 @@ def test_a_path_may_hold_what_the_override_grammar_does_not_take(
     assert str(tmp_path / name) in cli.capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_failing_job(tmp_path: Path, capsys) -> None:
     code = main(
         ["-m", *TOY, "strategy.select.threshold=0.5,7,0.9", f"hydra.sweep.dir={tmp_path / 's'}"]

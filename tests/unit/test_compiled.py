@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch._dynamo.backends.common import aot_autograd
 
 from dllm_decode.decoding.cache import DualCache, NoCache
 from dllm_decode.decoding.engine import Engine
@@ -97,6 +96,8 @@ def test_a_store_for_cuda_graphs_stays_where_it_is_from_decode_to_decode():
         about = torch._guards.TracingContext.get().fw_metadata
         static.append([tuple(inputs[place].shape) for place in about.static_input_indices])
         return graph
+
+    from torch._dynamo.backends.common import aot_autograd  # slow to import
 
     backend = aot_autograd(fw_compiler=note, inference_compiler=note)
     body = CompiledBody(plain().model, backend=backend)

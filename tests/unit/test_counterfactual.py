@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from dllm_decode.decoding.trace import Trace, TraceError, read_trace
 from dllm_decode.decoding.types import Request
 
 
+@cache
 def decode(strategy: str, *overrides: str, candidates: int = 8) -> Trace:
     loaded = load("toy_shuffle", strategy, overrides=["schedule.length=4", *overrides])
     decoder = replace(loaded, decoder=replace(loaded.decoder, candidates=candidates))
@@ -28,30 +31,36 @@ def committed(trace: Trace, row: int) -> list[list[int]]:
     ]
 
 
-THRESHOLD = decode("threshold", "threshold=0.6")
-BARE = decode("threshold", "threshold=0.6", candidates=0)
+def threshold() -> Trace:
+    return decode("threshold", "threshold=0.6")
+
+
+def bare_threshold() -> Trace:
+    return decode("threshold", "threshold=0.6", candidates=0)
 
 
 @pytest.mark.parametrize(
     ("trace", "rule"),
     [
-        (THRESHOLD, Threshold(0.6)),
-        (decode("credit", "threshold=0.6"), Credit(0.6)),
+        (threshold, Threshold(0.6)),
+        (lambda: decode("credit", "threshold=0.6"), Credit(0.6)),
     ],
 )
-def test_a_rule_would_have_committed_what_it_did_commit(trace: Trace, rule: Threshold) -> None:
+def test_a_rule_would_have_committed_what_it_did_commit(
+    trace: Callable[[], Trace], rule: Threshold
+) -> None:
     for row in range(2):
-        assert would_commit(trace, row, rule) == committed(trace, row)
+        assert would_commit(trace(), row, rule) == committed(trace(), row)
 
 
 def test_a_lower_threshold_would_have_committed_more_and_a_row_never_stands_still() -> None:
-    low, high = (would_commit(THRESHOLD, 0, Threshold(t)) for t in (0.1, 0.99))
+    low, high = (would_commit(threshold(), 0, Threshold(t)) for t in (0.1, 0.99))
     assert all(set(b) <= set(a) and b for a, b in zip(low, high, strict=True))
     assert sum(map(len, low)) > sum(map(len, high))
 
 
 def test_candidates_are_the_model_s_own_likeliest_tokens_of_open_columns(tmp_path: Path) -> None:
-    first = THRESHOLD.steps[0]
+    first = threshold().steps[0]
     assert first.fresh == (True, True)
     assert {(offer.row, offer.column) for offer in first.candidates} == {
         (row, column) for row in range(2) for column in range(4)
@@ -59,13 +68,13 @@ def test_candidates_are_the_model_s_own_likeliest_tokens_of_open_columns(tmp_pat
     for offer in first.candidates:
         chances = [chance for _, chance in offer.pairs]
         assert chances == sorted(chances, reverse=True) and 0.99 < sum(chances) <= 1.0001
-    (tmp_path / "t.jsonl").write_text("\n".join(THRESHOLD.lines()) + "\n")
-    assert read_trace(tmp_path / "t.jsonl") == THRESHOLD
+    (tmp_path / "t.jsonl").write_text("\n".join(threshold().lines()) + "\n")
+    assert read_trace(tmp_path / "t.jsonl") == threshold()
 
 
 def test_recording_candidates_changes_nothing_else() -> None:
-    bare = tuple(replace(step, fresh=(), candidates=()) for step in THRESHOLD.steps)
-    assert replace(THRESHOLD, steps=bare) == BARE
+    bare = tuple(replace(step, fresh=(), candidates=()) for step in threshold().steps)
+    assert replace(threshold(), steps=bare) == bare_threshold()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +82,7 @@ def test_recording_candidates_changes_nothing_else() -> None:
     ["1", "[1]", "[[0, 0, 1]]", "[[0, 0, 0.5, 0.5]]", "[[0, 99, 1, 0.5]]", "[[9, 0, 1, 1]]"],
 )
 def test_damaged_candidates_are_refused_by_key_and_line(tmp_path: Path, wrong: str) -> None:
-    lines = BARE.lines()
+    lines = bare_threshold().lines()
     lines[1] = f'{lines[1][:-1]}, "candidates": {wrong}}}'
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     with pytest.raises(TraceError, match=r"t\.jsonl, line 2: candidates must be a list"):

@@ -1,7 +1,6 @@
-"""Docstrings: every public class that plugin authors meet has an example, and the examples run."""
+"""Docstrings: every public class that plugin authors meet has an example (tests/config runs it)."""
 
 import ast
-import doctest
 import inspect
 import re
 from dataclasses import fields
@@ -23,7 +22,6 @@ DECODING = [
     f"dllm_decode.decoding.{name}"
     for name in ("loop", "prediction", "sampling", "selection", "strategy", "types")
 ]
-OTHERS = ["dllm_decode.models.toy", "dllm_decode.testing"]
 # What is explained where it is used: records that others fill in.
 WITHOUT = {
     "BiasedPrediction", "Budget", "CandidateMemory",
@@ -34,12 +32,6 @@ WITHOUT = {
     "Carry", "Confidences", "DeferringPrediction", "Doubts", "LastCommits", "Passes", "PostSteps",
     "Run", "Sampler", "Snapshot",
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [*STRATEGIES, *DECODING, *OTHERS])
-def test_the_examples_of_a_module_give_what_they_say(name):
-    found = doctest.testmod(import_module(name))
-    assert not found.failed, f"{found.failed} of {found.attempted} examples of {name} fail"
 
 
 def classes(module):

@@ -675,6 +675,7 @@ def test_a_job_of_a_sweep_that_cannot_begin_is_listed_by_the_report(tmp_path, ca
     assert "1 of 2 jobs done" in (tmp_path / "report" / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_job_that_begins_after_all_is_no_longer_listed_as_failed(tmp_path, monkeypatch):
     def broken(*_args, **_kwargs):
         raise ConfigError("no luck today")

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs pip install 'dllm_decode[diffusers]'")
-
 from dllm_decode.api import parts_from
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.loop import Decoder
@@ -14,6 +12,12 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.models.toy import Shuffle
+
+
+@pytest.fixture(scope="module", autouse=True)
+def diffusers():
+    return pytest.importorskip("diffusers", reason="needs pip install 'dllm_decode[diffusers]'")
+
 
 pytestmark = pytest.mark.slow  # diffusers takes seconds to import
 WIDTH = 8

@@ -113,12 +113,12 @@ def rarely(name, calls):
     [
         pytest.param(lambda fused: a_greedy_step(fused, 1), id="greedy, 1 row"),
         rarely("greedy, 2048 rows", lambda fused: a_greedy_step(fused, 2048)),
-        pytest.param(
+        rarely(
+            "draw, 64 rows",
             lambda fused: fused.gumbel_statistics(empty(64, LLADA), ids(64), 0.8, ids(2), 2),
-            id="draw, 64 rows",
         ),
         rarely("head, 4 rows", lambda fused: a_step_before_the_head(fused, 4)),
-        pytest.param(lambda fused: a_step_before_the_head(fused, 64), id="head, 64 rows"),
+        rarely("head, 64 rows", lambda fused: a_step_before_the_head(fused, 64)),
         rarely("head, 2048 rows", lambda fused: a_step_before_the_head(fused, 2048)),
         what_follows_a_raised_prediction,
         selections,

@@ -112,6 +112,7 @@ def test_a_pass_with_a_store_gives_the_logits_of_a_pass_without(family):
 CACHES = (NoCache(), PrefixCache(), DualCache(), PeriodicCache(every=2))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decodes_give_the_tokens_of_the_stock_class_with_every_cache(family):
     block_causal = load(family, "stock").denoiser.block_length is not None
@@ -123,9 +124,10 @@ def test_decodes_give_the_tokens_of_the_stock_class_with_every_cache(family):
 
 @pytest.mark.parametrize(
     "cache",
-    [DualCache(), pytest.param(NoCache(), marks=pytest.mark.slow)],
+    [DualCache(), NoCache()],
     ids=["dual", "none"],
 )
+@pytest.mark.slow
 def test_it_can_be_compiled(cache):
     lean = load("llada", "lean")
     body = CompiledBody(lean.denoiser.model, backend="eager")

@@ -12,7 +12,11 @@ from dllm_decode.decoding.cache import Plan
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models import doctor, load_model
 
-pytest.importorskip("peft")
+
+@pytest.fixture(scope="module", autouse=True)
+def peft():
+    return pytest.importorskip("peft")  # slow to import
+
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 OPTIONS = {

@@ -342,6 +342,7 @@ def test_runs_made_for_their_wall_time_give_medians_over_repetitions(tmp_path):
     assert [t.speedup for t in times] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_pages_show_those_wall_times_instead_of_the_runs_own(tmp_path, capsys):
     timed(tmp_path / "runs", TIMED)
     words = ["task=report", f"task.runs={tmp_path / 'runs'}", f"task.output={tmp_path / 'out'}"]
