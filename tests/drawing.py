@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-DEFAULT, THOROUGH = 6, 100
+DEFAULT, THOROUGH = 5, 100
 
 
 def load_profiles(chosen: str) -> None:

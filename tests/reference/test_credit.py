@@ -36,8 +36,8 @@ from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
-few = examples(10)
-decodes = examples(4)
+few = examples(6)
+decodes = examples(3)
 GOLDEN = Path(__file__).parents[1] / "golden" / "pure"
 
 

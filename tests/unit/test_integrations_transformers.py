@@ -5,8 +5,14 @@ import torch
 from transformers import GenerationConfig
 
 from dllm_decode import CapabilityError, ConfigError, load
-from dllm_decode.integrations.transformers import StrategyGeneration
 from dllm_decode.models import load_model
+
+
+def StrategyGeneration(*parts, **settings):
+    """The class, imported here: transformers' generation takes seconds."""
+    from dllm_decode.integrations.transformers import StrategyGeneration
+
+    return StrategyGeneration(*parts, **settings)
 
 
 @pytest.fixture(scope="module")
