@@ -29,7 +29,11 @@ gc.disable()
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All but every n-th case of a test marked `one_in(n)` are slow, in a thorough run none."""
+    """All but every n-th case of a test marked `one_in(n)` are slow, in a thorough run none.
+
+    With `across_classes` cases are those of all classes that inherit the test, and one test begins
+    with another class than the next, so that each class keeps some of its tests.
+    """
     if profile() == "thorough":
         return
     seen: dict[str, int] = {}
@@ -37,8 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = item.get_closest_marker("one_in")
         if mark is None:
             continue
-        function = item.nodeid.partition("[")[0]
-        place = seen[function] = seen.get(function, -1) + 1
+        across = mark.kwargs.get("across_classes", False)
+        function = item.name if across else item.nodeid.partition("[")[0]
+        place = seen[function] = seen.get(function, len(seen) if across else -1) + 1
         if place % mark.args[0]:
             item.add_marker(pytest.mark.slow)
 

@@ -26,6 +26,7 @@ def modules() -> list[str]:
     )
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", modules())
 def test_examples_give_what_they_say(name: str) -> None:
     if name.startswith("dllm_decode.lm_eval"):

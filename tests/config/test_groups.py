@@ -155,22 +155,6 @@ def test_one_option_of_each_target_repeats_all_its_defaults_and_the_others_are_p
     assert {} in misses.values(), dict(misses)
 
 
-def test_the_core_never_imports_strategies() -> None:
-    import ast
-
-    core = Path(dllm_decode.__file__).parent
-    for file in core.rglob("*.py"):
-        if (core / "strategies") in file.parents:
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
-            assert not [n for n in names if n.startswith("dllm_decode.strategies")], file
-
-
 def test_every_group_is_part_of_the_default_configuration() -> None:
     shown = composed("model=toy_copy")
     # experiment is empty unless chosen; bench belongs to task=bench

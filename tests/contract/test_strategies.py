@@ -188,9 +188,8 @@ for option in STRATEGIES:
     suite = "Test" + "".join(word.capitalize() for word in option.split("_"))
     kind = ThresholdContract if option in THRESHOLDS else ConfigContract
     kind = ProbingContract if option in PROBING else kind
-    own = {"name": option, "__module__": __name__}
-    if option in LONG:
-        own["pytestmark"] = pytest.mark.slow
+    rarely = pytest.mark.slow if option in LONG else pytest.mark.one_in(2, across_classes=True)
+    own = {"name": option, "__module__": __name__, "pytestmark": rarely}
     globals()[suite] = type(suite, (kind,), own)
 
 

@@ -30,6 +30,7 @@ def context(folder):
     return Context(cfg, (), {}, RunFolder(folder), make_display("plain"))
 
 
+@pytest.mark.slow
 def test_on_a_cpu_it_profiles_plain_torch_and_says_so(tmp_path, capsys):
     assert StepBench(**TINY, **SHORT).run(context(tmp_path)) == 0
     report = json.loads((tmp_path / "step.json").read_text())

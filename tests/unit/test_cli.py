@@ -208,6 +208,7 @@ def test_a_block_longer_than_the_canvas_is_one_short_block(cli: Cli, words: list
     assert {sample["text"] for sample in cli.samples()} == {"abcde"}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -520,7 +521,7 @@ def test_help_for_what_is_not_there_says_what_there_is(cli: Cli, name: str, said
     assert said in cli.capsys.readouterr().err
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["dir=eq", "it's (odd), really", "a:b", "x{1}", "tail "])
 def test_a_path_may_hold_what_the_override_grammar_does_not_take(
     cli: Cli, name: str, tmp_path: Path

@@ -73,6 +73,7 @@ def test_a_missing_name_and_a_wrong_kind_are_named() -> None:
         New(name="my_rule", kind="selct")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

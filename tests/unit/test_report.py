@@ -726,6 +726,7 @@ def test_an_ablation_runs_its_list_and_reports_it(tmp_path, capsys):
     assert (tmp_path / "out" / "report" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_stop_an_ablation(tmp_path, capsys):
     jobs = json.dumps(["strategy=learn2pd", "strategy=sequential"])  # the filter is for blocks
     words = ["task=ablation", "model=toy_shuffle", "schedule=whole", f"task.jobs={jobs}"]

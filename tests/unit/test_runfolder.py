@@ -156,6 +156,7 @@ def test_a_signal_ends_a_whole_sweep(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "0" / "results.json").exists()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_stops_a_training_with_a_checkpoint_of_its_step(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
@@ -303,15 +302,6 @@ def test_another_process_cannot_take_the_lock_of_a_job(tmp_path):
     with store.JobFolder(tmp_path, JOB):
         assert subprocess.run(command, capture_output=True, check=True).stdout == b"locked\n"
     assert subprocess.run(command, capture_output=True, check=True).stdout == b""
-
-
-def test_no_module_imports_what_windows_does_not_have():
-    posix = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty"}
-    for file in (Path(store.__file__).parents[1]).rglob("*.py"):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            names = {alias.name for alias in getattr(node, "names", ())}
-            names.add(getattr(node, "module", None))
-            assert isinstance(node, ast.ImportFrom | ast.Import) <= (not names & posix), file
 
 
 @pytest.mark.parametrize("value", [DEEP, "x" * 10**6, list(range(10**5)), {"a": {"b": {"c": 1}}}])

@@ -72,6 +72,7 @@ def what_it_did(result: Result, row: int) -> tuple:
 LONGER = {"ccd": (21, 40, 30)}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_sum_or_mean_is_taken_over_the_columns_of_its_own_row(name: str) -> None:
     lengths = LONGER.get(name, LENGTHS)
