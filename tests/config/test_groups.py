@@ -71,9 +71,12 @@ def lines() -> list[tuple[tuple[str, str], ...]]:
     # the options of `bench` are the tasks that task=bench chooses from
     benches = by_group.pop("bench")
     parts = [by_group.pop(group) for group in list(by_group) if "/" in group]
+    # what stands for a whole rule takes no parts beside it
+    whole = [pair for group in parts for pair in group if pair == ("strategy/select", "adjust")]
+    parts = [[pair for pair in group if pair not in whole] for group in parts]
     together = [*zip_longest(*by_group.values()), *zip_longest(*parts)]
     full = [tuple(pair for pair in line if pair) for line in together]
-    return full + [(("task", "bench"), pair) for pair in benches]
+    return [*full, *((pair,) for pair in whole), *((("task", "bench"), pair) for pair in benches)]
 
 
 LINES = lines()

@@ -42,6 +42,7 @@ from dllm_decode.kernels.reference import COLUMNS
 from dllm_decode.models import load_model
 from dllm_decode.models.compiled import run_body
 from dllm_decode.models.frequencies import counted
+from dllm_decode.strategies.adjust import Adjust
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.uncode import Uncode
 
@@ -96,6 +97,8 @@ def decoder_of(strategy, cache="none", sampler="greedy", schedule="blocks", fami
     if isinstance(strategy.select, Uncode):
         frequencies = frequencies_of(model_of(family).vocab.size)
         strategy = replace(strategy, select=replace(strategy.select, frequencies=frequencies))
+    if isinstance(strategy.select, Adjust):
+        return None  # the operators of its layer are none that the simulation has
     parts = (SCHEDULES[schedule], CACHES[cache], SAMPLERS[sampler])
     try:
         return Decoder(model_of(family), strategy, *parts)

@@ -320,9 +320,10 @@ def everybody_pays(self, rows, *, unasked):
 
 
 def any_probe_will_do(self, carry, view):
+    made, self._probes, self._last = self._probes, [], None
     if carry is not None and self.batch.store is None:
-        values = self._probes[0].values
-        carried = batch.Carried(self._probes[0].rows & self.batch.next.open.any(1), values)
+        values = made[0].values
+        carried = batch.Carried(made[0].rows & self.batch.next.open.any(1), values)
         carried.fit(self.batch.next.index.shape[1])
         self.batch.next.carried = carried
 
