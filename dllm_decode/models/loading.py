@@ -166,7 +166,7 @@ def load_model(
     denoiser = TransformersDenoiser(
         model=load_lean(plan, placement)
         if plan.lean
-        else merge(_load_weights(plan, placement, quantization), merged),
+        else merge(_load_weights(plan, placement, quantization), merged, found.name),
         vocab=vocab,
         max_length=_longest(plan, max_length),
         shifted=plan.spec.shifted,
