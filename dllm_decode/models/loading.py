@@ -16,7 +16,7 @@ from dllm_decode.models.blueprint import (
     blueprint,
     build_on_meta,
     check_sizes,
-    edit_ids,
+    editing_ids,
     import_class,
     make_config,
     special_ids,
@@ -73,6 +73,7 @@ def load_model(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_control_tokens: bool = False,
     edits: bool = False,
+    edit_ids: Sequence[int] | None = None,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -115,6 +116,8 @@ def load_model(
             of being text.
         edits: Whether the model was trained to write over its own tokens, and was published with a
             decoding that does; decoding it otherwise says so.
+        edit_ids: Ids with which the model inserts and deletes, which is not done here: they are
+            never generated, and loading says so. None for what config.json says.
 
     Raises:
         ConfigError: A setting cannot work; the message names its key.
@@ -156,11 +159,11 @@ def load_model(
         "(save_pretrained) and quantise the result",
     )
     block = _block_length(plan, block_length, attn_implementation)
-    vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or ())
-    if edit_ids(plan):
+    vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or (), edit_ids)
+    if never := editing_ids(plan, edit_ids):
         log.warning(
             "%s is decoded without insert and delete: the ids with which it edits its own text "
-            "(%s) are never generated", found.name, ", ".join(map(str, edit_ids(plan))),
+            "(%s) are never generated", found.name, ", ".join(map(str, never)),
         )  # fmt: skip
     parameters = _check_tensors(plan)
     denoiser = TransformersDenoiser(

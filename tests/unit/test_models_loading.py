@@ -19,7 +19,7 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CheckpointError, ConfigError
-from dllm_decode.models import checks, load_model
+from dllm_decode.models import checks, doctor, load_model
 from dllm_decode.models.files import stored_tensors
 from dllm_decode.models.spec import SPECS
 from dllm_decode.strategies.fixed import TopK
@@ -281,19 +281,31 @@ def test_a_reordered_model_that_sees_decided_columns_behind_is_found(monkeypatch
     assert "decided columns in front" in checks.check_attention(denoiser)
 
 
-def test_ids_may_be_banned_and_are_checked(copy, caplog):
+def test_ids_may_be_banned_and_are_checked(copy):
     folder = copy.of("llada2")
     banned = load(folder, **OPTIONS["llada2"], banned_ids=[9, 7]).denoiser.vocab.banned_ids
     assert banned[:2] == (7, 9)
-    for wrong, message in (([-1], "ids from 0 to"), ([10**6], "ids from 0 to")):
-        with pytest.raises(ConfigError, match=message):
-            load(folder, **OPTIONS["llada2"], banned_ids=wrong)
-    with pytest.raises(ConfigError, match="must not hold 5, which ends a text"):
-        load(folder, **OPTIONS["llada2"], eot_ids=[5], banned_ids=[5])
-    copy.config(delete_token_id=11, split_token_id=12)
-    loaded = load(folder, **OPTIONS["llada2"])
+    for key in ("banned_ids", "edit_ids"):
+        for wrong in ([-1], [10**6], [True], ["7"]):
+            with pytest.raises(ConfigError, match=rf"model\.{key} must be ids from 0 to"):
+                load(folder, **OPTIONS["llada2"], **{key: wrong})
+        with pytest.raises(ConfigError, match=rf"model\.{key} must not hold 5, which ends a text"):
+            load(folder, **OPTIONS["llada2"], eot_ids=[5], **{key: [5]})
+
+
+@pytest.mark.parametrize("said_by", ["config.json", "model.edit_ids"])
+def test_ids_that_insert_and_delete_are_never_generated_and_loading_says_so(said_by, copy, caplog):
+    folder, options = copy.of("llada2"), dict(OPTIONS["llada2"])
+    if said_by == "config.json":
+        copy.config(delete_token_id=11, split_token_id=12)
+    else:
+        options["edit_ids"] = [11, 12]
+    loaded = load(folder, **options)
     assert {11, 12} <= set(loaded.denoiser.vocab.never_generated)
-    assert "decoded without insert and delete" in caplog.text
+    said = [record for record in caplog.messages if "decoded without insert and delete" in record]
+    assert len(said) == 1 and "(11, 12)" in said[0]
+    report = doctor.examine({"checkpoint": str(folder), "device": "cpu", **options})
+    assert any("edits its own text (ids 11, 12)" in found.text for found in report.findings)
 
 
 def test_a_llada_checkpoint_in_the_stock_layout_gives_the_same_logits(copy):
