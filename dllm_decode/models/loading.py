@@ -34,7 +34,7 @@ from dllm_decode.models.quantization import (
     as_published,
     for_transformers,
     require_quantization,
-    warn_of_experts,
+    say_how_experts_run,
 )
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import ModelSpec
@@ -366,5 +366,5 @@ def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> An
     if problems:
         raise CheckpointError(f"{plan.folder} was not loaded completely: {'; '.join(problems)}")
     if kind is not None:
-        warn_of_experts(build_on_meta(plan), kind)
+        say_how_experts_run(build_on_meta(plan), kind)
     return model if placement.is_spread or quantised else model.to(placement.device)

@@ -126,40 +126,48 @@ def for_transformers(kind: str, dtype: torch.dtype) -> Any:
     """
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
+    from dllm_decode.models.experts import method_with_experts
+
     if kind == "nf4":
-        return BitsAndBytesConfig(
+        made: Any = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+    else:
+        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
-    if kind == "int8":
-        return TorchAoConfig(Int8WeightOnlyConfig())
-    return TorchAoConfig(
-        Int4WeightOnlyConfig(group_size=INT4_GROUP, int4_packing_format="tile_packed_to_4d")
-    )
+        packing = {"group_size": INT4_GROUP, "int4_packing_format": "tile_packed_to_4d"}
+        int8 = kind == "int8"
+        made = TorchAoConfig(Int8WeightOnlyConfig() if int8 else Int4WeightOnlyConfig(**packing))
+    made.quant_method = method_with_experts(kind)
+    return made
 
 
-def warn_of_experts(model: Any, kind: str) -> None:
-    """Say how much of a mixture of experts keeps its bits: its experts are no linear layers."""
-    total, linear = _numbers(model), sum(weight.numel() for weight in _linear(model))
-    if linear < 0.5 * total:
+def holds_experts(module: nn.Module, name: str) -> bool:
+    """Whether a parameter of a module holds the experts of a layer: (experts, rows, columns)."""
+    parameter = module._parameters.get(name)
+    return parameter is not None and parameter.ndim == 3
+
+
+def say_how_experts_run(model: Any, kind: str) -> None:
+    """Say once that experts of fewer bits save memory and cost time."""
+    if _experts_of_a_layer(model):
         log.warning(
-            "model.quantization=%s leaves %.0f %% of the weights as they are (experts, embedding "
-            "and head); see the memory that task=doctor tells",
-            kind, 100 * (1 - linear / total),
+            "model.quantization=%s keeps the experts packed and unpacks those of one layer at a "
+            "time, for all of them in every pass: that saves memory and costs time", kind,
         )  # fmt: skip
 
 
 def memory_by_kind(model: Any) -> dict[str, int]:
     """Bytes of the weights of a model, built on the meta device, for each dtype and quantisation.
 
-    Linear layers but the head are quantised; everything else is kept in bfloat16.
+    Linear layers but the head are quantised, and the experts of mixtures; everything else is kept
+    in bfloat16. Packed experts need room for those of one layer, twice while they are read.
     """
-    linear = list(_linear(model))
-    inside = sum(weight.numel() for weight in linear)
+    packed = [*_linear(model), *_experts(model)]
+    inside = sum(weight.numel() for weight in packed)
     total = _numbers(model)
-    rest = 2 * (total - inside)
-    rows = sum(len(weight) for weight in linear)
+    rest = 2 * (total - inside) + 2 * 2 * _experts_of_a_layer(model)
+    rows = sum(weight.numel() // weight.shape[-1] for weight in packed)
     return {
         "float32": 4 * total,
         "bfloat16": 2 * total,
@@ -179,6 +187,25 @@ def _linear(model: Any) -> Iterator[torch.Tensor]:
     for module in model.modules():
         if type(module) is nn.Linear and module is not head:
             yield module.weight
+
+
+def _experts(model: Any) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if holds_experts(module, name):
+                yield parameter
+
+
+def _experts_of_a_layer(model: Any) -> int:
+    """Numbers in the experts of the layer that has most, 0 for dense models."""
+    return max(
+        sum(
+            parameter.numel()
+            for name, parameter in module.named_parameters(recurse=False)
+            if holds_experts(module, name)
+        )
+        for module in model.modules()
+    )
 
 
 @dataclass(frozen=True)

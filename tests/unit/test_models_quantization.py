@@ -16,7 +16,7 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CheckpointError, ConfigError
-from dllm_decode.models import doctor, load_model, quantization
+from dllm_decode.models import doctor, experts, load_model, quantization
 from dllm_decode.models.blueprint import blueprint, build_on_meta
 from dllm_decode.models.placement import Placement
 from dllm_decode.models.quantization import Verdict, memory_by_kind, require_quantization
@@ -199,12 +199,77 @@ def test_four_bits_on_a_gpu_are_made_by_torchao_in_bfloat16(monkeypatch):
     assert made.int4_packing_format == "tile_packed_to_4d"
 
 
-def test_experts_that_keep_their_bits_are_said(tmp_path, caplog):
-    model = build_on_meta(blueprint(sizes.write_tiny("rnd1", tmp_path / "rnd1")))
-    quantization.warn_of_experts(model, "nf4")
-    assert "nf4 leaves" in caplog.text and "experts" in caplog.text
-    told = memory_by_kind(model)
-    assert told["nf4"] > told["bfloat16"] / 2
+def bytes_of(*tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+MIXTURES = [
+    ("rnd1", "int8", "torchao", 0.02),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ("rnd1", "nf4", "bitsandbytes", 0.25),
+            ("sdar_moe", "int8", "torchao", 0.02),
+            ("llada2_2", "int8", "torchao", 0.02),  # with queries, keys and values in one tensor
+            ("llada2_2", "nf4", "bitsandbytes", 0.25),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "kind", "package", "most"), MIXTURES)
+def test_the_experts_of_a_mixture_are_packed_and_counted(
+    family, kind, package, most, tmp_path, monkeypatch, caplog
+):
+    pytest.importorskip(package)
+    wide = WIDE | {"moe_intermediate_size": 64}
+    monkeypatch.setitem(sizes.TINY, family, sizes.TINY[family] | wide)
+    place = sizes.write_tiny(family, tmp_path / family)
+    exact = logits(load(place))
+    loaded = load(place, quantization=kind)
+    found = logits(loaded)
+    assert is_near(found, exact, most) and not torch.equal(found, exact)
+    assert caplog.text.count("keeps the experts packed") == 1
+    model = loaded.denoiser.model
+    assert model.config._experts_implementation == "grouped_mm"
+    packed = [
+        (module.parametrizations[name][0], module.parametrizations[name].original, name)
+        for module in model.modules()
+        if type(module).__name__.startswith("Parametrized")
+        for name in ("gate_up_proj", "down_proj")
+    ]
+    layers = model.config.num_hidden_layers - getattr(model.config, "first_k_dense_replace", 0)
+    assert len(packed) == 2 * layers
+    numbers = sum(packing.shape.numel() for packing, *_ in packed)
+    per_number = {"int8": 1 + 4 / 64, "nf4": 0.5 + 4 / 64}[kind]
+    taken = [bytes_of(original) for _, original, _ in packed]
+    if kind == "int8":
+        taken += [bytes_of(packing.scale) for packing, *_ in packed]
+    else:
+        taken += [bytes_of(state.absmax) for packing, *_ in packed for state in packing.states]
+    assert sum(taken) <= per_number * numbers
+    told = memory_by_kind(build_on_meta(blueprint(place)))
+    assert told[kind] < told["bfloat16"] + 4 * numbers // layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "most"), [("int8", 0.012), ("int4", 0.12), ("nf4", 0.12)])
+def test_what_is_unpacked_is_near_what_was_packed(kind, most, dtype, monkeypatch):
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    weight = torch.randn(3, 5, 256).to(dtype)
+    weight[1, 2] = 0  # a row of zeros stays one
+    whole = torch.nn.Module()
+    experts.pack(whole, "gate_up_proj", weight, kind)
+    found = whole.gate_up_proj
+    assert found.dtype == dtype and found.shape == weight.shape
+    assert is_near(found.float(), weight.float(), most) and not found[1, 2].any()
+    monkeypatch.setattr(experts, "_LARGEST", 5 * 256)  # as experts of more than 2^30 numbers
+    parts = torch.nn.Module()
+    experts.pack(parts, "gate_up_proj", weight, kind)
+    assert torch.equal(parts.gate_up_proj, found)
+    assert whole.parametrizations.gate_up_proj.original.numel() <= weight.numel()
 
 
 def test_the_doctor_tells_for_each_kind_whether_it_fits(folder, monkeypatch):
