@@ -16,7 +16,7 @@ from dllm_decode.errors import CheckpointError, ConfigError, require
 from dllm_decode.models.files import StoredTensor
 from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.locate import ADAPTER
-from dllm_decode.models.quantization import published_method
+from dllm_decode.models.quantization import published_method, require_apart
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import (
     EDIT_TOKENS,
@@ -110,6 +110,7 @@ def check_sizes(plan: Blueprint, tensors: Mapping[str, StoredTensor]) -> None:
         plan: The checkpoint.
         tensors: What its files hold, by name.
     """
+    require_apart(plan.method, tensors, plan.published.where)
     numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
     settings = plan.settings
     layers = settings["num_hidden_layers"]

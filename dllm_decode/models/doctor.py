@@ -29,10 +29,10 @@ from dllm_decode.models.locate import look_for
 from dllm_decode.models.lora import read_adapter, wanted
 from dllm_decode.models.placement import Placement, pick_device, pick_dtype
 from dllm_decode.models.quantization import (
-    UNPACKED,
     Verdict,
     memory_by_kind,
     require_quantization,
+    unpacks,
 )
 
 PACKAGES = (
@@ -257,7 +257,7 @@ def _examine_checkpoint(
     kind = settings.get("quantization")
     needed = memory_of(tensors, _width(settings, place))
     if plan.method is not None:
-        needed = count * _width(settings, place) if plan.method in UNPACKED else stored
+        needed = count * _width(settings, place) if unpacks(plan.method, place) else stored
         report.facts["quantised by"] = plan.method
     elif kind is not None:
         needed = memory_by_kind(model).get(kind, needed)

@@ -361,7 +361,10 @@ def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> An
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # readers in native code raise classes of their own
-        raise CheckpointError(f"{plan.folder} cannot be loaded: {error}") from error
+        reason = str(error)
+        if "CONVERSION" in reason:  # transformers points to a report that nobody sees
+            reason = f"transformers cannot convert its tensors (quantised: {plan.method or kind})"
+        raise CheckpointError(f"{plan.folder} cannot be loaded: {reason}") from error
     problems = [f"{kind.replace('_', ' ')}: {names}" for kind, names in report.items() if names]
     if problems:
         raise CheckpointError(f"{plan.folder} was not loaded completely: {'; '.join(problems)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -59,6 +59,39 @@ def published_method(values: Mapping[str, Any], file: object = "config.json") ->
             "those or the checkpoint that it was made from"
         )
     return None
+
+
+def require_apart(method: str | None, names: Iterable[str], file: object) -> None:
+    """Refuse quantised weights of LLaDA2: transformers takes apart its one matrix of three.
+
+    It does so for plain weights alone, as scales and codes would have to be parted, too.
+
+    Args:
+        method: By which the checkpoint is quantised.
+        names: Of its tensors.
+        file: What to name in messages.
+
+    Raises:
+        CheckpointError: The checkpoint is quantised and has such a matrix.
+    """
+    if method is not None and any("query_key_value" in name for name in names):
+        raise CheckpointError(
+            f"{file}: the weights are quantised ({method}), with queries, keys and values in one "
+            "matrix, which can be taken apart for plain weights only; use the checkpoint that it "
+            "was made from, with model.quantization=int8 or nf4"
+        )
+
+
+def unpacks(method: str, device: torch.device) -> bool:
+    """Whether published weights of fewer bits take what plain ones do once they are there.
+
+    Args:
+        method: One of `PUBLISHED`.
+        device: Where the model is to run; fp8 is computed with by GPUs of capability 8.9.
+    """
+    if method != "fp8":
+        return method in UNPACKED
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)
 
 
 def as_published(values: Mapping[str, Any]) -> dict[str, Any]:
