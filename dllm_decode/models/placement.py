@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -54,9 +54,23 @@ class Placement:
                 f"model.tensor_parallel={self.tensor_parallel} needs as many processes; start with "
                 f"torchrun --nproc-per-node {self.tensor_parallel} -m dllm_decode ...",
             )
-        if self.is_spread and importlib.util.find_spec("accelerate") is None:
+        if self.attention == "flash_attention_2":
+            self._require_flash()
+        if self.is_spread and find_spec("accelerate") is None:
             name = "device_map" if self.device_map is not None else "tensor_parallel"
             raise ConfigError(f"model.{name} needs the package accelerate; pip install accelerate")
+
+    def _require_flash(self) -> None:
+        name = "model.attn_implementation=flash_attention_2"
+        require(self.device.type == "cuda", f"{name} runs on GPUs alone; use sdpa")
+        require(
+            self.dtype != torch.float32,
+            f"{name} needs model.dtype=bfloat16 or float16, got float32",
+        )
+        if find_spec("flash_attn") is None:
+            raise ConfigError(
+                f"{name} needs the package flash-attn; pip install flash-attn, or use sdpa"
+            )
 
     @property
     def is_spread(self) -> bool:
@@ -80,6 +94,10 @@ class Placement:
             "attn_implementation": self.attention,
             "device_map": self.device_map,
         }
+        if self.attention == "flash_attention_2":
+            from dllm_decode.models.varlen import NAME
+
+            options["attn_implementation"] = NAME
         if self.tensor_parallel is not None:
             from transformers.distributed import DistributedConfig
 

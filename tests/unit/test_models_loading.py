@@ -467,6 +467,7 @@ WRONG = [
     ({"dtype": "int8"}, "model.dtype must be one of auto, float32"),
     ({"device": "gpu"}, "model.device must be auto, cpu or a device of this machine, got 'gpu'"),
     ({"attn_implementation": "fast"}, "model.attn_implementation must be one of sdpa"),
+    ({"attn_implementation": "flash_attention_2"}, "flash_attention_2 runs on GPUs alone; use"),
     ({"device_map": "auto", "tensor_parallel": 2}, "device_map and model.tensor_parallel exclude"),
     ({"tensor_parallel": 2}, "needs as many processes; start with torchrun --nproc-per-node 2"),
     ({"tensor_parallel": 1}, "model.tensor_parallel must be a whole number >= 2, got 1"),
@@ -484,7 +485,7 @@ def test_settings_that_cannot_work_are_refused_by_key(options, message):
 
 
 def test_a_device_map_without_accelerate_is_refused_with_the_fix(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("dllm_decode.models.placement.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"model.device_map needs the package accelerate; pip"):
         golden("llada", device_map="auto")
 
