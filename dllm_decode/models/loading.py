@@ -29,7 +29,7 @@ from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.locate import licence_of
 from dllm_decode.models.lora import locate_base, merge, wanted
-from dllm_decode.models.placement import Placement
+from dllm_decode.models.placement import Placement, check_map_names
 from dllm_decode.models.quantization import (
     as_published,
     for_transformers,
@@ -158,6 +158,12 @@ def load_model(
         "model.adapters cannot be merged into quantised weights; merge them into the plain ones "
         "(save_pretrained) and quantise the result",
     )
+    heads = plan.settings["num_key_value_heads"]
+    require(
+        heads % (tensor_parallel or 1) == 0,
+        f"model.tensor_parallel={tensor_parallel} must divide the {heads} key/value heads of the "
+        "model",
+    )
     block = _block_length(plan, block_length, attn_implementation)
     vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or (), edit_ids)
     if never := editing_ids(plan, edit_ids):
@@ -165,7 +171,7 @@ def load_model(
             "%s is decoded without insert and delete: the ids with which it edits its own text "
             "(%s) are never generated", found.name, ", ".join(map(str, never)),
         )  # fmt: skip
-    parameters = _check_tensors(plan)
+    parameters = _check_tensors(plan, device_map)
     denoiser = TransformersDenoiser(
         model=load_lean(plan, placement)
         if plan.lean
@@ -308,11 +314,12 @@ def _longest(plan: Blueprint, asked: int | None) -> int:
     return asked
 
 
-def _check_tensors(plan: Blueprint) -> int:
+def _check_tensors(plan: Blueprint, device_map: object) -> int:
     """Compare the files with the model, name by name; returns the number of parameters."""
     tensors = stored_tensors(plan.folder)
     check_sizes(plan, tensors)
     model = build_on_meta(plan)
+    check_map_names(device_map, model)
     parameters: int = sum(parameter.numel() for parameter in model.parameters())
     if plan.method is not None:  # its tensors are packed; loading says what does not fit
         return parameters

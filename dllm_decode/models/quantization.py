@@ -130,6 +130,14 @@ def require_quantization(kind: str | None, method: str | None, placement: Placem
         placement.tensor_parallel is None,
         "quantised weights cannot be shared by model.tensor_parallel; use model.device_map",
     )
+    places = placement.device_map
+    if isinstance(places, Mapping):
+        there = {str(place) for place in places.values()}
+        require(
+            "disk" not in there and ("cpu" not in there or there == {"cpu"}),
+            "quantised weights stay where they are computed with: model.device_map must not send "
+            f"some of them to the disk or the processor, got {dict(places)}",
+        )
     package = KINDS[kind] if kind is not None else PUBLISHED[str(method)]
     for needed in (package, "accelerate"):
         if find_spec(needed) is None:

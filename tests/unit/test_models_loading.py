@@ -468,6 +468,24 @@ WRONG = [
     ({"device": "gpu"}, "model.device must be auto, cpu or a device of this machine, got 'gpu'"),
     ({"attn_implementation": "fast"}, "model.attn_implementation must be one of sdpa"),
     ({"attn_implementation": "flash_attention_2"}, "flash_attention_2 runs on GPUs alone; use"),
+    ({"device_map": "nonsense"}, r"device_map must be auto, .*sequential, a mapping, cpu or a dev"),
+    ({"device_map": "meta"}, r"model\.device_map must be auto, .* got 'meta' \(it holds no num"),
+    ({"device_map": 3}, r"model\.device_map must be one of auto, .* or a mapping .* got 3"),
+    ({"device_map": {}}, r"or a mapping from names of modules \('' for all\) to devices, got {}"),
+    ({"device_map": {3: "cpu"}}, r"or a mapping from names of modules .*, got {3: 'cpu'}"),
+    ({"device_map": {"": 77}}, r"device_map\[''\] must be disk, the number of a GPU, cpu or a dev"),
+    ({"device_map": {"": None}}, r"model\.device_map\[''\] must be .* got None"),
+    ({"device_map": {"": "gpu"}}, r"model\.device_map\[''\] must be .* got 'gpu'"),
+    (
+        {"device_map": {"modl": "cpu"}},
+        "names 'modl', which the model does not have; it has",
+    ),
+    ({"device_map": {"model": "cpu"}}, "model.device_map says nothing about lm_head.weight"),
+    ({"device_map": {"": "disk"}}, "sends the embedding to the disk, .* give model.embed"),
+    (
+        {"device_map": {"": "cpu", "lm_head": "disk"}, "quantization": "int8"},
+        "quantised weights stay where they are computed with: model.device_map must not send",
+    ),
     ({"device_map": "auto", "tensor_parallel": 2}, "device_map and model.tensor_parallel exclude"),
     ({"tensor_parallel": 2}, "needs as many processes; start with torchrun --nproc-per-node 2"),
     ({"tensor_parallel": 1}, "model.tensor_parallel must be a whole number >= 2, got 1"),
@@ -482,6 +500,16 @@ WRONG = [
 def test_settings_that_cannot_work_are_refused_by_key(options, message):
     with pytest.raises(ConfigError, match=message):
         load_model(str(GOLDEN / "llada"), **({"device": "cpu"} | options))
+
+
+def test_a_number_of_processes_that_cannot_share_the_model_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"needs as many processes, but torchrun has started 2"):
+        golden("llada", tensor_parallel=3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"tensor_parallel=3 must divide the \d key/value heads"):
+        golden("llada", tensor_parallel=3)
 
 
 def test_a_device_map_without_accelerate_is_refused_with_the_fix(monkeypatch):
