@@ -133,7 +133,7 @@ def pack(module: nn.Module, name: str, weight: Tensor, kind: str) -> None:
     parametrize.register_parametrization(module, name, packing, unsafe=True)
 
 
-class _Pack(ConversionOps):
+class _Pack(ConversionOps):  # type: ignore[misc]
     """Packs experts as they are read, and leaves other weights to the library one by one."""
 
     def __init__(self, kind: str, others: ConversionOps) -> None:

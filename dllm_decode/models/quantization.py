@@ -239,7 +239,7 @@ def _experts(model: Any) -> Iterator[torch.Tensor]:
 
 def _experts_of_a_layer(model: Any) -> int:
     """Numbers in the experts of the layer that has most, 0 for dense models."""
-    return max(
+    most: int = max(
         sum(
             parameter.numel()
             for name, parameter in module.named_parameters(recurse=False)
@@ -247,6 +247,7 @@ def _experts_of_a_layer(model: Any) -> int:
         )
         for module in model.modules()
     )
+    return most
 
 
 @dataclass(frozen=True)
