@@ -1,4 +1,7 @@
-"""Experts of a mixture in fewer bits: packed as they are read, unpacked a layer at a time."""
+"""Weights in fewer bits as transformers makes them, and the experts, which it leaves as they are.
+
+Experts are packed as they are read and unpacked a layer at a time.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers import BitsAndBytesConfig, TorchAoConfig
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -176,7 +180,28 @@ class _WithExperts:
         return _Pack(self.kind, super().get_quantize_ops())  # type: ignore[misc]
 
 
-def method_with_experts(kind: str) -> str:
+def for_transformers(kind: str, dtype: torch.dtype) -> Any:
+    """The settings with which transformers quantises weights as it reads them; never the head.
+
+    Args:
+        kind: One of `KINDS`.
+        dtype: In which products are computed.
+    """
+    if kind == "nf4":
+        made: Any = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    else:
+        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+
+        packing = {"group_size": INT4_GROUP, "int4_packing_format": "tile_packed_to_4d"}
+        int8 = kind == "int8"
+        made = TorchAoConfig(Int8WeightOnlyConfig() if int8 else Int4WeightOnlyConfig(**packing))
+    made.quant_method = _method(kind)
+    return made
+
+
+def _method(kind: str) -> str:
     """The name under which transformers knows the quantiser of a kind that packs experts, too."""
     return f"dllm_decode_{kind}"
 
@@ -186,6 +211,6 @@ for _kind, _library in {
     "int4": TorchAoHfQuantizer,
     "nf4": Bnb4BitHfQuantizer,
 }.items():
-    register_quantizer(method_with_experts(_kind))(
+    register_quantizer(_method(_kind))(
         type(f"{_kind}WithExperts", (_WithExperts, _library), {"kind": _kind})
     )

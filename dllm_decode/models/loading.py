@@ -32,7 +32,6 @@ from dllm_decode.models.lora import locate_base, merge, wanted
 from dllm_decode.models.placement import Placement, check_map_names
 from dllm_decode.models.quantization import (
     as_published,
-    for_transformers,
     require_quantization,
     say_how_experts_run,
 )
@@ -341,6 +340,8 @@ def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> An
     config = make_config(plan.spec, plan.settings)
     options = placement.for_transformers()
     if kind is not None:
+        from dllm_decode.models.experts import for_transformers
+
         options["quantization_config"] = for_transformers(kind, placement.dtype)
     if plan.method is not None:
         config.quantization_config = as_published(plan.published.values)

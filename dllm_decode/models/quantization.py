@@ -158,31 +158,6 @@ def require_quantization(kind: str | None, method: str | None, placement: Placem
         )
 
 
-def for_transformers(kind: str, dtype: torch.dtype) -> Any:
-    """The settings with which transformers quantises weights as it reads them; never the head.
-
-    Args:
-        kind: One of `KINDS`.
-        dtype: In which products are computed.
-    """
-    from transformers import BitsAndBytesConfig, TorchAoConfig
-
-    from dllm_decode.models.experts import method_with_experts
-
-    if kind == "nf4":
-        made: Any = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    else:
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
-
-        packing = {"group_size": INT4_GROUP, "int4_packing_format": "tile_packed_to_4d"}
-        int8 = kind == "int8"
-        made = TorchAoConfig(Int8WeightOnlyConfig() if int8 else Int4WeightOnlyConfig(**packing))
-    made.quant_method = method_with_experts(kind)
-    return made
-
-
 def holds_experts(module: nn.Module, name: str) -> bool:
     """Whether a parameter of a module holds the experts of a layer: (experts, rows, columns)."""
     parameter = module._parameters.get(name)

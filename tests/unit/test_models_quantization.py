@@ -319,7 +319,7 @@ def test_four_bits_on_a_gpu_are_made_by_torchao_in_bfloat16(monkeypatch):
     with pytest.raises(ConfigError, match=r"needs model\.dtype=bfloat16, got float16"):
         require_quantization("int4", None, Gpu("float16"))
     pytest.importorskip("torchao")
-    made = quantization.for_transformers("int4", torch.bfloat16).quant_type
+    made = experts.for_transformers("int4", torch.bfloat16).quant_type
     assert made.group_size == quantization.INT4_GROUP
     assert made.int4_packing_format == "tile_packed_to_4d"
 
