@@ -295,9 +295,7 @@ def test_a_run_leaves_a_filter_that_decodes_and_a_report(tmp_path: Path) -> None
     assert report["reference"] is None
     one, other = (AcceptanceFilter.load(f / "filter.safetensors") for f in (folder, second))
     for mine, theirs in zip(one.weights(), other.weights(), strict=True):
-        assert torch.equal(
-            mine, theirs
-        )  # neither the batch nor committing what is certain together matters
+        assert torch.equal(mine, theirs)  # the batch does not matter, nor several at once
     decoding = [
         "strategy=learn2pd",
         f"strategy.select.weights={folder / 'filter.safetensors'}",
