@@ -19,9 +19,9 @@ from dllm_decode import storage
 from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.errors import CapabilityError, CheckpointError, require, require_count
 from dllm_decode.models.files import FLOATS, read_header
+from dllm_decode.models.locate import Shelf
 
-BUNDLED = "bundled:"
-ASSETS = Path(__file__).parent / "assets" / "drafters"
+SHELF = Shelf("drafter", "drafters/{}.safetensors", "train_drafter", "strategy.select.weights")
 _START = 0.5  # of the last norm's weights: 0 hardly learns, 1 has to be unlearned first
 _THETA = 10_000.0  # base of the rotary positions
 
@@ -171,7 +171,7 @@ class LayerDrafter:
         Raises:
             CheckpointError: The file is missing, damaged, or not that of a draft layer.
         """
-        file = find(path)
+        file = SHELF.find(path)
         try:
             stored = read_header(file)
         except CheckpointError as error:
@@ -208,23 +208,6 @@ class LayerDrafter:
         tensors = {name: w.detach().cpu().bfloat16().contiguous() for name, w in weights.items()}
         with storage.replacing(path) as partial:
             partial.write_bytes(save(tensors, metadata=notes))
-
-
-def find(path: str | Path) -> Path:
-    """The file of a drafter; raises `CheckpointError` where there is none.
-
-    Args:
-        path: A file, or `bundled:NAME`.
-    """
-    name = str(path)
-    bundled = name.startswith(BUNDLED)
-    file = ASSETS / f"{name.removeprefix(BUNDLED)}.safetensors" if bundled else Path(name)
-    if not file.expanduser().is_file():
-        raise CheckpointError(
-            f"drafter {name} was not found (looked for {file}); train one with "
-            "task=train_drafter and give its drafter.safetensors as strategy.select.weights"
-        )
-    return file.expanduser()
 
 
 def _empty(file: Path, shapes: Mapping[str, tuple[int, ...]], heads: str | None) -> DraftLayer:
