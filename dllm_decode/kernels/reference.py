@@ -255,6 +255,8 @@ def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, boo
 def _rows_of_a_block(logits: Tensor) -> int | None:
     """How many rows make a block of `_blocks`, None where all of them are one."""
     count, vocabulary = logits.shape
+    if count * vocabulary <= _BLOCK:
+        return None
     rows = max(2, torch.get_num_threads() * _BLOCK // max(1, vocabulary))
     return None if logits.device.type != "cpu" or count <= rows + 1 else rows
 
