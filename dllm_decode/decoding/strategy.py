@@ -147,6 +147,11 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
         """A light network that predicts again between two forward passes; see `StepView.draft`."""
         return None
 
+    @property
+    def drafter_widths(self) -> tuple[int, int] | None:
+        """Widths of the states and embeddings that the drafter is for, or None for any."""
+        return None
+
     def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
         """Ids that the part will remove from the prediction.
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from dllm_decode import storage
 from dllm_decode.errors import CheckpointError
 from dllm_decode.models.files import FLOATS, StoredTensor, read_header
+from dllm_decode.models.locate import Shelf
 
-BUNDLED = "bundled:"
-ASSETS = Path(__file__).parent / "assets" / "filters"
+SHELF = Shelf("filter", "filters/{}.safetensors", "train_filter", "strategy.select.weights")
 _NAMES = ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")
 
 
@@ -80,7 +80,7 @@ class AcceptanceFilter:
         published weights; the metadata block_length, model_fingerprint and doubt are optional.
         Raises `CheckpointError` for files that are missing, damaged or of other shapes.
         """
-        file = find(path)
+        file = SHELF.find(path)
         try:
             stored = read_header(file)
         except CheckpointError as error:
@@ -115,19 +115,6 @@ class AcceptanceFilter:
         }
         with storage.replacing(path) as partial:
             partial.write_bytes(save(tensors, metadata=notes))
-
-
-def find(path: str | Path) -> Path:
-    """The file of a filter; raises `CheckpointError` where there is none."""
-    name = str(path)
-    bundled = name.startswith(BUNDLED)
-    file = ASSETS / f"{name.removeprefix(BUNDLED)}.safetensors" if bundled else Path(name)
-    if not file.expanduser().is_file():
-        raise CheckpointError(
-            f"filter {name} was not found (looked for {file}); train one with "
-            "task=train_filter and give its filter.safetensors as strategy.select.weights"
-        )
-    return file.expanduser()
 
 
 def _check_shapes(file: Path, stored: list[StoredTensor], block_length: str | None) -> None:

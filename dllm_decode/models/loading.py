@@ -16,7 +16,7 @@ from dllm_decode.models.blueprint import (
     blueprint,
     build_on_meta,
     check_sizes,
-    edit_ids,
+    editing_ids,
     import_class,
     make_config,
     special_ids,
@@ -29,12 +29,11 @@ from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.locate import licence_of
 from dllm_decode.models.lora import locate_base, merge, wanted
-from dllm_decode.models.placement import Placement
+from dllm_decode.models.placement import Placement, check_map_names
 from dllm_decode.models.quantization import (
     as_published,
-    for_transformers,
     require_quantization,
-    warn_of_experts,
+    say_how_experts_run,
 )
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import ModelSpec
@@ -73,6 +72,7 @@ def load_model(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_control_tokens: bool = False,
     edits: bool = False,
+    edit_ids: Sequence[int] | None = None,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -115,6 +115,8 @@ def load_model(
             of being text.
         edits: Whether the model was trained to write over its own tokens, and was published with a
             decoding that does; decoding it otherwise says so.
+        edit_ids: Ids with which the model inserts and deletes, which is not done here: they are
+            never generated, and loading says so. None for what config.json says.
 
     Raises:
         ConfigError: A setting cannot work; the message names its key.
@@ -155,18 +157,24 @@ def load_model(
         "model.adapters cannot be merged into quantised weights; merge them into the plain ones "
         "(save_pretrained) and quantise the result",
     )
+    heads = plan.settings["num_key_value_heads"]
+    require(
+        heads % (tensor_parallel or 1) == 0,
+        f"model.tensor_parallel={tensor_parallel} must divide the {heads} key/value heads of the "
+        "model",
+    )
     block = _block_length(plan, block_length, attn_implementation)
-    vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or ())
-    if edit_ids(plan):
+    vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or (), edit_ids)
+    if never := editing_ids(plan, edit_ids):
         log.warning(
             "%s is decoded without insert and delete: the ids with which it edits its own text "
-            "(%s) are never generated", found.name, ", ".join(map(str, edit_ids(plan))),
+            "(%s) are never generated", found.name, ", ".join(map(str, never)),
         )  # fmt: skip
-    parameters = _check_tensors(plan)
+    parameters = _check_tensors(plan, device_map)
     denoiser = TransformersDenoiser(
         model=load_lean(plan, placement)
         if plan.lean
-        else merge(_load_weights(plan, placement, quantization), merged),
+        else merge(_load_weights(plan, placement, quantization), merged, found.name),
         vocab=vocab,
         max_length=_longest(plan, max_length),
         shifted=plan.spec.shifted,
@@ -305,11 +313,12 @@ def _longest(plan: Blueprint, asked: int | None) -> int:
     return asked
 
 
-def _check_tensors(plan: Blueprint) -> int:
+def _check_tensors(plan: Blueprint, device_map: object) -> int:
     """Compare the files with the model, name by name; returns the number of parameters."""
     tensors = stored_tensors(plan.folder)
     check_sizes(plan, tensors)
     model = build_on_meta(plan)
+    check_map_names(device_map, model)
     parameters: int = sum(parameter.numel() for parameter in model.parameters())
     if plan.method is not None:  # its tensors are packed; loading says what does not fit
         return parameters
@@ -331,6 +340,8 @@ def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> An
     config = make_config(plan.spec, plan.settings)
     options = placement.for_transformers()
     if kind is not None:
+        from dllm_decode.models.experts import for_transformers
+
         options["quantization_config"] = for_transformers(kind, placement.dtype)
     if plan.method is not None:
         config.quantization_config = as_published(plan.published.values)
@@ -358,10 +369,13 @@ def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> An
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # readers in native code raise classes of their own
-        raise CheckpointError(f"{plan.folder} cannot be loaded: {error}") from error
+        reason = str(error)
+        if "CONVERSION" in reason:  # transformers points to a report that nobody sees
+            reason = f"transformers cannot convert its tensors (quantised: {plan.method or kind})"
+        raise CheckpointError(f"{plan.folder} cannot be loaded: {reason}") from error
     problems = [f"{kind.replace('_', ' ')}: {names}" for kind, names in report.items() if names]
     if problems:
         raise CheckpointError(f"{plan.folder} was not loaded completely: {'; '.join(problems)}")
     if kind is not None:
-        warn_of_experts(build_on_meta(plan), kind)
+        say_how_experts_run(build_on_meta(plan), kind)
     return model if placement.is_spread or quantised else model.to(placement.device)
