@@ -116,7 +116,8 @@ def rotated(values: Tensor, live: Tensor) -> Tensor:
     half = values.shape[-1] // 2
     columns = torch.arange(live.shape[1], device=live.device)
     places = (columns - live.int().argmax(1, keepdim=True)).float()
-    speeds = _THETA ** -(torch.arange(half, device=live.device) / half)
+    # times, not divided by: CUDA would round that otherwise
+    speeds = _THETA ** -(torch.arange(half, device=live.device) * (1 / half))
     turn = places[:, None, :, None] * speeds
     one, two = values.chunk(2, -1)
     return torch.cat((one * turn.cos() - two * turn.sin(), two * turn.cos() + one * turn.sin()), -1)
@@ -142,17 +143,26 @@ class LayerDrafter:
     def __call__(self, model: Capabilities, states: Tensor, tokens: Tensor, live: Tensor) -> Tensor:
         """See `Drafter`; of the type of the states that came in."""
         assert model.embed is not None  # checked when the decoder was composed
-        embedded, weight = model.embed(tokens), self.layer.join.weight
-        width, both = weight.shape
-        if (states.shape[-1], embedded.shape[-1]) != (width, both - width):
+        embedded = model.embed(tokens)
+        found = states.shape[-1], embedded.shape[-1]
+        if found != self.widths:  # of a model that did not say the width of its states
             raise CapabilityError(
-                f"the draft layer is for states of width {width} and embeddings of {both - width}, "
-                f"but the model has {states.shape[-1]} and {embedded.shape[-1]}"
+                f"the draft layer is for states of width {self.widths[0]} and embeddings of "
+                f"{self.widths[1]}, but the model has {found[0]} and {found[1]}"
             )
-        if weight.device != states.device:
-            self.layer.to(states.device)
         new: Tensor = self.layer(embedded, states, live)
         return new.to(states.dtype)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Widths of the states and of the embeddings that the layer is for."""
+        width, both = self.layer.join.weight.shape
+        return width, both - width
+
+    def to(self, device: torch.device) -> LayerDrafter:
+        """This drafter, its weights moved to a device."""
+        self.layer.to(device)
+        return self
 
     @staticmethod
     def load(path: str | Path) -> LayerDrafter:
