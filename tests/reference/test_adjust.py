@@ -123,7 +123,7 @@ def test_drafts_stand_apart_in_changes_traces_results_and_samples() -> None:
     endless = HashDenoiser(added=dict.fromkeys(VOCAB.eot_ids, -50.0))
     whole = Decoder(endless, decoder.strategy, Blocks(4)).decode(Request(((1, 2),), 7))
     sample = sample_of(question, DecodedRow(whole.rows[0], slots=7))
-    assert max(sample.steps) == 6 and sample.forwards + sample.drafts == 7
+    assert max(sample.steps) >= sample.forwards == 3
     assert Sample.from_record(sample.to_record()) == sample, "a step is a pass or a draft"
     assert next(m for m in METRICS if m.name == "drafts").of([sample]) == 4.0
 
