@@ -255,6 +255,31 @@ def test_worked_steps_are_hidden_or_shown_as_a_whole_as_often_as_asked(
     assert len(whole) > 10 and least <= sum(whole) / len(whole) <= most
 
 
+def test_the_numbers_of_a_tale_that_follow_from_others_are_hidden_on_their_own() -> None:
+    encoder = Batches(Mixture(), 0, 0).encoder
+    tale = encoder.answer("He had 9 pens. Ben lost 3 pens and had 6 left. Ben had 6.")
+    assert encoder.results(np.array([tale])).nonzero()[1].tolist() == [11]
+    assert encoder.sentences(np.array([tale]))[0].tolist() == [0] * 5 + [1] * 9 + [2] * 4
+    batches = Batches(Mixture(batch_tokens=2000, counted=1.0), 1, 0)
+    only = {name: float(name == "tale") for name in TRAINED}
+    ended = 0
+    for step in range(3):
+        batch = batches.batch(step, only)
+        clean = batch.tokens.copy().reshape(-1)
+        clean[batch.wanted] = batch.target
+        clean = clean.reshape(batch.tokens.shape)
+        for row, shown, results in zip(clean, batch.tokens, encoder.results(clean), strict=True):
+            # padding and the end of text are hidden at a rate of their own
+            hidden = (shown == encoder.mask) & (row != encoder.eot)
+            words = np.flatnonzero(hidden & ~results)
+            if len(words):  # from a full stop on all is hidden
+                told = row[words[0] : row.tolist().index(encoder.eot)]
+                assert encoder.text(".") == [row[words[0] - 1]]
+                assert hidden[words[0] :].sum() >= len(told) - results[words[0] :].sum()
+                ended += 1
+    assert ended > 5
+
+
 def test_sudokus_of_a_batch_are_variations_and_none_is_held_out() -> None:
     batches = Batches(Mixture(batch_tokens=2000), 1, 0)
     only = {name: float(name == "sudoku6-read") for name in TRAINED}
