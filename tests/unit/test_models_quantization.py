@@ -378,7 +378,10 @@ def test_the_experts_of_a_mixture_are_packed_and_counted(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("kind", "most"), [("int8", 0.012), ("int4", 0.12), ("nf4", 0.12)])
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [("int8", 0.012), ("int4", 0.12), pytest.param("nf4", 0.12, marks=pytest.mark.slow)],
+)
 def test_what_is_unpacked_is_near_what_was_packed(kind, most, dtype, monkeypatch):
     if kind == "nf4":
         pytest.importorskip("bitsandbytes")
