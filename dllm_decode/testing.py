@@ -126,6 +126,11 @@ class HashDenoiser:
         """States are shown, the logits without `added`, and embeddings, one-hot."""
         return frozenset({"hidden", "embeddings"})
 
+    @property
+    def width(self) -> int:
+        """Of the states: one number per id."""
+        return self.vocab.size
+
     def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """What the head starts from, (B, W, V); see `dllm_decode.decoding.denoiser`."""
         passes = len(self.rows_per_pass)

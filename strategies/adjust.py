@@ -42,7 +42,8 @@ class Adjust(RuleWrapper):
         rule: what a step commits: a strategy, or a pipeline of one with transforms and filters, of
             which each step commits at least one position and opens none again.
         drafts: K, steps of the rule behind the one that the model itself decides, 0 or more.
-        weights: safetensors file of the draft layer, or `bundled:NAME`; from Python any `Drafter`.
+        weights: safetensors file of the draft layer, or `bundled:NAME`; from Python any `Drafter`;
+            one with a method `to`, as a module has it, is moved to the device of the model.
         match_model: refuse a layer that was trained for another checkpoint.
 
     Raises:
@@ -89,6 +90,12 @@ class Adjust(RuleWrapper):
         """The model the layer was trained for, None where that is not to be checked."""
         made_for: str | None = getattr(self.drafter, "fingerprint", None)
         return made_for if self.match_model else None
+
+    @property
+    def drafter_widths(self) -> tuple[int, int] | None:
+        """What the layer is for; None for drafters that do not say it."""
+        widths: tuple[int, int] | None = getattr(self.drafter, "widths", None)
+        return widths
 
     def decide(self, view: StepView, memory: Memory | None) -> Decision:
         """What all steps commit, each decided when the ones before it stand."""

@@ -158,6 +158,7 @@ class SimulatedGpu(contextlib.ExitStack):
             (torch.cuda, "device", lambda _: contextlib.nullcontext()),
             (torch.cuda, "CUDAGraph", Graph),
             (torch.cuda, "graph", self.capture),
+            (nn.Module, "to", lambda module, device: self.moved(module, device)),
             (SimulatedGpu, "now", self),
         ):
             self.enter_context(mock.patch.object(target, name, value))
@@ -184,6 +185,12 @@ class SimulatedGpu(contextlib.ExitStack):
                 if values is not None:
                     part._buffers[name] = OnGpu(unwrapped(values), torch.device(device))
         return module
+
+    def moved(self, module: nn.Module, device) -> nn.Module:
+        """`module.to(device)` by hand: torch would write into memory that is not there."""
+        if any(weight.device != torch.device(device) for weight in module.parameters()):
+            self.note(self.uploads, "weights")
+        return self.place(module, str(device))
 
     @contextlib.contextmanager
     def silence(self) -> Iterator[None]:

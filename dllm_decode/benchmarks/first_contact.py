@@ -46,6 +46,19 @@ from dllm_decode.models.spec import SPECS
 COPIED = 2 * 2**30  # bytes that the measurement of the bandwidth takes
 SWEPT = 2**28  # bytes that a stopwatch takes on a GPU
 AGREES = 1e-3  # largest relative difference of sums in which kernels agree with the definition
+# Seconds after which a step says no more: 100 in all, and one line more than that takes at most as
+# long as a kernel takes to compile (20 seconds), so that two minutes are enough.
+SHARES = {
+    "machine": 2.0,
+    "kernels against the definition": 40.0,
+    "copy bandwidth": 5.0,
+    "kernels against one read": 15.0,
+    "head against the product": 15.0,
+    "one step": 15.0,
+    "attention": 2.0,
+    "waits in three steps": 4.0,
+    "experts": 2.0,
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,8 @@ def first_contact(
         sizes: How large the steps are; None for those that a card of 8 GB holds.
         tell: Is told the title of each step before it begins.
     """
-    sizes, contact, started = sizes or Sizes(), Contact(), time.perf_counter()
+    sizes, contact, started = sizes or Sizes(), Contact(), _now()
+    end = started + sum(SHARES.values())
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -151,11 +165,12 @@ def first_contact(
     }
     for title, step in steps.items():
         tell(title)
-        contact.found[title] = _taken(title, step, contact.problems, gpu)
+        seconds = min(SHARES[title], end - _now())
+        contact.found[title] = _taken(title, step, contact.problems, gpu, seconds)
     if gpu:
         peak = torch.cuda.max_memory_allocated(device)
         contact.found["peak memory"] = [f"{peak / 2**30:.2f} GiB"]
-    contact.found["time taken"] = [f"{time.perf_counter() - started:.0f} s"]
+    contact.found["time taken"] = [f"{_now() - started:.0f} s"]
     return contact
 
 
@@ -171,13 +186,29 @@ class _Lazy:
         return self._made
 
 
+def _now() -> float:
+    return time.perf_counter()
+
+
 def _taken(
-    title: str, step: Callable[[], Iterator[str]], problems: list[str], gpu: bool
+    title: str,
+    step: Callable[[], Iterator[str]],
+    problems: list[str],
+    gpu: bool,
+    seconds: float,
 ) -> list[str]:
-    """The lines of a step, up to where it failed."""
+    """The lines of a step, up to where it failed or had used its time."""
+    if seconds <= 0:
+        return ["left out: the steps before have used the time"]
     lines: list[str] = []
+    end = _now() + seconds
     try:
-        lines.extend(step())
+        said = step()
+        for line in said:
+            lines.append(line)
+            if _now() > end:
+                lines.append(f"stopped here: its {seconds:.0f} s are over")
+                break
     except Exception as error:  # whatever it is, the other steps are worth taking
         memory = isinstance(error, torch.OutOfMemoryError)
         text = (str(error).strip() or "no reason given").splitlines()[0]

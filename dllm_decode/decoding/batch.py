@@ -19,7 +19,15 @@ from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import StoringDenoiser
 from dllm_decode.decoding.parameters import columns_of_parameters
-from dllm_decode.decoding.returned import FLAGS, LONG, blamed, check_plane, kind_of, named
+from dllm_decode.decoding.returned import (
+    FLAGS,
+    LONG,
+    blamed,
+    check_plane,
+    kind_of,
+    named,
+    plane_fault,
+)
 from dllm_decode.decoding.schedule import Window
 from dllm_decode.decoding.strategy import Budget, Revisions
 from dllm_decode.decoding.types import (
@@ -243,6 +251,21 @@ class ExtraPasses:
 @lru_cache(maxsize=64)
 def _takes_view(kind: type) -> bool:
     return len(signature(kind.window).parameters) > 2  # type: ignore[attr-defined]
+
+
+def _window_fault(window: Any, rows: Tensor) -> str:
+    """What is wrong with an answer of a schedule, empty if nothing is; rows (B,) of the batch."""
+    if not isinstance(window, Window):
+        return f"is {kind_of(window)}; it must be a Window"
+    count, device, index = rows.shape[0], rows.device, window.index
+    width = index.shape[-1] if isinstance(index, Tensor) and index.numel() else "W"
+    planes = [("index", index, (count, width), LONG), ("key", window.key, (count,), LONG)]
+    if window.inside is not None:
+        planes.append(("inside", window.inside, (count, width), FLAGS))
+    for name, plane, shape, kinds in planes:
+        if fault := plane_fault(plane, shape, kinds, device):
+            return f"as {name} is {fault}"
+    return ""
 
 
 def _inside(index: Tensor, key: Tensor, snapshot: Snapshot) -> Window:
@@ -471,16 +494,11 @@ class Batch:
     def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
         schedule = self.parts.schedule
-        window = schedule.window(*((snapshot, view) if self._shows_view else (snapshot,)))
-        who = f"{named('schedule', schedule)}: what window returned"
-        if not isinstance(window, Window):
-            raise PluginError(f"{who} is {kind_of(window)}; it must be a Window")
-        rows, device = snapshot.rows.shape[0], snapshot.rows.device
-        check_plane(who, window.index, (rows, "W"), LONG, device, "index")
-        check_plane(who, window.key, (rows,), LONG, device, "key")
+        window = schedule.window(snapshot, view) if self._shows_view else schedule.window(snapshot)
+        if fault := _window_fault(window, snapshot.rows):
+            raise PluginError(f"{named('schedule', schedule)}: what window returned {fault}")
         if window.inside is None:
             return _inside(window.index, window.key, snapshot)
-        check_plane(who, window.inside, window.index.shape, FLAGS, device, "inside")
         return window
 
     def _refresh(
@@ -594,9 +612,11 @@ class Batch:
 
     def _count(self, change: Change, extra: ExtraPasses) -> None:
         counters, upcoming = self.counters, self.next
-        took_part = upcoming.opened > 0
-        if upcoming.lingering is not None:
-            took_part = took_part | upcoming.lingering
+        took_part: Tensor | int = 1  # the host has just taken out whoever would not
+        if self._unseen > 1:
+            took_part = upcoming.opened > 0
+            if upcoming.lingering is not None:
+                took_part = took_part | upcoming.lingering
         counters.step = counters.step + took_part
         if change.steps is not None:
             more = (change.steps - 1) * took_part

@@ -7,9 +7,9 @@ values are the business of `settle`, because looking at them would make the host
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ from dllm_decode.decoding.types import (
 from dllm_decode.errors import ConfigError, DecisionError
 from dllm_decode.kernels.lazy import copied
 from dllm_decode.kernels.reference import cast
+
+Decide = TypeVar("Decide", bound=Callable[..., Decision])
 
 # Parts are untyped here: their classes stand in `strategy`, which calls them through this module.
 
@@ -73,6 +75,15 @@ def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory
     return memory
 
 
+def checks_itself(decide: Decide) -> Decide:
+    """Mark a `decide` that makes its decision of checked answers alone, to be checked no more.
+
+    The mark is the method's: a class that overrides it has none.
+    """
+    decide.checks_itself = True  # type: ignore[attr-defined]
+    return decide
+
+
 def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
     """The strategy's decision, planes of the right shapes and types in it.
 
@@ -82,7 +93,9 @@ def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
         memory: of the strategy.
     """
     with _Blaming(strategy, view) as who:
-        decision = strategy.decide(view, memory)
+        decision: Decision = strategy.decide(view, memory)
+    if getattr(type(strategy).decide, "checks_itself", False):
+        return decision
     return check_decision(decision, view, who)
 
 

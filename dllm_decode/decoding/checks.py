@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from dllm_decode.decoding.cache import CachePolicy
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoiser
 from dllm_decode.decoding.parameters import check_parameters
@@ -133,10 +135,26 @@ def _check_inside(name: str, part: Part, denoiser: Denoiser, cache: CachePolicy)
             f"{name} looks at the model's {', '.join(missing)}, which {model} does not provide; "
             f"it provides {', '.join(sorted(own.provides)) or 'nothing'}"
         )
+    _check_widths(name, part, denoiser)
     if part.drafter is not None and cache.stores:
         raise CapabilityError(
             f"{name} has a drafter, which needs the states of the whole canvas in every step, but "
             f"cache ({kind}) recomputes only a part; use cache=none"
+        )
+
+
+def _check_widths(name: str, part: Part, denoiser: Denoiser) -> None:
+    """A drafter must be for states and embeddings as the model has them, where both say it."""
+    own, wanted = Capabilities.of(denoiser), part.drafter_widths
+    if wanted is None or own.width is None or own.embed is None:
+        return
+    one = torch.zeros(1, 1, dtype=torch.long, device=denoiser.device)
+    found = own.width, own.embed(one).shape[-1]
+    if found != wanted:
+        raise CapabilityError(
+            f"{name} has a drafter for states of width {wanted[0]} and embeddings of {wanted[1]}, "
+            f"but model ({type(denoiser).__name__}) has {found[0]} and {found[1]}; train one for "
+            "this model with task=train_drafter"
         )
 
 

@@ -104,6 +104,27 @@ class Drafter(Protocol):
         """
 
 
+@runtime_checkable
+class MovableDrafter(Drafter, Protocol):
+    """A drafter that has weights; every `torch.nn.Module` with the call of a drafter is one.
+
+    Examples:
+        >>> import torch
+        >>> class Adds(torch.nn.Module):
+        ...     def forward(self, model, states, tokens, live):
+        ...         return states + 1
+        >>> isinstance(Adds(), MovableDrafter)
+        True
+    """
+
+    def to(self, device: torch.device) -> Drafter:
+        """The drafter with its weights on a device; the run calls this before its first pass.
+
+        Args:
+            device: of the model.
+        """
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a denoiser declares beyond `Denoiser`; the defaults are those of a plain model.
@@ -123,6 +144,7 @@ class Capabilities:
         provides: what parts may see of the model's inside, by name: `hidden`, `embeddings`.
         states: with `hidden`: the pass without its output head, arguments as of a call, (B, W, D).
         head: with `hidden`: the output head on such states, (B, W, V).
+        width: with `hidden`: D, which draft layers are matched with; None where it is not said.
         embed: with `embeddings`: the input embeddings of tokens (B, L), (B, L, E).
         passes_per_call: forward passes that one call makes for every row, 1 or more, which are all
             counted.
@@ -143,6 +165,7 @@ class Capabilities:
     provides: Set[str] = frozenset()
     states: Callable[..., Tensor] | None = None
     head: Callable[[Tensor], Tensor] | None = None
+    width: int | None = None
     embed: Callable[[Tensor], Tensor] | None = None
     passes_per_call: int = 1
     replays: bool = False

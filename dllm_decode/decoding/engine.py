@@ -120,7 +120,7 @@ class _Work:
                 if joining:
                     self.run.admit(joining)
                 if self.run.live:
-                    self.run.step()
+                    self.run.advance()
             except DeviceError:
                 raise  # no row can be decoded again
             except torch.OutOfMemoryError as error:

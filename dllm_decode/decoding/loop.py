@@ -62,7 +62,7 @@ class Decoder(Composition):
         try:
             run.admit(range(request.rows))
             while run.live:
-                run.step()
+                run.advance()
         except KeyboardInterrupt:
             run.interrupt()
             raise Interrupted(run.result()) from None
@@ -158,8 +158,18 @@ class Run:
         self.monitor.sync()
 
     @_without_gradients
+    def advance(self) -> None:
+        """Steps until a row is done."""
+        live = self.live
+        while self.live == live:
+            self._step()
+
+    @_without_gradients
     def step(self) -> None:
         """One forward pass and the change that follows from it."""
+        self._step()
+
+    def _step(self) -> None:
         values = self.passes.ask(self.batch.plan())
         self.monitor.check(self._follow(self, values))
 

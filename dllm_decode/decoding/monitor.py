@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -45,6 +45,20 @@ def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
         begin += len(own)
         own = list(map(int, own)) if mixed and not floats[name] else own
         found[name] = own if tensor.dim() == 1 else _nested(own, tensor.shape)
+    return found
+
+
+def fetch_counts(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Whole numbers and flags, (N,) each, as lists of numbers, all of them in one transfer.
+
+    Args:
+        tensors: by name.
+    """
+    numbers, begin, found = torch.cat([*tensors.values()]).tolist(), 0, {}
+    for name, tensor in tensors.items():
+        end = begin + tensor.shape[0]
+        found[name] = numbers[begin:end]
+        begin = end
     return found
 
 
@@ -209,6 +223,7 @@ class Monitor:
         self._warned = False
         self._said = False
         self._passes = batch.parts.able.passes_per_call
+        self._trusts = takes_its_word(batch.parts.strategy)
 
     def check(self, check: PendingCheck) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
@@ -221,28 +236,36 @@ class Monitor:
     def sync(self) -> None:
         """Wait for the device: raise for faults, record and remove rows that are done."""
         pending, self._pending = self._pending, []
-        checks = {f"check {n}": check.counts for n, check in enumerate(pending)}
-        facts = fetch(**self.batch.sizes(), **checks)
-        for name, check in zip(checks, pending, strict=True):
-            self._judge(check, Counts(**dict(zip(check.names, facts.pop(name), strict=True))))
-        for at, (left, opened) in enumerate(zip(facts["undecided"], facts["open"], strict=True)):
-            if left and not opened:
-                raise self.batch.stuck(at)
-        self._check_gains(facts["undecided"], len(pending))
-        self._longest = max([1, *facts["undecided"]])
-        done = [at for at, left in enumerate(facts["undecided"]) if not left]
-        stay: Sequence[int] = range(len(facts["undecided"]))
-        if done:
+        wanted = self.batch.sizes()
+        for number, check in enumerate(pending):
+            wanted[f"check {number}"] = check.counts
+        facts = fetch_counts(wanted)
+        for number, check in enumerate(pending):
+            counts = facts.pop(f"check {number}")
+            if any(counts):
+                self._judge(check, Counts(**dict(zip(check.names, counts, strict=True))))
+        left, opened = facts["undecided"], facts["open"]
+        if 0 in opened:
+            self._refuse_stuck_rows(left, opened)
+        if self._trusts:
+            self._check_gains(left, len(pending))
+        self._longest = max(1, *left)
+        if 0 in left:
+            done = [at for at, count in enumerate(left) if not count]
             self.record(done)
             stay = self.batch.remove(done)
-        self.batch.measure({name: [values[at] for at in stay] for name, values in facts.items()})
+            facts = {name: [values[at] for at in stay] for name, values in facts.items()}
+        self.batch.measure(facts)
+
+    def _refuse_stuck_rows(self, left: Sequence[int], opened: Sequence[int]) -> None:
+        for at, (count, slots) in enumerate(zip(left, opened, strict=True)):
+            if count and not slots:
+                raise self.batch.stuck(at)
 
     def _check_gains(self, left: Sequence[int], steps: int) -> None:
         """Refuse a strategy that promised to commit something in every step and did not."""
         rows, before = self.batch.rows, self._left
         self._left = dict(zip(rows, left, strict=True))
-        if not takes_its_word(self.batch.parts.strategy):
-            return
         for at, row in enumerate(rows):
             if 0 < before.get(row, self._left[row] + steps) - steps < self._left[row]:
                 raise self._broken_word(at)

@@ -16,6 +16,7 @@ from torch import Tensor
 from dllm_decode.decoding.batch import Batch, Carried, of_one_width
 from dllm_decode.decoding.cache import Plan, spread
 from dllm_decode.decoding.composition import Composition
+from dllm_decode.decoding.denoiser import MovableDrafter
 from dllm_decode.decoding.guard import read_only
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
 from dllm_decode.decoding.returned import check_logits, check_prediction, check_states, named
@@ -76,6 +77,8 @@ class ModelPasses:
         self._own = parts.able
         inside = [part for _, part in parts.strategy.parts() if part.needs or part.drafter]
         self._drafter = next((part.drafter for part in inside if part.drafter), None)
+        if isinstance(self._drafter, MovableDrafter):
+            self._drafter = self._drafter.to(batch.device)
         self._shows_hidden = bool(inside)
         self._run = self._pass_of(parts)
         self.banned = ids_on(tuple(_banned_ids(parts)), batch.device).clone()  # views show it

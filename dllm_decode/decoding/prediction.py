@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
+from dllm_decode.kernels.lazy import once
 from dllm_decode.kernels.noise import Noise, gumbel
 from dllm_decode.kernels.reference import RowStatistics, Slots
 from dllm_decode.kernels.shards import VocabularyShard
@@ -106,7 +106,7 @@ class HiddenStates:
     hidden: Tensor
     weight: Tensor | VocabularyShard
 
-    @cached_property
+    @once
     def logits(self) -> Tensor:
         """(B, W, V), float32 or better; made once, when somebody asks for it."""
         hidden, weight = self.hidden.flatten(0, 1), self.weight
@@ -240,9 +240,10 @@ class Prediction(ABC):
             raise
 
     def _shaped(self, values: Tensor) -> Tensor:
-        if values.dtype.is_floating_point:
-            values = reference.cast(values, self._dtype)
-        return values.reshape(*self.shape[:2], *values.shape[1:])
+        if values.dtype != self._dtype and values.dtype.is_floating_point:
+            values = values.to(self._dtype)
+        rows, slots, _ = self.shape
+        return values.reshape(rows, slots, *values.shape[1:])
 
     def _share(self, logits: Tensor) -> Tensor:
         """Probabilities of logits (B, W, K) of this prediction.
@@ -254,44 +255,44 @@ class Prediction(ABC):
         share = (logits - maximum).exp() / total
         return reference.cast(share.masked_fill(self._emptied[..., None], 0.0), self._dtype)
 
-    @cached_property
+    @once
     def _emptied(self) -> Tensor:
         """Slots where every token has been removed, (B, W) bool."""
         return self._shaped(self._statistics.maximum == float("-inf"))
 
-    @cached_property
+    @once
     def top_token(self) -> Tensor:
         """The most likely token, lowest id on ties, -1 where all are removed, (B, W) int64."""
         return self._shaped(self._statistics.token).masked_fill(self._emptied, -1)
 
-    @cached_property
+    @once
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
         # 1 - certainty, without the detour through Python that a number in front takes
         return torch.rsub(self.top_certainty, 1.0).reciprocal()
 
-    @cached_property
+    @once
     def maximum(self) -> Tensor:
         """Largest logit of each slot, (B, W)."""
         return self._shaped(self._statistics.maximum)
 
-    @cached_property
+    @once
     def logsumexp(self) -> Tensor:
         """Natural logarithm of the partition sum, (B, W)."""
         return self._shaped(self._statistics.logsumexp).masked_fill(self._emptied, float("-inf"))
 
-    @cached_property
+    @once
     def entropy(self) -> Tensor:
         """Entropy in nats, (B, W)."""
         largest = math.log(self.shape[-1])
         return self._shaped(self._statistics.entropy).masked_fill(self._emptied, largest)
 
-    @cached_property
+    @once
     def healthy(self) -> Tensor:
         """Whether a slot's logits can be used at all, (B, W): no NaN, no +inf, not all banned."""
         return self._shaped(self._statistics.healthy)
 
-    @cached_property
+    @once
     def token(self) -> Tensor:
         """The proposal at each slot, (B, W) int64."""
         if self._draw is None:
@@ -308,7 +309,7 @@ class Prediction(ABC):
             )
         return drawn.long()
 
-    @cached_property
+    @once
     def confidence(self) -> Tensor:
         """Probability of `token`, (B, W)."""
         if self._draw is None:
@@ -317,7 +318,7 @@ class Prediction(ABC):
         known = self.token.clamp(max=self.shape[-1] - 1)
         return self._share(self._at(known[..., None]))[..., 0]
 
-    @cached_property
+    @once
     def certainty(self) -> Tensor:
         """By what slots are ranked: minus the odds against `token`, 0 at most, (B, W).
 
@@ -336,12 +337,12 @@ class Prediction(ABC):
         odds = torch.where(known.flatten() == statistics.token, statistics.rest, odds)
         return self._shaped(-odds).masked_fill(self._emptied, float("-inf"))
 
-    @cached_property
+    @once
     def top_certainty(self) -> Tensor:
         """`certainty` of `top_token`, (B, W)."""
         return self._shaped(-self._statistics.rest).masked_fill(self._emptied, float("-inf"))
 
-    @cached_property
+    @once
     def margin_certainty(self) -> Tensor:
         """By what slots are ranked by margin: -(1 - margin) / margin, 0 at most, (B, W)."""
         top = self._top_two
@@ -351,14 +352,14 @@ class Prediction(ABC):
         odds = (rest + below.exp()) / below.expm1()
         return reference.cast(odds, self._dtype).masked_fill(self._emptied, float("-inf"))
 
-    @cached_property
+    @once
     def _top_two(self) -> Tensor:
         values = self._top(2)[0]
         if values.shape[-1] == 2:
             return values
         return torch.cat([values, torch.full_like(values, float("-inf"))], -1)
 
-    @cached_property
+    @once
     def margin(self) -> Tensor:
         """Probability of the most likely token minus that of the second, (B, W)."""
         top = self._share(self._top_two)
@@ -371,7 +372,7 @@ class Prediction(ABC):
         """
         return self._share(self._of_ids(ids))
 
-    @cached_property
+    @once
     def probs(self) -> Tensor:
         """Dense probabilities (B, W, V) for plugins that need them; nothing here does."""
         return self.logits.softmax(-1).masked_fill(self._emptied[..., None], 0.0)
@@ -613,17 +614,17 @@ class DensePrediction(Prediction):
         self._banned = banned
         self._draw = draw
 
-    @cached_property
+    @once
     def shape(self) -> tuple[int, int, int]:
         rows, slots, vocabulary = self._raw.shape
         return rows, slots, vocabulary
 
-    @cached_property
+    @once
     def _rows(self) -> Tensor:
         """The logits as they came, (B * W, V)."""
         return self._raw.reshape(-1, self.shape[-1])
 
-    @cached_property
+    @once
     def _pass(self) -> tuple[RowStatistics, Tensor | None]:
         """The one pass over the logits: the statistics and, where it is free there, the draw."""
         rows, draw = self._rows, self._draw
@@ -639,11 +640,11 @@ class DensePrediction(Prediction):
     def _statistics(self) -> RowStatistics:
         return self._pass[0]
 
-    @cached_property
+    @once
     def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._raw.dtype)
 
-    @cached_property
+    @once
     def logits(self) -> Tensor:
         return self._shaped(reference.suppress(self._rows, self._banned))
 
@@ -697,16 +698,16 @@ class HeadPrediction(DensePrediction):
         self._banned = banned
         self._draw = draw
 
-    @cached_property
+    @once
     def shape(self) -> tuple[int, int, int]:
         rows, slots, _ = self._source.hidden.shape
         return rows, slots, self._source.weight.shape[0]
 
-    @cached_property
+    @once
     def _dtype(self) -> torch.dtype:
         return reference.working_dtype(self._source.hidden.dtype)
 
-    @cached_property
+    @once
     def _rows(self) -> Tensor:
         return self._source.logits.flatten(0, 1)
 
@@ -716,7 +717,7 @@ class HeadPrediction(DensePrediction):
         shared = isinstance(self._source.weight, VocabularyShard)
         return not self._source.has_logits and (shared or dispatch.uses_triton(self._source.hidden))
 
-    @cached_property
+    @once
     def _pass(self) -> tuple[RowStatistics, Tensor | None]:
         if self._sparse and self._draw is None:
             hidden = self._source.hidden.flatten(0, 1)
@@ -785,20 +786,20 @@ class BiasedPrediction(Prediction):
     def _dtype(self) -> torch.dtype:
         return self._base._dtype
 
-    @cached_property
+    @once
     def _additions(self) -> tuple[Tensor, Tensor]:
         """Ids and float64 additions (B, W, K), one slot per id."""
         if self._known is not None:
             return self._ids, self._delta
         return reference.merged_additions(self._ids, self._delta)
 
-    @cached_property
+    @once
     def _sparse_is_exact(self) -> bool:
         if self._never_negative or self._delta.device.type != "cpu":
             return self._never_negative
         return bool((self._additions[1] >= 0).all())
 
-    @cached_property
+    @once
     def _statistics(self) -> RowStatistics:
         if self._known is not None:
             return self._known
@@ -849,7 +850,7 @@ class BiasedPrediction(Prediction):
             never_negative=self._never_negative,
         )
 
-    @cached_property
+    @once
     def logits(self) -> Tensor:
         ids, delta = self._additions
         dense = self._base.logits.clone()
@@ -884,7 +885,7 @@ class DeferringPrediction(Prediction):
         self._ids = ids
         self._draw = _ProposalBelow()
 
-    @cached_property
+    @once
     def _rest(self) -> Prediction:
         """The distribution without the ids; nobody asks what it would propose."""
         rest = self._base._suppressed(self._ids)

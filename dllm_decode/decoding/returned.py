@@ -157,6 +157,8 @@ def check_prediction(
         values: (B, W, ...) of the pass.
         logits: what it was made of.
     """
+    if type(sampler) in (Greedy, Categorical):
+        return  # what they propose is looked at when somebody asks for it
     who = f"{named('sampler', sampler)}: what predict returned"
     if not isinstance(prediction, Prediction):
         raise PluginError(f"{who} is {kind_of(prediction)}; it must be a Prediction")
@@ -166,8 +168,6 @@ def check_prediction(
         raise PluginError(
             f"{who} has shape {tuple(prediction.shape)}; it must have that of the logits, {wanted}"
         )
-    if isinstance(sampler, Greedy | Categorical):
-        return  # what they propose is looked at when somebody asks for it
     try:
         token = prediction.token
     except (PredictionError, DrawError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -104,16 +105,34 @@ class Schedule(ABC):
         """
 
 
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _grid(length: int, start: int, columns: int, device: torch.device) -> Tensor:
+    """The block of each column, and of the one behind them: where it begins, and its number.
+
+    (columns + 1, 2). Made once per shape of a canvas, and looked up in every step.
+
+    Args:
+        length: columns per block.
+        start: where one of them begins.
+        columns: of the canvas.
+        device: where the table is needed.
+    """
+    offsets = torch.arange(-start, columns + 1 - start, device=device)
+    blocks = torch.div(offsets, length, rounding_mode="floor")
+    return torch.stack([blocks * length + start, blocks], 1)
+
+
 def _from(begin: Tensor, width: int, limit: Tensor, key: Tensor) -> Window:
     """Columns begin, begin + 1, ... of each row, up to a limit that is no column beyond the canvas.
 
     Args:
-        begin: (B,).
+        begin: (B, 1).
         width: slots.
         limit: (B,) one past the last column.
         key: (B,) see `Window`.
     """
-    columns = begin.unsqueeze(1) + numbers(width, begin.device)
+    columns = begin + numbers(width, begin.device)
     inside = columns < limit.unsqueeze(1)
     return Window(torch.where(inside, columns, -1), key, inside)
 
@@ -166,15 +185,15 @@ class Blocks(Schedule):
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The block around the first undecided column of each row."""
         if self.origin != "absolute":
-            first = snapshot.first_undecided - snapshot.start
-            block = torch.floor_divide(first, self.length)  # `//` takes a detour through Python
-            begin = block * self.length + snapshot.start
-            return _from(begin, self.length, snapshot.horizon, block)
+            width, device = snapshot.tokens.shape[1], snapshot.rows.device
+            begins = _grid(self.length, snapshot.start, width, device)
+            found = begins.index_select(0, snapshot.first_undecided)
+            return _from(found[:, :1], self.length, snapshot.horizon, found[:, 1])
         block = (snapshot.first_undecided - snapshot.first) // self.length
         begin = snapshot.first + block * self.length
         # a block that begins in the prompt ends no later for it
         limit = torch.minimum(begin + self.length, snapshot.horizon)
-        return _from(begin.clamp(min=snapshot.start), self.length, limit, block)
+        return _from(begin.clamp(min=snapshot.start)[:, None], self.length, limit, block)
 
 
 @dataclass(frozen=True)
@@ -192,7 +211,7 @@ class WholeCanvas(Schedule):
         """All columns up to the horizon."""
         begin = torch.full_like(snapshot.horizon, snapshot.start)
         width = snapshot.tokens.shape[1] - snapshot.start
-        return _from(begin, width, snapshot.horizon, torch.zeros_like(begin))
+        return _from(begin[:, None], width, snapshot.horizon, torch.zeros_like(begin))
 
 
 @dataclass(frozen=True)
@@ -225,7 +244,7 @@ class SlidingWindow(_OfWidth):
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """`width` columns from the first undecided one."""
         begin = snapshot.first_undecided
-        return _from(begin, self.width, snapshot.horizon, torch.zeros_like(begin))
+        return _from(begin[:, None], self.width, snapshot.horizon, torch.zeros_like(begin))
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,8 @@ def _asked(view: StepView, decision: Decision, strategy: Strategy) -> SlotChange
 
 def _not_granted(asked: SlotChanges, granted: SlotChanges) -> Tensor | None:
     """Edits and re-masks that were asked for in vain, (B,); None where none were asked for."""
+    if asked.edit is None and asked.remask is None:
+        return None
     counts = [
         (before > after).sum(1)
         for before, after in zip(asked[1:], granted[1:], strict=True)
@@ -264,10 +266,10 @@ def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor
     assert decision.scores is not None
     # where the model's own ranking is no number, its logits are refused
     own = vars(view.pred) if isinstance(view.pred, DensePrediction) else {}
-    names = ("certainty", "top_certainty", "margin_certainty", "confidence")
-    if not any(decision.scores is own.get(name) for name in names):
-        wrong = wrong | (view.open & decision.scores.isnan())
-    return wrong
+    for name in ("certainty", "top_certainty", "margin_certainty", "confidence"):
+        if decision.scores is own.get(name):
+            return wrong
+    return wrong | (view.open & decision.scores.isnan())
 
 
 def _writable(view: StepView, strategy: Strategy) -> Tensor:

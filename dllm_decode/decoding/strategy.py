@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.types import Change, Decision, Memory, Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import ConfigError, require_count
-from dllm_decode.kernels.lazy import copied
+from dllm_decode.kernels.lazy import copied, once
 
 
 @dataclass(frozen=True)
@@ -145,6 +144,11 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     @property
     def drafter(self) -> Drafter | None:
         """A light network that predicts again between two forward passes; see `StepView.draft`."""
+        return None
+
+    @property
+    def drafter_widths(self) -> tuple[int, int] | None:
+        """Widths of the states and embeddings that the drafter is for, or None for any."""
         return None
 
     def banned_ids(self, vocab: Vocab) -> tuple[int, ...]:
@@ -531,30 +535,42 @@ class Pipeline(Strategy):
         }
         return replace(self, select=self.select.with_parts(selection), **slots)
 
-    @cached_property
+    @once
     def revocable(self) -> bool:  # type: ignore[override]
         """Whether the selection may re-mask."""
         return self.select.revocable
 
-    @cached_property
+    @once
     def revises(self) -> bool:  # type: ignore[override]
         """Whether the selection may write over what it has committed."""
         return self.select.revises
 
-    @cached_property
+    @once
     def always_commits(self) -> bool:  # type: ignore[override]
         """Whether the selection always commits, and no filter can veto it."""
         return self.select.always_commits and not self.filters
 
-    @cached_property
+    @once
     def ranks(self) -> bool:  # type: ignore[override]
         """Whether the selection does, or a filter may."""
         return self.select.ranks or bool(self.filters)
 
-    @cached_property
+    @once
     def progress(self) -> Progress:
         """How the loop makes progress where nothing is committed: as the selection says."""
         return self.select.progress
+
+    @once
+    def _closing(self) -> Sequence[tuple[str, StopRule]]:
+        """The stop rules that may end a row in one go, with their place."""
+        rules = [(f"stop.{name}", rule) for name, rule in self.stop.items()]
+        return [(place, rule) for place, rule in rules if type(rule).closes is not StopRule.closes]
+
+    @once
+    def _ending(self) -> Sequence[tuple[str, StopRule]]:
+        """The stop rules that may move a horizon, with their place."""
+        rules = [(f"stop.{name}", rule) for name, rule in self.stop.items()]
+        return [(place, rule) for place, rule in rules if type(rule) is not NeverStop]
 
     def begin(self, request: Request, snapshot: Snapshot) -> PipelineMemory:
         """The memories of all parts, by place."""
@@ -565,6 +581,7 @@ class Pipeline(Strategy):
             }
         )
 
+    @calls.checks_itself
     def decide(self, view: StepView, memory: PipelineMemory) -> Decision:
         """The selection's decision on the transformed prediction, less what the filters veto."""
         made: list[tuple[str, Prediction]] = []
@@ -583,10 +600,7 @@ class Pipeline(Strategy):
             place = f"filters.{name}"
             kept = calls.keep(part, view.for_part(place), decision, memory.parts[place])
             decision = copied(decision, commit=decision.commit & kept)
-        for name, rule in self.stop.items():
-            if type(rule).closes is StopRule.closes:
-                continue
-            place = f"stop.{name}"
+        for place, rule in self._closing:
             close = calls.closes(rule, seen.for_part(place), memory.parts[place])
             decision = copied(decision, close=_either(decision.close, close))
         return decision
@@ -599,8 +613,7 @@ class Pipeline(Strategy):
         if type(self.select).horizon is not Strategy.horizon:
             own = view.for_part("select")
             nearest = calls.horizon(self.select, snapshot, own, change, memory.parts["select"])
-        for name, rule in self.stop.items():
-            place = f"stop.{name}"
+        for place, rule in self._ending:
             own = view.for_part(place)
             asked = calls.horizon(rule, snapshot, own, change, memory.parts[place])
             if asked is not snapshot.horizon:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from numbers import Integral
 from typing import Any, ClassVar, Protocol
 
@@ -22,7 +22,7 @@ from dllm_decode.decoding.prediction import (
 )
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import ConfigError
-from dllm_decode.kernels.lazy import LazyFields, copied
+from dllm_decode.kernels.lazy import LazyFields, copied, once
 from dllm_decode.kernels.noise import Noise
 
 
@@ -150,24 +150,24 @@ class Request:
         """Number of rows."""
         return len(self.prompts)
 
-    @cached_property
+    @once
     def lengths(self) -> tuple[int, ...]:
         """`max_new_tokens` of each row."""
         if isinstance(self.max_new_tokens, tuple):
             return self.max_new_tokens
         return (self.max_new_tokens,) * len(self.prompts)
 
-    @cached_property
+    @once
     def start(self) -> int:
         """The first generated column: the length of the longest prompt."""
         return max(map(len, self.prompts))
 
-    @cached_property
+    @once
     def width(self) -> int:
         """Canvas columns: those of the longest prompt and of the longest answer."""
         return self.start + max(self.lengths)
 
-    @cached_property
+    @once
     def last_fixed(self) -> tuple[int, ...]:
         """The last offset whose token is given in advance in each row, -1 where none is."""
         given = self.fixed or (None,) * self.rows
@@ -189,7 +189,7 @@ class Request:
             parameters=pick(self.parameters),
         )
 
-    @cached_property
+    @once
     def row_seeds(self) -> tuple[int, ...]:
         """The seed of each row; row i has seed i where none were given."""
         return tuple(range(self.rows)) if self.seeds is None else self.seeds
@@ -294,32 +294,32 @@ class Snapshot:
     rows: Tensor
     revised: Tensor | None = None
 
-    @cached_property
+    @once
     def columns(self) -> Tensor:
         """0, 1, ... L-1, (L,) int64."""
         return torch.arange(self.tokens.shape[1], device=self.tokens.device)
 
-    @cached_property
+    @once
     def live(self) -> Tensor:
         """Columns that still exist: behind the padding, before the horizon, (B, L) bool."""
         return (self.columns >= self.first[:, None]) & self._near
 
-    @cached_property
+    @once
     def undecided(self) -> Tensor:
         """Columns that still have to be decided, (B, L) bool."""
         return (self.editable > self.decided) & self._near
 
-    @cached_property
+    @once
     def left(self) -> Tensor:
         """How many columns each row still has to decide, (B,) int64."""
         return self.undecided.sum(1)
 
-    @cached_property
+    @once
     def first_undecided(self) -> Tensor:
         """The first column that each row still has to decide, L where none is left, (B,) int64."""
         return first_column(self.undecided)
 
-    @cached_property
+    @once
     def behind_fixed(self) -> Tensor:
         """Generated columns from the last one on that the request fixed, (B, L) bool."""
         generated = self.columns >= self.start
@@ -327,7 +327,7 @@ class Snapshot:
         last = torch.where(fixed, self.columns, -1).amax(1, keepdim=True)
         return generated & (self.columns >= last)
 
-    @cached_property
+    @once
     def _near(self) -> Tensor:
         """Columns before the horizon, (B, L) bool."""
         return self.columns < self.horizon[:, None]
@@ -352,7 +352,7 @@ class Snapshot:
             vars(after)["first_undecided"] = first.masked_fill(first >= horizon, width)
         return after
 
-    @cached_property
+    @once
     def never_generated(self) -> Tensor:
         """Ids that are never committed, (M,) int64."""
         return self.ids(self.vocab.never_generated)
@@ -361,7 +361,7 @@ class Snapshot:
         """Token ids as a tensor on the canvas's device, uploaded once, (N,) int64."""
         return ids_on(tuple(ids), self.tokens.device)
 
-    @cached_property
+    @once
     def mask_ratio(self) -> Tensor:
         """Undecided share of the live generated columns, (B,) in [0, 1]."""
         live = (self.live & (self.columns >= self.start)).sum(1)
@@ -444,18 +444,18 @@ class StepView(LazyFields):
     banned: Tensor | None = field(default=None, repr=False)
     lazy: ClassVar[tuple[str, ...]] = ("tokens", "settled", "window_step", "steps_left")
 
-    @cached_property
+    @once
     def offsets(self) -> Tensor:
         """The columns counted from the first generated one, -1 for an empty slot, (B, W) int64."""
         return (self.index - self.snapshot.start).clamp_(min=-1)
 
-    @cached_property
+    @once
     def mask_ratio(self) -> Tensor:
         """Undecided share of the current window, (B,) in [0, 1]."""
         size = (self.active & (self.index >= 0)).sum(1)
         return (self.active & self.masked).sum(1) / size.clamp(min=1)
 
-    @cached_property
+    @once
     def live(self) -> Tensor:
         """Rows that are not done: something in them is open, or they linger, (B,) bool."""
         opened = self.open.any(1)
@@ -872,17 +872,17 @@ class Change(LazyFields):
         "index", "remask", "probability", "forced", "horizon", "live"
     )  # fmt: skip
 
-    @cached_property
+    @once
     def written(self) -> Tensor:
         """Slots that hold another token since: commits and edits, (B, W) bool."""
         return self.commit if self.edit is None else self.commit | self.edit
 
-    @cached_property
+    @once
     def touched(self) -> Tensor:
         """Slots at which anything happened: commits, edits and re-masks, (B, W) bool."""
         return self.written | self.remask
 
-    @cached_property
+    @once
     def forwards(self) -> Tensor:
         """Forward passes of each row in this step, probes included, (B,); 0 for rows done."""
         own = torch.ones_like(self.step) if self.live is None else self.live.long()

@@ -167,9 +167,9 @@ _CHECKS: Mapping[str, validation.Check] = {
 
 def _mismatch(record: Mapping[str, Any]) -> str:
     """What is wrong with values that are fine one by one."""
-    steps, forwards = record["steps"], record["forwards"]
-    if max(max(steps, default=-1), record["end_step"]) >= forwards:
-        return f"'steps' and 'end_step' must be below 'forwards', {forwards}"
+    steps, count = record["steps"], record["forwards"] + record["drafts"]
+    if max(max(steps, default=-1), record["end_step"]) >= count:
+        return f"'steps' and 'end_step' must be below 'forwards' and 'drafts' together, {count}"
     for name in ("ready", "confidence", "pieces"):
         if len(record[name]) not in (0, len(steps)):
             return f"{name!r} must have as many entries as 'steps', {len(steps)}, or none"

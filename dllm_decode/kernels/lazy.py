@@ -3,9 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 Value = TypeVar("Value")
+
+if TYPE_CHECKING:
+    from functools import cached_property
+
+    once = cached_property
+else:
+
+    class once:
+        """A property that is computed when somebody first asks for it.
+
+        What `functools.cached_property` is, without the lock that it takes in Python 3.11 and the
+        questions that it asks of the instance: a step reads twenty of them for the first time.
+
+        Args:
+            make: computes the value from the instance.
+
+        Examples:
+            >>> class Answer:
+            ...     @once
+            ...     def value(self):
+            ...         print("computed")
+            ...         return 42
+            >>> answer = Answer()
+            >>> answer.value, answer.value
+            computed
+            (42, 42)
+        """
+
+        def __init__(self, make: Callable[[Any], Any]) -> None:
+            self._make, self._name, self.__doc__ = make, make.__name__, make.__doc__
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Any:
+            """The value; from then on the instance's own attribute stands in front of this."""
+            if instance is None:
+                return self
+            value = instance.__dict__[self._name] = self._make(instance)
+            return value
 
 
 Record = TypeVar("Record")
@@ -29,7 +66,9 @@ def copied(record: Record, **values: Any) -> Record:
     """
     twin, own = object.__new__(type(record)), vars(record)
     names = type(record).__dataclass_fields__  # type: ignore[attr-defined]
-    vars(twin).update({name: own[name] for name in names}, **values)
+    if len(own) > len(names):
+        own = {name: own[name] for name in names}
+    vars(twin).update(own, **values)
     return twin
 
 
@@ -96,9 +135,12 @@ class LazyFields:
         Whatever is left out has the default of its class; one with a factory has to be given.
         """
         twin = object.__new__(cls)
-        own = vars(twin)
-        own["_later"] = {name: fields.pop(name) for name in cls.lazy if type(fields[name]) is Later}
-        own.update(fields)
+        vars(twin).update(fields)
+        own, waiting = vars(twin), {}
+        for name in cls.lazy:
+            if type(fields[name]) is Later:
+                waiting[name] = own.pop(name)
+        own["_later"] = waiting
         return twin
 
     def __getattr__(self, name: str) -> Any:

@@ -165,7 +165,9 @@ def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
     values = cast(logits, working_dtype(logits.dtype))
     if banned is None or banned.numel() == 0:
         return values
-    return values.index_fill(-1, banned, float("-inf"))
+    if values is logits:
+        return values.index_fill(-1, banned, float("-inf"))
+    return values.index_fill_(-1, banned, float("-inf"))
 
 
 def lowest_argmax(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,11 +211,19 @@ def row_statistics(
         k: How many of the largest logits to return, 0 to V.
         ids: (N, K) in [-1, V), whose logits to return.
     """
-    scanned = [_scan(block, own) for block, own in _blocks(logits, banned)]
-    token, maximum, rest = (
-        scanned[0] if len(scanned) == 1 else map(torch.cat, zip(*scanned, strict=True))
-    )
-    moment = later(lambda: _moment(logits, banned, maximum))
+    if logits.device.type == "cpu" and _rows_of_a_block(logits) is None:
+        block = suppress(logits, banned)
+        maximum, token, shifted = _shifted(block, block is not logits)
+        weights = _weights(shifted, token, False)
+        rest = weights.sum(-1)
+        # of so few rows these can be kept, and the logits need not be read again
+        moment = later(lambda: _product(weights, shifted))
+    else:
+        scanned = [_scan(block, own) for block, own in _blocks(logits, banned)]
+        token, maximum, rest = (
+            scanned[0] if len(scanned) == 1 else map(torch.cat, zip(*scanned, strict=True))
+        )
+        moment = later(lambda: _moment(logits, banned, maximum))
     top_values, top_ids = top_k(logits, k, banned) if k else (None, None)
     at = None if ids is None else logits_at(logits, ids, banned)
     return RowStatistics(token, maximum, rest, moment, top_values, top_ids, at)
@@ -226,8 +236,8 @@ def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, boo
     single row: a sum over a single row is made in another order where several threads share it.
     """
     count, vocabulary = logits.shape
-    rows = max(2, torch.get_num_threads() * _BLOCK // max(1, vocabulary))
-    if logits.device.type != "cpu" or count <= rows + 1:
+    rows = _rows_of_a_block(logits)
+    if rows is None:
         block = suppress(logits, banned)
         yield block, block is not logits
         return
@@ -242,12 +252,36 @@ def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, boo
         begin = end
 
 
+def _rows_of_a_block(logits: Tensor) -> int | None:
+    """How many rows make a block of `_blocks`, None where all of them are one."""
+    count, vocabulary = logits.shape
+    if count * vocabulary <= _BLOCK:
+        return None
+    rows = max(2, torch.get_num_threads() * _BLOCK // max(1, vocabulary))
+    return None if logits.device.type != "cpu" or count <= rows + 1 else rows
+
+
 def _scan(block: Tensor, own: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Argmax, maximum and the mass beside it of some rows, which may be lost if one's own."""
+    maximum, token, shifted = _shifted(block, own)
+    return token, maximum, _weights(shifted, token, True).sum(-1)
+
+
+def _shifted(block: Tensor, own: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum and argmax of some rows, and l - m, in their place if they are one's own."""
     maximum, token = lowest_argmax(block)
     top = maximum[:, None]
-    shifted = block.sub_(top) if own else block - top
-    return token, maximum, _exponential(shifted, True).scatter_(-1, token[:, None], 0.0).sum(-1)
+    return maximum, token, block.sub_(top) if own else block - top
+
+
+def _weights(shifted: Tensor, token: Tensor, own: bool) -> Tensor:
+    """exp(l - m), 0 at the argmax, in the place of l - m if it is one's own."""
+    return _exponential(shifted, own).scatter_(-1, token[:, None], 0.0)
+
+
+def _product(weights: Tensor, shifted: Tensor) -> Tensor:
+    """The entropy moment of every row, of exp(l - m) and l - m, which is lost."""
+    return shifted.clamp_(min=FLOOR).mul_(weights).sum(-1)
 
 
 def _exponential(shifted: Tensor, own: bool) -> Tensor:

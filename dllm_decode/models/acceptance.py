@@ -18,9 +18,9 @@ from torch import Tensor
 from dllm_decode import storage
 from dllm_decode.errors import CheckpointError
 from dllm_decode.models.files import FLOATS, StoredTensor, metadata, read_header
+from dllm_decode.models.locate import Shelf
 
-BUNDLED = "bundled:"
-ASSETS = Path(__file__).parent / "assets" / "filters"
+SHELF = Shelf("filter", "filters/{}.safetensors", "train_filter", "strategy.select.weights")
 _NAMES = ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")
 
 
@@ -124,22 +124,9 @@ class AcceptanceFilter:
             partial.write_bytes(save(tensors, metadata=notes))
 
 
-def find(path: str | Path) -> Path:
-    """The file of a filter; raises `CheckpointError` where there is none."""
-    name = str(path)
-    bundled = name.startswith(BUNDLED)
-    file = ASSETS / f"{name.removeprefix(BUNDLED)}.safetensors" if bundled else Path(name)
-    if not file.expanduser().is_file():
-        raise CheckpointError(
-            f"filter {name} was not found (looked for {file}); train one with "
-            "task=train_filter and give its filter.safetensors as strategy.select.weights"
-        )
-    return file.expanduser()
-
-
 def _header(path: str | Path) -> tuple[Path, Mapping[str, StoredTensor]]:
     """The file of a filter and what it holds, the four tensors among it."""
-    file = find(path)
+    file = SHELF.find(path)
     try:
         stored = read_header(file)
     except CheckpointError as error:

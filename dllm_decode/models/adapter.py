@@ -125,6 +125,12 @@ class TransformersDenoiser:
         """What parts may see of its inside; see `Capabilities`."""
         return frozenset({"hidden", "embeddings"})
 
+    @property
+    def width(self) -> int:
+        """Of the hidden states; see `Capabilities`."""
+        width: int = self.model.config.hidden_size
+        return width
+
     def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """Hidden states (B, W, D) that predict the wanted columns; with gradients, for training."""
         return self._wanted(tokens, live, index, plan)

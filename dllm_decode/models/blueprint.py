@@ -16,7 +16,7 @@ from dllm_decode.errors import CheckpointError, ConfigError, require
 from dllm_decode.models.files import StoredTensor
 from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.locate import ADAPTER
-from dllm_decode.models.quantization import published_method
+from dllm_decode.models.quantization import published_method, require_apart
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import (
     EDIT_TOKENS,
@@ -110,6 +110,7 @@ def check_sizes(plan: Blueprint, tensors: Mapping[str, StoredTensor]) -> None:
         plan: The checkpoint.
         tensors: What its files hold, by name.
     """
+    require_apart(plan.method, tensors, plan.published.where)
     numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
     settings = plan.settings
     layers = settings["num_hidden_layers"]
@@ -177,6 +178,7 @@ def special_ids(
     eot_ids: Sequence[int] | None = None,
     pad_id: int | None = None,
     banned_ids: Sequence[int] = (),
+    edit_ids: Sequence[int] | None = None,
 ) -> Vocab:
     """Special ids: what was asked for, else config.json, else the tokenizer's words.
 
@@ -186,6 +188,7 @@ def special_ids(
         eot_ids: Ids that end a text.
         pad_id: Left padding.
         banned_ids: Further ids that are never generated.
+        edit_ids: Those with which the checkpoint edits its own text; None for config.json's.
 
     Raises:
         CheckpointError: No mask id is to be found, or config.json names an id outside of the head.
@@ -208,19 +211,25 @@ def special_ids(
         eot_ids = end_ids(plan)
     if pad_id is None:
         pad_id = published.token("pad_token_id", size)
-    for token in banned_ids:
-        if type(token) is not int or not 0 <= token < size:
-            raise ConfigError(f"model.banned_ids must be ids from 0 to {size - 1}, got {token!r}")
-        require(token not in eot_ids, f"model.banned_ids must not hold {token}, which ends a text")
-    banned = tuple(sorted({*edit_ids(plan), *banned_ids}))
+    for key, ids in (("banned_ids", banned_ids), ("edit_ids", edit_ids or ())):
+        for token in ids:
+            if type(token) is not int or not 0 <= token < size:
+                raise ConfigError(f"model.{key} must be ids from 0 to {size - 1}, got {token!r}")
+            require(token not in eot_ids, f"model.{key} must not hold {token}, which ends a text")
+    banned = tuple(sorted({*editing_ids(plan, edit_ids), *banned_ids}))
     return vocabulary(Vocab(size, mask_id, tuple(eot_ids), pad_id, banned), tokenizer)
 
 
-def edit_ids(plan: Blueprint) -> list[int]:
-    """Ids with which the checkpoint edits its own text, as LLaDA2.2 does."""
+def editing_ids(plan: Blueprint, asked: Sequence[int] | None = None) -> list[int]:
+    """Ids with which the checkpoint edits its own text, as LLaDA2.2 does.
+
+    Args:
+        plan: The checkpoint.
+        asked: `model.edit_ids`, in place of what config.json says.
+    """
     size = plan.settings["vocab_size"]
     found = (plan.published.token(key, size) for key in EDIT_TOKENS)
-    return [token for token in found if token is not None]
+    return sorted({token for token in asked or found if token is not None})
 
 
 def end_ids(plan: Blueprint) -> tuple[int, ...]:

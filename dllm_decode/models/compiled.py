@@ -50,6 +50,11 @@ def run_body(
         if tokens.is_cuda and mask.dtype == torch.bool:
             mask = additive(mask, model.get_input_embeddings().weight.dtype)
         mask = mask.expand(-1, 1, tokens.shape[1], -1)
+    more: dict[str, Any] = {}
+    if isinstance(mask, Tensor) and mask.dim() == 2 and _by_rows(model):
+        from dllm_decode.models.varlen import seen_of
+
+        mask, more = None, {"seen": seen_of(mask)}
     past: Any = store
     if store is not None:
         from dllm_decode.models.stock_cache import stock_cache
@@ -61,9 +66,15 @@ def run_body(
         position_ids=positions,
         past_key_values=past,
         use_cache=store is not None,
+        **more,
     )
     hidden = output.last_hidden_state
     return hidden if slots is None else gather_columns(hidden, slots.to(hidden.device))
+
+
+def _by_rows(model: Any) -> bool:
+    """Whether attention takes the keys of each row, see `models.varlen`."""
+    return bool(model.config._attn_implementation == "dllm_decode_varlen")
 
 
 def blocks_seen(queries: Tensor, keys: Tensor, grid: tuple[Tensor, Tensor] | None = None) -> Mask:

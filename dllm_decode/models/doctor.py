@@ -20,6 +20,7 @@ from dllm_decode.models.blueprint import (
     blueprint,
     build_on_meta,
     check_sizes,
+    editing_ids,
     end_ids,
     special_ids,
 )
@@ -28,12 +29,11 @@ from dllm_decode.models.locate import look_for
 from dllm_decode.models.lora import read_adapter, wanted
 from dllm_decode.models.placement import Placement, pick_device, pick_dtype
 from dllm_decode.models.quantization import (
-    UNPACKED,
     Verdict,
     memory_by_kind,
     require_quantization,
+    unpacks,
 )
-from dllm_decode.models.spec import EDIT_TOKENS
 
 PACKAGES = (
     "dllm_decode",
@@ -257,7 +257,7 @@ def _examine_checkpoint(
     kind = settings.get("quantization")
     needed = memory_of(tensors, _width(settings, place))
     if plan.method is not None:
-        needed = count * _width(settings, place) if plan.method in UNPACKED else stored
+        needed = count * _width(settings, place) if unpacks(plan.method, place) else stored
         report.facts["quantised by"] = plan.method
     elif kind is not None:
         needed = memory_by_kind(model).get(kind, needed)
@@ -309,8 +309,9 @@ def _examine_ids(report: Examination, plan: Blueprint, settings: Mapping[str, An
     }
     try:
         given = (asked["mask_id"], asked["eot_ids"], asked["pad_id"])
-        vocab = special_ids(plan, *given, banned_ids=settings.get("banned_ids") or ())
-        _examine_vocabulary(report, plan, vocab)
+        edits = settings.get("edit_ids")
+        vocab = special_ids(plan, *given, settings.get("banned_ids") or (), edits)
+        _examine_vocabulary(report, plan, vocab, editing_ids(plan, edits))
         used: Mapping[str, Any] = {
             "mask_id": vocab.mask_id,
             "eot_ids": vocab.eot_ids,
@@ -340,18 +341,19 @@ def _mask_of(plan: Blueprint) -> int | None:
     return plan.tokenizer.mask_id if known is None else known
 
 
-def _examine_vocabulary(report: Examination, plan: Blueprint, vocab: Vocab) -> None:
+def _examine_vocabulary(
+    report: Examination, plan: Blueprint, vocab: Vocab, edits: Sequence[int]
+) -> None:
     rows, known = plan.settings["vocab_size"], plan.tokenizer.ids
     named = f"{rows} in the model, " + (
         "no tokenizer" if known is None else f"{len(known)} in the tokenizer"
     )
     gap = rows - vocab.size + len(vocab.banned_ids)
     report.facts["token ids"] = named + (f"; {gap} are never generated" if gap else "")
-    edits = [key for key in EDIT_TOKENS if plan.published.token(key, rows) is not None]
     if edits:
         report.findings.append(
             Finding(
-                f"the checkpoint edits its own text ({', '.join(edits)}), which is not done here",
+                f"the checkpoint edits its own text (ids {_word(edits)}), which is not done here",
                 "nothing to do: it is decoded without inserting and deleting",
                 problem=False,
             )

@@ -19,9 +19,9 @@ from dllm_decode import storage
 from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.errors import CapabilityError, CheckpointError, require, require_count
 from dllm_decode.models.files import FLOATS, StoredTensor, metadata, read_header
+from dllm_decode.models.locate import Shelf
 
-BUNDLED = "bundled:"
-ASSETS = Path(__file__).parent / "assets" / "drafters"
+SHELF = Shelf("drafter", "drafters/{}.safetensors", "train_drafter", "strategy.select.weights")
 _START = 0.5  # of the last norm's weights: 0 hardly learns, 1 has to be unlearned first
 _THETA = 10_000.0  # base of the rotary positions
 
@@ -116,7 +116,8 @@ def rotated(values: Tensor, live: Tensor) -> Tensor:
     half = values.shape[-1] // 2
     columns = torch.arange(live.shape[1], device=live.device)
     places = (columns - live.int().argmax(1, keepdim=True)).float()
-    speeds = _THETA ** -(torch.arange(half, device=live.device) / half)
+    # times, not divided by: CUDA would round that otherwise
+    speeds = _THETA ** -(torch.arange(half, device=live.device) * (1 / half))
     turn = places[:, None, :, None] * speeds
     one, two = values.chunk(2, -1)
     return torch.cat((one * turn.cos() - two * turn.sin(), two * turn.cos() + one * turn.sin()), -1)
@@ -142,17 +143,26 @@ class LayerDrafter:
     def __call__(self, model: Capabilities, states: Tensor, tokens: Tensor, live: Tensor) -> Tensor:
         """See `Drafter`; of the type of the states that came in."""
         assert model.embed is not None  # checked when the decoder was composed
-        embedded, weight = model.embed(tokens), self.layer.join.weight
-        width, both = weight.shape
-        if (states.shape[-1], embedded.shape[-1]) != (width, both - width):
+        embedded = model.embed(tokens)
+        found = states.shape[-1], embedded.shape[-1]
+        if found != self.widths:  # of a model that did not say the width of its states
             raise CapabilityError(
-                f"the draft layer is for states of width {width} and embeddings of {both - width}, "
-                f"but the model has {states.shape[-1]} and {embedded.shape[-1]}"
+                f"the draft layer is for states of width {self.widths[0]} and embeddings of "
+                f"{self.widths[1]}, but the model has {found[0]} and {found[1]}"
             )
-        if weight.device != states.device:
-            self.layer.to(states.device)
         new: Tensor = self.layer(embedded, states, live)
         return new.to(states.dtype)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Widths of the states and of the embeddings that the layer is for."""
+        width, both = self.layer.join.weight.shape
+        return width, both - width
+
+    def to(self, device: torch.device) -> LayerDrafter:
+        """This drafter, its weights moved to a device."""
+        self.layer.to(device)
+        return self
 
     @staticmethod
     def load(path: str | Path) -> LayerDrafter:
@@ -208,28 +218,11 @@ class LayerDrafter:
 
 def _header(path: str | Path) -> tuple[Path, Mapping[str, StoredTensor]]:
     """The file of a drafter and what it holds."""
-    file = find(path)
+    file = SHELF.find(path)
     try:
         return file, read_header(file)
     except CheckpointError as error:
         raise CheckpointError(f"drafter {file} cannot be read: {error}") from None
-
-
-def find(path: str | Path) -> Path:
-    """The file of a drafter; raises `CheckpointError` where there is none.
-
-    Args:
-        path: A file, or `bundled:NAME`.
-    """
-    name = str(path)
-    bundled = name.startswith(BUNDLED)
-    file = ASSETS / f"{name.removeprefix(BUNDLED)}.safetensors" if bundled else Path(name)
-    if not file.expanduser().is_file():
-        raise CheckpointError(
-            f"drafter {name} was not found (looked for {file}); train one with "
-            "task=train_drafter and give its drafter.safetensors as strategy.select.weights"
-        )
-    return file.expanduser()
 
 
 def _empty(file: Path, shapes: Mapping[str, tuple[int, ...]], heads: str | None) -> DraftLayer:

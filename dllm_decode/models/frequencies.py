@@ -13,9 +13,11 @@ from torch import Tensor
 
 from dllm_decode import storage
 from dllm_decode.errors import CheckpointError
+from dllm_decode.models.locate import Shelf
 
-BUNDLED = "bundled:"
-ASSETS = Path(__file__).parent / "assets" / "frequencies"
+SHELF = Shelf(
+    "frequency table", "frequencies/{}.json", "token_frequencies", "strategy.select.frequencies"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,7 @@ class TokenFrequencies:
         Raises:
             CheckpointError: It is missing or damaged.
         """
-        file = find(path)
+        file = SHELF.find(path)
         return TokenFrequencies.of(storage.read_json(file, CheckpointError), str(file))
 
     @staticmethod
@@ -90,16 +92,3 @@ def counted(texts: Iterable[Iterable[int]], vocabulary: int) -> dict[str, Any]:
     counts = Counter(token for text in texts for token in text)
     entries = {str(token): counts[token] for token in sorted(counts)}
     return {"vocabulary": vocabulary, "counts": entries}
-
-
-def find(path: str | Path) -> Path:
-    """The file of a table; raises `CheckpointError` where there is none."""
-    name = str(path)
-    bundled = name.startswith(BUNDLED)
-    file = ASSETS / f"{name.removeprefix(BUNDLED)}.json" if bundled else Path(name).expanduser()
-    if not file.is_file():
-        raise CheckpointError(
-            f"frequencies {name} were not found (looked for {file}); count those of a text with "
-            "task=token_frequencies and give its frequencies.json as strategy.select.frequencies"
-        )
-    return file

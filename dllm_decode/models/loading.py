@@ -18,7 +18,7 @@ from dllm_decode.models.blueprint import (
     blueprint,
     build_on_meta,
     check_sizes,
-    edit_ids,
+    editing_ids,
     import_class,
     make_config,
     special_ids,
@@ -31,13 +31,12 @@ from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.locate import Located, licence_of
 from dllm_decode.models.lora import BaseAndAdapters, locate_base, merge, wanted
-from dllm_decode.models.placement import Placement
+from dllm_decode.models.placement import Placement, check_map_names
 from dllm_decode.models.quantization import (
     KINDS,
     as_published,
-    for_transformers,
     require_quantization,
-    warn_of_experts,
+    say_how_experts_run,
 )
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import ModelSpec
@@ -47,8 +46,8 @@ log = logging.getLogger(__name__)
 BODIES = ("auto", "stock", "lean")
 # Arguments of `load_model` that `prepare` takes.
 PREPARED = (
-    "body", "quantization", "mask_id", "eot_ids", "pad_id", "banned_ids", "block_length",
-    "max_length", "ignore_settings",
+    "body", "quantization", "mask_id", "eot_ids", "pad_id", "banned_ids", "edit_ids",
+    "block_length", "max_length", "ignore_settings",
 )  # fmt: skip
 # A smaller checkpoint loads at once and needs no progress bar [bytes].
 _BAR_FROM = 2**28
@@ -81,6 +80,7 @@ def load_model(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     parse_control_tokens: bool = False,
     edits: bool = False,
+    edit_ids: Sequence[int] | None = None,
 ) -> LoadedModel:
     """Load a published checkpoint into stock transformers classes, and prove that it works.
 
@@ -123,6 +123,8 @@ def load_model(
             of being text.
         edits: Whether the model was trained to write over its own tokens, and was published with a
             decoding that does; decoding it otherwise says so.
+        edit_ids: Ids with which the model inserts and deletes, which is not done here: they are
+            never generated, and loading says so. None for what config.json says.
 
     Raises:
         ConfigError: A setting cannot work; the message names its key.
@@ -137,20 +139,20 @@ def load_model(
     ready = prepare(
         asked, locate_base(asked), placement,
         body=body, quantization=quantization, mask_id=mask_id, eot_ids=eot_ids, pad_id=pad_id,
-        banned_ids=banned_ids, block_length=block_length, max_length=max_length,
+        banned_ids=banned_ids, edit_ids=edit_ids, block_length=block_length, max_length=max_length,
         ignore_settings=ignore_settings,
     )  # fmt: skip
     found, plan, vocab, merged = ready.found, ready.plan, ready.vocab, ready.merged
-    if edit_ids(plan):
+    if never := editing_ids(plan, edit_ids):
         log.warning(
             "%s is decoded without insert and delete: the ids with which it edits its own text "
-            "(%s) are never generated", found.name, ", ".join(map(str, edit_ids(plan))),
+            "(%s) are never generated", found.name, ", ".join(map(str, never)),
         )  # fmt: skip
-    parameters = _check_tensors(plan)
+    parameters = _check_tensors(plan, device_map)
     denoiser = TransformersDenoiser(
         model=load_lean(plan, placement)
         if plan.lean
-        else merge(_load_weights(plan, placement, quantization), merged),
+        else merge(_load_weights(plan, placement, quantization), merged, found.name),
         vocab=vocab,
         max_length=ready.max_length,
         shifted=plan.spec.shifted,
@@ -235,6 +237,7 @@ def prepare(
     eot_ids: Sequence[int] | None = None,
     pad_id: int | None = None,
     banned_ids: Sequence[int] | None = None,
+    edit_ids: Sequence[int] | None = None,
     block_length: int | None = None,
     max_length: int | None = None,
     ignore_settings: Sequence[str] = (),
@@ -251,6 +254,7 @@ def prepare(
         eot_ids: See there.
         pad_id: See there.
         banned_ids: See there.
+        edit_ids: See there.
         block_length: See there.
         max_length: See there.
         ignore_settings: See there.
@@ -284,8 +288,13 @@ def prepare(
         "model.adapters cannot be merged into quantised weights; merge them into the plain ones "
         "(save_pretrained) and quantise the result",
     )
+    heads, ranks = plan.settings["num_key_value_heads"], placement.tensor_parallel
+    require(
+        heads % (ranks or 1) == 0,
+        f"model.tensor_parallel={ranks} must divide the {heads} key/value heads of the model",
+    )
     block = _block_length(plan, block_length, placement.attention)
-    vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or ())
+    vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or (), edit_ids)
     return Ready(found, plan, vocab, merged, block, _longest(plan, max_length))
 
 
@@ -394,11 +403,12 @@ def _longest(plan: Blueprint, asked: int | None) -> int:
     return asked
 
 
-def _check_tensors(plan: Blueprint) -> int:
+def _check_tensors(plan: Blueprint, device_map: object) -> int:
     """Compare the files with the model, name by name; returns the number of parameters."""
     tensors = stored_tensors(plan.folder)
     check_sizes(plan, tensors)
     model = build_on_meta(plan)
+    check_map_names(device_map, model)
     parameters: int = sum(parameter.numel() for parameter in model.parameters())
     if plan.method is not None:  # its tensors are packed; loading says what does not fit
         return parameters
@@ -420,6 +430,8 @@ def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> An
     config = make_config(plan.spec, plan.settings)
     options = placement.for_transformers()
     if kind is not None:
+        from dllm_decode.models.experts import for_transformers
+
         options["quantization_config"] = for_transformers(kind, placement.dtype)
     if plan.method is not None:
         config.quantization_config = as_published(plan.published.values)
@@ -447,10 +459,13 @@ def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> An
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # readers in native code raise classes of their own
-        raise CheckpointError(f"{plan.folder} cannot be loaded: {error}") from error
+        reason = str(error)
+        if "CONVERSION" in reason:  # transformers points to a report that nobody sees
+            reason = f"transformers cannot convert its tensors (quantised: {plan.method or kind})"
+        raise CheckpointError(f"{plan.folder} cannot be loaded: {reason}") from error
     problems = [f"{kind.replace('_', ' ')}: {names}" for kind, names in report.items() if names]
     if problems:
         raise CheckpointError(f"{plan.folder} was not loaded completely: {'; '.join(problems)}")
     if kind is not None:
-        warn_of_experts(build_on_meta(plan), kind)
+        say_how_experts_run(build_on_meta(plan), kind)
     return model if placement.is_spread or quantised else model.to(placement.device)

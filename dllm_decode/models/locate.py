@@ -43,6 +43,48 @@ class Located:
     passed_over: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Shelf:
+    """Where files of one kind lie that a strategy reads beside its model, and how to get one.
+
+    Attributes:
+        kind: What such a file holds, in one word.
+        bundled: Path of those that ship with the package below its assets, `{}` for the name.
+        task: The command that makes one.
+        key: The setting that names one.
+
+    Examples:
+        >>> counts = Shelf("frequency table", "frequencies/{}.json", "token_frequencies", "table")
+        >>> counts.find("bundled:llada-tiny").name
+        'llada-tiny.json'
+    """
+
+    kind: str
+    bundled: str
+    task: str
+    key: str
+
+    def find(self, path: str | Path) -> Path:
+        """The file.
+
+        Args:
+            path: It, or `bundled:NAME` for one that ships with the package.
+
+        Raises:
+            CheckpointError: It is not there.
+        """
+        name = str(path)
+        file = Path(name).expanduser()
+        if name.startswith(BUNDLED):
+            file = ASSETS / self.bundled.format(name.removeprefix(BUNDLED))
+        if not file.is_file():
+            raise CheckpointError(
+                f"{self.kind} {name} was not found (looked for {file}); make one with "
+                f"task={self.task} and give its file as {self.key}"
+            )
+        return file
+
+
 def locate(checkpoint: str | Sequence[str] | None) -> Located:
     """The folder of a checkpoint.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,24 @@ from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import LLADA_NAMES
 from dllm_decode.storage import read_json
 
+log = logging.getLogger(__name__)
+
 WEIGHTS = "adapter_model.safetensors"
+# Keys of adapter_config.json that say nothing of what the adapted model computes.
+_INERT = (
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
+    "inference_mode", "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config",
+    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision",
+    "runtime_config", "velora_config",
+)  # fmt: skip
+# Keys that are merged as they say.
+_MERGED = (
+    "alpha_pattern", "exclude_modules", "init_lora_weights", "layers_to_transform", "lora_alpha",
+    "r", "rank_pattern", "target_modules", "task_type", "use_dora", "use_rslora",
+)  # fmt: skip
+# Ways to begin training that leave the weights of the base as they are.
+_HARMLESS_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+_MERGE_YOURSELF = "merge it with peft (merge_and_unload) and load the result"
 _PREFIX = "base_model.model."
 _PART = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?$")
 # Published places whose stock place is another; for LLaDA see `LLADA_NAMES`.
@@ -74,14 +92,31 @@ def wanted(
     folders = None if adapters is None else tuple(_find(name, download) for name in adapters)
     alone = cached_adapter(checkpoint) if isinstance(checkpoint, str) and checkpoint else None
     if alone is None or not missing_files(alone):
-        return BaseAndAdapters(checkpoint, folders)
+        return BaseAndAdapters(checkpoint, _once(folders))
+    require(
+        folders != (),
+        f"{alone} holds an adapter and no weights, but model.adapters=[] asks for none; set "
+        "model.checkpoint to its base, or model.adapters to null",
+    )
     base = read_json(alone / ADAPTER, CheckpointError).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(
             f"{alone / ADAPTER} does not name the model that it adapts (base_model_name_or_path); "
             f"set model.checkpoint to that model and model.adapters=[{alone}]"
         )
-    return BaseAndAdapters(base, (alone, *(folders or ())), alone)
+    return BaseAndAdapters(base, _once((alone, *(folders or ()))), alone)
+
+
+def _once(folders: tuple[Path, ...] | None) -> tuple[Path, ...] | None:
+    """The folders; raises `ConfigError` where one would be merged twice."""
+    places = [folder.resolve() for folder in folders or ()]
+    for place in places:
+        require(
+            places.count(place) == 1,
+            f"model.adapters: {place} is named twice and would be added twice (an adapter that is "
+            "model.checkpoint counts, too)",
+        )
+    return folders
 
 
 def locate_base(asked: BaseAndAdapters) -> Located:
@@ -117,9 +152,10 @@ class Adapter:
         settings: `adapter_config.json`.
         tensors: By module and part (`lora_A`, `lora_B`, `lora_magnitude_vector`).
         alphas: By module.
+        published: Names of the modules as the file has them, by module.
 
     Examples:
-        >>> Adapter(Path("mine"), {"use_dora": False}, {}, {}).folder.name
+        >>> Adapter(Path("mine"), {"use_dora": False}, {}, {}, {}).folder.name
         'mine'
     """
 
@@ -127,6 +163,7 @@ class Adapter:
     settings: Mapping[str, Any]
     tensors: Mapping[str, Mapping[str, Tensor]]
     alphas: Mapping[str, float]
+    published: Mapping[str, str]
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -139,20 +176,49 @@ def read_adapter(folder: Path) -> Adapter:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(
-            f"{file}: peft_type is {kind!r}, but only LORA is merged here; merge it with peft "
-            "(merge_and_unload) and load the result"
+            f"{file}: peft_type is {kind!r}, but only LORA is merged here; {_MERGE_YOURSELF}"
         )
-    for key, plain in (("bias", "none"), ("modules_to_save", None), ("fan_in_fan_out", False)):
-        if settings.get(key) not in (plain, None, []):
-            raise CheckpointError(
-                f"{file}: {key}={settings[key]!r} is not merged here; merge it with peft "
-                "(merge_and_unload) and load the result"
-            )
-    rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    for name, value in (("r", rank), ("lora_alpha", alpha)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise CheckpointError(f"{file}: {name!r} must be a number above 0, got {value!r}")
+    _refuse_settings(file, settings)
     return _translated(folder, settings, _stored(folder))
+
+
+def _refuse_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` for all that an adapter asks for beside adding its products."""
+    for key, value in settings.items():
+        plain = value in (None, False, [], {}) or (key, value) == ("bias", "none")
+        if not plain and key not in (*_INERT, *_MERGED):
+            raise CheckpointError(f"{file}: {key}={value!r} is not merged here; {_MERGE_YOURSELF}")
+    if settings.get("task_type") not in (None, "CAUSAL_LM", "FEATURE_EXTRACTION"):
+        raise CheckpointError(
+            f"{file}: task_type={settings['task_type']!r} is for another kind of model than one "
+            "that predicts tokens (CAUSAL_LM)"
+        )
+    start = settings.get("init_lora_weights")
+    if start not in _HARMLESS_STARTS:
+        raise CheckpointError(
+            f"{file}: init_lora_weights={start!r} has changed the weights of the base, too; save "
+            "the adapter with peft's path_initial_model_for_weight_conversion, or "
+            f"{_MERGE_YOURSELF}"
+        )
+    for name in ("r", "lora_alpha"):
+        _positive(file, name, settings.get(name))
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns = settings.get(name) or {}
+        if not isinstance(patterns, dict):
+            raise CheckpointError(f"{file}: {name!r} must be an object, got {patterns!r}")
+        for pattern, value in patterns.items():
+            _positive(file, f"{name}.{pattern}", value)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                reason = f"{name}.{pattern} is no regular expression ({error})"
+                raise CheckpointError(f"{file}: {reason}") from None
+
+
+def _positive(file: Path, name: str, value: object) -> None:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not 0 < value < float("inf"):  # type: ignore[operator]
+        raise CheckpointError(f"{file}: {name!r} must be a number above 0, got {value!r}")
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:
@@ -168,6 +234,13 @@ def _stored(folder: Path) -> dict[str, Tensor]:
         stored: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
+    if not stored:
+        raise CheckpointError(f"{file} holds no tensors")
+    for name, tensor in stored.items():
+        if not tensor.is_floating_point() or not bool(tensor.float().isfinite().all()):
+            raise CheckpointError(f"{file}: tensor {name!r} holds something else than numbers")
+        if tensor.ndim != (1 if "magnitude" in name else 2):
+            raise CheckpointError(f"{file}: tensor {name!r} holds no matrix: {tuple(tensor.shape)}")
     return stored
 
 
@@ -178,28 +251,38 @@ def _translated(folder: Path, settings: Mapping[str, Any], stored: Mapping[str, 
         found = _PART.match(name.removeprefix(_PREFIX))
         if found is None:
             raise CheckpointError(
-                f"{folder / WEIGHTS}: tensor {name!r} is no part of a LoRA adapter "
-                "(lora_A, lora_B, lora_magnitude_vector)"
+                f"{folder / WEIGHTS}: tensor {name!r} is no part of a LoRA adapter of linear "
+                f"layers (lora_A, lora_B, lora_magnitude_vector); {_MERGE_YOURSELF}"
             )
         place = stock_place(found["module"])
         tensors.setdefault(place, {})[found["part"]] = tensor
         published[place] = found["module"]
+    whole = {"lora_A", "lora_B", *(["lora_magnitude_vector"] if settings.get("use_dora") else [])}
     for place, parts in tensors.items():
-        if not {"lora_A", "lora_B"} <= parts.keys():
+        if parts.keys() != whole:
             raise CheckpointError(
                 f"{folder / WEIGHTS}: {published[place]} has {', '.join(sorted(parts))}, but needs "
-                "lora_A and lora_B"
+                f"{', '.join(sorted(whole))} (use_dora={bool(settings.get('use_dora'))})"
             )
-    alphas = {place: _alpha_of(settings, name) for place, name in published.items()}
-    return Adapter(folder, settings, tensors, alphas)
+        rank = _of_module(settings, "rank_pattern", "r", published[place])
+        if len(parts["lora_A"]) != rank:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {published[place]} has the rank {len(parts['lora_A'])}, but "
+                f"{ADAPTER} says {rank:g}"
+            )
+    alphas = {
+        place: _of_module(settings, "alpha_pattern", "lora_alpha", name)
+        for place, name in published.items()
+    }
+    return Adapter(folder, settings, tensors, alphas, published)
 
 
-def _alpha_of(settings: Mapping[str, Any], module: str) -> float:
-    """What the product of a module is scaled by, times its rank; patterns tell modules apart."""
-    for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
+def _of_module(settings: Mapping[str, Any], patterns: str, usual: str, module: str) -> float:
+    """The rank of a module, or what its product is scaled by; patterns tell modules apart."""
+    for pattern, value in (settings.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(alpha)
-    return float(settings["lora_alpha"])
+            return float(value)
+    return float(settings[usual])
 
 
 def stock_place(module: str) -> str:
@@ -216,9 +299,29 @@ def stock_place(module: str) -> str:
     return module
 
 
+def published_place(place: str, names: Collection[str]) -> str:
+    """The name of a place of the stock class in the published class that an adapter was trained on.
+
+    Args:
+        place: Of the stock class.
+        names: Those in the adapter's file, which tell the class.
+    """
+    if any(".attention." in name for name in names):
+        for theirs, ours in _LLADA2.items():
+            place = place.replace(ours, theirs)
+        return re.sub(r"\.self_attn\.[qkv]_proj$", _FUSED, place)
+    if any(name.startswith("model.transformer.") for name in names):
+        for ours, theirs in LLADA_NAMES.items():
+            number = re.fullmatch(re.escape(ours).replace(re.escape("{}"), r"(\d+)"), place)
+            if number is not None:
+                return theirs.format(*number.groups())
+    return place
+
+
 def apart(adapter: Adapter, model: Any) -> Adapter:
     """The adapter with LLaDA2's fused queries, keys and values as three: they share lora_A."""
     tensors, alphas = dict(adapter.tensors), dict(adapter.alphas)
+    published = dict(adapter.published)
     heads = model.config.num_attention_heads, model.config.num_key_value_heads
     for place in [place for place in tensors if place.endswith(_FUSED)]:
         parts = tensors.pop(place)
@@ -236,16 +339,17 @@ def apart(adapter: Adapter, model: Any) -> Adapter:
                 part: tensor if part == "lora_A" else tensor.split(rows)[number]
                 for part, tensor in parts.items()
             }
-    return replace(adapter, tensors=tensors, alphas=alphas)
+            published[own] = published[place]
+    return replace(adapter, tensors=tensors, alphas=alphas, published=published)
 
 
-def merge(model: Any, folders: Sequence[Path], *, keep_apart: bool = False) -> Any:
+def merge(model: Any, folders: Sequence[Path], base: str = "") -> Any:
     """The model with adapters, one after the other.
 
     Args:
         model: Of the stock class, on one device or several.
         folders: Of the adapters.
-        keep_apart: Leave them beside weights that cannot be added to, as quantised ones.
+        base: Name of the checkpoint, to be compared with the one that an adapter names.
 
     Raises:
         CheckpointError: An adapter does not fit; the message names file and module.
@@ -256,7 +360,9 @@ def merge(model: Any, folders: Sequence[Path], *, keep_apart: bool = False) -> A
     for number, folder in enumerate(folders):
         adapter = apart(read_adapter(folder), model)
         _check(adapter, model)
-        model = _adapted(model, adapter, f"adapter_{number}", keep_apart)
+        _check_complete(adapter, model)
+        _say_base(adapter, base)
+        model = _adapted(model, adapter, f"adapter_{number}")
     return model.eval().requires_grad_(False)
 
 
@@ -273,8 +379,7 @@ def _check(adapter: Adapter, model: Any) -> None:
             elif module is not None:
                 why = f"has a {type(module).__name__} there, no linear layer"
             raise CheckpointError(
-                f"{adapter.folder} adapts {place}, but the model {why}; merge the adapter with "
-                "peft (merge_and_unload) and load the result"
+                f"{adapter.folder} adapts {place}, but the model {why}; {_MERGE_YOURSELF}"
             )
         down, up = parts["lora_A"].shape, parts["lora_B"].shape
         if down[1:] != (module.in_features,) or up != (module.out_features, down[0]):
@@ -282,9 +387,53 @@ def _check(adapter: Adapter, model: Any) -> None:
                 f"{adapter.folder} adapts {place} with matrices of {tuple(down)} and {tuple(up)}, "
                 f"but the layer has {module.in_features} inputs and {module.out_features} outputs"
             )
+        scale = parts.get("lora_magnitude_vector")
+        if scale is not None and scale.shape != (module.out_features,):
+            raise CheckpointError(
+                f"{adapter.folder} scales {place} with {tuple(scale.shape)} numbers, but the layer "
+                f"has {module.out_features} outputs"
+            )
 
 
-def _adapted(model: Any, adapter: Adapter, name: str, keep_apart: bool) -> Any:
+def _check_complete(adapter: Adapter, model: Any) -> None:
+    """Refuse a file that lacks layers which adapter_config.json says were adapted.
+
+    Its names are those of the class that it was trained on, so they are compared there.
+    """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    keys = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+    given = {key: adapter.settings[key] for key in keys if adapter.settings.get(key)}
+    if not isinstance(given.get("target_modules"), list):  # a pattern, or nothing to compare
+        return
+    asked = LoraConfig(**given)
+    for place, module in model.named_modules():
+        name = published_place(place, adapter.published.values())
+        linear = isinstance(getattr(module, "base_layer", module), nn.Linear)
+        if linear and place not in adapter.tensors and check_target_module_exists(asked, name):
+            raise CheckpointError(
+                f"{adapter.folder / WEIGHTS} has nothing for {name}, which {ADAPTER} says was "
+                "adapted: the file is not complete"
+            )
+
+
+def _say_base(adapter: Adapter, base: str) -> None:
+    """Warn where an adapter names another base than the one that it is merged into."""
+    named = adapter.settings.get("base_model_name_or_path")
+    if base and isinstance(named, str) and Path(named).name != Path(base).name:
+        log.warning(
+            "adapter %s was trained on %s and is merged into %s", adapter.folder, named, base
+        )
+    revision = adapter.settings.get("revision")
+    if revision not in (None, "main"):
+        log.warning(
+            "adapter %s was trained on revision %s of its base; which one is loaded here is not "
+            "compared", adapter.folder, revision,
+        )  # fmt: skip
+
+
+def _adapted(model: Any, adapter: Adapter, name: str) -> Any:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -305,10 +454,6 @@ def _adapted(model: Any, adapter: Adapter, name: str, keep_apart: bool) -> Any:
             target = getattr(layer, part)[name].weight
             with torch.no_grad():
                 target.copy_(tensor)
-        if keep_apart:
-            layer.set_adapter(list(layer.lora_A))
-    if keep_apart:
-        return model
     for place in places:
         layer = model.get_submodule(place)
         assert isinstance(layer, BaseTunerLayer)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from dllm_decode.errors import ConfigError, require, require_choice, require_count
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # made by accelerate
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
@@ -54,9 +56,30 @@ class Placement:
                 f"model.tensor_parallel={self.tensor_parallel} needs as many processes; start with "
                 f"torchrun --nproc-per-node {self.tensor_parallel} -m dllm_decode ...",
             )
-        if self.is_spread and importlib.util.find_spec("accelerate") is None:
+            started = os.environ.get("WORLD_SIZE", "1")
+            require(
+                started == str(self.tensor_parallel),
+                f"model.tensor_parallel={self.tensor_parallel} needs as many processes, but "
+                f"torchrun has started {started}",
+            )
+        check_map(self.device_map)
+        if self.attention == "flash_attention_2":
+            self._require_flash()
+        if self.is_spread and find_spec("accelerate") is None:
             name = "device_map" if self.device_map is not None else "tensor_parallel"
             raise ConfigError(f"model.{name} needs the package accelerate; pip install accelerate")
+
+    def _require_flash(self) -> None:
+        name = "model.attn_implementation=flash_attention_2"
+        require(self.device.type == "cuda", f"{name} runs on GPUs alone; use sdpa")
+        require(
+            self.dtype != torch.float32,
+            f"{name} needs model.dtype=bfloat16 or float16, got float32",
+        )
+        if find_spec("flash_attn") is None:
+            raise ConfigError(
+                f"{name} needs the package flash-attn; pip install flash-attn, or use sdpa"
+            )
 
     @property
     def is_spread(self) -> bool:
@@ -80,6 +103,10 @@ class Placement:
             "attn_implementation": self.attention,
             "device_map": self.device_map,
         }
+        if self.attention == "flash_attention_2":
+            from dllm_decode.models.varlen import NAME
+
+            options["attn_implementation"] = NAME
         if self.tensor_parallel is not None:
             from transformers.distributed import DistributedConfig
 
@@ -87,8 +114,77 @@ class Placement:
         return options
 
 
-def pick_device(device: str) -> torch.device:
-    """The device for a setting; raises `ConfigError` for one that is not there."""
+def check_map(device_map: object) -> None:
+    """Refuse a `model.device_map` that names no devices of this machine.
+
+    Args:
+        device_map: As configured.
+
+    Raises:
+        ConfigError: It is of another kind, or a device is not there.
+    """
+    if device_map is None or device_map in MAPS:
+        return
+    if isinstance(device_map, str):
+        pick_device(device_map, f"model.device_map must be {', '.join(MAPS)}, a mapping,")
+        return
+    places = dict(device_map) if isinstance(device_map, Mapping) else {}
+    if not places or not all(isinstance(name, str) for name in places):
+        raise ConfigError(
+            f"model.device_map must be one of {', '.join(MAPS)}, or a mapping from names of "
+            f"modules ('' for all) to devices, got {device_map!r}"
+        )
+    for name, device in places.items():
+        if device == "disk":
+            continue
+        number = type(device) is int and device >= 0
+        where = f"model.device_map[{name!r}] must be disk, the number of a GPU,"
+        pick_device(f"cuda:{device}" if number else device, where)
+
+
+def check_map_names(device_map: object, model: Any) -> None:
+    """Refuse a map with names that the model does not have, or that leaves out some of it.
+
+    Args:
+        device_map: As configured.
+        model: Built without memory for its weights.
+
+    Raises:
+        ConfigError: A name is unknown, or a weight has no place; the embedding must have a device.
+    """
+    if not isinstance(device_map, Mapping):
+        return
+    known = {name for name, _ in model.named_modules()} | {n for n, _ in model.named_parameters()}
+    for name in device_map:
+        require(
+            name in known,
+            f"model.device_map names {name!r}, which the model does not have; it has, e.g., "
+            f"{', '.join(name for name, _ in model.named_children())}, model.layers.0",
+        )
+
+    def place(name: str) -> object:
+        parts = name.split(".")
+        found = (".".join(parts[:count]) for count in range(len(parts), -1, -1))
+        return next((device_map[prefix] for prefix in found if prefix in device_map), None)
+
+    for name, parameter in model.named_parameters():
+        require(place(name) is not None, f"model.device_map says nothing about {name}")
+        require(
+            place(name) != "disk" or parameter is not model.get_input_embeddings().weight,
+            "model.device_map sends the embedding to the disk, where a pass cannot begin; give "
+            f"{name.removesuffix('.weight')} a device",
+        )
+
+
+def pick_device(
+    device: str, where: str = "model.device must be auto, cpu or a device of this machine"
+) -> torch.device:
+    """The device for a setting; raises `ConfigError` for one that is not there.
+
+    Args:
+        device: As configured.
+        where: The beginning of the message.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -100,9 +196,8 @@ def pick_device(device: str) -> torch.device:
     else:
         reason = "it holds no numbers" if place.type == "meta" else ""
     if reason:
-        raise ConfigError(
-            f"model.device must be auto, cpu or a device of this machine, got {device!r} ({reason})"
-        )
+        where = where if where.endswith("machine") else f"{where} cpu or a device of this machine"
+        raise ConfigError(f"{where}, got {device!r} ({reason})")
     return place
 
 

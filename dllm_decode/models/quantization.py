@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -61,6 +61,39 @@ def published_method(values: Mapping[str, Any], file: object = "config.json") ->
     return None
 
 
+def require_apart(method: str | None, names: Iterable[str], file: object) -> None:
+    """Refuse quantised weights of LLaDA2: transformers takes apart its one matrix of three.
+
+    It does so for plain weights alone, as scales and codes would have to be parted, too.
+
+    Args:
+        method: By which the checkpoint is quantised.
+        names: Of its tensors.
+        file: What to name in messages.
+
+    Raises:
+        CheckpointError: The checkpoint is quantised and has such a matrix.
+    """
+    if method is not None and any("query_key_value" in name for name in names):
+        raise CheckpointError(
+            f"{file}: the weights are quantised ({method}), with queries, keys and values in one "
+            "matrix, which can be taken apart for plain weights only; use the checkpoint that it "
+            "was made from, with model.quantization=int8 or nf4"
+        )
+
+
+def unpacks(method: str, device: torch.device) -> bool:
+    """Whether published weights of fewer bits take what plain ones do once they are there.
+
+    Args:
+        method: One of `PUBLISHED`.
+        device: Where the model is to run; fp8 is computed with by GPUs of capability 8.9.
+    """
+    if method != "fp8":
+        return method in UNPACKED
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)
+
+
 def as_published(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings under which transformers reads the weights of a checkpoint.
 
@@ -97,6 +130,14 @@ def require_quantization(kind: str | None, method: str | None, placement: Placem
         placement.tensor_parallel is None,
         "quantised weights cannot be shared by model.tensor_parallel; use model.device_map",
     )
+    places = placement.device_map
+    if isinstance(places, Mapping):
+        there = {str(place) for place in places.values()}
+        require(
+            "disk" not in there and ("cpu" not in there or there == {"cpu"}),
+            "quantised weights stay where they are computed with: model.device_map must not send "
+            f"some of them to the disk or the processor, got {dict(places)}",
+        )
     package = KINDS[kind] if kind is not None else PUBLISHED[str(method)]
     for needed in (package, "accelerate"):
         if find_spec(needed) is None:
@@ -117,49 +158,32 @@ def require_quantization(kind: str | None, method: str | None, placement: Placem
         )
 
 
-def for_transformers(kind: str, dtype: torch.dtype) -> Any:
-    """The settings with which transformers quantises weights as it reads them; never the head.
-
-    Args:
-        kind: One of `KINDS`.
-        dtype: In which products are computed.
-    """
-    from transformers import BitsAndBytesConfig, TorchAoConfig
-
-    if kind == "nf4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
-
-    if kind == "int8":
-        return TorchAoConfig(Int8WeightOnlyConfig())
-    return TorchAoConfig(
-        Int4WeightOnlyConfig(group_size=INT4_GROUP, int4_packing_format="tile_packed_to_4d")
-    )
+def holds_experts(module: nn.Module, name: str) -> bool:
+    """Whether a parameter of a module holds the experts of a layer: (experts, rows, columns)."""
+    parameter = module._parameters.get(name)
+    return parameter is not None and parameter.ndim == 3
 
 
-def warn_of_experts(model: Any, kind: str) -> None:
-    """Say how much of a mixture of experts keeps its bits: its experts are no linear layers."""
-    total, linear = _numbers(model), sum(weight.numel() for weight in _linear(model))
-    if linear < 0.5 * total:
+def say_how_experts_run(model: Any, kind: str) -> None:
+    """Say once that experts of fewer bits save memory and cost time."""
+    if _experts_of_a_layer(model):
         log.warning(
-            "model.quantization=%s leaves %.0f %% of the weights as they are (experts, embedding "
-            "and head); see the memory that task=doctor tells",
-            kind, 100 * (1 - linear / total),
+            "model.quantization=%s keeps the experts packed and unpacks those of one layer at a "
+            "time, for all of them in every pass: that saves memory and costs time", kind,
         )  # fmt: skip
 
 
 def memory_by_kind(model: Any) -> dict[str, int]:
     """Bytes of the weights of a model, built on the meta device, for each dtype and quantisation.
 
-    Linear layers but the head are quantised; everything else is kept in bfloat16.
+    Linear layers but the head are quantised, and the experts of mixtures; everything else is kept
+    in bfloat16. Packed experts need room for those of one layer, twice while they are read.
     """
-    linear = list(_linear(model))
-    inside = sum(weight.numel() for weight in linear)
+    packed = [*_linear(model), *_experts(model)]
+    inside = sum(weight.numel() for weight in packed)
     total = _numbers(model)
-    rest = 2 * (total - inside)
-    rows = sum(len(weight) for weight in linear)
+    rest = 2 * (total - inside) + 2 * 2 * _experts_of_a_layer(model)
+    rows = sum(weight.numel() // weight.shape[-1] for weight in packed)
     return {
         "float32": 4 * total,
         "bfloat16": 2 * total,
@@ -179,6 +203,26 @@ def _linear(model: Any) -> Iterator[torch.Tensor]:
     for module in model.modules():
         if type(module) is nn.Linear and module is not head:
             yield module.weight
+
+
+def _experts(model: Any) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if holds_experts(module, name):
+                yield parameter
+
+
+def _experts_of_a_layer(model: Any) -> int:
+    """Numbers in the experts of the layer that has most, 0 for dense models."""
+    most: int = max(
+        sum(
+            parameter.numel()
+            for name, parameter in module.named_parameters(recurse=False)
+            if holds_experts(module, name)
+        )
+        for module in model.modules()
+    )
+    return most
 
 
 @dataclass(frozen=True)

@@ -253,6 +253,11 @@ class World(ABC):
         """States are the logits, and embeddings are one-hot: a world has nothing inside."""
         return frozenset({"hidden", "embeddings"})
 
+    @property
+    def width(self) -> int:
+        """Of the states: one number per id; see `Capabilities`."""
+        return self.vocab.size
+
     def states(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
         """The logits (B, W, V), impossible tokens at -100; see `Capabilities`."""
         return self(tokens, live, index, plan).clamp(min=-100.0)

@@ -6,25 +6,25 @@ import random
 from dataclasses import dataclass
 
 from dllm_decode.problems.base import Family, Problem
-from dllm_decode.problems.lists import labelled
-from dllm_decode.problems.words import SYMBOLS, THINGS
+from dllm_decode.problems.words import MOVES, OPERATIONS, THINGS
 
 # Of a chain. Every sum, difference, product and quotient is learned as a fact of its own; there are
-# five hundred of them up to here, and two thousand up to 99 with operands up to 9.
-_LARGEST, _OPERAND = 50, 5
+# some 270 of them up to here.
+_LARGEST = 30
 
 
 @dataclass(frozen=True)
 class Chain(Family):
     """Arithmetic in which every step takes the result of the one before.
 
-    Steps carry letters, because a small model with rotary positions finds "the seventh step" by a
-    label and not by counting; and the answer repeats a step as it is asked, the result behind it,
-    because a label that stands right in front of what is looked up is found first.
+    Steps are numbered like the names of a list, because a small model with rotary positions finds
+    "the seventh step" by a label and not by counting, and an operation is one word, the one behind
+    the label. What a chain starts from stands at the end of the prompt, where every other step
+    has the result before it.
 
     Attributes:
         shortest: Steps of the shortest chain.
-        longest: Steps of the longest chain, 26 at most.
+        longest: Steps of the longest chain.
 
     Examples:
         >>> family = Chain("mine", "For people.")
@@ -33,44 +33,63 @@ class Chain(Family):
         True
     """
 
-    shortest: int = 6
+    shortest: int = 8
     longest: int = 20
 
     def generate(self, rng: random.Random) -> Problem:
-        """Draw steps whose results stay within 0 to 50 without remainder."""
-        start = value = rng.randint(1, 30)
+        """Draw steps whose results stay within 0 to 30 without remainder."""
+        start = value = rng.randint(1, _LARGEST)
         asked, steps, before = [], [], value
-        for label in SYMBOLS[: rng.randint(self.shortest, self.longest)]:
-            sign, operand, result = _step(value, before, rng)
-            asked.append(f"{label} {sign} {operand}")
+        for label in range(1, 1 + rng.randint(self.shortest, self.longest)):
+            operation, result = _step(value, before, rng)
+            asked.append(f"{label} {operation}")
             steps.append(f"{asked[-1]} = {result}")
             before, value = value, result
-        return Problem(self.name, f"Chain from {start}: {' '.join(asked)}", ", ".join(steps))
+        return Problem(self.name, f"Chain {' '.join(asked)} from {start}", ", ".join(steps))
 
 
-def _step(value: int, before: int, rng: random.Random) -> tuple[str, int, int]:
-    """A sign, an operand and the result. Times and divided by come where they are possible.
+def _step(value: int, before: int, rng: random.Random) -> tuple[str, int]:
+    """An operation and its result. Times and divided by come where they are possible.
 
-    before: the value one step earlier, to which times and divided by do not lead back.
+    before: the value one step earlier, to which no step leads back.
     """
-    possible = [("*", n, value * n) for n in (2, 3) if 0 < value * n <= _LARGEST]
-    possible += [("/", n, value // n) for n in (2, 3) if value > 5 and value % n == 0]
-    possible = [step for step in possible if step[2] != before]
-    if possible and rng.random() < 0.4:
-        return rng.choice(possible)
-    operand = rng.randint(2, _OPERAND)
-    less = value >= operand and (value + operand > _LARGEST or rng.random() < 0.5)
-    return ("-", operand, value - operand) if less else ("+", operand, value + operand)
+    results = [(operation, applied(operation, value)) for operation in OPERATIONS]
+    possible = [(name, result) for name, result in results if result not in (None, value, before)]
+    rare = [step for step in possible if step[0][0] in "*/"]
+    chosen: tuple[str, int] = rng.choice(rare if rare and rng.random() < 0.25 else possible)
+    return chosen
+
+
+def applied(operation: str, value: int) -> int | None:
+    """What an operation makes of a number; None outside 0 to 30 or with a remainder.
+
+    Args:
+        operation: One of `OPERATIONS`.
+        value: The number.
+    """
+    sign, operand = operation[0], int(operation[1:])
+    if sign == "/" and value % operand:
+        return None
+    result = {
+        "+": value + operand,
+        "-": value - operand,
+        "*": value * operand,
+        "/": value // operand,
+    }[sign]
+    return result if 0 <= result <= _LARGEST else None
 
 
 @dataclass(frozen=True)
 class Track(Family):
-    """Things in a row change places, two at a time; behind every exchange stands the row after it.
+    """Four things in a row change places, two at a time; behind every move stands the row after it.
+
+    `left` exchanges the first two, `middle` those between, `right` the last two, and `outer` the
+    first and the last. The row at the start stands at the end of the prompt, where every other move
+    has the row before it.
 
     Attributes:
-        places: Things in the row.
-        shortest: Exchanges of the shortest problem.
-        longest: Exchanges of the longest problem, 26 at most.
+        shortest: Moves of the shortest problem.
+        longest: Moves of the longest problem.
 
     Examples:
         >>> family = Track("mine", "For people.")
@@ -79,25 +98,30 @@ class Track(Family):
         True
     """
 
-    places: int = 4
     shortest: int = 6
     longest: int = 15
 
     def generate(self, rng: random.Random) -> Problem:
-        """Draw different things and, for every exchange, two places, the smaller one first."""
-        row = rng.sample(THINGS, self.places)
-        shown, moves, rows, pair = labelled(row), [], [], (0, 0)
-        for label in SYMBOLS[: rng.randint(self.shortest, self.longest)]:
-            before = pair
-            while pair == before:  # the same exchange twice would undo itself
-                first, second = pair = _pair(self.places, rng)
-            row[first], row[second] = row[second], row[first]
-            moves.append(f"{label} {first + 1} {second + 1}")
-            rows.append(f"{moves[-1]} {' '.join(row)}")
-        return Problem(self.name, f"Track {shown}: {' '.join(moves)}", " / ".join(rows))
+        """Draw different things and moves, none of them twice in a row."""
+        start = row = rng.sample(THINGS, 4)
+        asked, rows, move = [], [], ""
+        for label in range(1, 1 + rng.randint(self.shortest, self.longest)):
+            move = rng.choice([other for other in MOVES if other != move])  # twice undoes itself
+            row = moved(row, move)
+            asked.append(f"{label} {move}")
+            rows.append(f"{asked[-1]} {' '.join(row)}")
+        prompt = f"Track {' '.join(asked)} from {' '.join(start)}"
+        return Problem(self.name, prompt, ", ".join(rows))
 
 
-def _pair(places: int, rng: random.Random) -> tuple[int, int]:
-    """Two different places counted from 0, the smaller one first."""
-    first, second = sorted(rng.sample(range(places), 2))
-    return first, second
+def moved(row: list[str], move: str) -> list[str]:
+    """The row behind a move.
+
+    Args:
+        row: Four things.
+        move: A key of `MOVES`.
+    """
+    first, second = MOVES[move]
+    after = row[:]
+    after[first], after[second] = row[second], row[first]
+    return after

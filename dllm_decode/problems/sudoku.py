@@ -62,6 +62,29 @@ class SudokuSix(Family):
         rows = ("".join(cells[start : start + _SIZE]) for start in range(0, _CELLS, _SIZE))
         return Problem(self.name, "Fill the sudoku", _in_words(solved), form=" /".join(rows))
 
+    def alike(self, problem: Problem, rng: random.Random) -> Problem:
+        """Another problem made from one, much sooner than from nothing.
+
+        Digits are renamed, bands of two rows and stacks of three columns change places, and so do
+        the rows and columns within them; none of this changes the number of solutions.
+
+        Args:
+            problem: Of this family.
+            rng: Where the numbers come from.
+        """
+        shown = (problem.prompt.removeprefix("Sudoku:") if self.read else problem.form).replace(
+            GAP, f" {_EMPTY}"
+        )
+        names = [0, *rng.sample(range(1, _SIZE + 1), _SIZE)]
+        rows, columns = _moved(2, rng), _moved(3, rng)
+        places = [row * _SIZE + column for row in rows for column in columns]
+        grids = ([c for row in _cells(text) for c in row] for text in (shown, problem.answer))
+        given, solved = (
+            [names[int(cells[place]) if cells[place] != _EMPTY else 0] for place in places]
+            for cells in grids
+        )
+        return self.problem(given, solved)
+
     def grade(self, problem: Problem, text: str) -> bool:
         """Right is the only solution, digit for digit."""
         return _cells(text) == _cells(problem.answer)
@@ -69,6 +92,12 @@ class SudokuSix(Family):
 
 def _cells(text: str) -> list[list[str]]:
     return [row.split() for row in text.split("/")]
+
+
+def _moved(size: int, rng: random.Random) -> list[int]:
+    """Six rows or columns in another order; those of one group of `size` stay together."""
+    groups = rng.sample(range(_SIZE // size), _SIZE // size)
+    return [group * size + place for group in groups for place in rng.sample(range(size), size)]
 
 
 def _in_words(cells: list[int], empty: str = "") -> str:

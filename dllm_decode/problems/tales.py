@@ -1,11 +1,11 @@
-"""Short stories about two people who own something: many are right, as long as they agree."""
+"""Short stories about what somebody owns: many are right, as long as they agree."""
 
 from __future__ import annotations
 
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 
@@ -20,27 +20,28 @@ from dllm_decode.problems.words import (
     is_man,
 )
 
-_LEAST, _MOST = 2, 30  # of the thing that one person owns; never one, since all words are plural
+_LEAST, _MOST = 2, 30  # of the thing that is owned; never one, since all words are plural
+_CHANGE = 5  # the largest; sums and differences that chains have as well
 
 
 @dataclass(frozen=True)
 class Kind:
     """Sentences that say the same in different words, and what they change.
 
-    {X} is the person named first and {Y} the other one; {he} and {his} are said of X, {He} and
-    {His} likewise at the start of a sentence. {x} and {y} are what X and Y own afterwards, {all} is
-    both together, {k} a number. {things} and {city} belong to the tale; {place} is any, {there} the
-    one named last; {mood} and {time} are any; {boy} is "boy" or "girl".
+    {X} is whom the sentence is about and {Y} the other one; {he} and {his} are said of X, {He} and
+    {His} likewise at the start of a sentence. {x} is what the hero owns afterwards, {k} a number.
+    {things} and {city} belong to the tale; {place} is any, {there} the one named last; {mood} and
+    {time} are any; {boy} is "boy" or "girl".
 
     Attributes:
         ways: The sentences, with these gaps in braces.
-        gain: Sign with which `k` changes what X owns.
-        other: Sign with which `k` changes what Y owns.
+        gain: Sign with which `k` changes what the hero owns.
+        either: Whether X may be the friend as well; otherwise X is the hero.
     """
 
     ways: tuple[str, ...]
     gain: int = 0
-    other: int = 0
+    either: bool = False
 
 
 OPENINGS = Kind(
@@ -65,32 +66,32 @@ OWNED = Kind(
 )
 FRIENDS = Kind(
     (
-        "{His} friend {Y} had {y} {things}.",
-        "Next door lived {Y} with {y} {things}.",
-        "{Y}, {his} best friend, had only {y} {things}.",
-        "{X} knew {Y}, who owned {y} of them.",
-        "At the {place} {he} met {Y}, who had {y} {things}.",
-        "One {time} {Y} came to the {place} with {y} {things}.",
+        "{His} best friend was {Y}.",
+        "Next door lived {Y}, who was {mood}.",
+        "{X} had a friend called {Y}.",
+        "{Y} asked to see {his} {things}.",
+        "At the {place} {he} met {Y}.",
+        "One {time} {Y} came to the {place}.",
     )
 )
-# Every sentence that changes what somebody owns says what is owned then, so that the next one needs
-# no sum over several.
+# Every sentence that changes what the hero owns says what is owned then, so that the next one needs
+# one sum only.
 EVENTS = (
     Kind(
         (
-            "{X} gave {Y} {k} {things} and kept {x}, so {Y} had {y}.",
-            "One {time} {X} gave {k} {things} to {Y}, who then had {y}, and kept {x}.",
-            "{X} was {mood} and gave {Y} {k} of {his} {things}, so they had {x} and {y}.",
-            "At the {place} {X} lost {k} {things} to {Y} in a game and had {x} left, {Y} {y}.",
-            "{Y} asked for {k} {things}, and {X} said yes, so {Y} had {y} and {X} {x}.",
+            "{X} gave {Y} {k} {things} and kept {x}.",
+            "One {time} {X} gave {k} of {his} {things} to {Y} and had {x} left.",
+            "{X} was {mood} and gave {Y} {k} {things}, so {he} had {x}.",
+            "At the {place} {X} lost {k} {things} to {Y} in a game and had {x} left.",
+            "{Y} asked for {k} {things}, and {X} said yes, so {x} were left.",
         ),
         -1,
-        1,
     ),
     Kind(
         (
             "{X} found {k} {things} at the {place} and now had {x}.",
             "Near the {there} {he} found {k} more, so {X} had {x} {things}.",
+            "{Y} gave {X} {k} {things}, which made {x}.",
             "A stranger at the {place} gave {X} {k} {things}, which made {x}.",
             "{X} bought {k} {things} at the {place}, which made {x}.",
             "That {time} {X} got {k} more {things}, had {x} and was not {mood} any more.",
@@ -101,7 +102,7 @@ EVENTS = (
         (
             "{X} lost {k} {things} near the {place} and had {x} left.",
             "{X} sold {k} {things} at the {place}, so {x} were left.",
-            "One {time} {k} of the {things} of {X} fell into the river, so {he} had {x}.",
+            "One {time} {k} of the {things} fell into the river, so {X} had {x}.",
             "A thief took {k} {things} from {X}, so {he} had {x} and was {mood}.",
             "On the way to the {place} {X} lost {k} of {his} {things} and had {x} left.",
         ),
@@ -115,18 +116,18 @@ EVENTS = (
             "{Y} told {X} a story about the {place}.",
             "Then {X} and {Y} walked from the {there} to the {place}.",
             "All {time} {X} was {mood}, but {Y} was {mood}.",
-            "{X} wrote a long letter to {Y} about {his} {things}.",
-        )
+            "{X} wrote a long letter to {Y} about the {things}.",
+        ),
+        either=True,
     ),
 )
 ENDINGS = Kind(
     (
-        "In the end {X} had {x} {things} and {Y} had {y}.",
-        "Back home in {city} {X} counted {x} {things} and {Y} {y}.",
-        "So {X} with {x} and {Y} with {y} had {all} {things} together, and {X} was {mood}.",
+        "In the end {X} had {x} {things} and {Y} was {mood}.",
+        "Back home in {city} {X} counted {x} {things}.",
         "And that is how {X} came to have {x} {things} in {city}.",
-        "Now there were {x} {things} of {X} and {y} of {Y}, {all} in all.",
-        "{X} went home with {x} {things}, and {Y} stayed at the {there} with {y}.",
+        "So {X} went home with {x} {things}, and {Y} stayed at the {there}.",
+        "Now there were {x} {things} in the house of {X}, and {he} was {mood}.",
     )
 )
 
@@ -148,11 +149,11 @@ class State:
     """What is known while a tale is told.
 
     Attributes:
-        owned: Who owns how many.
+        owned: How many the hero owns.
         there: The place named last, "" before the first one.
     """
 
-    owned: dict[str, int] = field(default_factory=dict)
+    owned: int = 0
     there: str = ""
 
 
@@ -178,68 +179,53 @@ class Tale(Family):
 
     def generate(self, rng: random.Random) -> Problem:
         """Draw who, what and where, then sentence after sentence what the state allows."""
-        hero, friend = rng.sample(self.pool, 2)
+        names = tuple(rng.sample(self.pool, 2))
         given = MappingProxyType(
-            {"names": (hero, friend), "things": rng.choice(THINGS), "city": rng.choice(CITIES)}
+            {"names": names, "things": rng.choice(THINGS), "city": rng.choice(CITIES)}
         )
-        state = State({hero: rng.randint(5, 20), friend: rng.randint(2, 15)})
-        told = [_told(kind, hero, 0, given, state, rng) for kind in (OPENINGS, OWNED, FRIENDS)]
+        state = State(rng.randint(5, 20))
+        told = [_told(kind, 0, given, state, rng) for kind in (OPENINGS, OWNED, FRIENDS)]
         for _ in range(rng.randint(self.fewest, self.most)):
             told.append(_event(given, state, rng))
-        told.append(_told(ENDINGS, rng.choice((hero, friend)), 0, given, state, rng))
+        told.append(_told(ENDINGS, 0, given, state, rng))
+        hero, friend = names
         prompt = f"Tell a tale of {hero} and {friend}, {given['things']} and {given['city']}"
         return Problem(self.name, prompt, " ".join(told), given)
 
     def grade(self, problem: Problem, text: str) -> bool:
         """Right is a tale in which every sentence is of a known kind and agrees with all before it.
 
-        First come the person named first in the prompt and what both own, then at least `fewest`
-        events, then an end. Names, pronouns, numbers and places must agree.
+        First come the hero, who is named first in the prompt, what he or she owns, and the friend,
+        then at least `fewest` events, then an end. Names, pronouns, numbers and places must agree.
         """
         sentences = [f"{part.strip()}." for part in text.strip().split(".")]
         if sentences.pop() != "." or len(sentences) < self.fewest + 4:
             return False
-        people = problem.facts["names"]
-        assert isinstance(people, tuple)
-        hero, state = people[0], State(dict.fromkeys(people, 0))
-        *head, end = sentences
-        opening = zip(head[:3], (OPENINGS, OWNED, FRIENDS), strict=True)
-        return (
-            all(_holds(one, (kind,), problem.facts, state, hero) for one, kind in opening)
-            and all(_holds(one, EVENTS, problem.facts, state) for one in head[3:])
-            and _holds(end, (ENDINGS,), problem.facts, state)
+        state = State()
+        kinds = ((OPENINGS,), (OWNED,), (FRIENDS,), *[EVENTS] * (len(sentences) - 4), (ENDINGS,))
+        return all(
+            _holds(sentence, allowed, problem.facts, state)
+            for sentence, allowed in zip(sentences, kinds, strict=True)
         )
 
 
 def _event(given: Mapping[str, object], state: State, rng: random.Random) -> str:
-    """One sentence from the middle; what everybody owns stays between 2 and 30."""
+    """One sentence from the middle; what is owned stays between 2 and 30."""
     while True:
-        kind, person, change = rng.choice(EVENTS), rng.choice(list(state.owned)), rng.randint(2, 9)
-        after = _after(kind, person, change, state.owned)
-        if all(_LEAST <= count <= _MOST for count in after.values()):
+        kind, change = rng.choice(EVENTS), rng.randint(_LEAST, _CHANGE)
+        after = state.owned + kind.gain * change
+        if _LEAST <= after <= _MOST:
             state.owned = after
-            return _told(kind, person, change, given, state, rng)
-
-
-def _after(kind: Kind, person: str, change: int, owned: Mapping[str, int]) -> dict[str, int]:
-    """What both own behind a sentence."""
-    return {
-        name: count + change * (kind.gain if name == person else kind.other)
-        for name, count in owned.items()
-    }
+            return _told(kind, change, given, state, rng)
 
 
 def _told(
-    kind: Kind,
-    person: str,
-    change: int,
-    given: Mapping[str, object],
-    state: State,
-    rng: random.Random,
+    kind: Kind, change: int, given: Mapping[str, object], state: State, rng: random.Random
 ) -> str:
     """A sentence of a kind, chosen among those that the state allows."""
     way = rng.choice([w for w in kind.ways if state.there or "{there}" not in w])
     free = {"place": PLACES, "mood": MOODS, "time": TIMES}
+    person = rng.choice(_names(given)) if kind.either else _names(given)[0]
     values = _fixed(person, change, given, state.owned) | {"there": state.there}
 
     def fill(gap: re.Match[str]) -> str:
@@ -251,11 +237,17 @@ def _told(
     return re.sub(r"\{(\w+)\}", fill, way)
 
 
-def _fixed(
-    person: str, change: int, given: Mapping[str, object], owned: Mapping[str, int]
-) -> dict[str, str]:
+def _names(given: Mapping[str, object]) -> tuple[str, str]:
+    """The hero and the friend."""
+    names = given["names"]
+    assert isinstance(names, tuple)
+    hero, friend = names
+    return hero, friend
+
+
+def _fixed(person: str, change: int, given: Mapping[str, object], owned: int) -> dict[str, str]:
     """The gaps of a sentence that are not free, by name."""
-    (other,) = (name for name in owned if name != person)
+    (other,) = (name for name in _names(given) if name != person)
     he, his, boy = ("he", "his", "boy") if is_man(person) else ("she", "her", "girl")
     return {
         "X": person,
@@ -266,9 +258,7 @@ def _fixed(
         "His": his.capitalize(),
         "boy": boy,
         "k": str(change),
-        "x": str(owned[person]),
-        "y": str(owned[other]),
-        "all": str(sum(owned.values())),
+        "x": str(owned),
         "things": str(given["things"]),
         "city": str(given["city"]),
     }
@@ -283,16 +273,9 @@ def _pattern(way: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
 
 
 def _holds(
-    sentence: str,
-    kinds: tuple[Kind, ...],
-    given: Mapping[str, object],
-    state: State,
-    hero: str | None = None,
+    sentence: str, kinds: tuple[Kind, ...], given: Mapping[str, object], state: State
 ) -> bool:
-    """Whether a sentence is of one of these kinds and agrees; then the state moves on.
-
-    hero: who must be X, None: either.
-    """
+    """Whether a sentence is of one of these kinds and agrees; then the state moves on."""
     words = " ".join(sentence.split())
     for kind in kinds:
         for way in kind.ways:
@@ -301,38 +284,29 @@ def _holds(
             if found is None:
                 continue
             gaps = list(zip(names, found.groups(), strict=True))
-            if _agrees(kind, gaps, given, state, hero):
+            if _agrees(kind, gaps, given, state):
                 return True
     return False
 
 
 def _agrees(
-    kind: Kind,
-    gaps: list[tuple[str, str]],
-    given: Mapping[str, object],
-    state: State,
-    hero: str | None,
+    kind: Kind, gaps: list[tuple[str, str]], given: Mapping[str, object], state: State
 ) -> bool:
     """Whether the values of a sentence's gaps fit; then the state moves on."""
-    values, owned = dict(gaps), dict(state.owned)
+    values, hero = dict(gaps), _names(given)[0]
     person = values.get("X", hero)
-    if person not in owned or person != (hero or person):
+    if person not in (_names(given) if kind.either else (hero,)):
         return False
-    (other,) = (name for name in owned if name != person)
-    if kind is OWNED:
-        owned[person] = _number(values["x"])
-    if kind is FRIENDS:
-        owned[other] = _number(values["y"])
     change = _number(values.get("k", "0"))
-    after = _after(kind, person, change, owned)
-    if any(count < 0 for count in after.values()):
-        return False
-    return _fits(gaps, _fixed(person, change, given, after), after, state)
+    owned = _number(values["x"]) if kind is OWNED else state.owned + kind.gain * change
+    return (
+        owned >= 0
+        and change >= 0
+        and _fits(gaps, _fixed(person, change, given, owned), owned, state)
+    )
 
 
-def _fits(
-    gaps: list[tuple[str, str]], fixed: Mapping[str, str], after: dict[str, int], state: State
-) -> bool:
+def _fits(gaps: list[tuple[str, str]], fixed: Mapping[str, str], owned: int, state: State) -> bool:
     free, there = {"place": PLACES, "mood": MOODS, "time": TIMES}, state.there
     for name, value in gaps:
         if name in free:
@@ -341,7 +315,7 @@ def _fits(
             there = value if name == "place" else there
         elif value != (there if name == "there" else fixed[name]):
             return False
-    state.owned, state.there = after, there
+    state.owned, state.there = owned, there
     return True
 
 

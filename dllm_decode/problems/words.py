@@ -64,6 +64,14 @@ PHRASES: tuple[str, ...] = (
 
 PUNCTUATION: tuple[str, ...] = ("=", "+", "-", "*", "/", "|", ".")  # used with a space in front
 
+# What a chain does with a number, and which two of four places a track exchanges.
+OPERATIONS: tuple[str, ...] = (
+    "+2", "+3", "+4", "+5", "-2", "-3", "-4", "-5", "*2", "*3", "/2", "/3",
+)  # fmt: skip
+MOVES: dict[str, tuple[int, int]] = {
+    "left": (0, 1), "middle": (1, 2), "right": (2, 3), "outer": (0, 3),
+}  # fmt: skip
+
 NUMBERS: tuple[str, ...] = tuple(str(number) for number in range(100))
 
 

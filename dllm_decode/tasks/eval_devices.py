@@ -65,7 +65,7 @@ def placed(context: Context, devices: str | Sequence[str]) -> tuple[Context, tup
         "task.devices says where models go; leave model.device out",
     )
     for device in devices:
-        pick_device(device)
+        pick_device(device, "task.devices must name")
     return on_device(context, devices[0]), tuple(devices[1:])
 
 

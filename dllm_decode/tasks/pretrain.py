@@ -1,4 +1,4 @@
-"""`task=pretrain`: train the bundled model from scratch on the package's own problems."""
+"""`task=pretrain`: train the next bundled model on the package's own problems."""
 
 from __future__ import annotations
 

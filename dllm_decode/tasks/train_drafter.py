@@ -13,6 +13,7 @@ from dllm_decode.console.prompts import read_prompts
 from dllm_decode.errors import (
     ConfigError,
     DllmDecodeError,
+    require,
     require_choice,
     require_count,
     require_in_range,
@@ -59,9 +60,12 @@ class TrainDrafter(Pace, Task):
         max_new_tokens: Columns per prompt of a file; None for 64.
         batch_size: Prompts of a file decoded together.
         depth: Commits that the layer follows at most, 1 or more.
+        least_depth: Commits of the shortest rows, up to `depth`; every number from here to there is
+            as frequent. A layer that is new learns the first drafts first, with 1.
         rows: Of an update.
         fresh: Batches that are made before they are gone through `passes` times.
         passes: See `fresh`.
+        start: A draft layer to go on from, a file or `bundled:NAME`; None for a new one.
         heads: Attention heads of the layer; None for one per 32 components of the states, or fewer
             where the width asks for it.
         hidden: Width of the layer's feed-forward part; None for 8/3 of the states' width.
@@ -90,22 +94,32 @@ class TrainDrafter(Pace, Task):
     max_new_tokens: int | None = None
     batch_size: int = 16
     depth: int = 3
+    least_depth: int = 1
     rows: int = 24
     fresh: int = 16
     passes: int = 3
+    start: str | None = None
     heads: int | None = None
     hidden: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("problems", "held_out", "depth", "rows", "fresh", "passes"):
+        for name in ("problems", "held_out", "depth", "least_depth", "rows", "fresh", "passes"):
             require_count(f"task.{name}", getattr(self, name))
         require_count("batch_size", self.batch_size)
         require_count("seed", self.seed, minimum=0)
+        require(
+            self.least_depth <= self.depth,
+            f"task.least_depth must be at most task.depth ({self.depth}), got {self.least_depth}",
+        )
         for name in ("heads", "hidden"):
             if getattr(self, name) is not None:
                 require_count(f"task.{name}", getattr(self, name))
+                require(
+                    self.start is None,
+                    f"task.{name} must not be given with task.start, which has its own sizes",
+                )
         if self.max_new_tokens is not None:
             require_count("max_new_tokens", self.max_new_tokens)
         require_in_range("task.open_share", self.open_share, 0.0, 1.0)
@@ -138,6 +152,7 @@ class TrainDrafter(Pace, Task):
             self.depth,
             self.emphasis,
             self.seed,
+            self.least_depth,
         )
         ahead: dict[int, Any] = {}
 
@@ -174,22 +189,30 @@ class TrainDrafter(Pace, Task):
     def _identity(self, teacher: Teacher) -> dict[str, Any]:
         """What a continuation must share."""
         names = (
-            "seed", "rate", "problems", "open_share", "depth", "rows", "fresh",
-            "passes", "heads", "hidden", "families", "prompts",
+            "seed", "rate", "problems", "open_share", "depth", "least_depth", "rows", "fresh",
+            "passes", "start", "heads", "hidden", "families", "prompts",
         )  # fmt: skip
         mine = {f"task.{name}": getattr(self, name) for name in names}
         return mine | {"the model's fingerprint": teacher.own.fingerprint}
 
     def _layer(self, teacher: Teacher, text: Text) -> DraftLayer:
-        """A layer of the model's width."""
+        """A layer of the model's width, new or with the weights of `start`."""
         import torch
 
-        from dllm_decode.models.drafting import DraftLayer
+        from dllm_decode.models.drafting import DraftLayer, LayerDrafter
 
         rollout = teacher.rollout([text], 1, 1, 0)
         width = rollout.states.shape[-1]
         assert teacher.own.embed is not None
         embedding = teacher.own.embed(rollout.tokens[0]).shape[-1]
+        if self.start is not None:
+            begun = LayerDrafter.load(self.start)
+            require(
+                begun.widths == (width, embedding),
+                f"task.start must be a layer for states of width {width} and embeddings of "
+                f"{embedding}, got one for {begun.widths[0]} and {begun.widths[1]}",
+            )
+            return begun.layer.to(teacher.device).train().requires_grad_(True)
         torch.manual_seed(self.seed)
         most = max(1, width // 32)
         fitting = [heads for heads in range(1, most + 1) if width % (2 * heads) == 0]

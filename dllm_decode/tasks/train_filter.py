@@ -63,6 +63,8 @@ class TrainFilter(Task):
         problems: Problems per family, or a number for each family by its name.
         max_new_tokens: Columns per prompt; None for what a family needs, and 64 for a file.
         batch_size: Prompts decoded together.
+        reference: Probability from which the reference decode commits several tokens together,
+            (0, 1]; None for one token per step, as published.
         steps: Updates.
         batch_records: Records per update; None for all of them, as published.
         rate: Learning rate of AdamW, (0, 1].
@@ -88,6 +90,7 @@ class TrainFilter(Task):
     problems: int | Mapping[str, int] = 40
     max_new_tokens: int | None = None
     batch_size: int = 16
+    reference: float | None = None
     steps: int = 3000
     batch_records: int | None = 1024
     rate: float = 3e-3
@@ -110,6 +113,8 @@ class TrainFilter(Task):
         require_count("seed", self.seed, minimum=0)
         if self.max_new_tokens is not None:
             require_count("max_new_tokens", self.max_new_tokens)
+        if self.reference is not None:
+            require_in_range("task.reference", self.reference, 0.0, 1.0, open_low=True)
         require_in_range("task.rate", self.rate, 0.0, 1.0, open_low=True)
         require_in_range("task.weight_decay", self.weight_decay, 0.0, 1.0)
         require_in_range("task.held_out", self.held_out, 0.0, 1.0, open_low=True, open_high=True)
@@ -225,10 +230,13 @@ class TrainFilter(Task):
     # FilterRecords.
 
     def _records(self, context: Context, decoder: TextDecoder, request: Request) -> FilterRecords:
-        """The forward passes of the oracle, which follows a decode of one token per step."""
+        """The forward passes of the oracle, which follows the reference decode."""
         from dllm_decode.training.filter import FilterRecorder
 
         columns = sum(request.lengths)
+        if self.reference is not None:
+            rule = f"strategy.select.threshold={self.reference}"
+            decoder = context.decoder_with("strategy=threshold", rule)
         reference = self._decode(context, "reference decode", decoder, request, columns)
         request = replace(request, reference=reference)
         oracle = context.decoder_with("strategy=oracle", "strategy.select.stuck=block")
@@ -285,6 +293,7 @@ class TrainFilter(Task):
             "model_fingerprint": network.fingerprint,
             "block_length": network.block_length,
             "parameters": sum(weight.numel() for weight in network.weights()),
+            "reference": self.reference,
             "recipe": asdict(self._recipe()),
             "problems": dict(self._counts()) if self.prompts is None else None,
             "kept_after": fitted.kept,

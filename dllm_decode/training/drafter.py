@@ -298,6 +298,7 @@ class Diet:
         depth: Most commits.
         emphasis: Factor by which texts of a family are drawn more or less often, 1 where absent.
         seed: Of the choice.
+        least: Fewest commits.
 
     Examples:
         >>> diet = Diet([Text((1,), (2, 3), 32), Text((1,), (2,), 32)], rows=2)
@@ -313,6 +314,7 @@ class Diet:
     depth: int = 3
     emphasis: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+    least: int = 1
 
     @cached_property
     def _pools(self) -> tuple[tuple[list[Text], list[float]], ...]:
@@ -335,8 +337,8 @@ class Diet:
     def batch(self, number: int) -> tuple[list[Text], int, int, int]:
         """Rows of like length, columns behind the longest answer, commits, and a seed.
 
-        As many batches are one commit long as two, three, ... so that the first drafts, on which
-        the later ones build, are learned first.
+        With `least` 1 as many batches are one commit long as two, three, ... so that the first
+        drafts, on which the later ones build, are learned first.
 
         Args:
             number: Of the batch.
@@ -350,7 +352,7 @@ class Diet:
         near = sorted(drawn, key=lambda text: abs(text.length - middle))[: self.rows]
         room = max(1, max(t.canvas for t in near) - max(len(t.answer) for t in near))
         extra = min(room, rng.choice((1,) * 6 + (8,) * 3 + (32,)))
-        return near, extra, rng.randint(1, self.depth), rng.getrandbits(40)
+        return near, extra, rng.randint(self.least, self.depth), rng.getrandbits(40)
 
 
 def measured(

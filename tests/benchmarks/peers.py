@@ -302,7 +302,7 @@ def ours(group: str, length: int) -> Contender:
         run.passes._run = spent.timed(run.passes._run)
         run.admit([0])
         while run.live:
-            run.step()
+            run.advance()
         return run.outcomes[0].tokens
 
     return Contender(group, "dllm_decode", decode, spent)

@@ -41,6 +41,7 @@ from dllm_decode.kernels.noise import Noise
 from dllm_decode.kernels.reference import COLUMNS
 from dllm_decode.models import load_model
 from dllm_decode.models.compiled import run_body
+from dllm_decode.models.drafting import DraftLayer, LayerDrafter
 from dllm_decode.models.frequencies import counted
 from dllm_decode.strategies.adjust import Adjust
 from dllm_decode.strategies.fixed import TopK
@@ -91,6 +92,13 @@ def frequencies_of(size):
     return str(path)
 
 
+@cache
+def drafter_of(width):
+    """A draft layer for states of this width, with weights that matter."""
+    torch.manual_seed(0)
+    return LayerDrafter(DraftLayer(width, width, heads=1, hidden=8).requires_grad_(False))
+
+
 def decoder_of(strategy, cache="none", sampler="greedy", schedule="blocks", family="llada"):
     """The parts on the processor; None where they do not work together."""
     family = "llada2" if cache == "block_exact" else family
@@ -98,7 +106,8 @@ def decoder_of(strategy, cache="none", sampler="greedy", schedule="blocks", fami
         frequencies = frequencies_of(model_of(family).vocab.size)
         strategy = replace(strategy, select=replace(strategy.select, frequencies=frequencies))
     if isinstance(strategy.select, Adjust):
-        return None  # the operators of its layer are none that the simulation has
+        drafter = drafter_of(model_of(family).model.config.hidden_size)
+        strategy = replace(strategy, select=replace(strategy.select, weights=drafter))
     parts = (SCHEDULES[schedule], CACHES[cache], SAMPLERS[sampler])
     try:
         return Decoder(model_of(family), strategy, *parts)
@@ -122,7 +131,9 @@ def check(decoder, devices=1, sync_every=1, programs=(), replayed=False):
             model = gpu.place(model) if devices == 1 else spread_over_two(gpu, model)
             compiled = AsItIs(model) if replayed else None
             there = replace(decoder.denoiser, model=model, compiled=compiled)
-            run = Run(replace(decoder, denoiser=there, sync_every=sync_every), REQUEST)
+            strategy = copy.deepcopy(decoder.strategy)  # a drafter moves to the device for good
+            parts = replace(decoder, denoiser=there, strategy=strategy, sync_every=sync_every)
+            run = Run(parts, REQUEST)
             run.admit(range(REQUEST.rows))
             steps = watched(gpu, run)
             got = run.result()
@@ -464,6 +475,10 @@ def test_what_once_asked_the_device_again_in_every_step_no_longer_does(name):
         check(decoder_of(composed(name, stop="never")))
     else:
         check(decoder_of(composed("threshold", [name], stop="never")))
+
+
+def test_a_draft_layer_is_moved_there_once_and_decodes_there_as_here():
+    check(decoder_of(composed("adjust", stop="eot"), sampler="categorical"), devices=2)
 
 
 @pytest.mark.slow

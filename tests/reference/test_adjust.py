@@ -120,6 +120,11 @@ def test_drafts_stand_apart_in_changes_traces_results_and_samples() -> None:
     assert sample.drafts == 4 and Sample.from_record(sample.to_record()) == sample
     older = {name: value for name, value in sample.to_record().items() if name != "drafts"}
     assert Sample.from_record(older).drafts == 0
+    endless = HashDenoiser(added=dict.fromkeys(VOCAB.eot_ids, -50.0))
+    whole = Decoder(endless, decoder.strategy, Blocks(4)).decode(Request(((1, 2),), 7))
+    sample = sample_of(question, DecodedRow(whole.rows[0], slots=7))
+    assert max(sample.steps) >= sample.forwards == 3
+    assert Sample.from_record(sample.to_record()) == sample, "a step is a pass or a draft"
     assert next(m for m in METRICS if m.name == "drafts").of([sample]) == 4.0
 
 
@@ -262,9 +267,39 @@ def test_a_file_gives_the_layer_back_and_says_its_model(layer: DraftLayer, tmp_p
         assert torch.equal(back.layer.state_dict()[name], weight.bfloat16().float())
     with pytest.raises(CapabilityError, match=r"fingerprint 0123456789abcdef.*task=train_drafter"):
         Decoder(HashDenoiser(), Adjust(weights=str(path)))
-    odd = Decoder(HashDenoiser(), Adjust(weights=str(path), match_model=False))
+    odd = Adjust(weights=str(path), match_model=False)
+    size = VOCAB.size
+    message = rf"states of width 8 and embeddings of 6, but model \(\w+\) has {size} and {size}"
+    with pytest.raises(CapabilityError, match=message):
+        Decoder(HashDenoiser(), odd)
+    silent = type("Silent", (HashDenoiser,), {"width": None})()  # then its first states tell
     with pytest.raises(CapabilityError, match="states of width 8 and embeddings of 6, but the mod"):
-        odd.decode(Request(((1, 2),), 4))
+        Decoder(silent, odd).decode(Request(((1, 2),), 4))
+
+
+class Stays(torch.nn.Module):
+    """A module as a drafter, which must be moved to where the states are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved_to: list[torch.device] = []
+
+    def to(self, device: torch.device) -> Stays:  # type: ignore[override]
+        self.moved_to.append(device)
+        return self
+
+    def forward(self, model: Capabilities, states: Tensor, tokens: Tensor, live: Tensor) -> Tensor:
+        assert self.moved_to == [states.device]
+        return states
+
+
+def test_a_module_given_as_the_drafter_is_moved_to_the_models_device_before_any_pass() -> None:
+    drafter = Stays()
+    decoder = Decoder(HashDenoiser(), Adjust(drafts=1, weights=drafter))
+    together = Decoder(HashDenoiser(), TopK(2, "entropy"))
+    request = Request(((1, 2),), 4)
+    assert decoder.decode(request).sequences == together.decode(request).sequences
+    assert drafter.moved_to == [torch.device("cpu")]
 
 
 def damaged(path: Path, kind: str) -> None:

@@ -21,7 +21,8 @@ from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.errors import CapabilityError, CheckpointError, ConfigError
-from dllm_decode.models.acceptance import ASSETS, AcceptanceFilter
+from dllm_decode.models.acceptance import AcceptanceFilter
+from dllm_decode.models.locate import ASSETS
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.eot import AcceptedEot, PredictedEot
 from dllm_decode.strategies.fixed import FixedSchedule, TopK
@@ -317,7 +318,7 @@ def test_files_that_hold_no_filter_are_refused(tmp_path: Path) -> None:
 def test_the_page_says_first_whether_the_bundled_filter_is_an_improvement() -> None:
     """And its figures are those of the report beside the filter."""
     page = (Path(__file__).parents[2] / "docs/strategies/learn2pd.md").read_text("utf-8")
-    report = json.loads((ASSETS / "llada-tiny.json").read_text("utf-8"))
+    report = json.loads((ASSETS / "filters" / "llada-tiny.json").read_text("utf-8"))
     first = " ".join(page.split("\n\n")[1].split())
     doubt = AcceptanceFilter.load("bundled:llada-tiny").doubt
     assert doubt == report["doubt"] and ("no better than" in first) is (doubt is not None)

@@ -11,7 +11,8 @@ from plain_decode import Now, loop_decode, plain_decode, requests
 
 from dllm_decode.cli import main
 from dllm_decode.errors import CheckpointError, ConfigError
-from dllm_decode.models.frequencies import ASSETS, TokenFrequencies, counted
+from dllm_decode.models.frequencies import TokenFrequencies, counted
+from dllm_decode.models.locate import ASSETS
 from dllm_decode.strategies.uncode import Uncode
 from dllm_decode.tasks.token_frequencies import CountTokens
 
@@ -88,7 +89,7 @@ def test_a_missing_table_says_how_to_make_one() -> None:
 
 def test_the_bundled_table_is_that_of_the_bundled_model() -> None:
     """A new bundled model needs a new table: task=token_frequencies."""
-    config = json.loads((ASSETS.parent / "llada-tiny" / "config.json").read_text())
+    config = json.loads((ASSETS / "llada-tiny" / "config.json").read_text())
     assert Uncode().table.share.numel() == config["vocab_size"]
 
 

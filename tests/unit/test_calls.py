@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from dllm_decode.decoding import calls
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
@@ -154,6 +155,24 @@ def test_a_wrong_plane_of_a_decision_is_refused_with_the_place_of_the_strategy(n
 def test_what_is_no_decision_is_refused_with_the_place_of_the_strategy(answer, message):
     for strategy, place in everywhere(MyRule(answer)):
         refused(strategy, rf"^{place} \(MyRule\):? .*{message}")
+
+
+class Careless(Pipeline):
+    """A pipeline that says something else than its parts."""
+
+    def decide(self, view, memory):
+        return Decision(super().decide(view, memory).commit[:, :2])
+
+
+def test_what_a_pipeline_makes_of_checked_answers_is_checked_again_only_where_it_is_rewritten(
+    monkeypatch,
+):
+    checks = []
+    check = calls.check_decision
+    monkeypatch.setattr(calls, "check_decision", lambda *given: checks.append(1) or check(*given))
+    Decoder(HashDenoiser(), Pipeline(MyRule()), Blocks(4)).decode(Request(((1,),), 4))
+    assert checks == [1]
+    refused(Careless(MyRule()), rf"^strategy \(Careless\) returned commit, .*{PLANE}")
 
 
 HORIZONS = {

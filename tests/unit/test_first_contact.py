@@ -61,6 +61,25 @@ def test_a_step_that_fails_is_a_problem_and_the_others_go_on(quick, monkeypatch)
     assert "problem: attention: RuntimeError" in contact.block()
 
 
+def test_no_step_goes_on_beyond_its_share_and_all_of_them_take_two_minutes(quick, monkeypatch):
+    clock = [0.0]
+
+    def endless(*_):
+        while True:
+            clock[0] += 20.0  # a kernel that takes very long to compile
+            yield "another one"
+
+    monkeypatch.setattr(module, "_now", lambda: clock[0])
+    steps = ("agreement", "against_one_read", "head_against_product", "one_step", "waits")
+    for name in (*steps, "machine", "attention", "experts"):
+        monkeypatch.setattr(module, name, endless)
+    contact = first_contact(CPU, ConfidenceThreshold(0.9), TINY)
+    assert clock[0] <= 120 and not contact.problems
+    assert contact.found["kernels against the definition"][-1] == "stopped here: its 40 s are over"
+    assert contact.found["experts"] == ["left out: the steps before have used the time"]
+    assert contact.found["time taken"] == [f"{clock[0]:.0f} s"]
+
+
 def test_kernels_that_differ_or_do_not_start_are_named(monkeypatch):
     class Wrong:
         def __getattr__(self, name):

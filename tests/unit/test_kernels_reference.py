@@ -324,12 +324,26 @@ def test_powers_of_2_give_the_sums_of_exponentials_to_the_rounding_of_the_logits
     torch.testing.assert_close(found.entropy.double(), exact.entropy, rtol=5e-6, atol=0.0)
 
 
-def test_the_entropy_moment_is_summed_when_somebody_asks_for_it(monkeypatch):
-    asked = []
-    moment = reference._moment
-    monkeypatch.setattr(reference, "_moment", lambda *given: asked.append(1) or moment(*given))
-    statistics = reference.row_statistics(torch.randn(3, 5))
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "reads"),
+    [(3, 5, 0), (1, 140_000, 0), (4, 70_001, 4)],  # all rows in one block, or in more
+)
+def test_the_entropy_moment_is_summed_when_somebody_asks_and_of_what_is_there_already(
+    monkeypatch, rows, vocabulary, reads
+):
+    asked, read = [], []
+    product, blocks = reference._product, reference._blocks
+    monkeypatch.setattr(reference, "_product", lambda *given: asked.append(1) or product(*given))
+    statistics = reference.row_statistics(torch.randn(rows, vocabulary).bfloat16())
     _ = statistics.confidence, statistics.healthy
     assert not asked
+
+    def reading(*given):
+        for block, own in blocks(*given):
+            read.append(len(block))
+            yield block, own
+
+    monkeypatch.setattr(reference, "_blocks", reading)
     _ = statistics.entropy, statistics.entropy
-    assert asked == [1]
+    assert sum(read) == reads
+    assert bool(asked) == (reads == 0)

@@ -235,6 +235,16 @@ def test_finished_rows_leave_the_batch():
     assert model.rows_per_pass == [3, 2, 1]
 
 
+def test_a_run_advances_to_where_a_row_is_done():
+    model, left = HashDenoiser(added=QUIET), []
+    run = Decoder(model, Take(), Blocks(4)).begin(Request(((1,), (2,), (3,)), (1, 3, 2)))
+    run.admit(range(3))
+    while run.live:
+        run.advance()
+        left.append((run.live, len(model.rows_per_pass)))
+    assert left == [((2, 1), 1), ((1,), 2), ((), 3)]
+
+
 def test_what_lies_behind_the_horizon_is_neither_decoded_nor_seen():
     strategy = Pipeline(Take(), stop={"cut": CutAt(2)})
     result = decode(strategy, Request(((1,),), 6))

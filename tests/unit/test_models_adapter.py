@@ -1,5 +1,8 @@
 """The adapter: padding, positions, shift, masks, wanted slots, with and without a store."""
 
+import sys
+import types
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 
 from dllm_decode.decoding.cache import (
     BlockExact,
+    DelayedCache,
     DualCache,
     NoCache,
     PeriodicCache,
@@ -20,7 +24,7 @@ from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CapabilityError, ConfigError
-from dllm_decode.models import load_model
+from dllm_decode.models import load_model, placement
 from dllm_decode.models.guided import guided
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
@@ -198,6 +202,77 @@ def test_a_padded_pass_through_flex_attention_is_that_of_sdpa(denoisers, family,
     monkeypatch.setattr(denoisers[family].model.config, "_attn_implementation", "flex_attention")
     got = denoisers[family](ids, live, columns(ids), Plan(complete=False))
     torch.testing.assert_close(got[live], want[live], atol=1e-4, rtol=1e-3)
+
+
+class FlashAttention(types.ModuleType):
+    """A stand-in for flash-attn with its calls and layouts, which computes row after row."""
+
+    def __init__(self):
+        super().__init__("flash_attn")
+        self.calls = []
+
+    def flash_attn_func(self, q, k, v, softmax_scale=None):
+        heads = q.shape[2] // k.shape[2]
+        parts = (q, *(part.repeat_interleave(heads, 2) for part in (k, v)))
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=softmax_scale)
+        return found.transpose(1, 2)
+
+    def flash_attn_varlen_func(
+        self, q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None
+    ):
+        begins = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+        for ends, most, part in zip(begins, (max_seqlen_q, max_seqlen_k), (q, k), strict=True):
+            assert ends[0] == 0 and ends[-1] == len(part)
+            assert all(0 < after - before <= most for before, after in pairwise(ends))
+        assert {cu_seqlens_q.dtype, cu_seqlens_k.dtype} == {torch.int32} and len(k) == len(v)
+        self.calls.append(begins)
+        rows = []
+        for (a, b), (c, d) in zip(*map(pairwise, begins), strict=True):
+            rows.append(
+                self.flash_attn_func(q[None, a:b], k[None, c:d], v[None, c:d], softmax_scale)
+            )
+        return torch.cat(rows, 1)[0]
+
+
+@pytest.mark.parametrize("family", ["llada", pytest.param("dream", marks=pytest.mark.slow)])
+def test_rows_of_different_lengths_are_what_a_mask_computes_under_every_cache(
+    denoisers, family, monkeypatch
+):
+    from dllm_decode.models.varlen import NAME
+
+    library, denoiser = FlashAttention(), denoisers[family]
+    monkeypatch.setitem(sys.modules, "flash_attn", library)
+    prompts = (tuple(tokens(20).tolist()), tuple(tokens(7).tolist()))
+    for cache in (NoCache(), PrefixCache(), DualCache(), DelayedCache()):
+        found = []
+        for kind in ("sdpa", NAME):
+            with monkeypatch.context() as patch:
+                patch.setattr(denoiser.model.config, "_attn_implementation", kind)
+                decoder = Decoder(denoiser, Pipeline(ConfidenceThreshold(0.02)), Blocks(8), cache)
+                both = decoder.decode(Request(prompts, 16)).sequences
+                alone = decoder.decode(Request(prompts[1:], 16)).sequences
+                found.append((both, alone))
+        assert found[0] == found[1], cache
+    # the second row's keys are those of its own columns
+    queries, keys = library.calls[0]
+    assert queries[1] == queries[2] - queries[1] and keys[1] > keys[2] - keys[1]
+    ids, live = padded([tokens(20), tokens(7)])
+    want = denoiser.hidden(ids, live)
+    monkeypatch.setattr(denoiser.model.config, "_attn_implementation", NAME)
+    torch.testing.assert_close(denoiser.hidden(ids, live)[live], want[live], atol=1e-4, rtol=1e-3)
+
+
+def test_flash_attention_is_refused_in_words_where_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(placement, "pick_device", lambda name: torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"needs model\.dtype=bfloat16 or float16, got float32"):
+        placement.Placement("float32", attention="flash_attention_2")
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(ConfigError, match="needs the package flash-attn; pip install flash-attn"):
+        placement.Placement(attention="flash_attention_2")
+    monkeypatch.setattr(placement, "find_spec", lambda name: object())
+    chosen = placement.Placement(attention="flash_attention_2").for_transformers()
+    assert chosen["attn_implementation"] == "dllm_decode_varlen"
 
 
 def test_the_block_grid_is_counted_from_the_row_s_first_column(denoisers):

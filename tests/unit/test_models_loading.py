@@ -19,7 +19,7 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CheckpointError, ConfigError
-from dllm_decode.models import checks, load_model
+from dllm_decode.models import checks, doctor, load_model
 from dllm_decode.models.files import stored_tensors
 from dllm_decode.models.spec import SPECS
 from dllm_decode.strategies.fixed import TopK
@@ -281,19 +281,31 @@ def test_a_reordered_model_that_sees_decided_columns_behind_is_found(monkeypatch
     assert "decided columns in front" in checks.check_attention(denoiser)
 
 
-def test_ids_may_be_banned_and_are_checked(copy, caplog):
+def test_ids_may_be_banned_and_are_checked(copy):
     folder = copy.of("llada2")
     banned = load(folder, **OPTIONS["llada2"], banned_ids=[9, 7]).denoiser.vocab.banned_ids
     assert banned[:2] == (7, 9)
-    for wrong, message in (([-1], "ids from 0 to"), ([10**6], "ids from 0 to")):
-        with pytest.raises(ConfigError, match=message):
-            load(folder, **OPTIONS["llada2"], banned_ids=wrong)
-    with pytest.raises(ConfigError, match="must not hold 5, which ends a text"):
-        load(folder, **OPTIONS["llada2"], eot_ids=[5], banned_ids=[5])
-    copy.config(delete_token_id=11, split_token_id=12)
-    loaded = load(folder, **OPTIONS["llada2"])
+    for key in ("banned_ids", "edit_ids"):
+        for wrong in ([-1], [10**6], [True], ["7"]):
+            with pytest.raises(ConfigError, match=rf"model\.{key} must be ids from 0 to"):
+                load(folder, **OPTIONS["llada2"], **{key: wrong})
+        with pytest.raises(ConfigError, match=rf"model\.{key} must not hold 5, which ends a text"):
+            load(folder, **OPTIONS["llada2"], eot_ids=[5], **{key: [5]})
+
+
+@pytest.mark.parametrize("said_by", ["config.json", "model.edit_ids"])
+def test_ids_that_insert_and_delete_are_never_generated_and_loading_says_so(said_by, copy, caplog):
+    folder, options = copy.of("llada2"), dict(OPTIONS["llada2"])
+    if said_by == "config.json":
+        copy.config(delete_token_id=11, split_token_id=12)
+    else:
+        options["edit_ids"] = [11, 12]
+    loaded = load(folder, **options)
     assert {11, 12} <= set(loaded.denoiser.vocab.never_generated)
-    assert "decoded without insert and delete" in caplog.text
+    said = [record for record in caplog.messages if "decoded without insert and delete" in record]
+    assert len(said) == 1 and "(11, 12)" in said[0]
+    report = doctor.examine({"checkpoint": str(folder), "device": "cpu", **options})
+    assert any("edits its own text (ids 11, 12)" in found.text for found in report.findings)
 
 
 def test_a_llada_checkpoint_in_the_stock_layout_gives_the_same_logits(copy):
@@ -455,6 +467,25 @@ WRONG = [
     ({"dtype": "int8"}, "model.dtype must be one of auto, float32"),
     ({"device": "gpu"}, "model.device must be auto, cpu or a device of this machine, got 'gpu'"),
     ({"attn_implementation": "fast"}, "model.attn_implementation must be one of sdpa"),
+    ({"attn_implementation": "flash_attention_2"}, "flash_attention_2 runs on GPUs alone; use"),
+    ({"device_map": "nonsense"}, r"device_map must be auto, .*sequential, a mapping, cpu or a dev"),
+    ({"device_map": "meta"}, r"model\.device_map must be auto, .* got 'meta' \(it holds no num"),
+    ({"device_map": 3}, r"model\.device_map must be one of auto, .* or a mapping .* got 3"),
+    ({"device_map": {}}, r"or a mapping from names of modules \('' for all\) to devices, got {}"),
+    ({"device_map": {3: "cpu"}}, r"or a mapping from names of modules .*, got {3: 'cpu'}"),
+    ({"device_map": {"": 77}}, r"device_map\[''\] must be disk, the number of a GPU, cpu or a dev"),
+    ({"device_map": {"": None}}, r"model\.device_map\[''\] must be .* got None"),
+    ({"device_map": {"": "gpu"}}, r"model\.device_map\[''\] must be .* got 'gpu'"),
+    (
+        {"device_map": {"modl": "cpu"}},
+        "names 'modl', which the model does not have; it has",
+    ),
+    ({"device_map": {"model": "cpu"}}, "model.device_map says nothing about lm_head.weight"),
+    ({"device_map": {"": "disk"}}, "sends the embedding to the disk, .* give model.embed"),
+    (
+        {"device_map": {"": "cpu", "lm_head": "disk"}, "quantization": "int8"},
+        "quantised weights stay where they are computed with: model.device_map must not send",
+    ),
     ({"device_map": "auto", "tensor_parallel": 2}, "device_map and model.tensor_parallel exclude"),
     ({"tensor_parallel": 2}, "needs as many processes; start with torchrun --nproc-per-node 2"),
     ({"tensor_parallel": 1}, "model.tensor_parallel must be a whole number >= 2, got 1"),
@@ -465,14 +496,25 @@ WRONG = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=lambda value: str(value)[:24])
 def test_settings_that_cannot_work_are_refused_by_key(options, message):
     with pytest.raises(ConfigError, match=message):
         load_model(str(GOLDEN / "llada"), **({"device": "cpu"} | options))
 
 
+def test_a_number_of_processes_that_cannot_share_the_model_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"needs as many processes, but torchrun has started 2"):
+        golden("llada", tensor_parallel=3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"tensor_parallel=3 must divide the \d key/value heads"):
+        golden("llada", tensor_parallel=3)
+
+
 def test_a_device_map_without_accelerate_is_refused_with_the_fix(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("dllm_decode.models.placement.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"model.device_map needs the package accelerate; pip"):
         golden("llada", device_map="auto")
 

@@ -70,7 +70,7 @@ def write_adapter(folder, family, places=None, rank=3, seed=0, names=None, **set
         "r": rank,
         "lora_alpha": 6.0,
         "bias": "none",
-        "target_modules": [place.rpartition(".")[2] for place in places or PLACES[family]],
+        "target_modules": [(names or {}).get(place, place) for place in places or PLACES[family]],
     }
     (folder / "adapter_config.json").write_text(json.dumps(about | settings))
     return added
@@ -145,6 +145,7 @@ def test_an_adapter_beside_a_base_has_to_be_asked_for_or_declined(tmp_path):
     assert torch.allclose(logits(with_it), logits(expected), atol=1e-4)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -153,6 +154,21 @@ def test_an_adapter_beside_a_base_has_to_be_asked_for_or_declined(tmp_path):
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not merged"),
         ({"r": "x"}, "'r' must be a number above 0"),
         ({"lora_alpha": None}, "'lora_alpha' must be a number above 0"),
+        ({"lora_alpha": float("inf")}, "'lora_alpha' must be a number above 0"),
+        ({"lora_bias": True}, "lora_bias=True is not merged"),
+        ({"trainable_token_indices": [3]}, r"trainable_token_indices=\[3\] is not merged"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication=.* is not merged"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens=.* is not merged"),
+        ({"target_parameters": ["experts.down_proj"]}, "target_parameters=.* is not merged"),
+        ({"a_key_of_next_year": 1}, "a_key_of_next_year=1 is not merged"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' has changed"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' has changed the weights"),
+        ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS' is for another kind of model"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern\.\( is no regular expression"),
+        ({"alpha_pattern": {"q": "x"}}, r"'alpha_pattern\.q' must be a number above 0"),
+        ({"rank_pattern": 3}, "'rank_pattern' must be an object"),
+        ({"r": 4}, "has the rank 3, but adapter_config.json says 4"),
+        ({"use_dora": True}, "has lora_A, lora_B, but needs lora_A, lora_B, lora_magnitude_vector"),
         ({"base_model_name_or_path": None}, r"does not name the model .*model.adapters=\["),
         ({"base_model_name_or_path": "/no/where"}, r"for the model '/no/where': .*adapters=\["),
     ],
@@ -168,13 +184,19 @@ def test_what_an_adapter_asks_for_and_is_not_done_is_refused_by_key(settings, me
 NAME = "base_model.model.model.layers.0.self_attn.v_proj.lora_"
 OTHER = NAME.replace("v_proj", "w_proj")
 ODD = [
-    ({"base_model.model.lm_head.weight": torch.ones(2)}, "is no part of a LoRA"),
-    ({f"{NAME}B.weight": None}, "has lora_A, but needs lora_A and lora_B"),
+    ({"base_model.model.lm_head.weight": torch.ones(2, 2)}, "is no part of a LoRA"),
+    ({f"{NAME}B.weight": None}, "has lora_A, but needs lora_A, lora_B"),
     ({f"{NAME}B.weight": torch.ones(2, 3)}, "but the layer has .* inputs"),
-    ({f"{OTHER}{part}.weight": torch.ones(2, 2) for part in "AB"}, "the model has no such layer"),
+    ({f"{OTHER}{part}.weight": torch.ones(3, 2) for part in "AB"}, "the model has no such layer"),
+    ({f"{NAME}A.weight": torch.full((3, 32), torch.nan)}, "something else than numbers"),
+    ({f"{NAME}A.weight": torch.ones(3, 32, dtype=torch.int32)}, "something else than numbers"),
+    ({f"{NAME}magnitude_vector": torch.ones(16)}, r"but needs lora_A, lora_B \(use_dora=False\)"),
+    ({f"{NAME}A.weight": torch.tensor(1.0)}, "holds no matrix"),
+    ({f"{NAME}{part}.weight": None for part in "AB"}, "holds no tensors"),
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("edit", "message"), ODD)
 def test_tensors_that_do_not_fit_are_refused_by_name(edit, message, tmp_path):
     write_adapter(tmp_path / "a", "dream", PLACES["dream"][:1])
@@ -183,6 +205,56 @@ def test_tensors_that_do_not_fit_are_refused_by_name(edit, message, tmp_path):
     save_file(changed, file)
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path / "a", "dream")
+
+
+@pytest.mark.parametrize("family", ["llada", pytest.param("llada2", marks=pytest.mark.slow)])
+def test_a_file_that_lacks_layers_which_were_adapted_is_refused(family, tmp_path):
+    places = {"llada": ("blocks.0.attn_out", "blocks.1.attn_out"), "llada2": PLACES["llada2"][1:]}
+    places = [place.replace("blocks", "model.transformer.blocks", 1) for place in places[family]]
+    target = [places[0].rpartition(".")[2]]
+    write_adapter(tmp_path / "a", family, places[:1], target_modules=target)
+    with pytest.raises(CheckpointError, match=r"has nothing for .*(attn_out|dense), which"):
+        load(tmp_path / "a", family)
+    some = {"target_modules": target, "layers_to_transform": [0]}
+    write_adapter(tmp_path / "a", family, places[:1], **some)
+    load(tmp_path / "a", family)
+
+
+def test_an_adapter_that_was_trained_with_peft_gives_what_peft_computes(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    base = load(GOLDEN / "dream", "dream").denoiser.model
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "up_proj"], use_dora=True, use_rslora=True,
+        rank_pattern={"up_proj": 2}, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    model = get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+        if "magnitude" in name:
+            parameter.data *= 1.2
+    model.eval()
+    model.save_pretrained(tmp_path / "a")
+    wanted = model(TOKENS).logits
+    merged = load(GOLDEN / "dream", "dream", adapters=[str(tmp_path / "a")]).denoiser.model
+    assert torch.allclose(merged(TOKENS).logits, wanted, atol=1e-4)
+
+
+def test_another_base_than_the_one_that_an_adapter_names_is_said(tmp_path, caplog):
+    write_adapter(tmp_path / "a", "llada", base_model_name_or_path="GSAI-ML/LLaDA-8B-Base")
+    load(GOLDEN / "llada", "llada", adapters=[str(tmp_path / "a")])
+    assert "was trained on GSAI-ML/LLaDA-8B-Base and is merged into" in caplog.text
+
+
+def test_an_adapter_is_neither_added_twice_nor_added_where_none_was_asked_for(tmp_path):
+    write_adapter(tmp_path / "a", "llada")
+    for checkpoint, adapters in ((GOLDEN / "llada", 2), (tmp_path / "a", 1)):
+        with pytest.raises(ConfigError, match="a is named twice"):
+            load(checkpoint, "llada", adapters=[str(tmp_path / "a")] * adapters)
+    with pytest.raises(ConfigError, match=r"holds an adapter and no weights, but .* asks for none"):
+        load(tmp_path / "a", "llada", adapters=[])
 
 
 def test_single_experts_of_a_mixture_are_refused_with_the_way_out(tmp_path):

@@ -78,6 +78,11 @@ def test_llada_8b_has_the_291_published_names_and_the_published_number_of_bytes(
     assert 2 * sum(_size(shape) for shape in shapes.values()) == 16_031_162_368
 
 
+def test_llada2_2_flash_has_the_published_number_of_weights():
+    shapes = published_shapes(meta_model(sizes.LLADA2_2_FLASH))
+    assert sum(_size(shape) for shape in shapes.values()) == 102_889_705_216
+
+
 def test_dream_7b_has_the_published_number_of_bytes():
     shapes = published_shapes(meta_model(sizes.DREAM_7B))
     assert 2 * sum(_size(shape) for shape in shapes.values()) == 15_231_233_024

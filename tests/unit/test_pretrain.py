@@ -14,21 +14,25 @@ import torch
 from drawing import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import dllm_decode
 from dllm_decode.errors import CheckpointError, ConfigError
+from dllm_decode.models.locate import locate
 from dllm_decode.problems import TRAINED, draw, problems
 from dllm_decode.problems.lists import read_labelled
-from dllm_decode.problems.words import CITIES, NAMES, NUMBERS
+from dllm_decode.problems.words import CITIES, MOODS, NAMES, NUMBERS, PLACES
 from dllm_decode.tasks.pretrain import Pretrain
 from dllm_decode.training.llada_tiny import curves
-from dllm_decode.training.llada_tiny.batches import Batches, Mixture, strange
+from dllm_decode.training.llada_tiny.batches import CONTENT, Batches, Mixture, strange
 from dllm_decode.training.llada_tiny.course import Course
 from dllm_decode.training.llada_tiny.export import export
 from dllm_decode.training.llada_tiny.muon import orthogonal
 from dllm_decode.training.llada_tiny.network import Network, Shape, rotate, turns
+from dllm_decode.training.llada_tiny.report import Reporter
+from dllm_decode.training.llada_tiny.start import begin_from
 from dllm_decode.training.llada_tiny.tokenizer import FastEncoder, save_tokenizer, vocabulary
+from dllm_decode.training.llada_tiny.worker import Worker
 
 EVEN = dict.fromkeys(TRAINED, 1.0)
 
@@ -165,10 +169,17 @@ def test_the_curriculum_draws_a_family_from_its_tokens_on() -> None:
     assert course.weights({}, {"tale": 3.0})["tale"] > 0
 
 
-def test_the_shipped_recipe_names_families_and_starts_with_some() -> None:
+def test_the_shipped_recipe_begins_with_the_bundled_model(tmp_path: Path) -> None:
     recipe = load_recipe()
-    assert set(recipe.curriculum) < set(TRAINED) and recipe.mixture().buckets[-1] == 256
-    assert max(recipe.curriculum.values()) < recipe.tokens * recipe.flat
+    assert recipe.mixture().buckets[-1] == 256
+    assert all(family.canvas < 256 for family in TRAINED.values())
+    network = Network(recipe.shape())
+    begin_from(network, locate(recipe.start).folder)
+    vectors, ids = network.wte.weight, vocabulary()
+    assert torch.equal(vectors[ids["\u0120Chain"]], vectors[ids["\u0120Copy"]])  # acts like it
+    names = vectors[[ids[f"\u0120{name}"] for name in NAMES]]
+    fresh = vectors[[ids[f"\u0120{name}"] for name in (*PLACES, *MOODS)]]
+    assert 0.5 < (fresh.norm(dim=1).mean() / names.norm(dim=1).mean()).item() < 2
 
 
 @pytest.mark.parametrize(
@@ -206,26 +217,81 @@ def test_givens_of_an_infilling_are_seen_and_never_trained() -> None:
         assert hidden.max() <= 26  # ten cells and more are given
 
 
-def test_results_of_worked_steps_are_masked_by_themselves() -> None:
+def test_numbers_are_structure_unless_they_are_results() -> None:
     encoder = Batches(Mixture(), 0, 0).encoder
-    chain = encoder.kinds(encoder.answer("A + 5 = 17, B * 2 = 34"), worked=True)
-    assert chain == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
-    track = encoder.kinds(encoder.answer("A 1 3 coins books / B 2 4 books coins"), worked=True)
-    assert track == [0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1]
-    assert encoder.kinds(encoder.answer("A C / C A")) == [1, 1, 0, 1, 1]  # cells, no labels
+    assert encoder.kinds(encoder.answer("12 + 5 = 17, 3 apples")) == [0, 0, 0, 0, 1, 0, 0, 1]
 
 
-def test_what_worked_steps_ask_is_often_shown_with_results_hidden() -> None:
-    batches = Batches(Mixture(batch_tokens=3000), 1, 0)
-    only = {name: float(name == "chain") for name in TRAINED}
-    mask, (equals,) = batches.encoder.mask, batches.encoder.text(" =")
-    shown = 0
-    for step in range(6):
-        for row in batches.batch(step, only).tokens:
-            signs = np.flatnonzero(row == equals)
-            structure = not (row[1:-1][row[2:] == equals] == mask).any()
-            shown += structure and len(signs) > 1 and (row[signs + 1] == mask).any()
-    assert shown > 20
+def test_tokens_are_counted_into_the_worked_step_that_they_belong_to() -> None:
+    encoder = Batches(Mixture(), 0, 0).encoder
+    rows = [encoder.answer("1 +5 = 12, 2 *2 = 24"), encoder.answer("1 left keys pens, 2 right")]
+    steps = encoder.steps(np.array([row[:6] for row in rows]))
+    assert steps.tolist() == [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1]]
+    assert encoder.asked(np.array(rows[0])).nonzero()[0].tolist() == [1, 6]
+    assert encoder.asked(np.array(rows[1])).nonzero()[0].tolist() == [1, 6]
+
+
+@pytest.mark.parametrize(("stepwise", "least", "most"), [(1.0, 1.0, 1.0), (0.0, 0.0, 0.3)])
+def test_worked_steps_are_hidden_or_shown_as_a_whole_as_often_as_asked(
+    stepwise: float, least: float, most: float
+) -> None:
+    batches = Batches(Mixture(batch_tokens=3000, stepwise=stepwise), 1, 0)
+    only = {name: float(name == "track") for name in TRAINED}  # four results per step
+    encoder, whole = batches.encoder, []
+    for step in range(4):
+        batch = batches.batch(step, only)
+        clean = batch.tokens.copy().reshape(-1)
+        clean[batch.wanted] = batch.target
+        clean, eot = clean.reshape(batch.tokens.shape), encoder.eot
+        header = encoder.text.special("<|end_header_id|>")
+        for row, shown, of in zip(clean, batch.tokens, encoder.steps(clean), strict=True):
+            answer = slice(row.tolist().index(header) + 1, row.tolist().index(eot))
+            kinds = np.array(encoder.kinds(row[answer].tolist()))
+            free = (kinds == CONTENT) & ~encoder.asked(row[answer])
+            hidden, steps = (shown[answer] == encoder.mask)[free], of[answer][free]
+            pairs = {*zip(steps.tolist(), hidden.tolist(), strict=True)}
+            if len(hidden) > 8:
+                whole.append(len(pairs) == len(set(steps.tolist())))
+    assert len(whole) > 10 and least <= sum(whole) / len(whole) <= most
+
+
+def test_the_numbers_of_a_tale_that_follow_from_others_are_hidden_on_their_own() -> None:
+    encoder = Batches(Mixture(), 0, 0).encoder
+    tale = encoder.answer("He had 9 pens. Ben lost 3 pens and had 6 left. Ben had 6.")
+    assert encoder.results(np.array([tale])).nonzero()[1].tolist() == [11]
+    assert encoder.sentences(np.array([tale]))[0].tolist() == [0] * 5 + [1] * 9 + [2] * 4
+    batches = Batches(Mixture(batch_tokens=2000, counted=1.0), 1, 0)
+    only = {name: float(name == "tale") for name in TRAINED}
+    ended = 0
+    for step in range(3):
+        batch = batches.batch(step, only)
+        clean = batch.tokens.copy().reshape(-1)
+        clean[batch.wanted] = batch.target
+        clean = clean.reshape(batch.tokens.shape)
+        for row, shown, results in zip(clean, batch.tokens, encoder.results(clean), strict=True):
+            # padding and the end of text are hidden at a rate of their own
+            hidden = (shown == encoder.mask) & (row != encoder.eot)
+            words = np.flatnonzero(hidden & ~results)
+            if len(words):  # from a full stop on all is hidden
+                told = row[words[0] : row.tolist().index(encoder.eot)]
+                assert encoder.text(".") == [row[words[0] - 1]]
+                assert hidden[words[0] :].sum() >= len(told) - results[words[0] :].sum()
+                ended += 1
+    assert ended > 5
+
+
+def test_sudokus_of_a_batch_are_variations_and_none_is_held_out() -> None:
+    batches = Batches(Mixture(batch_tokens=2000), 1, 0)
+    only = {name: float(name == "sudoku6-read") for name in TRAINED}
+    text = batches.encoder.text
+    seen = set()
+    for step in (0, 1, 0):
+        batch = batches.batch(step, only)
+        seen |= {
+            tuple(row[: row.tolist().index(text.special("<|end_header_id|>"))].tolist())
+            for row in batch.tokens
+        }
+    assert len(seen) == 2 * len(batch.tokens)  # all differ, and step 0 comes again as it was
 
 
 @pytest.mark.parametrize(("brief", "longest"), [(1.0, 6), (0.0, 20)])
@@ -365,6 +431,51 @@ def test_the_model_of_an_early_hour_is_kept(tmp_path: Path) -> None:
     final = load_file(late / "model.safetensors")
     assert early.keys() == final.keys()
     assert any(not torch.equal(early[key], final[key]) for key in early)
+
+
+def test_a_run_may_begin_with_the_weights_of_another_model(tmp_path: Path) -> None:
+    first, shape = tmp_path / "first", tiny(tmp_path).shape()
+    export(Network(shape).state_dict(), shape, first, 256)
+    words = json.loads((first / "tokenizer.json").read_text())
+    weights = load_file(first / "model.safetensors")
+    # As if the other model had the tokens in another order and did not know one of them.
+    table, numbers = weights["model.transformer.wte.weight"], words["model"]["vocab"]
+    order = [token for token in reversed(numbers) if token != "\u0120tale"]
+    words["model"]["vocab"] = {token: number for number, token in enumerate(order)}
+    (first / "tokenizer.json").write_text(json.dumps(words))
+    moved = table[[numbers[token] for token in order]].contiguous()
+    save_file(weights | {"model.transformer.wte.weight": moved}, first / "model.safetensors")
+    network = Network(shape)
+    begin_from(network, first)
+    for name, weight in network.named_parameters():
+        wanted = weights[f"model.transformer.{name}"].float()
+        if name == "wte.weight":
+            fresh = numbers["\u0120tale"]
+            assert not torch.equal(weight[fresh], wanted[fresh])
+            wanted[fresh] = weight[fresh].detach()
+        assert torch.equal(weight, wanted)
+
+    settings = tiny(tmp_path / "begun", start=str(first))
+    (tmp_path / "begun").mkdir()
+    worker = Worker(settings, 0, Reporter("none"), lambda: False)
+    name = "blocks.1.ff_out.weight"
+    wanted = weights[f"model.transformer.{name}"].float()
+    assert torch.equal(dict(worker.named)[name], wanted)
+    assert torch.equal(worker.average[name], wanted)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [("config.json", "cannot be read"), ("model.safetensors", "cannot be read"), ("", "d_model")],
+)
+def test_a_start_that_does_not_fit_says_why(tmp_path: Path, broken: str, message: str) -> None:
+    folder = tmp_path / "other"
+    shape = Shape(vocab=len(vocabulary()), width=32, layers=2, heads=2, hidden=24)
+    export(Network(shape).state_dict(), shape, folder, 256)
+    if broken:
+        (folder / broken).write_text("{")
+    with pytest.raises(CheckpointError, match=rf"^task.start: .*{message}"):
+        begin_from(Network(tiny(tmp_path).shape()), folder)
 
 
 @pytest.mark.slow

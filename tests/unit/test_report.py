@@ -857,6 +857,20 @@ def test_of_one_rule_only_what_was_set_is_left_and_every_run_has_its_own_name(tm
     assert [t.name for t in factors.traits_of(read(tmp_path / "other"))] == ["mine", "yours"]
 
 
+def test_runs_that_differ_in_guidance_or_voting_alone_have_names_of_their_own(tmp_path):
+    plain = {"strategy": {"select": THRESHOLD, "stop": EOT}, "schedule": {}}
+    votes = {"answer": "auto", "block_lengths": None, "n": 5}
+    manners = [
+        {"settings": plain}, {"settings": {**plain, "guidance": 0.5}},
+        {"settings": plain, "voting": {**votes, "vote": "majority"}},
+        {"settings": plain, "voting": {**votes, "vote": "agreed"}},
+    ]  # fmt: skip
+    for order, manner in enumerate(manners):
+        run(tmp_path / "runs", f"threshold run={order}", samples(30, 4), order=order, **manner)
+    named = [trait.name for trait in factors.traits_of(read(tmp_path / "runs"))]
+    assert named == ["threshold", "guidance=0.5", "n=5", "n=5 vote=agreed"]
+
+
 @pytest.mark.parametrize("count", [3, 60])
 def test_a_terminal_gets_at_most_forty_lines_with_the_fastest_at_every_accuracy(tmp_path, count):
     folder = tmp_path / "runs"

@@ -100,6 +100,8 @@ def test_batches_are_a_function_of_seed_and_number_and_hold_rows_of_like_length(
         assert max(text.length for text in rows) - min(text.length for text in rows) <= 20
         depths.add(depth)
     assert depths == {1, 2, 3}
+    deep = Diet(texts, rows=4, depth=3, least=3)
+    assert {deep.batch(number)[2] for number in range(12)} == {3}
 
 
 # The loss.
@@ -217,6 +219,17 @@ def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_do(tmp_path: Pat
         loop.run(lambda step: (network.weight.sum() * math.nan, {}))
 
 
+def test_a_start_of_another_width_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "drafter.safetensors"
+    LayerDrafter(DraftLayer(width=8, embedding=6, heads=2, hidden=5)).save(file, {})
+    world = Shuffle(n=4)
+    texts = Text(tuple(world.tokenizer.encode("abcd")), (0, 1, 2, 3), 6)
+    size = world.vocab.size
+    message = rf"task\.start must be .* width {size} and embeddings of {size}, got one for 8 and 6"
+    with pytest.raises(ConfigError, match=message):
+        TrainDrafter(start=str(file))._layer(Teacher(world, None), texts)
+
+
 @pytest.mark.parametrize(
     "resumed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "resumed"]
 )
@@ -245,7 +258,12 @@ def test_a_run_on_an_exact_world_leaves_a_layer_that_decodes_and_resumes_exactly
     assert report["updates"] == 3 and report["kl"]["all"][0]["marginal"] >= 0
     assert (tmp_path / "whole" / "curves.jsonl").exists()
     assert LayerDrafter.load(tmp_path / "whole" / "drafter.safetensors").layer.heads == 1
-    weights = f"strategy.select.weights={tmp_path / 'whole' / 'drafter.safetensors'}"
+    file = tmp_path / "whole" / "drafter.safetensors"
+    words = ["task.hidden=null", "task.heads=null", "task.steps=1", f"task.start={file}"]
+    assert run("on", *words, "task.rate=1e-9", "task.least_depth=3") == 0
+    on = load_file(tmp_path / "on" / "drafter.safetensors")
+    assert all(torch.equal(on[name], weight) for name, weight in load_file(file).items())
+    weights = f"strategy.select.weights={file}"
     words = ["model=toy_shuffle", "strategy=adjust", weights, "prompt=abcd", "display=none"]
     assert main([*words, f"hydra.run.dir={tmp_path / 'decode'}"]) == 0
 
@@ -264,6 +282,8 @@ def test_a_run_on_an_exact_world_leaves_a_layer_that_decodes_and_resumes_exactly
         ({"betas": (0.9,)}, r"task\.betas must be two numbers, got \[0.9\]"),
         ({"betas": (0.9, 1.0)}, r"task\.betas must lie in \[0.0, 1.0\), got 1.0"),
         ({"open_share": 2.0}, r"task\.open_share must lie in \[0.0, 1.0\], got 2.0"),
+        ({"least_depth": 4}, r"task\.least_depth must be at most task\.depth \(3\), got 4"),
+        ({"start": "a", "hidden": 4}, r"task\.hidden must not be given with task\.start"),
         ({"prompts": "a.txt", "families": ["copy"]}, r"prompts and task\.families exclude"),
     ],
 )

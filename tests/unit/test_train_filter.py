@@ -288,11 +288,14 @@ def test_a_run_leaves_a_filter_that_decodes_and_a_report(tmp_path: Path) -> None
     with safe_open(str(folder / "filter.safetensors"), framework="pt") as content:
         assert content.metadata()["block_length"] == "4"
         assert content.metadata()["doubt"] == report["doubt"]
-    again, second = run(tmp_path, "second", "schedule.length=4", "batch_size=2")
+    words = "schedule.length=4", "batch_size=2", "task.reference=0.999"
+    again, second = run(tmp_path, "second", *words)
     assert again == 0
+    assert json.loads((second / "report.json").read_text())["reference"] == 0.999
+    assert report["reference"] is None
     one, other = (AcceptanceFilter.load(f / "filter.safetensors") for f in (folder, second))
     for mine, theirs in zip(one.weights(), other.weights(), strict=True):
-        assert torch.equal(mine, theirs)  # the batch does not matter
+        assert torch.equal(mine, theirs)  # the batch does not matter, nor several at once
     decoding = [
         "strategy=learn2pd",
         f"strategy.select.weights={folder / 'filter.safetensors'}",
@@ -342,6 +345,7 @@ def test_one_prompt_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[
         ({"rate": 0.0}, r"task\.rate must lie in \(0.0, 1.0\], got 0.0"),
         ({"weight_decay": 2.0}, r"task\.weight_decay must lie in \[0.0, 1.0\], got 2.0"),
         ({"thresholds": (1.5,)}, r"task\.thresholds must lie in \[0.0, 1.0\], got 1.5"),
+        ({"reference": 0.0}, r"task\.reference must lie in \(0.0, 1.0\], got 0.0"),
         ({"prompts": "a.txt", "families": ["copy"]}, r"prompts and task\.families exclude"),
     ],
 )

@@ -145,10 +145,17 @@ def _rule(run: EvalRun) -> str:
 def _flat(run: EvalRun) -> dict[str, Value]:
     """Every setting by its path; the class of a part stands under the path of the part."""
     found: dict[str, Value] = {}
-    for group, node in run.settings.items():
+    for group, node in {**run.settings, "voting": run.results.get("voting")}.items():
         if isinstance(node, Mapping):
             _walk(node, str(group), found)
+        elif node is not None:  # a group that is one value, as guidance is
+            found[str(group)] = node
     return found
+
+
+def _optional(path: str) -> bool:
+    """Whether a run may lack this setting because it does nothing of the kind."""
+    return path.split(".")[0] not in _GROUPS
 
 
 def _walk(node: Mapping[str, object], path: str, found: dict[str, Value]) -> None:
@@ -194,6 +201,8 @@ def _index(words: Sequence[str], word: str) -> int:
 def _differs(path: str, rules: Sequence[str], flat: Sequence[Mapping[str, Value]]) -> bool:
     if path == "strategy":
         return False
+    if _optional(path) and any(path not in own for own in flat):
+        return True
     inside = path.startswith("strategy.")
     groups: dict[str, set[str]] = {}
     for rule, own in zip(rules, flat, strict=True):
@@ -230,7 +239,8 @@ def _names(
         words = [rule]
         for path, label in labels.items():
             values = Counter(json.dumps(other[path]) for other in alike if path in other)
-            if path not in own or len(values) < 2:
+            lacking = _optional(path) and any(path not in other for other in alike)
+            if path not in own or len(values) + lacking < 2:
                 continue
             usual = values.most_common(1)[0][0]
             if _number(own[path]) is None and json.dumps(own[path]) == usual:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm_decode.problems import GAP, TRAINED, Family, Problem, draw
+from dllm_decode.problems import GAP, TRAINED, Family, Problem, draw, held_out
 from dllm_decode.problems.lists import Labelled
 from dllm_decode.problems.numbers import Story
 from dllm_decode.problems.steps import Chain, Track
 from dllm_decode.problems.sudoku import SudokuSix
 from dllm_decode.problems.tales import Tale
 from dllm_decode.problems.texts import Records
-from dllm_decode.problems.words import NAMES, SYMBOLS
+from dllm_decode.problems.words import MOVES, NAMES, OPERATIONS
 from dllm_decode.training.llada_tiny.tokenizer import (
     EOT,
     HEADER_END,
@@ -30,6 +30,7 @@ Floats = NDArray[np.float32]
 
 # Kinds of slots, masked at rates of their own; given ones never.
 STRUCTURE, CONTENT, PADDING, GIVEN = 0, 1, 2, 3
+_ALIKE = 0.85  # share of sudokus that are made from another one
 BLOCK = 32  # slots; the block length that semi-autoregressive decoding commonly uses
 
 
@@ -45,7 +46,10 @@ class Mixture:
         widest: Share of examples whose canvas is stretched to 64..128 slots.
         blocked: Share of examples masked as block decoding meets them.
         split: Share of examples with a mask rate of its own for each kind of token.
-        split_worked: The same for problems worked out step by step.
+        stepwise: Share of problems worked out step by step in which steps are hidden or shown as a
+            whole, see `Batches`.
+        counted: Share of tales in which only numbers that follow from others are hidden, and the
+            end of the tale behind a random sentence.
         least_rate: Floor of the mask rate by which the loss is divided.
         predicted: Share of a batch's slots that can be predicted.
         short: Exponent of the bonus per token for answers shorter than 16 tokens, without which
@@ -70,7 +74,8 @@ class Mixture:
     widest: float = 0.02
     blocked: float = 0.2
     split: float = 0.3
-    split_worked: float = 0.6
+    stepwise: float = 0.6
+    counted: float = 0.4
     least_rate: float = 0.3
     predicted: float = 0.42
     short: float = 0.5
@@ -186,8 +191,15 @@ class Encoder:
             token for sign in ",.;:?=+-*/|" for token in self.text(sign) + self.text(" " + sign)
         }
         self._structure = numbers | signs
-        self._labels = {token for label in SYMBOLS for token in self.text(" " + label)}
         self._results = set(self.text(" ="))
+        self._ends = self.text(",")
+        self._stops = self.text(".")
+        self._numbers = [self._word(str(number)) for number in range(100)]
+        self._asked = [*map(self._word, (*OPERATIONS, *MOVES))]
+
+    def _word(self, text: str) -> int:
+        (token,) = self.text(" " + text)
+        return token
 
     def prompt(self, text: str) -> list[int]:
         """Ids of everything in front of the answer.
@@ -216,19 +228,60 @@ class Encoder:
             slots += [False] * (number > 0) + [True] * len(self.text(piece))
         return tuple(slots)
 
-    def kinds(self, answer: list[int], worked: bool = False) -> list[int]:
+    def kinds(self, answer: list[int]) -> list[int]:
         """STRUCTURE or CONTENT for each id of an answer; what stands behind "=" is content.
 
         Args:
             answer: Its ids.
-            worked: Whether it is worked out step by step; its labels are structure then.
         """
-        structure = self._structure | self._labels if worked else self._structure
         before = [-1, *answer]
         return [
-            STRUCTURE if token in structure and last not in self._results else CONTENT
+            STRUCTURE if token in self._structure and last not in self._results else CONTENT
             for last, token in zip(before, answer, strict=False)
         ]
+
+    def steps(self, tokens: Ints) -> Ints:
+        """The number of the worked step that each token belongs to, from 0.
+
+        A step ends with its comma.
+
+        Args:
+            tokens: (rows, length) ids.
+        """
+        ends = np.isin(tokens, self._ends)
+        counted: Ints = np.cumsum(ends, axis=1) - ends
+        return counted
+
+    def asked(self, tokens: Ints) -> NDArray[np.bool_]:
+        """Which tokens of worked steps say what is to be done, not what comes of it.
+
+        Args:
+            tokens: (rows, length) ids.
+        """
+        return np.isin(tokens, self._asked)
+
+    def results(self, tokens: Ints) -> NDArray[np.bool_]:
+        """Which numbers of tales follow from those before: a change and its result alternate.
+
+        The last number says the last result again and is not among them.
+
+        Args:
+            tokens: (rows, length) ids.
+        """
+        numbers = np.isin(tokens, self._numbers)
+        place = np.cumsum(numbers, axis=1)
+        result: NDArray[np.bool_] = numbers & (place % 2 == 1) & (place > 1)
+        return result
+
+    def sentences(self, tokens: Ints) -> Ints:
+        """The number of the sentence that each token belongs to, from 0.
+
+        Args:
+            tokens: (rows, length) ids.
+        """
+        stops = np.isin(tokens, self._stops)
+        counted: Ints = np.cumsum(stops, axis=1) - stops
+        return counted
 
 
 class Batches:
@@ -255,6 +308,7 @@ class Batches:
         # Sizes of the problems of families in which all are alike; sudokus take long to make, and
         # most would be thrown away because another length is wanted.
         self._alike: dict[int, tuple[int, int, bool]] = {}
+        self._last: dict[str, Problem] = {}
         for index, family in enumerate(self._families):
             if isinstance(family, SudokuSix):
                 problem = draw(family, "train", random.Random(0))
@@ -269,6 +323,7 @@ class Batches:
             step: Its number, from 0.
             weights: Relative frequency of each family by name.
         """
+        self._last.clear()  # a batch must not depend on those before
         shares = [weights[family.name] for family in self._families]
         bucket = self._bucket(random.Random(f"{self.seed}/{step}"), shares)
         rng = random.Random(f"{self.seed}/{step}/{self.rank}")
@@ -319,11 +374,21 @@ class Batches:
             family = strange(family, rng)
         if isinstance(family, Chain | Track) and rng.random() < self.mixture.brief:
             family = replace(family, shortest=1, longest=6)
-        problem: Problem = draw(family, "train", rng)
+        problem = self._problem(family, rng)
         prompt, answer = self.encoder.prompt(problem.prompt), self.encoder.answer(problem.answer)
         given = self.encoder.given(problem.form)
         padding = sketch.behind(len(answer), bool(given))
         return Example(sketch.family, prompt, answer, padding, given)
+
+    def _problem(self, family: Family, rng: random.Random) -> Problem:
+        """A new problem; most sudokus are made from the last one of the batch, which saves time."""
+        last = self._last.get(family.name)
+        if isinstance(family, SudokuSix) and last is not None and rng.random() < _ALIKE:
+            problem = family.alike(last, rng)
+            if not held_out(problem.shown):
+                return problem
+        self._last[family.name] = problem = draw(family, "train", rng)
+        return problem
 
     def _masked(
         self, examples: list[Example], length: int, rng: np.random.Generator
@@ -339,14 +404,21 @@ class Batches:
             clean[number, :end] = example.prompt + example.answer
             kind[number, :begin] = GIVEN
             worked[number] = isinstance(self._families[example.family], Chain | Track)
-            kind[number, begin:end] = encoder.kinds(example.answer, bool(worked[number]))
+            kind[number, begin:end] = encoder.kinds(example.answer)
             if example.given:  # all behind the form is given, too
                 kind[number, begin:end][np.array(example.given)] = GIVEN
                 kind[number, end:] = GIVEN
             first_eot[number, end] = not example.given
         place = np.arange(length) - start[:, None]  # slot on the canvas
         loose = [not self._families[example.family].determined for example in examples]
-        rate = self._rates(kind, place, np.array(loose), worked, rng)
+        rate = self._rates(kind, place, np.array(loose), rng)
+        stepwise = worked & (rng.random(rows) < mixture.stepwise)
+        rate = np.where(
+            stepwise[:, None] & (kind < PADDING), self._stepwise(clean, kind, rng), rate
+        )
+        told = np.array([isinstance(self._families[example.family], Tale) for example in examples])
+        counted = told & (rng.random(rows) < mixture.counted)
+        rate = np.where(counted[:, None] & (kind < PADDING), self._counted(clean, rng), rate)
         masked = (rng.random((rows, length)) < rate) & (kind != GIVEN)
         weight = np.where((kind == PADDING) & ~first_eot, mixture.padding_weight, 1.0)
         weight = weight / np.maximum(rate, mixture.least_rate)
@@ -373,7 +445,6 @@ class Batches:
         kind: Ints,
         place: Ints,
         loose: NDArray[np.bool_],
-        worked: NDArray[np.bool_],
         rng: np.random.Generator,
     ) -> NDArray[np.float64]:
         """The mask rate of every slot.
@@ -383,9 +454,6 @@ class Batches:
             place: The row of each slot.
             loose: Rows with many right answers. Low rates come more often there, because as long as
                 most of such an answer is hidden, what is right is chance and nothing is learned.
-            worked: Rows worked out step by step. What they ask is often shown and their results are
-                hidden there, which is how decoding meets them and where each hidden token can be
-                known.
             rng: Where the numbers come from.
         """
         rows, length = kind.shape
@@ -393,20 +461,44 @@ class Batches:
         stratified = np.where(loose, stratified**2, stratified)
         rate = np.repeat(stratified[:, None], length, axis=1)
         how = rng.random((rows,))
-        share = np.where(worked, self.mixture.split_worked, self.mixture.split)
-        split = how < share
+        split = how < self.mixture.split
         own = np.concatenate([rng.random((rows, 3)), np.zeros((rows, 1))], axis=1)
         own = np.where(rng.random((rows, 4)) < 0.3, np.round(own), own)  # all or none, often
         own = np.where(loose[:, None], own**2, own)
-        own[worked & (rng.random(rows) < 0.5), STRUCTURE] = 0.0
         rate = np.where(split[:, None], np.take_along_axis(own, kind, axis=1), rate)
-        blocked = (how >= share) & (how < share + self.mixture.blocked)
+        blocked = ~split & (how < self.mixture.split + self.mixture.blocked)
         blocks = np.maximum(1, -(-(place.max(1) + 1) // BLOCK))
         current = (rng.random(rows) * np.minimum(blocks, 4)).astype(int)[:, None]
         by_block = np.where(
             place // BLOCK < current, 0.0, np.where(place // BLOCK > current, 1, rate)
         )
         return np.where(blocked[:, None], by_block, rate)
+
+    def _stepwise(self, clean: Ints, kind: Ints, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Mask rates that hide or show each worked step as a whole, some or many of them per row.
+
+        What a hidden step says can then be known from the step before, if that is shown: most
+        examples of the operation a token can give. Of tokens hidden one by one few can be known.
+        In a third of the rows labels and signs of all steps are shown, as a decoder, which is sure
+        of them, decides them first; in another third also what is to be done, so that doing it
+        need not wait until finding it is learned.
+        """
+        rows = len(clean)
+        share = rng.uniform(0.2, 0.8, (rows, 1))
+        hidden = (rng.random(clean.shape) < share).astype(float)
+        hidden = np.take_along_axis(hidden, self.encoder.steps(clean), axis=1)
+        level = np.where(self.encoder.asked(clean), 2, np.where(kind == STRUCTURE, 1, 3))
+        return np.where(level <= rng.integers(0, 3, (rows, 1)), 0.0, hidden)
+
+    def _counted(self, clean: Ints, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Mask rates that hide half of the results of tales, and what is not told yet.
+
+        Few words of a tale are numbers; hidden with all others, few of them can be known.
+        """
+        sentence = self.encoder.sentences(clean)
+        end = rng.integers(4, 2 + np.maximum(4, sentence.max(1)))  # the head tells of no change
+        rate = np.where(self.encoder.results(clean), 0.5, 0.0)
+        return np.where(sentence < end[:, None], rate, 1.0)
 
     def _chosen(
         self,

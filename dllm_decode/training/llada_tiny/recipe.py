@@ -38,6 +38,9 @@ class Recipe:
 
     Attributes:
         output: Folder of the run.
+        start: Folder of a model in LLaDA format with the sizes below whose weights the run begins
+            with, or `bundled:NAME`; "" draws them. Tokens keep their embeddings by their text, new
+            tokens get fresh ones.
         seed: Of the weights and the batches.
         tokens: Budget in millions of tokens, padding included.
         minutes: If not 0, the budget in minutes of training over all continuations instead,
@@ -80,8 +83,9 @@ class Recipe:
     """
 
     output: str = "runs/pretrain"
+    start: str = ""
     seed: int = 7
-    tokens: float = 60.0
+    tokens: float = 50.0
     minutes: float = 0.0
     steps: int = 0
     halt: int = 0
@@ -92,14 +96,14 @@ class Recipe:
     compile: bool = True
     width: int = 192
     layers: int = 6
-    heads: int = 4
+    heads: int = 6
     hidden: int = 512
     batch_tokens: int = 1536
-    muon_rate: float = 0.02
-    adam_rate: float = 0.002
+    muon_rate: float = 0.01
+    adam_rate: float = 0.001
     weight_decay: float = 0.02
     warmup: int = 60
-    flat: float = 0.6
+    flat: float = 0.4
     emphasis: Mapping[str, float] = field(default_factory=dict)
     curriculum: Mapping[str, float] = field(default_factory=dict)
     clip: float = 1.0

@@ -12,9 +12,10 @@ BOS, EOT, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"
 HEADER_START, HEADER_END, TURN_END = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 SPECIALS = (EOT, MASK, BOS, HEADER_START, HEADER_END, TURN_END)
 
-# A word, a number or a sign, each with the blank before it; everything else one character at a
-# time. What is no known piece falls apart into bytes, so every text comes back unchanged.
-_PIECES = r" ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s"
+# A word, a number, an operation or a sign, each with the blank before it; everything else one
+# character at a time. What is no known piece falls apart into bytes, so every text comes back
+# unchanged.
+_PIECES = r" ?[A-Za-z]+| ?[-+*/]?[0-9]+| ?[^\sA-Za-z0-9]|\s"
 
 # {header} question {end of header} answer {end of turn} question ... : three tokens per turn.
 # Content starts with a blank, so that a word is the same token everywhere.
@@ -40,8 +41,9 @@ def vocabulary() -> dict[str, int]:
     """Token -> id: special tokens, then bytes, then words with the blank in front."""
     blank = byte_letters()[32]
     known = (*words.NUMBERS, *words.NAMES, *words.CITIES, *words.SYMBOLS, *words.THINGS)
+    worked = (*words.OPERATIONS, *words.MOVES)
     told = (*words.PLACES, *words.MOODS, *words.TIMES, *tales.WORDS)
-    pieces = [blank + word for word in (*known, *words.PHRASES, *words.PUNCTUATION, *told)]
+    pieces = [blank + word for word in (*known, *words.PHRASES, *words.PUNCTUATION, *told, *worked)]
     tokens = dict.fromkeys([*SPECIALS, *byte_letters(), *pieces])  # a word may be in two lists
     return {token: number for number, token in enumerate(tokens)}
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from dllm_decode.console.output import tolerant_output
 from dllm_decode.console.processes import leave_signals_to_parent
 from dllm_decode.errors import ModelOutputError
+from dllm_decode.models.locate import locate
 from dllm_decode.problems import TRAINED
 from dllm_decode.training.llada_tiny import checkpoint, curves
 from dllm_decode.training.llada_tiny.batches import TrainingBatch
@@ -27,6 +28,7 @@ from dllm_decode.training.llada_tiny.measure import exact_match
 from dllm_decode.training.llada_tiny.muon import MuonAdamW
 from dllm_decode.training.llada_tiny.network import Network
 from dllm_decode.training.llada_tiny.report import Reporter
+from dllm_decode.training.llada_tiny.start import begin_from
 
 if TYPE_CHECKING:
     from dllm_decode.training.llada_tiny.recipe import Recipe
@@ -49,7 +51,10 @@ class Worker:
         self.stop, self.stopped = stop, False
         self.folder, self.device = Path(settings.output), torch.device(settings.device)
         torch.manual_seed(settings.seed)  # the same weights in all workers
-        self.network = Network(settings.shape()).to(self.device)
+        self.network = Network(settings.shape())
+        if settings.start and not checkpoint.read(self.folder):
+            begin_from(self.network, locate(settings.start).folder)
+        self.network.to(self.device)
         self.named = list(self.network.named_parameters())
         self.optimiser = MuonAdamW(self.named, rank=rank, workers=settings.workers)
         self.average = {name: weight.detach().clone() for name, weight in self.named}
