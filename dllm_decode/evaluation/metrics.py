@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import validation
 from dllm_decode.evaluation.data import Question
@@ -19,6 +18,9 @@ from dllm_decode.evaluation.statistics import (
     wilson,
 )
 from dllm_decode.evaluation.validation import fault_in, shown
+
+if TYPE_CHECKING:
+    from dllm_decode.decoding.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class DecodedRow:
             unbroken proposal; empty where that was not recorded.
 
     Examples:
+        >>> from dllm_decode.decoding.outcome import Outcome
         >>> DecodedRow(Outcome(finish_reason="error", error="it is too long"), slots=32).seconds
         0.0
     """
