@@ -83,7 +83,7 @@ class Recipe:
     """
 
     output: str = "runs/pretrain"
-    start: str = ""
+    start: str = "bundled:llada-tiny"
     seed: int = 7
     tokens: float = 50.0
     minutes: float = 0.0
