@@ -169,13 +169,13 @@ class Generate(Task):
             return one_prompt(self.prompt)
         return None if self.prompts is None else read_prompts(self.prompts)
 
-    def _jobs(self, context: Context, asked: list[GivenPrompt] | None) -> list[Job]:
+    def _jobs(self, decoder: TextDecoder, asked: list[GivenPrompt] | None) -> list[Job]:
         from dllm_decode.api import DEFAULT_NEW_TOKENS
 
         default = self.max_new_tokens or DEFAULT_NEW_TOKENS
         if asked is not None:
             return [Job(prompt, prompt.max_new_tokens or default) for prompt in asked]
-        model: Any = context.model
+        model: Any = decoder.model
         if hasattr(model, "sample_prompts"):
             return [
                 Job(GivenPrompt(text, f"sample {n}"), default, _possible(model, text))
