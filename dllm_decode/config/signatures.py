@@ -133,7 +133,7 @@ def _definition(target: str) -> tuple[ast.stmt, Module] | None:
 
 def _lookup(name: str, module: Module) -> tuple[ast.stmt, Module] | None:
     """The class or function that a name stands for in a module, following its imports."""
-    for node in module.body:
+    for node in _statements(module.body):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return node, module
         if isinstance(node, ast.ImportFrom):
@@ -141,6 +141,14 @@ def _lookup(name: str, module: Module) -> tuple[ast.stmt, Module] | None:
                 if (alias.asname or alias.name) == name:
                     return _definition(f"{module.absolute(node)}.{alias.name}")
     return None
+
+
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Those of a module, with what stands behind `if TYPE_CHECKING` and in a `try`."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try):
+            yield from _statements([*node.body, *node.orelse])
 
 
 @cache
