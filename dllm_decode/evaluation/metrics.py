@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dllm_decode.decoding.outcome import Outcome
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import validation
 from dllm_decode.evaluation.data import Question
@@ -19,6 +18,9 @@ from dllm_decode.evaluation.statistics import (
     wilson,
 )
 from dllm_decode.evaluation.validation import fault_in, shown
+
+if TYPE_CHECKING:
+    from dllm_decode.decoding.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,9 @@ _CHECKS: Mapping[str, validation.Check] = {
 
 def _mismatch(record: Mapping[str, Any]) -> str:
     """What is wrong with values that are fine one by one."""
-    steps, forwards = record["steps"], record["forwards"]
-    if max(max(steps, default=-1), record["end_step"]) >= forwards:
-        return f"'steps' and 'end_step' must be below 'forwards', {forwards}"
+    steps, count = record["steps"], record["forwards"] + record["drafts"]
+    if max(max(steps, default=-1), record["end_step"]) >= count:
+        return f"'steps' and 'end_step' must be below 'forwards' and 'drafts' together, {count}"
     for name in ("ready", "confidence", "pieces"):
         if len(record[name]) not in (0, len(steps)):
             return f"{name!r} must have as many entries as 'steps', {len(steps)}, or none"
@@ -187,6 +189,7 @@ class DecodedRow:
             unbroken proposal; empty where that was not recorded.
 
     Examples:
+        >>> from dllm_decode.decoding.outcome import Outcome
         >>> DecodedRow(Outcome(finish_reason="error", error="it is too long"), slots=32).seconds
         0.0
     """
@@ -526,6 +529,11 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
+def in_order(samples: Sequence[Sample]) -> list[Sample]:
+    """By problem: intervals draw by place, and answers arrive in another order in every run."""
+    return sorted(samples, key=lambda sample: sample.problem)
+
+
 def summary(samples: Sequence[Sample]) -> dict[str, Any]:
     """All metrics of a run by name, with `low` and `high` where there is an interval.
 
@@ -534,6 +542,7 @@ def summary(samples: Sequence[Sample]) -> dict[str, Any]:
     """
     if not samples:
         raise ConfigError("metrics need at least one problem, got none")
+    samples = in_order(samples)
     figures: dict[str, Any] = {"problems": len(samples)}
     for metric in METRICS:
         if metric.interval is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from dllm_decode import storage
 from dllm_decode.errors import CheckpointError
-from dllm_decode.models.files import FLOATS, StoredTensor, read_header
+from dllm_decode.models.files import FLOATS, StoredTensor, metadata, read_header
 from dllm_decode.models.locate import Shelf
 
 SHELF = Shelf("filter", "filters/{}.safetensors", "train_filter", "strategy.select.weights")
@@ -80,14 +81,7 @@ class AcceptanceFilter:
         published weights; the metadata block_length, model_fingerprint and doubt are optional.
         Raises `CheckpointError` for files that are missing, damaged or of other shapes.
         """
-        file = SHELF.find(path)
-        try:
-            stored = read_header(file)
-        except CheckpointError as error:
-            raise CheckpointError(f"filter {file} cannot be read: {error}") from None
-        absent = [name for name in _NAMES if name not in stored]
-        if absent:
-            raise CheckpointError(f"filter {file} has no tensor {', '.join(absent)}")
+        file, stored = _header(path)
         try:
             with safe_open(str(file), framework="pt") as content:
                 about: Mapping[str, str] = content.metadata() or {}
@@ -102,6 +96,19 @@ class AcceptanceFilter:
         known = about.get("model_fingerprint"), about.get("doubt")
         return AcceptanceFilter(one, two, three, four, *known)
 
+    @staticmethod
+    def outline(path: str | Path) -> AcceptanceFilter:
+        """What a file says of its filter, with shapes in place of weights.
+
+        Args:
+            path: As of `load`, also what it raises.
+        """
+        file, stored = _header(path)
+        about = metadata(file)
+        weights: list[Any] = [stored[name] for name in _NAMES]
+        _check_shapes(file, weights, about.get("block_length"))
+        return AcceptanceFilter(*weights, about.get("model_fingerprint"), about.get("doubt"))
+
     def save(self, path: Path, about: Mapping[str, str]) -> None:
         """Write the weights with block length, fingerprint and further metadata, all or nothing."""
         notes = {**about, "block_length": str(self.block_length)}
@@ -115,6 +122,19 @@ class AcceptanceFilter:
         }
         with storage.replacing(path) as partial:
             partial.write_bytes(save(tensors, metadata=notes))
+
+
+def _header(path: str | Path) -> tuple[Path, Mapping[str, StoredTensor]]:
+    """The file of a filter and what it holds, the four tensors among it."""
+    file = SHELF.find(path)
+    try:
+        stored = read_header(file)
+    except CheckpointError as error:
+        raise CheckpointError(f"filter {file} cannot be read: {error}") from None
+    absent = [name for name in _NAMES if name not in stored]
+    if absent:
+        raise CheckpointError(f"filter {file} has no tensor {', '.join(absent)}")
+    return file, stored
 
 
 def _check_shapes(file: Path, stored: list[StoredTensor], block_length: str | None) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from dllm_decode import storage
 from dllm_decode.decoding.denoiser import Capabilities
 from dllm_decode.errors import CapabilityError, CheckpointError, require, require_count
-from dllm_decode.models.files import FLOATS, read_header
+from dllm_decode.models.files import FLOATS, StoredTensor, metadata, read_header
 from dllm_decode.models.locate import Shelf
 
 SHELF = Shelf("drafter", "drafters/{}.safetensors", "train_drafter", "strategy.select.weights")
@@ -171,11 +171,7 @@ class LayerDrafter:
         Raises:
             CheckpointError: The file is missing, damaged, or not that of a draft layer.
         """
-        file = SHELF.find(path)
-        try:
-            stored = read_header(file)
-        except CheckpointError as error:
-            raise CheckpointError(f"drafter {file} cannot be read: {error}") from None
+        file, stored = _header(path)
         try:
             with safe_open(str(file), framework="pt") as content:
                 about: Mapping[str, str] = content.metadata() or {}
@@ -194,6 +190,16 @@ class LayerDrafter:
         layer.load_state_dict(tensors)
         return LayerDrafter(layer.requires_grad_(False).eval(), about.get("model_fingerprint"))
 
+    @staticmethod
+    def outline(path: str | Path) -> LayerDrafter:
+        """What a file says of its layer, without the layer; raises `CheckpointError`.
+
+        Args:
+            path: As of `load`.
+        """
+        file, _ = _header(path)
+        return LayerDrafter(None, metadata(file).get("model_fingerprint"))  # type: ignore[arg-type]
+
     def save(self, path: Path, about: Mapping[str, str]) -> None:
         """Write the weights in bfloat16 with heads, fingerprint and more metadata, all or nothing.
 
@@ -208,6 +214,15 @@ class LayerDrafter:
         tensors = {name: w.detach().cpu().bfloat16().contiguous() for name, w in weights.items()}
         with storage.replacing(path) as partial:
             partial.write_bytes(save(tensors, metadata=notes))
+
+
+def _header(path: str | Path) -> tuple[Path, Mapping[str, StoredTensor]]:
+    """The file of a drafter and what it holds."""
+    file = SHELF.find(path)
+    try:
+        return file, read_header(file)
+    except CheckpointError as error:
+        raise CheckpointError(f"drafter {file} cannot be read: {error}") from None
 
 
 def _empty(file: Path, shapes: Mapping[str, tuple[int, ...]], heads: str | None) -> DraftLayer:

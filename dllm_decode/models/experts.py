@@ -38,9 +38,16 @@ class Int8(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.shape, self.dtype = weight.shape, weight.dtype
-        scale = weight.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / 127
-        self.packed = (weight / scale).round_().to(torch.int8)
-        self.scale = scale  # no buffer: transformers empties those that it did not read
+        # expert by expert, as what is made on the way would be larger than all of them
+        parts = [self._of_one(expert) for expert in weight]
+        self.packed = torch.stack([packed for packed, _ in parts])
+        # no buffer: transformers empties those that it did not read
+        self.scale = torch.stack([scale for _, scale in parts])
+
+    @staticmethod
+    def _of_one(expert: Tensor) -> tuple[Tensor, Tensor]:
+        scale = expert.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / 127
+        return (expert / scale).round_().to(torch.int8), scale
 
     def forward(self, packed: Tensor) -> Tensor:
         """The weights in the dtype that they had."""
@@ -63,12 +70,16 @@ class Int4(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.shape, self.dtype = weight.shape, weight.dtype
-        groups = weight.unflatten(-1, (-1, _group(weight.shape[-1])))
+        parts = [self._of_one(expert) for expert in weight]
+        self.packed, self.scale, self.zero = map(torch.stack, zip(*parts, strict=True))
+
+    @staticmethod
+    def _of_one(expert: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        groups = expert.unflatten(-1, (-1, _group(expert.shape[-1])))
         low, high = groups.aminmax(dim=-1, keepdim=True)
-        scale = ((high - low) / 15).clamp(min=1e-12)
+        scale = ((high - low) / 15).clamp(min=1e-7)
         first, second = ((groups - low) / scale).round_().clamp_(0, 15).byte().chunk(2, dim=-1)
-        self.packed = first | second << 4
-        self.scale, self.zero = scale, low
+        return first | second << 4, scale, low
 
     def forward(self, packed: Tensor) -> Tensor:
         """The weights in the dtype that they had."""
@@ -112,11 +123,14 @@ class NF4(nn.Module):
         """The weights in the dtype that they had."""
         from bitsandbytes.functional import dequantize_4bit
 
-        parts = [
-            dequantize_4bit(part, state)
-            for part, state in zip(packed.split(self.rows), self.states, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(self.states) == 1:
+            alone: Tensor = dequantize_4bit(packed, self.states[0])
+            return alone
+        whole = torch.empty(self.shape, dtype=self.dtype, device=packed.device)
+        places = whole.split([state.shape[0] for state in self.states])
+        for part, state, place in zip(packed.split(self.rows), self.states, places, strict=True):
+            place.copy_(dequantize_4bit(part, state))  # processors have no `out`
+        return whole
 
 
 PACKINGS: Mapping[str, type[Int8 | Int4 | NF4]] = {"int8": Int8, "int4": Int4, "nf4": NF4}

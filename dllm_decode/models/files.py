@@ -48,6 +48,14 @@ class StoredTensor:
     bytes: int
 
 
+def metadata(file: Path) -> dict[str, str]:
+    """What stands in a safetensors file beside its tensors, whose header `read_header` has read."""
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="np") as content:  # the one that asks for no torch
+        return dict(content.metadata() or {})
+
+
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a checkpoint by their published names.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import CheckpointError, require, require_choice, require_count
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.models.blueprint import (
@@ -27,20 +29,26 @@ from dllm_decode.models.files import FLOATS, fit, some_of, stored_tensors
 from dllm_decode.models.fingerprint import fingerprint
 from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.loaded import Description, LoadedModel
-from dllm_decode.models.locate import licence_of
-from dllm_decode.models.lora import locate_base, merge, wanted
+from dllm_decode.models.locate import Located, licence_of
+from dllm_decode.models.lora import BaseAndAdapters, locate_base, merge, wanted
 from dllm_decode.models.placement import Placement, check_map_names
 from dllm_decode.models.quantization import (
+    KINDS,
     as_published,
     require_quantization,
     say_how_experts_run,
 )
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import ModelSpec
-from dllm_decode.models.text import control_ids
+from dllm_decode.models.text import CheckpointTokenizer, control_ids
 
 log = logging.getLogger(__name__)
 BODIES = ("auto", "stock", "lean")
+# Arguments of `load_model` that `prepare` takes.
+PREPARED = (
+    "body", "quantization", "mask_id", "eot_ids", "pad_id", "banned_ids", "edit_ids",
+    "block_length", "max_length", "ignore_settings",
+)  # fmt: skip
 # A smaller checkpoint loads at once and needs no progress bar [bytes].
 _BAR_FROM = 2**28
 # transformers loads an adapter beside the weights by itself where peft is installed, its tensors
@@ -84,8 +92,8 @@ def load_model(
             fetched. A folder with an adapter alone is loaded with the base that it names.
         adapters: Folders or Hub ids of LoRA adapters, which are merged into the weights one after
             the other; [] for none, though one lies beside the weights.
-        quantization: `int8` or `int4` (torchao), `nf4` (bitsandbytes) for linear layers but the
-            head; None for the weights as they are.
+        quantization: `int8` or `int4` (torchao), `nf4` (bitsandbytes) for experts and for linear
+            layers but the head; None for the weights as they are.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` (float32 on the CPU, else bfloat16).
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (CUDA where there is one).
         attn_implementation: As transformers names it.
@@ -123,17 +131,141 @@ def load_model(
         CheckpointError: The checkpoint is missing, damaged, does not fit, or fails its self-check.
     """
     placement = Placement(dtype, device, attn_implementation, device_map, tensor_parallel)
+    check_words(compile, body, threads, quantization)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    number = placement.dtype  # a device that is not there answers before anything is read
+    asked = wanted(checkpoint, adapters, download=True)
+    ready = prepare(
+        asked, locate_base(asked), placement,
+        body=body, quantization=quantization, mask_id=mask_id, eot_ids=eot_ids, pad_id=pad_id,
+        banned_ids=banned_ids, edit_ids=edit_ids, block_length=block_length, max_length=max_length,
+        ignore_settings=ignore_settings,
+    )  # fmt: skip
+    found, plan, vocab, merged = ready.found, ready.plan, ready.vocab, ready.merged
+    if never := editing_ids(plan, edit_ids):
+        log.warning(
+            "%s is decoded without insert and delete: the ids with which it edits its own text "
+            "(%s) are never generated", found.name, ", ".join(map(str, never)),
+        )  # fmt: skip
+    parameters = _check_tensors(plan, device_map)
+    denoiser = TransformersDenoiser(
+        model=load_lean(plan, placement)
+        if plan.lean
+        else merge(_load_weights(plan, placement, quantization), merged, found.name),
+        vocab=vocab,
+        max_length=ready.max_length,
+        shifted=plan.spec.shifted,
+        block_length=ready.block_length,
+        reordered=plan.spec.reordered,
+        routes_blocks=plan.settings.get("expert_capacity") is not None,
+        fingerprint=fingerprint(found.folder, *merged),
+    )
+    tokenizer = ready.tokenizer(parse_control_tokens, chat_template_kwargs)
+    require_sound(denoiser, tokenizer, plan.folder)
+    if compile is not None:
+        denoiser = compiled(denoiser, compile, placement.is_spread)
+    description = Description(
+        family=plan.spec.family,
+        checkpoint=found.name,
+        path=found.folder,
+        parameters=parameters,
+        dtype=str(number).removeprefix("torch."),
+        device=str(denoiser.device),
+        licence=licence or licence_of(found.folder),
+        passed_over=found.passed_over,
+        edits=edits,
+        adapters=tuple(map(str, merged)),
+        quantization=quantization or plan.method,
+    )
+    return LoadedModel(denoiser, tokenizer, description, plan.published.values)
+
+
+def check_words(
+    compile: str | None, body: str, threads: int | None, quantization: str | None
+) -> None:
+    """Check what needs no checkpoint; arguments as of `load_model`; raises `ConfigError`."""
     if compile is not None:
         require_choice("model.compile", compile, MODES)
     require_choice("model.body", body, BODIES)
     if threads is not None:
         require_count("model.threads", threads)
-        torch.set_num_threads(threads)
-    number = placement.dtype  # a device that is not there answers before anything is read
-    asked = wanted(checkpoint, adapters, download=True)
-    found, merged = locate_base(asked), asked.adapters or ()
+    if quantization is not None:
+        require_choice("model.quantization", quantization, tuple(KINDS))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A checkpoint of which everything is known but its weights.
+
+    Attributes:
+        found: Where it is.
+        plan: Its family and its settings.
+        vocab: Special ids.
+        merged: Adapters that belong to it.
+        block_length: Columns of its block grid, None for full attention.
+        max_length: Longest canvas [tokens].
+    """
+
+    found: Located
+    plan: Blueprint
+    vocab: Vocab
+    merged: tuple[Path, ...]
+    block_length: int | None
+    max_length: int
+
+    def tokenizer(
+        self, parse_control: bool, arguments: Mapping[str, Any] | None
+    ) -> CheckpointTokenizer:
+        """The tokenizer with its settings, the last two arguments of `load_model` about it."""
+        return replace(
+            self.plan.tokenizer,
+            special=control_ids(self.vocab),
+            parse_control=parse_control,
+            arguments=dict(arguments or {}),
+        )
+
+
+def prepare(
+    asked: BaseAndAdapters,
+    found: Located,
+    placement: Placement,
+    *,
+    body: str = "stock",
+    quantization: str | None = None,
+    mask_id: int | None = None,
+    eot_ids: Sequence[int] | None = None,
+    pad_id: int | None = None,
+    banned_ids: Sequence[int] | None = None,
+    edit_ids: Sequence[int] | None = None,
+    block_length: int | None = None,
+    max_length: int | None = None,
+    ignore_settings: Sequence[str] = (),
+) -> Ready:
+    """All that is decided before weights are read, for which no tensor is needed.
+
+    Args:
+        asked: Base and adapters.
+        found: The base.
+        placement: Where the model is to run.
+        body: As of `load_model`, also the others.
+        quantization: See there.
+        mask_id: See there.
+        eot_ids: See there.
+        pad_id: See there.
+        banned_ids: See there.
+        edit_ids: See there.
+        block_length: See there.
+        max_length: See there.
+        ignore_settings: See there.
+
+    Raises:
+        ConfigError: A setting cannot work; the message names its key.
+        CheckpointError: The checkpoint is damaged or does not fit.
+    """
+    merged = asked.adapters or ()
     require(
-        not merged or tensor_parallel is None,
+        not merged or placement.tensor_parallel is None,
         "model.adapters cannot be merged with model.tensor_parallel; merge them first, or use "
         "model.device_map",
     )
@@ -151,61 +283,19 @@ def load_model(
         f"model.body=lean cannot be used: the checkpoint is quantised ({plan.method}); use "
         "model.body=stock",
     )
-    quantised = quantization or plan.method
     require(
-        not merged or not quantised,
+        not merged or not (quantization or plan.method),
         "model.adapters cannot be merged into quantised weights; merge them into the plain ones "
         "(save_pretrained) and quantise the result",
     )
-    heads = plan.settings["num_key_value_heads"]
+    heads, ranks = plan.settings["num_key_value_heads"], placement.tensor_parallel
     require(
-        heads % (tensor_parallel or 1) == 0,
-        f"model.tensor_parallel={tensor_parallel} must divide the {heads} key/value heads of the "
-        "model",
+        heads % (ranks or 1) == 0,
+        f"model.tensor_parallel={ranks} must divide the {heads} key/value heads of the model",
     )
-    block = _block_length(plan, block_length, attn_implementation)
+    block = _block_length(plan, block_length, placement.attention)
     vocab = special_ids(plan, mask_id, eot_ids, pad_id, banned_ids or (), edit_ids)
-    if never := editing_ids(plan, edit_ids):
-        log.warning(
-            "%s is decoded without insert and delete: the ids with which it edits its own text "
-            "(%s) are never generated", found.name, ", ".join(map(str, never)),
-        )  # fmt: skip
-    parameters = _check_tensors(plan, device_map)
-    denoiser = TransformersDenoiser(
-        model=load_lean(plan, placement)
-        if plan.lean
-        else merge(_load_weights(plan, placement, quantization), merged, found.name),
-        vocab=vocab,
-        max_length=_longest(plan, max_length),
-        shifted=plan.spec.shifted,
-        block_length=block,
-        reordered=plan.spec.reordered,
-        routes_blocks=plan.settings.get("expert_capacity") is not None,
-        fingerprint=fingerprint(found.folder, *merged),
-    )
-    tokenizer = replace(
-        plan.tokenizer,
-        special=control_ids(vocab),
-        parse_control=parse_control_tokens,
-        arguments=dict(chat_template_kwargs or {}),
-    )
-    require_sound(denoiser, tokenizer, plan.folder)
-    if compile is not None:
-        denoiser = compiled(denoiser, compile, placement.is_spread)
-    description = Description(
-        family=plan.spec.family,
-        checkpoint=found.name,
-        path=found.folder,
-        parameters=parameters,
-        dtype=str(number).removeprefix("torch."),
-        device=str(denoiser.device),
-        licence=licence or licence_of(found.folder),
-        passed_over=found.passed_over,
-        edits=edits,
-        adapters=tuple(map(str, merged)),
-        quantization=quantised,
-    )
-    return LoadedModel(denoiser, tokenizer, description, plan.published.values)
+    return Ready(found, plan, vocab, merged, block, _longest(plan, max_length))
 
 
 def chooses_lean(body: str, spec: ModelSpec, placement: Placement, altered: str = "") -> bool:

@@ -140,6 +140,12 @@ def look_for(name: str) -> tuple[Path | None, str]:
     return found, absent
 
 
+def is_absent_hub_name(name: str) -> bool:
+    """Whether a name can only be that of a repository on the Hub which is not on this machine."""
+    local = name.startswith(BUNDLED) or Path(name).expanduser().exists()
+    return not local and _HUB_NAME.match(name) is not None and _cached(name) is None
+
+
 def _complete(folder: Path, absent: str) -> tuple[Path | None, str]:
     """The folder if all of its files are there, else what is missing."""
     if not folder.is_dir():

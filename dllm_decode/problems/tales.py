@@ -21,6 +21,7 @@ from dllm_decode.problems.words import (
 )
 
 _LEAST, _MOST = 2, 30  # of the thing that is owned; never one, since all words are plural
+_CHANGE = 5  # the largest; sums and differences that chains have as well
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ class Tale(Family):
 def _event(given: Mapping[str, object], state: State, rng: random.Random) -> str:
     """One sentence from the middle; what is owned stays between 2 and 30."""
     while True:
-        kind, change = rng.choice(EVENTS), rng.randint(2, 9)
+        kind, change = rng.choice(EVENTS), rng.randint(_LEAST, _CHANGE)
         after = state.owned + kind.gain * change
         if _LEAST <= after <= _MOST:
             state.owned = after

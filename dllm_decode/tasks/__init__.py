@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -80,10 +80,26 @@ class Context:
     @cached_property
     def decoder(self) -> TextDecoder:
         """The decoder of this configuration."""
+        self.refuse_early()
         from dllm_decode.api import build, check_before_loading
 
         check_before_loading(self.cfg)
         return build(self.cfg, model=lambda: self.model)
+
+    def refuse_early(
+        self,
+        then: Callable[[TextDecoder], object] = lambda decoder: None,
+        *before: Callable[[], object],
+    ) -> None:
+        """Raise what model and parts refuse, where no torch is needed to know it.
+
+        Args:
+            then: What is done with the decoder, as far as that needs no torch.
+            before: What may be refused as well, each on its own.
+        """
+        from dllm_decode.tasks.rehearsed import refuse_early
+
+        refuse_early(self.cfg, then, *before)
 
     def decoder_with(self, *overrides: str) -> TextDecoder:
         """The decoder of this configuration with further overrides, sharing the loaded model.
@@ -91,10 +107,14 @@ class Context:
         Args:
             overrides: As on the command line, e.g. `"strategy=factor"`; they come last and win.
         """
-        from dllm_decode.api import build
         from dllm_decode.config.compose import compose_checked
+        from dllm_decode.tasks.rehearsed import refuse_early
 
-        return build(compose_checked((*self.overrides, *overrides)), model=lambda: self.model)
+        cfg = compose_checked((*self.overrides, *overrides))
+        refuse_early(cfg)
+        from dllm_decode.api import build
+
+        return build(cfg, model=lambda: self.model)
 
     def cfg_choice(self, group: str) -> str:
         """The option chosen for a group, for titles."""

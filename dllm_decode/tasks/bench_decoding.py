@@ -66,6 +66,7 @@ class DecodingBench(Task):
 
     def run(self, context: Context) -> int:
         """Measure, show a table per group, write both files."""
+        context.refuse_early()
         from dllm_decode.benchmarks.kernels import where_it_fits
 
         say = context.display.say

@@ -70,10 +70,10 @@ class Compare(Task):
 
     def run(self, context: Context) -> int:
         """Compare, show, write `compare.html` and `compare.json`."""
+        traces = self._recorded() if isinstance(self.runs, list) else self._decoded(context)
         from dllm_decode.console.trace_files import player
         from dllm_decode.decoding.trace import TraceError, differences
 
-        traces = self._recorded() if isinstance(self.runs, list) else self._decoded(context)
         names = list(traces)
         try:
             found = {name: differences(traces[names[0]], traces[name]) for name in names[1:]}
@@ -104,10 +104,8 @@ class Compare(Task):
         """Both decodes, of the configuration and of what is changed about it."""
         from omegaconf import OmegaConf
 
-        from dllm_decode.api import build
         from dllm_decode.config.compose import compose_checked, without_shorthands
-        from dllm_decode.console.trace_files import trace_of
-        from dllm_decode.tasks.generate import Generate, with_candidates
+        from dllm_decode.tasks.rehearsed import refuse_early
 
         assert self.against is not None
         given = [*context.overrides, *shlex.split(self.against)]
@@ -120,6 +118,12 @@ class Compare(Task):
                     "display; it takes parts, their settings, seed and batch_size"
                 )
         other = compose_checked((*context.overrides, *words))
+        for cfg in (context.cfg, other):
+            refuse_early(cfg)
+        from dllm_decode.api import build
+        from dllm_decode.console.trace_files import trace_of
+        from dllm_decode.tasks.generate import Generate, with_candidates
+
         generate = Generate(
             self.prompt, self.prompts, self.max_new_tokens, self.seed, samples=self.samples
         )

@@ -116,6 +116,7 @@ class Distill(Pace, Task):
 
     def run(self, context: Context) -> int:
         """Decode, learn, measure, write; returns 0."""
+        context.refuse_early(_check_grid)
         from dllm_decode.console.processes import deferred_interrupts, raise_for
         from dllm_decode.training import loop
         from dllm_decode.training.devices import Devices
@@ -166,8 +167,8 @@ class _Distillation:
             raise ConfigError(
                 f"task=distill trains weights, and model ({type(denoiser).__name__}) has none"
             )
-        if block is None:
-            raise ConfigError("task=distill needs a block grid; use schedule=blocks")
+        _check_grid(decoder)
+        assert block is not None
         self.student = Student(denoiser, block)
         self.asked = self._asked()
         self.learned, self.kept = self._data()
@@ -491,3 +492,8 @@ def _table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Table:
     errors = [f"{side['calibration']['error']:.4f}" for side in (before, after)]
     sheet.add_row("calibration", errors[0], "", errors[1], "")
     return sheet
+
+
+def _check_grid(decoder: TextDecoder) -> None:
+    if decoder.decoder.schedule.block_length is None:
+        raise ConfigError("task=distill needs a block grid; use schedule=blocks")

@@ -195,6 +195,11 @@ class Eval(Task):
 
         name = job_name(context.cfg_choice("strategy"), context.overrides)
         others: tuple[str, ...] = ()
+        with self._failures_noted(context, name, order is not None):
+            context.refuse_early(
+                lambda decoder: self.questions(decoder.model),
+                lambda: self.devices and placed(context, self.devices),
+            )
         if self.devices is not None:
             context, others = placed(context, self.devices)
         with self._failures_noted(context, name, order is not None):

@@ -117,6 +117,7 @@ class Generate(Task):
     def run(self, context: Context) -> int:
         """Decode, show, compare, write; returns 0, 1 if a row failed, 130 after Ctrl-C."""
         asked = self._asked()
+        context.refuse_early(lambda decoder: self.prepare(context, decoder, asked))
         decoder = context.decoder
         display = context.display
         display.paragraph(first_line(decoder))
@@ -160,7 +161,7 @@ class Generate(Task):
             decoder: That will decode them.
             asked: The prompts, None to read them as the settings say.
         """
-        jobs = self._jobs(context, self._asked() if asked is None else asked)
+        jobs = self._jobs(decoder, self._asked() if asked is None else asked)
         return jobs, self._request(decoder, jobs)
 
     def _asked(self) -> list[GivenPrompt] | None:

@@ -131,6 +131,7 @@ class TrainDrafter(Pace, Task):
 
     def run(self, context: Context) -> int:
         """Collect answers, learn, measure, write; returns 0."""
+        context.refuse_early()
         from dllm_decode.console.processes import deferred_interrupts, raise_for
         from dllm_decode.models.drafting import LayerDrafter
         from dllm_decode.training import loop

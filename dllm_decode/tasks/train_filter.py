@@ -129,13 +129,13 @@ class TrainFilter(Task):
 
     def run(self, context: Context) -> int:
         """Decode, learn, measure, write; returns 0."""
+        context.refuse_early(_check_grid)
         from dllm_decode.decoding.denoiser import Capabilities
         from dllm_decode.training.filter import compared, doubt, fit, split, transfer
 
         prompts = self._prompts()
         decoder = context.decoder_with("strategy=sequential")
-        if decoder.decoder.schedule.block_length is None:
-            raise ConfigError("task=train_filter needs a block grid; use schedule=blocks")
+        _check_grid(decoder)
         records = self._records(context, decoder, self._request(decoder, prompts))
         rest, kept = split(records, self.held_out, self.seed)
         learned, watched = (
@@ -334,3 +334,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         cells = ["-" if x is None else f"{x:.3f}" for x in (*values, row["at_equal_speed"])]
         sheet.add_row(f"{row['threshold']:g}", *cells)
     return sheet
+
+
+def _check_grid(decoder: TextDecoder) -> None:
+    if decoder.decoder.schedule.block_length is None:
+        raise ConfigError("task=train_filter needs a block grid; use schedule=blocks")

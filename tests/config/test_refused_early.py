@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from pathlib import Path
 from subprocess import run
@@ -12,6 +14,7 @@ from omegaconf import OmegaConf
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.early import check_values, fault_of
 from dllm_decode.config.instantiate import build_node
+from dllm_decode.config.rehearsal import Missing, MissingValue, Unanswered, refusal
 from dllm_decode.errors import ConfigError
 
 REFUSED = [
@@ -106,3 +109,220 @@ def test_a_refused_value_is_told_without_torch(tmp_path):
     done = run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.strip() == "False", done.stderr
     assert "strategy.select.threshold must lie in" in done.stderr and not list(tmp_path.iterdir())
+
+
+# Kinds of configuration errors, each of which only building, composing or loading could tell.
+WHOLE = {
+    "model.dtype=5": "must be a text",
+    "model.dtype=int8": "model.dtype must be one of",
+    "model.quantization=int3": "model.quantization must be one of",
+    "model.attn_implementation=flash": "must be one of sdpa",
+    "model.device_map=auto model.tensor_parallel=2": "exclude each other",
+    "model.tensor_parallel=2": "start with torchrun",
+    "model.compile=fast": "model.compile must be one of",
+    "model.body=fat": "model.body must be one of",
+    "model.body=lean model.attn_implementation=eager": "model.body=lean cannot be used",
+    "model.threads=0": "model.threads must be",
+    "model.device=gpu": "model.device must be",
+    "model.mask_id=99999": "model.mask_id must lie in [0, 535]",
+    "model.banned_ids=[-1]": "model.banned_ids must be ids",
+    "model.block_length=32": "model.block_length is for block-causal models",
+    "model.max_length=99999": "must not exceed the model's 192 positions",
+    "model.checkpoint=nowhere": "model.checkpoint nowhere is not available",
+    "model.checkpoint=bundled:no": "not in this installation",
+    "model.checkpoint=[]": "is an empty list",
+    "model=checkpoint": "model.checkpoint is not set",
+    "model.adapters=[nowhere]": "adapter nowhere is not available",
+    "cache=block_exact": "model (LLaDA) attends to the whole canvas",
+    "model=toy_copy cache=dual": "model (Copy) has none",
+    "model=llada_8b_base strategy=core cache=delayed": "strategy (Pipeline) revises",
+    "strategy.transforms.credit.scope=request cache=dual": "reads predictions outside",
+    "schedule=adablock cache=dual": "schedule (AdaptiveBlocks) reads",
+    "strategy=adjust cache=dual": "has a drafter",
+    "strategy=adjust model=toy_copy": "was trained for the model",
+    "strategy=learn2pd length=16": "was made for blocks of 32",
+    "strategy=learn2pd strategy.select.weights=no": "filter no was not found",
+    "sync_every=0": "sync_every must be",
+    "kernels=no": "kernels must be one of",
+    "guidance=-1": "guidance must lie in",
+    "prompt=a max_new_tokens=1000": "more than the 192 positions",
+    "task=eval task.data=nofile.jsonl": "nofile.jsonl cannot be read",
+    "task=eval task.families=[no]": "task.families must be",
+    "task=eval task.devices=[x]": "model.device must be",
+    "task=chat cache=block_exact": "attends to the whole canvas",
+    "task=bench bench=decoding cache=block_exact": "attends to the whole canvas",
+    "task=train_filter schedule=whole": "needs a block grid",
+    "task=train_drafter cache=block_exact": "attends to the whole canvas",
+    "task=distill schedule=whole": "needs a block grid",
+    "task=compare task.against=cache=block_exact": "attends to the whole canvas",
+    "task=report task.runs=nowhere": "must be a folder of evaluation runs",
+}
+
+
+def without_torch(lines, folder):
+    """What the command line says of each of some lines, in one process that never had torch."""
+    script = (
+        "import contextlib, io, json, sys, dllm_decode.cli as c\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stderr(io.StringIO()) as said:\n"
+        "        code = c.main(words.split())\n"
+        "    assert code in (1, 2), (code, words)\n"
+        "    print(json.dumps([said.getvalue(), 'torch' in sys.modules]))"
+    )
+    words = [sys.executable, "-c", script, json.dumps(list(lines))]
+    done = run(words, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_what_parts_and_models_refuse_together_is_told_without_torch(tmp_path):
+    some = (
+        "model.dtype=5",
+        "model.mask_id=99999",
+        "strategy=adjust cache=dual",
+        "model.device=gpu",
+    )
+    for words, (said, has_torch) in zip(some, without_torch(some, tmp_path), strict=True):
+        assert (WHOLE[words] in said, has_torch) == (True, False), (words, said)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_every_kind_of_configuration_error_is_told_without_torch(tmp_path):
+    for words, (said, has_torch) in zip(WHOLE, without_torch(WHOLE, tmp_path), strict=True):
+        assert (WHOLE[words] in said, has_torch) == (True, False), (words, said)
+
+
+def options(group):
+    import dllm_decode.conf as package
+
+    return sorted(file.stem for file in (Path(package.__path__[0]) / group).glob("*.yaml"))
+
+
+COMPOSE = """
+import json, sys
+from dllm_decode.config.compose import compose_checked
+from dllm_decode.errors import DllmDecodeError
+from dllm_decode.config.rehearsal import StandIns, Unanswered
+from dllm_decode.tasks import rehearsed
+cfgs = [compose_checked(words.split()) for words in json.loads(sys.argv[1])]
+if sys.argv[2] == "stand-ins":
+    sys.meta_path.insert(0, StandIns())
+    rehearsed.refusal = lambda *steps: steps[-1]()
+    def asked(cfg):
+        rehearsed.refuse_early(cfg)
+else:
+    from dllm_decode.api import build, check_before_loading
+    from dllm_decode.config.instantiate import build_node
+    models = {}
+    def asked(cfg):
+        check_before_loading(cfg)
+        name = cfg.model._target_
+        models.setdefault(name, build_node(cfg, "model"))
+        build(cfg, model=lambda: models[name])
+for cfg in cfgs:
+    try:
+        asked(cfg)
+        print(json.dumps(None))
+    except DllmDecodeError as error:
+        print(json.dumps(str(error)))
+    except Unanswered:
+        print(json.dumps("?"))
+"""
+
+
+@pytest.mark.slow
+def test_a_rehearsal_refuses_what_composing_refuses_and_nothing_else(tmp_path):
+    lines = [
+        f"strategy={strategy} cache={cache} {rest}"
+        for n, strategy in enumerate(options("strategy"))
+        for cache in ("none", *options("cache")[n % 4 :: 4])
+        for rest in (
+            (
+                "sampler=categorical",
+                "model=toy_copy",
+                "schedule=sliding",
+                "schedule=whole guidance=1",
+            )[n % 4],
+        )
+    ]
+    told = []
+    for how in ("stand-ins", "really"):
+        words = [sys.executable, "-c", COMPOSE, json.dumps(lines), how]
+        done = run(words, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        told.append([json.loads(line) for line in done.stdout.splitlines()])
+    early, really = told
+    wrong = [
+        (line, one, two)
+        for line, one, two in zip(lines, early, really, strict=True)
+        if one not in (two, "?")
+    ]
+    assert not wrong and early.count("?") <= 0.1 * len(lines)
+    assert any(really) and None in really
+
+
+def test_a_stand_in_answers_no_question():
+    torch = Missing()
+    assert torch.no_grad()(torch) is not None and torch.Tensor | None is not None
+    value = torch.zeros(3)
+    for question in (
+        lambda: bool(value), lambda: value > 0, lambda: value == 0, lambda: list(value),
+        lambda: value[0], lambda: value + 1, lambda: 2 * value, lambda: isinstance(value, int),
+        lambda: float(value.mean()), lambda: len(value.shape), lambda: f"{value}",
+        lambda: isinstance(value, torch.Tensor), lambda: value in (1, 2), lambda: -value,
+        lambda: {**value}, lambda: value.__enter__(), lambda: torch.cuda.is_available() and 1,
+    ):  # fmt: skip
+        with pytest.raises((Unanswered, AttributeError)):
+            question()
+    assert not isinstance(5, torch.Tensor)  # whatever is not missing is of another kind
+    assert isinstance(torch, Missing) and issubclass(MissingValue, Missing)
+
+
+@pytest.mark.slow
+def test_parts_of_other_packages_are_imported_once(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\n"
+        "from dllm_decode.strategies.threshold import ConfidenceThreshold\n"
+        "with Path('imports').open('a') as file: file.write('once ')\n"
+        "class Mine(ConfidenceThreshold): pass\n"
+    )
+    words = "strategy.select._target_=mine.Mine model=toy_copy prompt=abc display=plain runs=runs"
+    script = "import sys; from dllm_decode.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", script, *words.split()]
+    done = run(
+        line, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "imports").read_text() == "once "
+
+
+def test_nothing_is_rehearsed_where_torch_is_there_already():
+    import torch  # noqa: F401
+
+    def refuse():
+        raise ConfigError("no")
+
+    assert refusal(refuse) is None
+
+
+REHEARSE = """
+import os, sys, time
+from dllm_decode.config import rehearsal
+from dllm_decode.errors import CapabilityError
+rehearsal._SECONDS = 0.3
+def refuse(): raise CapabilityError("these do not fit")
+def stumble(): import torch; torch.ones(1).item() == 1
+def fail(): raise RuntimeError("another fault")
+def hang(): time.sleep(60)
+def die(): os._exit(3)
+told = [rehearsal.refusal(*steps) for steps in
+        ((refuse,), (stumble, fail, refuse), (stumble,), (fail,), (die, refuse), (hang, refuse))]
+print(told, "torch" in sys.modules)
+"""
+
+
+def test_a_rehearsal_that_fails_dies_or_hangs_says_nothing():
+    done = run([sys.executable, "-c", REHEARSE], capture_output=True, text=True, timeout=30)
+    no = "CapabilityError('these do not fit')"
+    assert done.stdout.strip() == f"[{no}, {no}, None, None, None, None] False", done.stderr

@@ -120,6 +120,11 @@ def test_drafts_stand_apart_in_changes_traces_results_and_samples() -> None:
     assert sample.drafts == 4 and Sample.from_record(sample.to_record()) == sample
     older = {name: value for name, value in sample.to_record().items() if name != "drafts"}
     assert Sample.from_record(older).drafts == 0
+    endless = HashDenoiser(added=dict.fromkeys(VOCAB.eot_ids, -50.0))
+    whole = Decoder(endless, decoder.strategy, Blocks(4)).decode(Request(((1, 2),), 7))
+    sample = sample_of(question, DecodedRow(whole.rows[0], slots=7))
+    assert max(sample.steps) >= sample.forwards == 3
+    assert Sample.from_record(sample.to_record()) == sample, "a step is a pass or a draft"
     assert next(m for m in METRICS if m.name == "drafts").of([sample]) == 4.0
 
 

@@ -496,6 +496,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=lambda value: str(value)[:24])
 def test_settings_that_cannot_work_are_refused_by_key(options, message):
     with pytest.raises(ConfigError, match=message):

@@ -145,6 +145,7 @@ def test_an_adapter_beside_a_base_has_to_be_asked_for_or_declined(tmp_path):
     assert torch.allclose(logits(with_it), logits(expected), atol=1e-4)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -195,6 +196,7 @@ ODD = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("edit", "message"), ODD)
 def test_tensors_that_do_not_fit_are_refused_by_name(edit, message, tmp_path):
     write_adapter(tmp_path / "a", "dream", PLACES["dream"][:1])
@@ -205,7 +207,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(edit, message, tmp_path):
         load(tmp_path / "a", "dream")
 
 
-@pytest.mark.parametrize("family", ["llada", "llada2"])
+@pytest.mark.parametrize("family", ["llada", pytest.param("llada2", marks=pytest.mark.slow)])
 def test_a_file_that_lacks_layers_which_were_adapted_is_refused(family, tmp_path):
     places = {"llada": ("blocks.0.attn_out", "blocks.1.attn_out"), "llada2": PLACES["llada2"][1:]}
     places = [place.replace("blocks", "model.transformer.blocks", 1) for place in places[family]]

@@ -29,8 +29,10 @@ from dllm_decode.training.llada_tiny.course import Course
 from dllm_decode.training.llada_tiny.export import export
 from dllm_decode.training.llada_tiny.muon import orthogonal
 from dllm_decode.training.llada_tiny.network import Network, Shape, rotate, turns
+from dllm_decode.training.llada_tiny.report import Reporter
 from dllm_decode.training.llada_tiny.start import begin_from
 from dllm_decode.training.llada_tiny.tokenizer import FastEncoder, save_tokenizer, vocabulary
+from dllm_decode.training.llada_tiny.worker import Worker
 
 EVEN = dict.fromkeys(TRAINED, 1.0)
 
@@ -47,6 +49,7 @@ def load_recipe() -> Pretrain:
 def tiny(folder: Path, **changes: Any) -> Pretrain:
     base: dict[str, Any] = {
         "output": str(folder),
+        "start": "",
         "steps": 5,
         "workers": 1,
         "compile": False,
@@ -253,6 +256,31 @@ def test_worked_steps_are_hidden_or_shown_as_a_whole_as_often_as_asked(
     assert len(whole) > 10 and least <= sum(whole) / len(whole) <= most
 
 
+def test_the_numbers_of_a_tale_that_follow_from_others_are_hidden_on_their_own() -> None:
+    encoder = Batches(Mixture(), 0, 0).encoder
+    tale = encoder.answer("He had 9 pens. Ben lost 3 pens and had 6 left. Ben had 6.")
+    assert encoder.results(np.array([tale])).nonzero()[1].tolist() == [11]
+    assert encoder.sentences(np.array([tale]))[0].tolist() == [0] * 5 + [1] * 9 + [2] * 4
+    batches = Batches(Mixture(batch_tokens=2000, counted=1.0), 1, 0)
+    only = {name: float(name == "tale") for name in TRAINED}
+    ended = 0
+    for step in range(3):
+        batch = batches.batch(step, only)
+        clean = batch.tokens.copy().reshape(-1)
+        clean[batch.wanted] = batch.target
+        clean = clean.reshape(batch.tokens.shape)
+        for row, shown, results in zip(clean, batch.tokens, encoder.results(clean), strict=True):
+            # padding and the end of text are hidden at a rate of their own
+            hidden = (shown == encoder.mask) & (row != encoder.eot)
+            words = np.flatnonzero(hidden & ~results)
+            if len(words):  # from a full stop on all is hidden
+                told = row[words[0] : row.tolist().index(encoder.eot)]
+                assert encoder.text(".") == [row[words[0] - 1]]
+                assert hidden[words[0] :].sum() >= len(told) - results[words[0] :].sum()
+                ended += 1
+    assert ended > 5
+
+
 def test_sudokus_of_a_batch_are_variations_and_none_is_held_out() -> None:
     batches = Batches(Mixture(batch_tokens=2000), 1, 0)
     only = {name: float(name == "sudoku6-read") for name in TRAINED}
@@ -407,7 +435,8 @@ def test_the_model_of_an_early_hour_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_run_may_begin_with_the_weights_of_another_model(tmp_path: Path) -> None:
-    first = tiny(tmp_path / "first", steps=2).train()
+    first, shape = tmp_path / "first", tiny(tmp_path).shape()
+    export(Network(shape).state_dict(), shape, first, 256)
     words = json.loads((first / "tokenizer.json").read_text())
     weights = load_file(first / "model.safetensors")
     # As if the other model had the tokens in another order and did not know one of them.
@@ -417,7 +446,7 @@ def test_a_run_may_begin_with_the_weights_of_another_model(tmp_path: Path) -> No
     (first / "tokenizer.json").write_text(json.dumps(words))
     moved = table[[numbers[token] for token in order]].contiguous()
     save_file(weights | {"model.transformer.wte.weight": moved}, first / "model.safetensors")
-    network = Network(tiny(tmp_path).shape())
+    network = Network(shape)
     begin_from(network, first)
     for name, weight in network.named_parameters():
         wanted = weights[f"model.transformer.{name}"].float()
@@ -427,12 +456,13 @@ def test_a_run_may_begin_with_the_weights_of_another_model(tmp_path: Path) -> No
             wanted[fresh] = weight[fresh].detach()
         assert torch.equal(weight, wanted)
 
-    begun = tiny(tmp_path / "begun", start=str(first), steps=1, muon_rate=0.0, adam_rate=0.0)
-    stored = load_file(begun.train() / "model.safetensors")
-    name = "model.transformer.blocks.1.ff_out.weight"
-    assert torch.equal(stored[name], weights[name])
-    # Once there is a checkpoint, the run is the checkpoint's.
-    Pretrain(**{**vars(begun), "start": "", "steps": 2, "muon_rate": 0.0}).train()
+    settings = tiny(tmp_path / "begun", start=str(first))
+    (tmp_path / "begun").mkdir()
+    worker = Worker(settings, 0, Reporter("none"), lambda: False)
+    name = "blocks.1.ff_out.weight"
+    wanted = weights[f"model.transformer.{name}"].float()
+    assert torch.equal(dict(worker.named)[name], wanted)
+    assert torch.equal(worker.average[name], wanted)
 
 
 @pytest.mark.parametrize(

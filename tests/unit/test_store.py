@@ -130,7 +130,7 @@ def test_numbers_that_would_fill_the_memory_are_damage(runs):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"steps": [0, 3]}, "must be below 'forwards', 3"), ({"end_step": 3}, "must be below"),
+    [({"steps": [0, 3]}, "'forwards' and 'drafts' together, 3"), ({"end_step": 3}, "must be below"),
      ({"ready": [0]}, "'ready' must have as many entries as 'steps', 2"),
      ({"confidence": [0.5] * 3}, "'confidence' must have as many"),
      ({"more": 1}, "check ['more']"), ({"confidence": [0.5, 1.5]}, "from 0 to 1")],

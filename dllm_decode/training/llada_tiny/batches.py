@@ -48,6 +48,8 @@ class Mixture:
         split: Share of examples with a mask rate of its own for each kind of token.
         stepwise: Share of problems worked out step by step in which steps are hidden or shown as a
             whole, see `Batches`.
+        counted: Share of tales in which only numbers that follow from others are hidden, and the
+            end of the tale behind a random sentence.
         least_rate: Floor of the mask rate by which the loss is divided.
         predicted: Share of a batch's slots that can be predicted.
         short: Exponent of the bonus per token for answers shorter than 16 tokens, without which
@@ -73,6 +75,7 @@ class Mixture:
     blocked: float = 0.2
     split: float = 0.3
     stepwise: float = 0.6
+    counted: float = 0.4
     least_rate: float = 0.3
     predicted: float = 0.42
     short: float = 0.5
@@ -190,6 +193,8 @@ class Encoder:
         self._structure = numbers | signs
         self._results = set(self.text(" ="))
         self._ends = self.text(",")
+        self._stops = self.text(".")
+        self._numbers = [self._word(str(number)) for number in range(100)]
         self._asked = [*map(self._word, (*OPERATIONS, *MOVES))]
 
     def _word(self, text: str) -> int:
@@ -254,6 +259,29 @@ class Encoder:
             tokens: (rows, length) ids.
         """
         return np.isin(tokens, self._asked)
+
+    def results(self, tokens: Ints) -> NDArray[np.bool_]:
+        """Which numbers of tales follow from those before: a change and its result alternate.
+
+        The last number says the last result again and is not among them.
+
+        Args:
+            tokens: (rows, length) ids.
+        """
+        numbers = np.isin(tokens, self._numbers)
+        place = np.cumsum(numbers, axis=1)
+        result: NDArray[np.bool_] = numbers & (place % 2 == 1) & (place > 1)
+        return result
+
+    def sentences(self, tokens: Ints) -> Ints:
+        """The number of the sentence that each token belongs to, from 0.
+
+        Args:
+            tokens: (rows, length) ids.
+        """
+        stops = np.isin(tokens, self._stops)
+        counted: Ints = np.cumsum(stops, axis=1) - stops
+        return counted
 
 
 class Batches:
@@ -388,6 +416,9 @@ class Batches:
         rate = np.where(
             stepwise[:, None] & (kind < PADDING), self._stepwise(clean, kind, rng), rate
         )
+        told = np.array([isinstance(self._families[example.family], Tale) for example in examples])
+        counted = told & (rng.random(rows) < mixture.counted)
+        rate = np.where(counted[:, None] & (kind < PADDING), self._counted(clean, rng), rate)
         masked = (rng.random((rows, length)) < rate) & (kind != GIVEN)
         weight = np.where((kind == PADDING) & ~first_eot, mixture.padding_weight, 1.0)
         weight = weight / np.maximum(rate, mixture.least_rate)
@@ -458,6 +489,16 @@ class Batches:
         hidden = np.take_along_axis(hidden, self.encoder.steps(clean), axis=1)
         level = np.where(self.encoder.asked(clean), 2, np.where(kind == STRUCTURE, 1, 3))
         return np.where(level <= rng.integers(0, 3, (rows, 1)), 0.0, hidden)
+
+    def _counted(self, clean: Ints, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Mask rates that hide half of the results of tales, and what is not told yet.
+
+        Few words of a tale are numbers; hidden with all others, few of them can be known.
+        """
+        sentence = self.encoder.sentences(clean)
+        end = rng.integers(4, 2 + np.maximum(4, sentence.max(1)))  # the head tells of no change
+        rate = np.where(self.encoder.results(clean), 0.5, 0.0)
+        return np.where(sentence < end[:, None], rate, 1.0)
 
     def _chosen(
         self,
