@@ -387,7 +387,7 @@ def watched(decoder: Decoder, clock: Clock) -> Iterator[None]:
         ("strategy", type(decoder.strategy), ("decide", "horizon", "lingers")),
         ("settle", loop, ("settle",)),
         ("cache", type(decoder.cache), ("plan", "note")),
-        ("loop", Run, ("step",)),
+        ("loop", Run, ("advance",)),
     ):
         calls += [(owner, name, clock.timed(part, getattr(owner, name))) for name in names]
     with ExitStack() as stack:

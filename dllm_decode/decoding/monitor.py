@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,20 +32,16 @@ from dllm_decode.kernels.dispatch import lost_device
 def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
     """Tensors as (nested) lists of Python numbers, all of them in one transfer.
 
-    Whole numbers come back as int, exact up to 2**53 where floating-point ones stand beside them.
+    Floating-point numbers travel as the bits of float64 among whole ones, so that all are exact.
     """
-    floats = {name: tensor.is_floating_point() for name, tensor in tensors.items()}
-    mixed = any(floats.values())
-    flat = [
-        tensor if tensor.dim() == 1 and not floats[name] else _flat(tensor, floats[name])
-        for name, tensor in tensors.items()
-    ]
+    flat = [_bits(tensor).reshape(-1) for tensor in tensors.values()]
     numbers, begin, found = torch.cat(flat).tolist(), 0, {}
     for name, tensor in tensors.items():
         own = numbers[begin : begin + tensor.numel()]
         begin += len(own)
-        own = list(map(int, own)) if mixed and not floats[name] else own
-        found[name] = own if tensor.dim() == 1 else _nested(own, tensor.shape)
+        if tensor.is_floating_point():
+            own = struct.unpack(f"{len(own)}d", struct.pack(f"{len(own)}q", *own))
+        found[name] = _nested(list(own), tensor.shape)
     return found
 
 
@@ -62,8 +59,8 @@ def fetch_counts(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return found
 
 
-def _flat(tensor: Tensor, floating: bool) -> Tensor:
-    return (tensor.double() if floating else tensor).reshape(-1)
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.double().view(torch.long) if tensor.is_floating_point() else tensor
 
 
 def _nested(numbers: list[Any], shape: Sequence[int]) -> list[Any]:

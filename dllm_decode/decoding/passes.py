@@ -77,7 +77,7 @@ class ModelPasses:
         self._own = parts.able
         inside = [part for _, part in parts.strategy.parts() if part.needs or part.drafter]
         self._drafter = next((part.drafter for part in inside if part.drafter), None)
-        if isinstance(self._drafter, MovableDrafter):
+        if self._drafter is not None and isinstance(self._drafter, MovableDrafter):
             self._drafter = self._drafter.to(batch.device)
         self._shows_hidden = bool(inside)
         self._run = self._pass_of(parts)

@@ -529,6 +529,11 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
+def in_order(samples: Sequence[Sample]) -> list[Sample]:
+    """By problem: intervals draw by place, and answers arrive in another order in every run."""
+    return sorted(samples, key=lambda sample: sample.problem)
+
+
 def summary(samples: Sequence[Sample]) -> dict[str, Any]:
     """All metrics of a run by name, with `low` and `high` where there is an interval.
 
@@ -537,6 +542,7 @@ def summary(samples: Sequence[Sample]) -> dict[str, Any]:
     """
     if not samples:
         raise ConfigError("metrics need at least one problem, got none")
+    samples = in_order(samples)
     figures: dict[str, Any] = {"problems": len(samples)}
     for metric in METRICS:
         if metric.interval is None:

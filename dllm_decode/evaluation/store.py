@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from dllm_decode import storage
 from dllm_decode.errors import ConfigError, DllmDecodeError
 from dllm_decode.evaluation import validation
-from dllm_decode.evaluation.metrics import Sample
+from dllm_decode.evaluation.metrics import Sample, in_order
 
 SAMPLES, RESULTS, JOB, FAILURE = "samples.jsonl", "results.json", "job.json", "failure.json"
 LOCK = ".lock"
@@ -501,7 +501,7 @@ def read_run(path: Path) -> EvalRun:
             f"{path / RESULTS}: 'families' and the samples differ in "
             f"{validation.shown(sorted(asked ^ found))}"
         )
-    return EvalRun(path, results, tuple(samples))
+    return EvalRun(path, results, tuple(in_order(samples)))
 
 
 def _checked(

@@ -260,7 +260,7 @@ def _examine_checkpoint(
         needed = count * _width(settings, place) if unpacks(plan.method, place) else stored
         report.facts["quantised by"] = plan.method
     elif kind is not None:
-        needed = memory_by_kind(model).get(kind, needed)
+        needed = memory_by_kind(model, _width(settings, place)).get(kind, needed)
     _examine_quantization(report, plan, settings)
     _examine_memory(report, model, needed, settings, place)
     chat = plan.tokenizer.has_chat_template
@@ -376,7 +376,7 @@ def _examine_memory(
     per_token = 2 * config.num_hidden_layers * heads * size * width
     there = free_memory(place)
     report.facts["memory for weights"] = f"{_gib(needed)} needed, {_gib(there)} free on {place}"
-    for kind, size in memory_by_kind(model).items():
+    for kind, size in memory_by_kind(model, width).items():
         report.facts[f"memory as {kind}"] = f"{_gib(size)}: {Verdict(size, there)}"
     report.facts["memory per cached token"] = f"{per_token / 2**10:,.0f} KiB"
     report.facts["memory per row of logits"] = f"{config.vocab_size * width / 2**10:,.0f} KiB"

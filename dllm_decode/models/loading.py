@@ -92,8 +92,8 @@ def load_model(
             fetched. A folder with an adapter alone is loaded with the base that it names.
         adapters: Folders or Hub ids of LoRA adapters, which are merged into the weights one after
             the other; [] for none, though one lies beside the weights.
-        quantization: `int8` or `int4` (torchao), `nf4` (bitsandbytes) for linear layers but the
-            head; None for the weights as they are.
+        quantization: `int8` or `int4` (torchao), `nf4` (bitsandbytes) for experts and for linear
+            layers but the head; None for the weights as they are.
         dtype: `float32`, `bfloat16`, `float16`, or `auto` (float32 on the CPU, else bfloat16).
         device: `cpu`, `cuda`, `cuda:1`, ..., or `auto` (CUDA where there is one).
         attn_implementation: As transformers names it.

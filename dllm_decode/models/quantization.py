@@ -173,16 +173,20 @@ def say_how_experts_run(model: Any, kind: str) -> None:
         )  # fmt: skip
 
 
-def memory_by_kind(model: Any) -> dict[str, int]:
+def memory_by_kind(model: Any, width: int = 2) -> dict[str, int]:
     """Bytes of the weights of a model, built on the meta device, for each dtype and quantisation.
 
     Linear layers but the head are quantised, and the experts of mixtures; everything else is kept
-    in bfloat16. Packed experts need room for those of one layer, twice while they are read.
+    as it is. Packed experts need room for those of one layer, twice while they are read.
+
+    Args:
+        model: Built on the meta device.
+        width: Bytes of a number that is kept, 2 or 4.
     """
     packed = [*_linear(model), *_experts(model)]
     inside = sum(weight.numel() for weight in packed)
     total = _numbers(model)
-    rest = 2 * (total - inside) + 2 * 2 * _experts_of_a_layer(model)
+    rest = width * (total - inside + 2 * _experts_of_a_layer(model))
     rows = sum(weight.numel() // weight.shape[-1] for weight in packed)
     return {
         "float32": 4 * total,

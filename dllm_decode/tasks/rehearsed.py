@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dllm_decode.config.instantiate import build_node, check_types, with_key
 from dllm_decode.config.rehearsal import MissingValue, Unanswered, refusal
+from dllm_decode.config.signatures import nodes
 from dllm_decode.errors import DllmDecodeError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def refuse_early(
     Raises:
         DllmDecodeError: The same that building and loading would raise.
     """
+    if not _ours(cfg):
+        return
 
     def compose() -> None:
         from dllm_decode.api import build, check_before_loading
@@ -48,6 +51,12 @@ def refuse_early(
     fault = refusal(*before, lambda: _check_placement(cfg), compose)
     if fault is not None:
         raise fault
+
+
+def _ours(cfg: DictConfig) -> bool:
+    """Whether all parts are of this package: importing others may do things, which once must do."""
+    parts = nodes(OmegaConf.to_container(cfg, resolve=False), "")
+    return all(str(node["_target_"]).startswith("dllm_decode.") for _, node in parts)
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:

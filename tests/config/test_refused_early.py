@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from subprocess import run
@@ -276,6 +277,24 @@ def test_a_stand_in_answers_no_question():
             question()
     assert not isinstance(5, torch.Tensor)  # whatever is not missing is of another kind
     assert isinstance(torch, Missing) and issubclass(MissingValue, Missing)
+
+
+@pytest.mark.slow
+def test_parts_of_other_packages_are_imported_once(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\n"
+        "from dllm_decode.strategies.threshold import ConfidenceThreshold\n"
+        "with Path('imports').open('a') as file: file.write('once ')\n"
+        "class Mine(ConfidenceThreshold): pass\n"
+    )
+    words = "strategy.select._target_=mine.Mine model=toy_copy prompt=abc display=plain runs=runs"
+    script = "import sys; from dllm_decode.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", script, *words.split()]
+    done = run(
+        line, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "imports").read_text() == "once "
 
 
 def test_nothing_is_rehearsed_where_torch_is_there_already():

@@ -153,6 +153,15 @@ def test_a_summary_holds_every_metric_and_refuses_nothing_at_all():
         metrics.summary([])
 
 
+def test_the_order_in_which_answers_arrive_changes_no_interval():
+    found = [sample(range(n), problem=f"p{n}", forwards=n % 4 + 1) for n in range(1, 12)]
+    assert (
+        metrics.summary(found)
+        == metrics.summary(found[::-1])
+        == metrics.summary(found[::2] + found[1::2])
+    )
+
+
 def test_every_metric_says_what_it_is():
     for name, unit, definition in metrics.definitions():
         assert name and unit and len(definition) > 20

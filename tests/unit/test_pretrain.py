@@ -49,6 +49,7 @@ def load_recipe() -> Pretrain:
 def tiny(folder: Path, **changes: Any) -> Pretrain:
     base: dict[str, Any] = {
         "output": str(folder),
+        "start": "",
         "steps": 5,
         "workers": 1,
         "compile": False,

@@ -82,6 +82,14 @@ def read(folder: Path) -> list[store.EvalRun]:
     return list(report.chosen_runs(store.collect(folder), None).whole)
 
 
+def test_the_order_of_a_samples_file_changes_nothing(runs):
+    before = tables.rows_of(read(runs), None)
+    for file in runs.rglob("samples.jsonl"):
+        lines = file.read_text("utf-8").splitlines(keepends=True)
+        file.write_text("".join(lines[::-1]), encoding="utf-8")
+    assert tables.rows_of(read(runs), None) == before
+
+
 def test_the_baseline_comes_first_and_speedups_are_against_it(runs):
     rows = tables.rows_of(read(runs), None)
     assert [row.strategy for row in rows] == [

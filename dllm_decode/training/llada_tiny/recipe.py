@@ -83,7 +83,7 @@ class Recipe:
     """
 
     output: str = "runs/pretrain"
-    start: str = ""
+    start: str = "bundled:llada-tiny"
     seed: int = 7
     tokens: float = 50.0
     minutes: float = 0.0
@@ -103,7 +103,7 @@ class Recipe:
     adam_rate: float = 0.001
     weight_decay: float = 0.02
     warmup: int = 60
-    flat: float = 0.4
+    flat: float = 0.2
     emphasis: Mapping[str, float] = field(default_factory=dict)
     curriculum: Mapping[str, float] = field(default_factory=dict)
     clip: float = 1.0
