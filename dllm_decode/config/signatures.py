@@ -149,7 +149,14 @@ def _module(name: str) -> Module | None:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    return Module(name, spec.submodule_search_locations is not None, tree.body)
+    # a package that imports names when they are first used says there where they come from
+    types = [node for node in tree.body if isinstance(node, ast.If) and _is_for_types(node)]
+    body = [*tree.body, *(node for block in types for node in block.body)]
+    return Module(name, spec.submodule_search_locations is not None, body)
+
+
+def _is_for_types(node: ast.If) -> bool:
+    return ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def _spec(name: str) -> ModuleSpec | None:

@@ -107,7 +107,9 @@ class AcceptanceFilter:
         about = metadata(file)
         weights: list[Any] = [stored[name] for name in _NAMES]
         _check_shapes(file, weights, about.get("block_length"))
-        return AcceptanceFilter(*weights, about.get("model_fingerprint"), about.get("doubt"))
+        one, two, three, four = weights
+        known = about.get("model_fingerprint"), about.get("doubt")
+        return AcceptanceFilter(one, two, three, four, *known)
 
     def save(self, path: Path, about: Mapping[str, str]) -> None:
         """Write the weights with block length, fingerprint and further metadata, all or nothing."""
