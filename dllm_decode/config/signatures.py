@@ -133,7 +133,7 @@ def _definition(target: str) -> tuple[ast.stmt, Module] | None:
 
 def _lookup(name: str, module: Module) -> tuple[ast.stmt, Module] | None:
     """The class or function that a name stands for in a module, following its imports."""
-    for node in module.body:
+    for node in _statements(module.body):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return node, module
         if isinstance(node, ast.ImportFrom):
@@ -143,20 +143,21 @@ def _lookup(name: str, module: Module) -> tuple[ast.stmt, Module] | None:
     return None
 
 
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Those of a module, with what stands behind `if TYPE_CHECKING` and in a `try`."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try):
+            yield from _statements([*node.body, *node.orelse])
+
+
 @cache
 def _module(name: str) -> Module | None:
     spec = _spec(name)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    # a package that imports names when they are first used says there where they come from
-    types = [node for node in tree.body if isinstance(node, ast.If) and _is_for_types(node)]
-    body = [*tree.body, *(node for block in types for node in block.body)]
-    return Module(name, spec.submodule_search_locations is not None, body)
-
-
-def _is_for_types(node: ast.If) -> bool:
-    return ast.unparse(node.test).endswith("TYPE_CHECKING")
+    return Module(name, spec.submodule_search_locations is not None, tree.body)
 
 
 def _spec(name: str) -> ModuleSpec | None:

@@ -40,8 +40,8 @@ def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
         own = numbers[begin : begin + tensor.numel()]
         begin += len(own)
         if tensor.is_floating_point():
-            own = struct.unpack(f"{len(own)}d", struct.pack(f"{len(own)}q", *own))
-        found[name] = _nested(list(own), tensor.shape)
+            own = list(struct.unpack(f"{len(own)}d", struct.pack(f"{len(own)}q", *own)))
+        found[name] = _nested(own, tensor.shape)
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -105,9 +105,9 @@ class AcceptanceFilter:
         """
         file, stored = _header(path)
         about = metadata(file)
-        weights: list[Any] = [stored[name] for name in _NAMES]
-        _check_shapes(file, weights, about.get("block_length"))
-        one, two, three, four = weights
+        shapes = [stored[name] for name in _NAMES]
+        _check_shapes(file, shapes, about.get("block_length"))
+        one, two, three, four = cast(list[Any], shapes)
         known = about.get("model_fingerprint"), about.get("doubt")
         return AcceptanceFilter(one, two, three, four, *known)
 

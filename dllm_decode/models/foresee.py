@@ -130,7 +130,7 @@ def foreseen(settings: Mapping[str, Any], unknown: Any) -> LoadedModel:
     asked = wanted(settings["checkpoint"], adapters or settings["adapters"]) if there else None
     base = asked and asked.checkpoint
     if asked is None or (isinstance(base, str) and is_absent_hub_name(base)):
-        outline = Outline(unknown, unknown, None, fingerprint=unknown)
+        outline: Any = Outline(unknown, unknown, None, fingerprint=unknown)
         return LoadedModel(outline, unknown, Description("", "", None, 0, "", ""))
     ready = prepare(
         asked, locate_base(asked), placement, **{name: settings[name] for name in PREPARED}
