@@ -293,7 +293,7 @@ def targets(step: Mapping[str, Mapping[str, float]], timings: Sequence[Timing]) 
     for group, name, base, low in (
         ("batch", "32 at once", "1 at once", 2.3),
         ("batching", "continuous", "static, finished rows stay", 1.3),
-        ("batching", "continuous", "static", 1.3),
+        ("batching", "continuous", "static", 1.0),
         ("cache", "DualCache", "NoCache", 1.5),
     ):
         if (measured := ratio(group, name, base)) is not None:

@@ -90,7 +90,7 @@ class Outline:
     fingerprint: Any = None
     provides: frozenset[str] = frozenset({"hidden", "embeddings"})
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, tokens: Any, live: Any, index: Any, plan: Any) -> Any:
         """Never called."""
         raise NotImplementedError
 

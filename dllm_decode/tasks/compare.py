@@ -128,7 +128,7 @@ class Compare(Task):
             self.prompt, self.prompts, self.max_new_tokens, self.seed, samples=self.samples
         )
         most = context.trace.candidates
-        jobs, request = generate.prepare(context, context.decoder)
+        jobs, request = generate.prepare(context.decoder)
         own = with_candidates(context.decoder, most, request)
         shared = not any(word.startswith("model") for word in words)
         changed = build(other, model=(lambda: context.model) if shared else None)

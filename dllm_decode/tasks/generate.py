@@ -117,11 +117,11 @@ class Generate(Task):
     def run(self, context: Context) -> int:
         """Decode, show, compare, write; returns 0, 1 if a row failed, 130 after Ctrl-C."""
         asked = self._asked()
-        context.refuse_early(lambda decoder: self.prepare(context, decoder, asked))
+        context.refuse_early(lambda decoder: self.prepare(decoder, asked))
         decoder = context.decoder
         display = context.display
         display.paragraph(first_line(decoder))
-        jobs, request = self.prepare(context, decoder, asked)
+        jobs, request = self.prepare(decoder, asked)
         decoder = with_candidates(decoder, context.trace.candidates, request)
         note = note_for_strangers(decoder, [j.prompt.title for j in jobs if j.grade is None])
         if note:
@@ -152,13 +152,12 @@ class Generate(Task):
     # What to decode.
 
     def prepare(
-        self, context: Context, decoder: TextDecoder, asked: list[GivenPrompt] | None = None
+        self, decoder: TextDecoder, asked: list[GivenPrompt] | None = None
     ) -> tuple[list[Job], Request]:
         """The prompts, or sample problems, and the request for them.
 
         Args:
-            context: Whose model the samples belong to.
-            decoder: That will decode them.
+            decoder: That will decode them, to whose model the samples belong.
             asked: The prompts, None to read them as the settings say.
         """
         jobs = self._jobs(decoder, self._asked() if asked is None else asked)
