@@ -398,8 +398,6 @@ def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
         overrides: The command line's.
         context: The task's `Context`, whose model is named if there is one.
     """
-    from dllm_decode.decoding.denoiser import Capabilities
-
     model = vars(context).get("model")
     return {
         "overrides": list(overrides),
@@ -407,21 +405,27 @@ def environment(overrides: Sequence[str], context: Any) -> dict[str, Any]:
         **hardware(),
         "threads_chosen": _chosen(context),
         "checkpoint": model and model.description.checkpoint,
-        "fingerprint": model and Capabilities.of(model.denoiser).fingerprint,
+        "fingerprint": model and _fingerprint(model),
     }
+
+
+def _fingerprint(model: Any) -> Any:
+    from dllm_decode.decoding.denoiser import Capabilities
+
+    return Capabilities.of(model.denoiser).fingerprint
 
 
 def _chosen(context: Any) -> str:
     """Why torch has as many threads as it has."""
     from dllm_decode.console.threads import ThreadWatch, chosen_by_user
-    from dllm_decode.models.adapter import TransformersDenoiser
 
     denoiser = getattr(vars(context).get("model"), "denoiser", None)
-    if isinstance(denoiser, TransformersDenoiser) and isinstance(denoiser.watch, ThreadWatch):
-        return denoiser.watch.why
+    watch = getattr(denoiser, "watch", None)
+    if isinstance(watch, ThreadWatch):
+        return watch.why
     if context.cfg.model.get("threads") is not None:
         return "model.threads"
-    return chosen_by_user() or "torch's own number"
+    return chosen_by_user() or ("torch's own number" if "torch" in sys.modules else "no torch")
 
 
 @contextmanager

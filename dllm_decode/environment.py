@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,17 @@ def processor() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Interpreter, system, processor, its cores, torch's threads and the GPUs that it sees."""
-    import torch
+    """Interpreter, system, processor, its cores, torch's threads and the GPUs that it sees.
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    Of torch nothing (None) where no work of this process needed it, as that of a report.
+    """
+    torch = sys.modules.get("torch")
+    count = torch.cuda.device_count() if torch and torch.cuda.is_available() else 0
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor(),
         "cpu_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(number) for number in range(count)],
+        "threads": torch and torch.get_num_threads(),
+        "gpus": torch and [torch.cuda.get_device_name(number) for number in range(count)],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from dllm_decode.evaluation.statistics import (
     orders,
     wilson,
 )
-from dllm_decode.evaluation.validation import fault_in, shown
+from dllm_decode.evaluation.validation import MOST, fault_in, shown
 
 if TYPE_CHECKING:
     from dllm_decode.decoding.outcome import Outcome
@@ -100,6 +101,12 @@ class Sample:
         """Tokens before the first end of text that the decode had to find."""
         return len(self.steps)
 
+    @cached_property
+    def wasted(self) -> int:
+        """Passes that decided neither a delivered token nor the end of text."""
+        useful = {*self.steps, *([self.end_step] if self.end_step >= 0 else [])}
+        return self.forwards - len(useful)
+
     def to_record(self) -> dict[str, Any]:
         """The JSON object of this sample."""
         return asdict(self)
@@ -120,7 +127,10 @@ class Sample:
             wrong = sorted(_KEYS.symmetric_difference(record))
             keys = ", ".join(sorted(_KEYS))
             raise ConfigError(f"a sample has the keys {keys}; check {shown(wrong)}")
-        fault = fault_in(record, _CHECKS) or _mismatch(record)
+        counts = tuple(map(record.__getitem__, _WHOLE))
+        # most of what is checked, in one look: a report reads hundreds of thousands
+        plain = {*map(type, counts)} == {int} and 0 <= min(counts) <= max(counts) <= MOST
+        fault = fault_in(record, _OTHERS if plain else _CHECKS) or _mismatch(record)
         if fault:
             raise ConfigError(fault)
         values = dict(record)
@@ -130,6 +140,49 @@ class Sample:
         sample = cls.__new__(cls)
         sample.__dict__.update(values)
         return sample
+
+
+class Samples(tuple[Sample, ...]):
+    """Samples of which each number is gathered once, however many figures are made of it.
+
+    Examples:
+        >>> some = Samples([Sample("a", "f", "?", "!", True, forwards=3, slots=8, steps=(0, 2))])
+        >>> some.column("forwards"), column(list(some), "delivered")
+        ([3], [2])
+    """
+
+    @cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        return {}
+
+    def column(self, name: str) -> list[Any]:
+        """An attribute of every sample; not to be changed."""
+        if name not in self._columns:
+            self._columns[name] = [getattr(sample, name) for sample in self]
+        return self._columns[name]
+
+    @cached_property
+    def problems(self) -> frozenset[str]:
+        """The keys of its problems."""
+        return frozenset(self.column("problem"))
+
+
+def column(samples: Sequence[Sample], name: str) -> list[Any]:
+    """An attribute of every sample; not to be changed.
+
+    Args:
+        samples: Any sequence of them; `Samples` keep what they are asked for.
+        name: Of the attribute.
+    """
+    if isinstance(samples, Samples):
+        return samples.column(name)
+    return [getattr(sample, name) for sample in samples]
+
+
+def same_problems(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
+    """Whether two runs are of the same problems."""
+    one, two = (s if isinstance(s, Samples) else Samples(s) for s in (first, second))
+    return one.problems == two.problems
 
 
 # What only some strategies do.
@@ -163,6 +216,10 @@ _CHECKS: Mapping[str, validation.Check] = {
     "not_granted": validation.whole(0),
     "strict": validation.optional(validation.flag),
 }
+_WHOLE = (
+    "forwards", "slots", "spent", "reference_forwards", "passes", *_COUNTS,
+)  # fmt: skip
+_OTHERS = {name: check for name, check in _CHECKS.items() if name not in _WHOLE}
 
 
 def _mismatch(record: Mapping[str, Any]) -> str:
@@ -279,17 +336,17 @@ class Metric:
 
 def accuracy(samples: Sequence[Sample]) -> Interval:
     """Share of problems that the grader accepts, with Wilson's interval."""
-    return wilson(sum(sample.correct for sample in samples), len(samples))
+    return wilson(sum(column(samples, "correct")), len(samples))
 
 
 def tokens_per_forward(samples: Sequence[Sample]) -> Interval:
     """Delivered tokens of all problems over forwards of all problems, with a bootstrap interval."""
-    return bootstrap_ratio([s.delivered for s in samples], [s.forwards for s in samples])
+    return bootstrap_ratio(column(samples, "delivered"), column(samples, "forwards"))
 
 
 def slots_per_forward(samples: Sequence[Sample]) -> float:
     """Requested columns over forwards: counts padding, as ParallelBench's "tokens per step"."""
-    return _ratio(sum(s.slots for s in samples), sum(s.forwards for s in samples))
+    return _ratio(sum(column(samples, "slots")), sum(column(samples, "forwards")))
 
 
 def mean_of_ratios(samples: Sequence[Sample]) -> float:
@@ -299,32 +356,27 @@ def mean_of_ratios(samples: Sequence[Sample]) -> float:
 
 def forwards_per_problem(samples: Sequence[Sample]) -> Interval:
     """Mean forwards of a problem, with a bootstrap interval."""
-    return bootstrap_ratio([s.forwards for s in samples], [1] * len(samples))
+    return bootstrap_ratio(column(samples, "forwards"), [1] * len(samples))
 
 
 def tokens_per_second(samples: Sequence[Sample]) -> float:
     """Delivered tokens over wall time of decoding."""
-    return _ratio(sum(s.delivered for s in samples), sum(s.seconds for s in samples))
+    return _ratio(sum(column(samples, "delivered")), sum(column(samples, "seconds")))
 
 
 def seconds_per_problem(samples: Sequence[Sample]) -> float:
     """Wall time of decoding over problems."""
-    return _mean([s.seconds for s in samples])
+    return _mean(column(samples, "seconds"))
 
 
 def wasted_forwards(samples: Sequence[Sample]) -> float:
     """Mean passes of a problem that decided neither a delivered token nor its end of text."""
-    return _mean([float(_wasted(sample)) for sample in samples])
-
-
-def _wasted(sample: Sample) -> int:
-    useful = {*sample.steps, *([sample.end_step] if sample.end_step >= 0 else [])}
-    return sample.forwards - len(useful)
+    return _mean(column(samples, "wasted"))
 
 
 def effective_token_ratio(samples: Sequence[Sample]) -> float:
     """Delivered tokens over requested columns."""
-    return _ratio(sum(s.delivered for s in samples), sum(s.slots for s in samples))
+    return _ratio(sum(column(samples, "delivered")), sum(column(samples, "slots")))
 
 
 def decoding_order(samples: Sequence[Sample]) -> float:
@@ -336,7 +388,7 @@ def decoding_order(samples: Sequence[Sample]) -> float:
         A number in [-1, 1], which is 1 from left to right, 0 without an order, and -1 from right to
         left; NaN where no problem counts.
     """
-    taus = orders([sample.steps for sample in samples])
+    taus = orders(column(samples, "steps"))
     return _mean([tau for tau in taus if not math.isnan(tau)])
 
 
@@ -593,15 +645,16 @@ def speedup(samples: Sequence[Sample], sequential: Sequence[Sample]) -> Speedup:
     Raises:
         ConfigError: The two runs are not of the same problems.
     """
-    if {s.problem for s in samples} != {s.problem for s in sequential}:
+    if not same_problems(samples, sequential):
         raise ConfigError("a speedup compares runs on the same problems; these two differ in them")
-    before, after = sum(s.forwards for s in sequential), sum(s.forwards for s in samples)
-    idle_before, idle_after = sum(map(_wasted, sequential)), sum(map(_wasted, samples))
+    slow, fast = (partial(column, run) for run in (sequential, samples))
+    before, after = sum(slow("forwards")), sum(fast("forwards"))
+    idle_before, idle_after = sum(slow("wasted")), sum(fast("wasted"))
     wasted = idle_before - idle_after
     return Speedup(
         forwards=_ratio(before, after),
-        wall_time=_ratio(sum(s.seconds for s in sequential), sum(s.seconds for s in samples)),
-        tokens=_ratio(sum(s.delivered for s in samples), sum(s.delivered for s in sequential)),
+        wall_time=_ratio(sum(slow("seconds")), sum(fast("seconds"))),
+        tokens=_ratio(sum(fast("delivered")), sum(slow("delivered"))),
         padding=max(0.0, wasted / (before - after)) if before > after else 0.0,
         useful=_ratio(before - idle_before, after - idle_after),
     )
@@ -617,7 +670,7 @@ def headroom(samples: Sequence[Sample], oracle: Sequence[Sample]) -> float:
     Raises:
         ConfigError: The two runs are not of the same problems.
     """
-    if {s.problem for s in samples} != {s.problem for s in oracle}:
+    if not same_problems(samples, oracle):
         raise ConfigError("headroom compares runs on the same problems; these two differ in them")
     return _speed(samples) / _speed(oracle)
 
@@ -652,7 +705,7 @@ def _rank(sample: Sample) -> tuple[bool, int]:
 
 def _speed(samples: Sequence[Sample]) -> float:
     """Tokens per forward without the interval, which takes a bootstrap."""
-    return _ratio(sum(s.delivered for s in samples), sum(s.forwards for s in samples))
+    return _ratio(sum(column(samples, "delivered")), sum(column(samples, "forwards")))
 
 
 def _ratio(top: float, bottom: float) -> float:

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from dllm_decode import storage
 from dllm_decode.errors import ConfigError, DllmDecodeError
 from dllm_decode.evaluation import validation
-from dllm_decode.evaluation.metrics import Sample, in_order
+from dllm_decode.evaluation.metrics import Sample, Samples, in_order
 
 SAMPLES, RESULTS, JOB, FAILURE = "samples.jsonl", "results.json", "job.json", "failure.json"
 LOCK = ".lock"
@@ -315,16 +315,20 @@ class EvalRun:
         """The run restricted to some problems."""
         return replace(self, samples=tuple(s for s in self.samples if s.problem in problems))
 
-    def of(self, family: str | None) -> tuple[Sample, ...]:
+    def of(self, family: str | None) -> Samples:
         """The samples of one family, None for all."""
-        return self.samples if family is None else self._by_family.get(family, ())
+        return self._all if family is None else self._by_family.get(family, Samples())
 
     @cached_property
-    def _by_family(self) -> Mapping[str, tuple[Sample, ...]]:
+    def _all(self) -> Samples:
+        return Samples(self.samples)
+
+    @cached_property
+    def _by_family(self) -> Mapping[str, Samples]:
         found: dict[str, list[Sample]] = {}
         for sample in self.samples:
             found.setdefault(sample.family, []).append(sample)
-        return {family: tuple(samples) for family, samples in found.items()}
+        return {family: Samples(samples) for family, samples in found.items()}
 
     @cached_property
     def keys(self) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class Report(Task):
         from dllm_decode.evaluation.reporting.report import ReportSettings, collect, write_report
 
         collection = collect(self.runs)
+        gc.freeze()  # samples hold no circles; every search for some would go through all of them
         folder = Path(self.output) if self.output else context.folder.path / "report"
         preface = self._preface()
         with context.display.working("writing the report"):

@@ -9,13 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import median
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.curves import above_curve
-from dllm_decode.evaluation.metrics import Sample, Speedup
+from dllm_decode.evaluation.metrics import Samples, Speedup
 from dllm_decode.evaluation.statistics import Interval, resampled
 from dllm_decode.evaluation.store import EvalRun
 
@@ -147,10 +148,14 @@ def _row(
         wasted_forwards=metrics.wasted_forwards(samples),
         decoding_order=metrics.decoding_order(samples),
         redundancy=metrics.temporal_redundancy(samples),
-        speedup=metrics.speedup(samples, base) if base and _same(samples, base) else None,
-        headroom=metrics.headroom(samples, best) if best and _same(samples, best) else None,
-        strict=sum(s.correct_strictly for s in samples) / len(samples),
+        speedup=metrics.speedup(samples, base) if _comparable(base, samples) else None,
+        headroom=metrics.headroom(samples, best) if _comparable(best, samples) else None,
+        strict=sum(metrics.column(samples, "correct_strictly")) / len(samples),
     )
+
+
+def _comparable(other: Samples | None, samples: Samples) -> TypeGuard[Samples]:
+    return bool(other) and metrics.same_problems(samples, other or ())
 
 
 _DRAWS = 1000
@@ -252,10 +257,6 @@ def numbers_of(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
         }
     found = run.computed["numbers"]
     return np.array([found[problem] for problem in problems], dtype=np.float64)
-
-
-def _same(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
-    return {s.problem for s in first} == {s.problem for s in second}
 
 
 # What a run is, told from its settings.
@@ -398,9 +399,9 @@ def _timing(repetitions: Sequence[EvalRun], runs: Sequence[EvalRun]) -> WallTime
 
 def _gain_in_time(run: EvalRun, runs: Sequence[EvalRun]) -> float | None:
     base = sequential_of(run, [other for other in runs if other.timing == run.timing])
-    if base is None or not _same(run.samples, base.samples):
+    if base is None or not metrics.same_problems(run.of(None), base.of(None)):
         return None
-    return metrics.speedup(run.samples, base.samples).wall_time
+    return metrics.speedup(run.of(None), base.of(None)).wall_time
 
 
 # Forms.
