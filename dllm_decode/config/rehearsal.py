@@ -106,7 +106,12 @@ def _fault(step: Callable[[], object]) -> DllmDecodeError | None:
 
 
 class Unanswered(BaseException):
-    """A stand-in was asked what only the real thing knows; no `except Exception` stops it."""
+    """A stand-in was asked what only the real thing knows; no `except Exception` stops it.
+
+    Examples:
+        >>> issubclass(Unanswered, Exception)
+        False
+    """
 
 
 class _Class:
@@ -155,7 +160,14 @@ class Missing:
 
 
 class MissingValue(Missing):
-    """What a call would have given, of which not even the kind is known."""
+    """What a call would have given, of which not even the kind is known.
+
+    Examples:
+        >>> isinstance(Missing().arange(3), int)
+        Traceback (most recent call last):
+            ...
+        dllm_decode.config.rehearsal.Unanswered
+    """
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:

@@ -205,6 +205,14 @@ class Ready:
         merged: Adapters that belong to it.
         block_length: Columns of its block grid, None for full attention.
         max_length: Longest canvas [tokens].
+
+    Examples:
+        >>> from dllm_decode.models.locate import locate
+        >>> from dllm_decode.models.lora import wanted
+        >>> from dllm_decode.models.placement import Placement
+        >>> name, place = "bundled:llada-tiny", Placement("float32", "cpu")
+        >>> prepare(wanted(name, None), locate(name), place, body="lean").max_length
+        192
     """
 
     found: Located

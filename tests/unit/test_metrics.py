@@ -437,8 +437,8 @@ MUTANTS = {
          test_commits_behind_the_end_of_text_are_spent_from_the_first_step_on},
     ),
     "the pass that ends the text is wasted": Mutant(
-        "metrics", "{*sample.steps, *([sample.end_step] if sample.end_step >= 0 else [])}",
-        "{*sample.steps}",
+        "metrics", "{*self.steps, *([self.end_step] if self.end_step >= 0 else [])}",
+        "{*self.steps}",
         {test_a_forward_is_wasted_if_it_decides_neither_a_delivered_token_nor_its_end,
          test_speedup_keeps_forwards_and_wall_time_apart,
          test_passes_saved_are_no_padding_where_the_faster_run_idles_more},
@@ -461,8 +461,8 @@ MUTANTS = {
         {test_temporal_redundancy_counts_tokens_proposed_before_their_commit},
     ),
     "tokens per second of columns": Mutant(
-        "metrics", "_ratio(sum(s.delivered for s in samples), sum(s.seconds",
-        "_ratio(sum(s.slots for s in samples), sum(s.seconds",
+        "metrics", '_ratio(sum(column(samples, "delivered")), sum(column(samples, "seconds',
+        '_ratio(sum(column(samples, "slots")), sum(column(samples, "seconds',
         {test_rates_and_ratios},
     ),
     "commits averaged over all problems": Mutant(
