@@ -91,7 +91,7 @@ class Outline:
     provides: frozenset[str] = frozenset({"hidden", "embeddings"})
 
     def __call__(self, tokens: Any, live: Any, index: Any, plan: Any) -> Any:
-        """Never called."""
+        """Nobody decodes with an outline; a denoiser can be called, and it has to look like one."""
         raise NotImplementedError
 
     def allocate(self, rows: int, columns: int) -> Any:
