@@ -83,7 +83,8 @@ class ModelPasses:
         self._run = self._pass_of(parts)
         self.banned = ids_on(tuple(_banned_ids(parts)), batch.device).clone()  # views show it
         self._weight: Any = None  # of the head, where a pass stops in front of it
-        self._states: Tensor | None = None  # (B, L', D) where a drafter goes on from them
+        self._whole: Tensor | None = None  # (B, L', D) states of the pass, where a drafter is
+        self._states: Tensor | None = None  # those that the drafter goes on from
         self._probes: list[Probed] = []
         self._plan: Plan
         self._last: Tensor | None = None  # what the step's own pass gave
@@ -115,8 +116,11 @@ class ModelPasses:
         return self._values(batch.tokens, batch.snapshot.live, batch.next.index, plan)
 
     def read(self, values: Tensor) -> tuple[Prediction, Tensor | None]:
-        """What a pass predicts, and the states it was made of where they are shown."""
-        self._last = values
+        """What a pass predicts, and the states it was made of where they are shown.
+
+        A step begins here, also one that is followed once more because it could not be captured.
+        """
+        self._last, self._states, self._probes = values, self._whole, []
         prediction = self._prediction(values, self.batch.noise)
         return prediction, values if self._shows_hidden else None
 
@@ -141,8 +145,8 @@ class ModelPasses:
             tokens, live = tokens[:, span], live[:, span]
         if self._drafter is not None:
             everywhere = torch.arange(tokens.shape[1], device=index.device).expand_as(tokens)
-            self._states = self._checked(self._run(tokens, live, everywhere, plan), everywhere)
-            return gather_columns(self._states, index)
+            self._whole = self._checked(self._run(tokens, live, everywhere, plan), everywhere)
+            return gather_columns(self._whole, index)
         return self._checked(self._run(tokens, live, index, plan), index)
 
     def _checked(self, made: Tensor | HiddenStates, index: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ WHOLE = {
     "prompt=a max_new_tokens=1000": "more than the 192 positions",
     "task=eval task.data=nofile.jsonl": "nofile.jsonl cannot be read",
     "task=eval task.families=[no]": "task.families must be",
-    "task=eval task.devices=[x]": "model.device must be",
+    "task=eval task.devices=[x]": "task.devices must name cpu or a device",
     "task=chat cache=block_exact": "attends to the whole canvas",
     "task=bench bench=decoding cache=block_exact": "attends to the whole canvas",
     "task=train_filter schedule=whole": "needs a block grid",
