@@ -178,7 +178,7 @@ class Terminal:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_chat_on_a_terminal_shows_the_canvas_and_survives_control_c(tmp_path: Path) -> None:
-    words = ["model=llada", "model.checkpoint=bundled:llada-tiny", "display.speed=0.5"]
+    words = ["model=llada", "model.checkpoint=bundled:llada-tiny", "display.speed=0.1"]
     chat = Terminal("task=chat", *words, "max_new_tokens=32", f"hydra.run.dir={tmp_path}")
     chat.until("or /help")
     chat.type("Latin square of A B C D\n")
