@@ -155,10 +155,38 @@ class Samples(tuple[Sample, ...]):
     def _columns(self) -> dict[str, list[Any]]:
         return {}
 
+    @cached_property
+    def _source(self) -> tuple[Samples, list[int]] | None:
+        return None
+
+    def part(self, places: list[int]) -> Samples:
+        """Some of them, which share what is gathered.
+
+        Args:
+            places: Which, counted from 0.
+        """
+        some = Samples(self[place] for place in places)
+        some.__dict__["_source"] = self, places
+        return some
+
     def column(self, name: str) -> list[Any]:
         """An attribute of every sample; not to be changed."""
+        return self.each(name, lambda samples: [getattr(sample, name) for sample in samples])
+
+    def each(self, name: str, values: Callable[[Samples], list[Any]]) -> list[Any]:
+        """One value for every sample, computed once.
+
+        Args:
+            name: Of the value.
+            values: Computes it for all.
+        """
         if name not in self._columns:
-            self._columns[name] = [getattr(sample, name) for sample in self]
+            if self._source is None:
+                self._columns[name] = values(self)
+            else:
+                whole, places = self._source
+                found = whole.each(name, values)
+                self._columns[name] = [found[place] for place in places]
         return self._columns[name]
 
     @cached_property
@@ -388,7 +416,8 @@ def decoding_order(samples: Sequence[Sample]) -> float:
         A number in [-1, 1], which is 1 from left to right, 0 without an order, and -1 from right to
         left; NaN where no problem counts.
     """
-    taus = orders(column(samples, "steps"))
+    some = samples if isinstance(samples, Samples) else Samples(samples)
+    taus = some.each("order", lambda all_: orders(all_.column("steps")))
     return _mean([tau for tau in taus if not math.isnan(tau)])
 
 

@@ -325,10 +325,10 @@ class EvalRun:
 
     @cached_property
     def _by_family(self) -> Mapping[str, Samples]:
-        found: dict[str, list[Sample]] = {}
-        for sample in self.samples:
-            found.setdefault(sample.family, []).append(sample)
-        return {family: Samples(samples) for family, samples in found.items()}
+        found: dict[str, list[int]] = {}
+        for place, sample in enumerate(self.samples):
+            found.setdefault(sample.family, []).append(place)
+        return {family: self._all.part(places) for family, places in found.items()}
 
     @cached_property
     def keys(self) -> frozenset[str]:
