@@ -135,7 +135,7 @@ def _check_inside(name: str, part: Part, denoiser: Denoiser, cache: CachePolicy)
             f"{name} looks at the model's {', '.join(missing)}, which {model} does not provide; "
             f"it provides {', '.join(sorted(own.provides)) or 'nothing'}"
         )
-    _check_widths(name, part, denoiser)
+    _check_widths(name, part, denoiser, own)
     if part.drafter is not None and cache.stores:
         raise CapabilityError(
             f"{name} has a drafter, which needs the states of the whole canvas in every step, but "
@@ -143,9 +143,9 @@ def _check_inside(name: str, part: Part, denoiser: Denoiser, cache: CachePolicy)
         )
 
 
-def _check_widths(name: str, part: Part, denoiser: Denoiser) -> None:
+def _check_widths(name: str, part: Part, denoiser: Denoiser, own: Capabilities) -> None:
     """A drafter must be for states and embeddings as the model has them, where both say it."""
-    own, wanted = Capabilities.of(denoiser), part.drafter_widths
+    wanted = part.drafter_widths
     if wanted is None or own.width is None or own.embed is None:
         return
     one = torch.zeros(1, 1, dtype=torch.long, device=denoiser.device)

@@ -77,6 +77,7 @@ class Outline:
         block_length: Columns of its block grid.
         fingerprint: Of the checkpoint.
         provides: What parts may see of its inside.
+        unknown: Stands for what it would compute.
 
     Examples:
         >>> Outline(None, "cpu", 64).provides >= {"hidden"}
@@ -89,14 +90,15 @@ class Outline:
     block_length: Any = None
     fingerprint: Any = None
     provides: frozenset[str] = frozenset({"hidden", "embeddings"})
+    unknown: Any = None
 
     def __call__(self, tokens: Any, live: Any, index: Any, plan: Any) -> Any:
-        """Nobody decodes with an outline; a denoiser can be called, and it has to look like one."""
-        raise NotImplementedError
+        """What stands for logits."""
+        return self.unknown
 
     def allocate(self, rows: int, columns: int) -> Any:
-        """Never called: that there is such a method tells that keys and values can be stored."""
-        raise NotImplementedError
+        """What stands for a key/value store; having the method says that there can be one."""
+        return self.unknown
 
 
 Outline.__name__ = TransformersDenoiser.__name__  # messages name what will be loaded
@@ -130,13 +132,15 @@ def foreseen(settings: Mapping[str, Any], unknown: Any) -> LoadedModel:
     asked = wanted(settings["checkpoint"], adapters or settings["adapters"]) if there else None
     base = asked and asked.checkpoint
     if asked is None or (isinstance(base, str) and is_absent_hub_name(base)):
-        outline: Any = Outline(unknown, unknown, None, fingerprint=unknown)
+        outline: Any = Outline(unknown, unknown, None, fingerprint=unknown, unknown=unknown)
         return LoadedModel(outline, unknown, Description("", "", None, 0, "", ""))
     ready = prepare(
         asked, locate_base(asked), placement, **{name: settings[name] for name in PREPARED}
     )
     own = fingerprint(ready.found.folder, *ready.merged)
-    outline = Outline(ready.vocab, unknown, ready.max_length, ready.block_length, own)
+    outline = Outline(
+        ready.vocab, unknown, ready.max_length, ready.block_length, own, unknown=unknown
+    )
     tokenizer = ready.tokenizer(settings["parse_control_tokens"], settings["chat_template_kwargs"])
     name, family = ready.found.name, ready.plan.spec.family
     about = Description(family, name, ready.found.folder, 0, "", "", edits=settings["edits"])
