@@ -5,11 +5,10 @@ Nothing here takes more than a few MiB of a card.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import published_configs as sizes
 import pytest
 import torch
+from golden_checkpoints import GOLDEN, OPTIONS
 
 from dllm_decode.decoding.cache import BlockExact, DelayedCache, DualCache, NoCache, Plan
 from dllm_decode.decoding.loop import Decoder
@@ -27,13 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 GPU = "cuda"
-GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
-OPTIONS = {
-    "llada": {},
-    "dream": {},
-    "lladamoe": {"mask_id": 197},
-    "llada2": {"mask_id": 213, "block_length": 8},
-}
 REQUEST = Request(((5, 9, 14, 3, 77, 20, 31, 8), (7, 7)), 24)
 WIDE = {"hidden_size": 128, "intermediate_size": 256}
 STRATEGY = Pipeline(ConfidenceThreshold(0.02), transforms={"credit": TraceCredit()})

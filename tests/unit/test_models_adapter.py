@@ -3,10 +3,10 @@
 import sys
 import types
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from golden_checkpoints import GOLDEN, OPTIONS
 
 from dllm_decode.decoding.cache import (
     BlockExact,
@@ -29,13 +29,6 @@ from dllm_decode.models.guided import guided
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
-OPTIONS = {
-    "llada": {},
-    "dream": {},
-    "lladamoe": {"mask_id": 197},
-    "llada2": {"mask_id": 213, "block_length": 8},
-}
 FAMILIES = tuple(OPTIONS)
 
 

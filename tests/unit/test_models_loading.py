@@ -5,11 +5,11 @@ import json
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import published_configs as sizes
 import pytest
 import torch
+from golden_checkpoints import GOLDEN, OPTIONS
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
@@ -23,14 +23,6 @@ from dllm_decode.models import checks, doctor, load_model
 from dllm_decode.models.files import stored_tensors
 from dllm_decode.models.spec import SPECS
 from dllm_decode.strategies.fixed import TopK
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
-OPTIONS = {
-    "llada": {},
-    "dream": {},
-    "lladamoe": {"mask_id": 197},
-    "llada2": {"mask_id": 213, "block_length": 8},
-}
 
 
 def load(folder, **options):

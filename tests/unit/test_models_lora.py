@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from golden_checkpoints import GOLDEN, OPTIONS
 from safetensors.torch import load_file, save_file
 
 from dllm_decode.decoding.cache import Plan
@@ -18,13 +18,6 @@ def peft():
     return pytest.importorskip("peft")  # slow to import
 
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
-OPTIONS = {
-    "llada": {},
-    "dream": {},
-    "lladamoe": {"mask_id": 197},
-    "llada2": {"mask_id": 213, "block_length": 8},
-}
 TOKENS = torch.tensor([[5, 9, 14, 3, 77, 20, 31, 8]])
 # family: the places adapted, as the published class names them
 PLACES = {
