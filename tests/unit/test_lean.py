@@ -180,7 +180,7 @@ OTHERS = [
 def test_where_it_cannot_be_used_it_is_refused_and_auto_takes_the_stock_class(
     family, options, reason, monkeypatch
 ):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # accelerate is there
+    monkeypatch.setattr("dllm_decode.models.placement.find_spec", lambda name: name)  # accelerate
     with pytest.raises(ConfigError, match=f"model.body=lean cannot be used: {reason}"):
         load_model(str(GOLDEN / family), body="lean", **options)
     if "device_map" not in options:

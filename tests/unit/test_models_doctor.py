@@ -111,6 +111,7 @@ def test_a_checkpoint_without_mask_id_is_a_problem():
 
 
 def test_too_little_memory_is_a_problem_unless_the_weights_are_spread(folder, monkeypatch):
+    pytest.importorskip("accelerate")
     monkeypatch.setattr(doctor, "free_memory", lambda place: 1000.0)
     finding = only(examine(settings(str(folder))))
     assert "the weights need 0.29 MiB, but cpu has only" in finding.text

@@ -491,11 +491,14 @@ WRONG = [
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=lambda value: str(value)[:24])
 def test_settings_that_cannot_work_are_refused_by_key(options, message):
+    if "device_map" in options:
+        pytest.importorskip("accelerate")
     with pytest.raises(ConfigError, match=message):
         load_model(str(GOLDEN / "llada"), **({"device": "cpu"} | options))
 
 
 def test_a_number_of_processes_that_cannot_share_the_model_is_refused(monkeypatch):
+    pytest.importorskip("accelerate")
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"needs as many processes, but torchrun has started 2"):
