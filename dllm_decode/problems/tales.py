@@ -29,7 +29,8 @@ class Kind:
     """Sentences that say the same in different words, and what they change.
 
     {X} is whom the sentence is about and {Y} the other one; {he} and {his} are said of X, {He} and
-    {His} likewise at the start of a sentence. {x} is what the hero owns afterwards, {k} a number.
+    {His} likewise at the start of a sentence. {o} is what the hero owns before the sentence, {x}
+    afterwards, {k} a number.
     {things} and {city} belong to the tale; {place} is any, {there} the one named last; {mood} and
     {time} are any; {boy} is "boy" or "girl".
 
@@ -74,37 +75,37 @@ FRIENDS = Kind(
         "One {time} {Y} came to the {place}.",
     )
 )
-# Every sentence that changes what the hero owns says what is owned then, so that the next one needs
-# one sum only.
+# Every sentence that changes what the hero owns says what was owned and what is owned then, so that
+# a number either repeats the last one or is the sum of the two before it.
 EVENTS = (
     Kind(
         (
-            "{X} gave {Y} {k} {things} and kept {x}.",
-            "One {time} {X} gave {k} of {his} {things} to {Y} and had {x} left.",
-            "{X} was {mood} and gave {Y} {k} {things}, so {he} had {x}.",
-            "At the {place} {X} lost {k} {things} to {Y} in a game and had {x} left.",
-            "{Y} asked for {k} {things}, and {X} said yes, so {x} were left.",
+            "{X} had {o} {things}, gave {k} to {Y} and kept {x}.",
+            "One {time} {X} had {o} {things}, gave {Y} {k} and kept {x}.",
+            "{X} was {mood} with {o} {things}, gave {Y} {k} and kept {x}.",
+            "At the {place} {X} had {o} {things}, lost {k} to {Y} in a game and kept {x}.",
+            "{X} had {o} {things}, {Y} asked for {k}, and {X} said yes and kept {x}.",
         ),
         -1,
     ),
     Kind(
         (
-            "{X} found {k} {things} at the {place} and now had {x}.",
-            "Near the {there} {he} found {k} more, so {X} had {x} {things}.",
-            "{Y} gave {X} {k} {things}, which made {x}.",
-            "A stranger at the {place} gave {X} {k} {things}, which made {x}.",
-            "{X} bought {k} {things} at the {place}, which made {x}.",
-            "That {time} {X} got {k} more {things}, had {x} and was not {mood} any more.",
+            "{X} had {o} {things}, found {k} more at the {place} and now had {x}.",
+            "Near the {there} {he} had {o} {things} and found {k} more, so {X} had {x}.",
+            "{X} had {o} {things} and {Y} gave {k} more, which made {x}.",
+            "A stranger met {X} with {o} {things} and gave {k} more, which made {x}.",
+            "{X} had {o} {things} and bought {k} more at the {place}, which made {x}.",
+            "That {time} {X} had {o} {things}, got {k} more, had {x} and was not {mood} any more.",
         ),
         1,
     ),
     Kind(
         (
-            "{X} lost {k} {things} near the {place} and had {x} left.",
-            "{X} sold {k} {things} at the {place}, so {x} were left.",
-            "One {time} {k} of the {things} fell into the river, so {X} had {x}.",
-            "A thief took {k} {things} from {X}, so {he} had {x} and was {mood}.",
-            "On the way to the {place} {X} lost {k} of {his} {things} and had {x} left.",
+            "{X} had {o} {things}, lost {k} near the {place} and now had {x}.",
+            "{X} had {o} {things}, sold {k} at the {place} and kept {x}.",
+            "One {time} {X} had {o} {things}, but {k} fell into the river, so {x} were left.",
+            "A thief met {X} with {o} {things} and took {k}, so {he} had {x} and was {mood}.",
+            "On the way to the {place} {X} had {o} {things}, lost {k} and had {x} left.",
         ),
         -1,
     ),
@@ -226,7 +227,8 @@ def _told(
     way = rng.choice([w for w in kind.ways if state.there or "{there}" not in w])
     free = {"place": PLACES, "mood": MOODS, "time": TIMES}
     person = rng.choice(_names(given)) if kind.either else _names(given)[0]
-    values = _fixed(person, change, given, state.owned) | {"there": state.there}
+    counts = _counts(kind, change, state.owned)
+    values = _fixed(person, given) | counts | {"there": state.there}
 
     def fill(gap: re.Match[str]) -> str:
         name = gap[1]
@@ -245,8 +247,13 @@ def _names(given: Mapping[str, object]) -> tuple[str, str]:
     return hero, friend
 
 
-def _fixed(person: str, change: int, given: Mapping[str, object], owned: int) -> dict[str, str]:
-    """The gaps of a sentence that are not free, by name."""
+def _counts(kind: Kind, change: int, owned: int) -> dict[str, str]:
+    """The numbers of a sentence after which so many are owned, by name."""
+    return {"o": str(owned - kind.gain * change), "k": str(change), "x": str(owned)}
+
+
+def _fixed(person: str, given: Mapping[str, object]) -> dict[str, str]:
+    """The gaps of a sentence that are neither free nor numbers, by name."""
     (other,) = (name for name in _names(given) if name != person)
     he, his, boy = ("he", "his", "boy") if is_man(person) else ("she", "her", "girl")
     return {
@@ -257,8 +264,6 @@ def _fixed(person: str, change: int, given: Mapping[str, object], owned: int) ->
         "He": he.capitalize(),
         "His": his.capitalize(),
         "boy": boy,
-        "k": str(change),
-        "x": str(owned),
         "things": str(given["things"]),
         "city": str(given["city"]),
     }
@@ -299,11 +304,8 @@ def _agrees(
         return False
     change = _number(values.get("k", "0"))
     owned = _number(values["x"]) if kind is OWNED else state.owned + kind.gain * change
-    return (
-        owned >= 0
-        and change >= 0
-        and _fits(gaps, _fixed(person, change, given, owned), owned, state)
-    )
+    fixed = _fixed(person, given) | _counts(kind, change, owned)
+    return owned >= 0 and change >= 0 and _fits(gaps, fixed, owned, state)
 
 
 def _fits(gaps: list[tuple[str, str]], fixed: Mapping[str, str], owned: int, state: State) -> bool:

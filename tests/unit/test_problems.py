@@ -239,10 +239,11 @@ def test_an_infilling_is_asked_with_its_form() -> None:
 
 
 _TALE = (
-    "Ada was a girl from Oslo. She had 9 pens. At the park she met Ben. Ada gave Ben 3 pens and "
-    "kept 6. Near the park she found 2 more, so Ada had 8 pens. Ben told Ada a story about the "
-    "tower. A thief took 5 pens from Ada, so she had 3 and was sad. Then Ben and Ada walked from "
-    "the tower to the river. In the end Ada had 3 pens and Ben was calm."
+    "Ada was a girl from Oslo. She had 9 pens. At the park she met Ben. Ada had 9 pens, gave 3 to "
+    "Ben and kept 6. Near the park she had 6 pens and found 2 more, so Ada had 8. Ben told Ada a "
+    "story about the tower. A thief met Ada with 8 pens and took 5, so she had 3 and was sad. "
+    "Then Ben and Ada walked from the tower to the river. In the end Ada had 3 pens and Ben was "
+    "calm."
 )
 
 
@@ -262,17 +263,19 @@ _TALE = (
         ("from Oslo", "from Rome", False),
         ("She had 9", "He had 9", False),
         ("kept 6", "kept 7", False),
-        ("Ada gave Ben 3 pens", "Ben gave Ada 3 pens", False),
-        ("took 5 pens from Ada", "took 5 pens from Ben", False),
-        ("took 5 pens from Ada", "took 5 pens from Carl", False),
+        ("9 pens, gave 3 to Ben", "9 pens, gave 3 to Ada", False),
+        ("A thief met Ada", "A thief met Ben", False),
+        ("A thief met Ada", "A thief met Carl", False),
         ("met Ben", "met Ada", False),
-        ("gave Ben 3 pens", "gave Ben 3 keys", False),
+        ("had 9 pens, gave", "had 9 keys, gave", False),
+        ("had 9 pens, gave", "had 8 pens, gave", False),  # she had 9
+        ("had 6 pens and found", "had 9 pens and found", False),
         ("In the end Ada had 3 pens and Ben was calm.", "", False),  # no end
         ("so Ada had 8", "so Ada had 7", False),
         ("so she had 3", "so he had 3", False),
         ("end Ada had 3", "end Ada had 4", False),
         ("was sad", "was green", False),
-        (" took 5 ", " took 9 ", False),  # Ada has not got so many
+        ("took 5,", "took 9,", False),  # Ada has not got so many
     ],
 )
 def test_a_tale_is_right_as_long_as_it_agrees_with_itself(old: str, new: str, right: bool) -> None:
