@@ -45,6 +45,7 @@ class ModelCard(Task):
         tokens_per_step: What is compared with one token per step.
         thresholds: The same for confidences.
         batch_size: See `Eval`.
+        workers: Jobs that run at the same time, see `Ablation`.
         runs: See `Eval`.
         resume: See `Eval`.
         card: A Markdown page whose part between the marks of `card_text` is replaced, with the
@@ -58,6 +59,7 @@ class ModelCard(Task):
     tokens_per_step: list[int] = field(default_factory=lambda: [2, 4, 8])
     thresholds: list[float] = field(default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
     batch_size: int = 16
+    workers: int = 1
     runs: str = "runs/eval"
     resume: bool = True
     card: str | None = None
@@ -68,6 +70,7 @@ class ModelCard(Task):
         require_count("task.weak_count", self.weak_count, minimum=0)
         require_count("task.hard_count", self.hard_count, minimum=0)
         require_count("batch_size", self.batch_size)
+        require_count("task.workers", self.workers)
         for value in self.tokens_per_step:
             require_count("task.tokens_per_step", value, minimum=2)
         for threshold in self.thresholds:
@@ -128,7 +131,8 @@ class ModelCard(Task):
             )
         if self.hard_count:
             asked = f"task.count={self.hard_count} task.families"
-            hard = {"sequential": "strategy=sequential", **levels, "oracle": "strategy=oracle"}
+            hard = {} if self._among_all() else {"sequential": "strategy=sequential", **levels}
+            hard["oracle"] = "strategy=oracle"
             one = "strategy=topk strategy.select.tokens_per_step=1 schedule=whole"
             for order in ORDERS:
                 job = f"{one} strategy.select.order={order} {asked}=[{PUZZLE}]"
@@ -136,6 +140,13 @@ class ModelCard(Task):
             for name, job in hard.items():  # the oracle last, as ablations do
                 jobs[f"hard {name}"] = f"{job} {asked}=[{','.join(HARD)}]"
         return jobs
+
+    def _among_all(self) -> bool:
+        """Whether the jobs on all families have decoded enough problems of the hard ones, too."""
+        from dllm_decode.problems import FAMILIES, HARD
+
+        few = min(self.compared_count, self.count)
+        return self.hard_count <= few and all(FAMILIES[name].shown for name in HARD)
 
     def ablation(self) -> Ablation:
         """The jobs as one task."""
@@ -146,6 +157,7 @@ class ModelCard(Task):
             families="shown",
             count=self.count,
             batch_size=self.batch_size,
+            workers=self.workers,
             runs=self.runs,
             resume=self.resume,
         )
@@ -165,11 +177,19 @@ class ModelCard(Task):
         """The finished jobs on the hard families, and what the age of proposals says there."""
         from card_dynamics import Dynamics
 
+        from dllm_decode.evaluation import data
         from dllm_decode.problems import HARD
 
+        def hard(name: str) -> EvalRun:
+            if f"hard {name}" in runs:
+                return runs[f"hard {name}"]
+            first = {p.key for f in HARD for p in data.bundled(f, self.hard_count)}
+            run = runs[name].on(first)
+            return replace(run, results={**run.results, "families": list(HARD)})
+
         return Dynamics(
-            sequential=runs["hard sequential"],
-            thresholds=tuple((x, runs[f"hard threshold {x}"]) for x in self.thresholds),
+            sequential=hard("sequential"),
+            thresholds=tuple((x, hard(f"threshold {x}")) for x in self.thresholds),
             oracle=runs["hard oracle"],
             orders=tuple((order, runs[f"order {order}"]) for order in ORDERS),
             history={name: self._history(context, name) for name in HARD},
