@@ -261,16 +261,16 @@ class Encoder:
         return np.isin(tokens, self._asked)
 
     def results(self, tokens: Ints) -> NDArray[np.bool_]:
-        """Which numbers of tales follow from those before: all but the first and the changes.
+        """Which numbers of tales follow from others: all but the first.
 
-        Behind the first number of all, an event says the last one again, a change, and its result.
+        An event says the last number again, a change, and its result, of which any two give the
+        third.
 
         Args:
             tokens: (rows, length) ids.
         """
         numbers = np.isin(tokens, self._numbers)
-        place = np.cumsum(numbers, axis=1)
-        result: NDArray[np.bool_] = numbers & (place % 3 != 0) & (place > 1)
+        result: NDArray[np.bool_] = numbers & (np.cumsum(numbers, axis=1) > 1)
         return result
 
     def sentences(self, tokens: Ints) -> Ints:
