@@ -50,6 +50,7 @@ class Ablation(Task):
         output: See `Report`.
         figures: See `Report`.
         answers: See `Report`.
+        sections: See `Report`.
 
     Examples:
         >>> Ablation(jobs=["strategy=threshold", "strategy=credit"], count=20).count
@@ -75,6 +76,7 @@ class Ablation(Task):
     output: str | None = None
     figures: bool = True
     answers: int = 300
+    sections: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
@@ -175,6 +177,7 @@ class Ablation(Task):
             markdown=self.markdown,
             figures=self.figures,
             answers=self.answers,
+            sections=self.sections,
         )
         return report.run(context)
 

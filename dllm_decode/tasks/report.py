@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dllm_decode import storage
@@ -26,8 +26,9 @@ class Report(Task):
             that some run got wrong; 0 makes a page without anything to sort, filter and click, as
             it is where `dllm_decode[report]` is not installed.
         define: Print the definition of every metric as well.
-        markdown: Also write the Markdown page to this file, with its figures beside it in a folder
-            of the same name.
+        markdown: Also write the Markdown page to this file, with its figures and `table.csv` beside
+            it in a folder of the same name.
+        sections: Families with a section of their own in the Markdown page; empty: all of them.
 
     Examples:
         >>> Report(runs="runs/eval", figures=False).title
@@ -43,6 +44,7 @@ class Report(Task):
     answers: int = 300
     define: bool = False
     markdown: str | None = None
+    sections: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -63,7 +65,10 @@ class Report(Task):
         folder = Path(self.output) if self.output else context.folder.path / "report"
         preface = self._preface()
         with context.display.working("writing the report"):
-            settings = ReportSettings(self.only, self.title, preface, self.figures, self.answers)
+            some = tuple(self.sections)
+            settings = ReportSettings(
+                self.only, self.title, preface, self.figures, self.answers, some
+            )
             written = write_report(collection, folder, settings)
         if self.markdown is not None:
             self._publish(folder, Path(self.markdown))
@@ -98,8 +103,9 @@ class Report(Task):
         target = page.with_suffix("")
         try:
             target.mkdir(parents=True, exist_ok=True)
-            for figure in sorted((folder / "figures").glob("*.svg")):
-                (target / figure.name).write_bytes(figure.read_bytes())
+            for file in (folder / "table.csv", *sorted((folder / "figures").glob("*.svg"))):
+                (target / file.name).write_bytes(file.read_bytes())
+            text = text.replace("`table.csv`", f"[table.csv]({target.name}/table.csv)")
             storage.write_text(page, text.replace("](figures/", f"]({target.name}/"))
         except OSError as error:
             why = error.strerror or error

@@ -699,6 +699,25 @@ def test_definitions_are_printed_on_request(runs, tmp_path, capsys):
     assert markdown.read_text(encoding="utf-8").startswith("# Evaluation")
 
 
+def test_a_page_may_show_some_families_and_leave_the_others_to_the_table_beside_it(runs, tmp_path):
+    page = tmp_path / "results.md"
+    words = ["task=report", f"runs={runs}", "task.figures=false", "display=plain"]
+    words += [f"hydra.run.dir={tmp_path / 'out'}", f"task.markdown={page}", "task.sections=[sort]"]
+    assert main(words) == 0
+    text = page.read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("### ")] == ["### sort"]
+    assert "2 families are in [table.csv](results/table.csv), these are some." in text
+    table = (tmp_path / "results" / "table.csv").read_text(encoding="utf-8")
+    assert "copy" in table and "sort" in table
+
+
+def test_a_section_of_a_family_that_no_run_has_is_refused(runs, tmp_path, capsys):
+    words = ["task=report", f"runs={runs}", "task.figures=false", "display=plain"]
+    words += [f"hydra.run.dir={tmp_path / 'out'}", "task.sections=[sudoku]"]
+    assert main(words) == 2
+    assert "task.sections must be one of copy, sort; got 'sudoku'" in capsys.readouterr().err
+
+
 def test_damaged_results_make_the_command_fail_but_not_the_report(runs, tmp_path, capsys):
     (runs / "credit" / store.RESULTS).write_text("{half")
     words = ["task=report", f"runs={runs}", "task.figures=false", "display=plain"]

@@ -60,6 +60,7 @@ class ReportPage:
         pushed: A row per rule over its swept setting.
         counts: How many of how many jobs are here, "" where all are.
         preface: Markdown put before the tables.
+        sections: Families with a section of their own in Markdown; () for all.
     """
 
     title: str
@@ -74,6 +75,7 @@ class ReportPage:
     pushed: Sequence[Pushed] = ()
     counts: str = ""
     preface: str = ""
+    sections: Sequence[str] = ()
 
     def columns(self, names: Sequence[str]) -> list[str]:
         """Columns of a table, without those that say nothing new.
@@ -134,7 +136,10 @@ def to_markdown(report: ReportPage, figures: Sequence[str] = ()) -> str:
         lines_of_notes = [f"- **{note.kind}.** {escaped(note.text)}\n" for note in report.notes]
         parts += ["## Controls\n", "".join(lines_of_notes)]
     parts.append("## Family by family\n")
-    for family, rows in report.families.items():
+    if report.sections:
+        parts.append(f"{len(report.families)} families are in `table.csv`, these are some.\n")
+    for family in report.sections or report.families:
+        rows = report.families[family]
         parts += [f"### {escaped(family)}\n", markdown(rows, report.columns(PER_FAMILY))]
     parts += ["## Definitions\n", definitions_markdown()]
     return "\n".join(parts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dllm_decode import storage
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import ConfigError, require_choice
 from dllm_decode.evaluation.reporting import explore, figures, parallel, tables
 from dllm_decode.evaluation.reporting import render as page
 from dllm_decode.evaluation.reporting.controls import notes
@@ -142,6 +142,7 @@ class ReportSettings:
         draw: Whether there are figures.
         answers: Problems whose answers the page holds, to look at and to play; 0: the page has
             nothing to sort, filter and click, only tables and figures.
+        sections: Families with a section of their own in Markdown; () for all.
 
     Examples:
         >>> ReportSettings(only="credit", draw=False).title
@@ -153,6 +154,7 @@ class ReportSettings:
     preface: str = ""
     draw: bool = True
     answers: int = 0
+    sections: tuple[str, ...] = ()
 
 
 def write_report(
@@ -166,7 +168,8 @@ def write_report(
         settings: What the report shows.
 
     Raises:
-        ConfigError: No table should mix the runs; says which differ, and how.
+        ConfigError: No table should mix the runs; says which differ, and how. A section is of no
+            family of theirs.
     """
     chosen = chosen_runs(collection, settings.only).named()
     runs = chosen.whole
@@ -198,6 +201,8 @@ def _page(chosen: Chosen, collection: RunCollection, settings: ReportSettings) -
     runs, smaller = chosen.whole, chosen.beside
     times = tables.wall_times(chosen.clocked)
     families = dict.fromkeys(family for run in runs for family in run.families)
+    for name in settings.sections:
+        require_choice("task.sections", name, tuple(families))
     return page.ReportPage(
         title=settings.title,
         facts=facts_of(runs),
@@ -214,6 +219,7 @@ def _page(chosen: Chosen, collection: RunCollection, settings: ReportSettings) -
         pushed=parallel.pushed(runs),
         counts=collection.counts,
         preface=settings.preface,
+        sections=settings.sections,
     )
 
 
