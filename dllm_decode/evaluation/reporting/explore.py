@@ -181,10 +181,15 @@ def _plain(value: float | None) -> float | None:
 
 def _chosen(runs: Sequence[EvalRun], most: int) -> list[str]:
     """Problems whose answers the page holds: those that some run got wrong come first."""
-    wrong = dict.fromkeys(s.problem for run in runs for s in run.samples if not s.correct)
-    rest = dict.fromkeys(s.problem for s in runs[0].samples if s.problem not in wrong)
-    kept = set([*wrong, *rest][:most])
-    return [s.problem for s in runs[0].samples if s.problem in kept]
+    asked = [run.samples.column("problem") for run in runs]
+    wrong = dict.fromkeys(
+        problem
+        for run, problems in zip(runs, asked, strict=True)
+        for problem, right in zip(problems, run.samples.column("correct"), strict=True)
+        if not right
+    )
+    kept = set(list({**wrong, **dict.fromkeys(asked[0])})[:most])
+    return [problem for problem in asked[0] if problem in kept]
 
 
 def _answers(
@@ -192,7 +197,7 @@ def _answers(
 ) -> tuple[list[list[str]], list[str], list[list[Any]]]:
     """Problems, distinct texts, and for each problem the record of each run."""
     texts: dict[str, int] = {}
-    by_run = [{sample.problem: sample for sample in run.samples} for run in runs]
+    by_run = [{sample.problem: sample for sample in run.on(chosen).samples} for run in runs]
     problems: list[list[str]] = []
     records: list[list[Any]] = []
     size = 0

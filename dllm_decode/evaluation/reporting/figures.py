@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -523,8 +522,7 @@ def commits_over_steps(runs: Sequence[EvalRun]) -> Figure:
 
 def _commits(axes: Axes, run: EvalRun, colour: str, line: str, strength: float = 1.0) -> None:
     commits = metrics.commits_per_step(run.samples)
-    ends = sorted(sample.forwards for sample in run.samples)
-    running = [len(ends) - bisect_right(ends, step) for step in range(len(commits))]
+    running = metrics.running_per_step(run.samples)
     # the tail of a few long problems says nothing about the rule
     enough = [i for i, rows in enumerate(running) if rows >= max(1, len(run.samples) // 50)]
     axes.plot(
