@@ -209,11 +209,24 @@ class Samples(tuple[Sample, ...]):
 
     def column(self, name: str) -> list[Any]:
         """An attribute of every sample; not to be changed."""
+        if self and name in _OFTEN and name not in self._columns and self._source is None:
+            # all in one visit: samples lie scattered in memory, and to reach one takes longest
+            columns = map(list, zip(*map(_often, self), strict=True))
+            self._columns.update(zip(_OFTEN, columns, strict=True))
         return self.each(name, lambda samples: list(map(attrgetter(name), samples)))
 
     def numbers(self, name: str) -> NDArray[Any]:
         """An attribute of every sample, a number or a flag, as an array; not to be changed."""
         return self.each(f"numbers {name}", lambda samples: np.array(samples.column(name)))
+
+    def entries(self, name: str) -> NDArray[np.int64]:
+        """The whole numbers of an attribute that is a list, of one sample after the other."""
+        key = f"entries {name}"
+        if key not in self._columns:
+            all_entries = chain.from_iterable(self.column(name))
+            self._columns[key] = np.fromiter(all_entries, dtype=np.int64)
+        found: NDArray[np.int64] = self._columns[key]
+        return found
 
     def each(self, name: str, values: Callable[[Samples], Column]) -> Column:
         """One value for every sample, computed once.
@@ -237,6 +250,13 @@ class Samples(tuple[Sample, ...]):
     def problems(self) -> frozenset[str]:
         """The keys of its problems."""
         return frozenset(self.column("problem"))
+
+
+_OFTEN = (
+    "problem", "family", "correct", "correct_strictly", "forwards", "drafts", "slots", "seconds",
+    "steps", "ready", "delivered", "wasted", "error",
+)  # fmt: skip
+_often = attrgetter(*_OFTEN)
 
 
 def gathered(samples: Sequence[Sample]) -> Samples:
@@ -484,8 +504,7 @@ def running_per_step(samples: Sequence[Sample]) -> list[int]:
 def commits_per_step(samples: Sequence[Sample]) -> list[float]:
     """Mean commits of delivered tokens in step 0, 1, ... over the problems still running then."""
     running = running_per_step(samples)
-    steps = chain.from_iterable(gathered(samples).column("steps"))
-    commits = np.bincount(np.fromiter(steps, dtype=np.intp), minlength=len(running))
+    commits = np.bincount(gathered(samples).entries("steps"), minlength=len(running))
     return [_ratio(count, rows) for count, rows in zip(commits.tolist(), running, strict=True)]
 
 
@@ -507,13 +526,10 @@ def temporal_redundancy(samples: Sequence[Sample], steps: int = 1) -> float:
 
 def _early(samples: Samples, steps: int) -> NDArray[np.intp]:
     """How many tokens of each sample had been proposed so many steps before their commit."""
-    known = [(s.steps, s.ready) for s in samples if s.ready]
-    committed, ready = (
-        np.fromiter(chain.from_iterable(column), dtype=np.int64)
-        for column in ([a for a, _ in known], [b for _, b in known])
-    )
-    early = np.concatenate([[0], np.cumsum(committed - ready >= steps)])
-    return np.diff(early[np.cumsum(_lengths(samples.column("ready")))], prepend=0)
+    known = _lengths(samples.column("ready"))
+    committed = samples.entries("steps")[np.repeat(known > 0, _lengths(samples.column("steps")))]
+    early = np.concatenate([[0], np.cumsum(committed - samples.entries("ready") >= steps)])
+    return np.diff(early[np.cumsum(known)], prepend=0)
 
 
 def _lengths(lists: Sequence[Sequence[int]]) -> NDArray[np.intp]:

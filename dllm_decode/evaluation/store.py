@@ -444,17 +444,19 @@ def collect(folder: str | Path) -> RunCollection:
     broken: list[str] = []
     failed: list[str] = []
     unfinished: list[str] = []
-    for path in sorted({found.parent for name in (JOB, FAILURE) for found in root.rglob(name)}):
-        if not (path / RESULTS).exists():
-            if (path / FAILURE).exists():
-                failed.append(f"{path}: {_reason(path / FAILURE)}")
-            else:
-                unfinished.append(f"{path}: no {RESULTS}; the same command goes on with it")
-        elif (path / JOB).exists():
-            try:
-                runs.append(read_run(path))
-            except StoreError as error:
-                broken.append(str(error))
+    paths = {found.parent for name in (JOB, FAILURE) for found in root.rglob(name)}
+    with _uncollected():
+        for path in sorted(paths):
+            if not (path / RESULTS).exists():
+                if (path / FAILURE).exists():
+                    failed.append(f"{path}: {_reason(path / FAILURE)}")
+                else:
+                    unfinished.append(f"{path}: no {RESULTS}; the same command goes on with it")
+            elif (path / JOB).exists():
+                try:
+                    runs.append(read_run(path))
+                except StoreError as error:
+                    broken.append(str(error))
     if not (runs or broken or failed or unfinished):
         raise ConfigError(f"task.runs: {root} holds no evaluation runs (no {JOB} below it)")
     runs.sort(key=lambda run: (run.order, run.name))

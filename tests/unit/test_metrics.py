@@ -463,7 +463,7 @@ MUTANTS = {
         {test_headroom_is_the_share_of_the_oracles_tokens_per_forward},
     ),
     "a proposal of the same step counts as redundant": Mutant(
-        "metrics", "committed - ready >= steps", "committed - ready >= steps - 1",
+        "metrics", 'samples.entries("ready") >= steps', 'samples.entries("ready") >= steps - 1',
         {test_temporal_redundancy_counts_tokens_proposed_before_their_commit},
     ),
     "tokens per second of columns": Mutant(
