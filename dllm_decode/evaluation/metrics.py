@@ -240,7 +240,7 @@ class Samples(tuple[Sample, ...]):
                 self._columns[name] = values(self)
             else:
                 whole, places = self._source
-                found = whole.each(name, values)
+                found: Any = whole.each(name, values)
                 an_array = isinstance(found, np.ndarray)
                 self._columns[name] = found[places] if an_array else [found[i] for i in places]
         column: Column = self._columns[name]

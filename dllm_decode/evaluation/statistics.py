@@ -167,8 +167,8 @@ def kendall_tau(first: Numbers, second: Numbers) -> float:
     for gap in range(1, len(a)):  # all pairs of long sequences at once would fill the memory
         rise, other = _rises(a, gap), _rises(b, gap)
         agree += int((rise * other).sum())
-        differ_first += np.count_nonzero(rise)
-        differ_second += np.count_nonzero(other)
+        differ_first += int(np.count_nonzero(rise))
+        differ_second += int(np.count_nonzero(other))
     return float(_tau(*map(np.array, (agree, differ_first, differ_second))))
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.errors import ConfigError, require_count
+from dllm_decode.errors import ConfigError, TraceError, require_count
 from dllm_decode.tasks import Context, Task
 from dllm_decode.tasks.rehearsed import refuse_absent, refuse_early
 
@@ -72,7 +72,7 @@ class Compare(Task):
         """Compare, show, write `compare.html` and `compare.json`."""
         traces = self._recorded() if isinstance(self.runs, list) else self._decoded(context)
         from dllm_decode.console.trace_files import player
-        from dllm_decode.decoding.trace import TraceError, differences
+        from dllm_decode.decoding.trace import differences
 
         names = list(traces)
         try:
