@@ -21,7 +21,9 @@ from dllm_decode.problems.words import (
 )
 
 _LEAST, _MOST = 2, 30  # of the thing that is owned; never one, since all words are plural
-_CHANGE = 5  # the largest; sums and differences that chains have as well
+# By how much the first way of an event changes what is owned, the second, and so on in turns; free
+# changes would have to be worked out from two numbers where the sum is decided first.
+_CHANGES = (2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,13 @@ class Tale(Family):
             {"names": names, "things": rng.choice(THINGS), "city": rng.choice(CITIES)}
         )
         state = State(rng.randint(5, 20))
-        told = [_told(kind, 0, given, state, rng) for kind in (OPENINGS, OWNED, FRIENDS)]
+        told = [
+            _told(kind, _way(kind, state, rng), given, state, rng)
+            for kind in (OPENINGS, OWNED, FRIENDS)
+        ]
         for _ in range(rng.randint(self.fewest, self.most)):
             told.append(_event(given, state, rng))
-        told.append(_told(ENDINGS, 0, given, state, rng))
+        told.append(_told(ENDINGS, _way(ENDINGS, state, rng), given, state, rng))
         hero, friend = names
         prompt = f"Tell a tale of {hero} and {friend}, {given['things']} and {given['city']}"
         return Problem(self.name, prompt, " ".join(told), given)
@@ -213,21 +218,31 @@ class Tale(Family):
 def _event(given: Mapping[str, object], state: State, rng: random.Random) -> str:
     """One sentence from the middle; what is owned stays between 2 and 30."""
     while True:
-        kind, change = rng.choice(EVENTS), rng.randint(_LEAST, _CHANGE)
-        after = state.owned + kind.gain * change
+        kind = rng.choice(EVENTS)
+        way = _way(kind, state, rng)
+        after = state.owned + kind.gain * _change(kind, way)
         if _LEAST <= after <= _MOST:
             state.owned = after
-            return _told(kind, change, given, state, rng)
+            return _told(kind, way, given, state, rng)
+
+
+def _way(kind: Kind, state: State, rng: random.Random) -> str:
+    """One way to say it, among those that the state allows."""
+    return rng.choice([way for way in kind.ways if state.there or "{there}" not in way])
+
+
+def _change(kind: Kind, way: str) -> int:
+    """By how much a sentence changes what is owned, if its kind does."""
+    return _CHANGES[kind.ways.index(way) % len(_CHANGES)]
 
 
 def _told(
-    kind: Kind, change: int, given: Mapping[str, object], state: State, rng: random.Random
+    kind: Kind, way: str, given: Mapping[str, object], state: State, rng: random.Random
 ) -> str:
-    """A sentence of a kind, chosen among those that the state allows."""
-    way = rng.choice([w for w in kind.ways if state.there or "{there}" not in w])
+    """A sentence after which so many are owned as the state says."""
     free = {"place": PLACES, "mood": MOODS, "time": TIMES}
     person = rng.choice(_names(given)) if kind.either else _names(given)[0]
-    counts = _counts(kind, change, state.owned)
+    counts = _counts(kind, _change(kind, way), state.owned)
     values = _fixed(person, given) | counts | {"there": state.there}
 
     def fill(gap: re.Match[str]) -> str:
