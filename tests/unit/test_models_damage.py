@@ -423,7 +423,7 @@ def test_a_tokenizer_with_a_wrong_value_anywhere_is_read_or_refused(name, tmp_pa
 
     def read():
         tokenizer = load_tokenizer(tmp_path)
-        vocabulary(Vocab(536, 1, (0,), tokenizer.pad_id), tokenizer)
+        vocabulary(Vocab(676, 1, (0,), tokenizer.pad_id), tokenizer)
         tokenizer.encode(f"a {tokenizer.end_id}"), tokenizer.encode_chat(chat)
 
     refused = 0

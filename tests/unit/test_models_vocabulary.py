@@ -17,7 +17,7 @@ from dllm_decode.errors import CheckpointError
 from dllm_decode.models import doctor, load_model
 from dllm_decode.models.locate import ASSETS
 
-ROWS, KNOWN, HOLE = 640, 536, 2
+ROWS, KNOWN, HOLE = 768, 676, 2
 PROMPTS = ["Copy: 1 Ada 2 Ben", "Sort: 1 Eva 2 Ben 3 Ada"]
 SAMPLERS = ["greedy", "categorical", "dream"]
 
@@ -117,13 +117,13 @@ def test_padding_rows_cost_no_logits_and_leave_the_statistics(padded):
 def test_the_doctor_names_the_gap(padded):
     report = doctor.examine({"checkpoint": str(padded), "device": "cpu"})
     assert report.facts["token ids"] == (
-        "640 in the model, 535 in the tokenizer; 105 are never generated"
+        "768 in the model, 675 in the tokenizer; 93 are never generated"
     )
 
 
 def test_a_mask_id_that_the_tokenizer_does_not_know_is_refused(padded):
-    with pytest.raises(CheckpointError, match="the mask id 600 is not in the tokenizer"):
-        load_model(str(padded), device="cpu", mask_id=600)
+    with pytest.raises(CheckpointError, match="the mask id 700 is not in the tokenizer"):
+        load_model(str(padded), device="cpu", mask_id=700)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ class Recipe:
     """
 
     output: str = "runs/pretrain"
-    start: str = "bundled:llada-tiny"
+    start: str = "bundled:llada-tiny-1"
     seed: int = 7
     tokens: float = 50.0
     minutes: float = 0.0

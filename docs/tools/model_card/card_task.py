@@ -131,12 +131,14 @@ class ModelCard(Task):
             )
         if self.hard_count:
             asked = f"task.count={self.hard_count} task.families"
-            hard = {} if self._among_all() else {"sequential": "strategy=sequential", **levels}
-            hard["oracle"] = "strategy=oracle"
             one = "strategy=topk strategy.select.tokens_per_step=1 schedule=whole"
             for order in ORDERS:
                 job = f"{one} strategy.select.order={order} {asked}=[{PUZZLE}]"
                 jobs[f"order {order}"] = job
+            if self._among_all():
+                jobs["oracle"] = f"strategy=oracle task.count={few}"
+                return jobs
+            hard = {"sequential": "strategy=sequential", **levels, "oracle": "strategy=oracle"}
             for name, job in hard.items():  # the oracle last, as ablations do
                 jobs[f"hard {name}"] = f"{job} {asked}=[{','.join(HARD)}]"
         return jobs
@@ -190,7 +192,7 @@ class ModelCard(Task):
         return Dynamics(
             sequential=hard("sequential"),
             thresholds=tuple((x, hard(f"threshold {x}")) for x in self.thresholds),
-            oracle=runs["hard oracle"],
+            oracle=hard("oracle"),
             orders=tuple((order, runs[f"order {order}"]) for order in ORDERS),
             history={name: self._history(context, name) for name in HARD},
         )
