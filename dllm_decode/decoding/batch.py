@@ -439,8 +439,11 @@ class Batch:
     def renew_noise(self) -> None:
         """The random numbers of the step at the slots of its window."""
         index, start = self.next.index, self.snapshot.start
-        offsets = later(lambda: (index - start).clamp_(min=-1))
-        self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
+        self.noise = Noise.made(
+            {"index": lambda: (index - start).clamp_(min=-1)},
+            seeds=self.counters.seeds,
+            step=self.counters.step,
+        )
 
     @property
     def tokens(self) -> Tensor:

@@ -529,17 +529,20 @@ class Credited:
 def _check(name: str, value: Tensor, shape: tuple[int, ...] | None, *, floating: bool) -> None:
     """Refuse what is no tensor of three dimensions, of the given leading ones, of a usable type."""
     kinds = _FLOATS if floating else _INTEGERS
-    wanted = "(B, W, V)" if shape is None else f"({', '.join(map(str, shape))}, ...)"
+    front = () if shape is None else tuple(shape)
     if not isinstance(value, Tensor):
         raise PredictionError(
-            f"{name} must be a tensor of shape {wanted}, got {type(value).__name__}"
+            f"{name} must be a tensor of shape {_words(shape)}, got {type(value).__name__}"
         )
-    front = () if shape is None else tuple(shape)
-    if value.dim() != 3 or tuple(value.shape[: len(front)]) != front:
-        raise PredictionError(f"{name} must have shape {wanted}, got {tuple(value.shape)}")
+    if value.dim() != 3 or value.shape[: len(front)] != front:
+        raise PredictionError(f"{name} must have shape {_words(shape)}, got {tuple(value.shape)}")
     if value.dtype not in kinds or value.layout != torch.strided:
         words = "floating-point numbers" if floating else "int64 or int32"
         raise PredictionError(f"{name} must be {words}, got {value.dtype} ({value.layout})")
+
+
+def _words(shape: tuple[int, ...] | None) -> str:
+    return "(B, W, V)" if shape is None else f"({', '.join(map(str, shape))}, ...)"
 
 
 def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> None:
