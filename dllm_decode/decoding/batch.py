@@ -706,9 +706,7 @@ class Batch:
         """What the outcomes of some rows are made of, their rows in dimension 0."""
         canvas, counters = self.canvas, self.counters
         planes = {
-            "tokens": canvas.tokens[:, canvas.start :],
-            "step_of": canvas.step_of[:, canvas.start :],
-            "confidence_of": canvas.confidence_of[:, canvas.start :],
+            **canvas.answers(),
             "horizon": canvas.horizon,
             "over_budget": counters.over_budget,
             **{name: getattr(counters, name) for name in COUNTS},

@@ -116,6 +116,11 @@ class Canvas(Memory):
         """With what confidence, NaN before, (B, L)."""
         return self._plane("confidence_of")
 
+    def answers(self) -> dict[str, Tensor]:
+        """What stands in the generated columns, when it was written and how surely, (B, G) each."""
+        names = ("tokens", "step_of", "confidence_of")
+        return {name: self.planes[name][:, self.start : -1] for name in names}
+
     def _plane(self, name: str) -> Tensor:
         return self.planes[name][:, :-1]
 
@@ -173,7 +178,7 @@ class Canvas(Memory):
         if self.revised is not None:
             again = change.remask if change.edit is None else change.remask | change.edit
             self.revised = self.revised + mask_of(torch.where(again, columns, -1), beyond)
-        self._seen = before.written(self.tokens, self.decided, self.revised)
+        self._seen = before.written(self.tokens, self.decided, self.revised, opened=revocable)
 
     def _write(
         self,

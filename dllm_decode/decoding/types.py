@@ -330,12 +330,28 @@ class Snapshot:
     @once
     def _near(self) -> Tensor:
         """Columns before the horizon, (B, L) bool."""
-        return self.columns < self.horizon[:, None]
+        return self.columns < self.limit
 
-    def written(self, tokens: Tensor, decided: Tensor, revised: Tensor | None = None) -> Snapshot:
-        """The snapshot after a write; horizons, and what follows from them alone, are the same."""
+    @once
+    def limit(self) -> Tensor:
+        """The horizons as a column, (B, 1)."""
+        return self.horizon.unsqueeze(1)
+
+    def written(
+        self, tokens: Tensor, decided: Tensor, revised: Tensor | None = None, *, opened: bool = True
+    ) -> Snapshot:
+        """The snapshot after a write; horizons, and what follows from them alone, are the same.
+
+        Args:
+            tokens: (B, L) ids.
+            decided: (B, L) bool.
+            revised: (B, L) see above.
+            opened: whether decided columns may have been opened again.
+        """
         after = copied(self, tokens=tokens, decided=decided, revised=revised)
-        return self._hand_on(after, "columns", "behind_fixed", "live", "_near")
+        if not opened and "undecided" in vars(self):
+            vars(after)["undecided"] = self.undecided > decided
+        return self._hand_on(after, "columns", "behind_fixed", "live", "_near", "limit")
 
     def _hand_on(self, after: Snapshot, *names: str) -> Snapshot:
         """A later snapshot with what is already known and still holds."""

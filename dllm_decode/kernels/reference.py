@@ -680,10 +680,10 @@ def reaching(
         strict: Ask for more than the threshold.
         order: (B, W), what the best one is the best by; None for the scores.
     """
-    enough = open & (scores > level if strict else scores >= level)
+    enough = scores > level if strict else scores >= level
     best = best_slot(scores if order is None else order, open)
-    # the best one is enough where any is
-    return enough.scatter(1, best, open.gather(1, best))
+    # where no slot is open, the best one is none
+    return enough.scatter_(1, best, True) & open
 
 
 def best_slot(scores: Tensor, among: Tensor) -> Tensor:
