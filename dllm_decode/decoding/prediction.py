@@ -15,7 +15,7 @@ from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.lazy import once
 from dllm_decode.kernels.noise import Noise, gumbel
-from dllm_decode.kernels.reference import RowStatistics, Slots
+from dllm_decode.kernels.reference import RowStatistics, Slots, below, constant
 from dllm_decode.kernels.shards import VocabularyShard
 
 
@@ -258,18 +258,19 @@ class Prediction(ABC):
     @once
     def _emptied(self) -> Tensor:
         """Slots where every token has been removed, (B, W) bool."""
-        return self._shaped(self._statistics.maximum == float("-inf"))
+        return self._shaped(self._statistics.maximum.isneginf())
 
     @once
     def top_token(self) -> Tensor:
         """The most likely token, lowest id on ties, -1 where all are removed, (B, W) int64."""
-        return self._shaped(self._statistics.token).masked_fill(self._emptied, -1)
+        token = self._shaped(self._statistics.token)
+        return torch.where(self._emptied, constant(-1, token.dtype, token.device), token)
 
     @once
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        # 1 - certainty, without the detour through Python that a number in front takes
-        return torch.rsub(self.top_certainty, 1.0).reciprocal()
+        certainty = self.top_certainty
+        return (constant(1.0, certainty.dtype, certainty.device) - certainty).reciprocal()
 
     @once
     def maximum(self) -> Tensor:
@@ -340,7 +341,8 @@ class Prediction(ABC):
     @once
     def top_certainty(self) -> Tensor:
         """`certainty` of `top_token`, (B, W)."""
-        return self._shaped(-self._statistics.rest).masked_fill(self._emptied, float("-inf"))
+        certainty = self._shaped(-self._statistics.rest)
+        return torch.where(self._emptied, below(certainty), certainty)
 
     @once
     def margin_certainty(self) -> Tensor:

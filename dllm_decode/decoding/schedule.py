@@ -19,7 +19,7 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
-from dllm_decode.kernels.reference import best_slot
+from dllm_decode.kernels.reference import best_slot, constant
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def _from(begin: Tensor, width: int, limit: Tensor, key: Tensor) -> Window:
     """
     columns = begin + numbers(width, begin.device)
     inside = columns < limit
-    return Window(torch.where(inside, columns, -1), key, inside)
+    none = constant(-1, columns.dtype, columns.device)
+    return Window(torch.where(inside, columns, none), key, inside)
 
 
 @dataclass(frozen=True)
