@@ -579,8 +579,10 @@ class Batch:
     def note(self, change: Change, view: StepView, lingering: Tensor | None = None) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
-        extra, self._extra = self._extra, ExtraPasses()
+        extra = self._extra
         self._asked = extra.any
+        if self._asked:
+            self._extra = ExtraPasses()
         self.count_step()
         if self._asked or self._tells or self.cache_memory is not None or self.next.carried:
             change = self._complete_change(change, extra, view)
@@ -626,7 +628,7 @@ class Batch:
         if change.steps is not None:
             more = (change.steps - 1) * took_part
             counters.step, counters.jumped = counters.step + more, counters.jumped + more
-        if extra.any:
+        if self._asked:
             counters.add(**vars(extra))
         if change.carried is not None:
             counters.add(carried=change.carried)

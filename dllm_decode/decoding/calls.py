@@ -142,8 +142,8 @@ def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
         raise
     if not isinstance(pred, Prediction):
         raise DecisionError(
-            f"{named(view.part, transform)}: adjust returned {kind_of(pred)}; it must return a Prediction, such as "
-            f"view.pred.with_logit_bias(ids, delta){_when(view)}"
+            f"{named(view.part, transform)}: adjust returned {kind_of(pred)}; it must return a "
+            f"Prediction, such as view.pred.with_logit_bias(ids, delta){_when(view)}"
         )
     if pred.shape != view.pred.shape:
         raise DecisionError(

@@ -180,7 +180,8 @@ class Canvas(Memory):
         if self.revised is not None:
             again = change.remask if change.edit is None else change.remask | change.edit
             self.revised = self.revised + mask_of(torch.where(again, columns, -1), beyond)
-        self._seen = before.written(self.tokens, self.decided, self.revised, opened=revocable)
+        tokens, now = self._plane("tokens"), self._plane("decided")
+        self._seen = before.written(tokens, now, self.revised, opened=revocable)
 
     def _write(
         self,

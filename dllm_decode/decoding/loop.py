@@ -178,13 +178,14 @@ class Run:
         Args:
             values: (B, W, ...) logits, or the states in front of the output head.
         """
+        canvas = self.batch.canvas
         prediction, hidden = self.passes.read(values)
         view = self.view(prediction, hidden)
-        decision = calls.decide(self.strategy, view, self.memory)
+        decision = calls.decide(self.strategy, view, self.batch.memory)
         change, faults = settle(view, decision, self.strategy)
-        self.canvas.apply(change, view.index, revocable=self._revises)
-        horizon, lingering = self._outlook(self.canvas.snapshot(), view, change)
-        self.canvas.narrow(horizon)
+        canvas.apply(change, view.index, revocable=self._revises)
+        horizon, lingering = self._outlook(canvas.snapshot(), view, change)
+        canvas.narrow(horizon)
         self.batch.note(change, view, lingering)
         self.passes.carry(decision.carry, view)
         return PendingCheck.of(view, change, faults)
@@ -240,7 +241,7 @@ class Run:
         What may still be revised ends nothing: under `Revisions`, horizons shrink when a row leaves
         its window.
         """
-        horizon = calls.horizon(self.strategy, after, view, change, self.memory)
+        horizon = calls.horizon(self.strategy, after, view, change, self.batch.memory)
         progress = self.strategy.progress
         if not isinstance(progress, Revisions):
             return horizon, None

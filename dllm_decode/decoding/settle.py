@@ -205,6 +205,8 @@ def legal_change(
         given["remask"] = granted.remask
     else:
         waiting["remask"] = lambda: torch.zeros_like(asked.commit)
+        written = granted.commit if granted.edit is None else granted.commit | granted.edit
+        given["written"] = given["touched"] = written  # what follows, and is known already
     change: Change = Change.made(
         waiting,
         rows=view.snapshot.rows,
@@ -219,8 +221,6 @@ def legal_change(
         notes=decision.notes,
         **given,
     )
-    if granted.remask is None:
-        vars(change)["touched"] = change.written  # is known already
     return change
 
 

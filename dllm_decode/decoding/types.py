@@ -356,7 +356,10 @@ class Snapshot:
 
     def _hand_on(self, after: Snapshot, *names: str) -> Snapshot:
         """A later snapshot with what is already known and still holds."""
-        vars(after).update({name: vars(self)[name] for name in names if name in vars(self)})
+        own, new = vars(self), vars(after)
+        for name in names:
+            if name in own:
+                new[name] = own[name]
         return after
 
     def narrowed(self, horizon: Tensor) -> Snapshot:

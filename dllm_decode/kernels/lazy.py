@@ -67,7 +67,7 @@ def copied(record: Record, **values: Any) -> Record:
     twin, own = object.__new__(type(record)), vars(record)
     names = type(record).__dataclass_fields__  # type: ignore[attr-defined]
     if len(own) > len(names):
-        own = {name: own[name] for name in names}
+        own = dict(zip(names, map(own.__getitem__, names), strict=True))
     vars(twin).update(own, **values)
     return twin
 

@@ -239,17 +239,27 @@ def row_statistics(
         maximum, token, shifted = _shifted(block, block is not logits)
         weights = _weights(shifted, token, False)
         rest = weights.sum(-1)
-        # of so few rows these can be kept, and the logits need not be read again
-        moment = later(lambda: _product(weights, shifted))
+
+        def moment() -> Tensor:
+            # of so few rows these can be kept, and the logits need not be read again
+            return _product(weights, shifted)
+
     else:
         scanned = [_scan(block, own) for block, own in _blocks(logits, banned)]
         token, maximum, rest = (
             scanned[0] if len(scanned) == 1 else map(torch.cat, zip(*scanned, strict=True))
         )
-        moment = later(lambda: _moment(logits, banned, maximum))
-    top_values, top_ids = top_k(logits, k, banned) if k else (None, None)
-    at = None if ids is None else logits_at(logits, ids, banned)
-    return RowStatistics(token, maximum, rest, moment, top_values, top_ids, at)
+
+        def moment() -> Tensor:
+            return _moment(logits, banned, maximum)
+
+    statistics: RowStatistics = RowStatistics.made(
+        {"moment": moment}, token=token, maximum=maximum, rest=rest
+    )
+    if k:
+        values, best = top_k(logits, k, banned)
+        statistics = statistics.but(top_values=values, top_ids=best)
+    return statistics if ids is None else statistics.but(at=logits_at(logits, ids, banned))
 
 
 def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, bool]]:
