@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from typing import Any
@@ -70,7 +70,7 @@ class Counters(Memory):
         window_key: (B,) key of the window it is in.
         window_entered: (B,) its step when it was entered.
         window_open: (B,) open slots then.
-        over_budget: (B,) bool, closing commits were forced.
+        over_budget: (B,) not 0 where closing commits were forced.
         parameters: what rows set for themselves, each (B, 1).
 
     Examples:
@@ -108,8 +108,8 @@ class Counters(Memory):
             steps: how many the batch has done.
         """
         zero = torch.zeros_like(seeds)
-        counts: dict[str, Any] = {entry.name: zero for entry in fields(Counters)}
-        counts |= {"seeds": seeds, "window_key": zero - 1, "over_budget": zero.bool()}
+        counts: dict[str, Any] = dict.fromkeys(Counters.__dataclass_fields__, zero)
+        counts |= {"seeds": seeds, "window_key": zero - 1}
         counts |= {"joined": zero + steps if steps else zero, "parameters": parameters}
         return Counters(**counts)
 
