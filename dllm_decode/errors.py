@@ -56,6 +56,18 @@ class CheckpointError(DllmDecodeError):
     """
 
 
+class TraceError(DllmDecodeError):
+    """A trace file that cannot be read; names file and line.
+
+    Examples:
+        >>> from dllm_decode.decoding.trace import read_trace
+        >>> read_trace("nowhere.jsonl")
+        Traceback (most recent call last):
+            ...
+        dllm_decode.errors.TraceError: cannot read the trace nowhere.jsonl: t...
+    """
+
+
 class PluginError(DllmDecodeError):
     """A plugin returned or did something that it may not; names the plugin and its place.
 

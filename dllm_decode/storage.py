@@ -69,8 +69,8 @@ def parse_json(data: bytes | str) -> Any:
             or has a key twice in one object.
     """
     try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
-        return _decoder.decode(text)
+        text = data.decode() if isinstance(data, bytes) else data
+        return _decoder.decode(text.removeprefix("\ufeff"))
     except UnicodeDecodeError as fault:
         raise ValueError(f"it is not UTF-8 text (byte {fault.start})") from None
     except RecursionError:

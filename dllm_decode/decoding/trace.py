@@ -17,7 +17,7 @@ from torch import Tensor
 from dllm_decode.decoding.candidates import FRESH, IDS, OPEN, PROBABILITIES
 from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.types import Change, Request, Vocab
-from dllm_decode.errors import DllmDecodeError
+from dllm_decode.errors import TraceError
 
 FORMAT = "dllm_decode.decoding.trace"
 VERSION = 1
@@ -25,10 +25,6 @@ VERSION = 1
 
 _OPTIONAL = ("edits", "not_granted", "fresh", "candidates", "drafts")
 _LEAST = 0.001  # candidates that are less likely are not kept
-
-
-class TraceError(DllmDecodeError):
-    """A trace file that cannot be read; names file and line."""
 
 
 @dataclass(frozen=True)

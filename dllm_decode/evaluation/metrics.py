@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import validation
@@ -18,7 +22,7 @@ from dllm_decode.evaluation.statistics import (
     orders,
     wilson,
 )
-from dllm_decode.evaluation.validation import MOST, fault_in, shown
+from dllm_decode.evaluation.validation import fault_in, shown
 
 if TYPE_CHECKING:
     from dllm_decode.decoding.outcome import Outcome
@@ -101,11 +105,10 @@ class Sample:
         """Tokens before the first end of text that the decode had to find."""
         return len(self.steps)
 
-    @cached_property
+    @property
     def wasted(self) -> int:
         """Passes that decided neither a delivered token nor the end of text."""
-        useful = {*self.steps, *([self.end_step] if self.end_step >= 0 else [])}
-        return self.forwards - len(useful)
+        return self.forwards + 1 - len({-1, *self.steps, self.end_step})  # -1: no end of text
 
     def to_record(self) -> dict[str, Any]:
         """The JSON object of this sample."""
@@ -122,37 +125,72 @@ class Sample:
         if "task" in record and "family" not in record:  # as earlier versions wrote it
             record = {"family" if key == "task" else key: record[key] for key in record}
         # not recorded by earlier versions
-        record = {"pieces": (), "passes": record.get("forwards", 0), **_NOTHING, **record}
+        record = {"passes": record.get("forwards", 0), **_NOTHING, **record}
         if record.keys() != _KEYS:
             wrong = sorted(_KEYS.symmetric_difference(record))
             keys = ", ".join(sorted(_KEYS))
             raise ConfigError(f"a sample has the keys {keys}; check {shown(wrong)}")
-        counts = tuple(map(record.__getitem__, _WHOLE))
-        # most of what is checked, in one look: a report reads hundreds of thousands
-        plain = {*map(type, counts)} == {int} and 0 <= min(counts) <= max(counts) <= MOST
-        fault = fault_in(record, _OTHERS if plain else _CHECKS) or _mismatch(record)
+        fault = fault_in(record, _CHECKS)
         if fault:
             raise ConfigError(fault)
-        values = dict(record)
-        for name in ("steps", "ready", "confidence", "pieces", "tokens"):
-            values[name] = tuple(values[name])
-        # as the constructor does, but not field by field: a report reads hundreds of thousands
+        sample = cls._checked(record[name] for name in _NAMES)
+        fault = _mismatch(sample)
+        if fault:
+            raise ConfigError(fault)
+        return sample
+
+    @classmethod
+    def from_records(cls, records: Sequence[Any]) -> list[Sample] | None:
+        """The samples of many JSON objects, checked key by key, which takes half the time.
+
+        Args:
+            records: Objects as `to_record` makes them.
+
+        Returns:
+            What `from_record` gives for each; None where one of them is no such object, or has
+            other keys than the first.
+        """
+        if set(map(type, records)) != {dict} or len(set(map(tuple, records))) != 1:
+            return None
+        names = records[0].keys()
+        if not names <= _KEYS <= {"passes", *_NOTHING, *names}:
+            return None
+        columns = {name: [record[name] for record in records] for name in names}
+        if not all(validation.all_pass(values, _CHECKS[name]) for name, values in columns.items()):
+            return None
+        for name in _KEYS - names:
+            like = columns["forwards"] if name == "passes" else [_NOTHING[name]] * len(records)
+            columns[name] = like
+        samples = list(map(cls._checked, zip(*map(columns.__getitem__, _NAMES), strict=True)))
+        return None if any(map(_mismatch, samples)) else samples
+
+    @classmethod
+    def _checked(cls, values: Iterable[Any]) -> Sample:
+        """A sample of values without faults, in the order of `_NAMES`."""
+        # as the constructor does, but not field by field: a report reads hundreds of thousands;
+        # under names that all samples share, and not under a copy of them for each
         sample = cls.__new__(cls)
-        sample.__dict__.update(values)
+        own = sample.__dict__
+        own.update(zip(_NAMES, values, strict=True))
+        for name in _LISTS:
+            own[name] = tuple(own[name])
         return sample
 
 
+Column = TypeVar("Column", list[Any], NDArray[Any])
+
+
 class Samples(tuple[Sample, ...]):
-    """Samples of which each number is gathered once, however many figures are made of it.
+    """Samples of which each value is gathered once, however many figures are made of it.
 
     Examples:
         >>> some = Samples([Sample("a", "f", "?", "!", True, forwards=3, slots=8, steps=(0, 2))])
-        >>> some.column("forwards"), column(list(some), "delivered")
-        ([3], [2])
+        >>> some.column("problem"), some.numbers("delivered").tolist()
+        (['a'], [2])
     """
 
     @cached_property
-    def _columns(self) -> dict[str, list[Any]]:
+    def _columns(self) -> dict[str, Any]:
         return {}
 
     @cached_property
@@ -165,15 +203,32 @@ class Samples(tuple[Sample, ...]):
         Args:
             places: Which, counted from 0.
         """
-        some = Samples(self[place] for place in places)
+        some = Samples(map(self.__getitem__, places))
         some.__dict__["_source"] = self, places
         return some
 
     def column(self, name: str) -> list[Any]:
         """An attribute of every sample; not to be changed."""
-        return self.each(name, lambda samples: [getattr(sample, name) for sample in samples])
+        if self and name in _OFTEN and name not in self._columns and self._source is None:
+            # all in one visit: samples lie scattered in memory, and to reach one takes longest
+            columns = map(list, zip(*map(_often, self), strict=True))
+            self._columns.update(zip(_OFTEN, columns, strict=True))
+        return self.each(name, lambda samples: list(map(attrgetter(name), samples)))
 
-    def each(self, name: str, values: Callable[[Samples], list[Any]]) -> list[Any]:
+    def numbers(self, name: str) -> NDArray[Any]:
+        """An attribute of every sample, a number or a flag, as an array; not to be changed."""
+        return self.each(f"numbers {name}", lambda samples: np.array(samples.column(name)))
+
+    def entries(self, name: str) -> NDArray[np.int64]:
+        """The whole numbers of an attribute that is a list, of one sample after the other."""
+        key = f"entries {name}"
+        if key not in self._columns:
+            all_entries = chain.from_iterable(self.column(name))
+            self._columns[key] = np.fromiter(all_entries, dtype=np.int64)
+        found: NDArray[np.int64] = self._columns[key]
+        return found
+
+    def each(self, name: str, values: Callable[[Samples], Column]) -> Column:
         """One value for every sample, computed once.
 
         Args:
@@ -185,9 +240,11 @@ class Samples(tuple[Sample, ...]):
                 self._columns[name] = values(self)
             else:
                 whole, places = self._source
-                found = whole.each(name, values)
-                self._columns[name] = [found[place] for place in places]
-        return self._columns[name]
+                found: Any = whole.each(name, values)
+                an_array = isinstance(found, np.ndarray)
+                self._columns[name] = found[places] if an_array else [found[i] for i in places]
+        column: Column = self._columns[name]
+        return column
 
     @cached_property
     def problems(self) -> frozenset[str]:
@@ -195,28 +252,41 @@ class Samples(tuple[Sample, ...]):
         return frozenset(self.column("problem"))
 
 
-def column(samples: Sequence[Sample], name: str) -> list[Any]:
-    """An attribute of every sample; not to be changed.
+_OFTEN = (
+    "problem", "family", "correct", "correct_strictly", "forwards", "drafts", "slots", "seconds",
+    "steps", "ready", "delivered", "wasted", "error",
+)  # fmt: skip
+_often = attrgetter(*_OFTEN)
+
+
+def gathered(samples: Sequence[Sample]) -> Samples:
+    """Samples that keep what they are asked for."""
+    return samples if isinstance(samples, Samples) else Samples(samples)
+
+
+def total(samples: Sequence[Sample], name: str) -> float:
+    """The sum of an attribute over samples, which is whole where the attribute is.
 
     Args:
-        samples: Any sequence of them; `Samples` keep what they are asked for.
+        samples: Any sequence of them.
         name: Of the attribute.
     """
-    if isinstance(samples, Samples):
-        return samples.column(name)
-    return [getattr(sample, name) for sample in samples]
+    numbers = gathered(samples).numbers(name)
+    # fractions one after the other: what is printed must not depend on how numpy adds them up
+    return float(sum(numbers.tolist())) if numbers.dtype.kind == "f" else int(numbers.sum())
 
 
 def same_problems(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
     """Whether two runs are of the same problems."""
-    one, two = (s if isinstance(s, Samples) else Samples(s) for s in (first, second))
-    return one.problems == two.problems
+    return gathered(first).problems == gathered(second).problems
 
 
 # What only some strategies do.
 _COUNTS = ("probes", "drafts", "edits", "remasks", "not_granted")
-_NOTHING: dict[str, Any] = {**dict.fromkeys(_COUNTS, 0), "strict": None}
-_KEYS = frozenset(entry.name for entry in fields(Sample))
+_NOTHING: dict[str, Any] = {"pieces": (), **dict.fromkeys(_COUNTS, 0), "strict": None}
+_LISTS = ("steps", "ready", "confidence", "pieces", "tokens")
+_NAMES = tuple(entry.name for entry in fields(Sample))
+_KEYS = frozenset(_NAMES)
 _CHECKS: Mapping[str, validation.Check] = {
     "problem": validation.name,
     "family": validation.label,
@@ -244,20 +314,16 @@ _CHECKS: Mapping[str, validation.Check] = {
     "not_granted": validation.whole(0),
     "strict": validation.optional(validation.flag),
 }
-_WHOLE = (
-    "forwards", "slots", "spent", "reference_forwards", "passes", *_COUNTS,
-)  # fmt: skip
-_OTHERS = {name: check for name, check in _CHECKS.items() if name not in _WHOLE}
 
 
-def _mismatch(record: Mapping[str, Any]) -> str:
+def _mismatch(sample: Sample) -> str:
     """What is wrong with values that are fine one by one."""
-    steps, count = record["steps"], record["forwards"] + record["drafts"]
-    if max(max(steps, default=-1), record["end_step"]) >= count:
+    count, tokens = sample.forwards + sample.drafts, len(sample.steps)
+    if sample.end_step >= count or (tokens and max(sample.steps) >= count):
         return f"'steps' and 'end_step' must be below 'forwards' and 'drafts' together, {count}"
     for name in ("ready", "confidence", "pieces"):
-        if len(record[name]) not in (0, len(steps)):
-            return f"{name!r} must have as many entries as 'steps', {len(steps)}, or none"
+        if len(getattr(sample, name)) not in (0, tokens):
+            return f"{name!r} must have as many entries as 'steps', {tokens}, or none"
     return ""
 
 
@@ -364,17 +430,23 @@ class Metric:
 
 def accuracy(samples: Sequence[Sample]) -> Interval:
     """Share of problems that the grader accepts, with Wilson's interval."""
-    return wilson(sum(column(samples, "correct")), len(samples))
+    return wilson(int(total(samples, "correct")), len(samples))
+
+
+def accuracy_strict(samples: Sequence[Sample]) -> float:
+    """Share of problems whose answer is right and in the form that was asked for."""
+    return _mean_of(samples, "correct_strictly")
 
 
 def tokens_per_forward(samples: Sequence[Sample]) -> Interval:
     """Delivered tokens of all problems over forwards of all problems, with a bootstrap interval."""
-    return bootstrap_ratio(column(samples, "delivered"), column(samples, "forwards"))
+    some = gathered(samples)
+    return bootstrap_ratio(some.numbers("delivered"), some.numbers("forwards"))
 
 
 def slots_per_forward(samples: Sequence[Sample]) -> float:
     """Requested columns over forwards: counts padding, as ParallelBench's "tokens per step"."""
-    return _ratio(sum(column(samples, "slots")), sum(column(samples, "forwards")))
+    return _ratio(total(samples, "slots"), total(samples, "forwards"))
 
 
 def mean_of_ratios(samples: Sequence[Sample]) -> float:
@@ -384,27 +456,27 @@ def mean_of_ratios(samples: Sequence[Sample]) -> float:
 
 def forwards_per_problem(samples: Sequence[Sample]) -> Interval:
     """Mean forwards of a problem, with a bootstrap interval."""
-    return bootstrap_ratio(column(samples, "forwards"), [1] * len(samples))
+    return bootstrap_ratio(gathered(samples).numbers("forwards"), np.ones(len(samples)))
 
 
 def tokens_per_second(samples: Sequence[Sample]) -> float:
     """Delivered tokens over wall time of decoding."""
-    return _ratio(sum(column(samples, "delivered")), sum(column(samples, "seconds")))
+    return _ratio(total(samples, "delivered"), total(samples, "seconds"))
 
 
 def seconds_per_problem(samples: Sequence[Sample]) -> float:
     """Wall time of decoding over problems."""
-    return _mean(column(samples, "seconds"))
+    return _mean_of(samples, "seconds")
 
 
 def wasted_forwards(samples: Sequence[Sample]) -> float:
     """Mean passes of a problem that decided neither a delivered token nor its end of text."""
-    return _mean(column(samples, "wasted"))
+    return _mean_of(samples, "wasted")
 
 
 def effective_token_ratio(samples: Sequence[Sample]) -> float:
     """Delivered tokens over requested columns."""
-    return _ratio(sum(column(samples, "delivered")), sum(column(samples, "slots")))
+    return _ratio(total(samples, "delivered"), total(samples, "slots"))
 
 
 def decoding_order(samples: Sequence[Sample]) -> float:
@@ -416,21 +488,24 @@ def decoding_order(samples: Sequence[Sample]) -> float:
         A number in [-1, 1], which is 1 from left to right, 0 without an order, and -1 from right to
         left; NaN where no problem counts.
     """
-    some = samples if isinstance(samples, Samples) else Samples(samples)
-    taus = some.each("order", lambda all_: orders(all_.column("steps")))
+    taus = gathered(samples).each("order", lambda all_: orders(all_.column("steps")))
     return _mean([tau for tau in taus if not math.isnan(tau)])
+
+
+def running_per_step(samples: Sequence[Sample]) -> list[int]:
+    """How many problems are still running in step 0, 1, ...; drafts are steps as well."""
+    some = gathered(samples)
+    steps = some.numbers("forwards") + some.numbers("drafts")
+    ended = np.bincount(steps.astype(np.intp))
+    running: list[int] = (len(some) - np.cumsum(ended)[:-1]).tolist()
+    return running
 
 
 def commits_per_step(samples: Sequence[Sample]) -> list[float]:
     """Mean commits of delivered tokens in step 0, 1, ... over the problems still running then."""
-    length = max((s.forwards for s in samples), default=0)
-    ended, commits = [0] * (length + 1), [0] * length
-    for sample in samples:
-        ended[sample.forwards] += 1
-        for step in sample.steps:
-            commits[step] += 1
-    running = [len(samples) - done for done in accumulate(ended[:length])]
-    return [_ratio(count, rows) for count, rows in zip(commits, running, strict=True)]
+    running = running_per_step(samples)
+    commits = np.bincount(gathered(samples).entries("steps"), minlength=len(running))
+    return [_ratio(count, rows) for count, rows in zip(commits.tolist(), running, strict=True)]
 
 
 def temporal_redundancy(samples: Sequence[Sample], steps: int = 1) -> float:
@@ -443,12 +518,22 @@ def temporal_redundancy(samples: Sequence[Sample], steps: int = 1) -> float:
     Returns:
         The share in [0, 1], NaN where the run did not record proposals.
     """
-    gaps = [
-        step - ready
-        for sample in samples
-        for step, ready in zip(sample.steps, sample.ready, strict=False)
-    ]
-    return _mean([float(gap >= steps) for gap in gaps])
+    some = gathered(samples)
+    early = some.each(f"proposed {steps} steps before", lambda all_: _early(all_, steps))
+    known = some.each("proposals", lambda all_: _lengths(all_.column("ready")))
+    return _ratio(int(early.sum()), int(known.sum()))
+
+
+def _early(samples: Samples, steps: int) -> NDArray[np.intp]:
+    """How many tokens of each sample had been proposed so many steps before their commit."""
+    known = _lengths(samples.column("ready"))
+    committed = samples.entries("steps")[np.repeat(known > 0, _lengths(samples.column("steps")))]
+    early = np.concatenate([[0], np.cumsum(committed - samples.entries("ready") >= steps)])
+    return np.diff(early[np.cumsum(known)], prepend=0)
+
+
+def _lengths(lists: Sequence[Sequence[int]]) -> NDArray[np.intp]:
+    return np.array(list(map(len, lists)), dtype=np.intp)
 
 
 @dataclass(frozen=True)
@@ -498,9 +583,9 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return _ratio(sum(e.count * abs(e.confidence - e.right) for e in bins), total)
 
 
-def _mean_of(name: str) -> Callable[[Sequence[Sample]], float]:
-    """The mean of a count of samples."""
-    return lambda samples: _mean([float(getattr(sample, name)) for sample in samples])
+def _mean_of(samples: Sequence[Sample], name: str) -> float:
+    """The mean of an attribute of samples."""
+    return _ratio(total(samples, name), len(samples))
 
 
 METRICS: tuple[Metric, ...] = (
@@ -516,7 +601,7 @@ METRICS: tuple[Metric, ...] = (
         "share of problems",
         "problems whose answer is right and in the form that was asked for; the same as accuracy "
         "where a family has one form",
-        lambda samples: _mean([float(s.correct_strictly) for s in samples]),
+        accuracy_strict,
     ),
     Metric(
         "forwards",
@@ -577,10 +662,10 @@ METRICS: tuple[Metric, ...] = (
         "passes per problem",
         "model passes one after the other, averaged over problems: alternatives that a strategy "
         "probes at once are one pass here, and one forward each above",
-        lambda samples: _mean([float(s.passes) for s in samples]),
+        lambda samples: _mean_of(samples, "passes"),
     ),
     *(
-        Metric(name, unit, f"{words}, averaged over problems", _mean_of(name))
+        Metric(name, unit, f"{words}, averaged over problems", partial(_mean_of, name=name))
         for name, unit, words in (
             ("probes", "passes per problem", "forwards over other tokens that the strategy probed"),
             ("drafts", "calls per problem", "calls of a drafter, which are no passes"),
@@ -612,7 +697,7 @@ METRICS: tuple[Metric, ...] = (
 
 def in_order(samples: Sequence[Sample]) -> list[Sample]:
     """By problem: intervals draw by place, and answers arrive in another order in every run."""
-    return sorted(samples, key=lambda sample: sample.problem)
+    return sorted(samples, key=attrgetter("problem"))
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -623,14 +708,14 @@ def summary(samples: Sequence[Sample]) -> dict[str, Any]:
     """
     if not samples:
         raise ConfigError("metrics need at least one problem, got none")
-    samples = in_order(samples)
+    samples = Samples(in_order(samples))
     figures: dict[str, Any] = {"problems": len(samples)}
     for metric in METRICS:
         if metric.interval is None:
             figures[metric.name] = metric.of(samples)
         else:
             figures[metric.name] = asdict(metric.interval(samples))
-    reasons = [s.finish_reason for s in samples]
+    reasons = samples.column("finish_reason")
     figures["finish_reasons"] = {name: reasons.count(name) for name in sorted(set(reasons))}
     return figures
 
@@ -676,14 +761,14 @@ def speedup(samples: Sequence[Sample], sequential: Sequence[Sample]) -> Speedup:
     """
     if not same_problems(samples, sequential):
         raise ConfigError("a speedup compares runs on the same problems; these two differ in them")
-    slow, fast = (partial(column, run) for run in (sequential, samples))
-    before, after = sum(slow("forwards")), sum(fast("forwards"))
-    idle_before, idle_after = sum(slow("wasted")), sum(fast("wasted"))
+    slow, fast = (partial(total, gathered(run)) for run in (sequential, samples))
+    before, after = slow("forwards"), fast("forwards")
+    idle_before, idle_after = slow("wasted"), fast("wasted")
     wasted = idle_before - idle_after
     return Speedup(
         forwards=_ratio(before, after),
-        wall_time=_ratio(sum(slow("seconds")), sum(fast("seconds"))),
-        tokens=_ratio(sum(fast("delivered")), sum(slow("delivered"))),
+        wall_time=_ratio(slow("seconds"), fast("seconds")),
+        tokens=_ratio(fast("delivered"), slow("delivered")),
         padding=max(0.0, wasted / (before - after)) if before > after else 0.0,
         useful=_ratio(before - idle_before, after - idle_after),
     )
@@ -734,7 +819,7 @@ def _rank(sample: Sample) -> tuple[bool, int]:
 
 def _speed(samples: Sequence[Sample]) -> float:
     """Tokens per forward without the interval, which takes a bootstrap."""
-    return _ratio(sum(column(samples, "delivered")), sum(column(samples, "forwards")))
+    return _ratio(total(samples, "delivered"), total(samples, "forwards"))
 
 
 def _ratio(top: float, bottom: float) -> float:

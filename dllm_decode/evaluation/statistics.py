@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from statistics import NormalDist
 from typing import Any
 
@@ -162,7 +163,13 @@ def kendall_tau(first: Numbers, second: Numbers) -> float:
         ConfigError: The lengths differ or are 0.
     """
     a, b = _paired(first, second)
-    return float(_taus(a[None], b[None])[0])
+    agree = differ_first = differ_second = 0
+    for gap in range(1, len(a)):  # all pairs of long sequences at once would fill the memory
+        rise, other = _rises(a, gap), _rises(b, gap)
+        agree += int((rise * other).sum())
+        differ_first += int(np.count_nonzero(rise))
+        differ_second += int(np.count_nonzero(other))
+    return float(_tau(*map(np.array, (agree, differ_first, differ_second))))
 
 
 def orders(sequences: Sequence[Sequence[int]]) -> list[float]:
@@ -180,27 +187,33 @@ def orders(sequences: Sequence[Sequence[int]]) -> list[float]:
 
 
 def _orders(sequences: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """`orders` of sequences of like length, filled up with NaN."""
-    lengths = np.array([len(sequence) for sequence in sequences])
-    places = np.arange(lengths.max(), dtype=np.float64)
-    there = places < lengths[:, None]
-    values = np.full(there.shape, np.nan)
-    values[there] = np.concatenate(sequences)
-    return _taus(np.where(there, places, np.nan), values)
+    """`orders` of sequences of like length, filled up with NaN.
 
-
-def _taus(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-    """The tau-b of each row; NaN is neither more nor less than anything.
-
-    The pairs of each distance are compared at once; all pairs of long rows would fill the memory.
+    Places always rise, so that only the values are compared.
     """
-    agree = np.zeros(len(second), dtype=np.int64)
-    differ_first, differ_second = np.zeros_like(agree), np.zeros_like(agree)
-    for gap in range(1, second.shape[1]):
-        a, b = _rises(first, gap), _rises(second, gap)
-        agree += (a * b).sum(1)
-        differ_first += (a != 0).sum(1)
-        differ_second += (b != 0).sum(1)
+    lengths = np.array(list(map(len, sequences)))
+    there = np.arange(lengths.max()) < lengths[:, None]
+    whole = np.fromiter(chain.from_iterable(sequences), dtype=np.int64)
+    # the narrowest kind that holds them as they are
+    exact = np.float32 if np.abs(whole).max() < 2**24 else np.float64
+    values = np.full(there.shape, np.nan, dtype=exact)
+    values[there] = whole
+    values = np.ascontiguousarray(values.T)
+    # of like pairs of one distance there are fewer than places, and small counts add up faster
+    count = np.int8 if len(values) <= np.iinfo(np.int8).max else np.int64
+    more, same = np.zeros(len(lengths), dtype=np.int64), np.zeros(len(lengths), dtype=np.int64)
+    for gap in range(1, len(values)):
+        front, back = values[:-gap], values[gap:]
+        more += (back > front).view(np.int8).sum(0, dtype=count)
+        same += (back == front).view(np.int8).sum(0, dtype=count)
+    pairs = lengths * (lengths - 1) // 2
+    return _tau(2 * more + same - pairs, pairs, pairs - same)
+
+
+def _tau(
+    agree: NDArray[np.int64], differ_first: NDArray[np.int64], differ_second: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """tau-b of how many pairs agree more than disagree, and differ in the first and the second."""
     scale = np.sqrt(differ_first.astype(np.float64) * differ_second.astype(np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
         taus: NDArray[np.float64] = np.where(scale == 0, np.nan, agree / scale)
@@ -208,8 +221,8 @@ def _taus(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _rises(values: NDArray[Any], gap: int) -> NDArray[np.int8]:
-    """1, 0 or -1 for each pair of columns `gap` apart: the second is more, the same, or less."""
-    front, back = values[:, :-gap], values[:, gap:]
+    """1, 0 or -1 for each pair of places `gap` apart: the second is more, the same, or less."""
+    front, back = values[:-gap], values[gap:]
     return (back > front).view(np.int8) - (back < front).view(np.int8)
 
 

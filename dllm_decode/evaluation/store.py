@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from dllm_decode import storage
 from dllm_decode.errors import ConfigError, DllmDecodeError
 from dllm_decode.evaluation import validation
-from dllm_decode.evaluation.metrics import Sample, Samples, in_order
+from dllm_decode.evaluation.metrics import Sample, Samples, gathered, in_order
 
 SAMPLES, RESULTS, JOB, FAILURE = "samples.jsonl", "results.json", "job.json", "failure.json"
 LOCK = ".lock"
@@ -111,14 +111,36 @@ def parse_samples(path: Path) -> tuple[list[Sample], int]:
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from None
     complete = data[: data.rfind(b"\n") + 1]
-    samples = []
+    lines = complete.split(b"\n")[:-1]
     with _uncollected():
-        for number, line in enumerate(complete.split(b"\n")[:-1], start=1):
-            try:
-                samples.append(_sample(storage.parse_json(line)))
-            except ValueError as error:  # ConfigError is one
-                raise StoreError(f"{path}, line {number} cannot be read: {error}") from None
-    return samples, len(complete)
+        return _all_at_once(lines) or list(_one_by_one(path, lines)), len(complete)
+
+
+def _all_at_once(lines: Sequence[bytes]) -> list[Sample] | None:
+    """The samples of many lines, None where one of them needs a closer look."""
+    samples: list[Sample] = []
+    for begin in range(0, len(lines), _LINES):
+        some = lines[begin : begin + _LINES]
+        try:
+            found = Sample.from_records([storage.parse_json(line) for line in some])
+        except ValueError:
+            return None
+        if found is None:
+            return None
+        samples += found
+    return samples
+
+
+_LINES = 128  # that are read at once: what they hold should fit into a core's cache
+
+
+def _one_by_one(path: Path, lines: Sequence[bytes]) -> Iterator[Sample]:
+    """The same with an error that names the line."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _sample(storage.parse_json(line))
+        except ValueError as error:  # ConfigError is one
+            raise StoreError(f"{path}, line {number} cannot be read: {error}") from None
 
 
 @contextmanager
@@ -283,7 +305,10 @@ class EvalRun:
 
     path: Path
     results: Mapping[str, Any]
-    samples: tuple[Sample, ...]
+    samples: Samples
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", gathered(self.samples))
 
     @cached_property
     def name(self) -> str:
@@ -313,27 +338,27 @@ class EvalRun:
 
     def on(self, problems: Collection[str]) -> EvalRun:
         """The run restricted to some problems."""
-        return replace(self, samples=tuple(s for s in self.samples if s.problem in problems))
+        kept = self.keys.intersection(problems)
+        if len(kept) == len(self.keys):
+            return self
+        places = [i for i, key in enumerate(self.samples.column("problem")) if key in kept]
+        return replace(self, samples=self.samples.part(places))
 
     def of(self, family: str | None) -> Samples:
         """The samples of one family, None for all."""
-        return self._all if family is None else self._by_family.get(family, Samples())
-
-    @cached_property
-    def _all(self) -> Samples:
-        return Samples(self.samples)
+        return self.samples if family is None else self._by_family.get(family, Samples())
 
     @cached_property
     def _by_family(self) -> Mapping[str, Samples]:
         found: dict[str, list[int]] = {}
-        for place, sample in enumerate(self.samples):
-            found.setdefault(sample.family, []).append(place)
-        return {family: self._all.part(places) for family, places in found.items()}
+        for place, family in enumerate(self.samples.column("family")):
+            found.setdefault(family, []).append(place)
+        return {family: self.samples.part(places) for family, places in found.items()}
 
-    @cached_property
+    @property
     def keys(self) -> frozenset[str]:
         """The keys of its problems."""
-        return frozenset(sample.problem for sample in self.samples)
+        return self.samples.problems
 
     @cached_property
     def computed(self) -> dict[Any, Any]:
@@ -419,17 +444,19 @@ def collect(folder: str | Path) -> RunCollection:
     broken: list[str] = []
     failed: list[str] = []
     unfinished: list[str] = []
-    for path in sorted({found.parent for name in (JOB, FAILURE) for found in root.rglob(name)}):
-        if not (path / RESULTS).exists():
-            if (path / FAILURE).exists():
-                failed.append(f"{path}: {_reason(path / FAILURE)}")
-            else:
-                unfinished.append(f"{path}: no {RESULTS}; the same command goes on with it")
-        elif (path / JOB).exists():
-            try:
-                runs.append(read_run(path))
-            except StoreError as error:
-                broken.append(str(error))
+    paths = {found.parent for name in (JOB, FAILURE) for found in root.rglob(name)}
+    with _uncollected():
+        for path in sorted(paths):
+            if not (path / RESULTS).exists():
+                if (path / FAILURE).exists():
+                    failed.append(f"{path}: {_reason(path / FAILURE)}")
+                else:
+                    unfinished.append(f"{path}: no {RESULTS}; the same command goes on with it")
+            elif (path / JOB).exists():
+                try:
+                    runs.append(read_run(path))
+                except StoreError as error:
+                    broken.append(str(error))
     if not (runs or broken or failed or unfinished):
         raise ConfigError(f"task.runs: {root} holds no evaluation runs (no {JOB} below it)")
     runs.sort(key=lambda run: (run.order, run.name))
@@ -493,19 +520,19 @@ def read_run(path: Path) -> EvalRun:
     """A finished job; raises `StoreError` naming file and key of what is missing or damaged."""
     _checked(path / JOB, _JOB_CHECKS)
     results = _checked(path / RESULTS, _RESULT_CHECKS, _NEEDED, {"task_names": "families"})
-    samples, _ = parse_samples(path / SAMPLES)
-    if not len({s.problem for s in samples}) == len(samples) == results["problems"]:
+    samples = Samples(in_order(parse_samples(path / SAMPLES)[0]))
+    if not len(samples.problems) == len(samples) == results["problems"]:
         raise StoreError(
             f"{path / SAMPLES} holds {len(samples)} samples of the {results['problems']} that "
             f"{RESULTS} counts"
         )
-    asked, found = set(results["families"]), {s.family for s in samples}
+    asked, found = set(results["families"]), set(samples.column("family"))
     if asked != found:
         raise StoreError(
             f"{path / RESULTS}: 'families' and the samples differ in "
             f"{validation.shown(sorted(asked ^ found))}"
         )
-    return EvalRun(path, results, tuple(in_order(samples)))
+    return EvalRun(path, results, samples)
 
 
 def _checked(
@@ -552,12 +579,16 @@ def _is_part(run: EvalRun, largest: EvalRun) -> bool:
     alike = all(
         run.results.get(key) == largest.results.get(key) for key in ("model", "template", "seed")
     )
-    known = {(s.problem, s.prompt) for s in largest.samples}
+    known = _questions(largest)
     return (
         alike
         and all(same.get(family) == how for family, how in asked.items())
-        and all((s.problem, s.prompt) in known for s in run.samples)
+        and _questions(run) <= known
     )
+
+
+def _questions(run: EvalRun) -> set[tuple[str, str]]:
+    return set(zip(run.samples.column("problem"), run.samples.column("prompt"), strict=True))
 
 
 def check_comparable(runs: Sequence[EvalRun]) -> None:

@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.errors import ConfigError, require_count
+from dllm_decode.errors import ConfigError, TraceError, require_count
 from dllm_decode.tasks import Context, Task
+from dllm_decode.tasks.rehearsed import refuse_absent, refuse_early
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from dllm_decode.api import TextDecoder
     from dllm_decode.decoding.trace import Difference, Trace
     from dllm_decode.decoding.types import Request
-    from dllm_decode.tasks.generate import Job
+    from dllm_decode.tasks.generate import Generate, Job
 
 _SHOWN = 20  # prompts that are told one by one
 _SHARED = ("prompt", "prompts", "max_new_tokens", "task", "display", "trace", "hydra", "runs")
@@ -72,7 +72,7 @@ class Compare(Task):
         """Compare, show, write `compare.html` and `compare.json`."""
         traces = self._recorded() if isinstance(self.runs, list) else self._decoded(context)
         from dllm_decode.console.trace_files import player
-        from dllm_decode.decoding.trace import TraceError, differences
+        from dllm_decode.decoding.trace import differences
 
         names = list(traces)
         try:
@@ -85,11 +85,13 @@ class Compare(Task):
         return 0
 
     def _recorded(self) -> dict[str, Trace]:
-        from dllm_decode.decoding.trace import read_trace
-
         places = [Path(place).expanduser() for place in self.runs]
         files = [place / "trace.jsonl" if place.is_dir() else place for place in places]
-        return dict(zip(_names(places), map(read_trace, files), strict=True))
+        names = _names(places)
+        refuse_absent(files)
+        from dllm_decode.decoding.trace import read_trace
+
+        return dict(zip(names, map(read_trace, files), strict=True))
 
     def _right(self, names: Sequence[str]) -> dict[str, list[bool | None]]:
         """Which answers of recorded runs are right, as far as that is known."""
@@ -102,57 +104,86 @@ class Compare(Task):
 
     def _decoded(self, context: Context) -> dict[str, Trace]:
         """Both decodes, of the configuration and of what is changed about it."""
-        from omegaconf import OmegaConf
+        words = self._words(context)
+        sides = self._sides(context, words)
+        ways = [self._generate(cfg) for cfg in sides.values()]
+        asked = ways[0].asked()
+        for cfg in sides.values():
+            refuse_early(cfg, lambda decoder: ways[0].prepare(decoder, asked))
+        from dllm_decode.api import build
+        from dllm_decode.console.trace_files import trace_of
+        from dllm_decode.tasks.generate import with_candidates
 
-        from dllm_decode.config.compose import compose_checked, without_shorthands
-        from dllm_decode.tasks.rehearsed import refuse_early
+        jobs, request = ways[0].prepare(context.decoder, asked)
+        shared = not any(word.startswith("model") for word in words)
+        _, other = sides.values()
+        changed = build(other, model=(lambda: context.model) if shared else None)
+        titles = [job.prompt.title for job in jobs]
+        traces: dict[str, Trace] = {}
+        for name, way, side in zip(sides, ways, (context.decoder, changed), strict=True):
+            decoder = with_candidates(side, context.trace.candidates, request)
+            with context.display.working(f"decoding with {name}"):
+                seeded = _with_seed(request, jobs, way.seed)
+                result = decoder.decode(
+                    seeded,
+                    batch_size=way.batch_size,
+                    max_tokens_in_flight=way.max_tokens_in_flight,
+                    batching=way.batching,
+                    record=True,
+                )
+            traces[name] = trace_of(seeded, result, titles, decoder.model)
+        return traces
 
-        assert self.against is not None
-        given = [*context.overrides, *shlex.split(self.against)]
+    def _words(self, context: Context) -> list[str]:
+        """What `against` changes, each key written out."""
+        from dllm_decode.config.compose import without_shorthands
+
+        given = [*context.overrides, *shlex.split(self.against or "")]
         words = without_shorthands(given)[len(context.overrides) :]
-        keys = [word.lstrip("+").partition("=")[0] for word in words]
-        for key in keys:
+        for key in map(_key, words):
             if key.partition(".")[0] in _SHARED:
                 raise ConfigError(
                     f"task.against cannot change {key}: both decodes have the same prompts and one "
                     "display; it takes parts, their settings, seed and batch_size"
                 )
-        other = compose_checked((*context.overrides, *words))
-        for cfg in (context.cfg, other):
-            refuse_early(cfg)
-        from dllm_decode.api import build
-        from dllm_decode.console.trace_files import trace_of
-        from dllm_decode.tasks.generate import Generate, with_candidates
+        return words
 
-        generate = Generate(
-            self.prompt, self.prompts, self.max_new_tokens, self.seed, samples=self.samples
-        )
-        most = context.trace.candidates
-        jobs, request = generate.prepare(context.decoder)
-        own = with_candidates(context.decoder, most, request)
-        shared = not any(word.startswith("model") for word in words)
-        changed = build(other, model=(lambda: context.model) if shared else None)
-        changed = with_candidates(changed, most, request)
-        titles = [job.prompt.title for job in jobs]
-        decoders: dict[str, tuple[TextDecoder, DictConfig]] = {}
-        for decoder, cfg in ((own, context.cfg), (changed, other)):
-            values = {key: OmegaConf.select(cfg, key) for key in keys}
-            chosen = context.choices if cfg is context.cfg else _choices(words, context)
-            name = ", ".join(
-                f"{key}={chosen[key] if key in chosen else values[key]}" for key in keys
-            )
-            decoders[name] = (decoder, cfg)
-        if len(decoders) < 2:
+    def _sides(self, context: Context, words: Sequence[str]) -> dict[str, DictConfig]:
+        """The two configurations, by what differs."""
+        from omegaconf import OmegaConf
+
+        from dllm_decode.config.compose import compose_checked
+
+        other = compose_checked((*context.overrides, *words))
+        sides: dict[str, DictConfig] = {}
+        for cfg, chosen in ((context.cfg, context.choices), (other, _choices(words, context))):
+            values = {key: OmegaConf.select(cfg, key) for key in map(_key, words)}
+            name = ", ".join(f"{key}={chosen.get(key, value)}" for key, value in values.items())
+            sides[name] = cfg
+        if len(sides) < 2:
             raise ConfigError(
                 f"task.against must change something, got {self.against!r}, which is so already"
             )
-        traces: dict[str, Trace] = {}
-        for name, (decoder, cfg) in decoders.items():
-            with context.display.working(f"decoding with {name}"):
-                seeded = _with_seed(request, jobs, cfg.seed)
-                result = decoder.decode(seeded, batch_size=cfg.batch_size, record=True)
-            traces[name] = trace_of(seeded, result, titles, decoder.model)
-        return traces
+        return sides
+
+    def _generate(self, cfg: DictConfig) -> Generate:
+        """The prompts, and how a side decodes them."""
+        from dllm_decode.tasks.generate import Generate
+
+        return Generate(
+            self.prompt,
+            self.prompts,
+            self.max_new_tokens,
+            cfg.task.seed,
+            cfg.task.batch_size,
+            cfg.max_tokens_in_flight,
+            cfg.batching,
+            samples=self.samples,
+        )
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
 
 
 def _with_seed(request: Request, jobs: Sequence[Job], seed: int) -> Request:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dllm_decode.errors import ConfigError, require_choice, require_count, require_in_range
 from dllm_decode.storage import replacing
 from dllm_decode.tasks import Context, Task
+from dllm_decode.tasks.rehearsed import refuse_absent
 
 if TYPE_CHECKING:
     from dllm_decode.console.race import Heat
@@ -65,6 +66,7 @@ class Export(Task):
 
     def run(self, context: Context) -> int:
         """Read the traces, draw, write one file."""
+        refuse_absent(self._files.values())
         from dllm_decode.console.pictures import Picture, as_gif, as_svg
         from dllm_decode.console.runfolder import unwritable
 

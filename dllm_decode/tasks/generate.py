@@ -116,7 +116,7 @@ class Generate(Task):
 
     def run(self, context: Context) -> int:
         """Decode, show, compare, write; returns 0, 1 if a row failed, 130 after Ctrl-C."""
-        asked = self._asked()
+        asked = self.asked()
         context.refuse_early(lambda decoder: self.prepare(decoder, asked))
         decoder = context.decoder
         display = context.display
@@ -160,10 +160,11 @@ class Generate(Task):
             decoder: That will decode them, to whose model the samples belong.
             asked: The prompts, None to read them as the settings say.
         """
-        jobs = self._jobs(decoder, self._asked() if asked is None else asked)
+        jobs = self._jobs(decoder, self.asked() if asked is None else asked)
         return jobs, self._request(decoder, jobs)
 
-    def _asked(self) -> list[GivenPrompt] | None:
+    def asked(self) -> list[GivenPrompt] | None:
+        """The prompts that are given, None for sample problems."""
         if self.prompt is not None:
             return one_prompt(self.prompt)
         return None if self.prompts is None else read_prompts(self.prompts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -49,6 +50,28 @@ def refuse_early(
         then(build(cfg, model=lambda: _outlined(cfg)))
 
     fault = refusal(*before, lambda: _check_placement(cfg), compose)
+    if fault is not None:
+        raise fault
+
+
+def refuse_absent(traces: Iterable[Path]) -> None:
+    """Raise what reading traces refuses that are not there.
+
+    Args:
+        traces: Their files.
+
+    Raises:
+        TraceError: The same that reading would raise.
+    """
+    absent = [file for file in traces if not file.is_file()]
+
+    def read() -> None:
+        from dllm_decode.decoding.trace import read_trace
+
+        for file in absent:
+            read_trace(file)
+
+    fault = refusal(read) if absent else None
     if fault is not None:
         raise fault
 

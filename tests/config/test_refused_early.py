@@ -155,6 +155,14 @@ WHOLE = {
     "task=train_drafter cache=block_exact": "attends to the whole canvas",
     "task=distill schedule=whole": "needs a block grid",
     "task=compare task.against=cache=block_exact": "attends to the whole canvas",
+    "task=compare task.against=batch_size=0": "batch_size must be",
+    "task=compare task.against=seed=-1": "seed must be",
+    "task=compare task.against=batching=no": "batching must be",
+    "task=compare task.against=seed=1 prompts=nowhere": "cannot read the prompts file nowhere",
+    "task=compare task.against=seed=1 max_new_tokens=999 prompt=a": "more than the 192 positions",
+    "task=compare task.against=batch_size=16": "task.against must change something",
+    "task=compare runs=[nowhere,there]": "cannot read the trace nowhere: there is no such file",
+    "task=export runs=nowhere": "cannot read the trace nowhere: there is no such file",
     "task=report task.runs=nowhere": "must be a folder of evaluation runs",
 }
 

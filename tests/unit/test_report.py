@@ -10,6 +10,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -909,6 +910,24 @@ def test_without_the_packages_for_it_the_page_is_plain(runs, tmp_path, monkeypat
     assert "pip install 'dllm_decode[report]'" in capsys.readouterr().out
     page = (tmp_path / "out" / "report" / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "threshold 0.9" in page
+
+
+@pytest.mark.parametrize("place", ["cache", "file", "nobody"])
+def test_the_script_of_the_charts_is_made_once_wherever_it_can_be_kept(
+    place, tmp_path, monkeypatch
+):
+    made = []
+    charts = SimpleNamespace(javascript_bundle=lambda: made.append(1) or "let chart = 'é'")
+    monkeypatch.setattr(explore, "import_module", lambda name: charts)
+    monkeypatch.setattr(explore, "version", lambda name: "1.9")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", "" if place == "nobody" else str(tmp_path / place))
+    if place == "nobody":
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert [explore._charts(), explore._charts()] == ["let chart = 'é'"] * 2
+    assert len(made) == (1 if place == "cache" else 2)
+    kept = [found.name for found in tmp_path.rglob("*.*")]
+    assert kept == (["charts-1.9.js"] if place == "cache" else [])
 
 
 def test_the_page_holds_the_problems_that_some_run_got_wrong_first(runs):

@@ -156,6 +156,37 @@ def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path):
     assert len(store.parse_samples(tmp_path / store.SAMPLES)[0]) == 2
 
 
+def test_samples_read_at_once_are_those_read_one_by_one():
+    found = [None, False, 1.0, 0, 0.5, [], [0.5, 1], [0, True], [0, -2], [0.5, float("nan")]]
+    found += [["a", "\ud800"], [10**400, 0.5], {"a": 1}, ...]
+    for key in [*sample(0).to_record(), "more"]:
+        for value in [*found, *WRONG, *([[0] * 20_001] if key == "tokens" else [])]:
+            records = [storage.plain(sample(n).to_record()) for n in range(2)]
+            records[1][key] = value
+            if value is ...:
+                del records[1][key]
+            at_once = Sample.from_records(records)
+            try:
+                expected = list(map(Sample.from_record, records))
+            except ConfigError:
+                assert at_once is None, (key, value)
+            else:
+                like = records[0].keys() == records[1].keys()  # or of two versions
+                assert at_once == (expected if like else None), (key, value)
+
+
+def test_lines_that_are_no_json_by_themselves_are_damage_together_as_well(runs):
+    file = runs / "other" / store.SAMPLES
+    lines = file.read_text().splitlines()
+    for cut in (", ", "[0, "):
+        broken = lines[0].replace(cut, f"{cut.strip(', ')}\n", 1)
+        file.write_text("\n".join([broken, *lines[1:]]) + "\n")
+        assert "other/samples.jsonl, line 1 cannot be read" in reported(runs)[1]
+    twice = lines[2].replace("{", '{"family": "u", ', 1)
+    file.write_text("\n".join([*lines[:2], twice]) + "\n")
+    assert "line 3 cannot be read: the key 'family' is there twice" in reported(runs)[1]
+
+
 # Names.
 
 

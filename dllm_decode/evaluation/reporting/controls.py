@@ -123,7 +123,7 @@ def notes(
         parts: Runs on some of these at the same batch size, which can serve as controls.
         times: Wall times that go before those of the runs.
     """
-    found = [_not_decoded(run) for run in (*runs, *parts) if any(s.error for s in run.samples)]
+    found = [_not_decoded(run) for run in (*runs, *parts) if any(run.samples.column("error"))]
     found += [_credit(run, runs) for run in runs if _has_credit(run)]
     found += _against_thresholds(runs, parts)
     found += [Note("equal forwards", text) for _, text in at_equal_forwards(runs)]
@@ -207,9 +207,8 @@ def _against_thresholds(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> li
     for run in (*runs, *parts):
         if run in plain or _has_credit(run) or is_sequential(run) or is_oracle(run):
             continue
-        problems = {sample.problem for sample in run.samples}
         curve = [
-            other.on(problems)
+            other.on(run.keys)
             for other in plain
             if surroundings(other) == surroundings(run) and stops(other) == stops(run)
         ]
@@ -298,7 +297,7 @@ def _gain_over_thresholds(
     The interval is a bootstrap over problems, drawn alike for all runs; NaN bounds where more than
     one draw in twenty has no threshold to compare with, below or above.
     """
-    problems = [sample.problem for sample in run.samples]
+    problems = run.samples.column("problem")
     numbers = np.concatenate([numbers_of(other, problems) for other in (run, *curve)], 1)
     # the first is of all problems, once each
     sums = np.concatenate([numbers.sum(0)[None], resampled(numbers.T, draws, seed).T])
@@ -323,9 +322,9 @@ def _gain(sums: NDArray[np.float64]) -> float:
 
 
 def _accuracy_gap(run: EvalRun, other: EvalRun) -> str:
-    theirs = {s.problem: float(s.correct) for s in other.samples}
-    ours = [float(s.correct) for s in run.samples]
-    result = paired_bootstrap(ours, [theirs[s.problem] for s in run.samples])
+    problems = run.samples.column("problem")
+    ours, theirs = (numbers_of(one, problems)[:, 0] for one in (run, other))
+    result = paired_bootstrap(ours, theirs)
     d = result.difference
     return (
         f"the difference in accuracy is {100 * d.value:+.1f} points "
@@ -401,7 +400,7 @@ def _time_ratio(run: EvalRun, other: EvalRun, times: Sequence[WallTime]) -> floa
 
 def _same_problems(run: EvalRun, other: EvalRun) -> EvalRun:
     """A run on the problems of another one."""
-    return run.on({sample.problem for sample in other.samples})
+    return run.on(other.keys)
 
 
 def _wasted_share(run: EvalRun) -> float:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dllm_decode import storage
 from dllm_decode.decoding.colours import GIVEN, SCALE
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.reporting.factors import factor_names, traits_of
@@ -97,14 +101,37 @@ def section(runs: Sequence[EvalRun], answers: int) -> str:
 @cache
 def libraries() -> tuple[tuple[str, str], str]:
     """Script and style of the tables, script of the charts."""
-    charts: Any = import_module("vl_convert")  # its types do not know that a snippet is optional
     spec = find_spec("itables")
     assert spec is not None and spec.submodule_search_locations is not None
     folder = Path(spec.submodule_search_locations[0]) / "html"
     script, style = (
         (folder / f"dt_bundle.{ending}").read_text(encoding="utf-8") for ending in ("js", "css")
     )
-    return (script, style), charts.javascript_bundle()
+    return (script, style), _charts()
+
+
+def _charts() -> str:
+    """The script of the charts; it takes two seconds to put together, and is kept for next time."""
+    kept = _kept(f"charts-{version('vl-convert-python')}.js")
+    if kept is not None:
+        with suppress(OSError, UnicodeDecodeError):
+            return kept.read_text(encoding="utf-8")
+    charts: Any = import_module("vl_convert")  # its types do not know that a snippet is optional
+    made = str(charts.javascript_bundle())
+    if kept is not None:
+        with suppress(OSError):  # a folder that cannot be written to costs time and nothing else
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            storage.write_text(kept, made)
+    return made
+
+
+def _kept(name: str) -> Path | None:
+    """A file in the user's cache; None for a user without a home."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return folder / "dllm_decode" / name
 
 
 def data(runs: Sequence[EvalRun], answers: int) -> dict[str, Any]:
@@ -181,10 +208,15 @@ def _plain(value: float | None) -> float | None:
 
 def _chosen(runs: Sequence[EvalRun], most: int) -> list[str]:
     """Problems whose answers the page holds: those that some run got wrong come first."""
-    wrong = dict.fromkeys(s.problem for run in runs for s in run.samples if not s.correct)
-    rest = dict.fromkeys(s.problem for s in runs[0].samples if s.problem not in wrong)
-    kept = set([*wrong, *rest][:most])
-    return [s.problem for s in runs[0].samples if s.problem in kept]
+    asked = [run.samples.column("problem") for run in runs]
+    wrong = dict.fromkeys(
+        problem
+        for run, problems in zip(runs, asked, strict=True)
+        for problem, right in zip(problems, run.samples.column("correct"), strict=True)
+        if not right
+    )
+    kept = set(list({**wrong, **dict.fromkeys(asked[0])})[:most])
+    return [problem for problem in asked[0] if problem in kept]
 
 
 def _answers(
@@ -192,7 +224,7 @@ def _answers(
 ) -> tuple[list[list[str]], list[str], list[list[Any]]]:
     """Problems, distinct texts, and for each problem the record of each run."""
     texts: dict[str, int] = {}
-    by_run = [{sample.problem: sample for sample in run.samples} for run in runs]
+    by_run = [{sample.problem: sample for sample in run.on(chosen).samples} for run in runs]
     problems: list[list[str]] = []
     records: list[list[Any]] = []
     size = 0

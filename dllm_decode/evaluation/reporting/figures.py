@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,12 +123,13 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in makers.items():
         figure = make()
+        lay_out(figure)
+        figure.set_layout_engine("none")  # laid out once, and alike in every format
         for ending in endings:
             path = folder / f"{name}.{ending}"
             # fixed identifiers and no date: the same runs give the same file
             with plt.rc_context({"svg.hashsalt": name}):
                 figure.savefig(path, dpi=150, metadata={"Date": None} if ending == "svg" else None)
-            figure.set_layout_engine("none")  # laid out once, and alike in every format
         plt.close(figure)
     return [folder / f"{name}.{endings[0]}" for name in makers]
 
@@ -146,6 +146,13 @@ def canvas(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
         figsize=(width, height), layout="constrained", **grid
     )
     return made
+
+
+def lay_out(figure: Figure) -> None:
+    """Find the places of all axes, without drawing anything."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
 
 
 def pyplot() -> Any:
@@ -172,6 +179,7 @@ def pyplot() -> Any:
             "grid.color": "#dddddd",
             "grid.linewidth": 0.6,
             "axes.axisbelow": True,
+            "axes.titley": 1.0,  # nothing is above the axes; to look for it takes a fifth of all
             "svg.fonttype": "none",
             "text.parse_math": False,  # names of runs may hold dollar signs
         }
@@ -200,6 +208,7 @@ def accuracy_against_speed(shown: Sequence[Shown]) -> Figure:
     axes.set_xlim(left=0)
     axes.set_ylim(top=min(101, axes.get_ylim()[1]))
     _legend(figure, shown, style)
+    lay_out(figure)
     place_labels(axes, labels)
     return figure
 
@@ -308,14 +317,13 @@ def place_labels(
     """Write names at their points, so that none lies on another one or on a point.
 
     Args:
-        axes: With the points drawn and its limits set.
+        axes: With the points drawn and its limits set, laid out.
         labels: Place in data and text of each.
         size: Of the letters [points].
         everywhere: Whether a name that has no free place near its point is put further away, and
             not left out.
     """
     figure: Any = axes.get_figure()
-    figure.draw_without_rendering()  # sets the layout
     scale = 72 / figure.dpi
     points: list[Box] = [tuple(scale * axes.transData.transform((x, y))) for x, y, _ in labels]
     frame = axes.get_window_extent()
@@ -408,6 +416,7 @@ def per_family(shown: Sequence[Shown]) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy [%]")
     _legend(figure, shown, style)
+    lay_out(figure)
     for (_, rows), axes in zip(panels.items(), grid.flat, strict=False):
         _names(axes, shown, rows)
     return figure
@@ -523,8 +532,7 @@ def commits_over_steps(runs: Sequence[EvalRun]) -> Figure:
 
 def _commits(axes: Axes, run: EvalRun, colour: str, line: str, strength: float = 1.0) -> None:
     commits = metrics.commits_per_step(run.samples)
-    ends = sorted(sample.forwards for sample in run.samples)
-    running = [len(ends) - bisect_right(ends, step) for step in range(len(commits))]
+    running = metrics.running_per_step(run.samples)
     # the tail of a few long problems says nothing about the rule
     enough = [i for i, rows in enumerate(running) if rows >= max(1, len(run.samples) // 50)]
     axes.plot(
@@ -562,6 +570,7 @@ def ablation_grid(shown: Sequence[Shown]) -> Figure:
                     fontsize=6,
                     linespacing=0.95,
                     color="black" if row.accuracy.value > 0.55 else "white",
+                    in_layout=False,  # it is inside of the axes; to measure all takes longest
                 )
     axes.set_xticks(range(len(families)), families, rotation=45, ha="right", fontsize=7)
     axes.set_yticks(range(len(shown)), [one.rows[ALL].strategy for one in shown], fontsize=7)

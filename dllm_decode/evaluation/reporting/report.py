@@ -226,7 +226,7 @@ def beside(runs: Sequence[EvalRun], parts: Sequence[EvalRun]) -> list[EvalRun]:
         runs: On all problems.
         parts: On some of them, one or more.
     """
-    choices = [frozenset(s.problem for s in part.samples) for part in parts]
+    choices = [part.keys for part in parts]
     problems = max(choices, key=choices.count)
     baselines = [run.on(problems) for run in runs if tables.is_sequential(run)]
     oracles = [run.on(problems) for run in runs if tables.is_oracle(run)]

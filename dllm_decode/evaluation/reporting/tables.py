@@ -150,7 +150,7 @@ def _row(
         redundancy=metrics.temporal_redundancy(samples),
         speedup=metrics.speedup(samples, base) if _comparable(base, samples) else None,
         headroom=metrics.headroom(samples, best) if _comparable(best, samples) else None,
-        strict=sum(metrics.column(samples, "correct_strictly")) / len(samples),
+        strict=metrics.accuracy_strict(samples),
     )
 
 
@@ -251,12 +251,12 @@ def numbers_of(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
         run: With samples of these problems.
         problems: Their keys, in the order of the lines.
     """
-    if "numbers" not in run.computed:
-        run.computed["numbers"] = {
-            s.problem: (float(s.correct), s.delivered, s.forwards) for s in run.samples
-        }
-    found = run.computed["numbers"]
-    return np.array([found[problem] for problem in problems], dtype=np.float64)
+    samples = run.of(None)
+    if "places" not in run.computed:
+        run.computed["places"] = {key: place for place, key in enumerate(samples.column("problem"))}
+    places: dict[str, int] = run.computed["places"]
+    columns = [samples.numbers(name) for name in ("correct", "delivered", "forwards")]
+    return np.stack(columns, 1, dtype=np.float64)[[places[problem] for problem in problems]]
 
 
 # What a run is, told from its settings.
