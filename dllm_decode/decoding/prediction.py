@@ -261,16 +261,29 @@ class Prediction(ABC):
         return self._shaped(self._statistics.maximum.isneginf())
 
     @once
+    def _winner(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`top_token`, `top_certainty` and `top_confidence`: who asks for one asks for all."""
+        statistics, emptied = self._statistics, self._emptied
+        token, certainty = self._shaped(statistics.token), self._shaped(-statistics.rest)
+        token = torch.where(emptied, constant(-1, token.dtype, token.device), token)
+        certainty = torch.where(emptied, below(certainty), certainty)
+        one = constant(1.0, certainty.dtype, certainty.device)
+        return token, certainty, (one - certainty).reciprocal()
+
+    @once
     def top_token(self) -> Tensor:
         """The most likely token, lowest id on ties, -1 where all are removed, (B, W) int64."""
-        token = self._shaped(self._statistics.token)
-        return torch.where(self._emptied, constant(-1, token.dtype, token.device), token)
+        return self._winner[0]
+
+    @once
+    def top_certainty(self) -> Tensor:
+        """`certainty` of `top_token`, (B, W)."""
+        return self._winner[1]
 
     @once
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        certainty = self.top_certainty
-        return (constant(1.0, certainty.dtype, certainty.device) - certainty).reciprocal()
+        return self._winner[2]
 
     @once
     def maximum(self) -> Tensor:
@@ -297,7 +310,7 @@ class Prediction(ABC):
     def token(self) -> Tensor:
         """The proposal at each slot, (B, W) int64."""
         if self._draw is None:
-            return self.top_token
+            return self._winner[0]
         drawn = self._draw(self)
         if (
             not isinstance(drawn, Tensor)
@@ -314,7 +327,7 @@ class Prediction(ABC):
     def confidence(self) -> Tensor:
         """Probability of `token`, (B, W)."""
         if self._draw is None:
-            return self.top_confidence
+            return self._winner[2]
         # ids outside the vocabulary are refused later, by the name of who drew them
         known = self.token.clamp(max=self.shape[-1] - 1)
         return self._share(self._at(known[..., None]))[..., 0]
@@ -329,7 +342,7 @@ class Prediction(ABC):
         where the token has been removed.
         """
         if self._draw is None:
-            return self.top_certainty
+            return self._winner[1]
         known = self.token.clamp(max=self.shape[-1] - 1)
         statistics = self._statistics
         apart = statistics.maximum - self._at(known[..., None]).flatten()
@@ -337,12 +350,6 @@ class Prediction(ABC):
         # of the winner, without the cancellation
         odds = torch.where(known.flatten() == statistics.token, statistics.rest, odds)
         return self._shaped(-odds).masked_fill(self._emptied, float("-inf"))
-
-    @once
-    def top_certainty(self) -> Tensor:
-        """`certainty` of `top_token`, (B, W)."""
-        certainty = self._shaped(-self._statistics.rest)
-        return torch.where(self._emptied, below(certainty), certainty)
 
     @once
     def margin_certainty(self) -> Tensor:

@@ -183,8 +183,9 @@ def legal_change(
         strategy: what it may do.
         unfit: (B, W) bool, see `unfit_tokens`.
     """
-    scores, confidence, tokens = decision.scores, decision.confidence, decision.tokens
-    assert tokens is not None and scores is not None and confidence is not None
+    scores, confidence = decision.scores, decision.confidence
+    assert decision.tokens is not None and scores is not None and confidence is not None
+    tokens: Tensor = decision.tokens
     asked = granted = _asked(view, decision, strategy)
     waiting: dict[str, Callable[[], Any]] = {
         "index": lambda: view.offsets,
