@@ -310,7 +310,7 @@ class Prediction(ABC):
     def token(self) -> Tensor:
         """The proposal at each slot, (B, W) int64."""
         if self._draw is None:
-            return self._winner[0]
+            return self.top_token
         drawn = self._draw(self)
         if (
             not isinstance(drawn, Tensor)
@@ -327,7 +327,7 @@ class Prediction(ABC):
     def confidence(self) -> Tensor:
         """Probability of `token`, (B, W)."""
         if self._draw is None:
-            return self._winner[2]
+            return self.top_confidence
         # ids outside the vocabulary are refused later, by the name of who drew them
         known = self.token.clamp(max=self.shape[-1] - 1)
         return self._share(self._at(known[..., None]))[..., 0]
@@ -342,7 +342,7 @@ class Prediction(ABC):
         where the token has been removed.
         """
         if self._draw is None:
-            return self._winner[1]
+            return self.top_certainty
         known = self.token.clamp(max=self.shape[-1] - 1)
         statistics = self._statistics
         apart = statistics.maximum - self._at(known[..., None]).flatten()
