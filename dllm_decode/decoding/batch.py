@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
 from typing import Any
@@ -41,6 +41,7 @@ from dllm_decode.decoding.types import (
 from dllm_decode.errors import PluginError
 from dllm_decode.kernels.lazy import later
 from dllm_decode.kernels.noise import Noise
+from dllm_decode.kernels.reference import constant
 
 # What is counted per row and becomes its outcome.
 COUNTS = (
@@ -69,7 +70,7 @@ class Counters(Memory):
         window_key: (B,) key of the window it is in.
         window_entered: (B,) its step when it was entered.
         window_open: (B,) open slots then.
-        over_budget: (B,) bool, closing commits were forced.
+        over_budget: (B,) not 0 where closing commits were forced.
         parameters: what rows set for themselves, each (B, 1).
 
     Examples:
@@ -107,8 +108,8 @@ class Counters(Memory):
             steps: how many the batch has done.
         """
         zero = torch.zeros_like(seeds)
-        counts: dict[str, Any] = {entry.name: zero for entry in fields(Counters)}
-        counts |= {"seeds": seeds, "window_key": zero - 1, "over_budget": zero.bool()}
+        counts: dict[str, Any] = dict.fromkeys(Counters.__dataclass_fields__, zero)
+        counts |= {"seeds": seeds, "window_key": zero - 1}
         counts |= {"joined": zero + steps if steps else zero, "parameters": parameters}
         return Counters(**counts)
 
@@ -439,8 +440,11 @@ class Batch:
     def renew_noise(self) -> None:
         """The random numbers of the step at the slots of its window."""
         index, start = self.next.index, self.snapshot.start
-        offsets = later(lambda: (index - start).clamp_(min=-1))
-        self.noise = Noise(self.counters.seeds, self.counters.step, offsets)
+        self.noise = Noise.made(
+            {"index": lambda: (index - start).clamp_(min=-1)},
+            seeds=self.counters.seeds,
+            step=self.counters.step,
+        )
 
     @property
     def tokens(self) -> Tensor:
@@ -575,8 +579,10 @@ class Batch:
     def note(self, change: Change, view: StepView, lingering: Tensor | None = None) -> None:
         """Take in what a step changed: counters, cache, trace, observers, and the next step."""
         self.snapshot = snapshot = self.canvas.snapshot()
-        extra, self._extra = self._extra, ExtraPasses()
+        extra = self._extra
         self._asked = extra.any
+        if self._asked:
+            self._extra = ExtraPasses()
         self.count_step()
         if self._asked or self._tells or self.cache_memory is not None or self.next.carried:
             change = self._complete_change(change, extra, view)
@@ -612,7 +618,8 @@ class Batch:
 
     def _count(self, change: Change, extra: ExtraPasses) -> None:
         counters, upcoming = self.counters, self.next
-        took_part: Tensor | int = 1  # the host has just taken out whoever would not
+        # the host has just taken out whoever would not
+        took_part = constant(1, torch.long, self.device)
         if self._unseen > 1:
             took_part = upcoming.opened > 0
             if upcoming.lingering is not None:
@@ -621,7 +628,7 @@ class Batch:
         if change.steps is not None:
             more = (change.steps - 1) * took_part
             counters.step, counters.jumped = counters.step + more, counters.jumped + more
-        if extra.any:
+        if self._asked:
             counters.add(**vars(extra))
         if change.carried is not None:
             counters.add(carried=change.carried)
@@ -703,9 +710,7 @@ class Batch:
         """What the outcomes of some rows are made of, their rows in dimension 0."""
         canvas, counters = self.canvas, self.counters
         planes = {
-            "tokens": canvas.tokens[:, canvas.start :],
-            "step_of": canvas.step_of[:, canvas.start :],
-            "confidence_of": canvas.confidence_of[:, canvas.start :],
+            **canvas.answers(),
             "horizon": canvas.horizon,
             "over_budget": counters.over_budget,
             **{name: getattr(counters, name) for name in COUNTS},

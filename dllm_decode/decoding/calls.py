@@ -92,11 +92,14 @@ def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
         view: of the step.
         memory: of the strategy.
     """
-    with _Blaming(strategy, view) as who:
+    try:
         decision: Decision = strategy.decide(view, memory)
+    except (PredictionError, ConfigError) as error:
+        _blame(error, strategy, view)
+        raise
     if getattr(type(strategy).decide, "checks_itself", False):
         return decision
-    return check_decision(decision, view, who)
+    return check_decision(decision, view, named(view.part, strategy))
 
 
 def author(view: StepView, decision: Decision, row: int, slot: int, token: int | None) -> str:
@@ -132,17 +135,20 @@ def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
         view: of the step.
         memory: of the transform.
     """
-    with _Blaming(transform, view) as who:
+    try:
         pred = transform.adjust(view, memory)
+    except (PredictionError, ConfigError) as error:
+        _blame(error, transform, view)
+        raise
     if not isinstance(pred, Prediction):
         raise DecisionError(
-            f"{who}: adjust returned {kind_of(pred)}; it must return a Prediction, such as "
-            f"view.pred.with_logit_bias(ids, delta){_when(view)}"
+            f"{named(view.part, transform)}: adjust returned {kind_of(pred)}; it must return a "
+            f"Prediction, such as view.pred.with_logit_bias(ids, delta){_when(view)}"
         )
     if pred.shape != view.pred.shape:
         raise DecisionError(
-            f"{who}: adjust returned a prediction of shape {pred.shape}; it must have the shape "
-            f"of view.pred, {view.pred.shape}{_when(view)}"
+            f"{named(view.part, transform)}: adjust returned a prediction of shape {pred.shape}; "
+            f"it must have the shape of view.pred, {view.pred.shape}{_when(view)}"
         )
     return pred
 
@@ -156,9 +162,12 @@ def keep(part: Any, view: StepView, decision: Decision, memory: Any) -> Tensor:
         decision: what is to be committed.
         memory: of the filter.
     """
-    with _Blaming(part, view) as who:
+    try:
         kept = part.keep(view, decision, memory)
-    return _checked("keep", kept, view.open, who, view)
+    except (PredictionError, ConfigError) as error:
+        _blame(error, part, view)
+        raise
+    return _checked("keep", kept, view.open, named(view.part, part), view)
 
 
 def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
@@ -171,10 +180,14 @@ def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memor
         change: what the step did.
         memory: of the part.
     """
-    with _Blaming(part, view) as who:
+    try:
         asked = part.horizon(snapshot, view, change, memory)
+    except (PredictionError, ConfigError) as error:
+        _blame(error, part, view)
+        raise
     if asked is snapshot.horizon:  # most parts of most pipelines leave it where it is
         return asked
+    who = named(view.part, part)
     return cast(_checked("horizon", asked, snapshot.horizon, who, view), torch.long)
 
 
@@ -190,9 +203,14 @@ def lingers(
         change: what the step did.
         memory: of the strategy.
     """
-    with _Blaming(part, view) as who:
+    try:
         asked = part.lingers(snapshot, view, change, memory)
-    return None if asked is None else _checked("lingers", asked, view.live, who, view)
+    except (PredictionError, ConfigError) as error:
+        _blame(error, part, view)
+        raise
+    if asked is None:
+        return None
+    return _checked("lingers", asked, view.live, named(view.part, part), view)
 
 
 def closes(part: Any, view: StepView, memory: Any) -> Tensor | None:
@@ -203,9 +221,14 @@ def closes(part: Any, view: StepView, memory: Any) -> Tensor | None:
         view: of the step.
         memory: of the stop rule.
     """
-    with _Blaming(part, view) as who:
+    try:
         asked = part.closes(view, memory)
-    return None if asked is None else _checked("closes", asked, view.live, who, view)
+    except (PredictionError, ConfigError) as error:
+        _blame(error, part, view)
+        raise
+    if asked is None:
+        return None
+    return _checked("closes", asked, view.live, named(view.part, part), view)
 
 
 def check_decision(decision: Any, view: StepView, who: str) -> Decision:
@@ -230,15 +253,15 @@ def check_decision(decision: Any, view: StepView, who: str) -> Decision:
         value = getattr(decision, name)
         if value is not None:
             _checked(name, value, view.step, who, view)
-    _check_carry(decision.carry, view, who)
-    _check_notes(decision.notes, view, who)
+    if decision.carry is not None:
+        _check_carry(decision.carry, view, who)
+    if type(decision.notes) is not dict or decision.notes:
+        _check_notes(decision.notes, view, who)
     tokens = None if decision.tokens is None else cast(decision.tokens, torch.long)
     return copied(decision, tokens=tokens, author=decision.author or who)
 
 
 def _check_carry(carry: Any, view: StepView, who: str) -> None:
-    if carry is None:
-        return
     if not isinstance(carry, Carry):
         raise DecisionError(
             f"{who} returned carry, {kind_of(carry)}; it must be a Carry{_when(view)}"
@@ -306,24 +329,15 @@ def _check_entry(value: Any, rows: int, whose: str) -> None:
         )
 
 
-class _Blaming:
-    """The part's name for messages; what it and its predictions refuse is said in its name."""
-
-    __slots__ = ("_view", "who")
-
-    def __init__(self, part: Any, view: StepView) -> None:
-        self.who, self._view = named(view.part, part), view
-
-    def __enter__(self) -> str:
-        return self.who
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, PredictionError):
-            raise DecisionError(f"{self.who}: {error}{_when(self._view)}") from error
-        _place(error, self.who)
+def _blame(error: Exception, part: Any, view: StepView) -> None:
+    """Raise what a part, or one of its predictions, refuses in its name; returns if it has one."""
+    who = named(view.part, part)
+    if isinstance(error, PredictionError):
+        raise DecisionError(f"{who}: {error}{_when(view)}") from error
+    _place(error, who)
 
 
-def _place(error: BaseException | None, who: str) -> None:
+def _place(error: Exception, who: str) -> None:
     """What a part itself refuses, with the part's place; a part inside it may have said its own."""
     if isinstance(error, ConfigError) and not str(error).startswith("strategy"):
         raise type(error)(f"{who}: {error}") from error

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.cache import mask_of
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, Vocab
-from dllm_decode.kernels.reference import cast
+from dllm_decode.kernels.reference import cast, constant
 
 
 @dataclass
@@ -116,6 +116,11 @@ class Canvas(Memory):
         """With what confidence, NaN before, (B, L)."""
         return self._plane("confidence_of")
 
+    def answers(self) -> dict[str, Tensor]:
+        """What stands in the generated columns, when it was written and how surely, (B, G) each."""
+        names = ("tokens", "step_of", "confidence_of")
+        return {name: self.planes[name][:, self.start : -1] for name in names}
+
     def _plane(self, name: str) -> Tensor:
         return self.planes[name][:, :-1]
 
@@ -167,13 +172,16 @@ class Canvas(Memory):
         if revocable:
             opened = torch.where(change.remask, columns, beyond)
             self._write(opened, self.vocab.mask_id, False, -1, float("nan"))
-        decided = torch.where(change.written, columns, beyond)
-        step = change.step[:, None].expand_as(decided)
+        decided = torch.where(
+            change.written, columns, constant(beyond, columns.dtype, columns.device)
+        )
+        step = change.step.unsqueeze(1).expand_as(decided)
         self._write(decided, change.tokens, True, step, cast(change.confidence, torch.float))
         if self.revised is not None:
             again = change.remask if change.edit is None else change.remask | change.edit
             self.revised = self.revised + mask_of(torch.where(again, columns, -1), beyond)
-        self._seen = before.written(self.tokens, self.decided, self.revised)
+        tokens, now = self._plane("tokens"), self._plane("decided")
+        self._seen = before.written(tokens, now, self.revised, opened=revocable)
 
     def _write(
         self,

@@ -32,7 +32,6 @@ from dllm_decode.decoding.types import (
     StepView,
     gather_columns,
 )
-from dllm_decode.kernels.lazy import later
 
 
 class Decoder(Composition):
@@ -179,13 +178,14 @@ class Run:
         Args:
             values: (B, W, ...) logits, or the states in front of the output head.
         """
+        canvas = self.batch.canvas
         prediction, hidden = self.passes.read(values)
         view = self.view(prediction, hidden)
-        decision = calls.decide(self.strategy, view, self.memory)
+        decision = calls.decide(self.strategy, view, self.batch.memory)
         change, faults = settle(view, decision, self.strategy)
-        self.canvas.apply(change, view.index, revocable=self._revises)
-        horizon, lingering = self._outlook(self.canvas.snapshot(), view, change)
-        self.canvas.narrow(horizon)
+        canvas.apply(change, view.index, revocable=self._revises)
+        horizon, lingering = self._outlook(canvas.snapshot(), view, change)
+        canvas.narrow(horizon)
         self.batch.note(change, view, lingering)
         self.passes.carry(decision.carry, view)
         return PendingCheck.of(view, change, faults)
@@ -194,7 +194,7 @@ class Run:
         """Everything the strategy may know about this step."""
         batch = self.batch
         snapshot, upcoming, counters = batch.snapshot, batch.next, batch.counters
-        index, active, progress = upcoming.index, upcoming.active, self.strategy.progress
+        index, active = upcoming.index, upcoming.active
         step, entered = counters.step, counters.window_entered
 
         def settled() -> Tensor:
@@ -202,23 +202,27 @@ class Run:
             return decided & (index >= 0) & active
 
         def steps_left() -> Tensor:
+            progress = self.strategy.progress
             if isinstance(progress, Budget):
                 return (progress.steps - step).clamp(min=0)
             return snapshot.left
 
+        waiting = {
+            "tokens": lambda: gather_columns(snapshot.tokens, index),
+            "settled": settled,
+            "window_step": lambda: step - entered,
+            "steps_left": steps_left,
+        }
         view: StepView = StepView.made(
+            waiting,
             step=step,
             index=index,
             pred=prediction,
-            tokens=later(lambda: gather_columns(snapshot.tokens, index)),
             active=active,
             open=upcoming.open,
             masked=upcoming.masked,
-            settled=later(settled),
             fresh=upcoming.fresh,
-            window_step=later(lambda: step - entered),
             window_open=counters.window_open,
-            steps_left=later(steps_left),
             snapshot=snapshot,
             noise=batch.noise,
             lingering=upcoming.lingering,
@@ -237,7 +241,7 @@ class Run:
         What may still be revised ends nothing: under `Revisions`, horizons shrink when a row leaves
         its window.
         """
-        horizon = calls.horizon(self.strategy, after, view, change, self.memory)
+        horizon = calls.horizon(self.strategy, after, view, change, self.batch.memory)
         progress = self.strategy.progress
         if not isinstance(progress, Revisions):
             return horizon, None

@@ -33,16 +33,18 @@ def fetch(**tensors: Tensor) -> dict[str, list[Any]]:
     """Tensors as (nested) lists of Python numbers, all of them in one transfer.
 
     Floating-point numbers travel as the bits of float64 among whole ones, so that all are exact.
+    What stands under several names, as counters do that never moved, travels once.
     """
-    flat = [_bits(tensor).reshape(-1) for tensor in tensors.values()]
+    distinct = {id(tensor): tensor for tensor in tensors.values()}
+    flat = [_bits(tensor) for tensor in distinct.values()]
     numbers, begin, found = torch.cat(flat).tolist(), 0, {}
-    for name, tensor in tensors.items():
+    for key, tensor in distinct.items():
         own = numbers[begin : begin + tensor.numel()]
         begin += len(own)
         if tensor.is_floating_point():
             own = list(struct.unpack(f"{len(own)}d", struct.pack(f"{len(own)}q", *own)))
-        found[name] = _nested(own, tensor.shape)
-    return found
+        found[key] = _nested(own, tensor.shape)
+    return {name: found[id(tensor)] for name, tensor in tensors.items()}
 
 
 def fetch_counts(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
@@ -60,7 +62,9 @@ def fetch_counts(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.double().view(torch.long) if tensor.is_floating_point() else tensor
+    """Whole numbers in one dimension, from which those of the tensor follow."""
+    whole = tensor.double().view(torch.long) if tensor.is_floating_point() else tensor
+    return whole if whole.dim() == 1 else whole.reshape(-1)
 
 
 def _nested(numbers: list[Any], shape: Sequence[int]) -> list[Any]:
@@ -107,19 +111,17 @@ class Counts(NamedTuple):
     """How many slots of a step are what the host has to know of; 0 for what nobody looked at.
 
     Attributes:
-        illegal: the decision asks for what it may not have.
-        unusable: their logits cannot be used.
+        faults: the decision asks for what it may not have, or the logits cannot be used.
         ties: nothing ranks them: no odds are left against what is proposed there.
         chosen: of those, committed.
         candidates: open.
 
     Examples:
-        >>> Counts(illegal=0, unusable=0, ties=2, chosen=1, candidates=3).ties
+        >>> Counts(faults=0, ties=2, chosen=1, candidates=3).ties
         2
     """
 
-    illegal: int
-    unusable: int = 0
+    faults: int
     ties: int = 0
     chosen: int = 0
     candidates: int = 0
@@ -132,31 +134,38 @@ class PendingCheck:
     Attributes:
         view: the step.
         faults: of the strategy's decision.
-        names: what is counted, see `Counts`.
-        counts: as many numbers.
+        counts: (N,) the numbers of `Counts`, or of faults alone, row by row.
+        ranks: whether all of them are counted.
     """
 
     view: StepView
     faults: Faults
-    names: tuple[str, ...]
     counts: Tensor
+    ranks: bool
 
     @staticmethod
     def of(view: StepView, change: Change, faults: Faults) -> PendingCheck:
         """Count on the device what the host will want to know."""
-        pred, scores = view.pred, faults.decision.scores
-        flags = {"illegal": faults.wrong}
+        pred, wrong = view.pred, faults.wrong
         if isinstance(pred, DensePrediction):
-            flags["unusable"] = view.masked > pred.healthy
-        if faults.strategy.ranks:
-            assert scores is not None
-            # a strategy of its own may rank by confidences, which are rounded
-            certain = 1 if scores is vars(pred).get("confidence") else 0
-            flags["ties"] = ties = view.open & (scores == certain)
-            flags["chosen"] = ties & change.commit
-            flags["candidates"] = view.open
-        counts = torch.stack([*flags.values()]).sum((1, 2))
-        return PendingCheck(view, faults, tuple(flags), counts)
+            wrong = wrong | (view.masked > pred.healthy)
+        if not faults.strategy.ranks:
+            return PendingCheck(view, faults, wrong.sum(1), False)
+        scores = faults.decision.scores
+        assert scores is not None
+        # a strategy of its own may rank by confidences, which are rounded
+        certain = 1 if scores is vars(pred).get("confidence") else 0
+        ties = view.open & (scores == certain)
+        flags = torch.stack([wrong, ties, ties & change.commit, view.open])
+        return PendingCheck(view, faults, flags.sum((1, 2)), True)
+
+    @property
+    def unusable(self) -> Tensor | None:
+        """Undecided slots whose logits cannot be used, (B, W) bool; None where nobody can say."""
+        pred = self.view.pred
+        if isinstance(pred, DensePrediction | KeptPrediction) and pred.healthy is not None:
+            return self.view.masked & ~pred.healthy
+        return None
 
     def let_go(self) -> PendingCheck:
         """The same without the predictions, whose logits would be kept until the next sync."""
@@ -166,7 +175,7 @@ class PendingCheck:
         )
         view = self.view.but(pred=_kept(self.view.pred), hidden=None, passes=None)
         faults = replace(self.faults, view=view, decision=decision)
-        return PendingCheck(view, faults, self.names, self.counts)
+        return PendingCheck(view, faults, self.counts, self.ranks)
 
 
 class KeptPrediction(NamedTuple):
@@ -240,7 +249,7 @@ class Monitor:
         for number, check in enumerate(pending):
             counts = facts.pop(f"check {number}")
             if any(counts):
-                self._judge(check, Counts(**dict(zip(check.names, counts, strict=True))))
+                self._judge(check, Counts(*counts) if check.ranks else Counts(sum(counts)))
         left, opened = facts["undecided"], facts["open"]
         if 0 in opened:
             self._refuse_stuck_rows(left, opened)
@@ -281,9 +290,10 @@ class Monitor:
 
     def _judge(self, check: PendingCheck, counts: Counts) -> None:
         """Refuse illegal decisions and unusable logits; warn where ties decide."""
-        if counts.unusable:
-            raise self._unusable(check.view)
-        if counts.illegal:
+        if counts.faults:
+            unusable = check.unusable
+            if unusable is not None and bool(unusable.any()):
+                raise self._unusable(check.view, unusable)
             raise check.faults.error(named("sampler", self.batch.parts.sampler))
         # who commits all of them, or none, does not care for their order
         ranked = not 0 < counts.chosen < counts.ties or 2 * counts.ties <= counts.candidates
@@ -301,9 +311,9 @@ class Monitor:
                 stacklevel=8,
             )
 
-    def _unusable(self, view: StepView) -> DllmDecodeError:
+    def _unusable(self, view: StepView, unusable: Tensor) -> DllmDecodeError:
         """Who made a prediction that no rule can use, and where."""
-        row, slot = (int(number) for number in (view.masked & ~view.pred.healthy).nonzero()[0])
+        row, slot = unusable.nonzero()[0].tolist()
         fault = "cannot be used (NaN, infinite, or every allowed token at -inf)"
         sampler = self.batch.parts.sampler
         if isinstance(sampler, Greedy | Categorical):

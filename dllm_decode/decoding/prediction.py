@@ -15,7 +15,7 @@ from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.lazy import once
 from dllm_decode.kernels.noise import Noise, gumbel
-from dllm_decode.kernels.reference import RowStatistics, Slots
+from dllm_decode.kernels.reference import RowStatistics, Slots, below, constant
 from dllm_decode.kernels.shards import VocabularyShard
 
 
@@ -258,18 +258,32 @@ class Prediction(ABC):
     @once
     def _emptied(self) -> Tensor:
         """Slots where every token has been removed, (B, W) bool."""
-        return self._shaped(self._statistics.maximum == float("-inf"))
+        return self._shaped(self._statistics.maximum.isneginf())
+
+    @once
+    def _winner(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`top_token`, `top_certainty` and `top_confidence`: who asks for one asks for all."""
+        statistics, emptied = self._statistics, self._emptied
+        token, certainty = self._shaped(statistics.token), self._shaped(-statistics.rest)
+        token = torch.where(emptied, constant(-1, token.dtype, token.device), token)
+        certainty = torch.where(emptied, below(certainty), certainty)
+        one = constant(1.0, certainty.dtype, certainty.device)
+        return token, certainty, (one - certainty).reciprocal()
 
     @once
     def top_token(self) -> Tensor:
         """The most likely token, lowest id on ties, -1 where all are removed, (B, W) int64."""
-        return self._shaped(self._statistics.token).masked_fill(self._emptied, -1)
+        return self._winner[0]
+
+    @once
+    def top_certainty(self) -> Tensor:
+        """`certainty` of `top_token`, (B, W)."""
+        return self._winner[1]
 
     @once
     def top_confidence(self) -> Tensor:
         """Probability of `top_token`, (B, W)."""
-        # 1 - certainty, without the detour through Python that a number in front takes
-        return torch.rsub(self.top_certainty, 1.0).reciprocal()
+        return self._winner[2]
 
     @once
     def maximum(self) -> Tensor:
@@ -336,11 +350,6 @@ class Prediction(ABC):
         # of the winner, without the cancellation
         odds = torch.where(known.flatten() == statistics.token, statistics.rest, odds)
         return self._shaped(-odds).masked_fill(self._emptied, float("-inf"))
-
-    @once
-    def top_certainty(self) -> Tensor:
-        """`certainty` of `top_token`, (B, W)."""
-        return self._shaped(-self._statistics.rest).masked_fill(self._emptied, float("-inf"))
 
     @once
     def margin_certainty(self) -> Tensor:
@@ -529,17 +538,20 @@ class Credited:
 def _check(name: str, value: Tensor, shape: tuple[int, ...] | None, *, floating: bool) -> None:
     """Refuse what is no tensor of three dimensions, of the given leading ones, of a usable type."""
     kinds = _FLOATS if floating else _INTEGERS
-    wanted = "(B, W, V)" if shape is None else f"({', '.join(map(str, shape))}, ...)"
+    front = () if shape is None else tuple(shape)
     if not isinstance(value, Tensor):
         raise PredictionError(
-            f"{name} must be a tensor of shape {wanted}, got {type(value).__name__}"
+            f"{name} must be a tensor of shape {_words(shape)}, got {type(value).__name__}"
         )
-    front = () if shape is None else tuple(shape)
-    if value.dim() != 3 or tuple(value.shape[: len(front)]) != front:
-        raise PredictionError(f"{name} must have shape {wanted}, got {tuple(value.shape)}")
+    if value.dim() != 3 or value.shape[: len(front)] != front:
+        raise PredictionError(f"{name} must have shape {_words(shape)}, got {tuple(value.shape)}")
     if value.dtype not in kinds or value.layout != torch.strided:
         words = "floating-point numbers" if floating else "int64 or int32"
         raise PredictionError(f"{name} must be {words}, got {value.dtype} ({value.layout})")
+
+
+def _words(shape: tuple[int, ...] | None) -> str:
+    return "(B, W, V)" if shape is None else f"({', '.join(map(str, shape))}, ...)"
 
 
 def check_tokens(who: str, tokens: Tensor, like: Tensor, vocabulary: int) -> None:

@@ -19,7 +19,7 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
-from dllm_decode.kernels.reference import best_slot
+from dllm_decode.kernels.reference import best_slot, constant
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,11 @@ class Schedule(ABC):
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _grid(length: int, start: int, columns: int, device: torch.device) -> Tensor:
+def _grid(length: int, start: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The block of each column, and of the one behind them: where it begins, and its number.
 
-    (columns + 1, 2). Made once per shape of a canvas, and looked up in every step.
+    (columns + 1, 1) and (columns + 1,). Made once per shape of a canvas, and looked up in every
+    step.
 
     Args:
         length: columns per block.
@@ -120,7 +121,7 @@ def _grid(length: int, start: int, columns: int, device: torch.device) -> Tensor
     """
     offsets = torch.arange(-start, columns + 1 - start, device=device)
     blocks = torch.div(offsets, length, rounding_mode="floor")
-    return torch.stack([blocks * length + start, blocks], 1)
+    return (blocks * length + start).unsqueeze(1), blocks
 
 
 def _from(begin: Tensor, width: int, limit: Tensor, key: Tensor) -> Window:
@@ -129,12 +130,13 @@ def _from(begin: Tensor, width: int, limit: Tensor, key: Tensor) -> Window:
     Args:
         begin: (B, 1).
         width: slots.
-        limit: (B,) one past the last column.
+        limit: (B, 1) one past the last column.
         key: (B,) see `Window`.
     """
     columns = begin + numbers(width, begin.device)
-    inside = columns < limit.unsqueeze(1)
-    return Window(torch.where(inside, columns, -1), key, inside)
+    inside = columns < limit
+    none = constant(-1, columns.dtype, columns.device)
+    return Window(torch.where(inside, columns, none), key, inside)
 
 
 @dataclass(frozen=True)
@@ -186,14 +188,15 @@ class Blocks(Schedule):
         """The block around the first undecided column of each row."""
         if self.origin != "absolute":
             width, device = snapshot.tokens.shape[1], snapshot.rows.device
-            begins = _grid(self.length, snapshot.start, width, device)
-            found = begins.index_select(0, snapshot.first_undecided)
-            return _from(found[:, :1], self.length, snapshot.horizon, found[:, 1])
+            begins, order = _grid(self.length, snapshot.start, width, device)
+            first = snapshot.first_undecided
+            begin, key = begins.index_select(0, first), order.index_select(0, first)
+            return _from(begin, self.length, snapshot.limit, key)
         block = (snapshot.first_undecided - snapshot.first) // self.length
         begin = snapshot.first + block * self.length
         # a block that begins in the prompt ends no later for it
         limit = torch.minimum(begin + self.length, snapshot.horizon)
-        return _from(begin.clamp(min=snapshot.start)[:, None], self.length, limit, block)
+        return _from(begin.clamp(min=snapshot.start)[:, None], self.length, limit[:, None], block)
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ class WholeCanvas(Schedule):
         """All columns up to the horizon."""
         begin = torch.full_like(snapshot.horizon, snapshot.start)
         width = snapshot.tokens.shape[1] - snapshot.start
-        return _from(begin[:, None], width, snapshot.horizon, torch.zeros_like(begin))
+        return _from(begin[:, None], width, snapshot.limit, torch.zeros_like(begin))
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ class SlidingWindow(_OfWidth):
     def window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """`width` columns from the first undecided one."""
         begin = snapshot.first_undecided
-        return _from(begin[:, None], self.width, snapshot.horizon, torch.zeros_like(begin))
+        return _from(begin[:, None], self.width, snapshot.limit, torch.zeros_like(begin))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ only by strategies that declared it, and each live row makes progress.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +29,6 @@ from dllm_decode.decoding.strategy import (
 )
 from dllm_decode.decoding.types import Change, Decision, Snapshot, StepView
 from dllm_decode.errors import DecisionError
-from dllm_decode.kernels.lazy import later
 
 
 def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Change, Faults]:
@@ -150,7 +151,7 @@ def unfit_tokens(view: StepView, decision: Decision) -> Tensor | None:
     """
     tokens = decision.tokens
     assert tokens is not None
-    for pred in (view.pred, *(pred for _, pred in decision.predictions)):
+    for pred in (view.pred, *map(itemgetter(1), decision.predictions)):
         if vars(pred).get("token") is tokens and pred.never_proposes(view.banned, view.pred):
             return None
     known = tokens.clamp(0, view.snapshot.vocab.size - 1)
@@ -182,37 +183,45 @@ def legal_change(
         strategy: what it may do.
         unfit: (B, W) bool, see `unfit_tokens`.
     """
-    scores, confidence, tokens = decision.scores, decision.confidence, decision.tokens
-    assert tokens is not None and scores is not None and confidence is not None
+    scores, confidence = decision.scores, decision.confidence
+    assert decision.tokens is not None and scores is not None and confidence is not None
+    tokens: Tensor = decision.tokens
     asked = granted = _asked(view, decision, strategy)
-    forced = later(lambda: torch.zeros_like(view.fresh))
+    waiting: dict[str, Callable[[], Any]] = {
+        "index": lambda: view.offsets,
+        "probability": lambda: view.pred.prob_of(tokens[..., None])[..., 0],
+        "horizon": lambda: view.snapshot.horizon - view.snapshot.start,
+        "live": lambda: view.live,
+    }
+    given: dict[str, Tensor] = {}
     if asked.remask is not None or not takes_its_word(strategy):
-        granted, forced = _with_progress(view, scores, asked, strategy.progress)
+        granted, given["forced"] = _with_progress(view, scores, asked, strategy.progress)
+    else:
+        waiting["forced"] = lambda: torch.zeros_like(view.fresh)
     if unfit is not None:
         # what a strategy says about positions it does not choose need not be legal
         tokens = torch.where(unfit & (granted.commit > decision.commit), view.pred.token, tokens)
         tokens = tokens.clamp(0, view.snapshot.vocab.size - 1)
-    remask = granted.remask
+    if granted.remask is not None:
+        given["remask"] = granted.remask
+    else:
+        waiting["remask"] = lambda: torch.zeros_like(asked.commit)
+        written = granted.commit if granted.edit is None else granted.commit | granted.edit
+        given["written"] = given["touched"] = written  # what follows, and is known already
     change: Change = Change.made(
+        waiting,
         rows=view.snapshot.rows,
         step=view.step,
-        index=later(lambda: view.offsets),
         commit=granted.commit,
         edit=granted.edit,
-        remask=later(lambda: torch.zeros_like(asked.commit)) if remask is None else remask,
         not_granted=_not_granted(asked, granted),
         tokens=tokens,
         confidence=confidence,
-        probability=later(lambda: view.pred.prob_of(tokens[..., None])[..., 0]),
         scores=scores,
-        forced=forced,
-        horizon=later(lambda: view.snapshot.horizon - view.snapshot.start),
-        live=later(lambda: view.live),
         steps=None if decision.steps is None else decision.steps.clamp(min=1),
         notes=decision.notes,
+        **given,
     )
-    if remask is None:
-        vars(change)["touched"] = change.written  # is known already
     return change
 
 

@@ -516,12 +516,17 @@ class Pipeline(Strategy):
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """All parts with their key below `strategy`, in the order they act."""
+        return iter(self._parts)
+
+    @once
+    def _parts(self) -> Sequence[tuple[str, Part]]:
+        found: list[tuple[str, Part]] = []
         for key, part in self._slots():
             if isinstance(part, Strategy):
-                for inner, chosen in part.parts():
-                    yield f"{key}.{inner}" if inner else key, chosen
+                found += [(f"{key}.{inner}" if inner else key, own) for inner, own in part.parts()]
             else:
-                yield key, part
+                found.append((key, part))
+        return found
 
     def with_parts(self, change: Callable[[str, Any], Any]) -> Pipeline:
         """The pipeline with other parts in place of its own; see `Strategy.with_parts`."""

@@ -24,6 +24,7 @@ from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels.lazy import LazyFields, copied, once
 from dllm_decode.kernels.noise import Noise
+from dllm_decode.kernels.reference import constant
 
 
 @dataclass(frozen=True)
@@ -330,16 +331,35 @@ class Snapshot:
     @once
     def _near(self) -> Tensor:
         """Columns before the horizon, (B, L) bool."""
-        return self.columns < self.horizon[:, None]
+        return self.columns < self.limit
 
-    def written(self, tokens: Tensor, decided: Tensor, revised: Tensor | None = None) -> Snapshot:
-        """The snapshot after a write; horizons, and what follows from them alone, are the same."""
+    @once
+    def limit(self) -> Tensor:
+        """The horizons as a column, (B, 1)."""
+        return self.horizon.unsqueeze(1)
+
+    def written(
+        self, tokens: Tensor, decided: Tensor, revised: Tensor | None = None, *, opened: bool = True
+    ) -> Snapshot:
+        """The snapshot after a write; horizons, and what follows from them alone, are the same.
+
+        Args:
+            tokens: (B, L) ids.
+            decided: (B, L) bool.
+            revised: (B, L) see above.
+            opened: whether decided columns may have been opened again.
+        """
         after = copied(self, tokens=tokens, decided=decided, revised=revised)
-        return self._hand_on(after, "columns", "behind_fixed", "live", "_near")
+        if not opened and "undecided" in vars(self):
+            vars(after)["undecided"] = self.undecided > decided
+        return self._hand_on(after, "columns", "behind_fixed", "live", "_near", "limit")
 
     def _hand_on(self, after: Snapshot, *names: str) -> Snapshot:
         """A later snapshot with what is already known and still holds."""
-        vars(after).update({name: vars(self)[name] for name in names if name in vars(self)})
+        own, new = vars(self), vars(after)
+        for name in names:
+            if name in own:
+                new[name] = own[name]
         return after
 
     def narrowed(self, horizon: Tensor) -> Snapshot:
@@ -650,7 +670,7 @@ def first_column(flags: Tensor) -> Tensor:
     """
     # of equal ones, max takes the first
     found, column = flags.max(1)
-    return torch.where(found, column, flags.shape[1])
+    return torch.where(found, column, constant(flags.shape[1], column.dtype, column.device))
 
 
 def gather_columns(plane: Tensor, index: Tensor) -> Tensor:

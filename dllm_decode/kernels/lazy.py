@@ -67,7 +67,7 @@ def copied(record: Record, **values: Any) -> Record:
     twin, own = object.__new__(type(record)), vars(record)
     names = type(record).__dataclass_fields__  # type: ignore[attr-defined]
     if len(own) > len(names):
-        own = {name: own[name] for name in names}
+        own = dict(zip(names, map(own.__getitem__, names), strict=True))
     vars(twin).update(own, **values)
     return twin
 
@@ -95,13 +95,13 @@ class Later(Generic[Value]):
         return self._value
 
 
-def later(make: Callable[[], Value]) -> Value:
-    """A `Later` in the place of a field, to type checkers what it becomes.
+if TYPE_CHECKING:
 
-    Args:
-        make: computes the value.
-    """
-    return Later(make)  # type: ignore[return-value]
+    def later(make: Callable[[], Value]) -> Value:
+        """A `Later` in the place of a field, to type checkers what it becomes."""
+
+else:
+    later = Later
 
 
 class LazyFields:
@@ -129,26 +129,30 @@ class LazyFields:
         own["_later"] = {name: own.pop(name) for name in self.lazy if type(own.get(name)) is Later}
 
     @classmethod
-    def made(cls, **fields: Any) -> Any:
-        """An instance of fields without a default of their own making, quicker than by the class.
+    def made(cls, waiting: dict[str, Callable[[], Any]], **fields: Any) -> Any:
+        """An instance, quicker than by the class: nothing is checked, and no default is made.
 
         Whatever is left out has the default of its class; one with a factory has to be given.
+
+        Args:
+            waiting: what computes the lazy fields that are not given, by name.
+            fields: all others.
         """
         twin = object.__new__(cls)
-        vars(twin).update(fields)
-        own, waiting = vars(twin), {}
-        for name in cls.lazy:
-            if type(fields[name]) is Later:
-                waiting[name] = own.pop(name)
+        own = vars(twin)
+        own.update(fields)
         own["_later"] = waiting
         return twin
 
     def __getattr__(self, name: str) -> Any:
         """A field that is not there yet; everything else is found before this is asked."""
-        later = vars(self).get("_later", {}).get(name)
-        if later is None:
+        waiting = vars(self).get("_later", {})
+        make = waiting.get(name)
+        if make is None:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        value = vars(self)[name] = later()
+        if type(make) is not Later:  # from now on the copies share what it gives
+            make = waiting[name] = Later(make)
+        value = vars(self)[name] = make()
         return value
 
     def known(self) -> Any:
@@ -164,7 +168,7 @@ class LazyFields:
         own = vars(twin)
         own.update(vars(self))
         own.update(fields)
-        waiting = {name: own.pop(name) for name in fields if type(fields[name]) is Later}
-        if waiting:
+        if Later in map(type, fields.values()):
+            waiting = {name: own.pop(name) for name in fields if type(fields[name]) is Later}
             own["_later"] = own["_later"] | waiting
         return twin

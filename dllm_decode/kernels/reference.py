@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -85,8 +86,9 @@ class RowStatistics(LazyFields):
     @property
     def healthy(self) -> Tensor:
         """Whether the row can be used at all, (N,): no NaN, no +inf, not -inf everywhere."""
-        # the maximum of a row with a NaN is one; finite numbers less themselves are 0, others not
-        return (self.maximum - self.maximum) == 0
+        # the maximum of a row with a NaN is one; finite numbers less themselves are 0, others NaN
+        none = self.maximum - self.maximum
+        return none == none
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,27 @@ def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values if values.dtype == dtype else values.to(dtype)
 
 
+@lru_cache(maxsize=1024)
+@torch.inference_mode(False)
+def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor without dimensions, made once and never to be written to.
+
+    Most operators wrap a number of Python in a tensor anew in every call, which on a processor
+    takes them longer than a row of slots does.
+
+    Args:
+        value: the number.
+        dtype: of the tensors that it meets.
+        device: where they are.
+    """
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def below(plane: Tensor) -> Tensor:
+    """Minus infinity as a `constant` for a plane of floating-point numbers."""
+    return constant(float("-inf"), plane.dtype, plane.device)
+
+
 def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
     """The logits in working precision with the banned ids at -inf; the input is not written to.
 
@@ -216,17 +239,27 @@ def row_statistics(
         maximum, token, shifted = _shifted(block, block is not logits)
         weights = _weights(shifted, token, False)
         rest = weights.sum(-1)
-        # of so few rows these can be kept, and the logits need not be read again
-        moment = later(lambda: _product(weights, shifted))
+
+        def moment() -> Tensor:
+            # of so few rows these can be kept, and the logits need not be read again
+            return _product(weights, shifted)
+
     else:
         scanned = [_scan(block, own) for block, own in _blocks(logits, banned)]
         token, maximum, rest = (
             scanned[0] if len(scanned) == 1 else map(torch.cat, zip(*scanned, strict=True))
         )
-        moment = later(lambda: _moment(logits, banned, maximum))
-    top_values, top_ids = top_k(logits, k, banned) if k else (None, None)
-    at = None if ids is None else logits_at(logits, ids, banned)
-    return RowStatistics(token, maximum, rest, moment, top_values, top_ids, at)
+
+        def moment() -> Tensor:
+            return _moment(logits, banned, maximum)
+
+    statistics: RowStatistics = RowStatistics.made(
+        {"moment": moment}, token=token, maximum=maximum, rest=rest
+    )
+    if k:
+        values, best = top_k(logits, k, banned)
+        statistics = statistics.but(top_values=values, top_ids=best)
+    return statistics if ids is None else statistics.but(at=logits_at(logits, ids, banned))
 
 
 def _blocks(logits: Tensor, banned: Tensor | None) -> Iterator[tuple[Tensor, bool]]:
@@ -680,10 +713,10 @@ def reaching(
         strict: Ask for more than the threshold.
         order: (B, W), what the best one is the best by; None for the scores.
     """
-    enough = open & (scores > level if strict else scores >= level)
+    enough = scores > level if strict else scores >= level
     best = best_slot(scores if order is None else order, open)
-    # the best one is enough where any is
-    return enough.scatter(1, best, open.gather(1, best))
+    # where no slot is open, the best one is none
+    return enough.scatter_(1, best, True) & open
 
 
 def best_slot(scores: Tensor, among: Tensor) -> Tensor:
@@ -697,7 +730,7 @@ def best_slot(scores: Tensor, among: Tensor) -> Tensor:
     """
     # a candidate may have -inf, the others lie below; argmax takes the first
     floor = _LEAST[scores.dtype]
-    return torch.where(among, scores.clamp(min=floor), float("-inf")).argmax(1, keepdim=True)
+    return torch.where(among, scores.clamp(min=floor), below(scores)).argmax(1, keepdim=True)
 
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -39,12 +39,16 @@ QUIET = dict.fromkeys(VOCAB.never_generated, -1e6)
 
 
 def test_what_is_fetched_comes_back_by_name_with_its_shape_and_exact():
+    twice = torch.tensor([[5], [6]])
     got = fetch(
+        one=twice,
         flags=torch.tensor([True, False]),
         large=torch.tensor([[2**52 + 1, -3]]),
         shares=torch.tensor([0.1], dtype=torch.float32),
         none=torch.zeros(0, 2),
+        other=twice,
     )
+    assert got["one"] == got["other"] == [[5], [6]]
     assert got["flags"] == [1, 0] and got["large"] == [[2**52 + 1, -3]] and got["none"] == []
     assert got["shares"] == [torch.tensor(0.1).item()]
     assert [type(x) for x in (got["flags"][0], got["large"][0][0], got["shares"][0])] == [

@@ -68,14 +68,14 @@ def threshold(transforms=None):
 
 
 BUDGETS = {
-    "threshold": (threshold(), NoCache(), 120),
-    "credit": (threshold({"credit": TraceCredit()}), NoCache(), 180),
-    "dual": (threshold(), DualCache(), 150),
-    "prefix": (threshold(), PrefixCache(), 150),
-    "vicinity": (threshold(), VicinityCache(2, 2, 1), 150),
-    "periodic": (threshold(), PeriodicCache(3), 150),
-    "delayed": (threshold(), DelayedCache(3), 150),
-    "certainty": (threshold(), CertaintyCache(top=4, every=3), 150),
+    "threshold": (threshold(), NoCache(), 80),
+    "credit": (threshold({"credit": TraceCredit()}), NoCache(), 162),
+    "dual": (threshold(), DualCache(), 121),
+    "prefix": (threshold(), PrefixCache(), 124),
+    "vicinity": (threshold(), VicinityCache(2, 2, 1), 131),
+    "periodic": (threshold(), PeriodicCache(3), 123),
+    "delayed": (threshold(), DelayedCache(3), 117),
+    "certainty": (threshold(), CertaintyCache(top=4, every=3), 140),
 }
 
 
