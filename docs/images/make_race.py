@@ -7,13 +7,14 @@ from pathlib import Path
 
 from dllm_decode.cli import main
 
+PROMPT = "Chain 1 *3 2 -3 3 /3 4 *2 5 +3 6 +4 7 -3 8 -4 from 8"
 TARGET = Path(__file__).with_name("race.svg")
 
 
 def draw() -> None:
-    """Decode the sample problems in both ways, then export the one best to watch."""
+    """Decode a chain of sums in both ways, then export the race."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["strategy=credit", "task.samples=6", "display=none"]
+        words = ["strategy=credit", f"prompt={PROMPT}", "max_new_tokens=64", "display=none"]
         assert main([*words, f"hydra.run.dir={folder}/run"]) == 0
         picture = [f"runs={folder}/run", "task.format=svg", "task.theme=auto", "task.columns=84"]
         place = f"hydra.run.dir={folder}/export"

@@ -197,7 +197,7 @@ def test_settings_out_of_range_are_refused(changes, message):
 # The shipped model.
 
 
-SAMPLED = ("insert", "shuffle", "swap")  # families decoded again and compared with the card
+SAMPLED = ("chain", "sudoku6", "tale")  # families decoded again and compared with the card
 
 
 def shown_in_card() -> dict[str, tuple[float, float]]:
@@ -215,7 +215,7 @@ def test_the_card_has_a_row_for_every_family_that_is_shown():
 @pytest.mark.parametrize(
     ("dtype", "count"),
     [
-        ("float32", 2),
+        ("float32", 1),
         pytest.param("float32", 8, marks=pytest.mark.slow),
         pytest.param("bfloat16", 50, marks=pytest.mark.slow),
     ],

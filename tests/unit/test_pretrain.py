@@ -170,7 +170,7 @@ def test_the_curriculum_draws_a_family_from_its_tokens_on() -> None:
     assert course.weights({}, {"tale": 3.0})["tale"] > 0
 
 
-def test_the_shipped_recipe_begins_with_the_bundled_model(tmp_path: Path) -> None:
+def test_the_shipped_recipe_begins_with_the_first_release(tmp_path: Path) -> None:
     recipe = load_recipe()
     assert recipe.mixture().buckets[-1] == 256
     assert all(family.canvas < 256 for family in TRAINED.values())

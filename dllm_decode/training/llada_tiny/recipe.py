@@ -85,7 +85,7 @@ class Recipe:
     output: str = "runs/pretrain"
     start: str = "bundled:llada-tiny-1"
     seed: int = 7
-    tokens: float = 50.0
+    tokens: float = 49.0
     minutes: float = 0.0
     steps: int = 0
     halt: int = 0
@@ -108,7 +108,7 @@ class Recipe:
     curriculum: Mapping[str, float] = field(default_factory=dict)
     clip: float = 1.0
     average: float = 0.995
-    early: float = 12.0
+    early: float = 24.0
     log_every: int = 20
     checkpoint_minutes: float = 5.0
     measurements: int = 20
