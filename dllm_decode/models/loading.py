@@ -212,7 +212,7 @@ class Ready:
         >>> from dllm_decode.models.placement import Placement
         >>> name, place = "bundled:llada-tiny", Placement("float32", "cpu")
         >>> prepare(wanted(name, None), locate(name), place, body="lean").max_length
-        192
+        256
     """
 
     found: Located
