@@ -147,3 +147,18 @@ def test_a_model_that_was_trained_to_edit_says_so_where_the_strategy_never_does(
     decoder = load("checkpoint", "joint_threshold", overrides=words)
     assert not recwarn.list and decoder.model.description.edits
     assert decoder.generate([[3, 4, 5]], max_new_tokens=8).undecided == (0,)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("llada-tiny-1", 536), ("llada-early", 676), ("llada-tiny", 676)]
+)
+def test_every_bundled_checkpoint_decodes_a_list(name, words):
+    decoder = load("checkpoint", "threshold", overrides=[f"model.checkpoint=bundled:{name}"])
+    assert decoder.model.denoiser.vocab.size == words
+    assert decoder.generate([PROMPT], max_new_tokens=32).texts == (" 1 Ada 2 Ben 3 Cleo",)
+
+
+def test_the_half_trained_model_has_a_name_of_its_own(bundled):
+    early = load("llada_early", "credit").model
+    assert early.denoiser.fingerprint != bundled.denoiser.fingerprint
+    assert early.tokenizer.encode(PROMPT) == bundled.tokenizer.encode(PROMPT)
