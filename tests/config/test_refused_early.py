@@ -159,7 +159,7 @@ WHOLE = {
     "task=compare task.against=seed=-1": "seed must be",
     "task=compare task.against=batching=no": "batching must be",
     "task=compare task.against=seed=1 prompts=nowhere": "cannot read the prompts file nowhere",
-    "task=compare task.against=seed=1 max_new_tokens=999 prompt=a": "more than the 192 positions",
+    "task=compare task.against=seed=1 max_new_tokens=999 prompt=a": "more than the 256 positions",
     "task=compare task.against=batch_size=16": "task.against must change something",
     "task=compare runs=[nowhere,there]": "cannot read the trace nowhere: there is no such file",
     "task=export runs=nowhere": "cannot read the trace nowhere: there is no such file",
