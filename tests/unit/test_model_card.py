@@ -202,7 +202,7 @@ SAMPLED = ("chain", "sudoku6", "tale")  # families decoded again and compared wi
 
 def shown_in_card() -> dict[str, tuple[float, float]]:
     """Interval of the accuracy of every shown family, in percent, as the card has it."""
-    row = r"^\| ([a-z-]+) \| (?:one|many) \| [\d,]+ \| [\d.]+ \[([\d.]+), ([\d.]+)\] .*shown \|$"
+    row = r"^\| ([a-z0-9-]+) \| (?:one|many) \| [\d,]+ \| [\d.]+ \[([\d.]+), ([\d.]+)\] .*shown \|$"
     page = (BUNDLED / "README.md").read_text(encoding="utf-8")
     found = re.findall(row, page, re.MULTILINE)
     return {name: (float(low), float(high)) for name, low, high in found}
@@ -217,7 +217,7 @@ def test_the_card_has_a_row_for_every_family_that_is_shown():
     [
         ("float32", 1),
         pytest.param("float32", 8, marks=pytest.mark.slow),
-        pytest.param("bfloat16", 50, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 20, marks=pytest.mark.slow),
     ],
 )
 def test_new_problems_agree_with_the_card(dtype, count):
