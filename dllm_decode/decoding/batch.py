@@ -41,7 +41,6 @@ from dllm_decode.decoding.types import (
 from dllm_decode.errors import PluginError
 from dllm_decode.kernels.lazy import later
 from dllm_decode.kernels.noise import Noise
-from dllm_decode.kernels.reference import constant
 
 # What is counted per row and becomes its outcome.
 COUNTS = (
@@ -618,8 +617,7 @@ class Batch:
 
     def _count(self, change: Change, extra: ExtraPasses) -> None:
         counters, upcoming = self.counters, self.next
-        # the host has just taken out whoever would not
-        took_part = constant(1, torch.long, self.device)
+        took_part: Tensor | int = 1  # the host has just taken out whoever would not
         if self._unseen > 1:
             took_part = upcoming.opened > 0
             if upcoming.lingering is not None:

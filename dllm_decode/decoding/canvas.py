@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.cache import mask_of
 from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, Vocab
-from dllm_decode.kernels.reference import cast, constant
+from dllm_decode.kernels.reference import cast
 
 
 @dataclass
@@ -172,10 +172,8 @@ class Canvas(Memory):
         if revocable:
             opened = torch.where(change.remask, columns, beyond)
             self._write(opened, self.vocab.mask_id, False, -1, float("nan"))
-        decided = torch.where(
-            change.written, columns, constant(beyond, columns.dtype, columns.device)
-        )
-        step = change.step.unsqueeze(1).expand_as(decided)
+        decided = torch.where(change.written, columns, beyond)
+        step = change.step[:, None].expand_as(decided)
         self._write(decided, change.tokens, True, step, cast(change.confidence, torch.float))
         if self.revised is not None:
             again = change.remask if change.edit is None else change.remask | change.edit

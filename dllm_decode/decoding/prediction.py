@@ -15,7 +15,7 @@ from dllm_decode.errors import DecisionError
 from dllm_decode.kernels import dispatch, reference
 from dllm_decode.kernels.lazy import once
 from dllm_decode.kernels.noise import Noise, gumbel
-from dllm_decode.kernels.reference import RowStatistics, Slots, below, constant
+from dllm_decode.kernels.reference import RowStatistics, Slots
 from dllm_decode.kernels.shards import VocabularyShard
 
 
@@ -258,17 +258,17 @@ class Prediction(ABC):
     @once
     def _emptied(self) -> Tensor:
         """Slots where every token has been removed, (B, W) bool."""
-        return self._shaped(self._statistics.maximum.isneginf())
+        return self._shaped(self._statistics.maximum == float("-inf"))
 
     @once
     def _winner(self) -> tuple[Tensor, Tensor, Tensor]:
         """`top_token`, `top_certainty` and `top_confidence`: who asks for one asks for all."""
         statistics, emptied = self._statistics, self._emptied
         token, certainty = self._shaped(statistics.token), self._shaped(-statistics.rest)
-        token = torch.where(emptied, constant(-1, token.dtype, token.device), token)
-        certainty = torch.where(emptied, below(certainty), certainty)
-        one = constant(1.0, certainty.dtype, certainty.device)
-        return token, certainty, (one - certainty).reciprocal()
+        token = token.masked_fill(emptied, -1)
+        certainty = certainty.masked_fill(emptied, float("-inf"))
+        # 1 - certainty, without the detour through Python that a number in front takes
+        return token, certainty, torch.rsub(certainty, 1.0).reciprocal()
 
     @once
     def top_token(self) -> Tensor:

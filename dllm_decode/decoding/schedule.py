@@ -19,7 +19,7 @@ from dllm_decode.errors import (
     require_count,
     require_in_range,
 )
-from dllm_decode.kernels.reference import best_slot, constant
+from dllm_decode.kernels.reference import best_slot
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ def _from(begin: Tensor, width: int, limit: Tensor, key: Tensor) -> Window:
     """
     columns = begin + numbers(width, begin.device)
     inside = columns < limit
-    none = constant(-1, columns.dtype, columns.device)
-    return Window(torch.where(inside, columns, none), key, inside)
+    return Window(torch.where(inside, columns, -1), key, inside)
 
 
 @dataclass(frozen=True)

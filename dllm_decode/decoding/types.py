@@ -24,7 +24,6 @@ from dllm_decode.decoding.renamed import renamed_names, say_renamed
 from dllm_decode.errors import ConfigError
 from dllm_decode.kernels.lazy import LazyFields, copied, once
 from dllm_decode.kernels.noise import Noise
-from dllm_decode.kernels.reference import constant
 
 
 @dataclass(frozen=True)
@@ -670,7 +669,7 @@ def first_column(flags: Tensor) -> Tensor:
     """
     # of equal ones, max takes the first
     found, column = flags.max(1)
-    return torch.where(found, column, constant(flags.shape[1], column.dtype, column.device))
+    return torch.where(found, column, flags.shape[1])
 
 
 def gather_columns(plane: Tensor, index: Tensor) -> Tensor:

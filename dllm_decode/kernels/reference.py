@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -86,9 +85,8 @@ class RowStatistics(LazyFields):
     @property
     def healthy(self) -> Tensor:
         """Whether the row can be used at all, (N,): no NaN, no +inf, not -inf everywhere."""
-        # the maximum of a row with a NaN is one; finite numbers less themselves are 0, others NaN
-        none = self.maximum - self.maximum
-        return none == none
+        # the maximum of a row with a NaN is one; finite numbers less themselves are 0, others not
+        return (self.maximum - self.maximum) == 0
 
 
 @dataclass(frozen=True)
@@ -155,27 +153,6 @@ def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: the type.
     """
     return values if values.dtype == dtype else values.to(dtype)
-
-
-@lru_cache(maxsize=1024)
-@torch.inference_mode(False)
-def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number as a tensor without dimensions, made once and never to be written to.
-
-    Most operators wrap a number of Python in a tensor anew in every call, which on a processor
-    takes them longer than a row of slots does.
-
-    Args:
-        value: the number.
-        dtype: of the tensors that it meets.
-        device: where they are.
-    """
-    return torch.tensor(value, dtype=dtype, device=device)
-
-
-def below(plane: Tensor) -> Tensor:
-    """Minus infinity as a `constant` for a plane of floating-point numbers."""
-    return constant(float("-inf"), plane.dtype, plane.device)
 
 
 def suppress(logits: Tensor, banned: Tensor | None) -> Tensor:
@@ -730,7 +707,7 @@ def best_slot(scores: Tensor, among: Tensor) -> Tensor:
     """
     # a candidate may have -inf, the others lie below; argmax takes the first
     floor = _LEAST[scores.dtype]
-    return torch.where(among, scores.clamp(min=floor), below(scores)).argmax(1, keepdim=True)
+    return torch.where(among, scores.clamp(min=floor), float("-inf")).argmax(1, keepdim=True)
 
 
 def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
