@@ -118,7 +118,7 @@ class Compare(Task):
         shared = not any(word.startswith("model") for word in words)
         _, other = sides.values()
         changed = build(other, model=(lambda: context.model) if shared else None)
-        titles = [job.prompt.title for job in jobs]
+        titles = [job.title for job in jobs]
         traces: dict[str, Trace] = {}
         for name, way, side in zip(sides, ways, (context.decoder, changed), strict=True):
             decoder = with_candidates(side, context.trace.candidates, request)

@@ -49,6 +49,15 @@ class Job:
     grade: Callable[[str], bool] | None = None
     form: str = ""
 
+    @property
+    def title(self) -> str:
+        """The prompt on one line, for infilling with what is given."""
+        if not self.form:
+            return self.prompt.title
+        from dllm_decode.problems import GAP
+
+        return f"{self.prompt.title}: {' '.join(self.form.replace(GAP, ' ·').split())}"
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -254,7 +263,7 @@ class Generate(Task):
         from dllm_decode.console.display import CanvasView
         from dllm_decode.console.watching import CanvasObserver
 
-        view = CanvasView([job.prompt.title for job in jobs], decoder.piece)
+        view = CanvasView([job.title for job in jobs], decoder.piece)
         observer = CanvasObserver(view)
         with context.display.canvas(view, shown_later=racing and keep):
             silent = context.display.silent
@@ -308,7 +317,7 @@ class Generate(Task):
     ) -> dict[str, Trace]:
         from dllm_decode.console.trace_files import trace_of
 
-        titles = [job.prompt.title for job in jobs]
+        titles = [job.title for job in jobs]
         return {
             name: trace_of(request, run.result, titles, decoder.model) for name, run in runs.items()
         }
@@ -331,7 +340,7 @@ class Generate(Task):
                 Lane.of(name, traces[name], row, samples[name][row].correct if graded else None)
                 for name in (BASELINE, own)
             ]
-            heats.append(Heat(jobs[row].prompt.title, tuple(lanes)))
+            heats.append(Heat(jobs[row].title, tuple(lanes)))
         return rows[: run_race(heats, display)]
 
     def _show(
@@ -347,7 +356,7 @@ class Generate(Task):
         for row, (job, sample) in enumerate(zip(jobs, first, strict=True)):
             if row in watched and job.grade is not None:  # what people asked, they may want to copy
                 continue
-            display.say(job.prompt.title, "dim")
+            display.say(job.title, "dim")
             mark = "" if job.grade is None else ("  ✓" if sample.correct else "  ✗ wrong")
             note = sample.error and f"  failed: {sample.error}"
             style = None if sample.correct or job.grade is None else "red"

@@ -121,3 +121,12 @@ def test_candidates_are_kept_of_small_requests_alone() -> None:
     for rows, columns, kept in ((16, 128, 8), (1, 1000, 8), (64, 256, 0)):
         request = Request(((1,),) * rows, columns)
         assert with_candidates(decoder, 8, request).decoder.candidates == kept
+
+
+def test_a_form_to_fill_in_is_shown_with_what_is_given() -> None:
+    from dllm_decode.console.prompts import GivenPrompt
+    from dllm_decode.tasks.generate import Job
+
+    asked = GivenPrompt("Fill the sudoku", source="a sample")
+    assert Job(asked, 32).title == "Fill the sudoku"
+    assert Job(asked, 4, form=" 3[MASK] /[MASK] 1").title == "Fill the sudoku: 3 · / · 1"
