@@ -24,7 +24,7 @@ from dllm_decode.problems.lists import read_labelled
 from dllm_decode.problems.words import CITIES, MOODS, NAMES, NUMBERS, PLACES
 from dllm_decode.tasks.pretrain import Pretrain
 from dllm_decode.training.llada_tiny import curves
-from dllm_decode.training.llada_tiny.batches import CONTENT, Batches, Mixture, strange
+from dllm_decode.training.llada_tiny.batches import CONTENT, Batches, Mixture, Sketch, strange
 from dllm_decode.training.llada_tiny.course import Course
 from dllm_decode.training.llada_tiny.export import export
 from dllm_decode.training.llada_tiny.muon import orthogonal
@@ -148,7 +148,8 @@ def test_batches_mask_answers_only() -> None:
         flat = batch.tokens.reshape(-1)
         trained = batch.wanted[batch.weight > 0]
         assert (flat[trained] == mask).all()
-        assert len(trained) >= 0.98 * (flat == mask).sum()
+        # where more is hidden than a batch predicts, padding is left out
+        assert len(trained) >= min(0.98 * (flat == mask).sum(), 0.415 * flat.size)
         assert (batch.target[batch.weight > 0] != mask).all()
         assert batch.hard[batch.weight == 0].sum() == 0
 
@@ -285,14 +286,15 @@ def test_sudokus_of_a_batch_are_variations_and_none_is_held_out() -> None:
     batches = Batches(Mixture(batch_tokens=2000), 1, 0)
     only = {name: float(name == "sudoku6-read") for name in TRAINED}
     text = batches.encoder.text
-    seen = set()
+    seen, rows = set(), {}
     for step in (0, 1, 0):
         batch = batches.batch(step, only)
+        rows[step] = len(batch.tokens)
         seen |= {
             tuple(row[: row.tolist().index(text.special("<|end_header_id|>"))].tolist())
             for row in batch.tokens
         }
-    assert len(seen) == 2 * len(batch.tokens)  # all differ, and step 0 comes again as it was
+    assert len(seen) == sum(rows.values())  # all differ, and step 0 comes again as it was
 
 
 @pytest.mark.parametrize(("brief", "longest"), [(1.0, 6), (0.0, 20)])
@@ -319,6 +321,14 @@ def test_short_lists_and_unknown_names_are_trained_on() -> None:
     assert any(not set(problem.facts["names"]) <= set(NAMES) for problem in told)
     assert all(TRAINED["tale"].grade(problem, problem.answer) for problem in told)
     assert strange(TRAINED["chain"], rng) is TRAINED["chain"]
+
+
+def test_a_fifth_of_the_short_lists_have_a_name_that_was_made_up() -> None:
+    batches, rng = Batches(Mixture(), seed=0, rank=0), random.Random(0)
+    known = [batches.encoder.text(f" {name}")[0] for name in NAMES]
+    drawn = [batches._example(rng, Sketch(list(TRAINED).index("reverse"), 0, 0)) for _ in range(300)]
+    spelled = [len(example.answer) > 2 * sum(t in known for t in example.answer) for example in drawn]
+    assert 0.1 < sum(spelled) / len(spelled) < 0.35
 
 
 def test_newton_schulz_levels_singular_values() -> None:

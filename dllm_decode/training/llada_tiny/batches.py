@@ -57,8 +57,9 @@ class Mixture:
         balance: 1 draws examples of all lengths as often as the families make them; 0 gives short
             and long ones the same number of steps, so that there are many more short ones to learn
             an operation from.
-        strange: Share of examples with short lists or with names made up on the spot, so that what
-            people try first is not new to the model.
+        strange: Share of examples with names made up on the spot, so that what people try first is
+            not new to the model.
+        strange_lists: The same for short lists, which people type first; they are shorter, too.
         brief: Share of problems worked out step by step that have few steps, because finding a step
             by its label is learned where there are few to choose from.
 
@@ -70,8 +71,8 @@ class Mixture:
     buckets: tuple[int, ...] = (28, 36, 48, 64, 88, 104, 128, 152, 192, 256)
     batch_tokens: int = 4096
     padding_weight: float = 0.15
-    wide: float = 0.06
-    widest: float = 0.02
+    wide: float = 0.25
+    widest: float = 0.15
     blocked: float = 0.2
     split: float = 0.3
     stepwise: float = 0.6
@@ -81,6 +82,7 @@ class Mixture:
     short: float = 0.5
     balance: float = 0.5
     strange: float = 0.08
+    strange_lists: float = 0.35
     brief: float = 0.5
 
 
@@ -370,7 +372,8 @@ class Batches:
 
     def _example(self, rng: random.Random, sketch: Sketch) -> Example:
         family = self._families[sketch.family]
-        if rng.random() < self.mixture.strange:
+        mixture, listed = self.mixture, isinstance(family, Labelled)
+        if rng.random() < (mixture.strange_lists if listed else mixture.strange):
             family = strange(family, rng)
         if isinstance(family, Chain | Track) and rng.random() < self.mixture.brief:
             family = replace(family, shortest=1, longest=6)
@@ -533,12 +536,16 @@ def strange(family: Family, rng: random.Random) -> Family:
 
 
 def _made_up(rng: random.Random) -> str:
-    """A word that looks like a name, such as "Tobira"; two to eight letters."""
+    """A word that looks like a name, such as "Tobira" or "Orrel"; two to nine letters."""
     while True:
-        syllables = (
-            rng.choice("bcdfghjklmnprstvwyz") + rng.choice("aeiou") + rng.choice(["", "n", "r", ""])
+        syllables = [
+            rng.choice("bcdfghjklmnprstvwyz")
+            + rng.choice(("a", "e", "i", "o", "u", "a", "e", "i", "o", "ie", "oa", "ya"))
+            + rng.choice(("", "", "", "n", "r", "l", "s", "d", "m", "x", "rr", "ll", "tt", "lf"))
             for _ in range(rng.randint(1, 3))
-        )
-        name = "".join(syllables)[: rng.randint(2, 8)].capitalize()
-        if name not in NAMES:
+        ]
+        if rng.random() < 0.2:
+            syllables[0] = syllables[0][1:]
+        name = "".join(syllables)[: rng.randint(2, 9)].capitalize()
+        if len(name) > 1 and name not in NAMES:
             return name
