@@ -326,8 +326,9 @@ def test_short_lists_and_unknown_names_are_trained_on() -> None:
 def test_a_fifth_of_the_short_lists_have_a_name_that_was_made_up() -> None:
     batches, rng = Batches(Mixture(), seed=0, rank=0), random.Random(0)
     known = [batches.encoder.text(f" {name}")[0] for name in NAMES]
-    drawn = [batches._example(rng, Sketch(list(TRAINED).index("reverse"), 0, 0)) for _ in range(300)]
-    spelled = [len(example.answer) > 2 * sum(t in known for t in example.answer) for example in drawn]
+    sketch = Sketch(list(TRAINED).index("reverse"), 0, 0)
+    drawn = [batches._example(rng, sketch).answer for _ in range(300)]
+    spelled = [len(answer) > 2 * sum(token in known for token in answer) for answer in drawn]
     assert 0.1 < sum(spelled) / len(spelled) < 0.35
 
 
