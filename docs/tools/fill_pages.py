@@ -29,6 +29,14 @@ from dllm_decode.problems import FAMILIES
 
 END = "<!-- runs: end -->"
 _PLACE = re.compile(r"<!-- runs: (?!end -->)(.*?) -->\n(.*?)" + re.escape(END), re.DOTALL)
+# Counts that have a column where one of the runs has some, and their heads.
+_EXTRA = {
+    "probes": "forwards that probe",
+    "drafts": "drafts",
+    "edits": "edits",
+    "remasks": "re-masks",
+    "not_granted": "not granted",
+}
 _MARK = re.compile(r"<!-- runs: (?!end -->)")
 
 
@@ -97,8 +105,10 @@ def section(
     if base is not None:
         share, forwards = metrics.accuracy(base.samples), _forwards(base, base.families)
         said += [f" `{base.name}` has {percent(share)} % at {forwards:.1f} forwards."]
+    extra = [name for name in _EXTRA if any(_mean(run, name) for run in chosen)]
+    heads += [f"{_EXTRA[name]} per problem" for name in extra]
     text = textwrap.fill("".join(said), 120)
-    table = markdown_table(heads, [_row(run, loose) for run in chosen])
+    table = markdown_table(heads, [_row(run, loose, extra) for run in chosen])
     return "\n\n".join([text, table, *_controls(chosen, runs)])
 
 
@@ -111,7 +121,7 @@ def _controls(chosen: Sequence[EvalRun], runs: Sequence[EvalRun]) -> list[str]:
     return [textwrap.fill(text, 120) for text in told]
 
 
-def _row(run: EvalRun, loose: Sequence[str]) -> list[str]:
+def _row(run: EvalRun, loose: Sequence[str], extra: Sequence[str]) -> list[str]:
     cells = [
         run.name,
         percent(metrics.accuracy(run.samples)),
@@ -121,7 +131,12 @@ def _row(run: EvalRun, loose: Sequence[str]) -> list[str]:
     if loose:
         share = metrics.accuracy([sample for sample in run.samples if sample.family in loose])
         cells += [f"{100 * share.value:.1f}", f"{_forwards(run, loose):.1f}"]
-    return cells
+    return cells + [f"{_mean(run, name):.1f}" for name in extra]
+
+
+def _mean(run: EvalRun, name: str) -> float:
+    """A count of `Sample` averaged over the problems."""
+    return sum(getattr(sample, name) for sample in run.samples) / max(1, len(run.samples))
 
 
 def _forwards(run: EvalRun, families: Sequence[str]) -> float:

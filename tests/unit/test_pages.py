@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import fill_pages as pages
@@ -57,6 +58,20 @@ def test_runs_with_fewer_problems_are_compared_on_these(tmp_path):
     text = page.read_text().replace("\n", " ")
     assert "2 held-out problems" in text and "`sequential` has 100.0 [34.2, 100.0] %" in text
     assert "| threshold | 100.0 [34.2, 100.0] | 4.0 |" in text
+
+
+def test_a_table_counts_edits_and_probes_where_a_run_has_some(tmp_path):
+    revises = run("wino", 3, 4)
+    samples = tuple(replace(sample, remasks=2, probes=1) for sample in revises.samples)
+    revises = EvalRun(revises.path, revises.results, samples)
+    page = tmp_path / "a.md"
+    page.write_text("<!-- runs: threshold; wino -->\n<!-- runs: end -->\n")
+    pages.refresh(tmp_path, [*RUNS, revises])
+    text = page.read_text()
+    assert "| forwards that probe per problem | re-masks per problem |" in text
+    assert "edits" not in text
+    assert "| wino | 75.0 [40.9, 92.9] | 4.0 | 0.75 | 75.0 | 4.0 | 1.0 | 2.0 |" in text
+    assert "| threshold | 75.0 [40.9, 92.9] | 4.0 | 0.75 | 75.0 | 4.0 | 0.0 | 0.0 |" in text
 
 
 def test_rules_have_their_control_below_the_table(tmp_path):
