@@ -16,7 +16,7 @@ from dllm_decode.problems.steps import Chain, Track
 from dllm_decode.problems.sudoku import SudokuSix
 from dllm_decode.problems.tales import Tale
 from dllm_decode.problems.texts import Records
-from dllm_decode.problems.words import MOVES, NAMES, OPERATIONS
+from dllm_decode.problems.words import MOVES, NAMES, OPERATIONS, PLACES
 from dllm_decode.training.llada_tiny.tokenizer import (
     EOT,
     HEADER_END,
@@ -198,6 +198,9 @@ class Encoder:
         self._stops = self.text(".")
         self._numbers = [self._word(str(number)) for number in range(100)]
         self._asked = [*map(self._word, (*OPERATIONS, *MOVES))]
+        self._places = [*map(self._word, PLACES)]
+        self._back = [*map(self._word, ("Near", "from"))]  # "Near the river", of the place before
+        self._stayed = self._word("stayed")  # "stayed at the river", likewise
 
     def _word(self, text: str) -> int:
         (token,) = self.text(" " + text)
@@ -263,16 +266,19 @@ class Encoder:
         return np.isin(tokens, self._asked)
 
     def results(self, tokens: Ints) -> NDArray[np.bool_]:
-        """Which numbers of tales follow from others: all but the first.
+        """Which words of tales follow from others: numbers but for the first, places named again.
 
         An event says the last number again, a change, and its result, of which any two give the
-        third.
+        third; some sentences say where it was that something happened last.
 
         Args:
             tokens: (rows, length) ids.
         """
         numbers = np.isin(tokens, self._numbers)
-        result: NDArray[np.bool_] = numbers & (np.cumsum(numbers, axis=1) > 1)
+        numbers &= np.cumsum(numbers, axis=1) > 1
+        before = [np.roll(tokens, shift, axis=1) for shift in (2, 3)]
+        again = np.isin(before[0], self._back) | (before[1] == self._stayed)
+        result: NDArray[np.bool_] = numbers | (np.isin(tokens, self._places) & again)
         return result
 
     def sentences(self, tokens: Ints) -> Ints:
