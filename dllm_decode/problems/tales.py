@@ -33,7 +33,7 @@ class Kind:
     {X} is whom the sentence is about and {Y} the other one; {he} and {his} are said of X, {He} and
     {His} likewise at the start of a sentence. {o} is what the hero owns before the sentence, {x}
     afterwards, {k} a number.
-    {things} and {city} belong to the tale; {place} is any, {there} the one named last; {mood} and
+    {things} and {city} belong to the tale; {place} is any, {there} the same once more; {mood} and
     {time} are any; {boy} is "boy" or "girl".
 
     Attributes:
@@ -93,7 +93,7 @@ EVENTS = (
     Kind(
         (
             "{X} had {o} {things}, found {k} more at the {place} and now had {x}.",
-            "Near the {there} {he} had {o} {things} and found {k} more, so {X} had {x}.",
+            "Near the {place} {he} had {o} {things} and found {k} more, so {X} had {x}.",
             "{X} had {o} {things} and {Y} gave {k} more, which made {x}.",
             "A stranger met {X} with {o} {things} and gave {k} more, which made {x}.",
             "{X} had {o} {things} and bought {k} more at the {place}, which made {x}.",
@@ -117,7 +117,7 @@ EVENTS = (
             "It was a cold {time}, and {X} was {mood}.",
             "{X} waited at the {place} for {Y}.",
             "{Y} told {X} a story about the {place}.",
-            "Then {X} and {Y} walked from the {there} to the {place}.",
+            "Then {X} and {Y} walked to the {place} and home from the {there}.",
             "All {time} {X} was {mood}, but {Y} was {mood}.",
             "{X} wrote a long letter to {Y} about the {things}.",
         ),
@@ -129,7 +129,7 @@ ENDINGS = Kind(
         "In the end {X} had {x} {things} and {Y} was {mood}.",
         "Back home in {city} {X} counted {x} {things}.",
         "And that is how {X} came to have {x} {things} in {city}.",
-        "So {X} went home with {x} {things}, and {Y} stayed at the {there}.",
+        "So {X} went home with {x} {things}, and {Y} stayed in {city}.",
         "Now there were {x} {things} in the house of {X}, and {he} was {mood}.",
     )
 )
@@ -188,12 +188,12 @@ class Tale(Family):
         )
         state = State(rng.randint(5, 20))
         told = [
-            _told(kind, _way(kind, state, rng), given, state, rng)
+            _told(kind, rng.choice(kind.ways), given, state, rng)
             for kind in (OPENINGS, OWNED, FRIENDS)
         ]
         for _ in range(rng.randint(self.fewest, self.most)):
             told.append(_event(given, state, rng))
-        told.append(_told(ENDINGS, _way(ENDINGS, state, rng), given, state, rng))
+        told.append(_told(ENDINGS, rng.choice(ENDINGS.ways), given, state, rng))
         hero, friend = names
         prompt = f"Tell a tale of {hero} and {friend}, {given['things']} and {given['city']}"
         return Problem(self.name, prompt, " ".join(told), given)
@@ -219,16 +219,11 @@ def _event(given: Mapping[str, object], state: State, rng: random.Random) -> str
     """One sentence from the middle; what is owned stays between 2 and 30."""
     while True:
         kind = rng.choice(EVENTS)
-        way = _way(kind, state, rng)
+        way = rng.choice(kind.ways)
         after = state.owned + kind.gain * _change(kind, way)
         if _LEAST <= after <= _MOST:
             state.owned = after
             return _told(kind, way, given, state, rng)
-
-
-def _way(kind: Kind, state: State, rng: random.Random) -> str:
-    """One way to say it, among those that the state allows."""
-    return rng.choice([way for way in kind.ways if state.there or "{there}" not in way])
 
 
 def _change(kind: Kind, way: str) -> int:
@@ -243,10 +238,12 @@ def _told(
     free = {"place": PLACES, "mood": MOODS, "time": TIMES}
     person = rng.choice(_names(given)) if kind.either else _names(given)[0]
     counts = _counts(kind, _change(kind, way), state.owned)
-    values = _fixed(person, given) | counts | {"there": state.there}
+    values = _fixed(person, given) | counts
 
     def fill(gap: re.Match[str]) -> str:
         name = gap[1]
+        if name == "there":
+            return state.there
         value = values[name] if name in values else rng.choice(free[name])
         state.there = value if name == "place" else state.there
         return value

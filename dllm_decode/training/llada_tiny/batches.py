@@ -199,8 +199,7 @@ class Encoder:
         self._numbers = [self._word(str(number)) for number in range(100)]
         self._asked = [*map(self._word, (*OPERATIONS, *MOVES))]
         self._places = [*map(self._word, PLACES)]
-        self._back = [*map(self._word, ("Near", "from"))]  # "Near the river", of the place before
-        self._stayed = self._word("stayed")  # "stayed at the river", likewise
+        self._from = self._word("from")
 
     def _word(self, text: str) -> int:
         (token,) = self.text(" " + text)
@@ -269,15 +268,14 @@ class Encoder:
         """Which words of tales follow from others: numbers but for the first, places named again.
 
         An event says the last number again, a change, and its result, of which any two give the
-        third; some sentences say where it was that something happened last.
+        third; somebody comes home "from the river" who went to the river.
 
         Args:
             tokens: (rows, length) ids.
         """
         numbers = np.isin(tokens, self._numbers)
         numbers &= np.cumsum(numbers, axis=1) > 1
-        before = [np.roll(tokens, shift, axis=1) for shift in (2, 3)]
-        again = np.isin(before[0], self._back) | (before[1] == self._stayed)
+        again = np.roll(tokens, 2, axis=1) == self._from
         result: NDArray[np.bool_] = numbers | (np.isin(tokens, self._places) & again)
         return result
 
