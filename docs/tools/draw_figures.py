@@ -64,17 +64,25 @@ def jobs_of(experiment: str) -> dict[str, dict[str, object]]:
 
 def shown_in(page: str, jobs: dict[str, dict[str, object]]) -> list[Shown]:
     """The runs of a page with their figures; raises `ConfigError` for a run that no job has."""
-    rows = rows_of(page)
+    rows, known = rows_of(page), jobs | _as_reported(jobs)
     for name in rows:
-        if name not in jobs:
-            raise ConfigError(f"the page shows {name!r}; the jobs are {', '.join(jobs)}")
-    runs = [
-        EvalRun(Path(), {"name": name, "settings": jobs[name], "families": []}, ()) for name in rows
-    ]
+        if name not in known:
+            raise ConfigError(f"the page shows {name!r}; the jobs are {', '.join(known)}")
+    runs = [_run(name, known[name]) for name in rows]
     return [
         Shown(trait, {f: replace(row, strategy=trait.name) for f, row in rows[run.name].items()})
         for trait, run in zip(traits_of(runs), runs, strict=True)
     ]
+
+
+def _as_reported(jobs: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """The same by the names that a report of all jobs gives them."""
+    runs = [_run(name, settings) for name, settings in jobs.items()]
+    return {trait.name: jobs[run.name] for trait, run in zip(traits_of(runs), runs, strict=True)}
+
+
+def _run(name: str, settings: dict[str, object]) -> EvalRun:
+    return EvalRun(Path(), {"name": name, "settings": settings, "families": []}, ())
 
 
 def rows_of(page: str) -> dict[str, dict[str, Row]]:

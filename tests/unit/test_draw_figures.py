@@ -36,7 +36,7 @@ def test_a_row_of_a_page_has_its_figures_and_intervals():
 
 def test_a_run_that_is_no_job_is_refused():
     with pytest.raises(ConfigError, match="the page shows 'threshold'; the jobs are other"):
-        shown_in(PAGE, {"other": {}})
+        shown_in(PAGE, {"other": {"strategy": {"select": {"_target_": "x.Y"}}}})
 
 
 @pytest.mark.slow
