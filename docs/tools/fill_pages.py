@@ -74,7 +74,7 @@ def _filled(found: re.Match[str], page: Path, root: Path, runs: Sequence[EvalRun
     # where some of them had fewer problems, all are compared on these
     problems = {s.problem for s in min(chosen, key=lambda run: len(run.samples)).samples}
     results = Path(os.path.relpath(root / "results.md", page.parent)).as_posix()
-    every = [run.on(problems) for run in runs]
+    every = [run.on(problems) for run in runs if problems <= {s.problem for s in run.samples}]
     table = section([run.on(problems) for run in chosen], every, results)
     return f"<!-- runs: {found[1]} -->\n{table}\n{END}"
 

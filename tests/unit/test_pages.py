@@ -74,6 +74,20 @@ def test_a_table_counts_edits_and_probes_where_a_run_has_some(tmp_path):
     assert "| threshold | 75.0 [40.9, 92.9] | 4.0 | 0.75 | 75.0 | 4.0 | 0.0 | 0.0 |" in text
 
 
+def test_runs_that_lack_some_of_the_problems_are_no_controls(tmp_path):
+    select = {"_target_": "x.ConfidenceThreshold"}
+    curve = [run("t5", 2, 2, {**select, "threshold": 0.5}), run("t9", 4, 4, select)]
+    rule = run("rule", 4, 2, {"_target_": "x.EntropyBound"})
+    part = run("part", 0, 2, {"_target_": "x.Klass"})
+    part = part.on({sample.problem for sample in part.samples[:2]})
+    page = tmp_path / "a.md"
+    page.write_text("<!-- runs: rule; t9 -->\n<!-- runs: end -->\n")
+    pages.refresh(tmp_path, [*RUNS, *curve, rule])
+    alone = page.read_text()
+    pages.refresh(tmp_path, [*RUNS, *curve, rule, part])
+    assert page.read_text() == alone and "points of accuracy" in alone
+
+
 def test_rules_have_their_control_below_the_table(tmp_path):
     select = {"_target_": "x.ConfidenceThreshold"}
     curve = [run("t5", 2, 2, {**select, "threshold": 0.5}), run("t9", 4, 4, select)]
