@@ -24,6 +24,7 @@ _LEAST, _MOST = 2, 30  # of the thing that is owned; never one, since all words 
 # By how much the first way of an event changes what is owned, the second, and so on in turns; free
 # changes would have to be worked out from two numbers where the sum is decided first.
 _CHANGES = (2, 3, 4, 5)
+_FREE = {"place": PLACES, "mood": MOODS, "time": TIMES}  # gaps for any word of a kind
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,9 @@ class State:
 
     Attributes:
         owned: How many the hero owns.
-        there: The place named last, "" before the first one.
     """
 
     owned: int = 0
-    there: str = ""
 
 
 @dataclass(frozen=True)
@@ -235,17 +234,15 @@ def _told(
     kind: Kind, way: str, given: Mapping[str, object], state: State, rng: random.Random
 ) -> str:
     """A sentence after which so many are owned as the state says."""
-    free = {"place": PLACES, "mood": MOODS, "time": TIMES}
     person = rng.choice(_names(given)) if kind.either else _names(given)[0]
     counts = _counts(kind, _change(kind, way), state.owned)
     values = _fixed(person, given) | counts
 
     def fill(gap: re.Match[str]) -> str:
         name = gap[1]
-        if name == "there":
-            return state.there
-        value = values[name] if name in values else rng.choice(free[name])
-        state.there = value if name == "place" else state.there
+        value = values[name] if name in values else rng.choice(_FREE[name])
+        if name == "place":
+            values["there"] = value
         return value
 
     return re.sub(r"\{(\w+)\}", fill, way)
@@ -317,20 +314,16 @@ def _agrees(
     change = _number(values.get("k", "0"))
     owned = _number(values["x"]) if kind is OWNED else state.owned + kind.gain * change
     fixed = _fixed(person, given) | _counts(kind, change, owned)
-    return owned >= 0 and change >= 0 and _fits(gaps, fixed, owned, state)
-
-
-def _fits(gaps: list[tuple[str, str]], fixed: Mapping[str, str], owned: int, state: State) -> bool:
-    free, there = {"place": PLACES, "mood": MOODS, "time": TIMES}, state.there
-    for name, value in gaps:
-        if name in free:
-            if value not in free[name]:
-                return False
-            there = value if name == "place" else there
-        elif value != (there if name == "there" else fixed[name]):
-            return False
-    state.owned, state.there = owned, there
+    fixed["there"] = values.get("place", "")
+    if owned < 0 or change < 0 or not all(_fits(name, value, fixed) for name, value in gaps):
+        return False
+    state.owned = owned
     return True
+
+
+def _fits(name: str, value: str, fixed: Mapping[str, str]) -> bool:
+    """Whether a gap may have a value: a word of its kind where it is free."""
+    return value in _FREE[name] if name in _FREE else value == fixed[name]
 
 
 def _number(text: str) -> int:

@@ -37,6 +37,7 @@ _EXTRA = {
     "remasks": "re-masks",
     "not_granted": "not granted",
 }
+_METRICS = {metric.name: metric for metric in metrics.METRICS}
 _MARK = re.compile(r"<!-- runs: (?!end -->)")
 
 
@@ -136,7 +137,8 @@ def _row(run: EvalRun, loose: Sequence[str], extra: Sequence[str]) -> list[str]:
 
 def _mean(run: EvalRun, name: str) -> float:
     """A count of `Sample` averaged over the problems."""
-    return sum(getattr(sample, name) for sample in run.samples) / max(1, len(run.samples))
+    found: float = _METRICS[name].of(run.samples)
+    return found
 
 
 def _forwards(run: EvalRun, families: Sequence[str]) -> float:
