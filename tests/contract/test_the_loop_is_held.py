@@ -478,7 +478,7 @@ DEFECTS = {
     ),
     "columns without logits are open": of_batch(
         "_look_ahead", "masked = torch.where(computed, index, -1), masked & computed",
-        "masked = torch.where(computed, index, -1), masked", {"views"},
+        "masked = torch.where(computed, index, -1), masked", {"views", "plans"},
     ),
     "columns cut since the last sync are attended to": of_batch(
         "plan", "self._complete and not self._unseen", "self._complete", {"syncs"}
@@ -523,7 +523,7 @@ DEFECTS = {
     ),
     "a block goes on behind the horizon": Defect(
         schedule.Blocks, "window", "torch.minimum(begin + self.length, snapshot.horizon)",
-        "begin + self.length", {"views"},
+        "begin + self.length", {"views", "plans", "counts", "stops", "syncs"},
     ),
     "a sliding window starts behind the first open column": Defect(
         schedule.SlidingWindow, "window", "begin = snapshot.first_undecided",
