@@ -21,6 +21,7 @@ from dllm_decode.problems.words import (
 )
 
 _LEAST, _MOST = 2, 30  # of the thing that is owned; never one, since all words are plural
+_FIRST = (14, 24)  # what is owned at first: more than most tales take away
 # By how much the first way of an event changes what is owned, the second, and so on in turns; free
 # changes would have to be worked out from two numbers where the sum is decided first.
 _CHANGES = (2, 3, 4, 5)
@@ -185,7 +186,7 @@ class Tale(Family):
         given = MappingProxyType(
             {"names": names, "things": rng.choice(THINGS), "city": rng.choice(CITIES)}
         )
-        state = State(rng.randint(5, 20))
+        state = State(rng.randint(*_FIRST))
         told = [
             _told(kind, rng.choice(kind.ways), given, state, rng)
             for kind in (OPENINGS, OWNED, FRIENDS)
