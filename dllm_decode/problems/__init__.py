@@ -95,7 +95,7 @@ _ALL: tuple[Family, ...] = (
     Track("track", "Follow four things through 6 to 15 exchanges.", canvas=128),
     SudokuSix("sudoku6", "Fill the empty cells of a 6 x 6 sudoku.", canvas=48),
     SudokuSix("sudoku6-read", "Write a 6 x 6 sudoku with its solution.", canvas=64, read=True),
-    Tale("tale", "Tell a story whose people and numbers agree.", determined=False, canvas=160),
+    Tale("tale", "Tell a story whose people and numbers agree.", determined=False, canvas=144),
     # The bundled model is not trained on these.
     Where("where", "Find the position of a name.", trained=False),
     Tally("tally", "Count a name with a running total.", trained=False, canvas=64),

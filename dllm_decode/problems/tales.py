@@ -177,7 +177,7 @@ class Tale(Family):
     """
 
     fewest: int = 3
-    most: int = 6
+    most: int = 5
     pool: tuple[str, ...] = NAMES
 
     def generate(self, rng: random.Random) -> Problem:

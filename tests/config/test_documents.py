@@ -78,7 +78,7 @@ def test_a_documented_command_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     quick = [family for family in problems.demanding() if family.canvas <= 48]
-    monkeypatch.setattr(problems, "demanding", lambda: quick)  # a tale takes 160 passes
+    monkeypatch.setattr(problems, "demanding", lambda: quick)  # a tale takes 144 passes
     assert main(shlex.split(command, comments=True)) == 0
 
 

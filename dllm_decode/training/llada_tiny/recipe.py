@@ -85,7 +85,7 @@ class Recipe:
     output: str = "runs/pretrain"
     start: str = "bundled:llada-tiny-1"
     seed: int = 7
-    tokens: float = 91.0
+    tokens: float = 96.0
     minutes: float = 0.0
     steps: int = 0
     halt: int = 0
