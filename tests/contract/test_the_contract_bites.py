@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawing import number
+from drawing import number, profile
 from hypothesis import HealthCheck, Phase, given, settings
 from outside_decoding.rules import Corrects, Deep, Doubts, LooksAhead
 from torch.nn import functional
@@ -392,7 +392,8 @@ def trusts_probes(self, columns):
 class Mutant(StrategyContract):
     """A suite over given strategies, the properties that must fail, and what to replace.
 
-    entailed: properties that may fail as well, in cases that show what follows from the defect.
+    entailed: properties that may fail as well in a thorough run, in cases that show what follows
+        from the defect.
     """
 
     make: Callable[[], Sequence[Strategy]]
@@ -493,7 +494,7 @@ MUTANTS: dict[str, Mutant] = {
         # a horizon behind the canvas: any decode of such a row fails
         cut(CutInPlace),
         {UNWRITTEN},
-        entailed=set(PROPERTIES),
+        entailed=set(PROPERTIES) - {UNWRITTEN},
     ),
     "re-masking without saying so": Mutant(
         lambda: [SecondThoughts()],
@@ -503,7 +504,7 @@ MUTANTS: dict[str, Mutant] = {
             (settle, "legal_change"): everybody_may_re_mask,
             (canvas.Canvas, "apply"): applies_every_remask,
         },
-        entailed=set(PROPERTIES),  # a decode that never ends has none
+        entailed=set(PROPERTIES) - {MONOTONE},  # a decode that never ends has none
     ),
     "committed tokens are rewritten": Mutant(
         lambda: [Rewriter()],
@@ -710,13 +711,18 @@ def some() -> list[Case]:
     return drawn()[1 : number(2, 8)]
 
 
-def fails(suite: StrategyContract, name: str, tried: Iterable[Case]) -> bool:
+def fails(
+    suite: StrategyContract,
+    name: str,
+    tried: Iterable[Case],
+    failures: type[Exception] | tuple[type[Exception], ...] = AssertionError,
+) -> bool:
     """Whether a property of the contract fails in one of some cases."""
     check = getattr(StrategyContract, name).hypothesis.inner_test
     for case in tried:
         try:
             check(suite, case)
-        except (AssertionError, RuntimeError):
+        except failures:
             return True
         except pytest.skip.Exception:
             pass
@@ -724,11 +730,20 @@ def fails(suite: StrategyContract, name: str, tried: Iterable[Case]) -> bool:
 
 
 def caught(suite: Mutant) -> set[str]:
-    """The properties that fail; those that should are searched for until they do."""
+    """The properties that fail; those that should are searched for until they do.
+
+    A crash is a failure of what a defect entails alone: what should catch it says what is wrong.
+    """
+    crashes = dict.fromkeys(suite.entailed, (AssertionError, RuntimeError))
     return {
         name
         for name in suite.properties
-        if fails(suite, name, searched() if name in suite.caught_by else some())
+        if fails(
+            suite,
+            name,
+            searched() if name in suite.caught_by else some(),
+            crashes.get(name, AssertionError),
+        )
     }
 
 
@@ -738,8 +753,8 @@ def test_a_defect_is_caught_by_exactly_the_intended_property(name, monkeypatch):
     mutant = MUTANTS[name]
     for (place, attribute), wrong in mutant.replaced.items():
         monkeypatch.setattr(place, attribute, wrong)
-    found = caught(mutant)
-    assert mutant.caught_by <= found <= mutant.caught_by | mutant.entailed
+    entailed = mutant.entailed if profile() == "thorough" else set()
+    assert caught(mutant) - entailed == mutant.caught_by
 
 
 @pytest.mark.parametrize("name", CONTROLS)

@@ -198,7 +198,7 @@ class NaiveFullCredit(Transform):
         logits = view.pred.logits.double()
         share = logits.softmax(-1)
         columns = torch.zeros(*view.snapshot.tokens.shape, logits.shape[-1], dtype=torch.float64)
-        for row, slot in view.open.nonzero().tolist():  # padding has the number of a real column
+        for row, slot in view.open.nonzero().tolist():  # padding, -1, is the last column
             columns[row, view.index[row, slot]] = share[row, slot]
         if view.fresh.any():  # all rows enter a block together here
             memory.shares.clear()
