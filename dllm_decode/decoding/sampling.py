@@ -38,6 +38,11 @@ class Sampler(ABC):
         return False
 
     @property
+    def draws(self) -> bool:
+        """Whether the proposals depend on random numbers, and so on a row's seed."""
+        return False
+
+    @property
     def takes_hidden(self) -> bool:
         """Whether `predict` also takes a pass that stopped before the output head."""
         return False
@@ -131,6 +136,11 @@ class Categorical(Sampler):
             return Prediction.of(logits, banned, lambda pred: self._draw(pred.logits, noise))
         plain = Prediction.of(logits, banned).logits
         return self._proposing(self.truncated(plain), noise)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the temperature is above 0."""
+        return self.temperature > 0.0
 
     @property
     def reshapes(self) -> bool:

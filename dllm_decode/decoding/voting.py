@@ -85,7 +85,8 @@ class Voting:
         else:
             found = _columns(run(decoder, _repeated(request, range(self.n))), request.rows)
         alike = all(len({row.tokens for row in rows}) == 1 for rows in found)
-        if alike and self.n > 1 and self.how != "block_lengths":
+        # where the sampler draws, alike means that the model was sure
+        if alike and self.n > 1 and not (self.how == "block_lengths" or decoder.sampler.draws):
             warnings.warn(
                 f"all {self.n} decodes of every prompt came out the same, so there was nothing to "
                 "vote on; let the sampler draw (a temperature above 0) or use vote=block_lengths",

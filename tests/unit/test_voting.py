@@ -88,6 +88,14 @@ def test_every_candidate_has_seeds_of_its_own() -> None:
     assert asked.seeds == (10, 20, 12, 22, 14, 24) and asked.lengths == (3, 4) * 3
 
 
+def test_equal_decodes_are_no_surprise_where_the_sampler_draws(recwarn) -> None:
+    request = Request(((1,),), 2)
+    for sampler in (Categorical(0.5), Categorical(0.0)):
+        drawing = replace(DECODER, sampler=sampler)
+        Voting(2).decode(drawing, request, Script([said(1)] * 2), last)
+        assert len(recwarn) == (0 if sampler.draws else 1)
+
+
 def test_every_candidate_has_its_block_length() -> None:
     script = Script([said(1)], [said(2)], [said(2)])
     winner = vote("block_lengths", script, 3)
