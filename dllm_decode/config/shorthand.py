@@ -42,8 +42,9 @@ OTHERWISE = {
     "alg": "choose the strategy: strategy=dream, dream_maskgit_plus, dream_topk_margin, "
     "dream_origin",
     "input_ids": "give the token ids as the prompt",
-    "num_return_sequences": "give the prompt several times; each has a seed of its own",
-    "cfg_scale": "guidance is not part of this package",
+    "num_return_sequences": "give the prompt several times, each has a seed of its own, or let "
+    "several decodes vote (task=eval task.n=...)",
+    "cfg_scale": "give guidance=..., which is the same scale",
 }
 
 # Nodes of the configuration that a bare word is looked up in.

@@ -91,7 +91,7 @@ _ALL: tuple[Family, ...] = (
         "shuffle", "Put a list of names into any other order.", determined=False, longest=5
     ),
     ReplaceOne("replace-one", "Replace any one name of a list.", determined=False, longest=5),
-    Chain("chain", "Work out 6 to 20 steps of arithmetic.", canvas=128),
+    Chain("chain", "Work out 8 to 20 steps of arithmetic.", canvas=128),
     Track("track", "Follow four things through 6 to 15 exchanges.", canvas=128),
     SudokuSix("sudoku6", "Fill the empty cells of a 6 x 6 sudoku.", canvas=48),
     SudokuSix("sudoku6-read", "Write a 6 x 6 sudoku with its solution.", canvas=64, read=True),

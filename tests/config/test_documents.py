@@ -100,6 +100,19 @@ def test_an_included_file_is_what_the_page_shows(page: Path) -> None:
         assert (ROOT / name).read_text() == text
 
 
+def test_one_step_shows_the_loop_as_it_is() -> None:
+    page = (ROOT / "docs" / "one-step.md").read_text()
+    (shown,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    source = ast.parse((ROOT / "dllm_decode" / "decoding" / "loop.py").read_text())
+    (run,) = [node for node in source.body if getattr(node, "name", "") == "Run"]
+    loop = {node.name: node for node in ast.walk(run) if isinstance(node, ast.FunctionDef)}
+    for node in ast.parse(shown).body:
+        code = loop[node.name]
+        if ast.get_docstring(code):
+            code.body = code.body[1:]
+        assert ast.unparse(node) == ast.unparse(code)
+
+
 def test_the_example_strategy_is_twelve_lines_or_fewer() -> None:
     assert len((EXAMPLES / "surest_half.py").read_text().splitlines()) <= 12
 

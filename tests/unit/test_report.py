@@ -267,7 +267,7 @@ def test_the_stop_rule_is_shown_alone(runs):
     assert "not shown for sequential, credit, threshold 0.9, threshold 0.5" in text
     run(runs, "sequential stop=never", samples(40, 32, wasted=24), select=TOP_ONE, stop={})
     (text,) = texts(read(runs), "end of text")
-    assert "2.00x fewer forwards" in text
+    assert "forwards divided by 2.00" in text
 
 
 ASKED = {"manner": {"copy": "m1", "sort": "m2"}}
@@ -362,7 +362,7 @@ def test_pages_show_those_wall_times_instead_of_the_runs_own(tmp_path, capsys):
         assert "in wall time" not in before and "in wall time" in after
         assert "20.0 [10.0, 500.0]" in after
         assert "on 4 at batch 4; medians of 3 repetitions in which all runs took turns" in after
-        assert "2.00x fewer forwards, 3.00x less wall time" in after
+        assert "forwards divided by 2.00, wall time by 3.00" in after
     said = capsys.readouterr().out
     assert "speedup" in said and "wall time" not in said and "wall_time.csv" in said
     rows = list(csv.DictReader((tmp_path / "out" / "wall_time.csv").open()))
@@ -388,7 +388,8 @@ def test_controls_may_be_runs_on_part_of_the_problems(tmp_path):
     said = {kind: " ".join(n.text for n in notes if n.kind == kind) for kind in
             ("end of text", "padding")}  # fmt: skip
     assert (
-        "against sequential stop=never, 10 problems): 2.00x fewer forwards" in said["end of text"]
+        "against sequential stop=never, 10 problems): forwards divided by 2.00"
+        in said["end of text"]
     )
     assert "needs 32.0 passes per problem, of which 75 % decide nothing" in said["padding"]
     assert "with it 50 % of 16.0 do" in said["padding"]

@@ -65,8 +65,9 @@ _EQUAL_FORWARDS = (
     "{families}."
 )
 _STOP_ALONE = (
-    "The stop rule alone ({alone} against {full}, {problems:,} problems): {forwards:.2f}x fewer "
-    "forwards, {wall_time:.2f}x less wall time, accuracy {share:.1f} % against {full_share:.1f} %. "
+    "The stop rule alone ({alone} against {full}, {problems:,} problems): forwards "
+    "divided by {forwards:.2f}, wall time by {wall_time:.2f}, accuracy {share:.1f} % against "
+    "{full_share:.1f} %. "
     "Speedups in the table are against the sequential run with the same stop rule, so that this "
     "gain is not in them."
 )

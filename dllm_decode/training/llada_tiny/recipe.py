@@ -68,7 +68,7 @@ class Recipe:
         curriculum: Millions of tokens before a family is drawn for the first time.
         clip: Largest norm of the gradient.
         average: Decay of the running mean of the weights, which is what is exported.
-        early: Millions of tokens after which the half-trained model is kept; 0 keeps none.
+        early: Millions of tokens after which the model is kept as it is then; 0 keeps none.
         log_every: Steps between two records of the curves.
         checkpoint_minutes: Minutes between two checkpoints.
         measurements: How often exact match is measured, spread over the run.

@@ -60,7 +60,8 @@ def text(found: Measured, determined: Determined, answers: Mapping[str, Sequence
         parallel(found),
         "### Confidence threshold",
         thresholds(found),
-        "![Accuracy and forwards against the threshold](dynamics.png)",
+        "![Accuracy against tokens per step by family, and against tokens per forward by threshold]"
+        "(dynamics.png)",
         "### Temporal redundancy",
         redundancy(found),
         "### Calibration",
@@ -243,7 +244,7 @@ def _style(number: int) -> tuple[str, str, str]:
 
 def _dynamics(found: Measured) -> Figure:
     """Left: accuracy against tokens per step; right: accuracy against speed for thresholds."""
-    figure, (left, right) = figures.canvas(9.0, 3.8, ncols=2)
+    figure, (left, right) = figures.canvas(10.0, 3.8, ncols=2)
     runs = [(1, found.sequential), *found.parallel]
     for number, family in enumerate(found.sequential.families):
         colour, marker, line = _style(number)
@@ -253,7 +254,8 @@ def _dynamics(found: Measured) -> Figure:
     left.set_xticks([k for k, _ in runs], [str(k) for k, _ in runs])
     left.set_xlabel("tokens per step")
     left.set_ylabel("accuracy [% of problems]")
-    left.legend(fontsize=6, frameon=False, ncols=2)
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}  # 22 lines leave no room inside
+    left.legend(fontsize=6, frameon=False, **beside)
     for value, run in found.thresholds:
         speed = metrics.tokens_per_forward(run.samples).value
         share = metrics.accuracy(run.samples)
