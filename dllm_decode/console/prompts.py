@@ -89,6 +89,26 @@ def read_prompts(name: str) -> list[GivenPrompt]:
     return found
 
 
+def prompts_to_learn_from(name: str) -> list[GivenPrompt]:
+    """The same for a training, whose decodes all have the settings of the command line.
+
+    Args:
+        name: See `read_prompts`.
+
+    Raises:
+        PromptsError: As there, and for a line with a seed or parameters of its own.
+    """
+    found = read_prompts(name)
+    for prompt in found:
+        for key in ("seed", "parameters"):
+            if getattr(prompt, key) is not None:
+                raise PromptsError(
+                    f"{prompt.source}: a training takes no {key} of a single prompt; leave it out "
+                    "and set it for all on the command line"
+                )
+    return found
+
+
 def _read(name: str) -> str:
     """The text of a file, without a byte order mark."""
     try:

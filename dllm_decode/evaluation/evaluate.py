@@ -77,7 +77,8 @@ def infilling(
         question: With a form or without one.
 
     Raises:
-        ConfigError: The answer does not fit into the gaps, one token each.
+        ConfigError: The answer does not fit into the gaps, one token each, or the form is longer
+            than what is to be written.
     """
     if not question.form:
         return question.max_new_tokens, None
@@ -91,6 +92,11 @@ def infilling(
         raise ConfigError(
             "task.problems.infill needs a model whose tokenizer makes one token of every word; "
             f"{question.label!r} has {len(answer)} tokens and its form {len(ids)}"
+        )
+    if len(ids) > question.max_new_tokens:
+        raise ConfigError(
+            f"max_new_tokens must be at least {len(ids)}, which the form of problem "
+            f"{question.key} takes, got {question.max_new_tokens}"
         )
     ids += vocab.eot_ids[:1] * (question.max_new_tokens - len(ids))
     return len(ids), {place: token for place, token in enumerate(ids) if token != vocab.mask_id}

@@ -444,10 +444,13 @@ def collect(folder: str | Path) -> RunCollection:
     broken: list[str] = []
     failed: list[str] = []
     unfinished: list[str] = []
-    paths = {found.parent for name in (JOB, FAILURE) for found in root.rglob(name)}
+    marks = (JOB, FAILURE, SAMPLES)
+    paths = {found.parent for name in marks for found in root.rglob(name)}
     with _uncollected():
         for path in sorted(paths):
-            if not (path / RESULTS).exists():
+            if (path / SAMPLES).exists() and not (path / JOB).exists():
+                broken.append(f"{path}: no {JOB}, which says what was evaluated")
+            elif not (path / RESULTS).exists():
                 if (path / FAILURE).exists():
                     failed.append(f"{path}: {_reason(path / FAILURE)}")
                 else:

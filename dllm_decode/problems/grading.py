@@ -67,8 +67,9 @@ def boxed(text: str) -> str | None:
     if start < 0:
         return None
     rest = text[start:].split("boxed" if text.startswith("\\boxed", start) else "fbox", 1)[1]
+    rest = rest.lstrip()
     if not rest.startswith("{"):  # \boxed 7
-        words = rest.strip().split("$")[0].split()
+        words = rest.split("$")[0].split()
         return words[0] if words else None
     depth = 0
     for place, letter in enumerate(rest):
@@ -104,9 +105,9 @@ def normal_latex(text: str) -> str:
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\s+", "", text).rstrip(".")
+    text = re.sub(r"\s+", "", text).rstrip(".").replace("{,}", ",")  # 1{,}000 is 1,000 as well
     text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
-    text = re.sub(r"^(\d+)/(\d+)$", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)
     text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)
     text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
     return re.sub(r"^[a-zA-Z]=(?=.)", "", text)

@@ -191,12 +191,8 @@ class InstructedList(Family):
 
     def grade_strictly(self, problem: Problem, text: str) -> bool:
         """The same for lists written as in the question, with nothing around them."""
-        found = read_list(text, strict=True)
-        return (
-            text.strip().startswith("[")
-            and text.strip().endswith("]")
-            and self._right(problem, found)
-        )
+        alone = _STRICT_LIST.fullmatch(text.strip()) is not None
+        return alone and self._right(problem, read_list(text, strict=True))
 
     def _right(self, problem: Problem, found: list[str] | None) -> bool:
         names, spare, result = (problem.facts[key] for key in ("names", "spare", "result"))

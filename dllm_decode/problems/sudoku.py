@@ -160,12 +160,12 @@ def _search(options: list[int], rng: random.Random) -> list[int] | None:
     return None
 
 
-def _options(given: list[int]) -> list[int]:
-    """The digits that every cell can still hold, each as a bit."""
+def _options(given: list[int]) -> list[int] | None:
+    """The digits that every cell can still hold, each as a bit; None where givens contradict."""
     options = [_ANY] * _CELLS
     for cell, digit in enumerate(given):
         if digit and not (options[cell] >> (digit - 1) & 1 and _put(options, cell, 1 << digit - 1)):
-            raise AssertionError("a filled grid has no contradictions")
+            return None
     return options
 
 
@@ -177,6 +177,7 @@ def _thinned(solved: list[int], count: int, rng: random.Random) -> list[int]:
             break
         given[cell] = 0
         options = _options(given)
+        assert options is not None, "a filled grid has no contradictions"
         others = options[cell] & ~(1 << solved[cell] - 1)
         # Any other solution differs from the one before in this cell.
         if others and _other(options, cell, others, rng):
@@ -203,7 +204,8 @@ def solutions(given: list[int], limit: int = 2) -> int:
         given: 36 digits, 0 for an empty cell.
         limit: Where counting stops.
     """
-    return _count(_options(given), limit)
+    options = _options(given)
+    return 0 if options is None else _count(options, limit)
 
 
 def _count(options: list[int], limit: int) -> int:

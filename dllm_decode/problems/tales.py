@@ -328,5 +328,5 @@ def _fits(name: str, value: str, fixed: Mapping[str, str]) -> bool:
 
 
 def _number(text: str) -> int:
-    """A number, -1 for any other word."""
-    return int(text) if text.isdecimal() else -1
+    """A number of a few digits, -1 for any other word."""
+    return int(text) if text.isdecimal() and len(text) < 10 else -1

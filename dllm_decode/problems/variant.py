@@ -71,7 +71,7 @@ class Variant:
             changed = self._longer(family)
         if self.clues is not None:
             if not isinstance(family, Sudoku):
-                raise self._meaningless("clues", family, "sudokus")
+                raise self._meaningless("clues", family, "sudokus of 4 x 4")
             changed = replace(family, name=f"{family.name}-{self.clues}", clues=self.clues)
         if self.numbers is not None:
             if not isinstance(family, Countdown):
@@ -79,7 +79,7 @@ class Variant:
             changed = replace(family, name=f"{family.name}-{self.numbers}", count=self.numbers)
         if self.infill:
             if not isinstance(family, Labelled):
-                raise self._meaningless("infill", family, "lists")
+                raise self._meaningless("infill", family, "lists with labels")
             changed = replace(changed, name=f"{changed.name}-infill")
         return changed
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.console.prompts import read_prompts
-from dllm_decode.errors import ConfigError, DllmDecodeError, require_count, require_in_range
+from dllm_decode import storage
+from dllm_decode.console.prompts import prompts_to_learn_from
+from dllm_decode.errors import (
+    CheckpointError,
+    ConfigError,
+    DllmDecodeError,
+    require,
+    require_count,
+    require_in_range,
+)
 from dllm_decode.tasks import Context, Task
 from dllm_decode.training.pace import Pace
 
@@ -113,6 +123,9 @@ class Distill(Pace, Task):
         for value in (self.threshold, *self.thresholds):
             require_in_range("task.threshold", value, 0.0, 1.0)
         require_in_range("task.tolerance", self.tolerance, 0.0, 100.0, unit="points")
+        require(
+            len(self.families) > 0, "task.families must name at least one family, got an empty list"
+        )
 
     def run(self, context: Context) -> int:
         """Decode, learn, measure, write; returns 0."""
@@ -122,15 +135,15 @@ class Distill(Pace, Task):
         from dllm_decode.training.devices import Devices
 
         folder, devices = loop.prepare(self.output, self.resume), Devices.found()
-        decoder = self._decoder(context)
-        work = _Distillation(self, context, decoder, folder, devices)
-        with deferred_interrupts() as signals:
-            done = work.train(lambda: bool(signals))
-            raise_for(signals)
-        if not done:
-            context.display.say("stopped; the same command goes on")
-        elif devices.first:
-            work.finish()
+        with loop.occupied(folder) if devices.first else nullcontext():
+            work = _Distillation(self, context, self._decoder(context), folder, devices)
+            with deferred_interrupts() as signals:
+                done = work.train(lambda: bool(signals))
+                raise_for(signals)
+            if not done:
+                context.display.say("stopped; the same command goes on")
+            elif devices.first:
+                work.finish()
         return 0
 
     def _decoder(self, context: Context) -> TextDecoder:
@@ -156,6 +169,7 @@ class _Distillation:
     ) -> None:
         from dllm_decode.models.adapter import TransformersDenoiser
         from dllm_decode.models.lean import LeanModel
+        from dllm_decode.training import loop
         from dllm_decode.training.distill import Student
 
         self.task, self.context, self.folder, self.devices = task, context, folder, devices
@@ -171,6 +185,7 @@ class _Distillation:
         assert block is not None
         self.student = Student(denoiser, block)
         self.asked = self._asked()
+        loop.claim(folder, self._identity(), devices)
         self.learned, self.kept = self._data()
         self.before = self._state()
         self.weights = self._trained()
@@ -183,7 +198,7 @@ class _Distillation:
 
         task = self.task
         if task.prompts is not None:
-            asked = read_prompts(task.prompts)
+            asked = prompts_to_learn_from(task.prompts)
             if len(asked) <= task.held_out:
                 raise ConfigError(
                     f"task=distill measures with task.held_out={task.held_out} prompts and needs "
@@ -245,24 +260,34 @@ class _Distillation:
             if family and not FAMILIES[family].grade(problem, result.texts[row]):
                 continue
             tokens = self._filled(outcome.tokens, lengths[row])
-            ids = self.decoder.encode(prompts[row], row)
-            found.append(Trajectory(tuple(ids), tokens, family))
+            found.append(Trajectory(prompts[row], tokens, family))
         return found
 
-    def _prompts(self, asked: Sequence[Any]) -> tuple[list[Any], list[int]]:
-        """Prompts and columns of problems, or of the prompts of a file."""
+    def _prompts(self, asked: Sequence[Any]) -> tuple[list[tuple[int, ...]], list[int]]:
+        """Token ids and columns of problems, or of the prompts of a file."""
         from dllm_decode.api import DEFAULT_NEW_TOKENS
         from dllm_decode.problems import FAMILIES
 
-        if self.task.prompts is not None:
-            length = self.task.max_new_tokens or DEFAULT_NEW_TOKENS
-            return [each.content for each in asked], [length] * len(asked)
-        return [p.prompt for p in asked], [FAMILIES[p.family].canvas for p in asked]
+        encode = self.decoder.encode
+        if self.task.prompts is None:
+            ids = [encode(problem.prompt, row) for row, problem in enumerate(asked)]
+            return ids, [FAMILIES[problem.family].canvas for problem in asked]
+        length = self.task.max_new_tokens or DEFAULT_NEW_TOKENS
+        ids = [
+            encode(
+                each.content,
+                row,
+                continue_final=each.continue_final_message,
+                arguments=each.chat_template_kwargs,
+            )
+            for row, each in enumerate(asked)
+        ]
+        return ids, [each.max_new_tokens or length for each in asked]
 
     def _generated(
         self,
         decoder: TextDecoder,
-        prompts: Sequence[Any],
+        prompts: Sequence[tuple[int, ...]],
         lengths: Sequence[int],
         title: str,
         parameters: Mapping[str, float] | None = None,
@@ -288,8 +313,7 @@ class _Distillation:
         if self.devices.first and not path.exists():
             _write(path, self._measured(self.decoder.model, self.student))
         self.devices.wait()
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return storage.read_json(path, CheckpointError)
 
     def _measured(self, model: LoadedModel, student: Student) -> dict[str, Any]:
         """Curve, the point at the fixed threshold, and calibration."""
@@ -384,10 +408,19 @@ class _Distillation:
             return loop.run(loss_of, report, every, lambda: fell[0])
 
     def _identity(self) -> dict[str, Any]:
-        names = ("seed", "rate", "beta", "temperature", "rows", "lora", "problems", "prompts")
+        """What a continuation must share: the data, what is measured, and how it learns."""
+        names = (
+            "seed", "prompts", "families", "problems", "held_out", "max_new_tokens", "threshold",
+            "thresholds", "rate", "warmup", "flat", "final", "betas", "weight_decay", "clip",
+            "rows", "beta", "temperature", "lora",
+        )  # fmt: skip
         mine = {f"task.{name}": getattr(self.task, name) for name in names}
-        mine["task.families"] = list(self.task.families)
+        mine["strategy"] = self.context.strategy_name
+        mine["schedule.length"] = self.student.block
         mine["number of processes"] = self.devices.count
+        if self.task.prompts is not None:
+            sides = repr([self._prompts(side) for side in self.asked])
+            mine["the digest of the prompts"] = hashlib.sha256(sides.encode()).hexdigest()[:16]
         return mine | {"the model's fingerprint": self.student.denoiser.fingerprint}
 
     def _save(self) -> None:
@@ -430,7 +463,8 @@ class _Distillation:
             "forwards": ["forwards"],
         }
         loop.picture(self.loop.log(), panels, self.folder / PICTURE)
-        self.context.folder.write_json("results.json", {"model": str(self.folder / MODEL)})
+        model = str(self.folder / MODEL) if written else None
+        self.context.folder.write_json("results.json", {"model": model})
         if after and found:
             self.context.display.show(_table(self.before, after))
             self.context.display.say(_verdict(found))
@@ -474,8 +508,6 @@ def _verdict(found: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, figures: Mapping[str, Any]) -> None:
-    from dllm_decode import storage
-
     storage.write_text(path, json.dumps(storage.plain(dict(figures)), indent=1) + "\n")
 
 

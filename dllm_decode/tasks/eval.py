@@ -204,7 +204,7 @@ class Eval(Task):
             context, others = placed(context, self.devices)
         with self._failures_noted(context, name, order is not None):
             decoder, questions, description, path = self._prepared(context, name)
-        if self.resume and (path / RESULTS).exists():
+        if self.resume and (path / RESULTS).exists() and not read_json(path / RESULTS)["errors"]:
             context.display.say(f"{name}: done already, {path}")
         else:
             job = {"name": name, **description}
@@ -265,12 +265,14 @@ class Eval(Task):
         names = [self.families] if isinstance(self.families, str) else list(self.families)
         if not names:
             raise ConfigError("task.families must name at least one family, got an empty list")
+        words = "shown, all," if self.style == "instruct" else "shown, trained, all,"
         for name in names:
             if name not in kinds:
                 raise ConfigError(
-                    "task.families must be shown, trained, all, or names of "
-                    f"{', '.join(kinds)}; got {name!r}"
+                    f"task.families must be {words} or names of {', '.join(kinds)}; got {name!r}"
                 )
+            if names.count(name) > 1:
+                raise ConfigError(f"task.families must name each family once, got {names}")
         return names
 
     def questions(self, model: LoadedModel) -> list[Question]:

@@ -30,7 +30,7 @@ class Pretrain(Recipe, Task):
 
     The folder `output` receives `model/` (published LLaDA format), `curves.jsonl`, `curves.png` and
     a checkpoint from which the same command continues; with `early` also `early/`, the model as it
-    was after so many million tokens: half-trained, for the study of rules that look back. The
+    was after so many million tokens: unsure still, for the study of rules that look back. The
     settings are those of `Recipe`.
 
     Examples:
@@ -58,9 +58,10 @@ class Pretrain(Recipe, Task):
             KeyboardInterrupt: SIGINT or SIGTERM came; the checkpoint is of the step they came in.
         """
         from dllm_decode.training.llada_tiny.worker import work
+        from dllm_decode.training.loop import occupied
 
         folder = self._prepare()
-        with deferred_interrupts() as signals:
+        with occupied(folder), deferred_interrupts() as signals:
             if self.workers == 1:
                 work(0, self, "", lambda: bool(signals))
             else:

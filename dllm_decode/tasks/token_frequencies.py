@@ -45,6 +45,8 @@ class CountTokens(Task):
         require_count("seed", self.seed, minimum=0)
         if self.prompts is not None and self.families is not None:
             raise ConfigError("prompts and task.families exclude each other; give one of them")
+        if self.families is not None and not self.families:
+            raise ConfigError("task.families must name at least one family, got an empty list")
 
     def run(self, context: Context) -> int:
         """Count and write; returns 0."""

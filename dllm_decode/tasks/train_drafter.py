@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.console.prompts import read_prompts
+from dllm_decode.console.prompts import prompts_to_learn_from
 from dllm_decode.errors import (
     ConfigError,
     DllmDecodeError,
@@ -125,19 +125,28 @@ class TrainDrafter(Pace, Task):
         require_in_range("task.open_share", self.open_share, 0.0, 1.0)
         for name, factor in self.emphasis.items():
             require_choice("task.emphasis", name, tuple(FAMILIES))
-            require_in_range(f"task.emphasis.{name}", factor, 0.0, math.inf, open_low=True)
+            require_in_range(f"task.emphasis.{name}", factor, 0.0, 1e6, open_low=True)
         if self.prompts is not None and self.families is not None:
             raise ConfigError("prompts and task.families exclude each other; give one of them")
+        if self.families is not None and not self.families:
+            raise ConfigError("task.families must name at least one family, got an empty list")
 
     def run(self, context: Context) -> int:
         """Collect answers, learn, measure, write; returns 0."""
         context.refuse_early()
+        from dllm_decode.training import loop
+
+        folder = loop.prepare(self.output, self.resume)
+        with loop.occupied(folder):
+            return self._run(context, folder)
+
+    def _run(self, context: Context, folder: Path) -> int:
+        """The same in a folder that no other process writes to."""
         from dllm_decode.console.processes import deferred_interrupts, raise_for
         from dllm_decode.models.drafting import LayerDrafter
         from dllm_decode.training import loop
         from dllm_decode.training.drafter import Diet, Teacher, drafter_loss
 
-        folder = loop.prepare(self.output, self.resume)
         decoder = context.decoder_with("strategy=sequential")
         denoiser = decoder.model.denoiser
         teacher = Teacher(denoiser, decoder.decoder.schedule.block_length)
@@ -169,7 +178,7 @@ class TrainDrafter(Pace, Task):
                 folder,
                 dict(layer.named_parameters()),
                 self,
-                self._identity(teacher),
+                self._identity(teacher, learned, kept),
                 lambda: bool(signals),
             )
             with context.display.progress("training the drafter", self.steps) as report:
@@ -186,13 +195,19 @@ class TrainDrafter(Pace, Task):
         self._tell(context, folder, figures, training)
         return 0
 
-    def _identity(self, teacher: Teacher) -> dict[str, Any]:
+    def _identity(
+        self, teacher: Teacher, learned: Sequence[Text], kept: Sequence[Text]
+    ) -> dict[str, Any]:
         """What a continuation must share."""
         names = (
-            "seed", "rate", "problems", "open_share", "depth", "least_depth", "rows", "fresh",
-            "passes", "start", "heads", "hidden", "families", "prompts",
+            "seed", "rate", "warmup", "flat", "final", "betas", "weight_decay", "clip", "problems",
+            "open_share", "depth", "least_depth", "rows", "fresh", "passes", "start",
+            "heads", "hidden", "families", "prompts",
         )  # fmt: skip
         mine = {f"task.{name}": getattr(self, name) for name in names}
+        if self.prompts is not None:
+            sides = repr([learned, kept])
+            mine["the digest of the texts"] = hashlib.sha256(sides.encode()).hexdigest()[:16]
         return mine | {"the model's fingerprint": teacher.own.fingerprint}
 
     def _layer(self, teacher: Teacher, text: Text) -> DraftLayer:
@@ -265,9 +280,10 @@ class TrainDrafter(Pace, Task):
         from dllm_decode.decoding.types import Request
         from dllm_decode.training.drafter import Text
 
-        asked = read_prompts(prompts)
+        asked = prompts_to_learn_from(prompts)
         writer = context.decoder_with("strategy=threshold")
-        length = self.max_new_tokens or DEFAULT_NEW_TOKENS
+        usual = self.max_new_tokens or DEFAULT_NEW_TOKENS
+        lengths = tuple(each.max_new_tokens or usual for each in asked)
         ids = tuple(
             writer.encode(
                 each.content,
@@ -277,7 +293,7 @@ class TrainDrafter(Pace, Task):
             )
             for row, each in enumerate(asked)
         )
-        request = Request(ids, length, tuple(self.seed + row for row in range(len(ids))))
+        request = Request(ids, lengths, tuple(self.seed + row for row in range(len(ids))))
         writer.check(request, [each.source for each in asked])
         columns = sum(request.lengths)
         with context.display.progress("writing answers", columns) as report:
@@ -291,7 +307,7 @@ class TrainDrafter(Pace, Task):
             raise DllmDecodeError(f"{len(failed)} prompts failed, the first: {failed[0]}")
         ends = writer.model.denoiser.vocab.eot_ids
         texts = []
-        for prompt, tokens in zip(ids, result.sequences, strict=True):
+        for prompt, length, tokens in zip(ids, lengths, result.sequences, strict=True):
             until = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
             texts.append(Text(tuple(prompt), tuple(tokens[:until]), length + 1))
         random.Random(self.seed).shuffle(texts)

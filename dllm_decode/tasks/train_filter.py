@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dllm_decode.console.prompts import GivenPrompt, read_prompts
+from dllm_decode.console.prompts import GivenPrompt, prompts_to_learn_from
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_count, require_in_range
 from dllm_decode.tasks import Context, Task
 
@@ -122,6 +122,8 @@ class TrainFilter(Task):
             require_in_range("task.thresholds", threshold, 0.0, 1.0)
         if self.prompts is not None and self.families is not None:
             raise ConfigError("prompts and task.families exclude each other; give one of them")
+        if self.families is not None and not self.families:
+            raise ConfigError("task.families must name at least one family, got an empty list")
         if isinstance(self.problems, Mapping) and (self.families or self.prompts):
             raise ConfigError(
                 "task.problems names families, so that task.families and prompts must not be given"
@@ -177,8 +179,9 @@ class TrainFilter(Task):
         from dllm_decode.problems import FAMILIES, problems
 
         if self.prompts is not None:
-            asked = read_prompts(self.prompts)
-            lengths = [self.max_new_tokens or DEFAULT_NEW_TOKENS] * len(asked)
+            asked = prompts_to_learn_from(self.prompts)
+            usual = self.max_new_tokens or DEFAULT_NEW_TOKENS
+            lengths = [each.max_new_tokens or usual for each in asked]
             found = _Prompts(asked, lengths, [None] * len(asked), [""] * len(asked))
         else:
             drawn = [

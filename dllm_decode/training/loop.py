@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
+from dllm_decode import storage
 from dllm_decode.errors import CheckpointError, ConfigError, ModelOutputError
 from dllm_decode.training.devices import Devices
 from dllm_decode.training.llada_tiny import checkpoint, curves
 from dllm_decode.training.pace import Pace
 
-CURVES = "curves.jsonl"
+CURVES, RUN, LOCK = "curves.jsonl", "run.json", ".lock"
 
 
 class Adam:
@@ -104,7 +107,7 @@ class TrainingLoop:
     ) -> None:
         self.folder, self.pace, self.stop = folder, pace, stop
         self._devices, self._stopped = devices or Devices(), False
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self._ended = 0, 0.0, False
         self._weights = dict(weights)
         self._optimiser = Adam(self._weights, pace)
         self._identity = {name: _plain(value) for name, value in identity.items()}
@@ -132,6 +135,8 @@ class TrainingLoop:
         Raises:
             ModelOutputError: The loss is no number.
         """
+        if self._ended:  # by `enough`: what would be learned from here on is not wanted
+            return True
         begun, saved = time.monotonic() - self.seconds, self.seconds
         figures: list[Mapping[str, float]] = []
         last = self.pace.halt or self.pace.steps
@@ -147,6 +152,7 @@ class TrainingLoop:
             if (line := every(self.step)) is not None:
                 self._log(line)
             if enough():
+                self._ended = True
                 self._save()
                 return True
             if self._stopped:
@@ -210,7 +216,7 @@ class TrainingLoop:
             return
         record = {
             "settings": self._identity,
-            "course": {"step": self.step, "seconds": self.seconds},
+            "course": {"step": self.step, "seconds": self.seconds, "ended": self._ended},
         }
         checkpoint.save(self.folder, self.step, self._tensors(), record)
 
@@ -218,16 +224,69 @@ class TrainingLoop:
         record = checkpoint.read(self.folder)
         if record is None:
             return
-        for name, mine in self._identity.items():
-            if (before := record["settings"].get(name)) != mine:
-                raise CheckpointError(
-                    f"{name} must be {before!r} to continue the run in {self.folder}, got "
-                    f"{mine!r}; give another task.output for a new run"
-                )
+        _compare(self.folder, record["settings"], self._identity)
         checkpoint.fill(self.folder / record["tensors"], self._tensors())
-        self.step, self.seconds = record["course"]["step"], record["course"]["seconds"]
+        course = record["course"]
+        try:
+            self.step, self.seconds = int(course["step"]), float(course["seconds"])
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(
+                f"the checkpoint in {self.folder} must say how many updates and seconds it has "
+                f"(course.step, course.seconds), got {course}"
+            ) from None
+        self._ended = bool(course.get("ended", False))
         if self._devices.first:
             curves.cut(self.folder / CURVES, self.step)
+
+
+def _compare(folder: Path, before: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    for name, value in mine.items():
+        if (other := before.get(name)) != value:
+            raise CheckpointError(
+                f"{name} must be {other!r} to continue the run in {folder}, got {value!r}; give "
+                "another task.output for a new run"
+            )
+
+
+def claim(folder: Path, identity: Mapping[str, Any], devices: Devices) -> None:
+    """Write down what a run is before it makes anything, or refuse the folder of another run.
+
+    Args:
+        folder: Of the run; it must be there.
+        identity: Settings that a continuation must share, by their configuration key.
+        devices: The processes of the run.
+
+    Raises:
+        CheckpointError: The folder holds a run with other settings, or its file is damaged.
+    """
+    path = folder / RUN
+    mine = {name: _plain(value) for name, value in identity.items()}
+    if devices.first and not path.exists():
+        storage.write_text(path, json.dumps(mine, indent=1) + "\n")
+    devices.wait()
+    _compare(folder, storage.read_json(path, CheckpointError), mine)
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder of a run; raises `ConfigError` where one is in it.
+
+    Args:
+        folder: Of the run; it must be there.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"task.output={folder} is in use by another process; wait for it, or give another"
+        ) from None
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        raise ConfigError(f"task.output must be a writable folder, got {folder}: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def prepare(output: str, resume: bool) -> Path:
@@ -243,7 +302,7 @@ def prepare(output: str, resume: bool) -> Path:
     folder = Path(output)
     if not output:
         raise ConfigError("task.output must name a folder, got an empty text")
-    if not resume and checkpoint.read(folder) is not None:
+    if not resume and ((folder / RUN).exists() or checkpoint.read(folder) is not None):
         raise ConfigError(
             f"task.output must be a new folder with task.resume=false; {folder} holds a run"
         )
@@ -281,7 +340,8 @@ def picture(
             if points:
                 axes.plot(*zip(*points, strict=True), label=name)
         axes.set(ylabel=label, xlabel="updates")
-        axes.legend(fontsize="small")
+        if axes.lines:
+            axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     return True
 

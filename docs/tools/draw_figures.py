@@ -48,6 +48,9 @@ def main(words: Sequence[str]) -> int:
     except DllmDecodeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

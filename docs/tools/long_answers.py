@@ -9,13 +9,14 @@ thresholds that take as many forwards, with the interval of a bootstrap over pro
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dllm_decode.api import TextDecoder, build
 from dllm_decode.config.compose import compose_checked
-from dllm_decode.errors import ConfigError, DllmDecodeError
+from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice
 from dllm_decode.evaluation.metrics import Sample, forwards_per_problem
 from dllm_decode.evaluation.reporting.tables import over_thresholds, percent, points
 from dllm_decode.evaluation.statistics import Interval, wilson
@@ -85,10 +86,18 @@ def row(run: EvalRun, gap: Interval | None) -> str:
 
 def main(words: Sequence[str]) -> int:
     """Decode and print; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("family", help="name of a family")
+    parser.add_argument("tokens", type=int, help="of the shortest answer")
+    parser.add_argument("around", nargs="*", help="settings of all decodes, as schedule.length=128")
+    given = parser.parse_args(words)
+    family, tokens, around = given.family, given.tokens, given.around
     try:
-        family, tokens, *around = words
-        decoder = build(compose_checked(["model=llada", "strategy=threshold"]))
-        asked = longest(family, int(tokens), decoder)
+        require_choice("family", family, tuple(FAMILIES))
+        decoder = build(compose_checked(["model=llada", "strategy=threshold", *around]))
+        asked = longest(family, tokens, decoder)
+        if not asked:
+            raise ConfigError(f"no problem of {family} has an answer of {tokens} tokens")
         print(f"{len(asked)} problems of {family} with {tokens} tokens or more")
         runs = []
         for job in JOBS:

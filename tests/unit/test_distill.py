@@ -229,6 +229,36 @@ def test_a_run_writes_a_model_in_the_published_format_and_a_report(tmp_path: Pat
     assert [json.loads(line)["step"] for line in lines if "accuracy" in line] == [2, 3]
 
 
+def test_a_folder_with_the_decodes_of_another_run_is_refused(tmp_path: Path) -> None:
+    assert run(tmp_path, "whole", "task.steps=1") == 0
+    (tmp_path / "whole" / "checkpoint.json").unlink()  # as if it had stopped before the first one
+    data = (tmp_path / "whole" / "trajectories.jsonl").read_bytes()
+    for other in ("task.families=[copy]", "task.thresholds=[0.5]", "task.held_out=3", "seed=1"):
+        assert run(tmp_path, "whole", "task.steps=1", other) == CheckpointError.exit_code
+    assert (tmp_path / "whole" / "trajectories.jsonl").read_bytes() == data
+
+
+@pytest.mark.slow
+def test_prompts_of_a_file_keep_their_columns_and_a_changed_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": f"Copy: 1 Ada 2 {name}", "max_new_tokens": length}) + "\n"
+            for name, length in (("Ben", 8), ("Eva", 16), ("Cleo", 24))
+        )
+    )
+    words = (f"prompts={path}", "task.held_out=1", "task.steps=1", "task.families=[copy]")
+    assert run(tmp_path, "own", *words) == 0
+    found = [
+        len(text.tokens)
+        for name in ("held_out-trajectories.jsonl", "trajectories.jsonl")
+        for text in read_trajectories(tmp_path / "own" / name)[0]
+    ]
+    assert found == [8, 16, 24]
+    path.write_text(path.read_text().replace("Eva", "Zoe"))
+    assert run(tmp_path, "own", *words) == CheckpointError.exit_code
+
+
 @pytest.mark.slow
 def test_low_rank_updates_learn_and_are_merged_into_the_published_weights(tmp_path: Path) -> None:
     pytest.importorskip("peft")

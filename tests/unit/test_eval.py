@@ -314,6 +314,39 @@ def test_a_rerun_skips_and_gives_the_same(tmp_path, capsys):
     assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()} == before
 
 
+def test_a_rerun_decodes_again_what_had_failed(tmp_path, capsys):
+    assert command(tmp_path, *SEQUENTIAL) == 0
+    (path,) = (tmp_path / "runs").iterdir()
+    whole = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+    failed = [{**whole[0], "error": "out of memory"}, *whole[1:]]
+    (path / "samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in failed))
+    results = json.loads((path / "results.json").read_text())
+    (path / "results.json").write_text(json.dumps({**results, "errors": 1}))
+    assert command(tmp_path, *SEQUENTIAL) == 0
+    assert "done already" not in capsys.readouterr().out.splitlines()[-1]
+    assert json.loads((path / "results.json").read_text())["errors"] == 0
+    texts = {each["problem"]: each["text"] for each in whole}
+    again = [json.loads(line) for line in (path / "samples.jsonl").read_text().splitlines()]
+    assert {each["problem"]: each["text"] for each in again} == texts
+
+
+def test_samples_without_their_job_are_listed_as_broken(tmp_path):
+    with store.JobFolder(tmp_path / "job", {}) as job:
+        job.append(sample("a"))
+    (tmp_path / "job" / "job.json").unlink()
+    found = store.collect(tmp_path)
+    assert not found.runs and "no job.json, which says what was evaluated" in found.broken[0]
+
+
+def test_a_form_longer_than_what_is_to_be_written_is_refused(tmp_path, capsys):
+    words = ["task=eval", "model=llada", "task.families=[sudoku6]", "max_new_tokens=8"]
+    more = ["task.count=1", f"runs={tmp_path}", "display=none", f"hydra.run.dir={tmp_path / 'out'}"]
+    assert main([*words, *more]) != 0
+    assert (
+        "max_new_tokens must be at least 41, which the form of problem" in capsys.readouterr().err
+    )
+
+
 def test_two_runs_of_the_same_job_agree_in_everything_but_time(tmp_path):
     records = []
     for name in ("one", "two"):

@@ -112,6 +112,13 @@ def test_questions_carry_one_worked_example_that_is_right_and_not_the_question()
     assert plain.shots == () and plain.grade_strictly is None
 
 
+def test_a_list_behind_other_brackets_is_not_in_the_form_that_was_asked_for() -> None:
+    family = INSTRUCTED["copy"]
+    problem = family.generate(random.Random(7))
+    for before in ('["x"] ', "[I think it is]\n"):
+        assert not family.grade_strictly(problem, before + problem.answer)
+
+
 def test_each_style_has_its_families() -> None:
     assert Eval(style="instruct").family_names() == list(INSTRUCTED)
     assert "tally" not in INSTRUCTED and set(FAMILIES) - set(INSTRUCTED)

@@ -174,7 +174,12 @@ def write_report(
     chosen = chosen_runs(collection, settings.only).named()
     runs = chosen.whole
     report = _page(chosen, collection, settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of a report must be writable, got {folder}: {error.strerror or error}"
+        ) from None
     drawn = figures.draw_all(runs, folder / "figures") if settings.draw else []
     by_family = (row for rows in report.families.values() for row in rows)
     texts = {

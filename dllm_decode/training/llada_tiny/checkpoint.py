@@ -56,13 +56,11 @@ def read(folder: Path) -> dict[str, Any] | None:
     path = folder / _RECORD
     if not path.exists():
         return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if {"tensors", "settings", "course"} <= record.keys():
-            return record
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
-    raise CheckpointError(f"the checkpoint {path} must have tensors, settings and course")
+    record = storage.read_json(path, CheckpointError)
+    kinds = {"tensors": str, "settings": dict, "course": dict}
+    if not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
+        raise CheckpointError(f"the checkpoint {path} must have tensors, settings and course")
+    return record
 
 
 def fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -79,6 +77,8 @@ def fill(path: Path, tensors: Mapping[str, Tensor]) -> None:
         saved = load_file(path)
         with torch.no_grad():
             for key, value in tensors.items():
+                if saved[key].shape != value.shape:  # a copy would broadcast
+                    raise ValueError(f"{key} is {[*saved[key].shape]}, not {[*value.shape]}")
                 value.copy_(saved[key])
-    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {path} cannot be read: {error!r}") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from dllm_decode.errors import CheckpointError
 from dllm_decode.problems import TRAINED
 
 _FORGET = 0.97  # per step, of the counts behind the weights
@@ -39,6 +41,14 @@ class Course:
     measured: int = 0
     hits: dict[str, float] = field(default_factory=dict)
     tries: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Course:
+        """What a checkpoint says; raises `CheckpointError` where that is something else."""
+        try:
+            return cls(**record)
+        except TypeError as error:
+            raise CheckpointError(f"the checkpoint's course cannot be read: {error}") from None
 
     def note(self, tokens: int, tries: Sequence[float], hits: Sequence[float]) -> None:
         """Add the counts of one step.

@@ -8,15 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from dllm_decode import storage
+from dllm_decode.errors import CheckpointError
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines of a training log.
+    """All whole lines of a training log; half a last one is what a full disk or a kill leaves.
 
     Args:
         path: A `curves.jsonl`.
+
+    Raises:
+        CheckpointError: Another line is no JSON object with a step.
     """
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            found.append({**record, "step": int(record["step"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path}, line {number}: no line of a log: {error!r}") from None
+    return found
 
 
 def cut(path: Path, step: int) -> None:

@@ -46,8 +46,8 @@ class Recipe:
         minutes: If not 0, the budget in minutes of training over all continuations instead,
             compilation included.
         steps: If not 0, the budget in updates instead.
-        halt: If not 0, stop after this many updates in all, as an interruption would, with the
-            schedule unchanged.
+        halt: If not 0, stop after this many updates in all, with the schedule unchanged; the model
+            is measured and exported as it is then, and the run can go on.
         device: `cpu`, `cuda` or `cuda:N`.
         workers: Processes that share each step, on a CPU.
         threads: Threads of each worker.
@@ -58,7 +58,7 @@ class Recipe:
         layers: Number of blocks.
         heads: Attention heads of a block.
         hidden: Width of the feed-forward layers.
-        batch_tokens: Tokens per worker and step, at least 192.
+        batch_tokens: Tokens per worker and step, at least 256.
         muon_rate: Highest learning rate of matrices.
         adam_rate: Highest learning rate of embeddings and norms.
         weight_decay: Of the matrices.
@@ -133,10 +133,15 @@ class Recipe:
         require_in_range("task.flat", self.flat, 0, 1, open_high=True)
         for name, factor in self.emphasis.items():
             require_choice("task.emphasis", name, tuple(TRAINED))
-            require_in_range(f"task.emphasis.{name}", factor, 0, math.inf, open_low=True)
+            require_in_range(f"task.emphasis.{name}", factor, 0, 1e6, open_low=True)
         for name, start in self.curriculum.items():
             require_choice("task.curriculum", name, tuple(TRAINED))
             require_in_range(f"task.curriculum.{name}", start, 0, 1e6, unit="million tokens")
+        require(
+            any(self.curriculum.get(name, 0) == 0 for name in TRAINED),
+            "task.curriculum must leave a family that is drawn from the start (0 or absent), got "
+            f"{dict(self.curriculum)}",
+        )
         require_in_range("task.clip", self.clip, 0, math.inf, open_low=True)
         require_in_range("task.average", self.average, 0, 1, open_high=True)
         require_in_range("task.early", self.early, 0, 1e6, unit="million tokens")

@@ -250,7 +250,7 @@ class Worker:
         if record is not None:
             self.settings.check_identity(record["settings"])
             checkpoint.fill(self.folder / record["tensors"], self._tensors())
-            self.course = Course(**record["course"])
+            self.course = Course.of(record["course"])
             if self.rank == 0:
                 curves.cut(self.folder / "curves.jsonl", self.course.step)
 
