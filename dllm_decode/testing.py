@@ -138,6 +138,12 @@ class HashDenoiser:
             raise ModelFailed(f"pass {passes} failed on purpose")
         assert passes < self.patience, f"the decode has not ended after {passes} forward passes"
         self.rows_per_pass.append(tokens.shape[0])
+        if plan.extents is not None and live.is_cpu:
+            columns = torch.arange(live.shape[1])
+            begin, end = torch.tensor(plan.extents).unsqueeze(-1).unbind(1)
+            outside = (columns < begin) | (columns >= end)
+            assert len(begin) == len(live), "the plan is of other rows than the pass"
+            assert not (live & outside).any(), "a row is live outside of the plan's extents"
         first = torch.where(live, torch.arange(tokens.shape[1]), tokens.shape[1]).amin(1)
         state = fold(self.state(tokens, live, plan)[:, None], index - first[:, None])
         draw = unit_interval(fold(state[..., None], torch.arange(self.vocab.size)))

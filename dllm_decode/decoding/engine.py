@@ -152,12 +152,13 @@ class _Work:
     def _isolate(self, error: Exception, rows: Sequence[int]) -> None:
         """Start the rows of a failed batch again, one by one; the one that fails alone is out."""
         self._restart(rows)
+        what = str(error) if isinstance(error, DllmDecodeError) else repr(error)
+        what = "; ".join([what, *getattr(error, "__notes__", ())])
         if len(rows) > 1:
+            log.warning("a batch of %d rows failed and is decoded row by row: %s", len(rows), what)
             self.suspects.extend(rows)
             return
         for row in rows:
-            what = str(error) if isinstance(error, DllmDecodeError) else repr(error)
-            what = "; ".join([what, *getattr(error, "__notes__", ())])
             log.warning("row %d failed: %s", row, what)
             self.run.outcomes[row] = Outcome(finish_reason="error", error=what)
 

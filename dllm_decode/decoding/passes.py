@@ -7,7 +7,7 @@ output head, where a kernel makes statistics of them or a part wants to see them
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ class ModelPasses:
         if not len(rows):
             return carried.values
         tokens, live, index = batch.tokens[rows], batch.snapshot.live[rows], batch.next.index[rows]
-        fresh = self._values(tokens, live, index, plan)
+        fresh = self._values(tokens, live, index, _plan_of(plan, rows))
         return carried.values.to(fresh.dtype).index_copy(0, rows, fresh)
 
     def _values(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
@@ -226,14 +226,16 @@ class ModelPasses:
     ) -> tuple[Tensor, ...]:
         """All alternatives of the rows that ask for them in one pass, (B, W, ...) each."""
         live, index, count = self.batch.snapshot.live, self.batch.next.index, len(planes)
-        tokens, plan = torch.cat([*planes]), self._plan
+        tokens, places = torch.cat([*planes]), numbers(len(live), live.device).repeat(count)
         live, index = live.repeat(count, 1), index.repeat(count, 1)
         if everyone:
+            plan = _plan_of(self._plan, places)
             return self._values(tokens, live, index, plan).chunk(count)
         asking = torch.cat([*rows]).nonzero()[:, 0]  # the host waits, and saves the other passes
         if not len(asking):
             assert self._last is not None
             return (self._last,) * count
+        plan = _plan_of(self._plan, places[asking])
         found = self._values(tokens[asking], live[asking], index[asking], plan)
         whole = found.new_zeros(len(tokens), *found.shape[1:]).index_copy(0, asking, found)
         return whole.chunk(count)
@@ -296,6 +298,15 @@ def rows_of(flags: Tensor, count: int | None) -> Tensor:
         return flags.nonzero()[:, 0]
     rows = len(flags)
     return torch.where(flags, numbers(rows, flags.device), rows).sort().values[:count]
+
+
+def _plan_of(plan: Plan, rows: Tensor) -> Plan:
+    """The plan of a pass without a store over other rows: (N,) of the step's, in any number."""
+    if plan.extents is None:
+        return plan
+    # only a pass on a processor reads them, and to look there waits for nobody
+    extents = tuple(plan.extents[row] for row in rows.tolist()) if rows.is_cpu else None
+    return replace(plan, extents=extents)
 
 
 def _banned_ids(parts: Composition) -> list[int]:

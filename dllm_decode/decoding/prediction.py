@@ -425,15 +425,15 @@ class Prediction(ABC):
 
             l'[v] = l[v] + sum of delta over the entries that hold v
 
-        Where all additions are 0 or more, every statistic follows exactly from this prediction's,
-        and the V columns are not read again.
+        Where all additions are 0 or more and the caller says so, every statistic follows exactly
+        from this prediction's, and the V columns are not read again.
 
         Args:
             ids: (B, W, K) int64, -1 for an empty entry.
             delta: (B, W, K) floating point [nats]; -inf bans an id.
-            never_negative: the caller's word that all additions are 0 or more, which saves a look
-                at them. On a GPU, where the host would have to wait for it, nobody looks: without
-                that word the V columns are read again.
+            never_negative: the caller's word that all additions are 0 or more. Without it the V
+                columns are read again: nobody looks at the additions, since the host would have to
+                wait for a GPU, and a row would be computed in another way for its neighbour's.
 
         Raises:
             PredictionError: for wrong shapes and types, and for ids beyond the vocabulary.
@@ -806,16 +806,12 @@ class BiasedPrediction(Prediction):
         return reference.merged_additions(self._ids, self._delta)
 
     @once
-    def _sparse_is_exact(self) -> bool:
-        if self._never_negative or self._delta.device.type != "cpu":
-            return self._never_negative
-        return bool((self._additions[1] >= 0).all())
-
-    @once
     def _statistics(self) -> RowStatistics:
         if self._known is not None:
             return self._known
-        if not self._sparse_is_exact:
+        # by the caller's word, not by a look: the numbers of one row must not decide how another's
+        # are computed
+        if not self._never_negative:
             return dispatch.row_statistics(self.logits.reshape(-1, self.shape[-1]))
         ids, delta = self._additions
         values = self._base._at(ids).flatten(0, 1)
@@ -865,12 +861,14 @@ class BiasedPrediction(Prediction):
     @once
     def logits(self) -> Tensor:
         ids, delta = self._additions
+        # no number of nats makes a token certain, and a maximum of infinity would pass for that
+        delta = delta.masked_fill(delta == float("inf"), float("nan"))
         dense = self._base.logits.clone()
         return dense.scatter_add_(-1, ids.clamp(min=0), delta.to(dense.dtype))
 
     def gumbel_max(self, draw: GumbelDraw) -> Tensor:
         """Additions >= 0 leave two kinds of winners: the one below, and the ids they raise."""
-        if not self._sparse_is_exact:
+        if not self._never_negative:
             return super().gumbel_max(draw)
         below = self._base.gumbel_max(draw)[..., None]
         ids = torch.cat([below, self._additions[0]], -1)

@@ -29,6 +29,9 @@ from dllm_decode.decoding.selection import best
 from dllm_decode.decoding.strategy import Budget, Pipeline, StopRule, Strategy
 from dllm_decode.decoding.types import Decision, Request
 from dllm_decode.strategies import eot
+from dllm_decode.strategies.credit import TraceCredit
+from dllm_decode.strategies.left_repeat import LeftRepeat
+from dllm_decode.strategies.threshold import ConfidenceThreshold
 from dllm_decode.testing import (
     CACHES,
     VOCAB,
@@ -597,3 +600,17 @@ def test_a_wrong_line_is_caught_by_the_intended_checks(name, monkeypatch):
 
 def test_every_check_catches_some_defect():
     assert set().union(*(defect.caught_by for defect in DEFECTS.values())) == set(CHECKS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_additions_of_a_row_do_not_decide_how_its_neighbour_is_computed(seed: int) -> None:
+    repeat = "transforms.left_repeat.penalty"
+    rule = Pipeline(
+        ConfidenceThreshold(0.9), {"credit": TraceCredit(), "left_repeat": LeftRepeat(1.0)}
+    )
+    own = ({f"strategy.{repeat}": 0.0}, {f"strategy.{repeat}": 1.0})
+    request = Request(((1, 2), (4, 4)), (10, 10), parameters=own)
+    model = HashDenoiser(seed=seed, dtype=torch.float32, scale=1e-6)  # where the last digits tell
+    alone = Decoder(model, rule).decode(request.take([0])).rows[0]
+    beside = Decoder(model, rule).decode(request).rows[0]
+    assert alone.confidence_of == beside.confidence_of and alone.tokens == beside.tokens

@@ -137,9 +137,10 @@ def test_results_arrive_as_they_are_ready_and_are_kept_in_order():
     assert arrived[0] == 1, "the short row of the first batch must not wait for the long one"
 
 
-def test_a_request_that_raises_in_its_strategy_does_not_cost_the_others():
+def test_a_request_that_raises_in_its_strategy_does_not_cost_the_others(caplog):
     request = Request(((1,), (7, 1), (3,), (4, 4)), 8)
     result = Engine(decoder(Allergic()), 3).decode(request)
+    assert "a batch of 3 rows failed and is decoded row by row" in caplog.text
     assert result.finish_reasons[1] == "error"
     assert "this prompt disagrees with me" in result.errors[1]
     good = decoder().decode(request)

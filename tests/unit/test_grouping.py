@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllm_decode import load
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.schedule import Blocks
@@ -120,3 +121,17 @@ def test_where_the_host_does_not_know_the_widths_it_does_not_ask(monkeypatch):
     first, shapes[:] = list(shapes), []
     run.step()
     assert len(first) > 1 == len(shapes)
+
+
+@pytest.mark.parametrize("name", ["freedave", "wino", "core", "adjust"])
+def test_probes_and_drafts_are_grouped_by_the_rows_that_ask(name, monkeypatch):
+    # a probe is of some of the rows, or of all of them several times over
+    monkeypatch.setattr(PassCost, "of", lambda model: PassCost(0.0, 0.0))
+    decoder = load("llada", name)
+    prompts = ["Copy: 1 Ada 2 Ben", "Sort: 1 Eva 2 Ben 3 Cleo 4 Ada", "Copy: 1 Ada"]
+    lengths = [8, 48, 24]
+    together = decoder.generate(prompts, max_new_tokens=lengths)
+    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        alone = decoder.generate(prompt, max_new_tokens=length, seed=row).rows[0]
+        ours = together.rows[row]
+        assert (ours.tokens, ours.forwards) == (alone.tokens, alone.forwards)
