@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Change, Request, Snapshot
 from dllm_decode.decoding.voting import Decode, Voting
-from dllm_decode.errors import ConfigError, require, require_choice
+from dllm_decode.errors import ConfigError, DeviceError, require, require_choice
 from dllm_decode.kernels import dispatch
 from dllm_decode.models import foresee
 from dllm_decode.models.adopt import adopt
@@ -43,6 +44,8 @@ from dllm_decode.models.guided import guided
 from dllm_decode.models.loaded import LoadedModel
 from dllm_decode.models.stop_texts import cut, stop_texts
 from dllm_decode.problems.grading import ANSWERS, answer_in
+
+log = logging.getLogger(__name__)
 
 DEFAULT_NEW_TOKENS = 64
 MASK_WORD = "[MASK]"
@@ -531,7 +534,14 @@ class TextDecoder:
         if not self.needs_reference or request.reference is not None:
             return request, (0,) * request.rows
         plain = replace(request, parameters=None)
-        reference = self.sequential.decode(plain, batch_size=batch_size)
+        try:
+            reference = self.sequential.decode(plain, batch_size=batch_size)
+        except Interrupted as stop:  # these are not the tokens that were asked for
+            rows = tuple(
+                Outcome(finish_reason="interrupted", undecided=length) for length in request.lengths
+            )
+            nothing = replace(stop.result, rows=rows)
+            raise Interrupted(self._with_texts(nothing, stop.result.forwards)) from None
         full = _full_length(reference, request, self.decoder)
         return replace(request, reference=full), reference.forwards
 
@@ -624,16 +634,38 @@ class TextDecoder:
         self.decoder.schedule.check(request)
         check_parameters(self.decoder.strategy, request, sources)
 
-    def warm_up(self, request: Request, batch_size: int) -> None:
-        """One step of a decode whose result is dropped, so that timings start warm."""
-        rows = range(min(batch_size, request.rows))
+    def warm_up(
+        self, request: Request, batch_size: int, max_tokens_in_flight: int | None = None
+    ) -> None:
+        """One step of a decode whose result is dropped, so that timings start warm.
+
+        Whatever goes wrong in it is left to the decode itself, which knows what to do about it.
+
+        Args:
+            request: What will be decoded.
+            batch_size: Rows decoded together.
+            max_tokens_in_flight: See `Engine`.
+
+        Raises:
+            DeviceError: Nothing can be computed any more.
+        """
+        bound = (
+            request.width * request.rows if max_tokens_in_flight is None else max_tokens_in_flight
+        )
+        rows = range(min(batch_size, request.rows, max(1, bound // request.width)))
         if self.needs_reference and request.reference is None:
-            self.sequential.warm_up(replace(request, parameters=None), batch_size)
+            plain = replace(request, parameters=None)
+            self.sequential.warm_up(plain, batch_size, max_tokens_in_flight)
             return
-        run = Run(replace(self.decoder, observers=()), request.take(rows))
-        run.admit(rows)
-        if run.live:
-            run.step()
+        try:
+            run = Run(replace(self.decoder, observers=()), request.take(rows))
+            run.admit(rows)
+            if run.live:
+                run.step()
+        except DeviceError:
+            raise
+        except Exception as error:
+            log.debug("the warm-up step failed: %s", error)
 
     def piece(self, token: int) -> str:
         """The text of one token for a picture of the canvas; end of text is a small square."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
@@ -405,16 +406,21 @@ class Batch:
         stay = [position for position in range(len(self.rows)) if position not in positions]
         spare = [position for position in stay if position >= len(stay)]
         order = [spare.pop() if place in positions else place for place in range(len(stay))]
-        self.rows = tuple(self.rows[position] for position in order)
+        rows = tuple(self.rows[position] for position in order)
         if self.store is not None:
             self.store.take(order)
         if not order:  # whatever joins next begins anew
+            self.rows = rows
             return order
         keep = torch.tensor(order, dtype=torch.long).to(self.device, non_blocking=True)
-        for part in (self.canvas, self.counters, self.next, self.memory, self.cache_memory):
+        for part in (self.next, self.memory, self.cache_memory):
             if part is not None:
                 part.take(keep)
-        self.snapshot = self.canvas.snapshot()
+        canvas, counters = copy(self.canvas), copy(self.counters)
+        canvas.take(keep)
+        counters.take(keep)
+        # all at once: an interrupt between two lines must not give a row the tokens of another
+        vars(self).update(rows=rows, canvas=canvas, counters=counters, snapshot=canvas.snapshot())
         return order
 
     def abandon(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -169,30 +169,20 @@ class Canvas(Memory):
         before = self.snapshot()
         columns = change.index + self.start if columns is None else columns
         beyond = self.editable.shape[1]
+        planes = self.planes
         if revocable:
             opened = torch.where(change.remask, columns, beyond)
-            self._write(opened, self.vocab.mask_id, False, -1, float("nan"))
+            planes = _written(planes, opened, self.vocab.mask_id, False, -1, float("nan"))
         decided = torch.where(change.written, columns, beyond)
         step = change.step[:, None].expand_as(decided)
-        self._write(decided, change.tokens, True, step, cast(change.confidence, torch.float))
+        confidence = cast(change.confidence, torch.float)
+        # all at once: an interrupt between two lines must not leave half a step
+        self.planes = _written(planes, decided, change.tokens, True, step, confidence)
         if self.revised is not None:
             again = change.remask if change.edit is None else change.remask | change.edit
             self.revised = self.revised + mask_of(torch.where(again, columns, -1), beyond)
         tokens, now = self._plane("tokens"), self._plane("decided")
         self._seen = before.written(tokens, now, self.revised, opened=revocable)
-
-    def _write(
-        self,
-        columns: Tensor,
-        tokens: Tensor | int,
-        decided: bool,
-        step: Tensor | int,
-        confidence: Tensor | float,
-    ) -> None:
-        """New planes with values (B, W), or one for all, written at columns (B, W)."""
-        values = (tokens, decided, step, confidence)
-        for name, value in zip(self.planes, values, strict=True):
-            self.planes[name] = self.planes[name].scatter(1, columns, value)
 
     def narrow(self, horizon: Tensor) -> None:
         """Shrink the horizons.
@@ -209,6 +199,16 @@ class Canvas(Memory):
         if self.kept is not None:
             nearer = torch.where(nearer < self.kept, self.horizon, nearer)
         self._seen, self.horizon = self.snapshot().narrowed(nearer), nearer
+
+
+def _written(
+    planes: Mapping[str, Tensor], columns: Tensor, *values: Tensor | float
+) -> dict[str, Tensor]:
+    """The planes with values (B, W), or one for all, written at columns (B, W), one per plane."""
+    return {
+        name: plane.scatter(1, columns, value)
+        for (name, plane), value in zip(planes.items(), values, strict=True)
+    }
 
 
 def _line(request: Request, row: int, vocab: Vocab) -> list[int]:

@@ -251,8 +251,10 @@ class Run:
 
     def interrupt(self) -> None:
         """End all rows of the batch as they are, with finish reason `interrupted`."""
-        if self.live:
-            self.monitor.record(range(len(self.live)), "interrupted")
+        known = self.outcomes  # also of rows that were about to leave
+        going = [place for place, row in enumerate(self.live) if row not in known]
+        if going:
+            self.monitor.record(going, "interrupted")
         self.batch.abandon()
 
     def result(self) -> Result:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from dllm_decode.decoding.batching import check_voting
 from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.types import Request
@@ -106,7 +107,7 @@ class Voting:
         found: list[list[Outcome]] = [[] for _ in range(request.rows)]
         for place, length in enumerate(lengths):
             own = replace(decoder, schedule=replace(schedule, length=length))
-            rows = run(own, _repeated(request, [place])).rows
+            rows = _further(own, _repeated(request, [place]), run, found)
             for candidates, row in zip(found, rows, strict=True):
                 candidates.append(row)
         return found
@@ -126,7 +127,7 @@ class Voting:
                 break
             fixed = tuple(_agreement(request, row, found[row]) for row in going)
             again = replace(_repeated(request, [place]).take(going), fixed=fixed)
-            for row, outcome in zip(going, run(decoder, again).rows, strict=True):
+            for row, outcome in zip(going, _further(decoder, again, run, found), strict=True):
                 found[row].append(outcome)
         return found
 
@@ -150,6 +151,19 @@ class Voting:
             candidates=tuple(candidates),
             votes=answers[best] if best is not None else 0,
         )
+
+
+def _further(
+    decoder: Decoder, request: Request, run: Decode, found: Sequence[Sequence[Outcome]]
+) -> tuple[Outcome, ...]:
+    """The outcomes of further decodes; on Ctrl-C, of each prompt the first that it has."""
+    try:
+        return run(decoder, request).rows
+    except Interrupted as stop:
+        if not all(found):
+            raise
+        first = tuple(candidates[0] for candidates in found)
+        raise Interrupted(replace(stop.result, rows=first)) from None
 
 
 def _answers(rows: Sequence[Outcome], answer: Answer) -> Iterator[Hashable]:

@@ -290,7 +290,7 @@ class Generate(Task):
 
         begin = time.perf_counter()
         try:
-            decoder.warm_up(request, self.batch_size)
+            decoder.warm_up(request, self.batch_size, self.max_tokens_in_flight)
             begin = time.perf_counter()
             result = decoder.decode(
                 request,

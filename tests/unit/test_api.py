@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ import dllm_decode
 from dllm_decode import ConfigError, Interrupted, Request, load
 from dllm_decode.api import TextDecoder
 from dllm_decode.decoding.sampling import Categorical
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Decision, StepView
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +263,37 @@ def test_ctrl_c_carries_the_partial_texts(copying: TextDecoder) -> None:
     assert stop.value.result.finish_reasons == ("interrupted",)
     assert len(stop.value.result.texts) == 1
     assert stop.value.result.undecided[0] > 0
+
+
+def test_ctrl_c_in_a_reference_decode_delivers_nothing_of_it() -> None:
+    oracle = load("toy_copy", "oracle", overrides=["schedule=whole"])
+    world = InterruptedWorld(after=2)
+    oracle = replace(oracle, model=world, decoder=replace(oracle.decoder, denoiser=world))
+    with pytest.raises(Interrupted) as stop:
+        oracle.generate(["abcdef", "cab"])
+    result = stop.value.result
+    assert result.finish_reasons == ("interrupted",) * 2 and result.sequences == ((), ())
+    assert result.reference_forwards == (2, 2) and result.forwards == (0, 0)
+
+
+def test_a_warm_up_leaves_faults_to_the_decode_and_keeps_to_the_bound() -> None:
+    widths = []
+
+    @dataclass(frozen=True)
+    class Small(Strategy):
+        def decide(self, view: StepView, memory: None) -> Decision:
+            widths.append(len(view.open))
+            if len(view.open) > 1:
+                raise torch.OutOfMemoryError("two rows")
+            return Decision(view.open)
+
+    decoder = load("toy_copy", Small(), overrides=["schedule=whole"])
+    ids = tuple(decoder.encode(text, row) for row, text in enumerate(["cab", "abc"]))
+    request = Request(ids, 8)
+    decoder.warm_up(request, 2)
+    decoder.warm_up(request, 2, max_tokens_in_flight=request.width)
+    assert widths == [2, 1]
+    assert decoder.decode(request, batch_size=2).errors == ("", "")
 
 
 def test_a_batch_size_below_the_number_of_prompts_changes_nothing(copying: TextDecoder) -> None:

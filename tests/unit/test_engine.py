@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +22,14 @@ from dllm_decode.decoding.cache import DualCache, NoCache, Plan
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Interrupted, Observer
+from dllm_decode.decoding.outcome import Result
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.decoding.types import Decision, Request, Snapshot, StepView, Vocab
 from dllm_decode.errors import ConfigError
 from dllm_decode.strategies.eot import CommittedEot
+from dllm_decode.strategies.fixed import TopK
 from dllm_decode.tasks import build_task
 from dllm_decode.testing import HashStore
 
@@ -338,6 +345,59 @@ def test_an_interrupt_keeps_the_finished_rows(after):
     for row, reason in enumerate(result.finish_reasons):
         if reason != "interrupted":
             assert outcome(result, row) == outcome(whole, row)
+
+
+def at_line(number: int) -> Callable[..., Any]:
+    """A trace function that interrupts at the n-th line of what moves rows and writes tokens."""
+    left = [number]
+
+    def line(frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return line
+
+    def call(frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
+        return line if (Path(code.co_filename).stem, code.co_name) in MOVING else None
+
+    return call
+
+
+MOVING = {("batch", "remove"), ("canvas", "take"), ("canvas", "apply"), ("canvas", "_written"),
+          ("types", "take"), ("types", "_take"), ("monitor", "record")}  # fmt: skip
+
+
+def test_an_interrupt_at_any_line_gives_no_row_the_tokens_of_another():
+    request = Request(((1,), (4, 2), (3, 5)), (1, 3, 2))
+    plain, lines = decoder(TopK(1)), 0
+    whole = plain.decode(request)
+    while True:
+        lines += 1
+        before = sys.gettrace()
+        sys.settrace(at_line(lines))
+        try:
+            plain.decode(request)
+        except Interrupted as stopped:
+            sys.settrace(before)
+            agrees_as_far_as_it_goes(stopped.result, whole)
+        else:
+            break
+        finally:
+            sys.settrace(before)
+    assert lines > 50
+
+
+def agrees_as_far_as_it_goes(result: Result, whole: Result) -> None:
+    for row, own in zip(result.rows, whole.rows, strict=True):
+        known = [column for column, step in enumerate(own.step_of[: len(row.step_of)])
+                 if row.step_of[column] >= 0]  # fmt: skip
+        assert [row.tokens[c] for c in known] == [own.tokens[c] for c in known]
+        assert [row.step_of[c] for c in known] == [own.step_of[c] for c in known]
+        if row.finish_reason != "interrupted":
+            assert row.tokens == own.tokens
 
 
 def test_columns_in_flight_bound_the_batch():

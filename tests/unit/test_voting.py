@@ -7,6 +7,7 @@ import pytest
 
 from dllm_decode import Decoder, Request, load
 from dllm_decode.api import TextDecoder
+from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
@@ -94,6 +95,25 @@ def test_equal_decodes_are_no_surprise_where_the_sampler_draws(recwarn) -> None:
         drawing = replace(DECODER, sampler=sampler)
         Voting(2).decode(drawing, request, Script([said(1)] * 2), last)
         assert len(recwarn) == (0 if sampler.draws else 1)
+
+
+@pytest.mark.parametrize("how", ["agreed", "block_lengths", "majority"])
+def test_ctrl_c_keeps_the_first_answers(how: str) -> None:
+    first = [said(1), said(2)] if how == "block_lengths" else [said(1), said(2)] * 4
+    script = Script(first)
+
+    def run(decoder: Decoder, request: Request) -> Result:
+        if not script.rounds:
+            rows = tuple(said(error="half") for _ in range(request.rows))
+            raise Interrupted(Result(rows))
+        return script(decoder, request)
+
+    if how == "majority":
+        script.rounds.clear()
+    with pytest.raises(Interrupted) as stop:
+        Voting(6, how).decode(DECODER, Request(((1,), (2,)), 8), run, lambda row: None)
+    kept = stop.value.result.rows[:2]
+    assert [row.tokens for row in kept] == ([(), ()] if how == "majority" else [(1,), (2,)])
 
 
 def test_every_candidate_has_its_block_length() -> None:
