@@ -468,7 +468,7 @@ def _is_path(name: str, value: str) -> bool:
     """Whether a value is one path: no list, no interpolation, and no sweep."""
     if value[:1] in ("[", "{") or "${" in value:
         return False
-    return re.fullmatch(r"[\w./:~+@-]*", value) is None and (
+    return re.fullmatch(r"[\w./:+@-]*", value) is None and (
         "," not in value or name.startswith("hydra.") or Path(value).expanduser().exists()
     )
 
@@ -485,10 +485,10 @@ def _report(error: Exception, words: Sequence[str]) -> int:
     if isinstance(error, DllmDecodeError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(
-        f"error: {type(error).__name__}: {error} (a fault of the program; debug=true shows where)",
-        file=sys.stderr,
-    )
+    # what a plugin's own code raised has a note that says whose
+    whose = [note for note in getattr(error, "__notes__", ()) if note.startswith("raised by ")]
+    where = f"{whose[0] if whose else 'a fault of the program'}; debug=true shows where"
+    print(f"error: {type(error).__name__}: {error} ({where})", file=sys.stderr)
     return 1
 
 

@@ -11,7 +11,7 @@ from dllm_decode.decoding import calls
 from dllm_decode.decoding.ahead import after
 from dllm_decode.decoding.denoiser import Drafter
 from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.settle import settle
+from dllm_decode.decoding.settle import Faults, settle
 from dllm_decode.decoding.strategy import EveryStep, Pipeline, RuleWrapper, Strategy
 from dllm_decode.decoding.types import Change, Decision, Memory, StepView
 from dllm_decode.errors import ConfigError, require_count
@@ -99,28 +99,35 @@ class Adjust(RuleWrapper):
 
     def decide(self, view: StepView, memory: Memory | None) -> Decision:
         """What all steps commit, each decided when the ones before it stand."""
-        state, first = self._step(view.for_part("rule"), view.pred, memory)
+        state, first, faults = self._step(view.for_part("rule"), view.pred, memory)
+        within = [faults]
         commit, confidence = first.commit, first.confidence
         steps = torch.ones_like(view.step)
         for ahead in range(1, self.drafts + 1):
             going_on = state.open.any(1)
             pred = view.draft(state.tokens, rows=going_on, ahead=ahead)
-            state, change = self._step(state, pred, memory)
+            state, change, faults = self._step(state, pred, memory)
+            within.append(faults)
             commit = commit | change.commit
             confidence = torch.where(change.commit, change.confidence, confidence)
             steps = steps + going_on
         return Decision(
-            commit, tokens=state.tokens, scores=first.scores, confidence=confidence, steps=steps
+            commit,
+            tokens=state.tokens,
+            scores=first.scores,
+            confidence=confidence,
+            steps=steps,
+            within=tuple(within),
         )
 
     def _step(
         self, view: StepView, pred: Prediction, memory: Memory | None
-    ) -> tuple[StepView, Change]:
+    ) -> tuple[StepView, Change, Faults]:
         """The state after a step of the rule with a given prediction, and what the step did."""
         view = view.with_prediction(pred)
-        change, _ = settle(view, calls.decide(self.rule, view, memory), self.rule)
+        change, faults = settle(view, calls.decide(self.rule, view, memory), self.rule)
         tokens = torch.where(change.commit, change.tokens, view.tokens)
-        return after(view, change.commit, tokens), change
+        return after(view, change.commit, tokens), change, faults
 
 
 def _wraps(rule: Strategy) -> bool:

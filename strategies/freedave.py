@@ -11,7 +11,7 @@ from torch import Tensor
 from dllm_decode.decoding import calls
 from dllm_decode.decoding.ahead import after, remembers
 from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.settle import settle
+from dllm_decode.decoding.settle import Faults, settle
 from dllm_decode.decoding.strategy import (
     EveryStep,
     Pipeline,
@@ -104,11 +104,12 @@ class FreeDave(RuleWrapper):
     def decide(self, view: StepView, memory: Memory | None) -> Decision:
         """The steps that one verifying pass confirms."""
         state = view.for_part("rule")
-        drafts, changes = [], []
+        drafts, changes, within = [], [], []
         for ahead in range(self.drafts):
-            state, change = self._step(state, view.later(ahead), memory)
+            state, change, faults = self._step(state, view.later(ahead), memory)
             drafts.append(state)
             changes.append(change)
+            within.append(faults)
         going_on = torch.stack([draft.open.any(1) for draft in drafts], 1)
         ahead_of = range(1, self.drafts + 1)
         found = view.probe([draft.tokens for draft in drafts], rows=going_on, ahead=ahead_of)
@@ -116,7 +117,8 @@ class FreeDave(RuleWrapper):
         committed, confidence = changes[0].commit, changes[0].confidence
         alive = going_on[:, 0]
         for ahead in range(1, self.drafts):
-            state, change = self._step(drafts[ahead - 1], found[ahead - 1], memory)
+            state, change, faults = self._step(drafts[ahead - 1], found[ahead - 1], memory)
+            within.append(faults)
             alive = alive & _same(state, drafts[ahead])
             commit = change.commit & alive[:, None]
             confidence = torch.where(commit, change.confidence, confidence)
@@ -133,17 +135,18 @@ class FreeDave(RuleWrapper):
             confidence=confidence,
             steps=accepted,
             carry=Carry(found, torch.where(going_on.gather(1, last)[:, 0], last[:, 0], -1)),
+            within=tuple(within),
         )
 
     def _step(
         self, view: StepView, pred: Prediction, memory: Memory | None
-    ) -> tuple[StepView, Change]:
+    ) -> tuple[StepView, Change, Faults]:
         """The state after a step of the rule with a given prediction, and what the step did."""
         view = view.with_prediction(pred)
-        change, _ = settle(view, calls.decide(self.rule, view, memory), self.rule)
+        change, faults = settle(view, calls.decide(self.rule, view, memory), self.rule)
         commit = change.commit
         tokens = torch.where(commit, change.tokens, view.tokens)
-        return after(view, commit, tokens), change
+        return after(view, commit, tokens), change, faults
 
 
 def _same(one: StepView, other: StepView) -> Tensor:

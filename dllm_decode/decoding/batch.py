@@ -26,6 +26,7 @@ from dllm_decode.decoding.returned import (
     blamed,
     check_plane,
     kind_of,
+    lay_on,
     named,
     plane_fault,
 )
@@ -363,7 +364,7 @@ class Batch:
             self._steps,
         )
         memory = calls.begin(parts.strategy, "strategy", request, snapshot)
-        cache_memory = parts.cache.begin(request, snapshot)
+        cache_memory = calls.begin(parts.cache, "cache", request, snapshot)
         upcoming = self._look_ahead(snapshot, counters, cache_memory)
         if self.rows:
             self.canvas.join(canvas)
@@ -503,7 +504,12 @@ class Batch:
     def _window(self, snapshot: Snapshot, view: StepView | None = None) -> Window:
         """The schedule's window, of the right shape, and no column in it beyond the canvas."""
         schedule = self.parts.schedule
-        window = schedule.window(snapshot, view) if self._shows_view else schedule.window(snapshot)
+        given = (snapshot, view) if self._shows_view else (snapshot,)
+        try:
+            window = schedule.window(*given)
+        except Exception as error:
+            lay_on(error, named("schedule", schedule))
+            raise
         if fault := _window_fault(window, snapshot.rows):
             raise PluginError(f"{named('schedule', schedule)}: what window returned {fault}")
         if window.inside is None:
@@ -515,7 +521,11 @@ class Batch:
     ) -> Refresh | None:
         """The cache policy's plan, of the right shape."""
         cache = self.parts.cache
-        refresh = cache.plan(snapshot, index, fresh, memory)
+        try:
+            refresh = cache.plan(snapshot, index, fresh, memory)
+        except Exception as error:
+            lay_on(error, named("cache", cache))
+            raise
         if refresh is None:
             return None
         who = f"{named('cache', cache)}: what plan returned"

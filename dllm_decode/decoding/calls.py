@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dllm_decode.decoding.prediction import Prediction, PredictionError
-from dllm_decode.decoding.returned import FLOATS, INTEGERS, kind_of, named, plane_fault
+from dllm_decode.decoding.returned import FLOATS, INTEGERS, kind_of, lay_on, named, plane_fault
 from dllm_decode.decoding.types import (
     Carry,
     Change,
@@ -63,7 +63,7 @@ def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory
     who = named(place, part)
     try:
         memory = part.begin(request, snapshot)
-    except ConfigError as error:
+    except Exception as error:
         _place(error, who)
         raise
     if memory is not None and not isinstance(memory, Memory):
@@ -94,7 +94,7 @@ def decide(strategy: Any, view: StepView, memory: Any) -> Decision:
     """
     try:
         decision: Decision = strategy.decide(view, memory)
-    except (PredictionError, ConfigError) as error:
+    except Exception as error:
         _blame(error, strategy, view)
         raise
     if getattr(type(strategy).decide, "checks_itself", False):
@@ -137,7 +137,7 @@ def adjust(transform: Any, view: StepView, memory: Any) -> Prediction:
     """
     try:
         pred = transform.adjust(view, memory)
-    except (PredictionError, ConfigError) as error:
+    except Exception as error:
         _blame(error, transform, view)
         raise
     if not isinstance(pred, Prediction):
@@ -164,7 +164,7 @@ def keep(part: Any, view: StepView, decision: Decision, memory: Any) -> Tensor:
     """
     try:
         kept = part.keep(view, decision, memory)
-    except (PredictionError, ConfigError) as error:
+    except Exception as error:
         _blame(error, part, view)
         raise
     return _checked("keep", kept, view.open, named(view.part, part), view)
@@ -182,7 +182,7 @@ def horizon(part: Any, snapshot: Snapshot, view: StepView, change: Change, memor
     """
     try:
         asked = part.horizon(snapshot, view, change, memory)
-    except (PredictionError, ConfigError) as error:
+    except Exception as error:
         _blame(error, part, view)
         raise
     if asked is snapshot.horizon:  # most parts of most pipelines leave it where it is
@@ -205,7 +205,7 @@ def lingers(
     """
     try:
         asked = part.lingers(snapshot, view, change, memory)
-    except (PredictionError, ConfigError) as error:
+    except Exception as error:
         _blame(error, part, view)
         raise
     if asked is None:
@@ -223,7 +223,7 @@ def closes(part: Any, view: StepView, memory: Any) -> Tensor | None:
     """
     try:
         asked = part.closes(view, memory)
-    except (PredictionError, ConfigError) as error:
+    except Exception as error:
         _blame(error, part, view)
         raise
     if asked is None:
@@ -330,7 +330,7 @@ def _check_entry(value: Any, rows: int, whose: str) -> None:
 
 
 def _blame(error: Exception, part: Any, view: StepView) -> None:
-    """Raise what a part, or one of its predictions, refuses in its name; returns if it has one."""
+    """Raise what a part, or one of its predictions, refuses in its name; note it in all others."""
     who = named(view.part, part)
     if isinstance(error, PredictionError):
         raise DecisionError(f"{who}: {error}{_when(view)}") from error
@@ -341,6 +341,7 @@ def _place(error: Exception, who: str) -> None:
     """What a part itself refuses, with the part's place; a part inside it may have said its own."""
     if isinstance(error, ConfigError) and not str(error).startswith("strategy"):
         raise type(error)(f"{who}: {error}") from error
+    lay_on(error, who)
 
 
 def _when(view: StepView) -> str:

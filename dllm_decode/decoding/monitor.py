@@ -169,13 +169,8 @@ class PendingCheck:
 
     def let_go(self) -> PendingCheck:
         """The same without the predictions, whose logits would be kept until the next sync."""
-        made = self.faults.decision.predictions
-        decision = replace(
-            self.faults.decision, predictions=tuple((who, _kept(pred)) for who, pred in made)
-        )
-        view = self.view.but(pred=_kept(self.view.pred), hidden=None, passes=None)
-        faults = replace(self.faults, view=view, decision=decision)
-        return PendingCheck(view, faults, self.counts, self.ranks)
+        faults = _let_go(self.faults)
+        return PendingCheck(faults.view, faults, self.counts, self.ranks)
 
 
 class KeptPrediction(NamedTuple):
@@ -192,6 +187,17 @@ class KeptPrediction(NamedTuple):
     confidence: Tensor
     entropy: Tensor
     healthy: Tensor | None
+
+
+def _let_go(faults: Faults) -> Faults:
+    """The same without the logits behind its predictions, and those of decisions within."""
+    decision = replace(
+        faults.decision,
+        predictions=tuple((who, _kept(pred)) for who, pred in faults.decision.predictions),
+        within=tuple(map(_let_go, faults.decision.within)),
+    )
+    view = faults.view.but(pred=_kept(faults.view.pred), hidden=None, passes=None)
+    return replace(faults, view=view, decision=decision)
 
 
 def _kept(pred: Prediction) -> Prediction:

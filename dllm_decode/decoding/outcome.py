@@ -119,8 +119,10 @@ class Outcome:
 
 
 def _log(share: float) -> float:
-    """Its logarithm; NaN stays NaN."""
-    return -math.inf if share == 0 else math.log(share)
+    """Its logarithm; NaN stays NaN, and what is below 0 is no probability."""
+    if share == 0:
+        return -math.inf
+    return math.log(share) if share > 0 else math.nan
 
 
 @dataclass(frozen=True, repr=False)

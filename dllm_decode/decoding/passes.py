@@ -19,7 +19,13 @@ from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import MovableDrafter
 from dllm_decode.decoding.guard import read_only
 from dllm_decode.decoding.prediction import HiddenStates, Prediction
-from dllm_decode.decoding.returned import check_logits, check_prediction, check_states, named
+from dllm_decode.decoding.returned import (
+    check_logits,
+    check_prediction,
+    check_states,
+    lay_on,
+    named,
+)
 from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Carry, StepView, gather_columns, ids_on
 from dllm_decode.kernels import dispatch
@@ -168,7 +174,11 @@ class ModelPasses:
             check_logits(self._model, logits, values[..., 0], self._model.vocab.size)
         elif self._weight is not None:
             logits = HiddenStates(values, self._weight)
-        prediction = self._sampler.predict(logits, self.banned, noise)
+        try:
+            prediction = self._sampler.predict(logits, self.banned, noise)
+        except Exception as error:
+            lay_on(error, named("sampler", self._sampler))
+            raise
         check_prediction(self._sampler, prediction, values, logits)
         if self._debug:  # what a plugin makes while it is at work has no version before
             _ = prediction.token, prediction.confidence

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.prediction import DrawError, HiddenStates, Prediction, PredictionError
 from dllm_decode.decoding.sampling import Categorical, Greedy
-from dllm_decode.errors import ModelOutputError, PluginError
+from dllm_decode.errors import DllmDecodeError, ModelOutputError, PluginError
 
 
 def named(place: str, part: object) -> str:
@@ -27,6 +27,18 @@ def named(place: str, part: object) -> str:
         part: what stands there.
     """
     return f"{place} ({type(part).__name__})"
+
+
+def lay_on(error: Exception, who: str) -> None:
+    """Note in an exception which part raised it; ours say so, and the innermost part comes first.
+
+    Args:
+        error: whatever a plugin's own code has raised; it stays what it is.
+        who: the part, see `named`.
+    """
+    noted = any(note.startswith("raised by ") for note in getattr(error, "__notes__", ()))
+    if not (noted or isinstance(error, DllmDecodeError)):
+        error.add_note(f"raised by {who}")
 
 
 @contextmanager

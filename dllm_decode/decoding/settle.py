@@ -54,6 +54,8 @@ def settle(view: StepView, decision: Decision, strategy: Strategy) -> tuple[Chan
     unfit = unfit_tokens(view, decision)
     change = legal_change(view, decision, strategy, unfit)
     wrong = faulty(view, decision, strategy, unfit)
+    for inner in decision.within:
+        wrong = wrong | inner.wrong
     return change, Faults(view, decision, strategy, wrong)
 
 
@@ -99,6 +101,10 @@ class Faults:
         Args:
             sampler: what to call the sampler, if it is its fault.
         """
+        for inner in self.decision.within:
+            if bool(inner.wrong.any()):
+                fault: DecisionError = inner.error(sampler)
+                return fault
         view, tokens = self.view, self.decision.tokens
         assert tokens is not None
         planes = faults_of(view, self.decision, self.strategy)
@@ -118,10 +124,11 @@ class Faults:
             if not bool(view.settled[row, slot])
             else "re-masked a position and wrote to it in the same step",
             "gave a score that is NaN",
+            "recorded a confidence that is not finite",
         )[kind]
         who = self.decision.author
-        if kind in (1, 2, 4):  # a token or a score that somebody else may have proposed
-            who = calls.author(view, self.decision, row, slot, None if kind == 4 else token)
+        if kind in (1, 2, 4, 5):  # what somebody else may have proposed
+            who = calls.author(view, self.decision, row, slot, None if kind > 3 else token)
             who = sampler if who == "sampler" else who
         return DecisionError(f"{who} {reason}: {where(view, row, slot)}")
 
@@ -272,6 +279,8 @@ def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor
         wrong = wrong | (decision.commit & unfit)
     if decision.remask is not None:
         wrong = wrong | _wrong_remasks(view, decision.remask, decision, strategy)
+    if not _own_confidence(view, decision):
+        wrong = wrong | _unrecordable(decision)
     assert decision.scores is not None
     # where the model's own ranking is no number, its logits are refused
     own = vars(view.pred) if isinstance(view.pred, DensePrediction) else {}
@@ -279,6 +288,18 @@ def faulty(view: StepView, decision: Decision, strategy: Strategy, unfit: Tensor
         if decision.scores is own.get(name):
             return wrong
     return wrong | (view.open & decision.scores.isnan())
+
+
+def _own_confidence(view: StepView, decision: Decision) -> bool:
+    """Whether the confidence is that of a prediction, whose logits are looked at anyway."""
+    made = (view.pred, *map(itemgetter(1), decision.predictions))
+    return any(vars(pred).get("confidence") is decision.confidence for pred in made)
+
+
+def _unrecordable(decision: Decision) -> Tensor:
+    """Slots to commit with a confidence that is NaN or infinite, (B, W) bool."""
+    assert decision.confidence is not None
+    return decision.commit & (decision.confidence - decision.confidence != 0)
 
 
 def _writable(view: StepView, strategy: Strategy) -> Tensor:
@@ -297,7 +318,7 @@ def _wrong_remasks(
 
 
 def faults_of(view: StepView, decision: Decision, strategy: Strategy) -> Tensor:
-    """Everything a complete decision asks for and may not have, (5, B, W) bool, kind by kind.
+    """Everything a complete decision asks for and may not have, (6, B, W) bool, kind by kind.
 
     Args:
         view: of the step.
@@ -316,6 +337,7 @@ def faults_of(view: StepView, decision: Decision, strategy: Strategy) -> Tensor:
             decision.commit & never,
             _wrong_remasks(view, remask, decision, strategy),
             view.open & decision.scores.isnan(),
+            _unrecordable(decision),
         ]
     )
 

@@ -317,6 +317,10 @@ class RuleWrapper(Strategy):
         """The memory of the rule."""
         return self.rule.begin(request, snapshot)
 
+    def horizon(self, snapshot: Snapshot, view: StepView, change: Change, memory: Any) -> Tensor:
+        """That of the rule, asked once for all of its steps."""
+        return self.rule.horizon(snapshot, view, change, memory)
+
 
 class Transform(Part):
     """Reshapes the prediction before positions are chosen.

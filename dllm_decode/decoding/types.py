@@ -802,6 +802,8 @@ class Decision:
         predictions: for messages: what each transform made of the prediction. A `Pipeline` fills
             it in.
         author: for messages: the part that decided. The loop fills it in.
+        within: what was not legal in decisions that this one carries out (`settle.Faults`, each
+            with `wrong` (B, W) bool): it is refused as if they had been made by themselves.
 
     Examples:
         >>> open = torch.tensor([[True, True, False]])
@@ -820,6 +822,7 @@ class Decision:
     notes: Mapping[str, Tensor] = field(default_factory=dict)
     predictions: tuple[tuple[str, Prediction], ...] = field(default=(), repr=False, compare=False)
     author: str = field(default="", repr=False, compare=False)
+    within: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 
 
 def _of_inference(value: Any) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dllm_decode.decoding import calls
+from dllm_decode.decoding.cache import CachePolicy
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Categorical, Greedy, Sampler
@@ -13,7 +14,9 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Filter, Pipeline, StopRule, Strategy, Transform
 from dllm_decode.decoding.types import Decision, Memory, Request
 from dllm_decode.errors import CapabilityError, DecisionError, PluginError
-from dllm_decode.testing import HashDenoiser
+from dllm_decode.strategies.adjust import Adjust
+from dllm_decode.strategies.freedave import FreeDave
+from dllm_decode.testing import HashDenoiser, StoringHashDenoiser
 
 REQUEST = Request(((1, 2, 3), (4,), (5, 6)), (9, 6, 8))
 PLANE = r"\(3, 4\)"
@@ -467,3 +470,104 @@ def test_a_draw_that_gives_no_token_ids_is_the_samplers_fault_whoever_reads_it_f
         for strategy, _ in everywhere(MyRule()):
             with pytest.raises(PluginError, match=f"^sampler.* the draw must return .*{message}"):
                 Decoder(HashDenoiser(), strategy, Blocks(4), sampler=sampler).decode(REQUEST)
+
+
+# What a plugin's own code raises stays what it is, and says whose it was.
+
+
+@dataclass(frozen=True)
+class Sure(MyRule):
+    revocable = False
+
+
+def broken(*given, **more):
+    raise ZeroDivisionError("a bug of mine")
+
+
+class MySchedule(Blocks):
+    window = broken
+
+
+class MyCache(CachePolicy):
+    plan = broken
+
+
+class MySampler(Greedy):
+    predict = broken
+
+
+WHOSE = {
+    "strategy.select (MyRule)": {"strategy": Pipeline(MyRule(broken))},
+    "strategy (MyRule)": {"strategy": MyRule(broken)},
+    "strategy.transforms.mine (MyTransform)": {
+        "strategy": Pipeline(MyRule(), {"mine": MyTransform(broken)})
+    },
+    "strategy.filters.mine (MyFilter)": {
+        "strategy": Pipeline(MyRule(), filters={"mine": MyFilter(broken)})
+    },
+    "strategy.stop.mine (MyStop)": {"strategy": Pipeline(MyRule(), stop={"mine": MyStop(broken)})},
+    "strategy.rule (Sure)": {"strategy": FreeDave(Sure(broken))},
+    "schedule (MySchedule)": {"schedule": MySchedule(4)},
+    "cache (MyCache)": {"cache": MyCache()},
+    "sampler (MySampler)": {"sampler": MySampler()},
+}
+
+
+@pytest.mark.parametrize("who", WHOSE)
+def test_an_exception_of_a_plugin_has_a_note_that_says_whose(who):
+    parts = {"strategy": MyRule(), "schedule": Blocks(4), **WHOSE[who]}
+    with pytest.raises(ZeroDivisionError, match="a bug of mine") as caught:
+        Decoder(StoringHashDenoiser(), **parts).decode(REQUEST)
+    assert caught.value.__notes__ == [f"raised by {who}"]
+
+
+# A strategy that carries out steps of another one refuses what the loop would refuse of it alone.
+
+INSIDE = {
+    "closed": (lambda view: Decision(~view.open), "committed a position that is not open"),
+    "token": (
+        lambda view: Decision(view.open, tokens=torch.full_like(view.tokens, 99)),
+        "committed token 99, which lies outside the vocabulary",
+    ),
+    "remask": (
+        lambda view: Decision(view.open, remask=view.open),
+        "re-masked a position, but does not declare",
+    ),
+    "score": (
+        lambda view: Decision(view.open, scores=view.pred.confidence * NAN),
+        "gave a score that is NaN",
+    ),
+    "confidence": (
+        lambda view: Decision(
+            view.open, scores=view.pred.certainty, confidence=view.pred.confidence * NAN
+        ),
+        "recorded a confidence that is not finite",
+    ),
+    "infinite": (
+        lambda view: Decision(view.open, confidence=view.pred.confidence + float("inf")),
+        "recorded a confidence that is not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", INSIDE)
+@pytest.mark.parametrize("sync_every", [1, 3])
+def test_a_rule_inside_another_is_refused_as_it_is_alone(fault, sync_every):
+    answer, message = INSIDE[fault]
+    rule = Sure(answer)
+    drafting = Adjust(rule, 1, lambda own, states, canvas, live: states)
+    for strategy, who in (
+        (rule, r"strategy \(Sure\)"),
+        (FreeDave(rule), r"strategy\.rule \(Sure\)"),
+        (drafting, r"strategy\.rule \(Sure\)"),
+    ):
+        with pytest.raises(DecisionError, match=f"^{who} {message}"):
+            Decoder(HashDenoiser(), strategy, Blocks(4), sync_every=sync_every).decode(REQUEST)
+
+
+def test_a_rule_inside_another_keeps_its_horizon():
+    rule = Sure(cut=lambda horizon: horizon.clamp(max=5))
+    alone = Decoder(HashDenoiser(), rule, Blocks(4)).decode(REQUEST)
+    inside = Decoder(HashDenoiser(), FreeDave(rule), Blocks(4)).decode(REQUEST)
+    assert inside.sequences == alone.sequences
+    assert max(map(len, alone.sequences)) < max(REQUEST.lengths)

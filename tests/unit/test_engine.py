@@ -276,7 +276,7 @@ def test_a_row_that_fails_on_admission_under_suspicion_is_an_error_row():
         one = Decoder(Waves(), FailingRule(place="begin"), Blocks(4))
         result = Engine(one, max_batch).decode(request)
         assert result.finish_reasons == ("length", "error", "length")
-        assert result.errors[1] == "RuntimeError('failed in begin')"
+        assert result.errors[1].startswith("RuntimeError('failed in begin'); raised by strategy (")
 
 
 def test_an_exception_of_an_observer_says_which_one_raised_it():
