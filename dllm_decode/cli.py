@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 for done, 1 for a fault while running, 2 for a wrong setting,
-        130 for Ctrl-C, 143 for SIGTERM.
+        130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
     words = list(sys.argv[1:] if argv is None else argv)
 

@@ -48,8 +48,9 @@ def refusal(*steps: Callable[[], object]) -> DllmDecodeError | None:
     lonely = threading.active_count() == 1
     if "torch" in sys.modules or not hasattr(os, "fork") or not lonely:
         return None
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     reading, writing = os.pipe()
     child = os.fork()
     if not child:

@@ -14,8 +14,12 @@ from types import FrameType
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + SIGINT, 128 + SIGTERM
 
 
+# What ends a program from outside: `kill` and job schedulers, and a terminal that goes.
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; a task does for it what it does for Ctrl-C.
+    """SIGTERM or SIGHUP; a task does for it what it does for Ctrl-C.
 
     Examples:
         >>> issubclass(Terminated, KeyboardInterrupt)
@@ -25,10 +29,10 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[list[int]]:
-    """Let SIGTERM, as job schedulers and `kill` send it, end a run as Ctrl-C does: in order.
+    """Let SIGTERM and SIGHUP, as `kill` and a closed terminal send them, end a run in order.
 
     Yields the signals that came so far. Does nothing outside of the main thread, which alone may
-    handle signals, or where the program has a handler of its own.
+    handle signals, or where the program has a handler of its own (`nohup` ignores SIGHUP).
     """
     caught: list[int] = []
 
@@ -38,14 +42,14 @@ def termination_as_interrupt() -> Iterator[list[int]]:
             raise Terminated
 
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield caught
-        return
-    signal.signal(signal.SIGTERM, end)
+    ours = [n for n in _ENDING if main and signal.getsignal(n) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def ended_in_order(run: Callable[[], int]) -> int:
@@ -55,7 +59,7 @@ def ended_in_order(run: Callable[[], int]) -> int:
         run: Gives the exit code.
 
     Returns:
-        Its exit code, or 130 for Ctrl-C and 143 for SIGTERM.
+        Its exit code, or 130 for Ctrl-C, 143 for SIGTERM and 129 for SIGHUP.
     """
     with termination_as_interrupt() as signals:
         try:
@@ -64,12 +68,13 @@ def ended_in_order(run: Callable[[], int]) -> int:
             end_children()
             print("interrupted", file=sys.stderr)
             code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-        return TERMINATED if code == INTERRUPTED and signals else code
+        ended = signals and code in (INTERRUPTED, TERMINATED)
+        return 128 + signals[0] if ended else code
 
 
 @contextmanager
 def deferred_interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of being interrupted; a second one interrupts at once.
+    """Collect SIGINT, SIGTERM and SIGHUP instead of being interrupted by the first of them.
 
     For work that must not stop between two steps. Yields the signals that came so far.
     """
@@ -83,7 +88,8 @@ def deferred_interrupts() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in (signal.SIGINT, *_ENDING) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     finally:
@@ -94,7 +100,7 @@ def deferred_interrupts() -> Iterator[list[int]]:
 def raise_for(caught: list[int]) -> None:
     """Raise the exception that belongs to the first of some signals, if there is one."""
     if caught:
-        raise Terminated if caught[0] == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if caught[0] == signal.SIGINT else Terminated
 
 
 def leave_signals_to_parent() -> None:
@@ -103,7 +109,7 @@ def leave_signals_to_parent() -> None:
     A terminal sends Ctrl-C to all processes, `kill` to one; either way the parent stops the others
     in order. When the parent dies without a word (SIGKILL), so does the child.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, *_ENDING):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
 

@@ -113,6 +113,8 @@ def _read(name: str) -> str:
     """The text of a file, without a byte order mark."""
     try:
         if name == STANDARD_INPUT:
+            if sys.stdin is None:
+                raise PromptsError("prompts=- reads standard input, which is closed")
             # the bytes, where there are any: their encoding does not depend on the terminal's
             stream = getattr(sys.stdin, "buffer", None)
             return sys.stdin.read() if stream is None else stream.read().decode("utf-8-sig")

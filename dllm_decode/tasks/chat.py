@@ -75,7 +75,7 @@ def _ask(context: Context) -> str | None:
         import readline  # noqa: F401
     try:
         return input("" if context.display.silent else "> ")
-    except EOFError:
+    except (EOFError, RuntimeError):  # the latter: there is no standard input
         return None
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import dllm_decode
+from dllm_decode.cli import main
 from dllm_decode.console.display import make_display
 from dllm_decode.console.output import tolerant_output
 from dllm_decode.console.trace_files import player
@@ -67,6 +70,52 @@ def test_output_that_is_half_a_character_is_written_all_the_same(capsys) -> None
     with tolerant_output():
         print("a\ud800b")
     assert sys.stdout.errors != "dllm_decode.simplified"
+
+
+class Full(io.StringIO):
+    """A disk or a pipe that takes nothing."""
+
+    def __init__(self, error: OSError | ValueError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        (None, ""),
+        (Full(BrokenPipeError()), ""),
+        (Full(OSError(28, "No space left on device")), "could not be written: .*No space left"),
+        (Full(ValueError("I/O operation on closed file")), "could not be written: .*closed file"),
+    ],
+    ids=["closed", "pipe", "full", "gone"],
+)
+def test_where_nothing_can_be_shown_a_run_goes_on(
+    stream: Full | None,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stream)
+    words = ["model=toy_copy", "task.samples=2", "display=plain", f"hydra.run.dir={tmp_path}/run"]
+    assert main(words) == 0
+    assert sys.stdout is stream and (tmp_path / "run" / "results.json").exists()
+    told = capsys.readouterr().err
+    assert re.search(said, told) if said else "could not be written" not in told
+
+
+def test_standard_input_that_is_closed_is_said_and_ends_a_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    words = ["model=toy_copy", "display=none", f"hydra.run.dir={tmp_path}/run"]
+    assert main([*words, "prompts=-"]) == 1
+    assert "prompts=- reads standard input, which is closed" in capsys.readouterr().err
+    assert main([*words, "task=chat"]) == 0
 
 
 @pytest.mark.slow

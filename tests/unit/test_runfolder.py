@@ -134,7 +134,9 @@ def test_a_full_disk_without_a_file_name_is_no_fault_of_the_program(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_signals_keep_partial_results(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,7 +147,7 @@ def test_signals_keep_partial_results(
     assert main(words) == code
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["runs"]["sequential"]["finish_reasons"] == {"interrupted": 2}
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert {signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)} == {signal.SIG_DFL}
 
 
 def test_a_signal_ends_a_whole_sweep(tmp_path: Path) -> None:

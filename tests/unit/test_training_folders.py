@@ -40,12 +40,12 @@ def test_a_folder_belongs_to_one_run_from_its_first_file_on(tmp_path: Path) -> N
 
 
 def test_one_process_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
-    with loop.occupied(tmp_path):
-        with (
-            pytest.raises(ConfigError, match=r"task\.output=.* is in use by another process"),
-            loop.occupied(tmp_path),
-        ):
-            pass
+    with (
+        loop.occupied(tmp_path),
+        pytest.raises(ConfigError, match=r"task\.output=.* is in use by another process"),
+        loop.occupied(tmp_path),
+    ):
+        pass
     (tmp_path / "file").touch()
     with (
         pytest.raises(ConfigError, match="must be a writable folder"),
