@@ -165,7 +165,14 @@ def _words(options: Mapping[str, Any]) -> list[str]:
 def _lines(overrides: Overrides) -> tuple[str, ...]:
     """Overrides as on the command line; raises `ConfigError` for what cannot be any."""
     if isinstance(overrides, Mapping):
-        return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+        try:
+            return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+        except TypeError as error:
+            raise ConfigError(f"overrides must hold texts, numbers and lists: {error}") from None
+    require(
+        isinstance(overrides, Sequence),
+        f"overrides must be a list of texts like 'key=value', or a mapping, got {overrides!r}",
+    )
     lines = (overrides,) if isinstance(overrides, str) else tuple(overrides)
     for line in lines:
         require(
@@ -468,14 +475,24 @@ class TextDecoder:
     def _streaming(self, streamer: Streamer, prompts: Sequence[Sequence[int]]) -> Observer:
         if len(prompts) > 1:
             raise ConfigError(f"streamer works with one prompt, got {len(prompts)}")
+        for name in ("put", "end"):
+            require(
+                callable(getattr(streamer, name, None)),
+                f"streamer must have the methods put and end, got {_shortly(streamer)}",
+            )
         rule = self.decoder.strategy
         return _Streaming(streamer, prompts[0], early=not (rule.revocable or rule.revises))
 
     def _vote_of(
         self, row: Outcome, stops: Sequence[str], answer: str | Callable[[str], Hashable | None]
     ) -> Hashable | None:
-        """What a decode of a prompt votes for."""
-        return answer_in(cut(self.text(row), stops), answer)
+        """What a decode of a prompt votes for; what cannot be hashed is compared as it is shown."""
+        found = answer_in(cut(self.text(row), stops), answer)
+        try:
+            hash(found)
+        except TypeError:
+            return repr(found)
+        return found
 
     def stream(
         self,
@@ -575,6 +592,10 @@ class TextDecoder:
             Interrupted: On Ctrl-C; it holds the partial result.
         """
         check_batching(batch_size, max_tokens_in_flight, batching)
+        require(
+            isinstance(observers, Sequence),
+            f"observers must be a list of observers, got {_shortly(observers)}",
+        )
         decoder = replace(
             self.decoder,
             observers=(*self.decoder.observers, *observers),
@@ -754,8 +775,16 @@ class TextDecoder:
         length = _lengths(max_new_tokens)
         if infill is None:
             return length, None
+        infill = _listed(infill)
         single = isinstance(infill, str | Mapping) or _is_ids(infill)
-        templates = [infill] if single else list(infill)
+        templates = [infill] if single or not isinstance(infill, Sequence) else list(infill)
+        for row, template in enumerate(templates):
+            fits = template is None or isinstance(template, str | Mapping) or _is_ids(template)
+            if not fits or template == "":
+                raise ConfigError(
+                    f"infill of prompt {row} must be a text with {MASK_WORD}, a list of ids, or "
+                    f"{{offset: id}}, got {_shortly(template)}"
+                )
         if len(templates) != rows:
             raise ConfigError(
                 f"infill must have one entry per prompt ({rows}), got {len(templates)}"
@@ -821,9 +850,18 @@ def _sequential_strategy() -> Strategy:
 def _for_every_row(
     parameters: Parameters | Sequence[Parameters | None] | None, rows: int
 ) -> tuple[Parameters | None, ...] | None:
-    if parameters is None or not isinstance(parameters, Mapping):
-        return None if parameters is None else tuple(parameters)
-    return (parameters,) * rows
+    if parameters is None:
+        return None
+    many = (parameters,) * rows if isinstance(parameters, Mapping) else parameters
+    entries = many if isinstance(many, Sequence) else [many]
+    for own in entries:
+        named = isinstance(own, Mapping) and all(isinstance(key, str) for key in own)
+        if own is not None and not named:
+            raise ConfigError(
+                "parameters must be {'full key': value}, or one of these or None for each prompt, "
+                f"got {_shortly(own)}"
+            )
+    return tuple(entries)
 
 
 def _cut(result: Result, stops: Sequence[str]) -> Result:

@@ -182,7 +182,10 @@ def _searched(config_dir: str | None) -> list[str]:
 def _place(cfg: DictConfig, kind: str) -> Path:
     """The folder of a run or of a sweep."""
     HydraConfig.instance().set_config(cfg)
-    place = Path(str(OmegaConf.select(cfg, f"hydra.{kind}.dir"))).absolute()
+    named = OmegaConf.select(cfg, f"hydra.{kind}.dir")
+    if not named:
+        raise ConfigError(f"hydra.{kind}.dir must name a folder, got an empty text")
+    place = Path(str(named)).absolute()
     rank = int(os.environ.get("RANK", "0"))  # set by torchrun; the first rank speaks for all
     return place / f"rank-{rank}" if rank and kind == "run" else place
 

@@ -140,6 +140,7 @@ def written_out(app: Application, overrides: Sequence[str], sweep: bool = False)
     Raises:
         ConfigError: A word has no meaning.
     """
+    _check_groups(overrides)
     search = _searched(overrides)
     several = _swept(overrides) if sweep else []
 
@@ -155,6 +156,29 @@ def written_out(app: Application, overrides: Sequence[str], sweep: bool = False)
         keys=keys,
     )
     return [*several, *expand((text for text in overrides if text not in several), known)]
+
+
+def _check_groups(overrides: Sequence[str]) -> None:
+    """Raise `ConfigError` where a group is given something else than the names of options."""
+    known = set(all_groups())
+    for text in overrides:
+        name = text.partition("=")[0].lstrip("+")
+        if name not in known or not text.partition("=")[1]:
+            continue
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except OverrideParseException:  # which is explained when the words are composed
+            continue
+        value = None if override.is_sweep_override() else override.value()
+        if override.is_sweep_override() or isinstance(value, str | int | float):
+            continue
+        several = name in (*_LISTS, "strategy/stop")
+        if not (isinstance(value, list) and several):
+            what = "one or a list of its options" if several else "one of its options"
+            options = ", ".join(hydra_application().options(name, _searched(overrides)))
+            raise ConfigError(
+                f"{name} must be {what}, got {text.partition('=')[2]}; {name} has {options}"
+            )
 
 
 @cache

@@ -48,6 +48,10 @@ def check_voting(n: int, vote: str, block_lengths: Sequence[int] | None) -> None
         return
     require(vote == "block_lengths", f"block_lengths needs vote=block_lengths, got vote={vote}")
     require(
+        isinstance(block_lengths, Sequence) and not isinstance(block_lengths, str),
+        f"block_lengths must be a list of lengths, got {block_lengths!r}",
+    )
+    require(
         len(block_lengths) == n,
         f"block_lengths must have n = {n} entries, got {list(block_lengths)!r}",
     )

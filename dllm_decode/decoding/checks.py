@@ -60,6 +60,19 @@ def check_composition(
         _check_part(place_of(key, part), part, denoiser, schedule, cache)
 
 
+def check_observers(observers: object) -> None:
+    """Raise `CapabilityError` for anything but a sequence of objects with an observer's methods."""
+    if not isinstance(observers, tuple | list):
+        raise CapabilityError(f"observers must be a tuple of observers, got {observers!r}")
+    for observer in observers:
+        methods = [getattr(observer, name, None) for name in ("start", "step", "finish")]
+        if isinstance(observer, type) or not all(map(callable, methods)):
+            raise CapabilityError(
+                "an observer has the methods start, step and finish, such as an instance of a "
+                f"subclass of Observer; got {observer!r}"
+            )
+
+
 def _check_revising(strategy: Strategy, cache: CachePolicy) -> None:
     """Who judges what is decided in the window needs predictions there."""
     judges = strategy.revises or (

@@ -7,7 +7,7 @@ from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 
 from dllm_decode.decoding.cache import CachePolicy, NoCache
-from dllm_decode.decoding.checks import check_composition
+from dllm_decode.decoding.checks import check_composition, check_observers
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser
 from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.sampling import Greedy, Sampler
@@ -67,6 +67,7 @@ class Composition:
         require_count("candidates", self.candidates, minimum=0)
         object.__setattr__(self, "schedule", self.schedule.on_grid(self.able.block_length))
         check_composition(self.denoiser, self.strategy, self.schedule, self.cache)
+        check_observers(self.observers)
 
     @cached_property
     def able(self) -> Capabilities:

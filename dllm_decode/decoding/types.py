@@ -78,13 +78,16 @@ class Vocab:
         return self.mask_id if self.pad_id is None else self.pad_id
 
 
+LONGEST = 2**20  # generated columns of a row; no model reads as many, and a canvas has to fit
+
+
 @dataclass(frozen=True)
 class Request:
     """What to decode: one entry per row.
 
     Attributes:
         prompts: token ids per row, of any lengths from 0 up.
-        max_new_tokens: columns generated per row, one number for all or one per row, 1 or more.
+        max_new_tokens: columns generated per row, one number for all or one per row, 1 to 2^20.
         seeds: one per row; None gives row i the seed i.
         fixed: per row None or {offset: token id}, tokens given in advance at offsets 0, 1, ...
             behind the prompt (infilling).
@@ -127,6 +130,8 @@ class Request:
         for length in self.lengths:
             if isinstance(length, bool) or not isinstance(length, int) or length < 1:
                 raise ConfigError(f"max_new_tokens must be a whole number >= 1, got {length!r}")
+            if length > LONGEST:
+                raise ConfigError(f"max_new_tokens must be at most {LONGEST}, got {length}")
         for row, prompt in enumerate(self.prompts):
             _require_whole(prompt, f"prompt {row} must hold token ids")
         for row, seed in enumerate(self.seeds or ()):

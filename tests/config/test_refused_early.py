@@ -11,10 +11,12 @@ from subprocess import run
 import pytest
 from omegaconf import OmegaConf
 
+from dllm_decode.cli import main
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.early import check_values, fault_of
 from dllm_decode.config.instantiate import build_node
 from dllm_decode.config.rehearsal import Missing, MissingValue, Unanswered, refusal
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError
 
 REFUSED = [
@@ -209,6 +211,7 @@ def options(group):
 
 COMPOSE = """
 import json, sys
+from dllm_decode.cli import main
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.errors import DllmDecodeError
 from dllm_decode.config.rehearsal import StandIns, Unanswered
@@ -334,3 +337,28 @@ def test_a_rehearsal_that_fails_dies_or_hangs_says_nothing():
     done = run([sys.executable, "-c", REHEARSE], capture_output=True, text=True, timeout=30)
     no = "CapabilityError('these do not fit')"
     assert done.stdout.strip() == f"[{no}, {no}, None, None, None, None] False", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("display=null", "display must be one of its options, got null; display has auto, "),
+        ("task=[generate]", r"task must be one of its options, got \[generate\]; task has "),
+        ("strategy=[]", r"strategy must be one of its options, got \[\]; strategy has "),
+        ("strategy/transforms=null", "strategy/transforms must be one or a list of its options"),
+        ("strategy/stop={a: 1}", "strategy/stop must be one or a list of its options, got {a: 1}"),
+    ],
+)
+def test_a_group_takes_the_names_of_its_options(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose_checked([word])
+
+
+def test_a_run_folder_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model=toy_copy", "hydra.run.dir="]) == 2
+    assert "hydra.run.dir must name a folder, got an empty text" in capsys.readouterr().err
+
+
+def test_a_row_has_no_more_columns_than_any_canvas() -> None:
+    with pytest.raises(ConfigError, match="max_new_tokens must be at most 1048576, got 1048577"):
+        Request(((1,),), 2**20 + 1)

@@ -8,8 +8,9 @@ import torch
 from faulty_models import InterruptedWorld
 
 import dllm_decode
-from dllm_decode import ConfigError, Interrupted, Request, load
+from dllm_decode import CapabilityError, ConfigError, Interrupted, Request, load
 from dllm_decode.api import TextDecoder
+from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
@@ -377,3 +378,46 @@ def test_progress_is_a_bar_of_columns(copying: TextDecoder, capsys) -> None:
     assert result.texts == ("cab", "de")
     told = capsys.readouterr().err
     assert "/12 [" in told and "column/s" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"infill": 5}, r"infill of prompt 0 must be a text with \[MASK\], a list .*, got 5"),
+        ({"infill": True}, "infill of prompt 0 must be a text"),
+        ({"infill": ""}, "infill of prompt 0 must be a text .*, got ''"),
+        ({"infill": [[]]}, r"infill of prompt 0 must be a text .*, got \[\]"),
+        ({"parameters": 5}, "parameters must be {'full key': value}, .*, got 5"),
+        ({"parameters": [5]}, "parameters must be {'full key': value}, .*, got 5"),
+        ({"parameters": {3: 0.5}}, "parameters must be {'full key': value}, .*, got {3: 0.5}"),
+        ({"observers": 5}, "observers must be a list of observers, got 5"),
+        ({"observers": None}, "observers must be a list of observers, got None"),
+        ({"observers": [5]}, "an observer has the methods start, step and finish, .* got 5"),
+        ({"observers": [Observer]}, "an observer has the methods start, step and finish"),
+        ({"streamer": 5}, "streamer must have the methods put and end, got 5"),
+        (
+            {"n": 2, "vote": "block_lengths", "block_lengths": 5},
+            "block_lengths must be a list of lengths, got 5",
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_argument_of_another_kind_is_refused_by_name(
+    copying: TextDecoder, given: dict[str, object], message: str
+) -> None:
+    with pytest.raises((ConfigError, CapabilityError), match=message):
+        copying.generate("cab", **given)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(5, "overrides must be a list of texts"), ({"seed": object()}, "overrides must hold texts")],
+)
+def test_overrides_of_another_kind_are_refused(overrides: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load("toy_copy", overrides=overrides)
+
+
+def test_answers_that_cannot_be_hashed_are_compared_as_they_are_shown(copying: TextDecoder) -> None:
+    result = copying.generate("cab", n=2, answer=list)
+    assert result.rows[0].votes == 2
