@@ -367,6 +367,10 @@ class Batch:
         cache_memory = calls.begin(parts.cache, "cache", request, snapshot)
         upcoming = self._look_ahead(snapshot, counters, cache_memory)
         if self.rows:
+            who = named("strategy", parts.strategy)
+            calls.check_alike(self.memory, memory, f"{who}: the memory")
+            who = named("cache", parts.cache)
+            calls.check_alike(self.cache_memory, cache_memory, f"{who}: the memory")
             self.canvas.join(canvas)
             self.counters.join(counters)
             self.next.join(upcoming)

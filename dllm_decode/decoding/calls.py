@@ -75,6 +75,30 @@ def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory
     return memory
 
 
+def check_alike(own: Any, new: Any, whose: str) -> None:
+    """Raise `DecisionError` where rows that join have a memory of another kind than those before.
+
+    Args:
+        own: of the rows before; None for no memory.
+        new: of the rows that join.
+        whose: the part, and the place in its memory, for messages.
+    """
+    kinds = (Memory, Tensor, dict)
+    held = [next((kind for kind in kinds if isinstance(one, kind)), None) for one in (own, new)]
+    if held[0] is not held[1] or (held[0] is Memory and type(own) is not type(new)):
+        raise DecisionError(
+            f"{whose} is {kind_of(own)} for the rows before and {kind_of(new)} for rows that join; "
+            "begin must return the same kind for all"
+        )
+    if held[0] is dict:
+        for key in own.keys() | new.keys():
+            check_alike(own.get(key), new.get(key), f"{whose}[{key!r}]")
+    elif held[0] is Memory:
+        for entry in fields(own):
+            mine, theirs = getattr(own, entry.name), getattr(new, entry.name)
+            check_alike(mine, theirs, f"{whose}.{entry.name}")
+
+
 def checks_itself(decide: Decide) -> Decide:
     """Mark a `decide` that makes its decision of checked answers alone, to be checked no more.
 
@@ -267,6 +291,11 @@ def _check_carry(carry: Any, view: StepView, who: str) -> None:
             f"{who} returned carry, {kind_of(carry)}; it must be a Carry{_when(view)}"
         )
     _checked("carry.choice", carry.choice, view.step, who, view)
+    if not carry.predictions:
+        raise DecisionError(
+            f"{who} returned carry without predictions; give those of probes of this step, or no "
+            f"carry{_when(view)}"
+        )
     for prediction in carry.predictions:
         if view.passes is None or not view.passes.probed(prediction):
             raise DecisionError(

@@ -284,7 +284,7 @@ class ModelPasses:
     def _keep(self, carry: Carry, probes: Sequence[Probed], view: StepView) -> None:
         batch = self.batch
         upcoming, after = batch.next, batch.snapshot
-        pick = carry.choice.clamp(min=0)
+        pick = carry.choice.clamp(0, len(probes) - 1)
         row = torch.arange(len(pick), device=pick.device)
         before, now = of_one_width(view.index, upcoming.index, -1)
         canvas = torch.stack([probe.canvas for probe in probes])[pick, row]
@@ -292,7 +292,7 @@ class ModelPasses:
         same = (canvas == after.tokens).all(1) & (before == now).all(1)
         same = same & (after.horizon == view.snapshot.horizon)
         values = torch.stack([probe.values for probe in probes])[pick, row]
-        carried = Carried((carry.choice >= 0) & asked & same, values)
+        carried = Carried((carry.choice == pick) & asked & same, values)
         carried.fit(upcoming.index.shape[1])
         upcoming.carried = carried
 

@@ -519,7 +519,8 @@ class StepView(LazyFields):
         if self.passes is None:
             raise ConfigError("this view was made by hand and has no model to probe")
         given, alone = _alternatives(tokens)
-        steps = (ahead,) * len(given) if isinstance(ahead, int) else tuple(ahead)
+        many = ahead if isinstance(ahead, Sequence) else (ahead,) * len(given)
+        steps = tuple(_steps_ahead("probe", step) for step in many)
         if not given or len(steps) != len(given):
             raise PredictionError(
                 f"probe needs one alternative or more, and as many numbers in `ahead`; got "
@@ -556,7 +557,7 @@ class StepView(LazyFields):
         """
         if self.passes is None:
             raise ConfigError("this view was made by hand and has no model to ask")
-        return self.pred if steps == 0 else self.passes.later(steps)
+        return self.pred if _steps_ahead("later", steps) == 0 else self.passes.later(steps)
 
     def head(self, hidden: Tensor) -> Prediction:
         """What the model's output head makes of states (B, W, D); no forward pass.
@@ -589,7 +590,8 @@ class StepView(LazyFields):
         if rows is not None:
             check_flags("draft needs rows as", rows, self.live)
         asking = self.live if rows is None else rows & self.live
-        return self.passes.draft(torch.where(self.open, tokens, self.tokens), asking, ahead)
+        canvas = torch.where(self.open, tokens, self.tokens)
+        return self.passes.draft(canvas, asking, _steps_ahead("draft", ahead))
 
     def parameter(self, name: str, default: float, like: Tensor) -> Tensor | float:
         """A setting of the part that asks: the default, or (B, 1) where rows set their own.
@@ -664,6 +666,15 @@ class Passes(Protocol):
 
     def draft(self, tokens: Tensor, rows: Tensor, ahead: int) -> Prediction:
         """The drafter's prediction with tokens (B, W) at the slots."""
+
+
+def _steps_ahead(who: str, steps: Any) -> int:
+    """How many steps ahead random numbers are; raises `PredictionError` for no such number."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps < 2**31:
+        raise PredictionError(
+            f"{who} needs a whole number of steps ahead, 0 or more, got {steps!r}"
+        )
+    return steps
 
 
 def first_column(flags: Tensor) -> Tensor:

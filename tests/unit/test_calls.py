@@ -571,3 +571,43 @@ def test_a_rule_inside_another_keeps_its_horizon():
     inside = Decoder(HashDenoiser(), FreeDave(rule), Blocks(4)).decode(REQUEST)
     assert inside.sequences == alone.sequences
     assert max(map(len, alone.sequences)) < max(REQUEST.lengths)
+
+
+# Rows that join have a memory of the kind that those before them have.
+
+
+@dataclass
+class Notes(Memory):
+    entries: dict
+
+
+@dataclass
+class OtherNotes(Memory):
+    entries: dict
+
+
+JOINING = {
+    "none": (lambda: Notes({}), lambda: None, "the memory is a Notes .* and None for rows"),
+    "class": (lambda: Notes({}), lambda: OtherNotes({}), "and a OtherNotes for rows that join"),
+    "entry": (
+        lambda: Notes({"a": Notes({})}),
+        lambda: Notes({"a": None}),
+        r"the memory\.entries\['a'\] is a Notes .* and None for rows that join",
+    ),
+    "key": (
+        lambda: Notes({}),
+        lambda: Notes({"a": torch.zeros(1)}),
+        r"the memory\.entries\['a'\] is None .* and a tensor of shape \(1,\) for rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("kinds", JOINING)
+def test_rows_that_join_have_a_memory_of_the_same_kind(kinds):
+    before, joining, message = JOINING[kinds]
+    made = iter([before, joining])
+    run = Decoder(HashDenoiser(), MyRule(remember=lambda rows: next(made)())).begin(REQUEST)
+    run.admit([0])
+    with pytest.raises(DecisionError, match=rf"^strategy \(MyRule\): .*{message}"):
+        run.admit([1])
+    assert run.live == (0,) and run.canvas.tokens.shape[0] == 1

@@ -231,6 +231,11 @@ def test_a_probe_of_what_stands_there_says_what_the_pass_said():
         (lambda v: v.probe(v.tokens, rows=v.open), "probe needs rows as flags"),
         (lambda v: v.probe([]), "one alternative or more"),
         (lambda v: v.probe([v.tokens], ahead=[1, 2]), "as many numbers in `ahead`"),
+        (lambda v: v.probe([v.tokens], ahead=-1), "probe needs a whole number of steps .* -1"),
+        (lambda v: v.probe([v.tokens], ahead="x"), "probe needs a whole number .* got 'x'"),
+        (lambda v: v.probe([v.tokens], ahead=None), "probe needs a whole number .* got None"),
+        (lambda v: v.later(-3), "later needs a whole number of steps ahead, 0 or more, got -3"),
+        (lambda v: v.later(2**70), "later needs a whole number"),
         (lambda v: v.draft(v.tokens), "has no drafter"),
         (lambda v: v.head(v.pred.logits), "states of the model are not shown"),
     ],
@@ -239,6 +244,22 @@ def test_questions_that_cannot_be_asked_are_refused_with_the_place(ask, message)
     with pytest.raises((DecisionError, ConfigError), match=message) as caught:
         decode(lambda view: ask(view) and None)
     assert str(caught.value).startswith("strategy (Says)")
+
+
+def test_a_carry_names_predictions_and_a_choice_beyond_them_carries_nothing():
+    def carries(choice, *made):
+        def say(view):
+            first = one(view)
+            tokens = torch.where(first, view.pred.token, view.tokens)
+            found = [view.probe(tokens, rows=view.open.sum(1) > 1) for _ in made]
+            return Decision(first, carry=Carry(found, torch.full_like(view.step, choice)))
+
+        return say
+
+    beyond = decode(carries(5, "one"))
+    assert beyond.sequences == decode(TopK(1)).sequences and beyond.forwards == (11, 7)
+    with pytest.raises(DecisionError, match="returned carry without predictions"):
+        decode(carries(0))
 
 
 def test_a_carried_prediction_saves_the_pass_and_another_canvas_does_not():
