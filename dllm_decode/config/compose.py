@@ -167,7 +167,7 @@ def _check_groups(overrides: Sequence[str]) -> None:
             continue
         try:
             override = OverridesParser.create().parse_override(text)
-        except OverrideParseException:  # which is explained when the words are composed
+        except HydraException:  # a path, or what is explained when the words are composed
             continue
         value = None if override.is_sweep_override() else override.value()
         if override.is_sweep_override() or isinstance(value, str | int | float):
