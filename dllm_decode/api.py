@@ -530,7 +530,7 @@ class TextDecoder:
         ids = self.encode(many[0], 0, apply_chat_template)
         request = self._request((ids,), max_new_tokens, infill, seed)
         sampling = self._sampling(temperature, None, None, None)
-        request, reference_forwards = sampling._with_reference(request, None)
+        request, reference_forwards, _ = sampling._with_reference(request, None)
         canvas = _CanvasWatch(self.piece)
         watched = (*self.decoder.observers, canvas)
         decoder = replace(sampling.decoder, observers=watched)
@@ -546,10 +546,10 @@ class TextDecoder:
 
     def _with_reference(
         self, request: Request, batch_size: int | None
-    ) -> tuple[Request, tuple[int, ...]]:
-        """The request with the reference decode that its strategy needs, and its forwards."""
+    ) -> tuple[Request, tuple[int, ...], tuple[str, ...]]:
+        """The request with the reference that its strategy needs; its forwards and its errors."""
         if not self.needs_reference or request.reference is not None:
-            return request, (0,) * request.rows
+            return request, (0,) * request.rows, ("",) * request.rows
         plain = replace(request, parameters=None)
         try:
             reference = self.sequential.decode(plain, batch_size=batch_size)
@@ -560,7 +560,7 @@ class TextDecoder:
             nothing = replace(stop.result, rows=rows)
             raise Interrupted(self._with_texts(nothing, stop.result.forwards)) from None
         full = _full_length(reference, request, self.decoder)
-        return replace(request, reference=full), reference.forwards
+        return replace(request, reference=full), reference.forwards, reference.errors
 
     def decode(
         self,
@@ -601,7 +601,7 @@ class TextDecoder:
             observers=(*self.decoder.observers, *observers),
             record=record or self.decoder.record,
         )
-        request, reference_forwards = self._with_reference(request, batch_size)
+        request, reference_forwards, lost = self._with_reference(request, batch_size)
 
         def run(own: Decoder, rows: Request) -> Result:
             if batch_size is None and max_tokens_in_flight is None:
@@ -619,7 +619,13 @@ class TextDecoder:
             first = replace(stop.result, rows=stop.result.rows[: request.rows])
             partial = self._with_texts(first, reference_forwards)
             raise Interrupted(partial) from None
-        return self._with_texts(result, reference_forwards)
+        rows = tuple(
+            Outcome(finish_reason="error", error=f"the reference decode failed: {error}")
+            if error
+            else row
+            for row, error in zip(result.rows, lost, strict=True)
+        )
+        return self._with_texts(replace(result, rows=rows), reference_forwards)
 
     @property
     def needs_reference(self) -> bool:

@@ -422,11 +422,17 @@ class Eval(Task):
         settings = {**settings_of(context.cfg), "strategy": settings_of(plain_cfg)["strategy"]}
         key = job_key(self._description(settings, decoder.sequential, questions))
         for path in Path(self.runs).glob(f"*-{key}/{RESULTS}"):
-            samples = {s.problem: s for s in parse_samples(path.parent / SAMPLES)[0]}
+            found = parse_samples(path.parent / SAMPLES)[0]
+            samples = {s.problem: s for s in found if not s.error}
             if all(name in samples for name in keys):
-                found = [samples[name] for name in keys]
-                return [s.tokens for s in found], [s.forwards for s in found]
+                asked = [samples[name] for name in keys]
+                return [s.tokens for s in asked], [s.forwards for s in asked]
         result = decoder.sequential.decode(request, batch_size=self.batch_size)
+        failed = [
+            f"{name}: {error}" for name, error in zip(keys, result.errors, strict=True) if error
+        ]
+        if failed:
+            raise DllmDecodeError(f"the reference decode of {failed[0]}")
         return result.sequences, result.forwards
 
     def _results(

@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from faulty_models import InterruptedWorld
+from torch import Tensor
 
 import dllm_decode
 from dllm_decode import CapabilityError, ConfigError, Interrupted, Request, load
 from dllm_decode.api import TextDecoder
+from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.strategy import Strategy
 from dllm_decode.decoding.types import Decision, StepView
+from dllm_decode.models.toy import Copy
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +267,22 @@ def test_ctrl_c_carries_the_partial_texts(copying: TextDecoder) -> None:
     assert stop.value.result.finish_reasons == ("interrupted",)
     assert len(stop.value.result.texts) == 1
     assert stop.value.result.undecided[0] > 0
+
+
+def test_a_row_whose_reference_decode_failed_is_an_error_row() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Allergic(Copy):
+        def __call__(self, tokens: Tensor, live: Tensor, index: Tensor, plan: Plan) -> Tensor:
+            if bool((tokens[:, 0] == self.symbols.index("z")).any()):
+                raise ZeroDivisionError("no z")
+            return super().__call__(tokens, live, index, plan)
+
+    oracle = load("toy_copy", "oracle", overrides=["schedule=whole"])
+    world = Allergic(n=3)
+    oracle = replace(oracle, model=world, decoder=replace(oracle.decoder, denoiser=world))
+    result = oracle.generate(["cab", "zab"], batch_size=2, max_new_tokens=4)
+    assert result.rows[0].text == "cab" and not result.errors[0]
+    assert result.errors[1].startswith("the reference decode failed: ZeroDivisionError('no z')")
 
 
 def test_ctrl_c_in_a_reference_decode_delivers_nothing_of_it() -> None:
