@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from difflib import get_close_matches
 
 
@@ -179,6 +179,21 @@ def require_count(name: str, value: object, *, minimum: int = 1) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ConfigError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+
+
+def require_some(name: str, values: Sized | None, what: str) -> None:
+    """Check that a setting names something; None stands for a default.
+
+    Args:
+        name: The field.
+        values: What was given.
+        what: The kind of thing that it names.
+
+    Raises:
+        ConfigError: It is empty.
+    """
+    if values is not None and not len(values):
+        raise ConfigError(f"{name} must name at least one {what}, got an empty list")
 
 
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

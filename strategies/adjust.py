@@ -7,13 +7,10 @@ from functools import cached_property
 
 import torch
 
-from dllm_decode.decoding import calls
-from dllm_decode.decoding.ahead import after
+from dllm_decode.decoding.ahead import step_of
 from dllm_decode.decoding.denoiser import Drafter
-from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.settle import Faults, settle
 from dllm_decode.decoding.strategy import EveryStep, Pipeline, RuleWrapper, Strategy
-from dllm_decode.decoding.types import Change, Decision, Memory, StepView
+from dllm_decode.decoding.types import Decision, Memory, StepView
 from dllm_decode.errors import ConfigError, require_count
 from dllm_decode.models.drafting import LayerDrafter
 from dllm_decode.strategies.fixed import TopK
@@ -99,14 +96,14 @@ class Adjust(RuleWrapper):
 
     def decide(self, view: StepView, memory: Memory | None) -> Decision:
         """What all steps commit, each decided when the ones before it stand."""
-        state, first, faults = self._step(view.for_part("rule"), view.pred, memory)
+        state, first, faults = step_of(self.rule, view.for_part("rule"), view.pred, memory)
         within = [faults]
         commit, confidence = first.commit, first.confidence
         steps = torch.ones_like(view.step)
         for ahead in range(1, self.drafts + 1):
             going_on = state.open.any(1)
             pred = view.draft(state.tokens, rows=going_on, ahead=ahead)
-            state, change, faults = self._step(state, pred, memory)
+            state, change, faults = step_of(self.rule, state, pred, memory)
             within.append(faults)
             commit = commit | change.commit
             confidence = torch.where(change.commit, change.confidence, confidence)
@@ -119,15 +116,6 @@ class Adjust(RuleWrapper):
             steps=steps,
             within=tuple(within),
         )
-
-    def _step(
-        self, view: StepView, pred: Prediction, memory: Memory | None
-    ) -> tuple[StepView, Change, Faults]:
-        """The state after a step of the rule with a given prediction, and what the step did."""
-        view = view.with_prediction(pred)
-        change, faults = settle(view, calls.decide(self.rule, view, memory), self.rule)
-        tokens = torch.where(change.commit, change.tokens, view.tokens)
-        return after(view, change.commit, tokens), change, faults
 
 
 def _wraps(rule: Strategy) -> bool:

@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding import calls
-from dllm_decode.decoding.ahead import after, remembers
-from dllm_decode.decoding.prediction import Prediction
-from dllm_decode.decoding.settle import Faults, settle
+from dllm_decode.decoding.ahead import remembers, step_of
 from dllm_decode.decoding.strategy import (
     EveryStep,
     Pipeline,
@@ -20,7 +17,6 @@ from dllm_decode.decoding.strategy import (
 )
 from dllm_decode.decoding.types import (
     Carry,
-    Change,
     Decision,
     Memory,
     Request,
@@ -106,7 +102,7 @@ class FreeDave(RuleWrapper):
         state = view.for_part("rule")
         drafts, changes, within = [], [], []
         for ahead in range(self.drafts):
-            state, change, faults = self._step(state, view.later(ahead), memory)
+            state, change, faults = step_of(self.rule, state, view.later(ahead), memory)
             drafts.append(state)
             changes.append(change)
             within.append(faults)
@@ -117,7 +113,7 @@ class FreeDave(RuleWrapper):
         committed, confidence = changes[0].commit, changes[0].confidence
         alive = going_on[:, 0]
         for ahead in range(1, self.drafts):
-            state, change, faults = self._step(drafts[ahead - 1], found[ahead - 1], memory)
+            state, change, faults = step_of(self.rule, drafts[ahead - 1], found[ahead - 1], memory)
             within.append(faults)
             alive = alive & _same(state, drafts[ahead])
             commit = change.commit & alive[:, None]
@@ -137,16 +133,6 @@ class FreeDave(RuleWrapper):
             carry=Carry(found, torch.where(going_on.gather(1, last)[:, 0], last[:, 0], -1)),
             within=tuple(within),
         )
-
-    def _step(
-        self, view: StepView, pred: Prediction, memory: Memory | None
-    ) -> tuple[StepView, Change, Faults]:
-        """The state after a step of the rule with a given prediction, and what the step did."""
-        view = view.with_prediction(pred)
-        change, faults = settle(view, calls.decide(self.rule, view, memory), self.rule)
-        commit = change.commit
-        tokens = torch.where(commit, change.tokens, view.tokens)
-        return after(view, commit, tokens), change, faults
 
 
 def _same(one: StepView, other: StepView) -> Tensor:

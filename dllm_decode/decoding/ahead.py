@@ -7,8 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dllm_decode.decoding.strategy import PipelineMemory
-from dllm_decode.decoding.types import Memory, StepView
+from dllm_decode.decoding import calls
+from dllm_decode.decoding.prediction import Prediction
+from dllm_decode.decoding.settle import Faults, settle
+from dllm_decode.decoding.strategy import PipelineMemory, Strategy
+from dllm_decode.decoding.types import Change, Memory, StepView
 
 
 def after(view: StepView, commit: Tensor, tokens: Tensor) -> StepView:
@@ -50,3 +53,20 @@ def remembers(memory: Memory | None) -> bool:
     if isinstance(memory, PipelineMemory):
         return any(remembers(part) for part in memory.parts.values())
     return memory is not None
+
+
+def step_of(
+    rule: Strategy, view: StepView, pred: Prediction, memory: Memory | None
+) -> tuple[StepView, Change, Faults]:
+    """One step of a rule with a given prediction: the state after it, what it did, and its faults.
+
+    Args:
+        rule: whose step it is.
+        view: the state before, seen by the rule.
+        pred: what the step is decided by.
+        memory: of the rule.
+    """
+    view = view.with_prediction(pred)
+    change, faults = settle(view, calls.decide(rule, view, memory), rule)
+    tokens = torch.where(change.commit, change.tokens, view.tokens)
+    return after(view, change.commit, tokens), change, faults

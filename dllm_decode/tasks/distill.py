@@ -17,9 +17,9 @@ from dllm_decode.errors import (
     CheckpointError,
     ConfigError,
     DllmDecodeError,
-    require,
     require_count,
     require_in_range,
+    require_some,
 )
 from dllm_decode.tasks import Context, Task
 from dllm_decode.training.pace import Pace
@@ -123,9 +123,7 @@ class Distill(Pace, Task):
         for value in (self.threshold, *self.thresholds):
             require_in_range("task.threshold", value, 0.0, 1.0)
         require_in_range("task.tolerance", self.tolerance, 0.0, 100.0, unit="points")
-        require(
-            len(self.families) > 0, "task.families must name at least one family, got an empty list"
-        )
+        require_some("task.families", self.families, "family")
 
     def run(self, context: Context) -> int:
         """Decode, learn, measure, write; returns 0."""

@@ -20,6 +20,7 @@ from dllm_decode.errors import (
     require_choice,
     require_count,
     require_in_range,
+    require_some,
 )
 from dllm_decode.problems import TRAINED, Variant, families_of
 from dllm_decode.tasks import Context, Task, strategy_name
@@ -263,8 +264,7 @@ class Eval(Task):
         if self.families == "shown":
             return [family.name for family in kinds.values() if family.shown] or list(kinds)
         names = [self.families] if isinstance(self.families, str) else list(self.families)
-        if not names:
-            raise ConfigError("task.families must name at least one family, got an empty list")
+        require_some("task.families", names, "family")
         words = "shown, all," if self.style == "instruct" else "shown, trained, all,"
         for name in names:
             if name not in kinds:

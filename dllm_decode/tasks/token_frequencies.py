@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dllm_decode.console.prompts import read_prompts
-from dllm_decode.errors import ConfigError, require_count
+from dllm_decode.errors import ConfigError, require_count, require_some
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class CountTokens(Task):
         require_count("seed", self.seed, minimum=0)
         if self.prompts is not None and self.families is not None:
             raise ConfigError("prompts and task.families exclude each other; give one of them")
-        if self.families is not None and not self.families:
-            raise ConfigError("task.families must name at least one family, got an empty list")
+        require_some("task.families", self.families, "family")
 
     def run(self, context: Context) -> int:
         """Count and write; returns 0."""

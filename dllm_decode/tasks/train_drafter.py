@@ -17,6 +17,7 @@ from dllm_decode.errors import (
     require_choice,
     require_count,
     require_in_range,
+    require_some,
 )
 from dllm_decode.problems import FAMILIES
 from dllm_decode.tasks import Context, Task
@@ -128,8 +129,7 @@ class TrainDrafter(Pace, Task):
             require_in_range(f"task.emphasis.{name}", factor, 0.0, 1e6, open_low=True)
         if self.prompts is not None and self.families is not None:
             raise ConfigError("prompts and task.families exclude each other; give one of them")
-        if self.families is not None and not self.families:
-            raise ConfigError("task.families must name at least one family, got an empty list")
+        require_some("task.families", self.families, "family")
 
     def run(self, context: Context) -> int:
         """Collect answers, learn, measure, write; returns 0."""

@@ -7,7 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dllm_decode.console.prompts import GivenPrompt, prompts_to_learn_from
-from dllm_decode.errors import ConfigError, DllmDecodeError, require_count, require_in_range
+from dllm_decode.errors import (
+    ConfigError,
+    DllmDecodeError,
+    require_count,
+    require_in_range,
+    require_some,
+)
 from dllm_decode.tasks import Context, Task
 
 if TYPE_CHECKING:
@@ -122,8 +128,7 @@ class TrainFilter(Task):
             require_in_range("task.thresholds", threshold, 0.0, 1.0)
         if self.prompts is not None and self.families is not None:
             raise ConfigError("prompts and task.families exclude each other; give one of them")
-        if self.families is not None and not self.families:
-            raise ConfigError("task.families must name at least one family, got an empty list")
+        require_some("task.families", self.families, "family")
         if isinstance(self.problems, Mapping) and (self.families or self.prompts):
             raise ConfigError(
                 "task.problems names families, so that task.families and prompts must not be given"
