@@ -13,7 +13,6 @@ from dllm_decode.console.processes import deferred_interrupts, end_children, rai
 from dllm_decode.errors import (
     ConfigError,
     DllmDecodeError,
-    require,
     require_choice,
 )
 from dllm_decode.tasks import Context, Task
@@ -104,6 +103,7 @@ class Pretrain(Recipe, Task):
         import torch
 
         from dllm_decode.training.llada_tiny import checkpoint
+        from dllm_decode.training.loop import prepare
 
         try:
             device = torch.device(self.device)
@@ -116,18 +116,8 @@ class Pretrain(Recipe, Task):
                 f"task.device={self.device} needs a CUDA device, and there is none; use cpu"
             )
         require_choice("task.device", device.type, ("cpu", "cuda"))
-        folder = Path(self.output)
+        folder = prepare(self.output, self.resume)
         record = checkpoint.read(folder)
-        require(
-            self.resume or record is None,
-            f"task.output must be a new folder with task.resume=false; {folder} holds a run",
-        )
         if record is not None:
             self.check_identity(record["settings"])
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"task.output must be a writable folder, got {folder}: {error}"
-            ) from None
         return folder
