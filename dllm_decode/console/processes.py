@@ -88,7 +88,9 @@ def deferred_interrupts() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    numbers = [n for n in (signal.SIGINT, *_ENDING) if signal.getsignal(n) is not signal.SIG_IGN]
+    # nohup ignores SIGHUP for good; a SIGINT that a shell ignores for its background jobs counts
+    ignored = {number for number in _ENDING if signal.getsignal(number) is signal.SIG_IGN}
+    numbers = {signal.SIGINT, *_ENDING} - ignored
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
