@@ -27,7 +27,7 @@ from dllm_decode.models.blueprint import (
 from dllm_decode.models.files import fit, memory_of, stored_tensors
 from dllm_decode.models.locate import look_for
 from dllm_decode.models.lora import read_adapter, wanted
-from dllm_decode.models.placement import Placement, pick_device, pick_dtype
+from dllm_decode.models.placement import Placement, pick_device, pick_dtype, slow_on_processor
 from dllm_decode.models.quantization import (
     Verdict,
     memory_by_kind,
@@ -197,8 +197,11 @@ def _examine_device(report: Examination, settings: Mapping[str, Any]) -> torch.d
     except DllmDecodeError as error:
         report.findings.append(Finding(str(error), "set model.device=auto"))
         place = torch.device("cpu")
-    dtype = str(pick_dtype(settings.get("dtype", "auto"), place)).removeprefix("torch.")
-    report.facts["device and dtype"] = f"{place}, {dtype}"
+    dtype = pick_dtype(settings.get("dtype", "auto"), place)
+    report.facts["device and dtype"] = f"{place}, {str(dtype).removeprefix('torch.')}"
+    if slow := slow_on_processor(dtype, place):
+        remedy = "set model.dtype=auto, which is faster, in twice the memory"
+        report.findings.append(Finding(slow, remedy, problem=False))
     return place
 
 

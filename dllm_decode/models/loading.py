@@ -31,7 +31,7 @@ from dllm_decode.models.lean import LeanModel
 from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.locate import Located, licence_of
 from dllm_decode.models.lora import BaseAndAdapters, locate_base, merge, wanted
-from dllm_decode.models.placement import Placement, check_map_names
+from dllm_decode.models.placement import Placement, check_map_names, slow_on_processor
 from dllm_decode.models.quantization import (
     KINDS,
     as_published,
@@ -135,6 +135,8 @@ def load_model(
     if threads is not None:
         torch.set_num_threads(threads)
     number = placement.dtype  # a device that is not there answers before anything is read
+    if slow := slow_on_processor(number, placement.device):
+        log.warning("%s; model.dtype=auto is faster, in twice the memory", slow)
     asked = wanted(checkpoint, adapters, download=True)
     ready = prepare(
         asked, locate_base(asked), placement,

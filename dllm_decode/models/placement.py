@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from dllm_decode.errors import ConfigError, require, require_choice, require_cou
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # made by accelerate
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+_SLOW = 3.0  # times a product of float32, from which on a dtype is worth a word
 
 
 @dataclass(frozen=True)
@@ -211,3 +213,34 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return DTYPES[dtype]
+
+
+def slow_on_processor(dtype: torch.dtype, device: torch.device) -> str:
+    """That a processor has no products of a dtype, in words, "" where it has or is none.
+
+    Such products are computed number by number, many times slower than those of float32. Which
+    processors have them depends on torch, its libraries and the machine, so that a product is
+    timed (some milliseconds).
+
+    Args:
+        dtype: Of the weights.
+        device: Where the model runs.
+    """
+    if device.type != "cpu" or dtype == torch.float32:
+        return ""
+    ratio = _product_seconds(dtype) / _product_seconds(torch.float32)
+    if ratio < _SLOW:
+        return ""
+    name = str(dtype).removeprefix("torch.")
+    return f"this processor multiplies {name} matrices {ratio:.0f} times slower than float32 ones"
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """What a small product takes: the best of three, of which the first warms up."""
+    left, right = torch.ones(128, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        times.append(time.perf_counter() - begun)
+    return min(times)

@@ -128,6 +128,15 @@ def test_a_device_that_is_not_there_is_a_problem(folder):
     assert "model.device must be auto" in finding.text and finding.fix == "set model.device=auto"
 
 
+def test_a_dtype_that_this_processor_multiplies_slowly_is_a_hint(folder, monkeypatch):
+    times = {torch.float32: 0.1, torch.bfloat16: 0.4}
+    monkeypatch.setattr("dllm_decode.models.placement._product_seconds", times.get)
+    report = examine(settings(str(folder), dtype="bfloat16", device="cpu"))
+    finding = only(report)
+    assert "multiplies bfloat16 matrices 4 times slower" in finding.text and report.healthy
+    assert "model.dtype=auto" in finding.fix
+
+
 def test_the_antlr_conflict_is_a_problem_or_a_warning_before_it_happens():
     (clash,) = antlr_findings("4.11.0", "0.4.9")
     assert clash.problem and '"antlr4-python3-runtime==4.9.*"' in clash.fix

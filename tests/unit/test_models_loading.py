@@ -19,7 +19,7 @@ from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CheckpointError, ConfigError
-from dllm_decode.models import checks, doctor, load_model
+from dllm_decode.models import checks, doctor, load_model, placement
 from dllm_decode.models.files import stored_tensors
 from dllm_decode.models.spec import SPECS
 from dllm_decode.strategies.fixed import TopK
@@ -529,6 +529,30 @@ def test_dtype_is_what_was_asked_for_and_not_what_the_file_says():
     assert half.denoiser.model.dtype == torch.bfloat16
     router = half.denoiser.model.model.layers[1].mlp.gate.e_score_correction_bias
     assert router.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("slower", [1, 9])
+def test_a_dtype_that_this_processor_multiplies_slowly_is_loaded_with_a_word(
+    dtype, slower, monkeypatch, caplog
+):
+    times = {torch.float32: 0.1}
+    monkeypatch.setattr(placement, "_product_seconds", lambda of: times.get(of, 0.1 * slower))
+    load_model(str(GOLDEN / "llada"), dtype=dtype, device="cpu")
+    said = [record for record in caplog.messages if "this processor multiplies" in record]
+    if slower == 1 or dtype == "float32":
+        assert not said
+    else:
+        assert said == [
+            f"this processor multiplies {dtype} matrices 9 times slower than float32 ones; "
+            "model.dtype=auto is faster, in twice the memory"
+        ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_small_product_of_every_dtype_can_be_timed(dtype):
+    assert placement._product_seconds(dtype) > 0
+    assert placement.slow_on_processor(dtype, torch.device("cuda")) == ""
 
 
 def test_the_description_says_what_was_loaded():
