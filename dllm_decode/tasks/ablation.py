@@ -28,16 +28,13 @@ class Ablation(Task):
     Attributes:
         jobs: Each a line of overrides separated by spaces, e.g. `strategy=threshold
             strategy.select.threshold=0.8`.
-        parts: Jobs that are done with `part_count` problems per family only, and reported beside
-            the others.
-        part_count: Problems per family for these.
         common: A line of overrides for all jobs.
         families: See `Eval`.
         count: See `Eval`.
         batch_size: See `Eval`.
         runs: Folder of the jobs.
         resume: See `Eval`.
-        timed_batches: Batch sizes at which every job and part is done again for its wall time,
+        timed_batches: Batch sizes at which every job is done again for its wall time,
             after all others and one at a time. Within a repetition all take turns, so that what
             else the machine does hits none of them alone.
         timed_count: Problems per family for these, a full batch at least.
@@ -58,8 +55,6 @@ class Ablation(Task):
     """
 
     jobs: list[str] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-    part_count: int = 25
     common: str = ""
     families: str | list[str] = "shown"
     count: int = 100
@@ -81,7 +76,6 @@ class Ablation(Task):
     def __post_init__(self) -> None:
         require_count("task.count", self.count)
         require_count("batch_size", self.batch_size)
-        require_count("task.part_count", self.part_count)
         require_count("task.timed_count", self.timed_count)
         require_count("task.timed_repeats", self.timed_repeats)
         require_count("task.workers", self.workers)
@@ -92,7 +86,7 @@ class Ablation(Task):
                 "task.jobs must list at least one line of overrides, e.g. 'strategy=credit'; "
                 f"got {list(self.jobs)!r}"
             )
-        if len({*self.jobs, *self.parts}) < len(self.jobs) + len(self.parts):
+        if len({*self.jobs}) < len(self.jobs):
             raise ConfigError("task.jobs must not name a job twice")
 
     def run(self, context: Context) -> int:
@@ -116,9 +110,8 @@ class Ablation(Task):
         return failed + sum(self._one(context, every, n) for n in range(begin, len(every)))
 
     def lines(self) -> list[str]:
-        """The jobs, and those with fewer problems."""
-        part = min(self.part_count, self.count)
-        return _oracles_last([*self.jobs, *(f"{job} task.count={part}" for job in self.parts)])
+        """The jobs in the order in which they are done."""
+        return _oracles_last(self.jobs)
 
     def timed_lines(self) -> list[str]:
         """The same once more for their wall time: repetition by repetition, size by size."""
@@ -127,8 +120,8 @@ class Ablation(Task):
             for size in self.timed_batches:
                 count = min(max(self.timed_count, size), self.count)
                 own = f"task.count={count} batch_size={size}"
-                jobs = (*self.jobs, *self.parts)
-                lines += _oracles_last([f"{job} {own} task.timing={repetition}" for job in jobs])
+                jobs = [f"{job} {own} task.timing={repetition}" for job in self.jobs]
+                lines += _oracles_last(jobs)
         return lines
 
     def _one(self, context: Context, lines: Sequence[str], number: int) -> int:

@@ -540,7 +540,7 @@ OPEN = {
 }
 
 
-LONG = ("bundled", "parallelbench", "credit_evidence")  # lists of 50 jobs and more
+LONG = ("bundled", "bundled_rules", "parallelbench", "credit_evidence")  # lists of 50 jobs and more
 
 
 def given(name: str) -> list[str]:
@@ -566,22 +566,16 @@ def test_every_experiment_composes_and_builds(name):
         check_job(job)
 
 
-@pytest.mark.slow
-def test_every_part_of_the_bundled_experiment_composes_and_builds():
-    for job in build_task(compose_checked(["experiment=bundled"])).parts:
-        check_job(job)
-
-
 def check_job(job):
     of_strategy = [word for word in job.split() if word.startswith("strategy")]
     others = [word for word in job.split() if word not in of_strategy]
     assert all(parts_of(*of_strategy)) and all(parts_of("task=eval", *others))
 
 
-def test_the_bundled_experiment_names_every_strategy():
+def test_the_bundled_experiments_name_every_strategy():
     """What is measured nowhere has no figures to be judged by."""
-    plain = OmegaConf.to_container(OmegaConf.load(CONF / "bundled.yaml"))["task"]
-    words = {word for job in [*plain["jobs"], *plain["parts"]] for word in job.split()}
+    lists = [OmegaConf.load(CONF / f"{name}.yaml").task.jobs for name in LONG[:2]]
+    words = {word for jobs in lists for job in jobs for word in job.split()}
     options = {path.stem for path in (CONF.parent / "strategy").glob("*.yaml")} - {"pipeline"}
     assert {f"strategy={name}" for name in options} <= words
 

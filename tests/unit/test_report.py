@@ -772,9 +772,10 @@ def ablation(folder: Path, *words: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_an_ablation_adds_parts_and_wall_times(tmp_path, capsys):
-    words = ['task.jobs=["strategy=oracle","strategy=sequential"]', "task.common='schedule=whole'"]
-    words += ['task.parts=["strategy=sequential strategy/stop=never"]', "task.part_count=3"]
+def test_an_ablation_adds_a_job_of_fewer_problems_and_wall_times(tmp_path, capsys):
+    part = "strategy=sequential strategy/stop=never task.count=3"
+    words = [f'task.jobs=["strategy=oracle","strategy=sequential","{part}"]']
+    words += ["task.common='schedule=whole'"]
     words += ["task.count=6", "batch_size=4", "task.timed_batches=[1,2]", "task.timed_count=1"]
     assert main(ablation(tmp_path, *words, "task.timed_repeats=2")) == 0
     chosen = report.chosen_runs(store.collect(tmp_path / "runs"), None)
@@ -821,8 +822,7 @@ def test_workers_share_the_jobs_and_give_the_same(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"workers": 0}, "task.workers"), ({"timed_count": 0}, "task.timed_count"),
-     ({"part_count": 0}, "task.part_count"), ({"timed_batches": [0]}, "task.timed_batches"),
-     ({"timed_repeats": 0}, "task.timed_repeats")],
+     ({"timed_batches": [0]}, "task.timed_batches"), ({"timed_repeats": 0}, "task.timed_repeats")],
 )  # fmt: skip
 def test_ablation_settings_are_checked(change, message):
     from dllm_decode.tasks.ablation import Ablation
