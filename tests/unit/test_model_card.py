@@ -11,6 +11,7 @@ from pathlib import Path
 import card_dynamics as dynamics
 import card_text as card
 import pytest
+import torch
 from card_dynamics import Dynamics
 from card_history import Redundancy
 from card_task import ModelCard
@@ -23,6 +24,7 @@ from dllm_decode.evaluation import metrics
 from dllm_decode.evaluation.metrics import Sample
 from dllm_decode.evaluation.statistics import wilson
 from dllm_decode.evaluation.store import EvalRun
+from dllm_decode.models.placement import slow_on_processor
 from dllm_decode.problems import FAMILIES, problems
 
 BUNDLED = Path(dllm_decode.models.__file__).parent / "assets" / "llada-tiny"
@@ -221,6 +223,8 @@ def test_the_card_has_a_row_for_every_family_that_is_shown():
     ],
 )
 def test_new_problems_agree_with_the_card(dtype, count):
+    if slow := slow_on_processor(getattr(torch, dtype), torch.device("cpu")):
+        pytest.skip(slow)
     checkpoint = ["model.checkpoint=bundled:llada-tiny", f"model.dtype={dtype}"]
     decoder = load(model="llada", strategy="sequential", overrides=checkpoint)
     asked = {name: problems(name, "held_out", count, seed=1) for name in SAMPLED}

@@ -23,7 +23,7 @@ from dllm_decode.problems import TRAINED, draw, problems
 from dllm_decode.problems.lists import read_labelled
 from dllm_decode.problems.words import CITIES, MOODS, NAMES, NUMBERS, PLACES
 from dllm_decode.tasks.pretrain import Pretrain
-from dllm_decode.training.llada_tiny import curves
+from dllm_decode.training.llada_tiny import curves, worker
 from dllm_decode.training.llada_tiny.batches import CONTENT, Batches, Mixture, Sketch, strange
 from dllm_decode.training.llada_tiny.course import Course
 from dllm_decode.training.llada_tiny.export import export
@@ -334,10 +334,11 @@ def test_a_fifth_of_the_short_lists_have_a_name_that_was_made_up() -> None:
     assert 0.1 < sum(spelled) / len(spelled) < 0.35
 
 
-def test_newton_schulz_levels_singular_values() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_newton_schulz_levels_singular_values(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for shape in [(3, 8, 8), (2, 8, 20)]:
-        values = torch.linalg.svdvals(orthogonal(torch.randn(*shape)))
+        values = torch.linalg.svdvals(orthogonal(torch.randn(*shape), dtype=dtype))
         assert values.min() > 0.4
         assert values.max() < 1.4
 
@@ -427,6 +428,24 @@ def test_short_run_writes_the_published_format(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert set(lines[-1]["token_accuracy"]) & set(TRAINED)
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("slow", "dtype"), [("", torch.bfloat16), ("slow", torch.float32)])
+def test_products_of_a_training_are_in_half_the_bits_unless_the_processor_is_slow_at_that(
+    slow: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    class Seen(Worker):
+        def _loss(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            assert self.optimiser.dtype == dtype
+            seen.add(torch.matmul(torch.ones(2, 2), torch.ones(2, 2)).dtype)
+            return super()._loss(*given)
+
+    monkeypatch.setattr(worker, "slow_on_processor", lambda dtype, device: slow)
+    monkeypatch.setattr(worker, "Worker", Seen)
+    tiny(tmp_path / "run", halt=1).train()
+    assert seen == {dtype}
 
 
 def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:

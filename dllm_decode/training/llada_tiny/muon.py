@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonal(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Move the singular values of matrices towards one.
 
     Newton-Schulz iteration with a quintic polynomial, x <- a x + (b G + c G^2) x with G = x x^T.
@@ -16,13 +16,14 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     Args:
         matrices: (n, rows, columns), rows not more than columns.
         steps: Iterations.
+        dtype: Of the products.
 
     Returns:
         The matrices (n, rows, columns) in float32.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x: Tensor = matrices.bfloat16()
-    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).bfloat16()
+    x: Tensor = matrices.to(dtype)
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(dtype)
     for _ in range(steps):
         gram = x @ x.transpose(-1, -2)
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -36,6 +37,7 @@ class MuonAdamW:
         named: Name and weight of everything that is trained.
         rank: Number of this worker, which solves its share of the matrices.
         workers: How many share the work.
+        dtype: Of the products of the matrix work.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.eye(2))
@@ -47,9 +49,14 @@ class MuonAdamW:
     """
 
     def __init__(
-        self, named: Sequence[tuple[str, Tensor]], *, rank: int = 0, workers: int = 1
+        self,
+        named: Sequence[tuple[str, Tensor]],
+        *,
+        rank: int = 0,
+        workers: int = 1,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self.rank, self.workers = rank, workers
+        self.rank, self.workers, self.dtype = rank, workers, dtype
         matrices = [(n, w) for n, w in named if w.ndim == 2 and not n.startswith("wte")]
         self.groups: list[list[tuple[str, Tensor]]] = []  # same shape: one batched iteration
         for shape in sorted({tuple(w.shape) for _, w in matrices}):
@@ -107,7 +114,7 @@ class MuonAdamW:
         if part:
             stack = torch.stack(part)
             tall = stack.shape[1] > stack.shape[2]
-            solved = orthogonal(stack.transpose(1, 2) if tall else stack)
+            solved = orthogonal(stack.transpose(1, 2) if tall else stack, dtype=self.dtype)
             result[mine] = solved.transpose(1, 2) if tall else solved
         return result
 

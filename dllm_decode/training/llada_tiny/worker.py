@@ -18,6 +18,7 @@ from dllm_decode.console.output import tolerant_output
 from dllm_decode.console.processes import leave_signals_to_parent
 from dllm_decode.errors import ModelOutputError
 from dllm_decode.models.locate import locate
+from dllm_decode.models.placement import slow_on_processor
 from dllm_decode.problems import TRAINED
 from dllm_decode.training.llada_tiny import checkpoint, curves
 from dllm_decode.training.llada_tiny.batches import TrainingBatch
@@ -56,7 +57,12 @@ class Worker:
             begin_from(self.network, locate(settings.start).folder)
         self.network.to(self.device)
         self.named = list(self.network.named_parameters())
-        self.optimiser = MuonAdamW(self.named, rank=rank, workers=settings.workers)
+        # products in half the bits, but not where a processor computes them number by number
+        slow = slow_on_processor(torch.bfloat16, self.device)
+        self.dtype = torch.float32 if slow else torch.bfloat16
+        self.optimiser = MuonAdamW(
+            self.named, rank=rank, workers=settings.workers, dtype=self.dtype
+        )
         self.average = {name: weight.detach().clone() for name, weight in self.named}
         self.course = Course()
         if settings.compile:  # block by block: all share what is compiled for a length
@@ -126,7 +132,8 @@ class Worker:
         settings, course, count = self.settings, self.course, len(TRAINED)
         arrays = (batch.tokens, batch.wanted, batch.target, batch.weight)
         inputs = [torch.from_numpy(array).to(self.device) for array in arrays]
-        with torch.autocast(self.device.type, torch.bfloat16):
+        half = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             loss, right = self._loss(*inputs)
         self.network.zero_grad(set_to_none=True)
         loss.backward()
