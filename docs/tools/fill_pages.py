@@ -1,11 +1,15 @@
 """Tables of chosen runs inside the pages of the documentation, kept current by one command.
 
-    python docs/tools/fill_pages.py runs/eval docs
+    python docs/tools/fill_pages.py runs/bundled docs
+    python docs/tools/fill_pages.py runs/bundled_rules docs --results results_rules.md
 
-A page marks a place with the names of runs, and the report fills it:
+A page marks a place with the names of runs, and of the page of results that they belong to where
+that is not `results.md`; the runs of that page fill it:
 
     <!-- runs: threshold 0.5; threshold -->
     (whatever stands here is replaced)
+    <!-- runs: end -->
+    <!-- runs of results_rules.md: wino; threshold -->
     <!-- runs: end -->
 """
 
@@ -28,7 +32,8 @@ from dllm_decode.evaluation.store import EvalRun, collect
 from dllm_decode.problems import FAMILIES
 
 END = "<!-- runs: end -->"
-_PLACE = re.compile(r"<!-- runs: (?!end -->)(.*?) -->\n(.*?)" + re.escape(END), re.DOTALL)
+_HEAD = r"<!-- runs(?: of ([\w.-]+))?: (?!end -->)"
+_PLACE = re.compile(_HEAD + r"(.*?) -->\n(.*?)" + re.escape(END), re.DOTALL)
 # Counts that have a column where one of the runs has some, and their heads.
 _EXTRA = {
     "probes": "forwards that probe",
@@ -38,35 +43,52 @@ _EXTRA = {
     "not_granted": "not granted",
 }
 _METRICS = {metric.name: metric for metric in metrics.METRICS}
-_MARK = re.compile(r"<!-- runs: (?!end -->)")
+_MARK = re.compile(_HEAD)
 
 
-def refresh(folder: str | Path, runs: Sequence[EvalRun]) -> list[Path]:
-    """Fill every marked place of the Markdown pages below a folder; returns the pages changed.
+def refresh(folder: str | Path, runs: Sequence[EvalRun], results: str = "results.md") -> list[Path]:
+    """Fill the marked places of the Markdown pages below a folder; returns the pages changed.
+
+    Args:
+        folder: Of the pages.
+        runs: What they may name.
+        results: The page of results that the runs belong to; places of others stay as they are.
 
     Nothing is written before all pages are known to be good. Raises `ConfigError` for a folder
-    that is not there, a mark without its end, and a name that no run has.
+    that is not there, a page of results that no place names, a mark without its end, and a name
+    that no run has.
     """
     root = Path(folder)
     if not root.is_dir():
         raise ConfigError(f"PAGES must be a folder of Markdown pages, got {root}")
     changed: dict[Path, str] = {}
+    places = 0
+
+    def filled(found: re.Match[str]) -> str:
+        nonlocal places
+        if (found[1] or "results.md") != results:
+            return found[0]
+        places += 1
+        return _filled(found, path, root / results, runs)
+
     for path in sorted(root.rglob("*.md")):
         old = path.read_text(encoding="utf-8")
         if len(_MARK.findall(old)) != len(_PLACE.findall(old)):
             raise ConfigError(f"{path} has a mark '<!-- runs: ...' without '{END}'")
-        new = _PLACE.sub(lambda found, at=path: _filled(found, at, root, runs), old)  # type: ignore[misc]
+        new = _PLACE.sub(filled, old)
         if new != old:
             changed[path] = new
+    if not places:
+        raise ConfigError(f"no page below {root} has a place for the runs of {results}")
     for path, text in changed.items():
         path.write_text(text, encoding="utf-8")
     return list(changed)
 
 
-def _filled(found: re.Match[str], page: Path, root: Path, runs: Sequence[EvalRun]) -> str:
+def _filled(found: re.Match[str], page: Path, results: Path, runs: Sequence[EvalRun]) -> str:
     """One marked place with its table."""
     by_name = {run.name: run for run in reversed(runs)}  # of one name the first
-    names = [name.strip() for name in found[1].split(";")]
+    names = [name.strip() for name in found[2].split(";")]
     for name in names:
         if name not in by_name:
             known = ", ".join(dict.fromkeys(run.name for run in runs))
@@ -74,10 +96,10 @@ def _filled(found: re.Match[str], page: Path, root: Path, runs: Sequence[EvalRun
     chosen = [by_name[name] for name in names]
     # where some of them had fewer problems, all are compared on these
     problems = {s.problem for s in min(chosen, key=lambda run: len(run.samples)).samples}
-    results = Path(os.path.relpath(root / "results.md", page.parent)).as_posix()
+    where = Path(os.path.relpath(results, page.parent)).as_posix()
     every = [run.on(problems) for run in runs if problems <= {s.problem for s in run.samples}]
-    table = section([run.on(problems) for run in chosen], every, results)
-    return f"<!-- runs: {found[1]} -->\n{table}\n{END}"
+    table = section([run.on(problems) for run in chosen], every, where)
+    return f"{found[0].partition(' -->')[0]} -->\n{table}\n{END}"
 
 
 def section(
@@ -154,10 +176,11 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", help="folder of task=eval")
     parser.add_argument("pages", help="folder of Markdown pages")
+    parser.add_argument("--results", default="results.md", help="page of results of these runs")
     given = parser.parse_args(words)
     try:
         chosen = chosen_runs(collect(given.runs), None)
-        for path in refresh(given.pages, [*chosen.whole, *chosen.beside]):
+        for path in refresh(given.pages, [*chosen.whole, *chosen.beside], given.results):
             print(f"filled: {path}")
     except DllmDecodeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -100,6 +100,23 @@ def test_rules_have_their_control_below_the_table(tmp_path):
     assert "one right answer +50.0" in text and text.count("points of accuracy") == 1
 
 
+def test_a_place_is_filled_by_the_runs_of_its_page_of_results(tmp_path):
+    page = tmp_path / "strategies" / "a.md"
+    page.parent.mkdir()
+    plain, other = (
+        "<!-- runs: threshold -->\n",
+        "<!-- runs of results_rules.md: none; threshold -->\n",
+    )
+    page.write_text(f"{plain}old\n{pages.END}\n{other}stale\n{pages.END}\n")
+    pages.refresh(tmp_path, RUNS)
+    first = page.read_text()
+    assert f"{other}stale\n" in first and "made with [the results](../results.md)" in first
+    pages.refresh(tmp_path, [*RUNS, run("none", 1, 1)], "results_rules.md")
+    text = page.read_text()
+    assert text.startswith(first.partition(other)[0]) and f"{other}8 held-out" in text
+    assert "made with [the results](../results_rules.md)" in text and "stale" not in text
+
+
 def test_filling_again_changes_nothing(tmp_path):
     page = tmp_path / "a.md"
     page.write_text(
@@ -129,6 +146,12 @@ def test_a_bad_page_is_refused_and_no_page_is_written(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         pages.refresh(tmp_path, RUNS)
     assert "held-out" not in good.read_text()
+
+
+def test_a_page_of_results_that_no_place_names_is_refused(tmp_path):
+    (tmp_path / "a.md").write_text(f"<!-- runs: threshold -->\n{pages.END}\n")
+    with pytest.raises(ConfigError, match=r"has a place for the runs of results_rule\.md"):
+        pages.refresh(tmp_path, RUNS, "results_rule.md")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
