@@ -871,6 +871,21 @@ def test_names_say_only_what_differs_and_factors_are_columns(tmp_path):
     assert len({trait.line for trait in found if trait.rule == "credit"}) == 3
 
 
+def test_a_default_is_left_out_of_a_name_though_most_runs_say_otherwise(tmp_path):
+    fixed = {"_target_": "x.TopK", "tokens_per_step": 2, "order": "confidence"}
+    run(tmp_path / "runs", "topk", samples(30, 4), select=fixed, order=0)
+    for order, count in enumerate((2, 4), 1):
+        select = {**fixed, "tokens_per_step": count, "order": "entropy"}
+        name = f"topk tokens_per_step={count} order=entropy"
+        run(tmp_path / "runs", name, samples(30, 4), select=select, order=order)
+    run(tmp_path / "runs", "threshold", samples(30, 4), order=3)
+    names = [trait.name for trait in factors.traits_of(read(tmp_path / "runs"))]
+    assert sorted(names[:3]) == [
+        "topk order=entropy tokens_per_step=2", "topk order=entropy tokens_per_step=4",
+        "topk tokens_per_step=2",
+    ]  # fmt: skip
+
+
 def test_of_one_rule_only_what_was_set_is_left_and_every_run_has_its_own_name(tmp_path):
     for value in (0.5, 0.7):
         select = {**THRESHOLD, "threshold": value}

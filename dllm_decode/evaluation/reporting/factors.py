@@ -233,8 +233,11 @@ def _names(
 ) -> list[str]:
     """Names that say only what differs; those that would not differ keep the one they have."""
     names, several = [], len(set(rules)) > 1
-    for rule, own, run in zip(rules, flat, runs, strict=True):
-        given = dict(word.split("=", 1) for word in str(run.results["name"]).split() if "=" in word)
+    said = [
+        dict(word.split("=", 1) for word in str(run.results["name"]).split() if "=" in word)
+        for run in runs
+    ]
+    for rule, own, given in zip(rules, flat, said, strict=True):
         alike = [other for name, other in zip(rules, flat, strict=True) if name == rule]
         words = [rule]
         for path, label in labels.items():
@@ -242,7 +245,13 @@ def _names(
             lacking = _optional(path) and any(path not in other for other in alike)
             if path not in own or len(values) + lacking < 2:
                 continue
-            usual = values.most_common(1)[0][0]
+            # nobody has to be told what nobody had to say: a default goes before what is frequent
+            silent = Counter(
+                json.dumps(other[path])
+                for name, other, its in zip(rules, flat, said, strict=True)
+                if name == rule and path in other and label not in its
+            )
+            usual = (silent or values).most_common(1)[0][0]
             if _number(own[path]) is None and json.dumps(own[path]) == usual:
                 continue
             value = given.get(label, shown(own[path]))  # the word of the command line, e.g. never
