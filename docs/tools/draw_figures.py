@@ -58,7 +58,7 @@ def jobs_of(experiment: str) -> dict[str, dict[str, object]]:
     """Name to settings of the jobs of an experiment with a list of them."""
     task = compose_checked([f"experiment={experiment}"]).task
     found = {}
-    for line in [*task.jobs, *task.parts]:
+    for line in task.jobs:
         overrides = without_shorthands(["task=eval", *str(task.common).split(), *line.split()])
         option = next(text for text in overrides if text.startswith("strategy=")).partition("=")[2]
         found[job_name(option, overrides)] = settings_of(compose_checked(overrides))
