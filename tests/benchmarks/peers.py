@@ -36,7 +36,7 @@ os.environ["TORCHDYNAMO_DISABLE"] = "1"  # eager loops on both sides
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from dllm_decode import Request, load
 from dllm_decode.decoding.loop import Run
@@ -310,64 +310,27 @@ def ours(group: str, length: int) -> Contender:
     return Contender(group, "dllm_decode", decode, spent)
 
 
-class Operators(TorchDispatchMode):
-    """The operators that ran, as a program of one call per line."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: list[str] = []
-        self._names: dict[int, str] = {}
-        self._known: dict[str, Any] = {}
-        self._kept: list[Any] = []  # so that no other tensor gets the same id
-
-    def __torch_dispatch__(self, call: Any, types: Any, given: Any = (), named: Any = None) -> Any:
-        words = [self._word(value) for value in given]
-        words += [f"{name}={self._word(value)}" for name, value in (named or {}).items()]
-        made = call(*given, **(named or {}))
-        number = len(self._lines)
-        self._known[f"f{number}"] = call
-        outs = made if isinstance(made, tuple) else (made,)
-        names = [self._names.setdefault(id(out), f"t{number}_{at}") for at, out in enumerate(outs)]
-        self._kept.append(made)
-        self._lines.append(f"    {', '.join(names)} = f{number}({', '.join(words)})")
-        return made
-
-    def _word(self, value: Any) -> str:
-        if isinstance(value, list | tuple) and any(isinstance(one, Tensor) for one in value):
-            return f"[{', '.join(map(self._word, value))}]"
-        if isinstance(value, Tensor) and id(value) in self._names:
-            return self._names[id(value)]
-        name = f"c{len(self._known)}"
-        self._known[name] = value
-        if isinstance(value, Tensor):
-            self._names[id(value)] = name
-            self._kept.append(value)
-        return name
-
-    def program(self) -> tuple[Callable[[], None], int]:
-        """The same operators on the same inputs, and how many they are."""
-        inputs = ", ".join(f"{name}={name}" for name in self._known)
-        exec("\n".join([f"def run({inputs}):", *self._lines]), self._known)
-        return self._known["run"], len(self._lines)
-
-
 def operators_alone(prompt: Tensor, length: int, times: int) -> str:
     """What the operators of a step without a cache cost behind a forward pass, in words."""
     decoder = load("llada", "threshold", overrides=["strategy/stop=never"]).decoder
-    runs = [Run(decoder, Request((tuple(prompt[0].tolist()),), length)) for _ in range(2)]
-    for run in runs:
-        run.admit([0])
+    run = Run(decoder, Request((tuple(prompt[0].tolist()),), length))
+    run.admit([0])
+
+    def step(values: Tensor) -> Tensor:
+        check = run.follow(values)
+        run.monitor.check(check)
+        return check.counts
+
     spent = []
     with torch.inference_mode():
-        values = runs[0].passes.ask(runs[0].batch.plan())
-        with Operators() as seen:
-            runs[0].monitor.check(runs[0].follow(values))
-        program, count = seen.program()
+        plan = run.batch.plan()
+        program = make_fx(step)(run.passes.ask(plan))  # a call per line, and nothing around them
         for _ in range(times):
-            runs[1].passes.ask(runs[1].batch.plan())
+            values = run.passes.ask(plan)
             begun = time.thread_time()
-            program()
+            program(values)
             spent.append(time.thread_time() - begun)
+    count = sum(isinstance(node.target, torch._ops.OpOverload) for node in program.graph.nodes)
     return f"the {count} operators of our step alone: {1e3 * statistics.median(spent):.2f} ms"
 
 
