@@ -86,7 +86,7 @@ class Ablation(Task):
                 "task.jobs must list at least one line of overrides, e.g. 'strategy=credit'; "
                 f"got {list(self.jobs)!r}"
             )
-        if len({*self.jobs}) < len(self.jobs):
+        if len(set(self.jobs)) < len(self.jobs):
             raise ConfigError("task.jobs must not name a job twice")
 
     def run(self, context: Context) -> int:

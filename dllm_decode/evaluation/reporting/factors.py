@@ -238,18 +238,20 @@ def _names(
         for run in runs
     ]
     for rule, own, given in zip(rules, flat, said, strict=True):
-        alike = [other for name, other in zip(rules, flat, strict=True) if name == rule]
+        alike = [
+            (other, its) for name, other, its in zip(rules, flat, said, strict=True) if name == rule
+        ]
         words = [rule]
         for path, label in labels.items():
-            values = Counter(json.dumps(other[path]) for other in alike if path in other)
-            lacking = _optional(path) and any(path not in other for other in alike)
+            values = Counter(json.dumps(other[path]) for other, _ in alike if path in other)
+            lacking = _optional(path) and any(path not in other for other, _ in alike)
             if path not in own or len(values) + lacking < 2:
                 continue
             # nobody has to be told what nobody had to say: a default goes before what is frequent
             silent = Counter(
                 json.dumps(other[path])
-                for name, other, its in zip(rules, flat, said, strict=True)
-                if name == rule and path in other and label not in its
+                for other, its in alike
+                if path in other and label not in its
             )
             usual = (silent or values).most_common(1)[0][0]
             if _number(own[path]) is None and json.dumps(own[path]) == usual:
