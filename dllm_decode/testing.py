@@ -251,6 +251,9 @@ class StoringHashDenoiser(HashDenoiser):
         """What the head starts from, (B, W, V); see `dllm_decode.decoding.denoiser`."""
         if plan.columns is not None:
             computed = mask_of(plan.columns, tokens.shape[1])
+            for columns, run in zip(plan.columns, (plan.runs or ()) * len(live), strict=False):
+                told = list(range(run.start, run.stop))
+                assert columns.tolist() == told, "the plan's runs are not its columns"
             source = self._read_at(index, live)
             missing = (source >= 0) & ~computed.gather(1, source.clamp(min=0))
             assert not bool(missing.any()), (

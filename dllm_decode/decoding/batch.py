@@ -31,6 +31,7 @@ from dllm_decode.decoding.returned import (
     plane_fault,
 )
 from dllm_decode.decoding.schedule import Window
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.strategy import Budget, Revisions
 from dllm_decode.decoding.types import (
     Change,
@@ -276,6 +277,18 @@ def _inside(index: Tensor, key: Tensor, snapshot: Snapshot) -> Window:
     return Window(index, key, index >= 0)
 
 
+def _runs(
+    counts: Sequence[int], firsts: Sequence[int], lasts: Sequence[int]
+) -> tuple[slice, ...] | None:
+    """The columns of rows as slices, one where all are the same; see `Plan.runs`."""
+    known = {*zip(counts, firsts, lasts, strict=True)}
+    if len({*counts}) != 1 or any(last - first != count - 1 for count, first, last in known):
+        return None
+    return tuple(
+        slice(first, first + counts[0]) for first in (firsts[:1] if len(known) == 1 else firsts)
+    )
+
+
 class Batch:
     """The rows of a request that are decoded together at the moment, and all that is kept of them.
 
@@ -345,6 +358,7 @@ class Batch:
         self._reach = 0  # columns up to the furthest horizon
         self._widest = 0  # columns that the next pass recomputes in the row that needs most
         self._extents: tuple[tuple[int, int], ...] = ()  # where rows lie in the span
+        self._runs: tuple[slice, ...] | None = None  # what they recompute, see `Plan.runs`
         self._complete = False  # whether every column of every row may be attended to
 
     # Rows join and leave.
@@ -444,8 +458,13 @@ class Batch:
         if self.next.refresh is None:
             extents = None if self._unseen else self._extents
             return Plan(complete=complete, start=start, extents=extents)
-        columns = columns_of(self.next.refresh, self._widest)
-        return Plan(columns, self.next.valid, self.store, complete, start)
+        refresh, runs = self.next.refresh, self._runs
+        if runs is not None and len(runs) == 1:
+            run = numbers(refresh.shape[1], refresh.device)[runs[0]]
+            columns = run.expand(len(refresh), -1)
+        else:
+            columns = columns_of(refresh, self._widest)
+        return Plan(columns, self.next.valid, self.store, complete, start, runs=runs)
 
     def renew_noise(self) -> None:
         """The random numbers of the step at the slots of its window."""
@@ -672,6 +691,8 @@ class Batch:
             facts["open"] = facts["open"] + upcoming.lingering
         if upcoming.refresh is not None and upcoming.valid is not None:
             facts |= {"refresh": upcoming.refresh.sum(1), "valid": upcoming.valid.sum(1)}
+            facts["first"] = upcoming.refresh.max(1).indices
+            facts["last"] = (snapshot.columns * upcoming.refresh).amax(1)
         if upcoming.carried is not None:
             facts["carried"] = upcoming.carried.rows
         return facts
@@ -691,6 +712,7 @@ class Batch:
         self._reach = max(horizons, default=0)
         if "refresh" in facts:
             self._widest = max(facts["refresh"], default=0)
+            self._runs = _runs(facts["refresh"], facts["first"], facts["last"])
             self._complete = min(facts["valid"], default=0) == self._reach
             return
         # without a store nothing is tied to a column: padding that all rows share is left out

@@ -9,7 +9,7 @@ a column change its keys and values. With block-causal attention `BlockExact` is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ from dllm_decode.errors import PluginError, require_count, require_in_range
 from dllm_decode.kernels.lazy import LazyFields, later
 from dllm_decode.kernels.reference import cast
 
+MEMORIES = ("age", "passes", "certainty")  # what a `StoreMemory` may keep
 _UNDERFLOW = 14.5  # exp(-x * x / 2) is 0 in float32 from here on
 
 
@@ -61,6 +62,8 @@ class Plan:
             is padding and prompt.
         extents: where each row begins and ends among the columns of a pass without a store, as the
             host knows it; None where it would have to ask.
+        runs: `columns` as slices, one for all rows or one for each; None where they are not, or
+            where the host would have to ask.
 
     Examples:
         >>> import torch
@@ -76,6 +79,7 @@ class Plan:
     complete: bool | None = None
     start: int = 0
     extents: tuple[tuple[int, int], ...] | None = None
+    runs: tuple[slice, ...] | None = None
 
     def places(self) -> Tensor:
         """The columns with the empty slots repeating the row's last one, (B, Q).
@@ -84,6 +88,8 @@ class Plan:
         written without a mask.
         """
         assert self.columns is not None
+        if self.runs is not None:
+            return self.columns
         last = self.columns.amax(1, keepdim=True).clamp(min=0)
         return torch.where(self.columns >= 0, self.columns, last)
 
@@ -147,16 +153,17 @@ def spread(plane: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 
 @dataclass
 class StoreMemory(Memory):
-    """What a policy knows about the stored columns.
+    """What a policy knows about the stored columns; of the last three what it `remembers`.
 
     Attributes:
         valid: (B, L) bool, the column has been computed at least once.
         changed: (B, L + 1) bool, what `stale` says; the last entry takes what belongs nowhere.
-        age: (B,) steps since all columns of the row were recomputed, 2**62 where they never were.
-        passes: (B,) passes since the row entered its window.
+        start: first generated column.
+        aged: (B,) what `age` says.
+        passed: (B,) what `passes` says.
         seen: (B, G + 1) float32, what `certainty` says of the G generated columns; the last entry
             takes what slots without a column write.
-        start: first generated column.
+        policy: whose memory it is, for messages.
 
     Examples:
         >>> import torch
@@ -170,20 +177,33 @@ class StoreMemory(Memory):
 
     valid: Tensor
     changed: Tensor
-    age: Tensor
-    passes: Tensor
-    seen: Tensor
     start: int
+    aged: Tensor | None = None
+    passed: Tensor | None = None
+    seen: Tensor | None = None
+    policy: str = "cache"
 
     @staticmethod
-    def of(snapshot: Snapshot) -> StoreMemory:
-        """The memory before the first pass, when nothing is stored."""
+    def of(
+        snapshot: Snapshot, remembers: Collection[str] = MEMORIES, policy: str = "cache"
+    ) -> StoreMemory:
+        """The memory before the first pass, when nothing is stored.
+
+        Args:
+            snapshot: the canvas.
+            remembers: what is kept beside `valid` and `stale`, of `MEMORIES`.
+            policy: whose memory it is, for messages.
+        """
         nothing = torch.zeros_like(snapshot.decided)
-        passes = torch.zeros_like(snapshot.horizon)
-        age = torch.full_like(passes, 2**62)
-        seen = functional.pad(nothing[:, snapshot.start :].float(), (0, 1))
         changed = functional.pad(nothing, (0, 1))
-        return StoreMemory(nothing, changed, age, passes, seen, snapshot.start)
+        memory = StoreMemory(nothing, changed, snapshot.start, policy=policy)
+        if "age" in remembers:
+            memory.aged = torch.full_like(snapshot.horizon, 2**62)
+        if "passes" in remembers:
+            memory.passed = torch.zeros_like(snapshot.horizon)
+        if "certainty" in remembers:
+            memory.seen = functional.pad(nothing[:, snapshot.start :].float(), (0, 1))
+        return memory
 
     @property
     def stale(self) -> Tensor:
@@ -191,9 +211,47 @@ class StoreMemory(Memory):
         return self.changed[:, :-1]
 
     @property
+    def age(self) -> Tensor:
+        """Steps since all columns of the row were recomputed, (B,); 2**62 where they never were."""
+        return self._kept(self.aged, "age")
+
+    @property
+    def passes(self) -> Tensor:
+        """Passes since the row entered its window, (B,)."""
+        return self._kept(self.passed, "passes")
+
+    @property
     def certainty(self) -> Tensor:
         """The confidence last seen at each column, in [0, 1], (B, L) float32."""
-        return functional.pad(self.seen[:, :-1], (self.start, 0))
+        seen = self._kept(self.seen, "certainty")
+        return functional.pad(seen[:, :-1], (self.start, 0))
+
+    def _kept(self, value: Tensor | None, name: str) -> Tensor:
+        if value is None:
+            raise PluginError(
+                f"{self.policy} reads memory.{name}, which it does not keep; name {name!r} in its "
+                f"`remembers`, which may hold {', '.join(MEMORIES)}"
+            )
+        return value
+
+    def plan(self, mask: Tensor, live: Tensor) -> None:
+        """Take in that a pass recomputes some columns (B, L) of those that are live (B, L)."""
+        if self.aged is not None:
+            self.aged = (self.aged + 1).masked_fill_((mask == live).all(1), 0)
+        if self.passed is not None:
+            self.passed = self.passed + 1
+        self.valid = self.valid | mask
+        # what has been computed is recomputed as soon as it is stale; the rest is new when it is
+        self.changed = torch.zeros_like(self.changed)
+
+    def note(self, change: Change) -> None:
+        """Take in what a step changed."""
+        beyond = self.changed.shape[1] - 1
+        columns = torch.where(change.touched, change.index + self.start, beyond)
+        self.changed = self.changed.scatter(1, columns, True)
+        if self.seen is not None:
+            slots = change.index % self.seen.shape[1]
+            self.seen = self.seen.scatter(1, slots, cast(change.confidence, torch.float))
 
     def distrust(self, columns: Tensor) -> None:
         """Mark what a pass over other tokens (a probe) has overwritten: recompute it next time.
@@ -210,7 +268,8 @@ class Step(LazyFields):
 
     Attributes:
         snapshot: the canvas.
-        window: (B, L) bool, columns of the row's window.
+        index: (B, W) columns of the row's window, -1 for none.
+        window: (B, L) bool, the same as a mask.
         fresh: (B,) bool, the row has just entered it.
         memory: what is stored.
 
@@ -220,16 +279,24 @@ class Step(LazyFields):
         >>> from dllm_decode.decoding.types import Request, Vocab
         >>> canvas = Canvas.of(Request(((7, 8),), max_new_tokens=3), Vocab(mask_id=9, size=10))
         >>> now = canvas.snapshot()
-        >>> step = Step(now, now.undecided, torch.tensor([True]), StoreMemory.of(now))
+        >>> index = torch.tensor([[2, 3, 4]])
+        >>> step = Step(now, index, now.undecided, torch.tensor([True]), StoreMemory.of(now))
         >>> int(DualCache().recompute(step).sum())  # all five columns on entering a window
         5
     """
 
     snapshot: Snapshot
+    index: Tensor
     window: Tensor
     fresh: Tensor
     memory: StoreMemory
     lazy: ClassVar[tuple[str, ...]] = ("window",)
+
+    @property
+    def first(self) -> Tensor:
+        """The lowest column of each row's window, L where it has none, (B, 1)."""
+        width = self.snapshot.tokens.shape[1]
+        return torch.where(self.index >= 0, self.index, width).amin(1, keepdim=True)
 
     @property
     def board(self) -> Snapshot:
@@ -248,6 +315,9 @@ class CachePolicy:
         attention: `any` or `block_causal`.
         logits: where a step has fresh logits: `canvas` (every generated column), `undecided`
             (every undecided one), `window`, or `part` (some of the window).
+        remembers: what it reads of its memory beside `valid` and `stale`: `age`, `passes` and
+            `certainty` cost a few operations per step each. All of them, unless the class that
+            defines `recompute` says otherwise.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -268,10 +338,16 @@ class CachePolicy:
     stores: ClassVar[bool] = True
     attention: ClassVar[str] = "any"
     logits: ClassVar[str] = "window"
+    remembers: ClassVar[Collection[str]] = MEMORIES
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "recompute" in vars(cls) and "remembers" not in vars(cls):
+            cls.remembers = MEMORIES  # not what the policy that it derives from needs
 
     def begin(self, request: Request, snapshot: Snapshot) -> Memory | None:
         """The memory of one request, None for none; see `Part.begin`."""
-        return StoreMemory.of(snapshot)
+        return StoreMemory.of(snapshot, self.remembers, named("cache", self))
 
     def plan(self, snapshot: Snapshot, index: Tensor, fresh: Tensor, memory: Any) -> Refresh | None:
         """What the next pass recomputes; None for all live columns, without a store.
@@ -294,8 +370,9 @@ class CachePolicy:
                 "needs a StoreMemory, or one of its own"
             )
         window = later(lambda: mask_of(index, snapshot.tokens.shape[1]))
-        memory.passes = memory.passes.masked_fill(fresh, 0)
-        step = Step(snapshot, window, fresh, memory)
+        if memory.passed is not None:
+            memory.passed = memory.passed.masked_fill(fresh, 0)
+        step = Step(snapshot, index, window, fresh, memory)
         # whatever a policy leaves out, a column whose token changed is never attended to as it was
         wanted = self.recompute(step)
         check_plane(
@@ -303,11 +380,7 @@ class CachePolicy:
             wanted, snapshot.live.shape, (torch.bool,), snapshot.live.device,
         )  # fmt: skip
         mask = (wanted | (memory.stale & memory.valid)) & snapshot.live
-        memory.age = (memory.age + 1).masked_fill_((mask == snapshot.live).all(1), 0)
-        memory.passes = memory.passes + 1
-        memory.valid = memory.valid | mask
-        # what has been computed is recomputed as soon as it is stale; the rest is new when it is
-        memory.changed = torch.zeros_like(memory.changed)
+        memory.plan(mask, snapshot.live)
         return Refresh(mask, memory.valid & snapshot.live)
 
     def recompute(self, step: Step) -> Tensor:
@@ -316,13 +389,8 @@ class CachePolicy:
 
     def note(self, change: Change, memory: Any) -> None:
         """Learn what a step changed: the single place where stored columns become stale."""
-        if memory is None:
-            return
-        beyond = memory.changed.shape[1] - 1
-        columns = torch.where(change.touched, change.index + memory.start, beyond)
-        memory.changed = memory.changed.scatter(1, columns, True)
-        slots = change.index % memory.seen.shape[1]
-        memory.seen = memory.seen.scatter(1, slots, cast(change.confidence, torch.float))
+        if memory is not None:
+            memory.note(change)
 
 
 @dataclass(frozen=True)
@@ -368,11 +436,11 @@ class PrefixCache(CachePolicy):
     """
 
     logits: ClassVar[str] = "canvas"
+    remembers: ClassVar[Collection[str]] = ()
 
     def recompute(self, step: Step) -> Tensor:
         """All columns, or those from the window's first column on."""
-        begun = step.window.int().cumsum(1) > 0
-        return _all_if(step.fresh, step, begun)
+        return _all_if(step.fresh, step, step.snapshot.columns >= step.first)
 
 
 @dataclass(frozen=True)
@@ -386,6 +454,8 @@ class DualCache(CachePolicy):
         >>> columns_computed(DualCache())
         [8, 2, 8, 2]
     """
+
+    remembers: ClassVar[Collection[str]] = ()
 
     def recompute(self, step: Step) -> Tensor:
         """All columns, or the window."""
@@ -410,6 +480,7 @@ class VicinityCache(CachePolicy):
     before: int = 16
     after: int = 16
     warmup: int = 4
+    remembers: ClassVar[Collection[str]] = ("passes",)
 
     def __post_init__(self) -> None:
         require_count("before", self.before, minimum=0)
@@ -419,10 +490,8 @@ class VicinityCache(CachePolicy):
     def recompute(self, step: Step) -> Tensor:
         """All columns while warming up, else the window widened on both sides."""
         columns = step.snapshot.columns
-        width = columns.numel()
-        first = torch.where(step.window, columns, width).amin(1, keepdim=True)
-        last = (columns * step.window).amax(1, keepdim=True)
-        near = (columns >= first - self.before) & (columns <= last + self.after)
+        last = step.index.amax(1, keepdim=True)
+        near = (columns >= step.first - self.before) & (columns <= last + self.after)
         return _all_if(step.memory.passes < self.warmup, step, near)
 
 
@@ -440,6 +509,7 @@ class PeriodicCache(CachePolicy):
     """
 
     every: int = 8
+    remembers: ClassVar[Collection[str]] = ("age",)
 
     def __post_init__(self) -> None:
         require_count("every", self.every)
@@ -470,6 +540,7 @@ class DelayedCache(CachePolicy):
 
     every: int = 8
     logits: ClassVar[str] = "undecided"
+    remembers: ClassVar[Collection[str]] = ("age",)
 
     def __post_init__(self) -> None:
         require_count("every", self.every)
@@ -513,6 +584,7 @@ class CertaintyCache(CachePolicy):
     sigma: float = 10.0
     every: int = 8
     logits: ClassVar[str] = "part"
+    remembers: ClassVar[Collection[str]] = ("age", "certainty")
 
     def __post_init__(self) -> None:
         require_count("top", self.top)
@@ -558,6 +630,7 @@ class BlockExact(CachePolicy):
     length: int = 32
     exact: ClassVar[bool] = True
     attention: ClassVar[str] = "block_causal"
+    remembers: ClassVar[Collection[str]] = ()
 
     def __post_init__(self) -> None:
         require_count("length", self.length)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.prediction import HiddenStates
+from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Vocab, gather_columns
 from dllm_decode.kernels.shards import VocabularyShard
 from dllm_decode.models.compiled import CompiledBody, Mask, blocks_seen, run_body
@@ -167,15 +168,20 @@ class TransformersDenoiser:
             return self._whole(tokens, live, plan.complete, source)
         store, known, width = plan.store, plan.valid, tokens.shape[1]
         assert isinstance(store, KeyValueStore) and known is not None
-        first = live.int().argmax(1, keepdim=True)
+        first = _first(live)
         places = plan.places()
-        store.aim(places, width)
-        mask = self._mask(places, live & known[:, :width], first, plan.complete, tokens)
-        self._aim(places - first, live.gather(1, places))
-        slots = torch.arange(places.shape[1], device=tokens.device).expand_as(places)
-        slot_of = torch.zeros_like(tokens).scatter_(1, places, slots)
-        slots = gather_columns(slot_of, source)
-        return self._forward(tokens.gather(1, places), places - first, mask, store, slots)
+        runs = plan.runs
+        store.aim(places, width, runs)
+        seen = live if plan.complete else live & known[:, :width]
+        mask = self._mask(places, seen, first, plan.complete, tokens)
+        positions = places - first
+        if self.routes_blocks:
+            self._aim(positions, live.gather(1, places))
+        if runs is not None and len(runs) == 1:
+            return self._forward(tokens[:, runs[0]], positions, mask, store, source - runs[0].start)
+        # places rise, and a wanted column is one of them; -1 finds the first, and nobody reads it
+        slots = torch.searchsorted(places, source.contiguous())
+        return self._forward(tokens.gather(1, places), positions, mask, store, slots)
 
     @cached_property
     def _cost(self) -> PassCost:
@@ -201,7 +207,8 @@ class TransformersDenoiser:
         ids = tokens[at[:, None], begin + torch.minimum(columns, last)]
         alike = len({*widths}) == 1
         mask = self._mask(columns, columns <= last, torch.zeros_like(begin), alike, ids)
-        self._aim(columns, columns <= last)
+        if self.routes_blocks:
+            self._aim(columns, columns <= last)
         # a window may reach beyond a row's end, where nothing is decided
         slots = (source[at] - begin).clamp(max=columns.shape[1] - 1)
         return self._forward(ids, columns, mask, None, slots)
@@ -214,8 +221,7 @@ class TransformersDenoiser:
         """
         if not self.shifted:
             return index
-        first = live.int().argmax(1, keepdim=True)
-        return torch.where(index >= 0, torch.maximum(index - 1, first), -1)
+        return torch.where(index >= 0, torch.maximum(index - 1, _first(live)), -1)
 
     @torch.no_grad()
     def hidden(self, tokens: Tensor, live: Tensor, complete: bool | None = None) -> Tensor:
@@ -235,11 +241,13 @@ class TransformersDenoiser:
         self, tokens: Tensor, live: Tensor, complete: bool | None, slots: Tensor | None = None
     ) -> Tensor:
         """As `hidden`, with `slots` (B, W) of these columns alone."""
-        first = live.int().argmax(1, keepdim=True)
-        columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        first = _first(live)
+        columns = numbers(tokens.shape[1], tokens.device).expand_as(tokens)
         mask = self._mask(columns, live, first, complete, tokens)
-        self._aim(columns - first, live)
-        return self._forward(tokens, columns - first, mask, None, slots)
+        positions = columns - first
+        if self.routes_blocks:
+            self._aim(positions, live)
+        return self._forward(tokens, positions, mask, None, slots)
 
     def _mask(
         self,
@@ -299,7 +307,7 @@ class TransformersDenoiser:
 
     def _aim(self, positions: Tensor, live: Tensor) -> None:
         """Tell a model whose blocks choose experts together which tokens of the pass those are."""
-        if self.routes_blocks and self.block_length is not None:
+        if self.block_length is not None:
             self.model.aim_routing(positions.clamp(min=0) // self.block_length, live)
 
     def _forward(
@@ -332,3 +340,8 @@ class TransformersDenoiser:
         """Logits (B, W, V) of hidden states (B, W, D), without those of rows that pad the head."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
         return logits[..., : self.vocab.size].to(hidden.device)
+
+
+def _first(live: Tensor) -> Tensor:
+    """The first live column of each row, (B, 1)."""
+    return live.max(1, keepdim=True).indices  # of equal ones the first

@@ -437,23 +437,24 @@ class Defect:
 
 of_policy = partial(Defect, cache.CachePolicy)
 of_batch = partial(Defect, batch.Batch)
+of_store = partial(Defect, cache.StoreMemory)
 of_work = partial(Defect, engine._Work)
 
 DEFECTS = {
     "a full pass comes a step late": Defect(
         cache.DelayedCache, "recompute", "self.every - 1", "self.every", {"plans"}
     ),
-    "padding keeps the age of a row": of_policy(
-        "plan", "(mask == snapshot.live).all(1)", "mask.all(1)", {"plans"}
+    "padding keeps the age of a row": of_store(
+        "plan", "(mask == live).all(1)", "mask.all(1)", {"plans"}
     ),
     "a changed token is attended to as it was": of_policy(
         "plan", "(wanted | (memory.stale & memory.valid))", "wanted", {"plans"}
     ),
-    "a column opened again is not stale": of_policy(
+    "a column opened again is not stale": of_store(
         "note", "change.touched", "change.written", {"plans"}
     ),
-    "confidences are not remembered": of_policy(
-        "note", "memory.seen = ", "_ = ", {"plans"}
+    "confidences are not remembered": of_store(
+        "note", "self.seen = ", "_ = ", {"plans"}
     ),
     "the vicinity is a column short": Defect(
         cache.VicinityCache, "recompute", "<= last + self.after", "< last + self.after", {"plans"}
@@ -470,10 +471,14 @@ DEFECTS = {
         {"plans"},
     ),
     "the suffix is kept as well": Defect(
-        cache.PrefixCache, "recompute", "step.window.int().cumsum(1) > 0", "step.window", {"plans"}
+        cache.PrefixCache, "recompute", "step.snapshot.columns >= step.first", "step.window",
+        {"plans"},
     ),
-    "a probe is trusted": Defect(
-        cache.StoreMemory, "distrust", "self.changed | functional.pad(columns, (0, 1))",
+    "a gap is taken for a run": Defect(
+        batch, "_runs", "last - first != count - 1", "last < first", {"plans"}
+    ),
+    "a probe is trusted": of_store(
+        "distrust", "self.changed | functional.pad(columns, (0, 1))",
         "self.changed", {"plans"},
     ),
     "sources of a shifted model are not computed": of_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cache as remember
 from typing import ClassVar
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_decode.decoding.cache import (
+    MEMORIES,
     BlockExact,
     CertaintyCache,
     DelayedCache,
@@ -29,8 +31,9 @@ from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.decoding.types import Decision, Request, StepView, Vocab
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import ConfigError, PluginError
 from dllm_decode.models.adapter import TransformersDenoiser
+from dllm_decode.models.key_value import KeyValueStore
 from dllm_decode.strategies.eot import CommittedEot
 
 VOCAB = Vocab(size=23, mask_id=22, eot_ids=(21,))
@@ -323,6 +326,72 @@ def test_nothing_is_kept_after_a_run():
     run.batch.abandon()
     assert run.memory is None
     assert run.batch.store is None and run.batch.cache_memory is None
+
+
+@pytest.mark.parametrize("cache", [*APPROXIMATE, BlockExact(4)], ids=name)
+def test_a_policy_remembers_what_it_reads_and_nothing_else(cache):
+    def sequences(kept):
+        policy = copy(cache)
+        type_ = type(name(cache), (type(cache),), {"remembers": kept})
+        object.__setattr__(policy, "__class__", type_)
+        return decoder(policy, block_length=4).decode(REQUEST).sequences
+
+    everything = sequences(MEMORIES)
+    assert sequences(cache.remembers) == everything
+    for kept in cache.remembers:
+        rest = tuple(other for other in cache.remembers if other != kept)
+        message = rf"^cache \({name(cache)}\) reads memory.{kept}, .*; name '{kept}' in its `rem"
+        with pytest.raises(PluginError, match=message):
+            sequences(rest)
+
+
+def test_a_policy_with_a_rule_of_its_own_remembers_everything():
+    class Patient(DualCache):
+        def recompute(self, step):
+            return super().recompute(step) | (step.memory.age > 2)[:, None] & step.snapshot.live
+
+    class Renamed(DualCache):
+        pass
+
+    assert tuple(Patient.remembers) == MEMORIES and Renamed.remembers == DualCache.remembers
+    assert decoder(Patient()).decode(REQUEST).undecided == (0,) * REQUEST.rows
+
+
+@pytest.mark.parametrize("firsts", [[2], [2, 2, 2], [0, 3, 2]])
+@pytest.mark.parametrize("told", [True, False])
+def test_keys_and_values_are_written_to_their_columns_however_they_are_named(firsts, told):
+    torch.manual_seed(0)
+    store, rows, width = KeyValueStore(layers=1, rows=4, columns=9), len(firsts), 4
+    before = torch.randn(2, 4, 3, 9, 2)
+    layer = store.positional[0]
+    layer.keys, layer.values = before.clone()
+    new = torch.randn(2, rows, 3, width, 2)
+    runs = [slice(first, first + width) for first in firsts]
+    runs = runs[:1] if len({*firsts}) == 1 else runs
+    store.aim(torch.tensor(firsts)[:, None] + torch.arange(width), 8, runs if told else None)
+    found = store.update(*new, layer=0)
+    for plane, old, states in zip(found, before, new, strict=True):
+        expected = old[:rows, :, :8].clone()
+        for row, first in enumerate(firsts):
+            expected[row, :, first : first + width] = states[row]
+        assert torch.equal(plane, expected)
+
+
+def test_a_plan_says_where_columns_are_a_run():
+    def runs(request, cache):
+        watch = Watch()
+        Decoder(watch, Pipeline(Bold(1.0)), Blocks(4), cache=cache).decode(request)
+        for plan in watch.plans:
+            told = plan.runs or ()
+            for columns, run in zip(plan.columns.tolist(), told * len(plan.columns), strict=False):
+                assert columns == [*range(run.start, run.stop)]
+        return [plan.runs and len(plan.runs) for plan in watch.plans]
+
+    alike = Request(((1, 2), (3, 4)), 8)
+    assert {*runs(alike, DualCache())} == {1}
+    assert None in runs(alike, DelayedCache(every=99))  # what is decided lies between
+    padded = runs(Request(((1, 2, 3), (4,)), 8), DualCache())
+    assert padded[:3] == [None, 1, 1]  # the first pass needs more of the longer prompt
 
 
 @pytest.mark.parametrize(

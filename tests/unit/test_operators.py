@@ -70,11 +70,11 @@ def threshold(transforms=None):
 BUDGETS = {
     "threshold": (threshold(), NoCache(), 80),
     "credit": (threshold({"credit": TraceCredit()}), NoCache(), 162),
-    "dual": (threshold(), DualCache(), 121),
-    "prefix": (threshold(), PrefixCache(), 124),
-    "vicinity": (threshold(), VicinityCache(2, 2, 1), 131),
-    "periodic": (threshold(), PeriodicCache(3), 123),
-    "delayed": (threshold(), DelayedCache(3), 117),
+    "dual": (threshold(), DualCache(), 112),
+    "prefix": (threshold(), PrefixCache(), 111),
+    "vicinity": (threshold(), VicinityCache(2, 2, 1), 122),
+    "periodic": (threshold(), PeriodicCache(3), 121),
+    "delayed": (threshold(), DelayedCache(3), 115),
     "certainty": (threshold(), CertaintyCache(top=4, every=3), 140),
 }
 
