@@ -250,7 +250,9 @@ class FullCredit(Transform):
         """The prediction whose logits have the bonus of every token."""
         before = memory.read(view).masked_fill(view.fresh[:, None, None], 0.0)
         share = view.pred.probs.double()
-        earns = (view.open & view.pred.healthy)[..., None] & (share > 0.0)
+        # a token that cannot be proposed earns nothing; one whose probability is too small to be
+        # told from 0 keeps what it has
+        earns = (view.open & view.pred.healthy)[..., None] & ~torch.isneginf(view.pred.logits)
         credit = torch.where(earns, self.beta * before + share**self.gamma, 0.0)
         memory.write(view, credit)
         return view.pred.with_logits(view.pred.logits.double() + self.alpha * credit.log1p())

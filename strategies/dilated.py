@@ -46,11 +46,9 @@ class Dilated(Strategy):
 
     def decide(self, view: StepView, memory: None) -> Decision:
         """The open positions of the coarsest level that has some."""
-        present = view.active & (view.index >= 0)
         # the width of the row's own window: the batch may hold wider ones
-        width = present.sum(1, keepdim=True)
-        first = torch.where(present, view.index, 2**31).amin(1, keepdim=True)
-        level = self._level(view.index - first, width)
+        width = (view.window_columns >= 0).sum(1, keepdim=True)
+        level = self._level(view.index - view.window_first[:, None], width)
         coarsest = torch.where(view.open, level, view.index.shape[1]).amin(1, keepdim=True)
         return Decision(view.open & (level == coarsest))
 

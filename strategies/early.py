@@ -57,7 +57,8 @@ class Prophet(_EarlyCommit):
         level(p) = levels[0], levels[1], levels[2] in the first, middle and last third of p
 
     with l1, l2 the two largest logits [nats] and p the share of the steps that are done. Everything
-    undecided is committed with that step's tokens; a row whose answer is decided is closed as well.
+    undecided is committed with that step's tokens; a row whose answer is decided is closed as well,
+    one that is too short to have an answer never.
 
     Source: Prophet, arXiv 2508.19982. Deviations: the gap is that of undecided columns (at a
     decided one the model copies what it reads, and the released gap is huge there), of each row
@@ -106,7 +107,8 @@ class Prophet(_EarlyCommit):
         progress = self._progress(view)
         early, middle, late = self.levels
         level = torch.where(progress <= 1 / 3, early, torch.where(progress <= 2 / 3, middle, late))
-        return self._gap(view, answer) >= level
+        exists = view.snapshot.end - view.snapshot.start > self.begin_column
+        return exists & (self._gap(view, answer) >= level)
 
 
 @dataclass(frozen=True)

@@ -52,19 +52,20 @@ class Hierarchical(Strategy):
         """Sure positions or the best one, and the peaks of the gaps."""
         confidence, scores = view.pred.confidence, order_scores(view)
         sure = reaching(confidence, view.open, self.threshold, True, scores)
-        peak = peaks(scores, view.open) & (confidence > self.low_threshold)
+        peak = peaks(scores, view.open, view.index) & (confidence > self.low_threshold)
         return Decision(sure | peak, scores=scores)
 
 
-def peaks(scores: Tensor, among: Tensor) -> Tensor:
+def peaks(scores: Tensor, among: Tensor, columns: Tensor) -> Tensor:
     """Candidates that reach the largest score of their run of neighbouring candidates, (B, W) bool.
 
     Args:
         scores: (B, W).
         among: (B, W) bool, the candidates.
+        columns: (B, W) of the slots: a window may leave out some between two slots.
     """
     begins = among.clone()
-    begins[:, 1:] &= ~among[:, :-1]
+    begins[:, 1:] &= ~among[:, :-1] | (columns[:, 1:] != columns[:, :-1] + 1)
     run = begins.cumsum(1)
     floor = scores.new_full((scores.shape[0], scores.shape[1] + 1), float("-inf"))
     candidates = scores.masked_fill(~among, float("-inf"))

@@ -78,6 +78,7 @@ class Learn2PD(Strategy):
     match_model: bool = True
 
     needs_window = True
+    reads_decided = True
 
     def __post_init__(self) -> None:
         require_in_range("tau", self.tau, 0.0, 1.0)
@@ -121,7 +122,7 @@ class Learn2PD(Strategy):
         """sigmoid(z) at every slot of the window, (B, W) float32; 0 outside the window."""
         width = network.block_length
         inside = view.active & (view.index >= 0)
-        begin = torch.where(inside, view.index, view.snapshot.tokens.shape[1]).amin(1, keepdim=True)
+        begin = view.window_first[:, None]
         # columns in front of the window and behind it share one spare place
         place = torch.where(inside, view.index - begin, width)
         block = torch.zeros(place.shape[0], width + 1, device=place.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from dllm_decode.decoding.selection import best
@@ -97,8 +96,6 @@ class Uncode(Strategy):
         confidence = view.pred.confidence
         # a slot whose tokens have all been removed proposes -1, with confidence 0
         surprise = -(share[view.pred.token.clamp(min=0)] + SMALLEST).log()
-        present = view.active & (view.index >= 0)
-        first = torch.where(present, view.index, view.snapshot.tokens.shape[1]).amin(1)
-        place = (view.index - first[:, None]).clamp(min=0)
+        place = (view.index - view.window_first[:, None]).clamp(min=0)
         value = (confidence * surprise.to(confidence.dtype)).clamp(max=self.ceiling)
         return value * (-self.decay * place).exp().to(confidence.dtype)

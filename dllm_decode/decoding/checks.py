@@ -135,6 +135,11 @@ def _check_part(
             f"{name} reads the prediction at every column of the window, but cache ({kind}) "
             "computes only some; use cache=none, prefix or dual"
         )
+    if part.reads_decided and cache.logits in ("undecided", "part"):
+        raise CapabilityError(
+            f"{name} reads the predictions at decided columns of the window, where cache ({kind}) "
+            "computes none; use cache=none, prefix, dual, vicinity or periodic"
+        )
 
 
 def _check_inside(name: str, part: Part, denoiser: Denoiser, cache: CachePolicy) -> None:

@@ -128,6 +128,7 @@ class Run:
         self.monitor = Monitor(self.batch)
         self.passes = ModelPasses(decoder, self.batch)
         self._revises = decoder.strategy.revocable or decoder.strategy.revises
+        self._leaves_out = decoder.cache.logits in ("undecided", "part")
         self._follow = follower(decoder)
 
     @property
@@ -230,6 +231,7 @@ class Run:
             passes=self.passes,
             parameters=counters.parameters,
             banned=self.passes.banned,
+            window=upcoming.window if self._leaves_out else None,
         )
         return view
 

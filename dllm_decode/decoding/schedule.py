@@ -288,7 +288,8 @@ class UndecidedColumns(_OfWidth):
 class AdaptiveBlocks(Schedule):
     """Blocks that end where the model expects a delimiter.
 
-        D = { i : begin <= i < begin + share * columns, the proposal at i is a delimiter }
+        n = max(1, floor(share * columns))
+        D = { i : begin <= i < begin + n, the argmax at i is a delimiter }
         end = 1 + the most confident i of D if its confidence reaches tau, else begin + length
 
     A row stays in its block until it is full; then the next one begins at its first undecided
@@ -342,9 +343,7 @@ class AdaptiveBlocks(Schedule):
         begin = snapshot.first_undecided
         end = begin + self.length
         if view is not None:
-            seen = view.active & (view.index >= 0)
-            old = torch.where(seen, view.index, snapshot.tokens.shape[1]).amin(1)
-            last = torch.where(seen, view.index, -1).amax(1)
+            old, last = view.window_first, view.window_columns.amax(1)
             stays = (begin >= old) & (begin <= last)
             end = torch.where(stays, last + 1, self._end(snapshot, view, begin))
             begin = torch.where(stays, old, begin)

@@ -106,6 +106,8 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
         needs_reference: requests must carry the tokens of a reference decode.
         needs_window: the part reads predictions at every column of the window, decided ones or
             several steps of them included, so that no cache may leave some out.
+        reads_decided: the part reads predictions at the decided columns of the window as well, so
+            that caches which predict nothing there are refused.
         needs: what the part wants to see of the model's inside: `hidden` (`view.hidden` and
             `view.head`), `embeddings` (which drafters get). Models that do not provide it are
             refused.
@@ -121,6 +123,7 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
     sees_canvas: bool = False
     needs_reference: ClassVar[bool] = False
     needs_window: ClassVar[bool] = False
+    reads_decided: ClassVar[bool] = False
     needs: ClassVar[Set[str]] = frozenset()
     request_parameters: ClassVar[tuple[str, ...]] = ()
 
@@ -156,6 +159,13 @@ class Part(ABC):  # noqa: B024 - the roles below add the abstract method
 
         Samplers that temper or truncate the distribution remove them first; a nucleus could
         otherwise hold nothing else.
+        """
+        return ()
+
+    def end_ids(self, vocab: Vocab) -> tuple[int, ...]:
+        """Ids at which the part ends a text; where no part names any, the model's own do.
+
+        What an outcome delivers, and what a page shows of it, stops in front of the first of them.
         """
         return ()
 

@@ -436,6 +436,8 @@ class StepView(LazyFields):
             None unless a part declares `needs = {"hidden"}`.
         passes: what `probe`, `head` and `draft` call; None in views made by hand.
         parameters: what rows set for themselves, full key to (B, 1); see `parameter`.
+        window: (B, W') columns of the row's window, -1 for none, where a cache gives no predictions
+            for some of them, so that no slot looks there; None where slots are all of it.
         part: place of the part that looks, e.g. "strategy.select".
         banned: (M,) ids that the sampler was told never to propose; None in views made by hand.
 
@@ -466,6 +468,7 @@ class StepView(LazyFields):
     parameters: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     part: str = "strategy"
     banned: Tensor | None = field(default=None, repr=False)
+    window: Tensor | None = field(default=None, repr=False)
     lazy: ClassVar[tuple[str, ...]] = ("tokens", "settled", "window_step", "steps_left")
 
     @once
@@ -476,8 +479,24 @@ class StepView(LazyFields):
     @once
     def mask_ratio(self) -> Tensor:
         """Undecided share of the current window, (B,) in [0, 1]."""
-        size = (self.active & (self.index >= 0)).sum(1)
-        return (self.active & self.masked).sum(1) / size.clamp(min=1)
+        if self.window is None:
+            size, undecided = (self.active & (self.index >= 0)).sum(1), self.active & self.masked
+        else:
+            inside = self.window >= 0
+            size = inside.sum(1)
+            undecided = inside & gather_columns(self.snapshot.undecided, self.window)
+        return undecided.sum(1) / size.clamp(min=1)
+
+    @once
+    def window_columns(self) -> Tensor:
+        """The columns of the row's window, with and without a prediction, -1 for none, (B, W')."""
+        return torch.where(self.active, self.index, -1) if self.window is None else self.window
+
+    @once
+    def window_first(self) -> Tensor:
+        """The lowest column of the row's window, L where it has none, (B,) int64."""
+        columns = self.window_columns
+        return torch.where(columns >= 0, columns, self.snapshot.tokens.shape[1]).amin(1)
 
     @once
     def live(self) -> Tensor:

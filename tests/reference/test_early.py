@@ -22,6 +22,8 @@ def plain_rule(level, begin: int, count: int | None, length: int, steps: int | N
     """One token per step, the surest of its block, until the gap is large enough; then the rest."""
 
     def rule(now: Moment) -> tuple[dict[int, int], set[int]]:
+        if begin >= length:  # an answer that the row has no columns for
+            return {}, set()
         open_now = [c for c in range(length) if now.kept.get(c) is None]
         end = length if count is None else begin + count
         answer = [c for c in open_now if begin <= c < end]
