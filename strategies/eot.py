@@ -19,7 +19,7 @@ from torch import Tensor
 from dllm_decode.decoding.cache import mask_of
 from dllm_decode.decoding.selection import best, order_scores
 from dllm_decode.decoding.strategy import StopRule
-from dllm_decode.decoding.types import Change, Request, Snapshot, StepView, first_column
+from dllm_decode.decoding.types import Change, Request, Snapshot, StepView, Vocab, first_column
 from dllm_decode.errors import (
     CapabilityError,
     ConfigError,
@@ -47,6 +47,10 @@ class _EotRule(StopRule):
                 f"ids must be null (the model's own) or a list of token ids, got {self.ids!r}"
             )
 
+    def end_ids(self, vocab: Vocab) -> tuple[int, ...]:
+        """Those that it was given, or the model's own."""
+        return vocab.eot_ids if self.ids is None else tuple(self.ids)
+
     def begin(self, request: Request, snapshot: Snapshot) -> None:
         """No memory; refuses ids that the vocabulary does not have."""
         for token in self.ids or ():
@@ -55,9 +59,7 @@ class _EotRule(StopRule):
 
     def _is_end(self, tokens: Tensor, snapshot: Snapshot) -> Tensor:
         """Where tokens end a text, same shape."""
-        return torch.isin(
-            tokens, snapshot.ids(snapshot.vocab.eot_ids if self.ids is None else self.ids)
-        )
+        return torch.isin(tokens, snapshot.ids(self.end_ids(snapshot.vocab)))
 
     def _may_end(self, snapshot: Snapshot) -> Tensor:
         """Columns a row may be cut behind: generated, live, no fixed column behind, (B, L)."""

@@ -236,6 +236,10 @@ class Monitor:
         self._said = False
         self._passes = batch.parts.able.passes_per_call
         self._trusts = takes_its_word(batch.parts.strategy)
+        vocab = batch.parts.denoiser.vocab
+        parts = (part for _, part in batch.parts.strategy.parts())
+        ends = dict.fromkeys(token for part in parts for token in part.end_ids(vocab))
+        self._end_ids = tuple(ends) or vocab.eot_ids
 
     def check(self, check: PendingCheck) -> None:
         """Note a step; every `sync_every` steps, `sync`."""
@@ -382,6 +386,6 @@ class Monitor:
             edits=facts["edits"],
             remasks=facts["remasks"],
             not_granted=facts["not_granted"],
-            eot_ids=batch.canvas.vocab.eot_ids,
+            eot_ids=self._end_ids,
             last_fixed=request.last_fixed[row],
         )

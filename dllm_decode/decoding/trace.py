@@ -262,7 +262,7 @@ class Trace:
             lengths=request.lengths,
             fixed=tuple(dict(given or {}) for given in request.fixed or (None,) * request.rows),
             mask_id=vocab.mask_id,
-            eot_ids=vocab.eot_ids,
+            eot_ids=next((row.eot_ids for row in result if row.eot_ids), vocab.eot_ids),
             pieces=dict(pieces or {}),
             steps=tuple(StepRecord.of(change) for change in result.trace),
             finish_reasons=result.finish_reasons,

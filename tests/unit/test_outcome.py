@@ -16,6 +16,7 @@ from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.schedule import Blocks, SlidingWindow, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, StopRule
+from dllm_decode.decoding.trace import Trace
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError
 from dllm_decode.strategies.eot import CommittedEot, PredictedEot
@@ -182,3 +183,20 @@ def test_a_result_becomes_a_data_frame_with_a_line_per_row(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ConfigError, match="to_pandas needs pandas: pip install pandas"):
         Result(ROWS).to_pandas()
+
+
+@pytest.mark.parametrize(("likely", "delivered"), [(3, (1,)), (10, (10, 10, 10))])
+def test_a_text_ends_where_the_stop_rule_says_and_not_where_the_model_would(likely, delivered):
+    rule = Pipeline(TopK(1), stop={"eot": CommittedEot(ids=(3,))})
+    model = HashDenoiser(seed=1, added={likely: 4.0})
+    decoder = Decoder(model, rule, record=True)
+    request = Request(((1, 2),), 12)
+    result = decoder.decode(request)
+    assert result[0].tokens == (*delivered, 3)
+    assert result[0].delivered == delivered and result[0].eot_ids == (3,)
+    assert Trace.of(request, result, model.vocab).eot_ids == (3,)
+
+
+def test_without_a_stop_rule_the_models_own_ids_end_a_text():
+    result = Decoder(HashDenoiser(added={10: 4.0}), TopK(1)).decode(Request(((1, 2),), 6))
+    assert result[0].eot_ids == (10,) and result[0].delivered == ()
