@@ -78,7 +78,7 @@ class CopyPrior(Transform):
         inside = source.clamp(0, tokens.shape[1] - 1)
         follows = tokens[:, None].expand(-1, source.shape[1], -1).gather(2, inside)
         same = (follows >= 0) & (source == inside) & (snapshot.columns < end[..., None])
-        for back in range(self.span):
+        for back in range(min(self.span, tokens.shape[1] + 1)):  # a longer one matches nothing
             own = torch.where(end >= back, gather_columns(tokens, end - back), -1)
             earlier = torch.full_like(tokens, -1)
             earlier[:, back:] = tokens[:, : tokens.shape[1] - back]

@@ -28,8 +28,9 @@ class Core(Strategy):
                     `confidence`, the min(reopen, n(s)) ones with the least probability of the old
                     token, with that other token
 
-    in steps s that are multiples of `every`, begin_share * S <= s < end_share * S. The margin is
-    that of the two most likely tokens, n(s) LLaDA's linear schedule of S = steps_per_block steps.
+    in steps s that are multiples of `every`, floor(begin_share * S) <= s < floor(end_share * S).
+    The margin is that of the two most likely tokens, n(s) LLaDA's linear schedule of S =
+    steps_per_block steps.
 
     Source: CORE, arXiv 2602.04096. Deviations: a column is written over at most `revisions` times,
     and a step commits at least one position.

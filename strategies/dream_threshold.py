@@ -19,7 +19,9 @@ class ScheduledThreshold(Strategy):
 
     with M the open positions when the row entered the window, n = tokens_per_step, c the
     probability of the proposal and rank 0 the most confident open position. Positions that the
-    threshold rejects are a deficit that later steps may make up for.
+    threshold rejects are a deficit that later steps may make up for. Where a window takes in
+    columns while others are decided (sliding, undecided), M minus the open ones is not what was
+    committed.
 
     Source: Fast-dLLM's Dream sampler (`confidence_threshold`), arXiv 2505.22618, used with
     schedule=whole there.

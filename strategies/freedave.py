@@ -40,7 +40,9 @@ class FreeDave(RuleWrapper):
     The prediction at D(a) is kept: the next step begins with it and runs no pass of its own. A row
     gets the tokens that the rule alone would give it, in fewer passes and more computed rows; where
     a sampler draws as well, because step s + j is drafted and verified with the random numbers of
-    step s + j.
+    step s + j. Windows that move with every commit stand still while drafts are made, and stop
+    rules that end a row before its prefix is finished are asked once per pass: with these its
+    tokens may be others.
 
     Source: FreeDave, arXiv 2510.00294 (and PSD, arXiv 2605.15609, for the drafts of several steps
     of any rule). Deviations: drafts are a chain, each a step of the rule, where the released code

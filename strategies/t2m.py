@@ -46,11 +46,11 @@ class TokenToMask(Strategy):
         t2t_remask:  v(i) != x(i)  and  c(i) > remask_threshold
         logit_diff:  p'(x(i)) - p(x(i)) > remask_threshold
 
-    with x the token that stands there, p its probability now and p' in the step before, v the
-    proposal and c its probability. Of the positions that it names, at most
-    max(1, floor(share * settled positions of the window)) are opened, the most doubtful first, and
-    each column at most `revisions` times. A full window is looked at again until a step changes
-    nothing, at most `post_steps` times.
+    with x the token that stands there, p its probability now and p' in the step before (if
+    anything was settled by then), v the proposal and c its probability. Of the positions that it
+    names, at most max(1, floor(share * settled positions of the window)) are opened, the most
+    doubtful first, and each column at most `revisions` times. A full window is looked at again
+    until a step changes nothing, at most `post_steps` times.
 
     Source: Token-to-Mask for LLaDA2.1, arXiv 2604.18738. Its text and its code differ in the
     defaults (0.1 and 3 revisions against 0.5 and 5, a cap in the code alone, the size of a movement

@@ -14,7 +14,7 @@ from dllm_decode.decoding.prediction import GumbelDraw, HiddenStates, Prediction
 from dllm_decode.errors import require_choice, require_count, require_in_range
 from dllm_decode.kernels import dispatch
 from dllm_decode.kernels.noise import Noise
-from dllm_decode.kernels.reference import COLUMNS, FLOOR, tempered
+from dllm_decode.kernels.reference import COLDEST, COLUMNS, FLOOR, tempered
 
 
 class Sampler(ABC):
@@ -88,7 +88,7 @@ class Categorical(Sampler):
     Truncation acts on the tempered distribution, in the order k, p, min-p, top-H.
 
     Args:
-        temperature: T, 0 or more; 0 is greedy.
+        temperature: T, 0 or more; 0 is greedy, what is above 0 and below 1e-20 counts as 1e-20.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set with at least this probability, (0, 1].
         min_p: keep tokens with at least this share of the top probability, [0, 1).
@@ -131,7 +131,7 @@ class Categorical(Sampler):
     def predict(self, logits: Tensor, banned: Tensor, noise: Noise) -> Prediction:
         """A prediction whose `token` is drawn when it is first asked for."""
         if self.confidence_from == "untempered" and self.temperature > 0.0 and not self.truncates:
-            return Prediction.of(logits, banned, GumbelDraw(noise, self.temperature))
+            return Prediction.of(logits, banned, GumbelDraw(noise, max(self.temperature, COLDEST)))
         if self.confidence_from == "untempered":
             return Prediction.of(logits, banned, lambda pred: self._draw(pred.logits, noise))
         plain = Prediction.of(logits, banned).logits

@@ -24,6 +24,7 @@ _BLOCK = 1 << 17
 # Ids among which the maximum is looked for in one go, which processors do many at a time.
 _CHUNK = 512
 # Ids from which on what a processor does many at a time is worth an operator more.
+COLDEST = 1e-20  # smallest temperature: below, quotients of float32 soon overflow
 _LONG = 8 * _CHUNK
 _LOG2E = 1.4426950408889634
 # Float64 planes (noise, entropies of prefixes) are made for so many ids at a time, for all rows.
@@ -476,9 +477,10 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
 
     Args:
         logits: of any shape.
-        temperature: T > 0.
+        temperature: T > 0; below `COLDEST` as there.
     """
-    return logits / torch.full((), temperature, dtype=logits.dtype, device=logits.device)
+    divisor = max(temperature, COLDEST)
+    return logits / torch.full((), divisor, dtype=logits.dtype, device=logits.device)
 
 
 def merged_additions(ids: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:

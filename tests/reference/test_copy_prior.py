@@ -8,7 +8,9 @@ from dllm_decode import Decoder, Pipeline, Request
 from dllm_decode.decoding.schedule import WholeCanvas
 from dllm_decode.errors import ConfigError
 from dllm_decode.strategies.copy_prior import CopyPrior
+from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
+from dllm_decode.testing import HashDenoiser
 
 
 def plain_copied(canvas: list[int | None], column: int, span: int, ahead: int) -> int | None:
@@ -98,3 +100,10 @@ def test_rows_may_set_their_own_strength() -> None:
     key = "strategy.transforms.copy.alpha"
     both = decoder.decode(Request(((5, 6, 5),) * 2, 1, parameters=({key: 0.0}, None)))
     assert both.sequences[1] == (6,) and both.sequences[0] != (6,)
+
+
+def test_a_span_longer_than_the_canvas_offers_nothing():
+    rule = Pipeline(TopK(1), {"copy": CopyPrior(span=8)})
+    one = Decoder(HashDenoiser(), rule).decode(Request(((1, 2),), 4, seeds=(0,)))
+    plain = Decoder(HashDenoiser(), TopK(1)).decode(Request(((1, 2),), 4, seeds=(0,)))
+    assert one.sequences == plain.sequences

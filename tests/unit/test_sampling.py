@@ -220,3 +220,15 @@ def test_confidence_is_the_models_own_unless_the_sampled_one_is_asked_for():
         assert own.token.item() == fed.token.item()
         assert own.confidence.item() == pytest.approx([0.6, 0.3][own.token.item()])
         assert fed.confidence.item() == pytest.approx([0.8, 0.2][fed.token.item()])
+
+
+@pytest.mark.parametrize("confidence_from", ["untempered", "sampled"])
+@pytest.mark.parametrize("temperature", [1e-20, 1e-37, 1e-38, 1e-46, 5e-324])
+def test_the_coldest_temperatures_propose_the_argmax(temperature, confidence_from):
+    logits = torch.tensor([[[5.0, 10.0, 0.0], [-3.0, -2.0, -60.0]]])
+    sampler = Categorical(temperature, confidence_from=confidence_from)
+    rows = torch.zeros(1, dtype=torch.long)
+    noise = Noise(rows, rows, torch.tensor([[0, 1]]))
+    prediction = sampler.predict(logits, rows[:0], noise)
+    assert prediction.token.tolist() == [[1, 1]]
+    assert bool(prediction.confidence.isfinite().all())
