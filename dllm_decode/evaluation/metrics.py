@@ -264,6 +264,13 @@ def gathered(samples: Sequence[Sample]) -> Samples:
     return samples if isinstance(samples, Samples) else Samples(samples)
 
 
+def decoded(samples: Sequence[Sample]) -> Samples:
+    """Those that have an answer: what a decode costs is told by decodes, not by failures."""
+    some = gathered(samples)
+    errors = some.column("error")
+    return some.part([at for at, why in enumerate(errors) if not why]) if any(errors) else some
+
+
 def total(samples: Sequence[Sample], name: str) -> float:
     """The sum of an attribute over samples, which is whole where the attribute is.
 
@@ -440,23 +447,25 @@ def accuracy_strict(samples: Sequence[Sample]) -> float:
 
 def tokens_per_forward(samples: Sequence[Sample]) -> Interval:
     """Delivered tokens of all problems over forwards of all problems, with a bootstrap interval."""
-    some = gathered(samples)
-    return bootstrap_ratio(some.numbers("delivered"), some.numbers("forwards"))
+    some = decoded(samples)
+    return _ratio_of(some.numbers("delivered"), some.numbers("forwards"))
 
 
 def slots_per_forward(samples: Sequence[Sample]) -> float:
     """Requested columns over forwards: counts padding, as ParallelBench's "tokens per step"."""
-    return _ratio(total(samples, "slots"), total(samples, "forwards"))
+    some = decoded(samples)
+    return _ratio(total(some, "slots"), total(some, "forwards"))
 
 
 def mean_of_ratios(samples: Sequence[Sample]) -> float:
     """Average over problems of delivered tokens per forward; each problem counts alike."""
-    return _mean([_ratio(s.delivered, s.forwards) for s in samples])
+    return _mean([_ratio(s.delivered, s.forwards) for s in decoded(samples)])
 
 
 def forwards_per_problem(samples: Sequence[Sample]) -> Interval:
     """Mean forwards of a problem, with a bootstrap interval."""
-    return bootstrap_ratio(gathered(samples).numbers("forwards"), np.ones(len(samples)))
+    some = decoded(samples)
+    return _ratio_of(some.numbers("forwards"), np.ones(len(some)))
 
 
 def tokens_per_second(samples: Sequence[Sample]) -> float:
@@ -466,17 +475,18 @@ def tokens_per_second(samples: Sequence[Sample]) -> float:
 
 def seconds_per_problem(samples: Sequence[Sample]) -> float:
     """Wall time of decoding over problems."""
-    return _mean_of(samples, "seconds")
+    return _mean_decoded(samples, "seconds")
 
 
 def wasted_forwards(samples: Sequence[Sample]) -> float:
     """Mean passes of a problem that decided neither a delivered token nor its end of text."""
-    return _mean_of(samples, "wasted")
+    return _mean_decoded(samples, "wasted")
 
 
 def effective_token_ratio(samples: Sequence[Sample]) -> float:
     """Delivered tokens over requested columns."""
-    return _ratio(total(samples, "delivered"), total(samples, "slots"))
+    some = decoded(samples)
+    return _ratio(total(some, "delivered"), total(some, "slots"))
 
 
 def decoding_order(samples: Sequence[Sample]) -> float:
@@ -583,6 +593,11 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return _ratio(sum(e.count * abs(e.confidence - e.right) for e in bins), total)
 
 
+def _mean_decoded(samples: Sequence[Sample], name: str) -> float:
+    """The mean of an attribute of the samples that have an answer."""
+    return _mean_of(decoded(samples), name)
+
+
 def _mean_of(samples: Sequence[Sample], name: str) -> float:
     """The mean of an attribute of samples."""
     return _ratio(total(samples, name), len(samples))
@@ -662,10 +677,10 @@ METRICS: tuple[Metric, ...] = (
         "passes per problem",
         "model passes one after the other, averaged over problems: alternatives that a strategy "
         "probes at once are one pass here, and one forward each above",
-        lambda samples: _mean_of(samples, "passes"),
+        lambda samples: _mean_decoded(samples, "passes"),
     ),
     *(
-        Metric(name, unit, f"{words}, averaged over problems", partial(_mean_of, name=name))
+        Metric(name, unit, f"{words}, averaged over problems", partial(_mean_decoded, name=name))
         for name, unit, words in (
             ("probes", "passes per problem", "forwards over other tokens that the strategy probed"),
             ("drafts", "calls per problem", "calls of a drafter, which are no passes"),
@@ -761,7 +776,7 @@ def speedup(samples: Sequence[Sample], sequential: Sequence[Sample]) -> Speedup:
     """
     if not same_problems(samples, sequential):
         raise ConfigError("a speedup compares runs on the same problems; these two differ in them")
-    slow, fast = (partial(total, gathered(run)) for run in (sequential, samples))
+    slow, fast = (partial(total, run) for run in _decoded_in_both(sequential, samples))
     before, after = slow("forwards"), fast("forwards")
     idle_before, idle_after = slow("wasted"), fast("wasted")
     wasted = idle_before - idle_after
@@ -772,6 +787,19 @@ def speedup(samples: Sequence[Sample], sequential: Sequence[Sample]) -> Speedup:
         padding=max(0.0, wasted / (before - after)) if before > after else 0.0,
         useful=_ratio(before - idle_before, after - idle_after),
     )
+
+
+def _decoded_in_both(first: Sequence[Sample], second: Sequence[Sample]) -> list[Samples]:
+    """The samples of two runs on the same problems, without the problems that failed in either."""
+    runs = [gathered(first), gathered(second)]
+    columns = [(run.column("problem"), run.column("error")) for run in runs]
+    failed = {problem for pair in columns for problem, why in zip(*pair, strict=True) if why}
+    if not failed:
+        return runs
+    return [
+        run.part([at for at, problem in enumerate(run.column("problem")) if problem not in failed])
+        for run in runs
+    ]
 
 
 def headroom(samples: Sequence[Sample], oracle: Sequence[Sample]) -> float:
@@ -820,6 +848,11 @@ def _rank(sample: Sample) -> tuple[bool, int]:
 def _speed(samples: Sequence[Sample]) -> float:
     """Tokens per forward without the interval, which takes a bootstrap."""
     return _ratio(total(samples, "delivered"), total(samples, "forwards"))
+
+
+def _ratio_of(top: NDArray[Any], bottom: NDArray[Any]) -> Interval:
+    """A ratio of sums with a bootstrap interval; NaN of nothing."""
+    return bootstrap_ratio(top, bottom) if len(top) else Interval(math.nan, math.nan, math.nan)
 
 
 def _ratio(top: float, bottom: float) -> float:

@@ -131,6 +131,33 @@ def test_passes_saved_are_no_padding_where_the_faster_run_idles_more():
     assert metrics.speedup(before, after).padding == 0.0
 
 
+def test_what_a_decode_costs_is_told_by_the_problems_that_were_decoded():
+    good = [
+        sample(problem=f"p{n}", steps=range(n + 1), forwards=n + 4, seconds=1) for n in range(4)
+    ]
+    failed = [
+        sample(problem=f"f{n}", steps=(), forwards=0, correct=False, error="too long")
+        for n in range(12)
+    ]
+    for metric in metrics.METRICS:
+        if metric.name.startswith("accuracy"):
+            continue
+        alone, among = metric.of(good), metric.of([*good, *failed])
+        assert among == alone or math.isnan(alone), metric.name
+        if metric.interval is not None:
+            assert metric.interval([*good, *failed]) == metric.interval(good)
+    assert metrics.accuracy([*good, *failed]).value == 4 / 16
+    nothing = metrics.tokens_per_forward(failed)
+    assert math.isnan(nothing.value) and math.isnan(nothing.low)
+
+
+def test_a_speedup_compares_problems_that_both_runs_decoded():
+    slow = [sample(problem=f"p{n}", forwards=8) for n in range(4)]
+    fast = [sample(problem=f"p{n}", forwards=2) for n in range(4)]
+    fast[3] = sample(problem="p3", steps=(), forwards=0, error="too long")
+    assert metrics.speedup(fast, slow).forwards == 4.0
+
+
 def test_runs_on_different_problems_have_no_speedup_and_no_headroom():
     for compare in (metrics.speedup, metrics.headroom):
         with pytest.raises(ConfigError, match="same problems; these two differ"):
@@ -451,7 +478,18 @@ MUTANTS = {
     ),
     "speedups upside down": Mutant(
         "metrics", "forwards=_ratio(before, after)", "forwards=_ratio(after, before)",
-        {test_speedup_keeps_forwards_and_wall_time_apart},
+        {
+            test_speedup_keeps_forwards_and_wall_time_apart,
+            test_a_speedup_compares_problems_that_both_runs_decoded,
+        },
+    ),
+    "failures count as decodes": Mutant(
+        "metrics", "if any(errors) else some", "if False else some",
+        {test_what_a_decode_costs_is_told_by_the_problems_that_were_decoded},
+    ),
+    "what failed in one run counts in a speedup": Mutant(
+        "metrics", "if not failed:", "if True:",
+        {test_a_speedup_compares_problems_that_both_runs_decoded},
     ),
     "useful speedup without the idle passes of the faster run": Mutant(
         "metrics", "useful=_ratio(before - idle_before, after - idle_after)",
@@ -469,7 +507,10 @@ MUTANTS = {
     "tokens per second of columns": Mutant(
         "metrics", '_ratio(total(samples, "delivered"), total(samples, "seconds',
         '_ratio(total(samples, "slots"), total(samples, "seconds',
-        {test_rates_and_ratios},
+        {
+            test_rates_and_ratios,
+            test_what_a_decode_costs_is_told_by_the_problems_that_were_decoded,
+        },
     ),
     "commits averaged over all problems": Mutant(
         "metrics", "[_ratio(count, rows) for", "[_ratio(count, len(samples)) for",

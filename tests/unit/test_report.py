@@ -901,6 +901,36 @@ def test_of_one_rule_only_what_was_set_is_left_and_every_run_has_its_own_name(tm
     assert [t.name for t in factors.traits_of(read(tmp_path / "other"))] == ["mine", "yours"]
 
 
+def test_a_setting_outside_of_the_rule_is_in_the_name_of_the_run_that_was_given_it(tmp_path):
+    def settings(length):
+        strategy = {"select": THRESHOLD, "stop": EOT}
+        return {"settings": {"strategy": strategy, "schedule": {"length": length}}}
+
+    run(tmp_path / "runs", "sequential", samples(40, 16), order=0, **settings(32))
+    run(tmp_path / "runs", "credit length=8", samples(38, 6), order=1, **settings(8))
+    named = [trait.name for trait in factors.traits_of(read(tmp_path / "runs"))]
+    assert named == ["sequential", "credit length=8"]
+
+
+def test_problems_that_could_not_be_decoded_are_told_in_the_terminal(runs, tmp_path):
+    broken = [replace(one, error="too long", steps=(), forwards=0) for one in samples(3, 6)[:2]]
+    run(runs, "threshold 0.9", [*broken, *samples(38, 6)[2:]], order=1)
+    written = report.write_report(store.collect(runs), tmp_path / "out", NO_FIGURES)
+    lines = [str(line) for line in overview.overview(written.report, 100)]
+    assert any("2 of 40 problems of threshold 0.9 could not be decoded" in line for line in lines)
+
+
+def test_a_gain_where_all_thresholds_are_as_accurate_is_a_number(tmp_path):
+    for order, (value, forwards) in enumerate(((0.5, 3), (0.9, 6))):
+        select = {**THRESHOLD, "threshold": value}
+        found = samples(40, forwards)
+        run(tmp_path, f"threshold {value}", found, select=select, order=order)
+    credit = {"credit": {"_target_": "x.credit.TraceCredit"}}
+    run(tmp_path, "credit", samples(40, 4), transforms=credit, order=2)
+    told = [note.text for note in controls.notes(read(tmp_path)) if note.kind == "credit"]
+    assert len(told) == 1 and "-25.0 % tokens per forward" in told[0] and "nan" not in told[0]
+
+
 def test_runs_that_differ_in_guidance_or_voting_alone_have_names_of_their_own(tmp_path):
     plain = {"strategy": {"select": THRESHOLD, "stop": EOT}, "schedule": {}}
     votes = {"answer": "auto", "block_lengths": None, "n": 5}

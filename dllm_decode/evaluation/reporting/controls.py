@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,11 +189,14 @@ def _credit(run: EvalRun, runs: Sequence[EvalRun]) -> Note:
     if matched == max(x for x, _ in points) and speed >= matched:
         return Note("credit", _ALL_SLOWER.format(where=where))
     nearest = min(curve, key=lambda other: abs(_point(other)[0] - speed))
+    gain = _gain_over_thresholds(run, curve)
+    if math.isnan(gain.value):  # all of them are as accurate, and the fastest is faster
+        gain = replace(gain, value=speed / matched - 1)
     text = _MATCHED.format(
         where=where,
         matched=matched,
         count=len(curve),
-        verdict=_verdict(_gain_over_thresholds(run, curve)),
+        verdict=_verdict(gain),
         nearest=nearest.name,
         speed=_point(nearest)[0],
         gap=_accuracy_gap(run, nearest),
@@ -281,7 +284,7 @@ def _verdict(gain: Interval) -> str:
     figures = f"{100 * gain.value:+.1f} % tokens per forward"
     if math.isnan(gain.low):
         return (
-            f"{figures}, but in some resamples of the problems no threshold is as accurate, so "
+            f"{figures}, but in some resamples of the problems no threshold can be fitted, so "
             "that there is no telling which is better"
         )
     figures += f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"

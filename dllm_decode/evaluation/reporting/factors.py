@@ -211,6 +211,35 @@ def _differs(path: str, rules: Sequence[str], flat: Sequence[Mapping[str, Value]
     return any(len(values) > 1 for values in groups.values())
 
 
+def _tells(
+    path: str,
+    label: str,
+    own: Mapping[str, Value],
+    given: Mapping[str, str],
+    alike: Sequence[tuple[Mapping[str, Value], Mapping[str, str]]],
+) -> bool:
+    """Whether a setting belongs into the name of a run.
+
+    Args:
+        path: Of the setting, which the run has.
+        label: What names call it.
+        own: All settings of the run.
+        given: Those that it was given by hand.
+        alike: Both of every run of the same rule.
+    """
+    values = Counter(json.dumps(other[path]) for other, _ in alike if path in other)
+    lacking = _optional(path) and any(path not in other for other, _ in alike)
+    if len(values) + lacking < 2:  # at most other rules have another one
+        inside = path.startswith("strategy.")
+        return not inside and any(path == key or path.endswith(f".{key}") for key in given)
+    # nobody has to be told what nobody had to say: a default goes before what is frequent
+    silent = Counter(
+        json.dumps(other[path]) for other, its in alike if path in other and label not in its
+    )
+    usual = (silent or values).most_common(1)[0][0]
+    return _number(own[path]) is not None or json.dumps(own[path]) != usual
+
+
 def _labels(paths: Sequence[str]) -> dict[str, str]:
     """A short name for every path: its last word, or as many as tell it from the others."""
     labels = {}
@@ -243,18 +272,7 @@ def _names(
         ]
         words = [rule]
         for path, label in labels.items():
-            values = Counter(json.dumps(other[path]) for other, _ in alike if path in other)
-            lacking = _optional(path) and any(path not in other for other, _ in alike)
-            if path not in own or len(values) + lacking < 2:
-                continue
-            # nobody has to be told what nobody had to say: a default goes before what is frequent
-            silent = Counter(
-                json.dumps(other[path])
-                for other, its in alike
-                if path in other and label not in its
-            )
-            usual = (silent or values).most_common(1)[0][0]
-            if _number(own[path]) is None and json.dumps(own[path]) == usual:
+            if path not in own or not _tells(path, label, own, given, alike):
                 continue
             value = given.get(label, shown(own[path]))  # the word of the command line, e.g. never
             words.append(value if label == rule and several else f"{label}={value}")

@@ -16,6 +16,7 @@ from dllm_decode.evaluation.reporting import tables
 from dllm_decode.evaluation.reporting.render import ReportPage
 
 MOST_LINES = 40
+MOST_FAILED = 3
 MOST_LEFT_OUT = 5
 FLOORS = (90, 95, 98, 99, 99.5)
 
@@ -154,11 +155,12 @@ def _over(report: ReportPage) -> list[str]:
 
 
 def _notes(report: ReportPage) -> list[str]:
-    if not report.notes:
-        return []
-    counts = Counter(note.kind for note in report.notes)
+    failed = [note.text for note in report.notes if note.kind == "not decoded"]
+    counts = Counter(note.kind for note in report.notes if note.kind != "not decoded")
     words = ", ".join(f"{kind} {count}" for kind, count in counts.items())
-    return [f"controls, in the files below: {words}"]
+    if len(failed) > MOST_FAILED:
+        failed[MOST_FAILED:] = [f"problems of {len(failed) - MOST_FAILED} more runs likewise"]
+    return [*failed, *([f"controls, in the files below: {words}"] if words else [])]
 
 
 def _left_out(report: ReportPage, width: int) -> list[str]:
