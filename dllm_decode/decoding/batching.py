@@ -44,6 +44,8 @@ def check_voting(n: int, vote: str, block_lengths: Sequence[int] | None) -> None
     """
     require_count("n", n)
     require_choice("vote", vote, VOTES)
+    compares = vote not in ("majority", "block_lengths")  # the others are what is usual at 1
+    require(n > 1 or not compares, f"vote={vote} needs n of 2 or more decodes, got n={n}")
     if block_lengths is None:
         return
     require(vote == "block_lengths", f"block_lengths needs vote=block_lengths, got vote={vote}")

@@ -143,10 +143,27 @@ class Eval(Task):
             raise ConfigError("task.format and task.shots need task.data, a file of problems")
         if self.data is not None and self.problems != Variant():
             raise ConfigError("task.problems changes bundled families; task.data is a file")
+        self._check_unused()
         if not self.runs:
             raise ConfigError("task.runs must name a folder, got an empty text")
         for name in self.family_names():  # refused before a model is loaded
             self.problems.of(families_of(self.style)[name])
+
+    def _check_unused(self) -> None:
+        """Refuse settings that nothing would read."""
+        if self.answer != "auto" and self.n == 1:
+            raise ConfigError(
+                f"task.answer={self.answer} says what votes compare; it needs task.n of 2 or more, "
+                f"got {self.n}"
+            )
+        if self.data is None:
+            return
+        for name, usual in (("families", "shown"), ("split", "held_out"), ("style", "shorthand")):
+            if getattr(self, name) != usual:
+                raise ConfigError(
+                    f"task.{name} chooses bundled problems, and task.data={self.data} is a file; "
+                    f"leave one of them out"
+                )
 
     def _voting(self) -> Voting:
         """How the decodes of a problem vote."""

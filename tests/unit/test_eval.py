@@ -740,3 +740,17 @@ def test_how_far_an_evaluation_is_is_said_every_few_seconds_at_the_pace_of_this_
         "7/12, accuracy 100.0 %, 1.00 tokens per forward, 10 s left",
         "10/12, accuracy 100.0 %, 1.00 tokens per forward, 4 s left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"families": ["copy"]}, "task.families chooses bundled problems, and task.data=a.jsonl"),
+        ({"split": "train"}, "task.split chooses bundled problems"),
+        ({"style": "instruct"}, "task.style chooses bundled problems"),
+        ({"answer": "boxed"}, "task.answer=boxed says what votes compare; it needs task.n of 2"),
+    ],
+)
+def test_a_setting_that_nothing_would_read_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Eval(data="a.jsonl", **settings)

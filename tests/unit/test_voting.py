@@ -7,6 +7,7 @@ import pytest
 
 from dllm_decode import Decoder, Request, load
 from dllm_decode.api import TextDecoder
+from dllm_decode.decoding.batching import check_voting
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.sampling import Categorical
@@ -251,3 +252,9 @@ def test_an_evaluation_grades_the_winner_and_counts_all_forwards() -> None:
     assert sum(s.forwards for s in voted) >= 2 * sum(s.forwards for s in single)
     again = list(replace(five, max_batch=5).samples(questions))
     assert [s.tokens for s in again] == [s.tokens for s in voted]
+
+
+@pytest.mark.parametrize("vote", ["longer_half", "agreed"])
+def test_one_decode_alone_has_no_vote(vote):
+    with pytest.raises(ConfigError, match=f"vote={vote} needs n of 2 or more decodes, got n=1"):
+        check_voting(1, vote, None)
