@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dllm_decode.models.loaded import LoadedModel
 
 PARTS = ("strategy", "schedule", "cache", "sampler")
+_SEQUENCES = (list, tuple, Sequence, frozenset, set)
 
 
 def build_model(cfg: DictConfig) -> LoadedModel:
@@ -100,10 +101,7 @@ def check_types(node: Any, key: str) -> None:
     hints = _hints(node.get("_target_"))
     for name, value in node.items():
         if name in hints and not fits(value, hints[name]):
-            raise ConfigError(
-                f"{key}.{name} must be {describe_type(hints[name])}, got {value!r} "
-                f"({type(value).__name__})"
-            )
+            raise ConfigError(f"{key}.{name}{_misfit(value, hints[name])}")
         check_types(value, f"{key}.{name}")
 
 
@@ -133,11 +131,10 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, option) for option in inside)
     if origin is Literal:
         return value in inside
-    if origin in (list, tuple, Sequence, frozenset, set):
-        items = [option for option in inside if option is not Ellipsis]
-        if not isinstance(value, list | tuple):
-            return False
-        return len(items) != 1 or all(fits(entry, items[0]) for entry in value)
+    if origin in _SEQUENCES:
+        wanted = _entry(hint)
+        plain = isinstance(value, list | tuple)
+        return plain and (wanted is None or all(fits(entry, wanted) for entry in value))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping)
     if hint is None or hint is type(None):
@@ -147,6 +144,22 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float)
     return isinstance(value, hint) if hint in (bool, int, str) else True
+
+
+def _misfit(value: Any, hint: Any) -> str:
+    """What a value would have to be, behind its key; of a list its first wrong entry is told."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    wanted = next((inside for option in options if (inside := _entry(option))), None)
+    if isinstance(value, list | tuple) and wanted:
+        number = next(n for n, entry in enumerate(value) if not fits(entry, wanted))
+        return f": entry {number + 1}{_misfit(value[number], wanted)}"
+    return f" must be {describe_type(hint)}, got {value!r} ({type(value).__name__})"
+
+
+def _entry(hint: Any) -> Any:
+    """The annotation of the entries of a list, None for what is no list of things alike."""
+    items = [option for option in get_args(hint) if option is not Ellipsis]
+    return items[0] if get_origin(hint) in _SEQUENCES and len(items) == 1 else None
 
 
 def describe_type(hint: Any) -> str:

@@ -9,11 +9,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dllm_decode.config.outputs import require_file, require_folder
 from dllm_decode.console.processes import end_children
-from dllm_decode.errors import ConfigError, DllmDecodeError, require_count
+from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 from dllm_decode.tasks import Context, Task
 from dllm_decode.tasks.report import Report
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,19 @@ class Ablation(Task):
         require_count("task.workers", self.workers)
         for size in self.timed_batches:
             require_count("task.timed_batches", size)
-        if not self.jobs or any(not str(job).strip() for job in self.jobs):
+        given: object = self.jobs
+        if isinstance(given, str):
+            raise ConfigError(f"task.jobs must be a list of lines, got the text {given!r}")
+        entries = [(f"task.jobs: entry {n}", job) for n, job in enumerate(self.jobs, start=1)]
+        for place, line in [("task.common", self.common), *entries]:
+            if not isinstance(line, str):
+                raise ConfigError(f"{place} must be a line of overrides (text), got {line!r}")
+            for word in line.split():
+                if word.lstrip("+~").partition("=")[0] == "task" and word != "task=eval":
+                    raise ConfigError(
+                        f"{place} may not change task, which is eval for all jobs, got {word}"
+                    )
+        if not self.jobs or any(not job.strip() for job in self.jobs):
             raise ConfigError(
                 "task.jobs must list at least one line of overrides, e.g. 'strategy=credit'; "
                 f"got {list(self.jobs)!r}"
@@ -91,6 +108,7 @@ class Ablation(Task):
 
     def run(self, context: Context) -> int:
         """Evaluate what is not done, report everything; returns 1 if a job failed."""
+        self._check_report()
         failed = self.evaluate(context)
         return max(self.report(context), int(failed > 0))
 
@@ -99,15 +117,41 @@ class Ablation(Task):
 
         `jobs/NN/results.json` in the run folder names the folder of job NN.
         """
-        from dllm_decode.config.compose import compose_checked
-
         lines, timed = self.lines(), self.timed_lines()
-        for line in lines:  # a mistake in any of them is refused before the first job starts
-            compose_checked(self.overrides(context, line))
+        self._check_jobs(context, lines)
         failed = self._shared(context, lines) if self.workers > 1 else 0
         every = [*lines, *timed]
         begin = len(lines) if self.workers > 1 else 0
         return failed + sum(self._one(context, every, n) for n in range(begin, len(every)))
+
+    def _check_jobs(self, context: Context, lines: Sequence[str]) -> None:
+        """Refuse a mistake in any of the jobs before the first one starts."""
+        from dllm_decode.config.compose import compose_checked
+
+        asked: set[str] = set()
+        for line in lines:
+            families = _families(compose_checked(self.overrides(context, line)))
+            asked |= families or set(self.sections)  # the report checks what nobody knows yet
+        if not asked.issuperset(self.sections):
+            asked |= _families_before(Path(self.runs))
+        for name in self.sections:
+            require_choice("task.sections", name, tuple(sorted(asked)))
+
+    def _check_report(self) -> None:
+        """Refuse what the report would refuse when all jobs are done."""
+        report = self._report()
+        report._preface()
+        require_folder("runs", Path(self.runs))
+        if self.output:
+            require_folder("task.output", Path(self.output))
+        if self.markdown is not None:
+            page = Path(self.markdown)
+            require_file("task.markdown", page)
+            require_folder("the place of the figures of task.markdown", page.with_suffix(""))
+        if self.figures:
+            from dllm_decode.evaluation.reporting.figures import pyplot
+
+            pyplot()
 
     def lines(self) -> list[str]:
         """The jobs in the order in which they are done."""
@@ -162,7 +206,10 @@ class Ablation(Task):
 
     def report(self, context: Context) -> int:
         """What is made of the finished jobs; returns 1 if results were damaged or failed."""
-        report = Report(
+        return self._report().run(context)
+
+    def _report(self) -> Report:
+        return Report(
             runs=self.runs,
             output=self.output,
             title=self.title,
@@ -172,7 +219,6 @@ class Ablation(Task):
             answers=self.answers,
             sections=self.sections,
         )
-        return report.run(context)
 
     def overrides(self, context: Context, job: str) -> tuple[str, ...]:
         """The command line of one job."""
@@ -208,6 +254,29 @@ class Ablation(Task):
             folder=place,
         )
         return task.evaluate(job_context, order=number)
+
+
+def _families(cfg: DictConfig) -> set[str]:
+    """What a job will ask; empty where only its file or a model of somebody else knows it."""
+    from dllm_decode.tasks import build_task
+    from dllm_decode.tasks.eval import Eval
+
+    task, model = build_task(cfg), str(cfg.model._target_)
+    assert isinstance(task, Eval)
+    if task.data is not None or not model.startswith("dllm_decode."):
+        return set()
+    toy = model.startswith("dllm_decode.models.toy.")
+    return {model.rpartition(".")[2].lower()} if toy else set(task.family_names())
+
+
+def _families_before(runs: Path) -> set[str]:
+    """What the finished jobs of a folder have asked."""
+    from dllm_decode.evaluation.store import collect
+
+    try:
+        return {name for run in collect(runs).runs for name in run.families}
+    except ConfigError:  # there are none
+        return set()
 
 
 def _oracles_last(lines: Sequence[str]) -> list[str]:

@@ -120,8 +120,10 @@ class Distill(Pace, Task):
             require_count("max_new_tokens", self.max_new_tokens)
         require_in_range("task.beta", self.beta, 0.0, 1000.0)
         require_in_range("task.temperature", self.temperature, 0.0, 10.0, open_low=True)
-        for value in (self.threshold, *self.thresholds):
-            require_in_range("task.threshold", value, 0.0, 1.0)
+        require_in_range("task.threshold", self.threshold, 0.0, 1.0)
+        require_some("task.thresholds", self.thresholds, "threshold")
+        for value in self.thresholds:
+            require_in_range("task.thresholds", value, 0.0, 1.0)
         require_in_range("task.tolerance", self.tolerance, 0.0, 100.0, unit="points")
         require_some("task.families", self.families, "family")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dllm_decode.config.outputs import require_file
 from dllm_decode.errors import ConfigError, require_choice, require_count, require_in_range
 from dllm_decode.storage import replacing
 from dllm_decode.tasks import Context, Task
@@ -70,8 +71,9 @@ class Export(Task):
         from dllm_decode.console.pictures import Picture, as_gif, as_svg
         from dllm_decode.console.runfolder import unwritable
 
-        picture = Picture(self._heat(), self.columns, self.seconds)
         target = Path(self.output or context.folder.path / f"race.{self.format}").expanduser()
+        require_file("task.output", target)
+        picture = Picture(self._heat(), self.columns, self.seconds)
         draw = as_gif if self.format == "gif" else as_svg
         with context.display.working("drawing"):
             drawn = draw(picture, self.theme)

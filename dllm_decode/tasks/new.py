@@ -108,8 +108,10 @@ def _taken(group: str, name: str) -> str:
 
     from dllm_decode.config.compose import hydra_application
 
-    if name in hydra_application().options(group):
-        return f"an option of the group {group}"
+    app = hydra_application()
+    for taken in (group, "strategy"):  # strategy=NAME is one of select only where none is here
+        if name in app.options(taken):
+            return f"an option of the group {taken}"
     if find_spec(name) is not None:
         return f"a module that can be imported ({name})"
     return ""

@@ -124,6 +124,7 @@ class TrainFilter(Task):
         require_in_range("task.rate", self.rate, 0.0, 1.0, open_low=True)
         require_in_range("task.weight_decay", self.weight_decay, 0.0, 1.0)
         require_in_range("task.held_out", self.held_out, 0.0, 1.0, open_low=True, open_high=True)
+        require_some("task.thresholds", self.thresholds, "threshold")
         for threshold in self.thresholds:
             require_in_range("task.thresholds", threshold, 0.0, 1.0)
         if self.prompts is not None and self.families is not None:

@@ -345,7 +345,9 @@ def test_two_processes_share_a_run_and_one_of_them_writes(tmp_path: Path) -> Non
         ({"lora": -1}, r"task\.lora must be a whole number >= 0, got -1"),
         ({"rows": 0}, r"task\.rows must be a whole number >= 1, got 0"),
         ({"tolerance": 101.0}, r"task\.tolerance must lie in \[0.0, 100.0\] points, got 101.0"),
-        ({"thresholds": (1.5,)}, r"task\.threshold must lie in \[0.0, 1.0\], got 1.5"),
+        ({"threshold": 1.5}, r"task\.threshold must lie in \[0.0, 1.0\], got 1.5"),
+        ({"thresholds": (1.5,)}, r"task\.thresholds must lie in \[0.0, 1.0\], got 1.5"),
+        ({"thresholds": ()}, r"task\.thresholds must name at least one threshold, got an empty"),
         ({"measure_every": 0}, r"task\.measure_every must be a whole number >= 1, got 0"),
     ],
 )

@@ -160,6 +160,24 @@ def test_what_is_not_there_is_refused(run: Path) -> None:
         Export("nowhere")._heat()
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("folder.svg", "task.output must be a file, got {0}/folder.svg, which is a folder"),
+        ("a_file/x.svg", "must be a file in a folder, got {0}/a_file/x.svg, where {0}/a_file is a"),
+    ],
+)
+def test_a_place_that_can_hold_no_picture_is_refused_before_it_is_drawn(
+    run: Path, tmp_path: Path, capsys, monkeypatch, place: str, message: str
+) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    (tmp_path / "a_file").touch()
+    monkeypatch.setattr("dllm_decode.console.pictures.as_svg", lambda *_: pytest.fail("drawn"))
+    words = ["task=export", f"runs={run}", "task.format=svg", f"task.output={tmp_path / place}"]
+    assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 2
+    assert message.format(tmp_path) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["svg", pytest.param("gif", marks=pytest.mark.slow)])
 def test_the_command_writes_one_picture(run: Path, tmp_path: Path, capsys, kind: str) -> None:
     if kind == "gif":

@@ -78,6 +78,8 @@ def test_a_missing_name_and_a_wrong_kind_are_named() -> None:
     ("words", "message"),
     [
         (["name=threshold"], "task.name=threshold is the name of an option"),
+        (["name=credit"], "task.name=credit is the name of an option of the group strategy;"),
+        (["name=credit", "kind=cache"], "task.name=credit is the name of an option of the group"),
         (["name=json", "kind=cache"], "task.name=json is the name of a module"),
         (["name=my_rule", "task.output=there"], "task.output: there exists already"),
         (["name=my_rule", "task.output=a_file/my_rule"], "a_file/my_rule cannot be written"),

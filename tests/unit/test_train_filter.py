@@ -345,6 +345,7 @@ def test_one_prompt_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[
         ({"rate": 0.0}, r"task\.rate must lie in \(0.0, 1.0\], got 0.0"),
         ({"weight_decay": 2.0}, r"task\.weight_decay must lie in \[0.0, 1.0\], got 2.0"),
         ({"thresholds": (1.5,)}, r"task\.thresholds must lie in \[0.0, 1.0\], got 1.5"),
+        ({"thresholds": ()}, r"task\.thresholds must name at least one threshold, got an empty"),
         ({"reference": 0.0}, r"task\.reference must lie in \(0.0, 1.0\], got 0.0"),
         ({"prompts": "a.txt", "families": ["copy"]}, r"prompts and task\.families exclude"),
     ],
