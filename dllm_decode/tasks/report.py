@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dllm_decode import storage
+from dllm_decode.config.outputs import require_folder
 from dllm_decode.errors import ConfigError, require_count
 from dllm_decode.tasks import Context, Task
 
@@ -60,6 +61,8 @@ class Report(Task):
         from dllm_decode.evaluation.reporting.overview import overview
         from dllm_decode.evaluation.reporting.report import ReportSettings, collect, write_report
 
+        if self.output:
+            require_folder("task.output", Path(self.output))
         collection = collect(self.runs)
         gc.freeze()  # samples hold no circles; every search for some would go through all of them
         folder = Path(self.output) if self.output else context.folder.path / "report"

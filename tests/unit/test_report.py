@@ -1035,3 +1035,11 @@ def test_a_preface_that_cannot_be_read_is_named(tmp_path: Path, data, fault: str
         page.write_bytes(data)
     with pytest.raises(ConfigError, match=rf"^task\.preface: .*preface\.md {fault}"):
         Report(preface=str(page))._preface()
+
+
+def test_a_file_in_the_place_of_the_report_is_named(runs, tmp_path, capsys):
+    place = tmp_path / "there"
+    place.touch()
+    assert main(["task=report", f"runs={runs}", f"task.output={place}", "task.figures=false"]) == 2
+    told = f"task.output must be a folder, got {place}, which is a file"
+    assert told in " ".join(capsys.readouterr().err.split())
