@@ -335,7 +335,7 @@ class Batch:
         self.parts = parts
         self.request = request
         self.device = parts.denoiser.device
-        self.capacity = request.rows if capacity is None else capacity
+        self.capacity = request.rows if capacity is None else min(capacity, request.rows)
         self.rows: tuple[int, ...] = ()
         self.memory: Memory | None = None
         self.cache_memory: Memory | None = None

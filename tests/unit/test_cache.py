@@ -318,6 +318,13 @@ def test_the_store_holds_exactly_the_bytes_of_all_columns():
     assert run.batch.store.bytes == layers * 2 * 3 * columns * heads * size * 8
 
 
+def test_a_store_has_room_for_the_rows_there_are_and_no_more():
+    run = Run(decoder(DualCache()), REQUEST, capacity=10**9)
+    run.admit([0, 1])
+    run.step()
+    assert run.batch.store.rows == REQUEST.rows
+
+
 def test_nothing_is_kept_after_a_run():
     run = Run(decoder(DualCache()), REQUEST)
     run.admit(range(REQUEST.rows))
