@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dllm_decode.decoding import calls
-from dllm_decode.decoding.cache import Plan, Refresh, Store, StoreMemory, columns_of, mask_of
+from dllm_decode.decoding.cache import (
+    CachePolicy,
+    Plan,
+    Refresh,
+    Store,
+    StoreMemory,
+    columns_of,
+    mask_of,
+)
 from dllm_decode.decoding.candidates import with_candidates
 from dllm_decode.decoding.canvas import Canvas
 from dllm_decode.decoding.composition import Composition
@@ -210,6 +218,11 @@ class NextStep(Memory):
     def join(self, other: Memory) -> None:
         """Append rows whose windows may have another number of slots."""
         assert isinstance(other, NextStep)
+        if (self.refresh is None) != (other.refresh is None):
+            raise PluginError(
+                "cache: plan returned a Refresh for some rows of a batch and None for rows that "
+                "join; it must be one of both for all"
+            )
         for name, value in (
             ("index", -1), ("masked", False), ("active", False), ("open", False), ("window", -1)
         ):  # fmt: skip
@@ -345,6 +358,7 @@ class Batch:
         self._sees_canvas = parts.schedule.sees_canvas or any(
             part.sees_canvas for _, part in parts.strategy.parts()
         )
+        self._own_plan = type(parts.cache).plan is not CachePolicy.plan
         # schedules that do not look at predictions may do without the second argument
         self._shows_view = _takes_view(type(parts.schedule))
         self._steps = 0  # passes over the batch, probes aside
@@ -431,6 +445,9 @@ class Batch:
         if not order:  # whatever joins next begins anew
             self.rows = rows
             return order
+        count = len(self.rows)
+        calls.check_rows(self.memory, count, named("strategy", self.parts.strategy))
+        calls.check_rows(self.cache_memory, count, named("cache", self.parts.cache))
         keep = torch.tensor(order, dtype=torch.long).to(self.device, non_blocking=True)
         for part in (self.next, self.memory, self.cache_memory):
             if part is not None:
@@ -557,6 +574,8 @@ class Batch:
         shape = snapshot.tokens.shape
         check_plane(who, refresh.columns, shape, FLAGS, snapshot.rows.device, "columns")
         check_plane(who, refresh.valid, shape, FLAGS, snapshot.rows.device, "valid")
+        if self._own_plan:  # padding and what is cut off are neither computed nor attended to
+            return Refresh(refresh.columns & snapshot.live, refresh.valid & snapshot.live)
         return refresh
 
     def _seen(self, snapshot: Snapshot, window: Window) -> tuple[Tensor, Tensor]:
@@ -711,6 +730,8 @@ class Batch:
         self._measured = (self.rows, horizons)
         self._reach = max(horizons, default=0)
         if "refresh" in facts:
+            # a store knows columns by their number; a step without one measures anew
+            self._first, self._measured = 0, ((), ())
             self._widest = max(facts["refresh"], default=0)
             self._runs = _runs(facts["refresh"], facts["first"], facts["last"])
             self._complete = min(facts["valid"], default=0) == self._reach
@@ -732,6 +753,7 @@ class Batch:
         snapshot, schedule, cache = self.snapshot, self.parts.schedule, self.parts.cache
         window = self.next.window
         opened = gather_columns(snapshot.undecided, window) & (window >= 0)
+        opened = opened & self.next.active[position].any()
         left = snapshot.undecided[position].nonzero()[:, 0] - snapshot.start
         row, step = self.rows[position], int(self.counters.step[position])
         what = f"undecided column of row {row}, step {step}"

@@ -75,6 +75,18 @@ def begin(part: Any, place: str, request: Request, snapshot: Snapshot) -> Memory
     return memory
 
 
+def check_rows(memory: Memory | None, rows: int, who: str) -> None:
+    """Raise `DecisionError` where a part has written into its memory what cannot follow rows.
+
+    Args:
+        memory: of the part; None for none.
+        rows: of the batch.
+        who: the part, see `named`.
+    """
+    if memory is not None:
+        _check_memory(memory, rows, f"{who}: the memory's")
+
+
 def check_alike(own: Any, new: Any, whose: str) -> None:
     """Raise `DecisionError` where rows that join have a memory of another kind than those before.
 

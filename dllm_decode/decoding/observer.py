@@ -7,7 +7,10 @@ from dllm_decode.decoding.types import Change, Request, Snapshot
 
 
 class Observer:
-    """Watches a decode; override what you need. Raising from an observer ends the decode.
+    """Watches a decode; override what you need.
+
+    Raising from an observer ends the decode; under an engine (`batch_size`), where no row is to
+    suffer for another, it ends that of the rows in the batch, which are decoded again, each alone.
 
     A change can be kept and used like any other value. The tensors of a snapshot are those of the
     loop, which runs in inference mode: clone what a gradient is to flow through later.

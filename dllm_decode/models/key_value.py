@@ -68,6 +68,12 @@ class PositionalLayer:
             values[rows, :, columns] = value_states.transpose(1, 2)
         return keys[:, :, : self.width], values[:, :, : self.width]
 
+    def forget(self) -> None:
+        """Write zeros over what is held."""
+        if self.keys is not None and self.values is not None:
+            self.keys.zero_()
+            self.values.zero_()
+
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy the stored rows `source` to the places `target`, both on the layer's device."""
         assert self.keys is not None and self.values is not None
@@ -186,7 +192,8 @@ class FixedBuffers:
     def store(self, rows: int, columns: int) -> KeyValueStore:
         """A store without rows, its buffers those of the last one where they are free and fit.
 
-        What they held is never attended to, as in a store whose rows have left.
+        What they held is never attended to, as in a store whose rows have left; but 0 times NaN is
+        NaN, so that it is forgotten.
         """
         made = KeyValueStore(self._layers, rows, columns, fixed=True)
         in_use = self._holder is not None and self._holder() is not None
@@ -196,6 +203,8 @@ class FixedBuffers:
         )
         if fits and not in_use:
             made.positional = self._last
+            for layer in made.positional:
+                layer.forget()
         if not in_use:
             self._last, self._holder = made.positional, weakref.ref(made)
         return made

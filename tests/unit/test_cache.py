@@ -22,6 +22,7 @@ from dllm_decode.decoding.cache import (
     PeriodicCache,
     Plan,
     PrefixCache,
+    Refresh,
     VicinityCache,
     columns_of,
     mask_of,
@@ -33,8 +34,9 @@ from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.decoding.types import Decision, Request, StepView, Vocab
 from dllm_decode.errors import ConfigError, PluginError
 from dllm_decode.models.adapter import TransformersDenoiser
-from dllm_decode.models.key_value import KeyValueStore
+from dllm_decode.models.key_value import FixedBuffers, KeyValueStore
 from dllm_decode.strategies.eot import CommittedEot
+from dllm_decode.strategies.fixed import TopK
 
 VOCAB = Vocab(size=23, mask_id=22, eot_ids=(21,))
 APPROXIMATE = [
@@ -323,6 +325,60 @@ def test_a_store_has_room_for_the_rows_there_are_and_no_more():
     run.admit([0, 1])
     run.step()
     assert run.batch.store.rows == REQUEST.rows
+
+
+@dataclass(frozen=True)
+class NowAndThen(DualCache):
+    """Computes everything without the store in the second step of a block."""
+
+    remembers: ClassVar[tuple[str, ...]] = ("age",)
+
+    def plan(self, snapshot, index, fresh, memory):
+        refresh = super().plan(snapshot, index, fresh, memory)
+        return None if bool((memory.age == 1).any()) else refresh
+
+
+def test_a_policy_may_do_without_the_store_in_some_steps():
+    rows = Request((tuple(range(1, 5)), tuple(range(1, 12))), (12, 3))
+    together = decoder(NowAndThen(), strategy=TopK(1)).decode(rows)
+    for row in range(2):
+        alone = decoder(NowAndThen(), strategy=TopK(1)).decode(rows.take([row]))
+        assert outcome(alone, 0) == outcome(together, row)
+
+
+def test_rows_that_join_may_not_be_planned_otherwise_than_those_before():
+    class Moody(DualCache):
+        def plan(self, snapshot, index, fresh, memory):
+            refresh = super().plan(snapshot, index, fresh, memory)
+            return refresh if len(snapshot.rows) > 1 else None
+
+    run = Run(decoder(Moody()), REQUEST)
+    run.admit([0, 1])
+    with pytest.raises(PluginError, match="plan returned a Refresh for some rows of a batch and"):
+        run.admit([2])
+
+
+def test_what_a_plan_says_of_padding_is_left_out():
+    class Greedy(DualCache):
+        def plan(self, snapshot, index, fresh, memory):
+            everything = torch.ones_like(snapshot.live)
+            return Refresh(everything, everything)
+
+    for row in range(REQUEST.rows):
+        alone = decoder(Greedy()).decode(REQUEST.take([row]))
+        assert outcome(alone, 0) == outcome(decoder(Greedy()).decode(REQUEST), row)
+
+
+def test_a_store_that_takes_over_buffers_forgets_what_they_held():
+    buffers = FixedBuffers(layers=1)
+    first = buffers.store(rows=1, columns=4)
+    first.aim(torch.arange(4)[None], 4)
+    first.update(torch.full((1, 1, 4, 2), torch.nan), torch.full((1, 1, 4, 2), torch.nan), 0)
+    layer = first.positional[0]
+    del first
+    second = buffers.store(rows=1, columns=4)
+    assert second.positional[0] is layer
+    assert not layer.keys.any() and not layer.values.any()
 
 
 def test_nothing_is_kept_after_a_run():

@@ -9,9 +9,11 @@ from dllm_decode.decoding.cache import CachePolicy, DualCache, NoCache, Refresh
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Greedy, Sampler
-from dllm_decode.decoding.schedule import Blocks, Schedule, Window
-from dllm_decode.decoding.types import Request
-from dllm_decode.errors import ModelOutputError, PluginError
+from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas, Window
+from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.types import Decision, Memory, Request
+from dllm_decode.errors import DecisionError, ModelOutputError, PluginError
+from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
 from dllm_decode.testing import VOCAB, HashDenoiser, StoringHashDenoiser
 
@@ -236,3 +238,32 @@ def test_logits_that_are_none_are_laid_on_the_model(answer, message):
 def test_logits_of_every_precision_are_taken(dtype):
     result = Decoder(MyModel(answer=lambda x: x.to(dtype)), RULE, Blocks(4)).decode(REQUEST)
     assert not any(set(row) & set(VOCAB.never_generated) for row in result.sequences)
+
+
+def test_a_memory_whose_rows_were_lost_in_a_step_is_named_with_its_part():
+    @dataclass
+    class Calm(Memory):
+        seen: torch.Tensor
+
+    @dataclass(frozen=True)
+    class Forgetful(Strategy):
+        def begin(self, request, snapshot):
+            return Calm(torch.zeros(len(snapshot.rows)))
+
+        def decide(self, view, memory):
+            memory.seen = view.pred.confidence.mean()  # over all rows
+            return Decision(view.open)
+
+    message = r"strategy \(Forgetful\): the memory's seen has shape \(\); the 2 rows"
+    with pytest.raises(DecisionError, match=message):
+        Decoder(HashDenoiser(), Forgetful()).decode(Request(((1,), (2, 3)), (2, 40)))
+
+
+def test_a_schedule_that_opens_nothing_of_its_window_is_named():
+    class Closed(WholeCanvas):
+        def window(self, snapshot):
+            window = super().window(snapshot)
+            return Window(window.index, window.key, torch.zeros_like(window.index).bool())
+
+    with pytest.raises(PluginError, match=r"schedule \(Closed\) opens no undecided column"):
+        Decoder(HashDenoiser(), TopK(1), Closed()).decode(Request(((1,),), 4))
