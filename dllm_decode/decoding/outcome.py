@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
 
@@ -152,7 +152,7 @@ class Result:
     """
 
     rows: tuple[Outcome, ...]
-    trace: tuple[Change, ...] = ()
+    trace: tuple[Change, ...] = field(default=(), compare=False)  # tensors are not compared so
 
     def __repr__(self) -> str:
         return f"Result({picture.summary(self.rows)})"

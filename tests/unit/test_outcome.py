@@ -200,3 +200,9 @@ def test_a_text_ends_where_the_stop_rule_says_and_not_where_the_model_would(like
 def test_without_a_stop_rule_the_models_own_ids_end_a_text():
     result = Decoder(HashDenoiser(added={10: 4.0}), TopK(1)).decode(Request(((1, 2),), 6))
     assert result[0].eot_ids == (10,) and result[0].delivered == ()
+
+
+def test_results_with_a_trace_can_be_compared():
+    decoder = Decoder(HashDenoiser(), TopK(1), record=True)
+    first, again = (decoder.decode(Request(((1, 2),), 4)) for _ in range(2))
+    assert first == again and first != decoder.decode(Request(((1, 3),), 4))
