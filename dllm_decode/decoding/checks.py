@@ -200,7 +200,8 @@ def check_request(
 
 
 def _check_length(denoiser: Denoiser, request: Request) -> None:
-    longest = request.width
+    rows = zip(request.prompts, request.lengths, strict=True)  # each counts from its own first
+    longest = max(len(prompt) + length for prompt, length in rows)
     limit = denoiser.max_length
     if limit is not None and longest > limit:
         raise ConfigError(

@@ -324,7 +324,9 @@ class TransformersDenoiser:
         """
         begin = time.perf_counter() if self.watch is not None else 0.0
         home, entry = tokens.device, self._entry
-        tokens, positions = tokens.to(entry), positions.clamp(min=0).to(entry)
+        # columns behind a row's end may lie further from its first than the model has positions
+        last = None if self.max_length is None else self.max_length - 1
+        tokens, positions = tokens.to(entry), positions.clamp(0, last).to(entry)
         mask = None if mask is None else mask.to(entry)
         if self.compiled is not None:
             hidden = self.compiled(tokens, positions, mask, store)

@@ -162,3 +162,14 @@ def test_the_half_trained_model_has_a_name_of_its_own(bundled):
     early = load("llada_early", "credit").model
     assert early.denoiser.fingerprint != bundled.denoiser.fingerprint
     assert early.tokenizer.encode(PROMPT) == bundled.tokenizer.encode(PROMPT)
+
+
+def test_rows_that_each_fit_the_model_are_decoded_together():
+    decoder = load("llada", "threshold")  # 256 positions
+    prompts, lengths = ([5] * 200, [6] * 10), (10, 200)
+    together = decoder.generate(list(prompts), max_new_tokens=list(lengths), batch_size=2)
+    for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        alone = decoder.generate(prompt, max_new_tokens=length)
+        assert together[row].tokens == alone[0].tokens
+    with pytest.raises(ConfigError, match="together need 260 positions, the model has 256"):
+        decoder.generate([[5] * 200, [6] * 10], max_new_tokens=[60, 200])
