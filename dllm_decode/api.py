@@ -24,6 +24,7 @@ from dllm_decode.console.describe import describe_part, describe_strategy
 from dllm_decode.console.watching import ProgressObserver
 from dllm_decode.decoding.batching import check_batching
 from dllm_decode.decoding.cache import CachePolicy, NoCache
+from dllm_decode.decoding.checks import check_is_request
 from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.observer import Interrupted, Observer
@@ -426,6 +427,11 @@ class TextDecoder:
             Interrupted: On Ctrl-C; it holds the partial result.
         """
         _refuse_unknown(unknown, self.generate)
+        require(
+            isinstance(chat_template_kwargs, Mapping | None),
+            "chat_template_kwargs must be a mapping such as {'enable_thinking': False}, or None, "
+            f"got {_shortly(chat_template_kwargs)}",
+        )
         many = _as_list(prompts)
         stops = stop_texts("stop", stop)
         ids = tuple(
@@ -591,6 +597,7 @@ class TextDecoder:
             ConfigError: The request does not fit.
             Interrupted: On Ctrl-C; it holds the partial result.
         """
+        check_is_request(request)
         check_batching(batch_size, max_tokens_in_flight, batching)
         require(
             isinstance(observers, Sequence),

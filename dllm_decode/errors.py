@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sized
 from difflib import get_close_matches
+from numbers import Integral
 
 
 class DllmDecodeError(Exception):
@@ -155,7 +156,7 @@ def require_in_range(
         ...
         dllm_decode.errors.ConfigError: threshold must lie in [0, 1], got 1.5
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, Integral | float) and not isinstance(value, bool)
     inside = number and (low < value if open_low else low <= value)
     inside = inside and (value < high if open_high else value <= high)
     if not inside:
@@ -166,19 +167,23 @@ def require_in_range(
         raise ConfigError(f"{name} must {verb} {left}{low}, {high}{right}{what}, got {value!r}")
 
 
-def require_count(name: str, value: object, *, minimum: int = 1) -> None:
-    """Check that a setting is a whole number that is large enough.
+def require_count(name: str, value: object, *, minimum: int = 1) -> int:
+    """Check that a setting is a whole number that is large enough, Python's own or numpy's.
 
     Args:
         name: The field.
         value: What was given.
         minimum: The smallest number allowed.
 
+    Returns:
+        The number as one of Python's own.
+
     Raises:
         ConfigError: It is not.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         raise ConfigError(f"{name} must be a whole number >= {minimum}, got {value!r}")
+    return int(value)
 
 
 def require_some(name: str, values: Sized | None, what: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from dllm_decode.decoding.cache import CachePolicy
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoiser
 from dllm_decode.decoding.parameters import check_parameters
-from dllm_decode.decoding.returned import named
+from dllm_decode.decoding.returned import kind_of, named
 from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.decoding.strategy import Budget, EveryStep, Part, Revisions, Strategy
 from dllm_decode.decoding.types import Request
@@ -22,6 +22,37 @@ def place_of(key: str, part: Part) -> str:
         part: what stands there.
     """
     return named(f"strategy.{key}" if key else "strategy", part)
+
+
+# What the loop asks of every part of a kind, by which an object that inherits nothing is known.
+_KINDS = (
+    ("strategy", "Strategy", ("parts", "progress")),
+    ("schedule", "Schedule", ("on_grid", "window")),
+    ("cache", "CachePolicy", ("stores", "logits")),
+    ("sampler", "Sampler", ("predict",)),
+)
+
+
+def check_kinds(*parts: object) -> None:
+    """Raise `CapabilityError` for a part that is no object of its kind, such as a class or a name.
+
+    Args:
+        *parts: strategy, schedule, cache and sampler.
+    """
+    for part, (place, kind, names) in zip(parts, _KINDS, strict=True):
+        if isinstance(part, type) or not all(hasattr(part, name) for name in names):
+            raise CapabilityError(
+                f"{place} must be an instance of a subclass of {kind}, or an object that has "
+                f"what one has ({', '.join(names)}, ...), got {_shown(part)}"
+            )
+
+
+def _shown(part: object) -> str:
+    if isinstance(part, type):
+        return f"the class {part.__name__}; give an object, {part.__name__}(...)"
+    if isinstance(part, str):
+        return f"{part!r}; names of options are for dllm_decode.load"
+    return kind_of(part)
 
 
 def check_composition(
@@ -176,6 +207,19 @@ def _check_widths(name: str, part: Part, denoiser: Denoiser, own: Capabilities) 
         )
 
 
+def check_is_request(request: object) -> None:
+    """Raise `ConfigError` for what cannot be decoded because it is no request.
+
+    Args:
+        request: what `decode` was given.
+    """
+    if not isinstance(request, Request):
+        raise ConfigError(
+            f"decode needs a Request of token ids, got {kind_of(request)}; generate of what "
+            "dllm_decode.load returns takes texts"
+        )
+
+
 def check_request(
     denoiser: Denoiser, strategy: Strategy, schedule: Schedule, request: Request
 ) -> None:
@@ -187,6 +231,7 @@ def check_request(
         schedule: the windows.
         request: what is to be decoded.
     """
+    check_is_request(request)
     schedule.check(request)
     check_parameters(strategy, request)
     _check_length(denoiser, request)

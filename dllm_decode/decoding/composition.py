@@ -7,7 +7,7 @@ from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 
 from dllm_decode.decoding.cache import CachePolicy, NoCache
-from dllm_decode.decoding.checks import check_composition, check_observers
+from dllm_decode.decoding.checks import check_composition, check_kinds, check_observers
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser
 from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.sampling import Greedy, Sampler
@@ -63,8 +63,10 @@ class Composition:
         if check_every is not None:
             warnings.warn("check_every is now sync_every", DeprecationWarning, stacklevel=3)
             object.__setattr__(self, "sync_every", check_every)
-        require_count("sync_every", self.sync_every)
-        require_count("candidates", self.candidates, minimum=0)
+        for name, minimum in (("sync_every", 1), ("candidates", 0)):
+            number = require_count(name, getattr(self, name), minimum=minimum)
+            object.__setattr__(self, name, number)
+        check_kinds(self.strategy, self.schedule, self.cache, self.sampler)
         object.__setattr__(self, "schedule", self.schedule.on_grid(self.able.block_length))
         check_composition(self.denoiser, self.strategy, self.schedule, self.cache)
         check_observers(self.observers)

@@ -13,8 +13,9 @@ from dllm_decode.decoding.batching import check_batching
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
+from dllm_decode.decoding.returned import kind_of
 from dllm_decode.decoding.types import Request
-from dllm_decode.errors import ConfigError, DeviceError, DllmDecodeError
+from dllm_decode.errors import ConfigError, DeviceError, DllmDecodeError, require_count
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,16 @@ class Engine:
     batching: str = "continuous"
 
     def __post_init__(self) -> None:
-        check_batching(self.max_batch, self.max_tokens_in_flight, self.batching, "max_batch")
+        if not isinstance(self.decoder, Decoder):
+            raise ConfigError(
+                f"an engine needs a Decoder, got {kind_of(self.decoder)}; what dllm_decode.load "
+                "returns has one as its attribute decoder"
+            )
+        object.__setattr__(self, "max_batch", require_count("max_batch", self.max_batch))
+        bound = self.max_tokens_in_flight
+        check_batching(self.max_batch, bound, self.batching)
+        if bound is not None:
+            object.__setattr__(self, "max_tokens_in_flight", int(bound))
 
     def decode(self, request: Request) -> Result:
         """Decode all rows; the result is in request order.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from numbers import Integral
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from dllm_decode.decoding.prediction import (
     check_tokens,
 )
 from dllm_decode.decoding.renamed import renamed_names, say_renamed
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import ConfigError, require_count
 from dllm_decode.kernels.lazy import LazyFields, copied, once
 from dllm_decode.kernels.noise import Noise
 
@@ -80,6 +80,14 @@ class Vocab:
 
 LONGEST = 2**20  # generated columns of a row; no model reads as many, and a canvas has to fit
 
+_MAPPING = "a mapping or None"
+_ENTRIES = {  # fields of a request that have one per row
+    "seeds": "a whole number",
+    "fixed": _MAPPING,
+    "reference": "a sequence of token ids",
+    "parameters": _MAPPING,
+}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -113,31 +121,47 @@ class Request:
     parameters: tuple[Mapping[str, float] | None, ...] | None = None
 
     def __post_init__(self) -> None:
-        rows = len(self.prompts)
-        if rows == 0:
-            raise ConfigError("a request needs at least one prompt, got none")
-        for name in ("seeds", "fixed", "reference", "parameters"):
-            value = getattr(self, name)
-            if value is not None and len(value) != rows:
-                raise ConfigError(
-                    f"{name} must have one entry per prompt ({rows}), got {len(value)}"
-                )
-        if isinstance(self.max_new_tokens, tuple) and len(self.max_new_tokens) != rows:
-            raise ConfigError(
-                f"max_new_tokens must be one number or one per prompt ({rows}), "
-                f"got {len(self.max_new_tokens)}"
-            )
-        for length in self.lengths:
-            if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-                raise ConfigError(f"max_new_tokens must be a whole number >= 1, got {length!r}")
-            if length > LONGEST:
-                raise ConfigError(f"max_new_tokens must be at most {LONGEST}, got {length}")
-        for row, prompt in enumerate(self.prompts):
-            _require_whole(prompt, f"prompt {row} must hold token ids")
+        _check_prompts(self.prompts)
+        object.__setattr__(self, "max_new_tokens", self._checked_lengths())
+        for name, entry in _ENTRIES.items():
+            self._check_entries(name, entry)
         for row, seed in enumerate(self.seeds or ()):
             _require_whole([seed], f"the seed of row {row} must be a whole number")
             if not -(2**63) <= seed < 2**63:
                 raise ConfigError(f"the seed of row {row} must lie in [-2**63, 2**63), got {seed}")
+        if self.seeds is not None:
+            object.__setattr__(self, "seeds", tuple(map(int, self.seeds)))
+        self._check_fixed()
+
+    def _checked_lengths(self) -> int | tuple[int, ...]:
+        """`max_new_tokens` as numbers of Python's own."""
+        given = self.max_new_tokens
+        if not _is_sequence(given):
+            return _length(given)
+        if len(given) != self.rows:
+            raise ConfigError(
+                f"max_new_tokens must be one number or one per prompt ({self.rows}), "
+                f"got {len(given)}"
+            )
+        return tuple(map(_length, given))
+
+    def _check_entries(self, name: str, entry: str) -> None:
+        """A field with an entry per row is kept as a tuple."""
+        given = getattr(self, name)
+        if given is None:
+            return
+        if not _is_sequence(given):
+            raise ConfigError(f"{name} must be a sequence with {entry} per prompt, got {given!r}")
+        if len(given) != self.rows:
+            raise ConfigError(
+                f"{name} must have one entry per prompt ({self.rows}), got {len(given)}"
+            )
+        for row, own in enumerate(given):
+            if entry == _MAPPING and not (own is None or isinstance(own, Mapping)):
+                raise ConfigError(f"{name} of row {row} must be {entry}, got {own!r}")
+        object.__setattr__(self, name, tuple(given))
+
+    def _check_fixed(self) -> None:
         for row, tokens in enumerate(self.fixed or ()):
             _require_whole((tokens or {}).values(), f"fixed tokens of row {row} must be token ids")
             _require_whole(
@@ -198,6 +222,31 @@ class Request:
     def row_seeds(self) -> tuple[int, ...]:
         """The seed of each row; row i has seed i where none were given."""
         return tuple(range(self.rows)) if self.seeds is None else self.seeds
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether something has entries in an order: a list, a tuple, an array, but no text."""
+    listed = isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0
+    return listed and not isinstance(value, str)
+
+
+def _check_prompts(prompts: object) -> None:
+    what = "prompts must be a sequence of prompts, each a sequence of token ids"
+    if not _is_sequence(prompts):
+        raise ConfigError(f"{what}, got {prompts!r}")
+    if not len(prompts):
+        raise ConfigError("a request needs at least one prompt, got none")
+    for row, prompt in enumerate(prompts):
+        if not _is_sequence(prompt) and not isinstance(prompt, str):
+            raise ConfigError(f"{what}; row {row} is {prompt!r}")
+        _require_whole(prompt, f"prompt {row} must hold token ids")
+
+
+def _length(value: object) -> int:
+    length = require_count("max_new_tokens", value)
+    if length > LONGEST:
+        raise ConfigError(f"max_new_tokens must be at most {LONGEST}, got {length}")
+    return length
 
 
 def _require_whole(values: Iterable[object], what: str) -> None:
