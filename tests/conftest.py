@@ -44,8 +44,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         across = mark.kwargs.get("across_classes", False)
         function = item.name if across else item.nodeid.partition("[")[0]
         place = seen[function] = seen.get(function, len(seen) if across else -1) + 1
-        if place % mark.args[0]:
+        if place % mark.args[0] and item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.left_out)
 
 
 def pytest_collection_finish() -> None:

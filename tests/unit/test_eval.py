@@ -550,12 +550,19 @@ def given(name: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_every_long_experiment_composes_and_builds(name):
+    check_experiment(name)
+
+
 @pytest.mark.one_in(3)
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in EXPERIMENTS],
-)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in LONG])
 def test_every_experiment_composes_and_builds(name):
+    check_experiment(name)
+
+
+def check_experiment(name):
     if name == "search":
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="an extra")
     cfg = compose_checked([f"experiment={name}", *given(name)])
