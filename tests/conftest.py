@@ -36,6 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     if profile() == "thorough":
         return
+    # files whose cases a thorough run beside this one takes, all of them; .ci/run names them
+    thoroughly = set(os.environ.get("RUN_THOROUGHLY", "").split())
     seen: dict[str, int] = {}
     for item in items:
         mark = item.get_closest_marker("one_in")
@@ -44,9 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         across = mark.kwargs.get("across_classes", False)
         function = item.name if across else item.nodeid.partition("[")[0]
         place = seen[function] = seen.get(function, len(seen) if across else -1) + 1
-        if place % mark.args[0] and item.get_closest_marker("slow") is None:
+        if place % mark.args[0] and item.nodeid.partition("::")[0] not in thoroughly:
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.left_out)
 
 
 def pytest_collection_finish() -> None:
