@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dllm_decode.config.outputs import require_file, require_folder
+from dllm_decode.config.outputs import require_folder
 from dllm_decode.console.processes import end_children
 from dllm_decode.errors import ConfigError, DllmDecodeError, require_choice, require_count
 from dllm_decode.tasks import Context, Task
@@ -108,7 +108,8 @@ class Ablation(Task):
 
     def run(self, context: Context) -> int:
         """Evaluate what is not done, report everything; returns 1 if a job failed."""
-        self._check_report()
+        require_folder("runs", Path(self.runs))
+        self._report().check()
         failed = self.evaluate(context)
         return max(self.report(context), int(failed > 0))
 
@@ -136,22 +137,6 @@ class Ablation(Task):
             asked |= _families_before(Path(self.runs))
         for name in self.sections:
             require_choice("task.sections", name, tuple(sorted(asked)))
-
-    def _check_report(self) -> None:
-        """Refuse what the report would refuse when all jobs are done."""
-        report = self._report()
-        report._preface()
-        require_folder("runs", Path(self.runs))
-        if self.output:
-            require_folder("task.output", Path(self.output))
-        if self.markdown is not None:
-            page = Path(self.markdown)
-            require_file("task.markdown", page)
-            require_folder("the place of the figures of task.markdown", page.with_suffix(""))
-        if self.figures:
-            from dllm_decode.evaluation.reporting.figures import pyplot
-
-            pyplot()
 
     def lines(self) -> list[str]:
         """The jobs in the order in which they are done."""

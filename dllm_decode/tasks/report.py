@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dllm_decode import storage
-from dllm_decode.config.outputs import require_folder
+from dllm_decode.config.outputs import require_file, require_folder
 from dllm_decode.errors import ConfigError, require_count
 from dllm_decode.tasks import Context, Task
 
@@ -61,8 +61,7 @@ class Report(Task):
         from dllm_decode.evaluation.reporting.overview import overview
         from dllm_decode.evaluation.reporting.report import ReportSettings, collect, write_report
 
-        if self.output:
-            require_folder("task.output", Path(self.output))
+        self.check()
         collection = collect(self.runs)
         gc.freeze()  # samples hold no circles; every search for some would go through all of them
         folder = Path(self.output) if self.output else context.folder.path / "report"
@@ -86,6 +85,20 @@ class Report(Task):
         for name, unit, text in metrics.definitions() if self.define else ():
             context.display.say(f"{name} [{unit}]: {text}")
         return int(bool(collection.broken or collection.failed))
+
+    def check(self) -> None:
+        """Refuse, before anything is read or drawn, what could not be written at the end."""
+        self._preface()
+        if self.output:
+            require_folder("task.output", Path(self.output))
+        if self.markdown is not None:
+            page = Path(self.markdown)
+            require_file("task.markdown", page)
+            require_folder("the place of the figures of task.markdown", page.with_suffix(""))
+        if self.figures:
+            from dllm_decode.evaluation.reporting.figures import pyplot
+
+            pyplot()
 
     def _preface(self) -> str:
         if self.preface is None:
