@@ -207,6 +207,12 @@ class Samples(tuple[Sample, ...]):
         some.__dict__["_source"] = self, places
         return some
 
+    @cached_property
+    def without_failed(self) -> Samples | None:
+        """Those that have an answer, None where all have: samples hold no circles."""
+        errors = self.column("error")
+        return self.part([at for at, why in enumerate(errors) if not why]) if any(errors) else None
+
     def column(self, name: str) -> list[Any]:
         """An attribute of every sample; not to be changed."""
         if self and name in _OFTEN and name not in self._columns and self._source is None:
@@ -267,8 +273,7 @@ def gathered(samples: Sequence[Sample]) -> Samples:
 def decoded(samples: Sequence[Sample]) -> Samples:
     """Those that have an answer: what a decode costs is told by decodes, not by failures."""
     some = gathered(samples)
-    errors = some.column("error")
-    return some.part([at for at, why in enumerate(errors) if not why]) if any(errors) else some
+    return some if some.without_failed is None else some.without_failed
 
 
 def total(samples: Sequence[Sample], name: str) -> float:
