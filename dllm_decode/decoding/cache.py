@@ -21,7 +21,7 @@ from torch.nn import functional
 from dllm_decode.decoding.renamed import say_renamed
 from dllm_decode.decoding.returned import check_plane, kind_of, named
 from dllm_decode.decoding.selection import numbers
-from dllm_decode.decoding.types import Change, Memory, Request, Snapshot
+from dllm_decode.decoding.types import Change, Memory, Request, Snapshot, lowest_column
 from dllm_decode.errors import PluginError, require_count, require_in_range
 from dllm_decode.kernels.lazy import LazyFields, later
 from dllm_decode.kernels.reference import cast
@@ -295,8 +295,7 @@ class Step(LazyFields):
     @property
     def first(self) -> Tensor:
         """The lowest column of each row's window, L where it has none, (B, 1)."""
-        width = self.snapshot.tokens.shape[1]
-        return torch.where(self.index >= 0, self.index, width).amin(1, keepdim=True)
+        return lowest_column(self.index, self.snapshot.tokens.shape[1])[:, None]
 
     @property
     def board(self) -> Snapshot:

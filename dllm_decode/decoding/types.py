@@ -544,8 +544,7 @@ class StepView(LazyFields):
     @once
     def window_first(self) -> Tensor:
         """The lowest column of the row's window, L where it has none, (B,) int64."""
-        columns = self.window_columns
-        return torch.where(columns >= 0, columns, self.snapshot.tokens.shape[1]).amin(1)
+        return lowest_column(self.window_columns, self.snapshot.tokens.shape[1])
 
     @once
     def live(self) -> Tensor:
@@ -754,6 +753,16 @@ def first_column(flags: Tensor) -> Tensor:
     # of equal ones, max takes the first
     found, column = flags.max(1)
     return torch.where(found, column, flags.shape[1])
+
+
+def lowest_column(columns: Tensor, width: int) -> Tensor:
+    """Lowest of some columns in each row, the width of the canvas where there is none, (B,) int64.
+
+    Args:
+        columns: (B, W), -1 for none.
+        width: L.
+    """
+    return torch.where(columns >= 0, columns, width).amin(1)
 
 
 def gather_columns(plane: Tensor, index: Tensor) -> Tensor:
