@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("strategy", "schedule", "cache", "sampler")
 _MODELS: dict[str, Any] = {}  # models of this process, so that a sweep loads each of them once
-_FINISHED: dict[Path, None] = {}  # jobs of this process, for the table at the end
+_FINISHED: dict[Path, None] = {}  # jobs of this command, for the table at the end
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,15 @@ class Eval(Task):
     def run(self, context: Context) -> int:
         """Decode what is not done yet; returns 0, or 1 if a problem could not be decoded."""
         number = job_number()
+        if not number:  # the first one, or the only one: a process may run several commands
+            _FINISHED.clear()
         code = self.evaluate(context, number)
         if number is None:
             self.conclude(context)
         return code
 
     def conclude(self, context: Context) -> None:
-        """The table of all jobs of this process."""
+        """The table of all jobs of this command."""
         there = [path for path in _FINISHED if path.is_dir()]
         if there and not context.display.silent:
             show_table(context, there, 100 * self.at_least)
@@ -718,7 +720,7 @@ def so_far(samples: Sequence[Sample]) -> str:
 
 
 def show_table(context: Context, paths: Sequence[Path], floor: float = 0.0) -> None:
-    """The jobs of this process that can stand in one table with the last one.
+    """The jobs of this command that can stand in one table with the last one.
 
     Args:
         context: Of the last job.
