@@ -9,7 +9,8 @@ from fractions import Fraction
 
 from dllm_decode.errors import require_choice
 
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
+# a minus behind a digit is none of a number: "1-2 days"
+_NUMBER = re.compile(r"(?:(?<!\d)-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _LONGEST_NUMBER = 1000  # characters
 
 
@@ -32,7 +33,7 @@ def last_number(text: str) -> Fraction | None:
         if mark in f"\n{text}":
             text = f"\n{text}".rsplit(mark, 1)[1]
             break
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     # Python reads no number of thousands of digits, and no answer has one
     if not found or len(found[-1]) > _LONGEST_NUMBER:
         return None
@@ -81,8 +82,10 @@ def boxed(text: str) -> str | None:
 
 _DROPPED = (
     "\\left", "\\right", "\\!", "\\,", "\\;", "\\:", "\\ ", "\\$", "$", "\\%", "%", "^\\circ",
-    "^{\\circ}", "\\displaystyle", "\\mathrm", "\\text{ }",
+    "^{\\circ}", "\N{DEGREE SIGN}", "\\displaystyle", "\\mathrm", "\\text{ }",
 )  # fmt: skip
+# spaces that LaTeX knows, and none that ends a row of a matrix
+_SPACE = r"(?:\s|(?<!\\)\\[,;:! ])*"
 _SPELLED = (("\\tfrac", "\\frac"), ("\\dfrac", "\\frac"), ("\\cfrac", "\\frac"), ("\n", ""))
 
 
@@ -97,14 +100,20 @@ def normal_latex(text: str) -> str:
     """
     for old, new in _SPELLED:
         text = text.replace(old, new)
-    # words behind a number are its unit: "5\\text{ cm}" is 5
-    text = re.sub(r"(?<=\d)\s*\\(?:text|mbox)\{[^{}]*\}(?:\^\{?\d\}?)?\s*$", "", text)
+    # words behind a number are its unit, "5\\text{ cm}" is 5, but morning and evening differ
+    unit = r"\\(?:text|mbox)\{(?!\s*[ap]\.?m)[^{}]*\}(?:\^\{?\d\}?)?\s*$"
+    text = re.sub(rf"(?i)(?<=\d){_SPACE}{unit}", "", text)
     text = re.sub(r"\\(?:text|mbox|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
+    rows = text.split("\\\\")  # of a matrix: what follows their mark is no part of it
     for word in _DROPPED:
-        text = text.replace(word, "")
+        rows = [row.replace(word, "") for row in rows]
+    text = "\\\\".join(rows)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
+    text = re.sub(r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}", text)
     text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text)
+    text = re.sub(r"([\^_])\{(\w)\}", r"\1\2", text)
+    text = re.sub(r"(?<=\d)\s+(?=\d{1,2}(?:\D|$))", "~", text)  # 3 1/2 is not 31/2
     text = re.sub(r"\s+", "", text).rstrip(".").replace("{,}", ",")  # 1{,}000 is 1,000 as well
     text = re.sub(r"(?<=\d),(?=\d{3}(?:\D|$))", "", text)
     text = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)

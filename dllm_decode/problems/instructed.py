@@ -25,6 +25,7 @@ from dllm_decode.problems.texts import LatinSquare
 from dllm_decode.problems.words import NAMES, SURNAMES
 
 _SHORT, _LONG = 64, 128  # columns for lists of up to six entries, and for longer ones
+_QUOTES = " \t\n\"'\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
 _ENTRY = r'"[^"\[\]]+"'
 _STRICT_LIST = re.compile(rf"\[{_ENTRY}(?:, {_ENTRY})*\]")
 
@@ -63,7 +64,7 @@ def read_list(text: str, *, strict: bool = False) -> list[str] | None:
     inside, closed, _ = text[begin + 1 :].partition("]")
     if strict and _STRICT_LIST.fullmatch(f"[{inside}{closed}") is None:
         return None
-    entries = [entry.strip(" \t\n\"'") for entry in inside.split(",")]
+    entries = [entry.strip(_QUOTES) for entry in inside.split(",")]
     return entries if all(entries) else None
 
 
@@ -229,10 +230,10 @@ class InstructedLatin(LatinSquare):
         return Problem(self.name, prompt, "\n".join(lines), drawn.facts)
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Right are the first lines that hold nothing but the symbols, if they are a square."""
+        """Right are the first lines whose words are the symbols, if they are a square."""
         symbols = problem.facts["symbols"]
         assert isinstance(symbols, tuple)
-        rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+        rows = [re.findall(r"\w+", line) for line in text.splitlines()]
         rows = [row for row in rows if sorted(row) == sorted(symbols)][: self.size]
         return super().grade(problem, " / ".join(" ".join(row) for row in rows))
 

@@ -26,6 +26,10 @@ FILLED = "1234\n3412\n4123\n2341"
         ("A: 18", 18),
         ("10 apples\nA: 4\n", 4),
         ("$.75", Fraction("0.75")),
+        ("in 1-2 days", 2),
+        ("12-7", 7),
+        ("it is \N{MINUS SIGN}18", -18),
+        ("it is -$5", -5),
     ],
 )
 def test_the_last_number_of_an_answer(text, number):
@@ -76,6 +80,14 @@ def test_the_last_box(text, content):
         ("2.0", "2"),
         (r"\boxed{\$12}", "12"),
         (r"\boxed{\text{Evelyn}}", "Evelyn"),
+        (r"\boxed{\begin{pmatrix}-7\\16\end{pmatrix}}", r"\begin{pmatrix} -7 \\ 16 \end{pmatrix}"),
+        (r"\boxed{x^{2}}", "x^2"),
+        (r"\boxed{4210_5}", "4210_{5}"),
+        (r"\boxed{\frac{1}2}", r"\frac12"),
+        ("\\boxed{90\N{DEGREE SIGN}}", r"90^\circ"),
+        (r"\boxed{5\,\text{cm}^2}", "5"),
+        (r"\boxed{1 000}", "1000"),
+        (r"\boxed{3 1/2}", "3 1/2"),
     ],
 )
 def test_equal_answers_in_other_spellings(answer, label):
@@ -84,7 +96,17 @@ def test_equal_answers_in_other_spellings(answer, label):
 
 @pytest.mark.parametrize(
     ("answer", "label"),
-    [(r"\boxed{3}", "4"), (r"\boxed{-3}", "3"), (r"\boxed{(1,2)}", "(2,1)"), ("", "1")],
+    [
+        (r"\boxed{3}", "4"),
+        (r"\boxed{-3}", "3"),
+        (r"\boxed{(1,2)}", "(2,1)"),
+        ("", "1"),
+        (r"\boxed{3 1/2}", r"\frac{31}{2}"),
+        (r"\boxed{1 2}", "12"),
+        (r"\boxed{10\text{ AM}}", r"10\text{ PM}"),
+        (r"\boxed{10\text{ a.m.}}", "10"),
+        (r"\boxed{\begin{pmatrix}-7\\16\end{pmatrix}}", r"\begin{pmatrix} -7 \\ 61 \end{pmatrix}"),
+    ],
 )
 def test_different_answers(answer, label):
     assert not grading.same_latex(answer, label)

@@ -49,6 +49,7 @@ def test_a_written_list_is_read_back_by_both_parsers(entries: list[str]) -> None
         ('["A B","C D"]', True, False),
         ("[A B, C D]", True, False),
         ("['A B', 'C D']", True, False),
+        ("[\N{LEFT DOUBLE QUOTATION MARK}A B\N{RIGHT DOUBLE QUOTATION MARK}, C D]", True, False),
         ('["A B", "C D"', True, False),
         ('first ["X"] then ["A B", "C D"]', True, True),
         ('["A B", "C D",]', False, False),
@@ -75,6 +76,18 @@ def test_every_family_accepts_its_answer_and_no_other_problems(name: str) -> Non
         assert family.grade(problem, around) and not family.grade_strictly(problem, around)
         assert not family.grade(problem, other.answer) and not family.grade(problem, "")
     assert len({problem.prompt for problem in problems}) > 9
+
+
+@pytest.mark.parametrize(
+    "form", ["{0} {1} {2} {3}", "| {0} | {1} | {2} | {3} |", "- {0},{1},{2},{3}", "{0},{1},{2},{3},"]
+)
+def test_a_latin_square_may_be_written_in_other_forms(form: str) -> None:
+    family = INSTRUCTED["latin"]
+    problem = family.generate(random.Random(0))
+    lines = [form.format(*line.split(",")) for line in problem.answer.splitlines()]
+    text = "\n".join(lines)
+    assert family.grade(problem, text) and not family.grade_strictly(problem, text)
+    assert not family.grade(problem, "\n".join([lines[1], *lines[1:]]))
 
 
 @pytest.mark.parametrize(
