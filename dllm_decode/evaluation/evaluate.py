@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -15,6 +15,7 @@ from dllm_decode.decoding.engine import Engine
 from dllm_decode.decoding.loop import Decoder
 from dllm_decode.decoding.observer import Observer
 from dllm_decode.decoding.outcome import Outcome, Result
+from dllm_decode.decoding.strategy import EveryStep
 from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab
 from dllm_decode.decoding.voting import Voting
 from dllm_decode.errors import ConfigError, require_choice
@@ -356,8 +357,21 @@ class Evaluation:
                 outcome = replace(outcome, error=_with_source(question, fault))
         row = replace(row, outcome=outcome)
         return sample_of(
-            question, row, text, correct, lambda token: self.tokenizer.decode([token]), strict
+            question,
+            row,
+            text,
+            correct,
+            lambda token: self.tokenizer.decode([token]),
+            strict,
+            self._commits,
         )
+
+    @cached_property
+    def _commits(self) -> bool:
+        """See `Sample.commits`."""
+        decoder = self.decoder
+        every = isinstance(decoder.strategy.progress, EveryStep)
+        return every and decoder.able.passes_per_call == 1 and self.voting.n == 1
 
 
 def _with_source(question: Question, fault: str) -> str:

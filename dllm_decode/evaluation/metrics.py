@@ -61,6 +61,8 @@ class Sample:
         not_granted: Edits and re-masks that the strategy asked for in vain.
         strict: What a grader said that allows the form that was asked for and no other; `correct`
             where there is one form, and None is that as well.
+        commits: Whether each pass decided a column, so that one that decided nothing delivered
+            decided padding; not so with guidance, voting, and rules that revise or may wait.
 
     Examples:
         >>> steps = (0, 0, 1)  # of three tokens
@@ -94,6 +96,7 @@ class Sample:
     remasks: int = 0
     not_granted: int = 0
     strict: bool | None = None
+    commits: bool = True
 
     @property
     def correct_strictly(self) -> bool:
@@ -108,7 +111,14 @@ class Sample:
     @property
     def wasted(self) -> int:
         """Passes that decided neither a delivered token nor the end of text."""
-        return self.forwards + 1 - len({-1, *self.steps, self.end_step})  # -1: no end of text
+        # -1: no end of text; what a drafter adds may be a step without a pass
+        return max(0, self.forwards + 1 - len({-1, *self.steps, self.end_step}))
+
+    @property
+    def padding(self) -> float:
+        """Passes that decided nothing but padding, NaN where others decide nothing either."""
+        apart = self.probes or self.edits or self.remasks or self.not_granted
+        return self.wasted if self.commits and not apart else math.nan
 
     def to_record(self) -> dict[str, Any]:
         """The JSON object of this sample."""
@@ -260,7 +270,7 @@ class Samples(tuple[Sample, ...]):
 
 _OFTEN = (
     "problem", "family", "correct", "correct_strictly", "forwards", "drafts", "slots", "seconds",
-    "steps", "ready", "delivered", "wasted", "error",
+    "steps", "ready", "delivered", "wasted", "padding", "error",
 )  # fmt: skip
 _often = attrgetter(*_OFTEN)
 
@@ -295,7 +305,12 @@ def same_problems(first: Sequence[Sample], second: Sequence[Sample]) -> bool:
 
 # What only some strategies do.
 _COUNTS = ("probes", "drafts", "edits", "remasks", "not_granted")
-_NOTHING: dict[str, Any] = {"pieces": (), **dict.fromkeys(_COUNTS, 0), "strict": None}
+_NOTHING: dict[str, Any] = {
+    "pieces": (),
+    **dict.fromkeys(_COUNTS, 0),
+    "strict": None,
+    "commits": True,
+}
 _LISTS = ("steps", "ready", "confidence", "pieces", "tokens")
 _NAMES = tuple(entry.name for entry in fields(Sample))
 _KEYS = frozenset(_NAMES)
@@ -325,6 +340,7 @@ _CHECKS: Mapping[str, validation.Check] = {
     "remasks": validation.whole(0),
     "not_granted": validation.whole(0),
     "strict": validation.optional(validation.flag),
+    "commits": validation.flag,
 }
 
 
@@ -371,6 +387,7 @@ def sample_of(
     correct: bool = False,
     piece: Callable[[int], str] | None = None,
     strict: bool | None = None,
+    commits: bool = True,
 ) -> Sample:
     """What one decoded row counts as.
 
@@ -381,6 +398,7 @@ def sample_of(
         correct: What the grader said of it.
         piece: The text of a token id; None leaves `Sample.pieces` empty.
         strict: See `Sample`.
+        commits: The same.
     """
     outcome = row.outcome
     end = outcome.end
@@ -406,6 +424,7 @@ def sample_of(
         error=outcome.error,
         passes=outcome.passes or outcome.forwards,
         strict=strict,
+        commits=commits,
         **{name: getattr(outcome, name) for name in _COUNTS},
     )
 
@@ -475,6 +494,7 @@ def forwards_per_problem(samples: Sequence[Sample]) -> Interval:
 
 def tokens_per_second(samples: Sequence[Sample]) -> float:
     """Delivered tokens over wall time of decoding."""
+    samples = decoded(samples)
     return _ratio(total(samples, "delivered"), total(samples, "seconds"))
 
 
@@ -753,9 +773,10 @@ class Speedup:
         forwards: Passes of the sequential run over passes of this one.
         wall_time: Seconds likewise.
         tokens: Delivered tokens of this run over those of the sequential one.
-        padding: Share of the saved passes that decided nothing delivered in the sequential run
-            either, 0 if none were saved.
-        useful: Speedup in forwards counting only passes that decided something delivered.
+        padding: Share of the saved passes that decided nothing but padding in the sequential run,
+            0 if none were saved.
+        useful: Speedup in forwards, such passes of either run left out; NaN, as the share, where a
+            run has others that decided nothing (`Sample.commits`): probes are cost, and no padding.
 
     Examples:
         >>> Speedup(forwards=4.0, wall_time=3.1, tokens=4.0, padding=1.0, useful=4.0).forwards
@@ -783,13 +804,16 @@ def speedup(samples: Sequence[Sample], sequential: Sequence[Sample]) -> Speedup:
         raise ConfigError("a speedup compares runs on the same problems; these two differ in them")
     slow, fast = (partial(total, run) for run in _decoded_in_both(sequential, samples))
     before, after = slow("forwards"), fast("forwards")
-    idle_before, idle_after = slow("wasted"), fast("wasted")
+    idle_before, idle_after = slow("padding"), fast("padding")
     wasted = idle_before - idle_after
+    padding = 0.0
+    if before > after:  # a share of what was saved; NaN where nobody knows
+        padding = wasted if math.isnan(wasted) else max(0.0, wasted / (before - after))
     return Speedup(
         forwards=_ratio(before, after),
         wall_time=_ratio(slow("seconds"), fast("seconds")),
         tokens=_ratio(fast("delivered"), slow("delivered")),
-        padding=max(0.0, wasted / (before - after)) if before > after else 0.0,
+        padding=min(padding, 1.0),
         useful=_ratio(before - idle_before, after - idle_after),
     )
 
@@ -819,7 +843,8 @@ def headroom(samples: Sequence[Sample], oracle: Sequence[Sample]) -> float:
     """
     if not same_problems(samples, oracle):
         raise ConfigError("headroom compares runs on the same problems; these two differ in them")
-    return _speed(samples) / _speed(oracle)
+    samples, oracle = _decoded_in_both(samples, oracle)
+    return _speed(samples) / _speed(oracle) if total(oracle, "delivered") else math.nan
 
 
 def per_sample_oracle(runs: Sequence[Sequence[Sample]]) -> list[Sample]:

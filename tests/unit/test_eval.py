@@ -22,6 +22,7 @@ from dllm_decode.cli import main
 from dllm_decode.config.compose import compose_checked
 from dllm_decode.config.instantiate import build_node
 from dllm_decode.decoding.types import Vocab
+from dllm_decode.decoding.voting import Voting
 from dllm_decode.errors import ConfigError
 from dllm_decode.evaluation import metrics, store
 from dllm_decode.evaluation.data import Question, bundled
@@ -761,3 +762,22 @@ def test_how_far_an_evaluation_is_is_said_every_few_seconds_at_the_pace_of_this_
 def test_a_setting_that_nothing_would_read_is_refused(settings, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         Eval(data="a.jsonl", **settings)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "commits"),
+    [
+        (("strategy=threshold",), True),
+        (("strategy=dream",), False),
+        (("strategy=remdm",), False),
+    ],
+)
+def test_samples_tell_whether_each_pass_decided_something(overrides, commits):
+    made, questions = evaluation(*overrides)
+    assert {sample.commits for sample in made.samples(questions[:3])} == {commits}
+
+
+def test_of_votes_most_passes_decide_nothing_that_is_delivered():
+    made, questions = evaluation("sampler=categorical")
+    voting = replace(made, voting=Voting(3))
+    assert not any(sample.commits for sample in voting.samples(questions[:2]))

@@ -79,7 +79,8 @@ def test_every_family_accepts_its_answer_and_no_other_problems(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "form", ["{0} {1} {2} {3}", "| {0} | {1} | {2} | {3} |", "- {0},{1},{2},{3}", "{0},{1},{2},{3},"]
+    "form",
+    ["{0} {1} {2} {3}", "| {0} | {1} | {2} | {3} |", "- {0},{1},{2},{3}", "{0},{1},{2},{3},"],
 )
 def test_a_latin_square_may_be_written_in_other_forms(form: str) -> None:
     family = INSTRUCTED["latin"]

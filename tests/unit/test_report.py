@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -211,6 +212,7 @@ def test_every_rule_has_its_control_at_equal_forwards_pooled_and_by_family(tmp_p
     said = next(note.text for note in written.report.notes if note.text.startswith("bound: "))
     assert said.startswith("bound: 0.0 [-") and "one right answer -20.0 [-" in said
     assert "; many right answers +20.0 [+" in said
+    assert "), 0.0 [-" in said and " on average over 2 families, each at forwards of its" in said
     assert "outside of the interval: copy -20.0 [-" in said and ", shuffle +20.0 [+" in said
     lines = list(csv.DictReader((out / "table.csv").open()))
     (line,) = (x for x in lines if (x["strategy"], x["family"]) == ("bound", "shuffle"))
@@ -222,6 +224,35 @@ def test_every_rule_has_its_control_at_equal_forwards_pooled_and_by_family(tmp_p
         console.print(part_)
     shown = console.export_text()
     assert "points over thresholds at equal forwards: bound on copy -20.0, bound on shuf" in shown
+
+
+def test_answers_that_failed_are_no_cheap_ones(tmp_path):
+    for level, right, forwards in ((0.9, 90, 6), (0.5, 70, 2)):
+        select = {**THRESHOLD, "threshold": level}
+        run(tmp_path, f"t{level}", samples(right, forwards, count=100), select=select)
+    found = samples(80, 4, count=100)
+    failed = [replace(s, forwards=0, steps=(), error="it is too long") for s in found[80:]]
+    run(tmp_path, "bound", found[:80] + failed, select={"_target_": "x.EntropyBound"})
+    rows = {row.strategy: row for row in tables.rows_of(read(tmp_path), None)}
+    assert rows["bound"].forwards.value == 4
+    assert rows["bound"].over_thresholds.value == pytest.approx(0.0)  # 80 % at 4, not at 3.2
+
+
+def test_of_few_problems_nothing_is_certain(tmp_path):
+    for level, right, forwards in ((0.9, 4, 6), (0.5, 4, 2)):
+        select = {**THRESHOLD, "threshold": level}
+        run(tmp_path, f"t{level}", samples(right, forwards, count=4), select=select)
+    run(tmp_path, "bound", samples(0, 4, count=4), select={"_target_": "x.EntropyBound"})
+    rows = {row.strategy: row for row in tables.rows_of(read(tmp_path), None)}
+    gap = rows["bound"].over_thresholds
+    assert gap.value == -1 and math.isnan(gap.low) and not gap.excludes(0)
+
+
+def test_the_best_run_may_reach_the_oracle_and_is_not_the_oracle(runs):
+    run(runs, "oracle", samples(40, 2), select={"_target_": "x.Oracle"})
+    run(runs, "equal", samples(40, 2), select={"_target_": "x.EntropyBound"})
+    rows = tables.rows_of(read(runs), None)
+    assert overview.best(rows, [99.5]) == ["best at 99.5 % or more: equal, 4.00 tokens per forward"]
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def best(rows: Sequence[tables.Row], floors: Sequence[float] = FLOORS) -> list[s
         rows: Of a table.
         floors: Accuracies [%].
     """
-    own = [row for row in rows if row.headroom != 1]  # the oracle's is 1
+    own = [row for row in rows if not row.is_oracle]
     found: dict[str, str] = {}
     for floor in floors if len(own) > 2 else ():
         enough = [row for row in own if 100 * row.accuracy.value >= floor]

@@ -154,13 +154,16 @@ def definitions_markdown() -> str:
     )
     lines.append(
         "- speedup in forwards, padding left out: the same, counting only passes that decided a "
-        "delivered token or its end of text."
+        "delivered token or its end of text; - where passes decide nothing for another reason "
+        "(probes, revisions, budgets, guidance, votes), which is cost and no padding."
     )
     lines.append(
         "- over thresholds: accuracy minus that of plain thresholds with as many forwards (linear "
         "interpolation between runs of `strategy=threshold` with the same schedule, cache, sampler "
         "and stop rules; a run slower than all of them is compared with the slowest, one faster "
-        "than all of them with none); 95 % interval: bootstrap over problems, drawn alike for all."
+        "than all of them with none); 95 % interval: bootstrap over problems, drawn alike for all. "
+        "Forwards are summed over the problems of a table, in which long answers weigh most, so "
+        "that a rule may be ahead in the sum and behind in its families; the notes average too."
     )
     lines.append("- of oracle: tokens per forward over those of `strategy=oracle`, same problems.")
     return "\n".join(lines) + "\n"

@@ -45,6 +45,7 @@ class Row:
         over_thresholds: Accuracy, a share, over that of plain thresholds with as many forwards, see
             `over_thresholds`; None without thresholds on the same problems.
         strict: Share of answers that are right and in the form that was asked for.
+        is_oracle: Whether the run imitates a reference decode.
     """
 
     strategy: str
@@ -63,6 +64,7 @@ class Row:
     headroom: float | None
     over_thresholds: Interval | None = None
     strict: float = math.nan
+    is_oracle: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def _row(
         speedup=metrics.speedup(samples, base) if _comparable(base, samples) else None,
         headroom=metrics.headroom(samples, best) if _comparable(best, samples) else None,
         strict=metrics.accuracy_strict(samples),
+        is_oracle=is_oracle(run),
     )
 
 
@@ -159,6 +162,7 @@ def _comparable(other: Samples | None, samples: Samples) -> TypeGuard[Samples]:
 
 
 _DRAWS = 1000
+_FEWEST = 8  # problems; resamples of fewer are often all alike, as if nothing were uncertain
 
 
 def over_thresholds(
@@ -180,8 +184,8 @@ def over_thresholds(
 
     Returns:
         Per run the difference of shares, with NaN for bounds where more than one draw in twenty is
-        faster than every threshold; None for thresholds, the sequential run and the oracle, and
-        where fewer than two thresholds can be compared with.
+        faster than every threshold, and of fewer than eight problems; None for thresholds, the
+        sequential run and the oracle, and where fewer than two thresholds can be compared with.
     """
     if not runs:
         return []
@@ -238,14 +242,14 @@ def _gap(right: NDArray[np.float64], forwards: NDArray[np.float64], problems: in
     """The difference with its interval; sums (1 + K, 1 + draws), the run itself first."""
     gaps = above_curve(forwards.T, right.T / problems)
     drawn = gaps[1:][~np.isnan(gaps[1:])]
-    if len(drawn) < 0.95 * _DRAWS:
+    if problems < _FEWEST or len(drawn) < 0.95 * _DRAWS:
         return Interval(float(gaps[0]), math.nan, math.nan)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(float(gaps[0]), float(low), float(high))
 
 
 def numbers_of(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
-    """(problems, 3): right answers, delivered tokens, forwards.
+    """(problems, 3): right answers, delivered tokens, forwards; of failures the others' mean cost.
 
     Args:
         run: With samples of these problems.
@@ -256,7 +260,12 @@ def numbers_of(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
         run.computed["places"] = {key: place for place, key in enumerate(samples.column("problem"))}
     places: dict[str, int] = run.computed["places"]
     columns = [samples.numbers(name) for name in ("correct", "delivered", "forwards")]
-    return np.stack(columns, 1, dtype=np.float64)[[places[problem] for problem in problems]]
+    chosen = np.stack(columns, 1, dtype=np.float64)[[places[problem] for problem in problems]]
+    failed = np.array([bool(samples.column("error")[places[problem]]) for problem in problems])
+    if failed.any() and not failed.all():
+        # wrong, but no cheap answers: in what a decode costs they stand for the others
+        chosen[failed, 1:] = chosen[~failed, 1:].mean(0)
+    return chosen
 
 
 # What a run is, told from its settings.
