@@ -48,7 +48,12 @@ def reference_plane(request: Request, snapshot: Snapshot) -> Tensor:
                 f"the reference of row {row} has {len(given)} tokens; it must have {length} "
                 "(max_new_tokens), or fewer and end with an end-of-text token"
             )
-        wrong = [token for token in given if token in never or not 0 <= token < vocab.size]
+        fixed = (request.fixed and request.fixed[row]) or {}  # anything but the mask
+        wrong = [
+            token
+            for offset, token in enumerate(given)
+            if not 0 <= token < vocab.size or (token in never and fixed.get(offset) != token)
+        ]
         if wrong:
             raise ConfigError(
                 f"the reference of row {row} contains token {wrong[0]}, which is never generated"

@@ -363,11 +363,20 @@ def _check_entry(value: Any, rows: int, whose: str) -> None:
                 f"{whose} has shape {tuple(value.shape)}; the {rows} rows of the batch must stand "
                 "in its first dimension"
             )
-    elif isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
+    elif isinstance(value, list | tuple | set | frozenset) and any(map(_has_rows, value)):
         raise DecisionError(
             f"{whose} is a {type(value).__name__} of tensors, whose rows cannot follow the batch; "
             "use one tensor, or a dict"
         )
+
+
+def _has_rows(value: Any) -> bool:
+    """Whether something holds rows of the batch, directly or within."""
+    if isinstance(value, dict):
+        return any(map(_has_rows, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_has_rows, value))
+    return isinstance(value, Tensor | Memory)
 
 
 def _blame(error: Exception, part: Any, view: StepView) -> None:

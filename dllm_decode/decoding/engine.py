@@ -15,7 +15,13 @@ from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.returned import kind_of
 from dllm_decode.decoding.types import Request
-from dllm_decode.errors import ConfigError, DeviceError, DllmDecodeError, require_count
+from dllm_decode.errors import (
+    CapabilityError,
+    ConfigError,
+    DeviceError,
+    DllmDecodeError,
+    require_count,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +82,7 @@ class Engine:
         A row that fails ends with finish reason `error`, and `Result.errors` says why.
 
         Raises:
+            CapabilityError: where the parts cannot work together.
             ConfigError: for requests that do not fit.
             DeviceError: where nothing can be computed any more.
             Interrupted: on Ctrl-C, with the finished and the partial rows.
@@ -90,8 +97,21 @@ class Engine:
         return work.result()
 
     def stream(self, request: Request) -> Iterator[tuple[int, Outcome]]:
-        """Decode all rows; yields (row, outcome) as they finish."""
-        yield from _Work(self, request)
+        """Decode all rows; yields (row, outcome) as they finish.
+
+        Raises:
+            CapabilityError: where the parts cannot work together.
+            ConfigError: for requests that do not fit.
+            DeviceError: where nothing can be computed any more.
+            Interrupted: on Ctrl-C, with the finished and the partial rows.
+        """
+        work = _Work(self, request)
+        try:
+            yield from work
+        except KeyboardInterrupt:
+            work.run.interrupt()
+            raise Interrupted(work.result()) from None
+        work.result()  # observers are told the end
 
 
 class _Work:
@@ -131,8 +151,8 @@ class _Work:
                     self.run.admit(joining)
                 if self.run.live:
                     self.run.advance()
-            except DeviceError:
-                raise  # no row can be decoded again
+            except (DeviceError, CapabilityError):
+                raise  # no row can be decoded again, or by these parts
             except torch.OutOfMemoryError as error:
                 self._shrink(error, self._at_risk(joining))
             except Exception as error:  # whatever a plugin raises must not cost the other rows

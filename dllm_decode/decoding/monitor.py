@@ -17,7 +17,7 @@ from dllm_decode.decoding.prediction import DensePrediction, Prediction
 from dllm_decode.decoding.returned import named
 from dllm_decode.decoding.sampling import Categorical, Greedy
 from dllm_decode.decoding.settle import Faults, takes_its_word, where
-from dllm_decode.decoding.strategy import Strategy
+from dllm_decode.decoding.strategy import EveryStep, Strategy
 from dllm_decode.decoding.types import Change, StepView
 from dllm_decode.errors import (
     DecisionError,
@@ -206,6 +206,9 @@ def _kept(pred: Prediction) -> Prediction:
     return cast(Prediction, kept)  # all that is read of it later
 
 
+PATIENCE = 256  # steps beyond a row's columns; the contract's models call 200 passes endless
+
+
 class Monitor:
     """Watches a batch from the host: raises for faults, and takes finished rows out.
 
@@ -236,6 +239,8 @@ class Monitor:
         self._said = False
         self._passes = batch.parts.able.passes_per_call
         self._trusts = takes_its_word(batch.parts.strategy)
+        self._gains = isinstance(batch.parts.strategy.progress, EveryStep)
+        self._due: dict[int, int] = {}  # steps in which each row has to be done
         vocab = batch.parts.denoiser.vocab
         parts = (part for _, part in batch.parts.strategy.parts())
         ends = dict.fromkeys(token for part in parts for token in part.end_ids(vocab))
@@ -265,6 +270,8 @@ class Monitor:
             self._refuse_stuck_rows(left, opened)
         if self._trusts:
             self._check_gains(left, len(pending))
+        elif self._gains:
+            self._count_down(left, len(pending))
         self._longest = max(1, *left)
         if 0 in left:
             done = [at for at, count in enumerate(left) if not count]
@@ -285,6 +292,21 @@ class Monitor:
         for at, row in enumerate(rows):
             if 0 < before.get(row, self._left[row] + steps) - steps < self._left[row]:
                 raise self._broken_word(at)
+
+    def _count_down(self, left: Sequence[int], steps: int) -> None:
+        """Refuse a row that takes far more steps than it had columns: it would take any number."""
+        rows, due = self.batch.rows, self._due
+        self._due = {
+            row: due.get(row, count + steps) - steps for row, count in zip(rows, left, strict=True)
+        }
+        who = self.batch.parts.strategy
+        for row, count in zip(rows, left, strict=True):
+            if self._due[row] <= -PATIENCE and count:
+                raise DecisionError(
+                    f"row {row} is not done {PATIENCE} steps after it had to be, for the loop "
+                    f"decides a column in each: {named('strategy', who)}, or a part of it, writes "
+                    "in place to what it was handed; debug=true says which"
+                )
 
     def _broken_word(self, at: int) -> DecisionError:
         place, part = next(

@@ -80,8 +80,8 @@ class _ProposalBelow:
     def __call__(self, prediction: Prediction) -> Tensor:
         # what later transforms put on top hands this draw on; the lowest holder is what deferred
         while True:
-            assert isinstance(prediction, BiasedPrediction | DeferringPrediction)
-            below = prediction._base
+            below = prediction._below
+            assert below is not None
             if below._draw is not self:
                 return below.token
             prediction = below
@@ -148,6 +148,7 @@ class Prediction(ABC):
     """
 
     _draw: Draw | None = None
+    _below: Prediction | None = None  # that this one was made of, where anything depends on it
 
     # What the kinds of prediction define.
 
@@ -455,7 +456,10 @@ class Prediction(ABC):
             PredictionError: for another shape or type.
         """
         _check("logits", logits, self.shape, floating=True)
-        return DensePrediction(logits, None, self._draw)
+        made = DensePrediction(logits, None, self._draw)
+        if isinstance(self._draw, _ProposalBelow):
+            made._below = self
+        return made
 
     def raised(self, ids: Tensor, delta: Tensor, *, never_negative: bool = False) -> Prediction:
         """The old name of `with_logit_bias`; warns."""
@@ -678,7 +682,10 @@ class DensePrediction(Prediction):
         return kind and own and known and self is origin
 
     def _suppressed(self, ids: Tensor) -> Prediction:
-        return DensePrediction(self._raw, self._more_banned(ids), self._draw)
+        made = DensePrediction(self._raw, self._more_banned(ids), self._draw)
+        if self._below is not None:
+            made._below = self._below._suppressed(ids)
+        return made
 
     def _more_banned(self, ids: Tensor) -> Tensor:
         return ids if self._banned is None else torch.cat([self._banned, ids])
@@ -783,7 +790,7 @@ class BiasedPrediction(Prediction):
         never_negative: bool = False,
         statistics: RowStatistics | None = None,
     ) -> None:
-        self._base = base
+        self._base = self._below = base
         self._draw = draw
         self._ids = ids
         self._delta = delta
@@ -891,7 +898,7 @@ class DeferringPrediction(Prediction):
     """
 
     def __init__(self, base: Prediction, ids: Tensor) -> None:
-        self._base = base
+        self._base = self._below = base
         self._ids = ids
         self._draw = _ProposalBelow()
 

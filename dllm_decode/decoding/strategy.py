@@ -658,10 +658,10 @@ def complete(decision: Decision, view: StepView) -> Decision:
     if tokens is not None and confidence is not None and decision.scores is not None:
         return decision
     scores = decision.scores
-    if confidence is None and tokens is None:
-        confidence = pred.confidence
+    if tokens is None:
         scores = pred.certainty if scores is None else scores
-    elif confidence is None and tokens is not None:
+        confidence = pred.confidence if confidence is None else confidence
+    elif confidence is None:
         # ids outside the vocabulary are refused later, by name
         known = tokens.clamp(0, view.snapshot.vocab.size - 1)[..., None]
         confidence = pred.prob_of(known)[..., 0]

@@ -227,7 +227,7 @@ class Request:
 def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
     """Whether something has entries in an order: a list, a tuple, an array, but no text."""
     listed = isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0
-    return listed and not isinstance(value, str)
+    return listed and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
 def _check_prompts(prompts: object) -> None:

@@ -176,7 +176,8 @@ def _repeated(request: Request, places: Sequence[int] | range) -> Request:
     """The request once for each place, one after the other, every place with its own seeds."""
     again = request.take([*range(request.rows)] * len(places))
     seeds = [seed + place * request.rows for place in places for seed in request.row_seeds]
-    return replace(again, seeds=tuple(seeds))
+    half = 2**63  # behind the largest seed comes the smallest
+    return replace(again, seeds=tuple((seed + half) % (2 * half) - half for seed in seeds))
 
 
 def _columns(result: Result, rows: int) -> list[list[Outcome]]:

@@ -243,10 +243,11 @@ class World(ABC):
         size = self.lengths(items)
         answer = self._answer(tokens, live, start, int(size.max()))
         probs = self._complete(self.marginals(items, answer), answer, size)
-        slot = (index - start[:, None]).clamp(0, probs.shape[1] - 1)
+        offset = (index - start[:, None]).clamp(min=0)
+        slot = offset.clamp(max=probs.shape[1] - 1)  # behind its end all of an answer is alike
         wanted = probs.gather(1, slot[..., None].expand(-1, -1, probs.shape[2]))
         logits = wanted.clamp(min=self.floor).log()
-        return logits + self.noise * self._uniform(tokens, live, slot)
+        return logits + self.noise * self._uniform(tokens, live, offset)
 
     @property
     def provides(self) -> frozenset[str]:

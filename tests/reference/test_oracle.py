@@ -124,6 +124,13 @@ def test_fixed_tokens_stay() -> None:
     assert decode(model, Oracle(), request, Blocks(8)).sequences == request.reference
 
 
+def test_a_fixed_token_may_be_one_that_is_never_generated() -> None:
+    model = ChangingModel(seed=3)
+    request = with_reference(model, a_request(1, 8, fixed=({2: 9},)), Blocks(8))
+    assert request.reference is not None and request.reference[0][2] == 9
+    assert decode(model, Oracle(), request, Blocks(8)).sequences == request.reference
+
+
 # What is refused.
 
 

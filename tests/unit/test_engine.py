@@ -27,11 +27,11 @@ from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.decoding.types import Decision, Request, Snapshot, StepView, Vocab
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.strategies.eot import CommittedEot
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.tasks import build_task
-from dllm_decode.testing import HashStore
+from dllm_decode.testing import HashDenoiser, HashStore
 
 VOCAB = Vocab(size=11, mask_id=10, eot_ids=(9,))
 
@@ -553,3 +553,46 @@ def test_the_keys_reach_the_engine(task, tmp_path, monkeypatch):
     assert main(words) == 0
     found = {(one.max_batch, one.max_tokens_in_flight, one.batching) for one in made}
     assert (3, 300, "static") in found
+
+
+def test_parts_that_cannot_work_together_end_the_run_and_not_each_row():
+    @dataclass(frozen=True)
+    class Unfit(TopK):
+        def horizon(self, snapshot, view, change, memory):
+            raise CapabilityError("needs what this model has not")
+
+    engine = Engine(Decoder(HashDenoiser(), Unfit(1)), max_batch=2)
+    with pytest.raises(CapabilityError, match="needs what this model has not"):
+        engine.decode(Request(((1,), (2,), (3,)), 4))
+
+
+class Ends(Observer):
+    def __init__(self):
+        self.results = []
+
+    def finish(self, result):
+        self.results.append(result)
+
+
+def test_observers_of_a_stream_are_told_its_end():
+    watch = Ends()
+    engine = Engine(Decoder(HashDenoiser(), TopK(1), observers=(watch,)), max_batch=2)
+    rows = dict(engine.stream(Request(((1,), (2,), (3,)), 4)))
+    (result,) = watch.results
+    assert [rows[row] for row in range(3)] == list(result.rows)
+
+
+def test_an_interrupted_stream_says_what_was_decided():
+    @dataclass(frozen=True)
+    class Stops(TopK):
+        def decide(self, view, memory):
+            if int(view.step.max()) == 2:
+                raise KeyboardInterrupt
+            return super().decide(view, memory)
+
+    watch = Ends()
+    engine = Engine(Decoder(HashDenoiser(), Stops(1), observers=(watch,)), max_batch=2)
+    with pytest.raises(Interrupted) as interrupted:
+        list(engine.stream(Request(((1,), (2,), (3,)), 4)))
+    assert interrupted.value.result.rows[0].finish_reason == "interrupted"
+    assert watch.results == [interrupted.value.result]

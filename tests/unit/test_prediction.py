@@ -252,3 +252,14 @@ def test_kl_from_refuses_another_shape_and_type():
     with pytest.raises(PredictionError, match="previous must be floating-point numbers"):
         pred.kl_from(torch.zeros(1, 2, 3, dtype=torch.long))
     assert pred.kl_from(torch.full((1, 2, 3), -INF)).tolist() == [[INF, INF]]
+
+
+def test_what_proposed_before_it_was_deferred_is_proposed_with_other_logits_too():
+    pred = Prediction.of(torch.tensor([[[3.0, 2.0, 1.0, 0.0]]]))
+    deferred = pred.deferring(torch.tensor([0]))
+    other = deferred.with_logits(torch.tensor([[[0.0, 0.0, 5.0, 0.0]]]))
+    ids, delta = torch.tensor([[[1]]]), torch.tensor([[[9.0]]])
+    for made in (other, other.with_logit_bias(ids, delta), other.deferring(torch.tensor([2]))):
+        assert made.token.tolist() == [[0]]
+    assert other.suppress(torch.tensor([0])).token.tolist() == [[1]]
+    assert other.top_token.tolist() == [[2]]

@@ -1,6 +1,7 @@
 """What schedules, cache policies, samplers and models return is refused in their name."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from dllm_decode.decoding.prediction import Prediction
 from dllm_decode.decoding.sampling import Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks, Schedule, WholeCanvas, Window
 from dllm_decode.decoding.strategy import Strategy
-from dllm_decode.decoding.types import Decision, Memory, Request
+from dllm_decode.decoding.types import ColumnMemory, Decision, Memory, Request
 from dllm_decode.errors import DecisionError, ModelOutputError, PluginError
 from dllm_decode.strategies.fixed import TopK
 from dllm_decode.strategies.threshold import ConfidenceThreshold
@@ -267,3 +268,55 @@ def test_a_schedule_that_opens_nothing_of_its_window_is_named():
 
     with pytest.raises(PluginError, match=r"schedule \(Closed\) opens no undecided column"):
         Decoder(HashDenoiser(), TopK(1), Closed()).decode(Request(((1,),), 4))
+
+
+@dataclass(frozen=True)
+class WritesInPlace(Strategy):
+    """The commonest slip: what is open shrinks to what is sure, for the loop as well."""
+
+    def decide(self, view, memory):
+        commit = view.open
+        commit &= view.pred.confidence >= 2.0
+        return Decision(commit)
+
+
+@pytest.mark.parametrize("sync_every", [1, 3])
+def test_a_strategy_that_writes_in_place_does_not_decode_for_ever(sync_every):
+    message = r"row 0 is not done .* strategy \(WritesInPlace\), or a part of it, writes in place"
+    decoder = Decoder(HashDenoiser(patience=999), WritesInPlace(), sync_every=sync_every)
+    with pytest.raises(DecisionError, match=message):
+        decoder.decode(Request(((1,), (2, 3)), (4, 9)))
+
+
+@pytest.mark.parametrize("held", [list, tuple, lambda entries: {"a": entries}])
+def test_a_memory_may_not_hold_memories_in_a_list(held):
+    @dataclass
+    class History(Memory):
+        last: Any
+
+    @dataclass(frozen=True)
+    class Remembers(Strategy):
+        def begin(self, request, snapshot):
+            return History(held([ColumnMemory.of(snapshot, -1)]))
+
+        def decide(self, view, memory):
+            return Decision(view.open)
+
+    with pytest.raises(DecisionError, match="of tensors, whose rows cannot follow the batch"):
+        Decoder(HashDenoiser(), Remembers()).decode(Request(((1,),), (2,)))
+
+
+def test_what_is_recorded_beside_a_token_does_not_choose_it():
+    @dataclass(frozen=True)
+    class Shy(Strategy):
+        said: float | None
+
+        def decide(self, view, memory):
+            own = None if self.said is None else self.said * view.index.double()
+            return Decision(torch.zeros_like(view.open), confidence=own)
+
+    results = [
+        Decoder(HashDenoiser(), Shy(said)).decode(Request(((1, 2),), 6))
+        for said in (None, 0.01, -0.01)
+    ]
+    assert len({result.step_of for result in results}) == 1

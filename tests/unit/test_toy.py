@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 import dllm_decode.conf
 from dllm_decode.decoding.cache import Plan
 from dllm_decode.decoding.denoiser import Denoiser
+from dllm_decode.decoding.loop import Decoder
+from dllm_decode.decoding.types import Request
 from dllm_decode.errors import ConfigError
 from dllm_decode.models.toy import (
     Copy,
@@ -19,6 +21,7 @@ from dllm_decode.models.toy import (
     Table,
     row_state,
 )
+from dllm_decode.strategies.fixed import TopK
 
 WORLDS = [Copy, Reverse, ReplaceIndex, ReplaceRandom, Shuffle, Markov, Table]
 OPTIONS = sorted((Path(next(iter(dllm_decode.conf.__path__))) / "model").glob("toy_*.yaml"))
@@ -169,3 +172,11 @@ def test_the_hash_of_a_row_ignores_padding_and_sees_every_live_token():
 def test_settings_that_make_no_world_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_noise_behind_an_answer_depends_on_no_other_row():
+    world = Reverse(n=2)
+    short, long = (tuple(world.tokenizer.encode(text)) for text in ("ab", "abcdefghijklmnopqrst"))
+    alone = Decoder(world, TopK(1)).decode(Request((short,), 8))
+    beside = Decoder(world, TopK(1)).decode(Request((short, long), 8))
+    assert alone.rows[0] == beside.rows[0]

@@ -170,3 +170,9 @@ def test_a_column_memory_has_the_kind_of_what_fills_it(fill, kind):
     memory = ColumnMemory.of(snapshot, fill)
     assert memory.values.dtype == kind and memory.values.shape == (1, 4)
     assert ColumnMemory.of(snapshot, 0, dtype=torch.int8).values.dtype == torch.int8
+
+
+@pytest.mark.parametrize("prompt", [b"abc", bytearray(b"abc"), memoryview(b"abc")])
+def test_bytes_are_no_token_ids(prompt):
+    with pytest.raises(ConfigError, match="each a sequence of token ids; row 0 is"):
+        Request((prompt,), 4)

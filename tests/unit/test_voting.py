@@ -12,7 +12,7 @@ from dllm_decode.decoding.observer import Interrupted
 from dllm_decode.decoding.outcome import Outcome, Result
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
-from dllm_decode.decoding.voting import Voting
+from dllm_decode.decoding.voting import Voting, _repeated
 from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.evaluation.data import Question
 from dllm_decode.evaluation.evaluate import Evaluation
@@ -258,3 +258,9 @@ def test_an_evaluation_grades_the_winner_and_counts_all_forwards() -> None:
 def test_one_decode_alone_has_no_vote(vote):
     with pytest.raises(ConfigError, match=f"vote={vote} needs n of 2 or more decodes, got n=1"):
         check_voting(1, vote, None)
+
+
+def test_votes_of_the_last_seed_there_is_begin_again_with_the_first():
+    request = Request(((1,), (2,)), 2, seeds=(2**63 - 2, 2**63 - 1))
+    again = _repeated(request, range(2))
+    assert again.seeds == (2**63 - 2, 2**63 - 1, -(2**63), -(2**63) + 1)
