@@ -347,6 +347,11 @@ def test_a_rehearsal_that_fails_dies_or_hangs_says_nothing():
         ("strategy=[]", r"strategy must be one of its options, got \[\]; strategy has "),
         ("strategy/transforms=null", "strategy/transforms must be one or a list of its options"),
         ("strategy/stop={a: 1}", "strategy/stop must be one or a list of its options, got {a: 1}"),
+        (
+            "strategy/transforms=[defer_eot,credit,credit_dinfer]",
+            "strategy/transforms has credit and credit_dinfer, which both are "
+            r"strategy\.transforms\.credit; give one of them",
+        ),
     ],
 )
 def test_a_group_takes_the_names_of_its_options(word: str, message: str) -> None:
