@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import secrets
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +24,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """A new path beside `path` to write to, which takes its place when the block ends.
 
     Readers see the old file or the new one, never half of it. After an error `path` is as it was
-    and nothing is left beside it.
+    and nothing is left beside it. A link stays, and what it leads to is replaced.
 
     Args:
         path: The file to write; its folder must be there.
+
+    Raises:
+        OSError: There is something else than a file, such as a pipe or a device.
     """
+    require_regular(path)
+    path = Path(os.path.realpath(path))
     # short, because `path` may have the longest name that the file system takes
     partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.partial")
     try:
@@ -34,6 +42,20 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def require_regular(path: Path) -> None:
+    """Raise `OSError` for what a file cannot take the place of.
+
+    Args:
+        path: A file, a folder (which the system itself refuses), or nothing yet.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, f"{path.name} is a pipe, a device or a socket", str(path))
 
 
 def write_text(path: Path, text: str) -> None:

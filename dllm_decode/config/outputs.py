@@ -33,10 +33,14 @@ def require_file(name: str, path: Path) -> None:
         path: What was given.
 
     Raises:
-        ConfigError: It is a folder, a folder above it is a file, or may not be written to.
+        ConfigError: It is a folder, a pipe or a device, a folder above it is a file, or may not be
+            written to.
     """
     if os.path.isdir(path):
         raise ConfigError(f"{name} must be a file, got {path}, which is a folder")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"{name} must be a file, got {path}, which is a pipe or a device")
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else path
     there = _nearest(path.parent)
     if not there.is_dir():
         raise ConfigError(f"{name} must be a file in a folder, got {path}, where {there} is a file")

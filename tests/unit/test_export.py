@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -164,6 +165,7 @@ def test_what_is_not_there_is_refused(run: Path) -> None:
     ("place", "message"),
     [
         ("folder.svg", "task.output must be a file, got {0}/folder.svg, which is a folder"),
+        ("pipe.svg", "must be a file, got {0}/pipe.svg, which is a pipe or a device"),
         ("a_file/x.svg", "must be a file in a folder, got {0}/a_file/x.svg, where {0}/a_file is a"),
     ],
 )
@@ -172,6 +174,7 @@ def test_a_place_that_can_hold_no_picture_is_refused_before_it_is_drawn(
 ) -> None:
     (tmp_path / "folder.svg").mkdir()
     (tmp_path / "a_file").touch()
+    os.mkfifo(tmp_path / "pipe.svg")
     monkeypatch.setattr("dllm_decode.console.pictures.as_svg", lambda *_: pytest.fail("drawn"))
     words = ["task=export", f"runs={run}", "task.format=svg", f"task.output={tmp_path / place}"]
     assert main([*words, f"hydra.run.dir={tmp_path / 'out'}"]) == 2
@@ -187,3 +190,11 @@ def test_the_command_writes_one_picture(run: Path, tmp_path: Path, capsys, kind:
     assert main([*words, "display=plain", f"hydra.run.dir={tmp_path / 'out'}"]) == 0
     assert target.read_bytes()[:4] in (b"<svg", b"GIF8")
     assert f"mine.{kind}: " in capsys.readouterr().out
+
+
+def test_a_picture_written_through_a_link_leaves_the_link(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.svg").symlink_to("mine.svg")
+    words = ["task=export", f"runs={run}", "task.format=svg", f"task.output={tmp_path}/link.svg"]
+    assert main([*words, "display=none", f"hydra.run.dir={tmp_path / 'out'}"]) == 0
+    assert (tmp_path / "link.svg").is_symlink()
+    assert (tmp_path / "mine.svg").read_bytes()[:4] == b"<svg"

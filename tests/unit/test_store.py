@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -287,6 +288,30 @@ def test_a_kill_while_resuming_leaves_the_samples(tmp_path, monkeypatch):
         pass
     assert (tmp_path / store.SAMPLES).read_bytes() == before
     assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*.partial"))
+
+
+def test_a_link_stays_a_link_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for name in ("there.txt", "new.txt"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(Path("kept") / name)
+        (tmp_path / "kept" / "there.txt").write_text("old")
+        storage.write_text(tmp_path / "link", "text")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "kept" / name).read_text() == "text"
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "link"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no such pipes")
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match=f"{name} is a pipe, a device or a socket"):
+            storage.write_text(tmp_path / name, "text")
+    with pytest.raises(store.StoreError, match="pipe is a pipe, a device or a socket"):
+        store.write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("write", [storage.write_text, lambda path, _: store.write_json(path, {})])
