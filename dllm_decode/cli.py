@@ -30,6 +30,7 @@ from dllm_decode.config.compose import (
     check,
     compose,
     compose_with_hydra,
+    expand_homes,
     explain,
     hydra_application,
     register_search_path,
@@ -103,7 +104,7 @@ def _run(words: list[str]) -> int:
     name = arguments.config_name or "config"
     if {key for key, value in vars(arguments).items() if value} <= _OURS:
         place = arguments.config_dir if arguments.config_name else None
-        app = hydra_application(Path(place).absolute() if place else None)
+        app = hydra_application(Path(place).expanduser().absolute() if place else None)
         if arguments.multirun:
             return _sweep(app, name, overrides, words)
         overrides = written_out(app, overrides)
@@ -173,7 +174,7 @@ def _searched(config_dir: str | None) -> list[str]:
     """`--config-dir` as an override, so that whatever composes again finds the options, too."""
     if config_dir is None:
         return []
-    folder = Path(config_dir).absolute()
+    folder = Path(config_dir).expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"--config-dir must be a folder of options, got {config_dir}")
     return [f"hydra.searchpath=[{quote(f'file://{folder}')}]"]
@@ -185,7 +186,7 @@ def _place(cfg: DictConfig, kind: str) -> Path:
     named = OmegaConf.select(cfg, f"hydra.{kind}.dir")
     if not named:
         raise ConfigError(f"hydra.{kind}.dir must name a folder, got an empty text")
-    place = Path(str(named)).absolute()
+    place = Path(str(named)).expanduser().absolute()
     rank = int(os.environ.get("RANK", "0"))  # set by torchrun; the first rank speaks for all
     return place / f"rank-{rank}" if rank and kind == "run" else place
 
@@ -369,6 +370,7 @@ class _HydraJob:
         from dllm_decode.tasks import Context, build_task
 
         keep_freed_memory()
+        expand_homes(cfg)  # Hydra composes the jobs of a sweep itself
         check(cfg, overrides)
         first = os.environ.get("RANK", "0") == "0"
         display = build_node(cfg, "display") if first else make_display("none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -40,6 +41,8 @@ _GONE = {
     "task.pages": "the pages of the repository are filled by docs/tools/fill_pages.py",
     "task=model_card": "the model card is measured in the repository: python docs/tools/model_card",
 }
+# Settings that tasks read as paths; those of checkpoints and prompts may begin at a home anyway.
+_PATHS = ("runs", "output", "data", "shots", "preface", "markdown")
 _LISTS = ("strategy/transforms", "strategy/filters")
 _SLOTS = ("strategy.transforms", "strategy.filters", "strategy.stop")
 
@@ -108,9 +111,26 @@ def compose_with_hydra(
         ConfigError: For anything Hydra refuses.
     """
     try:
-        return app.compose(name, overrides, sweep)
+        cfg = app.compose(name, overrides, sweep)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
+    expand_homes(cfg)
+    return cfg
+
+
+def expand_homes(cfg: DictConfig) -> None:
+    """Let paths in a configuration that begin with `~` begin at a home folder.
+
+    Args:
+        cfg: As Hydra composed it; is changed.
+    """
+    for key, value in _leaves(OmegaConf.to_container(cfg, resolve=False), ""):
+        if key.rpartition(".")[2] not in _PATHS or key.startswith("hydra."):
+            continue
+        several = value if isinstance(value, list) else [value]
+        full = [os.path.expanduser(v) if isinstance(v, str) else v for v in several]
+        if full != several:
+            OmegaConf.update(cfg, key, full if isinstance(value, list) else full[0])
 
 
 def hydra_application(folder: Path | None = None) -> Application:

@@ -57,7 +57,7 @@ def _folder(overrides: Sequence[str]) -> Path | None:
     if not runs:
         return None
     own = sorted(text for text in overrides if not text.startswith("hydra."))
-    return Path(runs) / f"failed-{job_key({'overrides': own})}"
+    return Path(runs).expanduser() / f"failed-{job_key({'overrides': own})}"
 
 
 def _words(overrides: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dllm_decode.cli import _parsed, main, quoted
-from dllm_decode.config.compose import all_groups, hydra_application
+from dllm_decode.config.compose import all_groups, compose_checked, hydra_application
 from dllm_decode.decoding.trace import read_trace
 
 TOY = ("model=toy_copy", "task.samples=2", "display=none")
@@ -531,6 +531,69 @@ def test_a_path_may_hold_what_the_override_grammar_does_not_take(
     assert (tmp_path / name / "results.json").exists()
     assert main(["model=llada", f"model.checkpoint={tmp_path / name}"]) == 1
     assert str(tmp_path / name) in cli.capsys.readouterr().err
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder, beside the folder in which the program runs."""
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+EVAL = ("task=eval", "model=toy_copy", "families=[copy]", "task.count=1", "display=none")
+
+
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        ([*TOY, "compare=false", "hydra.run.dir=~/run"], "run/results.json"),
+        (["-m", *TOY, "compare=false", "hydra.sweep.dir=~/s"], "s/0/results.json"),
+        ([*EVAL, "runs=~/x", "hydra.run.dir=r"], "x/*/results.json"),
+        (["-m", *EVAL, "runs=~/x", "hydra.sweep.dir=r"], "x/*/results.json"),
+        (["task=new", "name=my_rule", "task.output=~/mine", "hydra.run.dir=r"], "mine/README.md"),
+    ],
+    ids=["run", "sweep", "runs", "runs of a sweep", "new"],
+)
+def test_a_path_may_begin_at_the_home_folder(words: list[str], made: str, home: Path) -> None:
+    assert main([*words]) == 0
+    assert len(list(home.glob(made))) == 1
+    assert not Path("~").exists()
+
+
+def test_a_report_goes_and_looks_where_paths_begin_at_the_home_folder(home: Path) -> None:
+    (home / "preface.md").write_text("Said before.")
+    assert main([*EVAL, "runs=~/x", "hydra.run.dir=r"]) == 0
+    words = ["task.output=~/o", "task.markdown=~/q.md", "task.preface=~/preface.md"]
+    quiet = ["task.figures=false", "display=none", "hydra.run.dir=r"]
+    assert main(["task=report", "runs=~/x", *words, *quiet]) == 0
+    assert (home / "o" / "report.md").is_file()
+    assert "Said before." in (home / "q.md").read_text()
+    assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("key", ["runs", "data", "shots"])
+def test_what_is_read_may_begin_at_the_home_folder_in_every_way_to_compose(
+    home: Path, key: str
+) -> None:
+    task = compose_checked(["task=eval", f"task.{key}='~/x'"]).task
+    assert task[key] == str(home / "x")
+    several = compose_checked(["task=compare", "runs=['~/a',b]"])
+    assert several.task.runs == [str(home / "a"), "b"]
+
+
+@pytest.mark.parametrize("task", ["distill", "pretrain", "train_drafter"])
+def test_the_folder_of_a_training_may_begin_at_the_home_folder(home: Path, task: str) -> None:
+    assert compose_checked([f"task={task}", "task.output='~/x'"]).task.output == str(home / "x")
+
+
+def test_options_of_ones_own_may_lie_in_the_home_folder(home: Path) -> None:
+    (home / "options").mkdir()
+    (home / "options" / "mine.yaml").write_text("defaults: [config, _self_]\n")
+    own = ["--config-dir=~/options", "--config-name=mine"]
+    assert main([*own, *TOY, "compare=false", "hydra.run.dir=r"]) == 0
 
 
 @pytest.mark.slow
