@@ -473,7 +473,8 @@ def _is_path(name: str, value: str) -> bool:
     """Whether a value is one path: no list, no interpolation, and no sweep."""
     if value[:1] in ("[", "{") or "${" in value:
         return False
-    return re.fullmatch(r"[\w./:+@-]*", value) is None and (
+    # Hydra's grammar knows no letters but these
+    return re.fullmatch(r"[\w./:+@-]*", value, re.ASCII) is None and (
         "," not in value or name.startswith("hydra.") or Path(value).expanduser().exists()
     )
 

@@ -147,6 +147,7 @@ def test_the_answer_to_a_prompt_is_shown(cli: Cli) -> None:
         ("model.checkpoint='x y'", "model.checkpoint='x y'"),
         ("+strategy.select.weights=a (1)/f", "+strategy.select.weights='a (1)/f'"),
         ("runs=my runs", "runs='my runs'"),
+        ("runs=/tmp/ü/x", "runs='/tmp/ü/x'"),
     ],
 )
 def test_free_text_is_quoted_for_the_override_grammar(word: str, expected: str) -> None:
@@ -522,7 +523,7 @@ def test_help_for_what_is_not_there_says_what_there_is(cli: Cli, name: str, said
 
 
 @pytest.mark.one_in(4)
-@pytest.mark.parametrize("name", ["dir=eq", "it's (odd), really", "a:b", "x{1}", "tail "])
+@pytest.mark.parametrize("name", ["dir=eq", "it's (odd), really", "a:b", "x{1}", "tail ", "ü"])
 def test_a_path_may_hold_what_the_override_grammar_does_not_take(
     cli: Cli, name: str, tmp_path: Path
 ) -> None:
