@@ -449,6 +449,18 @@ def test_ctrl_c_before_the_first_step_ends_with_130_and_leaves_nothing(cli: Cli)
     assert not cli.folder.exists()
 
 
+def test_ctrl_c_while_the_program_is_still_being_imported_ends_with_130(tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    script = (
+        "import runpy, signal, sys\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "runpy.run_module('dllm_decode', run_name='__main__')"
+    )
+    done, _ = _python("-c", script, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 @pytest.mark.parametrize("word", ["debug=true", "hydra.verbose=true"])
 def test_a_traceback_is_there_when_asked_for(cli: Cli, word: str) -> None:
     assert cli(*TOY, "strategy.select.threshold=7", word) == 2
