@@ -247,7 +247,7 @@ def _summary(done: Sweep, folder: RunFolder) -> int:
     ]
     for number, (words, error) in enumerate(done.refused, start=len(done.results)):
         reason = explain(error, words)
-        _note_failure(RunFolder(folder.path / str(number)), words, reason)
+        _note_failure(RunFolder(folder.path / str(number)), words, None, reason)
         failed.append((number, reason.exit_code, str(reason)))
     if not failed:
         return 0
@@ -268,14 +268,18 @@ def _short(text: str, most: int = 160) -> str:
 
 
 def _note_failure(
-    folder: RunFolder, overrides: Sequence[str], error: Exception, since: float = math.inf
+    folder: RunFolder,
+    overrides: Sequence[str],
+    cfg: DictConfig | None,
+    error: Exception,
+    since: float = math.inf,
 ) -> None:
     """What a job that could not run leaves: `failure.json`, also where reports look for it."""
     from dllm_decode.tasks.failed import note_failed_evaluation
 
     reason = f"{type(error).__name__}: {error}"
     folder.write_json("failure.json", {"reason": reason, "overrides": list(overrides)})
-    note_failed_evaluation(overrides, str(error), since)
+    note_failed_evaluation(overrides, cfg, str(error), since)
 
 
 class Done(NamedTuple):
@@ -353,10 +357,10 @@ class _HydraJob:
             code = self._run(cfg, overrides, folder, state)
         except Exception as error:
             if self.sweep:
-                _note_failure(folder, overrides, error, begin)
+                _note_failure(folder, overrides, cfg, error, begin)
             return Done(_report(error, self.words), str(error))
-        if self.sweep and code == 0:
-            forget_failed_evaluation(overrides)
+        if code == 0:
+            forget_failed_evaluation(overrides, cfg)
         if self.sweep and code in (INTERRUPTED, TERMINATED):
             raise KeyboardInterrupt  # the whole sweep was meant
         value = self.done[0].objective(self.done[1]) if self.sweep and self.done else math.nan

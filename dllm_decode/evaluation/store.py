@@ -214,7 +214,10 @@ class JobFolder:
     def _resume(self) -> None:
         """Keep whole samples; drop half a line, repeated problems and those that failed."""
         path = self.path / SAMPLES
-        found, size = parse_samples(path)
+        try:
+            found, size = parse_samples(path)
+        except StoreError as error:
+            raise StoreError(f"{error}; task.resume=false does the whole job again") from None
         kept = {sample.problem: sample for sample in found if not sample.error}
         self.samples = list(kept.values())
         try:

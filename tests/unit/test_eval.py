@@ -726,6 +726,21 @@ def test_a_job_that_begins_after_all_is_no_longer_listed_as_failed(tmp_path, mon
     assert not (tmp_path / "alone" / "runs").exists()
 
 
+@pytest.mark.parametrize("sweep", [True, False])
+def test_a_failure_that_was_repaired_is_forgotten_however_the_job_is_typed(tmp_path, capsys, sweep):
+    few = ("families=[copy]", "task.count=1", "strategy=topk")
+    assert command(tmp_path, *few) == 0
+    (job,) = (tmp_path / "runs").iterdir()
+    (job / "results.json").unlink()
+    (job / "samples.jsonl").write_text("{}\n")
+    assert command(tmp_path, *few, sweep=True) == 1
+    assert "task.resume=false does the whole job again" in capsys.readouterr().err
+    assert "samples.jsonl, line 1" in store.collect(tmp_path / "runs").failed[0]
+    other = ("task.resume=false", "strategy=pipeline", "strategy/select=topk", "display=none")
+    assert command(tmp_path, "families=[copy]", "task.count=1", *other, sweep=sweep) == 0
+    assert store.collect(tmp_path / "runs").failed == ()
+
+
 def test_problems_that_could_not_be_decoded_are_counted_for_people(tmp_path, capsys):
     lines = [json.dumps({"question": text, "answer": "#### 2"}) for text in ("abc", "ab?")]
     data = tmp_path / "data.jsonl"
