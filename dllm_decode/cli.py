@@ -37,7 +37,12 @@ from dllm_decode.config.compose import (
     written_out,
 )
 from dllm_decode.config.early import check_values
-from dllm_decode.config.hydra_application import Application, Sweep, argument_parser
+from dllm_decode.config.hydra_application import (
+    REFUSALS,
+    Application,
+    Sweep,
+    argument_parser,
+)
 from dllm_decode.config.shorthand import quote
 from dllm_decode.config.signatures import described
 from dllm_decode.console.help import help_about, help_text
@@ -199,23 +204,42 @@ def _fresh(kind: str, overrides: Sequence[str]) -> bool:
 
 def _hydra_command(arguments: Namespace, words: list[str]) -> int:
     """`--help`, `--cfg`, `--info` and so on, which Hydra answers from `sys.argv`."""
-    written = written_out(hydra_application(), arguments.overrides, sweep=True)
+    rerun = arguments.experimental_rerun
+    if rerun and not Path(rerun).is_file():
+        raise ConfigError(f"--experimental-rerun must be the file of a run, got {rerun}")
+    written = list(arguments.overrides)
+    if not arguments.shell_completion:  # whose words are no settings: install=bash
+        written = written_out(hydra_application(), written, sweep=True)
     flags = [word for word in words if word not in arguments.overrides]
-    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["dllm_decode", *flags, *written]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through
     register_search_path()
     try:
-        hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(
-            _HydraJob(words)
-        )()
+        with _arguments_of_the_process([*flags, *written]):
+            hydra.main(version_base="1.3", config_path=f"pkg://{CONF}", config_name="config")(
+                _HydraJob(words)
+            )()
+    except REFUSALS as error:
+        raise explain(error, [*_searched(arguments.config_dir), *written]) from error
+    except ValueError as error:  # flags that do not go together
+        if isinstance(error, DllmDecodeError):
+            raise
+        raise ConfigError(str(error).replace("shell_completion", "shell-completion")) from error
+    return 0
+
+
+@contextmanager
+def _arguments_of_the_process(words: list[str]) -> Iterator[None]:
+    """Let Hydra find some words as the command line of the process, and raise what it refuses."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["dllm_decode", *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through
+    try:
+        yield
     finally:
         sys.argv = before
         if full is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full
-    return 0
 
 
 # Sweeps.

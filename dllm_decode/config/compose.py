@@ -23,8 +23,9 @@ from hydra.errors import (
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
-from dllm_decode.config.hydra_application import Application, application
+from dllm_decode.config.hydra_application import REFUSALS, Application, application
 from dllm_decode.config.shorthand import KnownNames, expand
 from dllm_decode.config.signatures import nodes, parameters_of
 from dllm_decode.errors import ConfigError, did_you_mean
@@ -112,7 +113,7 @@ def compose_with_hydra(
     """
     try:
         cfg = app.compose(name, overrides, sweep)
-    except (HydraException, OmegaConfBaseException) as error:
+    except REFUSALS as error:
         raise explain(error, overrides) from error
     expand_homes(cfg)
     return cfg
@@ -183,6 +184,8 @@ def _check_groups(overrides: Sequence[str]) -> None:
     known = set(all_groups())
     for text in overrides:
         name = text.partition("=")[0].lstrip("+")
+        if not name.lstrip("~"):
+            raise ConfigError(f"cannot read {text!r}; write key=value or group=option")
         if name not in known or not text.partition("=")[1]:
             continue
         try:
@@ -352,6 +355,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if isinstance(error, ConfigError):
         return error
     text = str(error)
+    if isinstance(error, YAMLError | UnicodeDecodeError):
+        return _unreadable_option(error, overrides)
     if isinstance(error, MissingConfigException):
         return _unknown_option(error, overrides)
     if isinstance(error, OverrideParseException):
@@ -374,6 +379,29 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     return ConfigError(
         "; ".join(line.strip() for part in lines for line in part.splitlines() if line.strip())
     )
+
+
+def _unreadable_option(
+    error: YAMLError | UnicodeDecodeError, overrides: Sequence[str]
+) -> ConfigError:
+    """The error for a file of options that holds no YAML."""
+    if isinstance(error, UnicodeDecodeError):
+        place = _holding(error.object, overrides)
+        return ConfigError(f"{place} is not UTF-8 text: {error.reason}; save it as UTF-8")
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    if mark is None:
+        return ConfigError(f"an option is no YAML: {' '.join(str(error).split())}")
+    assert isinstance(error, MarkedYAMLError)
+    return ConfigError(f"{mark.name}, line {mark.line + 1} is no YAML: {error.problem}")
+
+
+def _holding(data: bytes, overrides: Sequence[str]) -> str:
+    """The file of options that holds some bytes, which an error about them does not name."""
+    folders = re.findall(r"file://([^'\",\]]+)", " ".join(_searched(overrides)))
+    for path in (path for folder in folders for path in sorted(Path(folder).rglob("*.yaml"))):
+        if data in path.read_bytes():
+            return str(path)
+    return "a file of options"
 
 
 def _unknown_option(error: MissingConfigException, overrides: Sequence[str]) -> ConfigError:

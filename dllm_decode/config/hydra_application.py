@@ -31,9 +31,12 @@ from hydra.types import HydraContext, RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dllm_decode.errors import ConfigError
 
+# What Hydra raises where a configuration cannot be composed; the last two are about files.
+REFUSALS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError)
 # What the process shares: Hydra keeps its state in one singleton.
 _LOCK = threading.RLock()
 
@@ -244,7 +247,7 @@ class _Composable:
             job = self.each(job)
             with _LOCK:
                 self.loader.load_sweep_config(self.cfg, job)
-        except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        except (*REFUSALS, ConfigError) as error:
             self.refused.append((job, error))
             return None
         return job

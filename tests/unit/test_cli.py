@@ -293,6 +293,9 @@ CONFIGURATION_FAULTS = {
     ),
     "key that is there already": (["+seed=3"], ["seed is in the configuration already"]),
     "unreadable override": (["seed=[1,"], ["cannot read the override", "seed=[1,"]),
+    "value without a key": (["=1"], ["cannot read '=1'; write key=value or group=option"]),
+    "value without a key behind +": (["+=1"], ["cannot read '+=1'; write key=value"]),
+    "nothing taken out": (["~=1"], ["cannot read '~=1'; write key=value"]),
     "value out of range": (
         [*TOY, "strategy.select.threshold=1.5"],
         ["strategy.select.threshold", "[0.0, 1.0]", "1.5"],
@@ -345,6 +348,43 @@ def test_a_configuration_fault_is_one_message_and_exit_code_2(cli: Cli, fault: s
     assert message.startswith("error: ") and len(message.splitlines()) == 1
     assert code == 2
     assert "Traceback" not in cli.err and not cli.folder.exists()
+
+
+@pytest.mark.parametrize("words", [["strategy=mine"], ["-m", "strategy=mine"], ["--cfg", "job"]])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: 1\nb: [1,\n", "mine.yaml, line 3 is no YAML: expected"),
+        (b"a: 1\na: 2\n", "mine.yaml, line 2 is no YAML: found duplicate key"),
+        (b"a: caf\xe9\n", "mine.yaml is not UTF-8 text: invalid continuation byte; save it"),
+        (b"a: \x07\n", "unacceptable character"),
+    ],
+)
+def test_an_option_of_ones_own_that_cannot_be_read_is_named(
+    cli: Cli, tmp_path: Path, content: bytes, said: str, words: list[str]
+) -> None:
+    place = tmp_path / "options" / "strategy"
+    place.mkdir(parents=True)
+    (place / "mine.yaml").write_bytes(content)
+    assert cli("--config-dir", str(tmp_path / "options"), *words, "strategy=mine") == 2
+    assert said in cli.err and "mine.yaml" in cli.err
+    assert len(cli.err.splitlines()) == 1 and not cli.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--cfg job --resolve -m seed=1,2", "Only one of --run, --multirun, --cfg, --info and"),
+        ("--experimental-rerun nope", "--experimental-rerun must be the file of a run, got nope"),
+        ("--shell-completion", "Expecting one subcommand from ['install', 'uninstall', 'query']"),
+    ],
+)
+def test_flags_that_hydra_refuses_are_one_message_and_exit_code_2(
+    words: str, said: str, capsys
+) -> None:
+    assert main(words.split()) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1 and "fault of the program" not in err
 
 
 def _lines(*lines: str) -> Callable[[Path], list[str]]:

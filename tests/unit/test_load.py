@@ -173,3 +173,8 @@ def test_rows_that_each_fit_the_model_are_decoded_together():
         assert together[row].tokens == alone[0].tokens
     with pytest.raises(ConfigError, match="together need 260 positions, the model has 256"):
         decoder.generate([[5] * 200, [6] * 10], max_new_tokens=[60, 200])
+
+
+def test_an_override_without_a_key_is_refused_in_python_as_on_the_command_line():
+    with pytest.raises(ConfigError, match="cannot read '=3'; write key=value or group=option"):
+        load("toy_copy", "threshold", overrides=["=3"])
