@@ -138,7 +138,10 @@ class Compare(Task):
         """What `against` changes, each key written out."""
         from dllm_decode.config.compose import without_shorthands
 
-        given = [*context.overrides, *shlex.split(self.against or "")]
+        try:
+            given = [*context.overrides, *shlex.split(self.against or "")]
+        except ValueError as error:  # a quote that does not end
+            raise ConfigError(f"task.against cannot be read: {error}, got {self.against}") from None
         words = without_shorthands(given)[len(context.overrides) :]
         for key in map(_key, words):
             if key.partition(".")[0] in _SHARED:

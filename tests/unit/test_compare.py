@@ -96,6 +96,10 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict, message: s
         (["against=batch_size=16", *TOY], "task.against must change something"),
         (["against=", *TOY], "task.against must change something"),
         (["against=stratgy=factor", *TOY], "did you mean"),
+        (
+            ['against=batch_size="1', *TOY],
+            'task.against cannot be read: No closing quotation, got batch_size="1',
+        ),
         (["against=prompt=ab", *TOY], "task.against cannot change prompt"),
     ],
 )
