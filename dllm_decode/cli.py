@@ -509,8 +509,8 @@ def _is_path(name: str, value: str) -> bool:
 
 def _report(error: Exception, words: Sequence[str]) -> int:
     """Print one message; returns the exit code."""
-    asked = {word.lstrip("+") for word in words}
-    if {"debug=true", "debug=True", "hydra.verbose=true", "hydra.verbose=True"} & asked:
+    asked = {word.lstrip("+").lower() for word in words}
+    if {"debug=true", "hydra.verbose=true"} & asked:
         traceback.print_exception(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         error = explain(error, [word for word in words if "=" in word])

@@ -28,7 +28,7 @@ from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 from dllm_decode.config.hydra_application import REFUSALS, Application, application
 from dllm_decode.config.shorthand import KnownNames, expand
 from dllm_decode.config.signatures import nodes, parameters_of
-from dllm_decode.errors import ConfigError, did_you_mean
+from dllm_decode.errors import ConfigError, did_you_mean, require_count
 
 CONF = "dllm_decode.conf"
 _RESERVED = ("_target_", "_args_", "_convert_", "_recursive_", "_partial_")
@@ -259,6 +259,16 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
                 raise unknown_key(f"{key}.{name}", allowed, kind, keys)
     for slot in _SLOTS:
         _check_slot(raw, slot)
+    _check_shared(cfg)
+
+
+def _check_shared(cfg: DictConfig) -> None:
+    """Settings that stand at the top, by the names that users give them, whoever reads them."""
+    for name in ("debug", "compare"):
+        value = cfg.get(name, False)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be true or false, got {value!r}")
+    require_count("batch_size", cfg.get("batch_size", 1))
 
 
 def groups() -> tuple[str, ...]:

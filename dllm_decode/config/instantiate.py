@@ -46,13 +46,22 @@ def build_node(cfg: DictConfig, key: str) -> Any:
     """
     try:
         node = cfg[key]
-        check_types(OmegaConf.to_container(node, resolve=True), key)
+        _check_types(cfg, key)
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         raise _located(error, key, cfg) from error
     except OmegaConfBaseException as error:
         where = error.full_key or key
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from error
+
+
+def _check_types(cfg: DictConfig, key: str) -> None:
+    """Like `check_types`, with the name at the top of a setting that several tasks share."""
+    try:
+        check_types(OmegaConf.to_container(cfg[key], resolve=True), key)
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(with_key(message.removeprefix(f"{key}."), key, cfg)) from None
 
 
 def _located(error: InstantiationException, key: str, cfg: DictConfig) -> DllmDecodeError:

@@ -308,6 +308,17 @@ CONFIGURATION_FAULTS = {
         [*TOY, "strategy.select.strict=3"],
         ["strategy.select.strict must be true or false", "3"],
     ),
+    "word for a flag at the top": (["debug=maybe"], ["error: debug must be true or false, got 'm"]),
+    "comparing perhaps": (["compare=maybe"], ["error: compare must be true or false, got 'm"]),
+    "batches of no size": (
+        ["batch_size=null"],
+        ["error: batch_size must be a whole number >= 1, got None"],
+    ),
+    "batches of a word": (["batch_size=x"], ["error: batch_size must be a whole number >= 1, got"]),
+    "shared setting of a wrong type": (
+        [*TOY, "max_tokens_in_flight=x"],
+        ["error: max_tokens_in_flight must be a whole number or null, got 'x'"],
+    ),
     "display of a wrong word": ([*TOY, "display=fancy"], ["display", "auto, live, none, plain"]),
     "list instead of parts": (
         [*TOY, "strategy.filters=[a]"],
