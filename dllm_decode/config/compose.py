@@ -45,6 +45,7 @@ _GONE = {
 # Settings that tasks read as paths; those of checkpoints and prompts may begin at a home anyway.
 _PATHS = ("runs", "output", "data", "shots", "preface", "markdown")
 _LISTS = ("strategy/transforms", "strategy/filters")
+_NEEDED = ("task", "model", "schedule", "cache", "sampler", "strategy", "trace", "display")
 _SLOTS = ("strategy.transforms", "strategy.filters", "strategy.stop")
 
 
@@ -250,6 +251,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         if "/" not in first and first not in known and not override.is_delete():
             raise unknown_key(first, known, "")
     raw = OmegaConf.to_container(cfg, resolve=False)
+    _check_needed(raw)
     keys = [key for key, _ in _leaves(raw, "")]
     for key, node in nodes(raw, ""):
         allowed = parameters_of(str(node["_target_"]))
@@ -260,6 +262,21 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     for slot in _SLOTS:
         _check_slot(raw, slot)
     _check_shared(cfg)
+
+
+def _check_needed(raw: Any) -> None:
+    """Every part of a run is there: `~` takes away what can be left out."""
+    needed = [name for name in _NEEDED if name not in raw]
+    strategy = raw.get("strategy")
+    if isinstance(strategy, dict) and str(strategy.get("_target_")).endswith(".Pipeline"):
+        needed += [] if "select" in strategy else ["strategy/select"]
+    for group in needed:
+        options = hydra_application().options(group)
+        quiet = f", {group}=none for nothing" if "none" in options else ""
+        raise ConfigError(
+            f"{group.replace('/', '.')} is needed and cannot be left out; choose an option with "
+            f"{group}=...{quiet}; it has {', '.join(options)}"
+        )
 
 
 def _check_shared(cfg: DictConfig) -> None:
@@ -374,11 +391,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
             f"cannot read the override {error.override!r}; write key=value or group=option, and "
             "quote values with special characters: 'key=\"a, b\"'"
         )
-    if match := re.search(r"Error merging override \+*((strategy\.\w+)=\[.*)", text):
-        return ConfigError(
-            f"{match[1]}: {match[2]} is a mapping from names to parts; choose options with "
-            f"{match[2].replace('.', '/')}=[<option>]"
-        )
+    if unfit := _unfit(text):
+        return unfit
     match = re.search(r"Could not override '([^']+)'", text)
     if isinstance(error, ConfigCompositionException) and match:
         return _unknown_override(match[1], overrides)
@@ -389,6 +403,18 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     return ConfigError(
         "; ".join(line.strip() for part in lines for line in part.splitlines() if line.strip())
     )
+
+
+def _unfit(text: str) -> ConfigError | None:
+    """What Hydra says about a value of a kind that its place does not take, None for the rest."""
+    if match := re.search(r"Error merging override \+*(hydra\.(?:run|sweep)\.dir)=(.*)", text):
+        return ConfigError(f"{match[1]} must name a folder, got {match[2]}")
+    if match := re.search(r"Error merging override \+*((strategy\.\w+)=\[.*)", text):
+        return ConfigError(
+            f"{match[1]}: {match[2]} is a mapping from names to parts; choose options with "
+            f"{match[2].replace('.', '/')}=[<option>]"
+        )
+    return None
 
 
 def _unreadable_option(

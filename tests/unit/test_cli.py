@@ -15,6 +15,7 @@ import yaml
 from dllm_decode.cli import _parsed, main, quoted
 from dllm_decode.config.compose import all_groups, compose_checked, hydra_application
 from dllm_decode.decoding.trace import read_trace
+from dllm_decode.errors import ConfigError
 
 TOY = ("model=toy_copy", "task.samples=2", "display=none")
 
@@ -345,7 +346,19 @@ CONFIGURATION_FAULTS = {
         [*TOY, "strategy.select._target_=dllm_decode.strategies.absent.Rule"],
         ["strategy.select"],
     ),
-    "missing group": (["~model"], ["model"]),
+    "missing group": (
+        ["~model"],
+        ["model is needed and cannot be left out; choose an option with model=...; it has "],
+    ),
+    "missing trace": (["~trace"], ["trace is needed", "trace=none for nothing"]),
+    "missing strategy": (["~strategy"], ["strategy is needed", "strategy=...; it has "]),
+    "missing task": (["~task"], ["task is needed", "generate"]),
+    "missing display": (["~display"], ["display is needed", "display=none for nothing"]),
+    "missing rule": (
+        ["~strategy.select"],
+        ["strategy.select is needed", "strategy/select=...", "threshold"],
+    ),
+    "no folder": (["hydra.run.dir=null"], ["hydra.run.dir must name a folder, got null"]),
 }
 
 
@@ -396,6 +409,12 @@ def test_flags_that_hydra_refuses_are_one_message_and_exit_code_2(
     assert main(words.split()) == 2
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1 and "fault of the program" not in err
+
+
+@pytest.mark.parametrize("word", ["~model", "~strategy.select"])
+def test_every_way_to_compose_says_what_cannot_be_left_out(word: str) -> None:
+    with pytest.raises(ConfigError, match="is needed and cannot be left out"):
+        compose_checked([word])
 
 
 def _lines(*lines: str) -> Callable[[Path], list[str]]:
