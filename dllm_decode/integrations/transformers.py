@@ -7,7 +7,7 @@ ids = model.generate(**inputs, max_new_tokens=64, custom_generate=StrategyGenera
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,13 +31,32 @@ from dllm_decode.errors import CapabilityError, ConfigError, require
 _OWN_PROCESSORS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 _OWN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria)
 
+# What a custom function is handed and a strategy cannot follow, and what to do in its place.
+_DRAFT = "drafts from left to right; a strategy decides several tokens in one pass as it is"
+_INPUTS = {
+    "inputs_embeds": "holds no token ids, which a strategy works on; give the prompt as input_ids",
+    "assistant_model": _DRAFT,
+    "negative_prompt_ids": "guides from left to right; set guidance=0.5 in StrategyGeneration",
+}
+_SETTINGS = {
+    "prompt_lookup_num_tokens": _DRAFT,
+    "assistant_early_exit": _DRAFT,
+    "use_mtp": _DRAFT,
+    "penalty_alpha": "searches from left to right; a strategy's transforms change probabilities",
+    "dola_layers": "needs logits of single layers; leave it out",
+    "constraints": "asks for beams; a strategy's filters say what may be written",
+    "force_words_ids": "asks for beams; a strategy's filters say what may be written",
+}
+_SCORES = "has one entry per token from left to right; see the result's confidence_of instead"
+_RECORDED = {"output_scores": _SCORES, "output_logits": _SCORES}
+
 
 class StrategyGeneration:
     """A strategy for a model of transformers without causal mask, its settings those of `load`.
 
     `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`, `eos_token_id` and
     `return_dict_in_generate` of `generate` mean what they mean there. What works from left to right
-    (further logits processors and stopping criteria, beams) is refused by name.
+    (further logits processors and stopping criteria, beams, drafting, scores) is refused by name.
 
     Attributes:
         result: of the last call, with forwards and finish reasons; None before the first.
@@ -96,6 +115,8 @@ class StrategyGeneration:
         own = generation_config
         _refuse("logits_processor", logits_processor, _OWN_PROCESSORS)
         _refuse("stopping_criteria", stopping_criteria, _OWN_CRITERIA)
+        _refuse_given(model_kwargs, _INPUTS)
+        _refuse_given(vars(own), _SETTINGS | (_RECORDED if own.return_dict_in_generate else {}))
         require((own.num_beams or 1) == 1, f"num_beams must be 1, got {own.num_beams}")
         ends = own.eos_token_id
         ends = () if ends is None else tuple(ends) if isinstance(ends, list | tuple) else (ends,)
@@ -144,6 +165,14 @@ def _refuse(name: str, given: Iterable[Any], known: tuple[type, ...]) -> None:
                 f"{name} holds a {type(part).__name__}, which works on text that is written from "
                 "left to right; a strategy does the same with transforms, filters and stop rules"
             )
+
+
+def _refuse_given(given: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    """Refuse what would be ignored, each with its reason."""
+    for name, reason in reasons.items():
+        value = given.get(name)
+        if isinstance(value, Tensor) or value:
+            raise CapabilityError(f"{name} of generate does not work with a strategy: it {reason}")
 
 
 def _prompts(ids: Tensor, mask: Tensor | None) -> list[list[int]]:

@@ -80,6 +80,38 @@ def test_what_works_from_left_to_right_is_refused(tiny, decoding, padded, settin
         )
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens of generate does not work"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha of generate does not work"),
+        ({"return_dict_in_generate": True, "output_scores": True}, "output_scores of .*confidence"),
+        ({"return_dict_in_generate": True, "output_logits": True}, "output_logits of .*confidence"),
+    ],
+)
+def test_what_would_be_ignored_is_refused_by_name(tiny, decoding, padded, settings, message):
+    with pytest.raises(CapabilityError, match=message):
+        tiny.denoiser.model.generate(
+            padded[1], max_new_tokens=4, custom_generate=decoding, **settings
+        )
+
+
+def test_embeddings_in_place_of_ids_are_refused(tiny, decoding, padded):
+    embedded = tiny.denoiser.model.get_input_embeddings()(padded[1])
+    with pytest.raises(CapabilityError, match="give the prompt as input_ids"):
+        tiny.denoiser.model.generate(
+            inputs_embeds=embedded, max_new_tokens=4, custom_generate=decoding
+        )
+
+
+@pytest.mark.parametrize("name", ["assistant_model", "negative_prompt_ids"])
+def test_inputs_that_a_caller_hands_over_itself_are_refused(tiny, decoding, padded, name):
+    config, model = GenerationConfig(max_length=40), tiny.denoiser.model
+    given = {"assistant_model": model, "negative_prompt_ids": padded[1]}[name]
+    with pytest.raises(CapabilityError, match=f"{name} of generate does not work"):
+        decoding(model, padded[1], generation_config=config, **{name: given})
+
+
 def test_prompts_padded_on_the_right_are_refused(tiny, decoding, padded):
     config = GenerationConfig(max_length=40)
     _, ids, mask = padded
