@@ -7,8 +7,10 @@ Replaying it gives the result, which makes it a complete account of a decode.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +257,14 @@ class Trace:
             vocab: of the model.
             titles: one per row; none of them: "prompt 0", "prompt 1", ...
             pieces: text of every id that occurs, None to leave them out.
+
+        Raises:
+            TraceError: the result was not recorded.
         """
+        if not result.trace and any(result.forwards):
+            raise TraceError(
+                "the result holds no steps to make a trace of: decode with record=True"
+            )
         return Trace(
             titles=tuple(titles) or tuple(f"prompt {row}" for row in range(request.rows)),
             prompts=request.prompts,
@@ -322,6 +331,8 @@ def read_trace(path: str | Path) -> Trace:
     Raises:
         TraceError: It cannot be read, or is not a trace; names the file, the line and the key.
     """
+    if not isinstance(path, str | PathLike):
+        raise TraceError(f"a trace is read from the path of a file, got {_shown(path)}")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except FileNotFoundError:
@@ -493,7 +504,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return _is_int(value) or isinstance(value, float)
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_bool(value: Any) -> bool:

@@ -96,6 +96,28 @@ def test_an_absent_trace_is_refused_by_name(tmp_path: Path) -> None:
         read_trace(tmp_path / "no.jsonl")
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_confidence_that_is_no_number_is_refused(tmp_path: Path, number: str) -> None:
+    lines = decode(["ab"])[0].lines()
+    step = json.loads(lines[1])
+    step["commits"][0][3] = "here"
+    lines[1] = json.dumps(step).replace('"here"', number)
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    with pytest.raises(TraceError, match=r"t\.jsonl, line 2: commits must be a list of"):
+        read_trace(tmp_path / "t.jsonl")
+
+
+def test_what_is_no_path_is_refused() -> None:
+    with pytest.raises(TraceError, match="the path of a file, got None"):
+        read_trace(None)  # type: ignore[arg-type]
+
+
+def test_a_result_that_was_not_recorded_has_no_trace() -> None:
+    request = Request((tuple(WORLD.encode("abcd")),), 12)
+    with pytest.raises(TraceError, match="decode with record=True"):
+        Trace.of(request, WORLD.decode(request), WORLD.model.denoiser.vocab)
+
+
 def test_the_player_cannot_be_ended_by_what_a_model_wrote() -> None:
     trace, _ = decode(["ab"])
     page = player({"a": Trace(**{**vars(trace), "titles": ("</script><b>",)})})
