@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import fields, is_dataclass
+from typing import Any
+
 import torch
 
 from dllm_decode.decoding.cache import CachePolicy
@@ -11,7 +15,7 @@ from dllm_decode.decoding.returned import kind_of, named
 from dllm_decode.decoding.schedule import Schedule
 from dllm_decode.decoding.strategy import Budget, EveryStep, Part, Revisions, Strategy
 from dllm_decode.decoding.types import Request
-from dllm_decode.errors import CapabilityError, ConfigError
+from dllm_decode.errors import CapabilityError, ConfigError, did_you_mean
 
 
 def place_of(key: str, part: Part) -> str:
@@ -88,6 +92,7 @@ def check_composition(
     if schedule.sees_canvas:
         _check_sight(named("schedule", schedule), cache)
     for key, part in strategy.parts():
+        _check_declared(place_of(key, part), part)
         _check_part(place_of(key, part), part, denoiser, schedule, cache)
 
 
@@ -139,6 +144,30 @@ def _check_cache(denoiser: Denoiser, cache: CachePolicy) -> None:
             f"({type(denoiser).__name__}) attends to the whole canvas; use "
             "cache=none, prefix or dual"
         )
+
+
+def _check_declared(name: str, part: Part) -> None:
+    """What a part's class declares must be names, and those of parameters its own fields."""
+    for attribute, example in (("needs", '{"hidden"}'), ("request_parameters", '("threshold",)')):
+        value = getattr(part, attribute)
+        # a text is a collection as well, of its letters
+        several = isinstance(value, Collection) and not isinstance(value, str)
+        if not several or not all(isinstance(word, str) for word in value):
+            raise CapabilityError(
+                f"{name}: {attribute} must hold names, such as {example}, got {value!r}"
+            )
+    own = _settings(part)
+    for word in part.request_parameters:
+        if word not in own:
+            raise CapabilityError(
+                f"{name}: request_parameters names {word!r}{did_you_mean(word, own)}; it must be "
+                f"a field of the dataclass, which has {', '.join(own) or 'none'}"
+            )
+
+
+def _settings(part: Any) -> list[str]:
+    """The fields that a part is made with."""
+    return [own.name for own in fields(part) if own.init] if is_dataclass(part) else []
 
 
 def _check_part(

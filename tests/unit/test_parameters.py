@@ -13,7 +13,7 @@ from dllm_decode.decoding.parameters import parameters_of_strategy
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.decoding.types import Decision, Request
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import CapabilityError, ConfigError
 from dllm_decode.strategies.credit import TraceCredit
 from dllm_decode.strategies.entropy import EntropyThreshold
 from dllm_decode.strategies.entropy_bound import EntropyBound
@@ -113,6 +113,33 @@ def test_parameters_need_one_entry_per_prompt():
 def test_only_numbers_of_a_part_are_given():
     for part, name in parameters_of_strategy(with_credit()).values():
         assert isinstance(getattr(part, name), float)
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"request_parameters": ("threshold")}, "request_parameters must hold names, .*'thresh"),
+        ({"request_parameters": 3}, "request_parameters must hold names, .*, got 3"),
+        ({"request_parameters": ("treshold",)}, ".* 'treshold'; did you mean threshold.; it must"),
+        ({"needs": "hidden"}, "needs must hold names, such as {\"hidden\"}, got 'hidden'"),
+        ({"needs": {3}}, "needs must hold names, .*, got .3."),
+    ],
+)
+def test_what_a_class_declares_is_checked_when_it_is_composed(declared, message):
+    declaring = type("Declares", (ConfidenceThreshold,), declared)
+    with pytest.raises(CapabilityError, match=rf"^strategy\.select \(Declares\): {message}"):
+        decoder(Pipeline(declaring(0.7)))
+
+
+def test_a_parameter_of_a_class_without_fields_is_refused():
+    class Plain(Strategy):
+        request_parameters = ("threshold",)
+
+        def decide(self, view, memory):
+            return Decision(view.open)
+
+    with pytest.raises(CapabilityError, match=r"\(Plain\): .* of the dataclass, which has none"):
+        decoder(Plain())
 
 
 def test_generate_takes_one_mapping_or_one_per_prompt():
