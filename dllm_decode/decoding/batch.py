@@ -571,6 +571,8 @@ class Batch:
         who = f"{named('cache', cache)}: what plan returned"
         if not isinstance(refresh, Refresh):
             raise PluginError(f"{who} is {kind_of(refresh)}; it must be a Refresh or None")
+        if not cache.stores:
+            raise PluginError(f"{who} is a Refresh, which stores = False rules out; return None")
         shape = snapshot.tokens.shape
         check_plane(who, refresh.columns, shape, FLAGS, snapshot.rows.device, "columns")
         check_plane(who, refresh.valid, shape, FLAGS, snapshot.rows.device, "valid")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dllm_decode.decoding.cache import CachePolicy
+from dllm_decode.decoding.cache import MEMORIES, CachePolicy
 from dllm_decode.decoding.denoiser import Capabilities, Denoiser, StoringDenoiser
 from dllm_decode.decoding.parameters import check_parameters
 from dllm_decode.decoding.returned import kind_of, named
@@ -131,8 +131,31 @@ def _check_sight(name: str, cache: CachePolicy) -> None:
         )
 
 
+# What a cache policy may declare; `part` and `block_causal` decide what it is combined with.
+_LOGITS = ("canvas", "undecided", "window", "part")
+_ATTENTION = ("any", "block_causal")
+
+
+def _check_words(cache: CachePolicy) -> None:
+    """What a policy's class declares must be words that mean something."""
+    who = named("cache", cache)
+    for attribute, allowed in (("logits", _LOGITS), ("attention", _ATTENTION)):
+        value = getattr(cache, attribute)
+        if value not in allowed:
+            raise CapabilityError(
+                f"{who}: {attribute} must be one of {', '.join(allowed)}; got {value!r}"
+            )
+    kept = getattr(cache, "remembers", ())
+    several = isinstance(kept, Collection) and not isinstance(kept, str)
+    if not several or any(name not in MEMORIES for name in kept):
+        raise CapabilityError(
+            f"{who}: remembers must be a tuple of {', '.join(MEMORIES)}, or (); got {kept!r}"
+        )
+
+
 def _check_cache(denoiser: Denoiser, cache: CachePolicy) -> None:
     kind = type(cache).__name__
+    _check_words(cache)
     if cache.stores and not isinstance(denoiser, StoringDenoiser):
         raise CapabilityError(
             f"cache ({kind}) needs keys and values to store, but model "

@@ -32,7 +32,7 @@ from dllm_decode.decoding.loop import Decoder, Run
 from dllm_decode.decoding.schedule import Blocks, WholeCanvas
 from dllm_decode.decoding.strategy import Pipeline, Strategy
 from dllm_decode.decoding.types import Decision, Request, StepView, Vocab
-from dllm_decode.errors import ConfigError, PluginError
+from dllm_decode.errors import CapabilityError, ConfigError, PluginError
 from dllm_decode.models.adapter import TransformersDenoiser
 from dllm_decode.models.key_value import FixedBuffers, KeyValueStore
 from dllm_decode.strategies.eot import CommittedEot
@@ -344,6 +344,26 @@ def test_a_policy_may_do_without_the_store_in_some_steps():
     for row in range(2):
         alone = decoder(NowAndThen(), strategy=TopK(1)).decode(rows.take([row]))
         assert outcome(alone, 0) == outcome(together, row)
+
+
+def test_a_policy_that_says_it_stores_nothing_may_not_plan_a_refresh():
+    stores_nothing = type("Forgot", (DualCache,), {"stores": False})
+    with pytest.raises(PluginError, match=r"^cache \(Forgot\): .* which stores = False rules out"):
+        decoder(stores_nothing()).decode(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"logits": "everything"}, "logits must be one of canvas, .*; got 'everything'"),
+        ({"attention": "blocks"}, "attention must be one of any, block_causal; got 'blocks'"),
+        ({"remembers": ("agge",)}, r"remembers must be a tuple of age, .*; got \('agge',\)"),
+        ({"remembers": "age"}, "remembers must be a tuple of age, .*; got 'age'"),
+    ],
+)
+def test_a_policy_that_declares_what_means_nothing_is_refused(declared, message):
+    with pytest.raises(CapabilityError, match=rf"^cache \(Mine\): {message}"):
+        decoder(type("Mine", (DualCache,), declared)())
 
 
 def test_rows_that_join_may_not_be_planned_otherwise_than_those_before():
