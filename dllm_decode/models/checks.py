@@ -120,6 +120,10 @@ def check_attention(denoiser: TransformersDenoiser) -> str:
     take other experts, so changes are compared with each other and not with zero.
     """
     block = denoiser.block_length
+    positions = getattr(denoiser.model.config, "max_position_embeddings", denoiser.max_length)
+    if block is not None and positions is not None and block > positions:
+        # before two such blocks of tokens are made
+        return f"model.block_length must not exceed the model's {positions} positions, got {block}"
     length = _PROBE_LENGTH if block is None else 2 * block
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, denoiser.vocab.size, (1, length), generator=generator)

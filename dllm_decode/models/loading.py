@@ -397,6 +397,11 @@ def _block_length(plan: Blueprint, asked: int | None, attn_implementation: str) 
     )
     if asked is not None:
         require_count("model.block_length", asked)
+        positions = plan.settings["max_position_embeddings"]
+        require(
+            asked <= positions,
+            f"model.block_length must not exceed the model's {positions} positions, got {asked}",
+        )
     return asked or published
 
 

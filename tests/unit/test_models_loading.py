@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import published_configs as sizes
 import pytest
@@ -521,6 +522,14 @@ def test_block_causal_models_refuse_attention_that_cannot_take_their_mask():
         golden("llada2", attn_implementation="eager")
     with pytest.raises(ConfigError, match=r"model.block_length must be a whole number >= 1, got 0"):
         golden("llada2", block_length=0)
+
+
+def test_a_block_longer_than_the_model_s_positions_is_refused_before_it_is_probed():
+    message = "model.block_length must not exceed the model's 512 positions, got 513"
+    with pytest.raises(ConfigError, match=message):
+        golden("llada2", block_length=513)
+    loaded = golden("llada2", block_length=8)
+    assert checks.check_attention(replace(loaded.denoiser, block_length=513)) == message
 
 
 def test_dtype_is_what_was_asked_for_and_not_what_the_file_says():
