@@ -18,7 +18,7 @@ from dllm_decode.decoding.cache import Plan, spread
 from dllm_decode.decoding.composition import Composition
 from dllm_decode.decoding.denoiser import MovableDrafter
 from dllm_decode.decoding.guard import read_only
-from dllm_decode.decoding.prediction import HiddenStates, Prediction
+from dllm_decode.decoding.prediction import HiddenStates, Prediction, PredictionError
 from dllm_decode.decoding.returned import (
     check_logits,
     check_prediction,
@@ -28,6 +28,7 @@ from dllm_decode.decoding.returned import (
 )
 from dllm_decode.decoding.selection import numbers
 from dllm_decode.decoding.types import Carry, StepView, gather_columns, ids_on
+from dllm_decode.errors import PluginError
 from dllm_decode.kernels import dispatch
 from dllm_decode.kernels.noise import Noise
 
@@ -176,6 +177,8 @@ class ModelPasses:
             logits = HiddenStates(values, self._weight)
         try:
             prediction = self._sampler.predict(logits, self.banned, noise)
+        except PredictionError as error:  # inside a probe it would be laid on the part that asked
+            raise PluginError(f"{named('sampler', self._sampler)}: {error}") from error
         except Exception as error:
             lay_on(error, named("sampler", self._sampler))
             raise

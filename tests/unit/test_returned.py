@@ -198,6 +198,14 @@ def test_a_prediction_that_is_none_is_laid_on_the_sampler(answer, message):
     )
 
 
+def test_what_a_sampler_cannot_make_a_prediction_of_is_laid_on_it():
+    refused(
+        PluginError,
+        r"^sampler \(MySampler\): logits must be floating-point numbers, got torch.int64",
+        sampler=MySampler(lambda logits, banned: Prediction.of(logits.long(), banned)),
+    )
+
+
 def test_a_prediction_without_numbers_is_laid_on_a_sampler_of_ones_own():
     def nothing(logits, banned):
         return Prediction.of(torch.full_like(logits, float("nan")), banned)
