@@ -49,6 +49,7 @@ from dllm_decode.problems.grading import ANSWERS, answer_in
 log = logging.getLogger(__name__)
 
 DEFAULT_NEW_TOKENS = 64
+_BYTES = bytes | bytearray | memoryview  # sequences of numbers, which are no token ids
 MASK_WORD = "[MASK]"
 END_SIGN = "∎"
 
@@ -737,6 +738,11 @@ class TextDecoder:
             if not (chat and prompt and tokenizer.has_chat_template):
                 return tuple(tokenizer.encode(prompt))
             prompt = [{"role": "user", "content": prompt}]
+        if isinstance(prompt, _BYTES):
+            raise ConfigError(
+                f"prompt {row} must be a text, a chat or token ids, got {type(prompt).__name__}; "
+                "decode bytes to a text first, e.g. prompt.decode()"
+            )
         if not isinstance(prompt, Sequence):
             raise ConfigError(
                 f"prompt {row} must be a text, a chat or token ids, got {type(prompt).__name__}"
@@ -789,7 +795,7 @@ class TextDecoder:
         if infill is None:
             return length, None
         infill = _listed(infill)
-        single = isinstance(infill, str | Mapping) or _is_ids(infill)
+        single = isinstance(infill, str | Mapping | _BYTES) or _is_ids(infill)
         templates = [infill] if single or not isinstance(infill, Sequence) else list(infill)
         for row, template in enumerate(templates):
             fits = template is None or isinstance(template, str | Mapping) or _is_ids(template)
@@ -895,13 +901,14 @@ def _full_length(result: Result, request: Request, decoder: Decoder) -> tuple[tu
 
 
 def _is_ids(value: Any) -> bool:
-    return isinstance(value, Sequence) and bool(value) and isinstance(value[0], Integral)
+    listed = isinstance(value, Sequence) and not isinstance(value, _BYTES)
+    return listed and bool(value) and isinstance(value[0], Integral)
 
 
 def _as_list(prompts: Any) -> list[Prompt]:
     """One prompt as a list of one; tensors and arrays, also inside of it, as lists."""
     prompts = _listed(prompts)
-    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
+    if isinstance(prompts, str | Mapping | _BYTES) or not isinstance(prompts, Sequence):
         return [prompts]  # type: ignore[list-item]  # what is no prompt is refused by `encode`
     if prompts and isinstance(prompts[0], Integral | Mapping):
         return [prompts]

@@ -142,6 +142,24 @@ def test_a_part_that_inherits_nothing_is_taken_for_what_it_can_do():
     )
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize("text", [b"abc>", b""])
+def test_bytes_are_no_prompt(text_decoder, kind, text):
+    given = kind(text)
+    message = f"prompt 0 must be a text, .* got {kind.__name__}; decode bytes to a text first"
+    for call in (text_decoder.generate, text_decoder.stream, text_decoder.encode):
+        with pytest.raises(ConfigError, match=message):
+            list(call(given))
+    with pytest.raises(ConfigError, match=message):
+        text_decoder.generate([given])
+
+
+def test_bytes_are_no_infill(text_decoder):
+    for given in (b"abc", [b"abc"]):
+        with pytest.raises(ConfigError, match=r"infill of prompt 0 must be .*, got b'abc'"):
+            text_decoder.generate("abc>", infill=given)
+
+
 @pytest.mark.parametrize("given", [3, "thinking", ["a"]])
 def test_what_a_chat_template_is_given_has_names(text_decoder, given):
     with pytest.raises(ConfigError, match=r"chat_template_kwargs must be a mapping such as .*got"):
