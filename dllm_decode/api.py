@@ -121,7 +121,7 @@ def load(
     """
     parts = {"strategy": strategy, "schedule": schedule, "cache": cache, "sampler": sampler}
     objects = {group: part for group, part in parts.items() if _is_object(group, part)}
-    names = {group: part for group, part in parts.items() if part and group not in objects}
+    names = {group: part for group, part in parts.items() if isinstance(part, str)}
     if not isinstance(model, str):
         words = [*_words({**names, **groups}), "model=checkpoint", *_lines(overrides)]
         cfg = compose_checked(words)
@@ -194,7 +194,7 @@ def parts_from(parts: Mapping[str, Any], overrides: Overrides = ()) -> dict[str,
         ConfigError: The configuration does not know a name, or an object is of the wrong kind.
     """
     new = {group: part for group, part in parts.items() if _is_object(group, part)}
-    names = {group: part for group, part in parts.items() if part and group not in new}
+    names = {group: part for group, part in parts.items() if isinstance(part, str)}
     lines = _lines(overrides)
     for word in lines:
         group = word.lstrip("+~").partition("=")[0].partition(".")[0].partition("/")[0]

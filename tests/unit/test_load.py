@@ -97,6 +97,15 @@ def test_what_is_neither_a_name_nor_the_right_object_is_refused(arguments, messa
         load(**({"model": "toy_copy"} | arguments))
 
 
+@pytest.mark.parametrize("group", ["strategy", "schedule", "cache", "sampler"])
+def test_an_empty_name_is_no_default(group):
+    message = f"^unknown option {group}=; {group} has"
+    with pytest.raises(ConfigError, match=message):
+        load("toy_copy", **{group: ""})
+    with pytest.raises(ConfigError, match=message):
+        load("toy_copy", "threshold").with_(**{group: ""})
+
+
 def test_overrides_may_be_a_mapping_or_one_text():
     for overrides in ({"schedule.length": 4}, ["schedule.length=4"], "schedule.length=4"):
         assert load("toy_copy", overrides=overrides).decoder.schedule.length == 4
