@@ -21,6 +21,7 @@ from diffusers.schedulers.scheduling_block_refinement import (
 )
 from torch import Tensor
 
+from dllm_decode.decoding.returned import kind_of
 from dllm_decode.decoding.sampling import Categorical
 from dllm_decode.errors import ConfigError, require, require_choice
 from dllm_decode.integrations.hosted import HostedBlock, HostedStrategy, ids_of
@@ -124,12 +125,13 @@ class StrategyScheduler(BlockRefinementScheduler):  # type: ignore[misc]
             again.
 
         Raises:
-            ConfigError: without a mask.
+            ConfigError: without a mask, and for tensors of another kind or shape.
         """
         require(
             mask_token_id is not None,
             "mask_token_id must be given: blocks that begin as random tokens are not decoded here",
         )
+        _check_tensors(model_output, sample, prompt_mask)
         rule = (threshold, editing_threshold, minimal_topk)
         self._say_unused(dict(zip(_RULE_OF_DIFFUSERS, rule, strict=True)))
         require_choice("sampling_method", sampling_method, ("auto", "greedy", "multinomial"))
@@ -139,7 +141,7 @@ class StrategyScheduler(BlockRefinementScheduler):  # type: ignore[misc]
             share = 1.0 if top_p is None else top_p
             sampler = None if greedy else Categorical(temperature, top_k=top_k or 0, top_p=share)
             rules = self._for_mask(int(mask_token_id or 0))
-            prompt = None if prompt_mask is None else prompt_mask.expand_as(sample)
+            prompt = None if prompt_mask is None else prompt_mask.bool().expand_as(sample)
             seed = _seed(generator)
             block = rules.begin(sample, model_output.shape[-1], prompt, seed, sampler)
             self._block = block
@@ -187,6 +189,28 @@ class StrategyScheduler(BlockRefinementScheduler):  # type: ignore[misc]
         if self._block is None:
             raise ConfigError("no block has been begun: call step with timestep 0 first")
         return not (bool(finished.all()) or all(self._block.done))
+
+
+def _check_tensors(logits: Any, sample: Any, prompt_mask: Any) -> None:
+    """Raise `ConfigError` for tensors of a step that do not belong to one block."""
+    if not isinstance(sample, Tensor) or sample.dim() != 2:
+        raise ConfigError(
+            f"sample must be a tensor of token ids of shape (B, W), got {kind_of(sample)}"
+        )
+    rows, width = sample.shape
+    if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[:2] != sample.shape:
+        raise ConfigError(
+            f"model_output must be logits of the sample's columns, a tensor of shape ({rows}, "
+            f"{width}, V), got {kind_of(logits)}"
+        )
+    shapes = ((width,), (rows, width))
+    if prompt_mask is not None and (
+        not isinstance(prompt_mask, Tensor) or prompt_mask.shape not in shapes
+    ):
+        raise ConfigError(
+            f"prompt_mask must be a tensor of flags of shape {shapes[0]} or {shapes[1]}, or None, "
+            f"got {kind_of(prompt_mask)}"
+        )
 
 
 def _seed(generator: torch.Generator | None) -> int:

@@ -22,7 +22,7 @@ from dllm_decode.decoding.sampling import Greedy, Sampler
 from dllm_decode.decoding.schedule import Blocks
 from dllm_decode.decoding.strategy import Budget, Revisions, StopRule, Strategy
 from dllm_decode.decoding.types import Change, Request, Snapshot, Vocab, gather_columns
-from dllm_decode.errors import CapabilityError, ConfigError, require_count
+from dllm_decode.errors import CapabilityError, ConfigError, require, require_count
 
 
 @dataclass
@@ -299,7 +299,10 @@ class HostedStrategy:
         host: str,
     ) -> HostedStrategy:
         """From names as on the command line, or from objects; raises as `load` does."""
-        built = parts_from({"strategy": strategy, "sampler": sampler}, overrides)
+        parts = {"strategy": strategy, "sampler": sampler}
+        for group, part in parts.items():
+            require(part is not None, f"{group} must be an option's name or an object, got None")
+        built = parts_from(parts, overrides)
         return HostedStrategy(
             built["strategy"], mask_id, eos_ids, banned_ids, built["sampler"], host
         )

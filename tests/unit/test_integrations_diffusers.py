@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,3 +156,29 @@ def test_settings_of_diffusers_own_rule_are_said_to_have_no_effect_and_a_mask_is
         scheduler.step(logits, 0, sample)
     with pytest.raises(ConfigError, match="no block has been begun"):
         Scheduler(eos_token_id=1).check_block_should_continue(0, True, False, sample, 0, 0, sample)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"model_output": torch.zeros(1, 2, 5)},
+            r"model_output must be .* \(1, 3, V\), got .*2, 5",
+        ),
+        ({"model_output": None}, r"model_output must be logits .*, got None"),
+        ({"sample": np.full((1, 3), 4)}, "sample must be a tensor of token ids .*, got a ndarray"),
+        ({"sample": torch.full((3,), 4)}, r"sample must be .* \(B, W\), got a tensor .* \(3,\)"),
+        ({"prompt_mask": torch.ones(2) > 0}, r"prompt_mask must be .* \(3,\) or \(1, 3\), or None"),
+        ({"prompt_mask": [True] * 3}, r"prompt_mask must be a tensor of flags .*, got a list"),
+    ],
+)
+def test_tensors_that_do_not_belong_to_one_block_are_refused(Scheduler, given, message):
+    own = {"model_output": torch.zeros(1, 3, 5), "sample": torch.full((1, 3), 4)}
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        Scheduler("threshold", eos_token_id=0).step(**own | given, timestep=0, mask_token_id=4)
+
+
+@pytest.mark.parametrize("group", ["strategy", "sampler"])
+def test_a_part_that_is_none_is_refused(Scheduler, group):
+    with pytest.raises(ConfigError, match=f"^{group} must be an option's name .*, got None"):
+        Scheduler(**{group: None}, eos_token_id=0)
