@@ -10,6 +10,7 @@ from typing import Any
 from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import ConfigError
 from dllm_decode.models.adapter import TransformersDenoiser
+from dllm_decode.models.blueprint import require_ids
 from dllm_decode.models.checks import require_sound
 from dllm_decode.models.loaded import Description, LoadedModel
 from dllm_decode.models.text import CheckpointTokenizer, control_ids, vocabulary
@@ -54,6 +55,9 @@ def adopt(
             "model must be a ...ForCausalLM of transformers, the name of a model or a loaded "
             f"model, got {type(model).__name__}"
         )
+    require_ids("mask_id", mask_id)
+    require_ids("pad_id", pad_id)
+    require_ids("eot_ids", eot_ids, several=True)
     if mask_id is None:
         mask_id = _first(tokenizer, config, "mask_token_id")
     if mask_id is None:

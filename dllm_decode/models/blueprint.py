@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,26 @@ def make_config(spec: ModelSpec, settings: Settings) -> Any:
     )
 
 
+def require_ids(key: str, asked: Any, several: bool = False) -> None:
+    """Check that special ids that were asked for are whole numbers; None asks for none.
+
+    Args:
+        key: Of the group `model`.
+        asked: What was given.
+        several: Whether it must be a list of them.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    ids = asked if several else [asked]
+    whole = isinstance(ids, Collection) and all(
+        isinstance(token, Integral) and not isinstance(token, bool) for token in ids
+    )
+    if asked is not None and not whole:
+        kind = "a list of token ids" if several else "a token id"
+        raise ConfigError(f"model.{key} must be {kind}, got {asked!r}")
+
+
 def special_ids(
     plan: Blueprint,
     mask_id: int | None = None,
@@ -196,6 +217,9 @@ def special_ids(
     """
     published, tokenizer, spec = plan.published, plan.tokenizer, plan.spec
     size = plan.settings["vocab_size"]
+    require_ids("mask_id", mask_id)
+    require_ids("pad_id", pad_id)
+    require_ids("eot_ids", eot_ids, several=True)
     if mask_id is None:
         mask_id = published.token("mask_token_id", size)
     if mask_id is None and spec.mask_token is not None:
@@ -212,6 +236,7 @@ def special_ids(
     if pad_id is None:
         pad_id = published.token("pad_token_id", size)
     for key, ids in (("banned_ids", banned_ids), ("edit_ids", edit_ids or ())):
+        require(isinstance(ids, Collection), f"model.{key} must be a list of ids, got {ids!r}")
         for token in ids:
             if type(token) is not int or not 0 <= token < size:
                 raise ConfigError(f"model.{key} must be ids from 0 to {size - 1}, got {token!r}")

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from dllm_decode.decoding.strategy import Pipeline
 from dllm_decode.decoding.types import Request
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models import checks, doctor, load_model, placement
+from dllm_decode.models.adopt import adopt
 from dllm_decode.models.files import stored_tensors
 from dllm_decode.models.spec import SPECS
 from dllm_decode.strategies.fixed import TopK
@@ -284,6 +286,24 @@ def test_ids_may_be_banned_and_are_checked(copy):
                 load(folder, **OPTIONS["llada2"], **{key: wrong})
         with pytest.raises(ConfigError, match=rf"model\.{key} must not hold 5, which ends a text"):
             load(folder, **OPTIONS["llada2"], eot_ids=[5], **{key: [5]})
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "kind"),
+    [
+        *(("mask_id", wrong, "a token id") for wrong in ("x", [1], 1.5, True)),
+        *(("pad_id", wrong, "a token id") for wrong in ("x", [1])),
+        *(("eot_ids", wrong, "a list of token ids") for wrong in ("x", 5, ["x"], [[1]])),
+        *((key, 5, "a list of ids") for key in ("banned_ids", "edit_ids")),
+    ],
+)
+def test_special_ids_of_another_kind_are_refused_by_key(key, wrong, kind):
+    with pytest.raises(ConfigError, match=rf"^model\.{key} must be {kind}, got ") as caught:
+        golden("llada2", **{key: wrong})
+    if key in ("mask_id", "pad_id", "eot_ids"):
+        loaded = golden("llada2")
+        with pytest.raises(ConfigError, match=f"^{re.escape(str(caught.value))}$"):
+            adopt(loaded.denoiser.model, **{key: wrong})
 
 
 @pytest.mark.parametrize("said_by", ["config.json", "model.edit_ids"])
