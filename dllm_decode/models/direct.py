@@ -93,7 +93,10 @@ def read_directly(folder: Path) -> DirectTokenizer | None:
     ):
         return None
     words = [settings.get(name) for name in _NAMED if settings.get(name) is not None]
-    words += settings.get("additional_special_tokens") or []
+    further = settings.get("additional_special_tokens") or []
+    if not isinstance(further, list):
+        return None
+    words += further
     template = settings.get("chat_template")
     if not all(isinstance(word, str) for word in [*words, template or ""]):
         return None
@@ -104,11 +107,33 @@ def read_directly(folder: Path) -> DirectTokenizer | None:
     try:
         backend = Tokenizer.from_file(str(file))
     except Exception as error:  # the reader is native code and raises plain Exception
-        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        raise unreadable(folder, error) from error
     special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
     if not special.issuperset(words) or backend.truncation or backend.padding:
         return None
     return DirectTokenizer(backend, settings)
+
+
+def unreadable(folder: Path, error: Exception) -> CheckpointError:
+    """What is said of a tokenizer that its reader has refused: the damaged file, where one is.
+
+    Args:
+        folder: Of the checkpoint.
+        error: What the reader said, which names no file.
+    """
+    reason: object = error
+    for name in ("special_tokens_map.json", "tokenizer_config.json", "tokenizer.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            values = read_json(file, CheckpointError)
+        except CheckpointError as fault:
+            reason = fault
+        else:
+            if name == "tokenizer.json" and not isinstance(values.get("model"), dict):
+                reason = f"{file} has no object 'model'; copy the file again"
+    return CheckpointError(f"the tokenizer in {folder} cannot be read: {reason}")
 
 
 def _same_map(folder: Path, settings: Mapping[str, Any]) -> bool:

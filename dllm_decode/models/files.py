@@ -107,7 +107,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header = _header_of(path, file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    header.pop("__metadata__", None)
+    _check_notes(path, header.pop("__metadata__", None))
     start = _LENGTH_BYTES + length
     tensors = {name: _stored(path, name, entry, start) for name, entry in header.items()}
     _check_layout(path, tensors, start, size)
@@ -126,6 +126,16 @@ def _header_of(path: Path, content: bytes) -> dict[str, Any]:
             f"{path} is not a safetensors file (its header is no JSON object); copy it again"
         )
     return header
+
+
+def _check_notes(path: Path, notes: Any) -> None:
+    """Refuse what stands beside the tensors where the format's own reader would."""
+    texts = isinstance(notes, dict) and all(isinstance(value, str) for value in notes.values())
+    if notes is not None and not texts:
+        raise CheckpointError(
+            f"the header of {path} is damaged: '__metadata__' must map names to texts, got "
+            f"{str(notes)[:80]}; copy the file again"
+        )
 
 
 def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:

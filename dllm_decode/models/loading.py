@@ -41,6 +41,7 @@ from dllm_decode.models.quantization import (
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.spec import ModelSpec
 from dllm_decode.models.text import CheckpointTokenizer, control_ids
+from dllm_decode.storage import read_json
 
 log = logging.getLogger(__name__)
 BODIES = ("auto", "stock", "lean")
@@ -477,6 +478,9 @@ def _load_weights(plan: Blueprint, placement: Placement, kind: str | None) -> An
         reason = str(error)
         if "CONVERSION" in reason:  # transformers points to a report that nobody sees
             reason = f"transformers cannot convert its tensors (quantised: {plan.method or kind})"
+        generation = plan.folder / "generation_config.json"
+        if "is not a mapping" in reason and generation.is_file():
+            read_json(generation, CheckpointError)  # says so with the file's name
         raise CheckpointError(f"{plan.folder} cannot be loaded: {reason}") from error
     problems = [f"{kind.replace('_', ' ')}: {names}" for kind, names in report.items() if names]
     if problems:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from dllm_decode.decoding.types import Vocab
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.models.chat import plain, plain_messages
-from dllm_decode.models.direct import read_directly
+from dllm_decode.models.direct import read_directly, unreadable
 from dllm_decode.models.quiet import transformers_output
 from dllm_decode.models.templates import TemplateOverrun, TemplateRefusal, render, variables
 
@@ -382,7 +382,7 @@ def _backend(folder: Path) -> Any:
         with transformers_output(progress=False):
             backend = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the reader is native code and raises plain Exception
-        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        raise unreadable(folder, error) from error
     if not backend.get_vocab():
         raise CheckpointError(f"the tokenizer in {folder} knows no tokens; copy its files again")
     backend.padding_side = "left"

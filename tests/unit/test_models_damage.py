@@ -274,6 +274,13 @@ def test_a_header_that_is_no_object_is_refused(values, llada):
         stored_tensors(llada)
 
 
+@pytest.mark.parametrize("notes", [["format"], {"format": 3}, "pt", 3], ids=str)
+def test_a_header_whose_notes_are_no_texts_is_refused_by_key(notes, llada):
+    header(llada, lambda values: {**values, "__metadata__": notes})
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged: '__metadata__' must"):
+        stored_tensors(llada)
+
+
 def test_tensors_that_overlap_or_leave_gaps_are_refused(llada):
     def move(values):
         name = max(
@@ -397,6 +404,34 @@ def test_an_empty_tokenizer_is_refused(llada):
     (llada / "tokenizer_config.json").unlink()
     (llada / "special_tokens_map.json").unlink()
     with pytest.raises(CheckpointError, match=r"the tokenizer in .* knows no tokens"):
+        load_model(str(llada), device="cpu")
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize("junk", ["[]", "{}", "null", '{"model": 3}', '{"a"'])
+def test_a_tokenizer_that_is_none_is_refused_with_its_file(junk, lean, llada):
+    for file in BUNDLED.glob("*token*.json"):
+        shutil.copy(file, llada)
+    (llada / "tokenizer.json").write_text(junk)
+    with pytest.raises(CheckpointError, match=r"/tokenizer\.json (must|has|cannot)"):
+        load_tokenizer(llada, lean=lean)
+
+
+def test_further_special_tokens_that_are_no_list_are_refused_with_or_without_transformers(llada):
+    for file in BUNDLED.glob("*token*.json"):
+        shutil.copy(file, llada)
+    settings = json.loads((llada / "tokenizer_config.json").read_text())
+    settings["additional_special_tokens"] = 3
+    (llada / "tokenizer_config.json").write_text(json.dumps(settings))
+    for lean in (False, True):
+        with pytest.raises(CheckpointError, match="special_tokens must be a list"):
+            load_tokenizer(llada, lean=lean)
+
+
+@pytest.mark.parametrize("junk", ["[]", "null", "3"])
+def test_generation_settings_that_are_no_object_are_refused_with_their_file(junk, llada):
+    (llada / "generation_config.json").write_text(junk)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json must hold one JSON object"):
         load_model(str(llada), device="cpu")
 
 
