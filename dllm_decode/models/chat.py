@@ -32,11 +32,17 @@ def plain_messages(messages: Any) -> list[Message]:
 
 def _message(message: Any, number: int) -> Message:
     where = f"message {number} of the chat"
-    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+    if not isinstance(message, Mapping):
         raise ConfigError(
             f"{where} must be an object; a chat message has the keys role and content, "
             f"got {_short(message)}"
         )
+    for key in ("role", "content"):
+        if key not in message:
+            raise ConfigError(
+                f"{where} has no {key}; a chat message has the keys role and content, "
+                f"got {_short(message)}"
+            )
     role = message["role"]
     if not isinstance(role, str) or not role.strip():
         raise ConfigError(f"{where} needs a role such as user, got {_short(role)}")

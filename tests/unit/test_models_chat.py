@@ -78,7 +78,7 @@ WRONG = [
     ([], "a chat is a list of messages"),
     ({"role": "user", "content": "x"}, "a chat is a list of messages"),
     (["x"], "message 0 of the chat must be an object"),
-    ([USER, {"role": "user"}], "message 1 of the chat must be an object; a chat message has the"),
+    ([USER, {"role": "user"}], "message 1 of the chat has no content; a chat message has the keys"),
     ([{"content": "x"}], "has the keys role and content"),
     ([{"role": None, "content": "x"}], "message 0 of the chat needs a role"),
     ([{"role": "", "content": "x"}], "message 0 of the chat needs a role"),
