@@ -207,6 +207,12 @@ def _hydra_command(arguments: Namespace, words: list[str]) -> int:
     rerun = arguments.experimental_rerun
     if rerun and not Path(rerun).is_file():
         raise ConfigError(f"--experimental-rerun must be the file of a run, got {rerun}")
+    path = arguments.config_path
+    if path and "://" not in path and not (Path(__file__).parent / path).is_dir():
+        raise ConfigError(
+            "--config-path must be the full path of a folder with a configuration of its own, "
+            f"got {path}; --config-dir adds a folder of options"
+        )
     written = list(arguments.overrides)
     if not arguments.shell_completion:  # whose words are no settings: install=bash
         written = written_out(hydra_application(), written, sweep=True)

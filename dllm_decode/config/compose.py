@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,7 @@ def written_out(app: Application, overrides: Sequence[str], sweep: bool = False)
     """
     _check_groups(overrides)
     search = _searched(overrides)
+    _check_search_path(search)
     several = _swept(overrides) if sweep else []
 
     def keys(words: list[str]) -> list[str]:
@@ -475,6 +477,31 @@ _EXTRAS = {
 def _searched(overrides: Sequence[str]) -> list[str]:
     """Those of the overrides that add places where options are looked for."""
     return [text for text in overrides if text.lstrip("+").startswith("hydra.searchpath")]
+
+
+def _check_search_path(words: Sequence[str]) -> None:
+    """Raise `ConfigError` for a place that is not there, which Hydra itself passes over."""
+    for word in words:
+        try:
+            places = OverridesParser.create().parse_override(word).value()
+        except HydraException:  # explained when the words are composed
+            continue
+        for place in places if isinstance(places, list) else ():
+            scheme, sign, name = str(place).partition("://")
+            there = _is_package(name) if scheme == "pkg" else Path(name if sign else place).is_dir()
+            if scheme in ("pkg", "file", place) and not there:
+                raise ConfigError(
+                    f"hydra.searchpath: there is no {place}; it takes pkg://PACKAGE, which can be "
+                    "imported, and file://FOLDER"
+                )
+
+
+def _is_package(name: str) -> bool:
+    """Whether a module can be imported, as far as can be told without importing it."""
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _unknown_override(key: str, overrides: Sequence[str]) -> ConfigError:

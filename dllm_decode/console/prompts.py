@@ -69,7 +69,12 @@ def read_prompts(name: str) -> list[GivenPrompt]:
 
     Raises:
         PromptsError: The file cannot be read or is none of these; names file and line.
+        ConfigError: The name is empty.
     """
+    if not name:
+        raise ConfigError(
+            "prompts names no file, got an empty text; give prompts=FILE or prompts=-"
+        )
     label = "standard input" if name == STANDARD_INPUT else name
     text = _read(name)
     kind = Path(name).suffix.lower()

@@ -326,6 +326,22 @@ CONFIGURATION_FAULTS = {
         ["strategy.filters", "mapping"],
     ),
     "empty prompt": (["model=toy_copy", "prompt="], ["prompt is empty"]),
+    "empty name of a prompts file": (
+        ["model=toy_copy", "prompts="],
+        ["prompts names no file, got an empty text; give prompts=FILE or prompts=-"],
+    ),
+    "place of options that is not there": (
+        ["hydra.searchpath=[pkg://nope.conf]", "seed=1"],
+        ["hydra.searchpath: there is no pkg://nope.conf"],
+    ),
+    "folder of options that is not there": (
+        ["hydra.searchpath=[file:///nope/conf]"],
+        ["hydra.searchpath: there is no file:///nope/conf; it takes pkg://PACKAGE"],
+    ),
+    "folder of a configuration that is not there": (
+        ["--config-path", "nope"],
+        ["--config-path must be the full path of a folder", "got nope; --config-dir adds"],
+    ),
     "blank prompt": (["model=toy_copy", "prompt='  '"], ["prompt is empty"]),
     "interpolation in a prompt": (["prompt=${x}"], ["prompt cannot hold ${", "prompts=FILE"]),
     "two kinds of prompts": (
