@@ -22,6 +22,15 @@ KINDS = {
     "schedule": ("schedule", "strategy=threshold schedule={name}"),
     "cache": ("cache", "strategy=threshold cache={name}"),
 }
+# Two values of the field that each kind has, for a sweep over it.
+SWEPT = {
+    "select": "strategy.select.threshold=0.7,0.9",
+    "transform": "strategy.transforms.{name}.weight=0.5,1.0",
+    "filter": "strategy.filters.{name}.margin=0.1,0.2",
+    "stop": "strategy.stop.{name}.limit=32,64",
+    "schedule": "schedule.width=16,32",
+    "cache": "cache.around=8,16",
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class New(Task):
             "kind": self.kind,
             "group": group,
             "choice": choice.format(name=name),
+            "swept": SWEPT[self.kind].format(name=name),
             "project": name.replace("_", "-").strip("-"),
         }
         places = {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from dllm_decode.cli import main
+from dllm_decode.config.compose import compose
 from dllm_decode.errors import ConfigError
 from dllm_decode.tasks.new import KINDS, New
 
@@ -46,6 +50,24 @@ def test_what_its_readme_says_to_type_runs(kind: str, tmp_path, monkeypatch) -> 
         words, shell=True, cwd=tmp_path / "my_rule", capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_its_readme_says_of_several_values_is_a_sweep_over_its_field(
+    kind: str, tmp_path, monkeypatch
+) -> None:
+    assert written(tmp_path, monkeypatch, "name=my_rule", f"kind={kind}") == 0
+    readme = (tmp_path / "my_rule" / "README.md").read_text(encoding="utf-8")
+    [line] = [line for line in readme.splitlines() if "dllm_decode -m" in line]
+    [(key, values)] = re.findall(r" ([\w.]+)=([\d.]+,[\d.]+) ", line)
+    field = key.rpartition(".")[2]
+    options = tmp_path / "my_rule" / "my_rule" / "conf"
+    words = [word for word in shlex.split(line)[4:] if word not in ("-m", f"{key}={values}")]
+    for value in values.split(","):
+        place = f"hydra.searchpath=['file://{options}']"
+        cfg = compose([place, *words, f"{key}={value}"])
+        assert OmegaConf.select(cfg, key) == float(value)
+    assert f"    {field}: " in (tmp_path / "my_rule" / "my_rule" / "__init__.py").read_text()
 
 
 def test_every_file_is_there_and_python_reads_it(tmp_path, monkeypatch, capsys) -> None:
