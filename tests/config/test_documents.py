@@ -149,6 +149,41 @@ def test_both_forms_of_the_page_run_the_example_alone_with_the_default_stop_rule
     assert result.finish_reasons == (sample["finish_reason"],) == ("eot",)
 
 
+PUSH = """
+from dataclasses import dataclass
+from dllm_decode import Filter, StopRule, Transform
+
+class Told:
+    def __post_init__(self):
+        print(f"delta {self.delta}")
+"""
+ROLES = {
+    "transforms": ("Transform", "adjust(self, view, memory): return view.pred"),
+    "filters": ("Filter", "keep(self, view, decision, memory): return decision.commit"),
+    "stop": ("StopRule", "horizon(self, snapshot, view, change, memory): return snapshot.horizon"),
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_yaml_of_a_part_with_a_name_is_that_of_the_page(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (text,) = [text for _, _, text in blocks("yaml") if "push.Push" in text]
+    options = tmp_path / "options" / "strategy" / role
+    options.mkdir(parents=True)
+    (options / "push.yaml").write_text(text)
+    kind, method = ROLES[role]
+    own = f"@dataclass(frozen=True)\nclass Push(Told, {kind}):\n    delta: float = 0.1\n"
+    (tmp_path / "push.py").write_text(f"{PUSH}{own}    def {method}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "push", raising=False)
+    words = ["--config-dir", "options", "model=toy_copy", "strategy=threshold", "prompt='abc>'"]
+    words += [f"strategy/{role}=[push]", f"strategy.{role}.push.delta=0.8"]
+    assert main([*words, "compare=false", "display=none", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert "delta 0.8" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "text"),
