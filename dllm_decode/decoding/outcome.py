@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, overload
 
@@ -75,6 +75,23 @@ class Outcome:
     candidates: tuple[Outcome, ...] = ()
     votes: int = 0
     pieces: tuple[str, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether every field is the same, NaN in the same place included."""
+        if not isinstance(other, Outcome):
+            return NotImplemented
+        return self._compared == other._compared
+
+    def __hash__(self) -> int:
+        return hash(self._compared)
+
+    @property
+    def _compared(self) -> tuple[Any, ...]:
+        # NaN equals nothing, and its hash is that of the object
+        sure = tuple(None if math.isnan(share) else share for share in self.confidence_of)
+        return tuple(
+            sure if own.name == "confidence_of" else getattr(self, own.name) for own in fields(self)
+        )
 
     def __repr__(self) -> str:
         what = repr(self.text) if self.text else f"{len(self.tokens)} tokens"

@@ -1,8 +1,9 @@
 """What a row delivers, with and without tokens that the caller fixed."""
 
 import math
+import pickle
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -200,6 +201,17 @@ def test_a_text_ends_where_the_stop_rule_says_and_not_where_the_model_would(like
 def test_without_a_stop_rule_the_models_own_ids_end_a_text():
     result = Decoder(HashDenoiser(added={10: 4.0}), TopK(1)).decode(Request(((1, 2),), 6))
     assert result[0].eot_ids == (10,) and result[0].delivered == ()
+
+
+def test_results_with_tokens_given_in_advance_can_be_compared_and_counted():
+    request = Request(((1, 2),), 4, fixed=({1: 3},))
+    decoder = Decoder(HashDenoiser(), TopK(1), Blocks(4))
+    result = decoder.decode(request)
+    assert math.isnan(result.confidence_of[0][1])
+    for same in (decoder.decode(request), pickle.loads(pickle.dumps(result))):
+        assert same == result and len({same[0], result[0]}) == 1
+    other = replace(result[0], confidence_of=(0.5, 0.5, math.nan, 0.5))
+    assert other != result[0] and result[0] != "an outcome"
 
 
 def test_results_with_a_trace_can_be_compared():
