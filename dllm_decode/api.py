@@ -884,11 +884,15 @@ def _for_every_row(
 
 
 def _cut(result: Result, stops: Sequence[str]) -> Result:
-    """The result with each text up to the first stop text in it."""
+    """The result with each text up to the first stop text in it, those of candidates as well."""
     if not stops:
         return result
-    rows = (replace(row, text=cut(row.text, stops)) for row in result.rows)
-    return replace(result, rows=tuple(rows))
+
+    def shortened(row: Outcome) -> Outcome:
+        candidates = tuple(map(shortened, row.candidates))
+        return replace(row, text=cut(row.text, stops), candidates=candidates)
+
+    return replace(result, rows=tuple(map(shortened, result.rows)))
 
 
 def _full_length(result: Result, request: Request, decoder: Decoder) -> tuple[tuple[int, ...], ...]:

@@ -341,6 +341,14 @@ def test_a_stop_text_ends_the_text_and_not_the_tokens(bundled, stop, text) -> No
     assert cut.sequences == plain.sequences
 
 
+def test_a_stop_text_ends_the_texts_of_what_was_voted_on_as_well(bundled) -> None:
+    prompt = "Copy: 1 Ada 2 Ben 3 Cleo"
+    (row,) = bundled.generate(
+        prompt, max_new_tokens=32, n=2, vote="block_lengths", block_lengths=(16, 32), stop=" 2"
+    ).rows
+    assert [row.text, *(candidate.text for candidate in row.candidates)] == [" 1 Ada"] * 3
+
+
 def test_a_stop_text_that_is_none_is_refused(copying: TextDecoder) -> None:
     with pytest.raises(ConfigError, match="stop must be a text or a list of texts, got 3"):
         copying.generate("cab", stop=3)
