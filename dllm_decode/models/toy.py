@@ -244,7 +244,9 @@ class World(ABC):
         answer = self._answer(tokens, live, start, int(size.max()))
         probs = self._complete(self.marginals(items, answer), answer, size)
         offset = (index - start[:, None]).clamp(min=0)
-        slot = offset.clamp(max=probs.shape[1] - 1)  # behind its end all of an answer is alike
+        slot = offset.clamp(max=probs.shape[1] - 1)
+        # behind its own end all of an answer is alike, however long the batch's longest is
+        offset = torch.minimum(offset, size[:, None])
         wanted = probs.gather(1, slot[..., None].expand(-1, -1, probs.shape[2]))
         logits = wanted.clamp(min=self.floor).log()
         return logits + self.noise * self._uniform(tokens, live, offset)
