@@ -205,15 +205,15 @@ def _check_groups(overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"{name} must be {what}, got {text.partition('=')[2]}; {name} has {options}"
             )
-        _check_apart(name, value)
+        _check_apart(name, [option for option in value if isinstance(option, str)])
 
 
-def _check_apart(group: str, options: Sequence[object]) -> None:
+def _check_apart(group: str, options: Sequence[str]) -> None:
     """Refuse options that fill the same place, of which Hydra would take the last."""
-    owner: dict[object, object] = {}
+    owner: dict[str, str] = {}
     for option in dict.fromkeys(options):
         file = files(CONF) / group / f"{option}.yaml"
-        for key in OmegaConf.load(str(file)) if file.is_file() else ():
+        for key in map(str, OmegaConf.load(str(file)) if file.is_file() else ()):
             if key in owner:
                 raise ConfigError(
                     f"{group} has {owner[key]} and {option}, which both are "
