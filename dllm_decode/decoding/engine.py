@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -88,12 +89,9 @@ class Engine:
             Interrupted: on Ctrl-C, with the finished and the partial rows.
         """
         work = _Work(self, request)
-        try:
+        with _told(work):
             for _ in work:
                 pass
-        except KeyboardInterrupt:
-            work.run.interrupt()
-            raise Interrupted(work.result()) from None
         return work.result()
 
     def stream(self, request: Request) -> Iterator[tuple[int, Outcome]]:
@@ -106,12 +104,19 @@ class Engine:
             Interrupted: on Ctrl-C, with the finished and the partial rows.
         """
         work = _Work(self, request)
-        try:
+        with _told(work):
             yield from work
-        except KeyboardInterrupt:
-            work.run.interrupt()
-            raise Interrupted(work.result()) from None
         work.result()  # observers are told the end
+
+
+@contextmanager
+def _told(work: _Work) -> Iterator[None]:
+    """Ctrl-C ends in `Interrupted`, with what was decided."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        work.run.interrupt()
+        raise Interrupted(work.result()) from None
 
 
 class _Work:
