@@ -34,10 +34,12 @@ def note_failed_evaluation(
     """
     from dllm_decode.evaluation.store import FAILURE, forget_failure, note_failure, read_json
 
-    for path in _folders(overrides, cfg)[:1]:
+    folders = _folders(overrides, cfg)
+    for path in folders:
+        forget_failure(path)  # of an earlier sweep, in which it may not have composed
+    for path in folders[:1]:
         for noted in path.parent.glob(f"*/{FAILURE}"):
             if noted.stat().st_mtime >= since and reason in str(read_json(noted).get("reason")):
-                forget_failure(path)  # of an earlier sweep
                 return
         note_failure(path, reason)
 
