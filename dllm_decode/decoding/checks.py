@@ -146,8 +146,7 @@ def _check_words(cache: CachePolicy) -> None:
                 f"{who}: {attribute} must be one of {', '.join(allowed)}; got {value!r}"
             )
     kept = getattr(cache, "remembers", ())
-    several = isinstance(kept, Collection) and not isinstance(kept, str)
-    if not several or any(name not in MEMORIES for name in kept):
+    if not _are_names(kept) or any(name not in MEMORIES for name in kept):
         raise CapabilityError(
             f"{who}: remembers must be a tuple of {', '.join(MEMORIES)}, or (); got {kept!r}"
         )
@@ -173,9 +172,7 @@ def _check_declared(name: str, part: Part) -> None:
     """What a part's class declares must be names, and those of parameters its own fields."""
     for attribute, example in (("needs", '{"hidden"}'), ("request_parameters", '("threshold",)')):
         value = getattr(part, attribute)
-        # a text is a collection as well, of its letters
-        several = isinstance(value, Collection) and not isinstance(value, str)
-        if not several or not all(isinstance(word, str) for word in value):
+        if not _are_names(value):
             raise CapabilityError(
                 f"{name}: {attribute} must hold names, such as {example}, got {value!r}"
             )
@@ -186,6 +183,12 @@ def _check_declared(name: str, part: Part) -> None:
                 f"{name}: request_parameters names {word!r}{did_you_mean(word, own)}; it must be "
                 f"a field of the dataclass, which has {', '.join(own) or 'none'}"
             )
+
+
+def _are_names(value: Any) -> bool:
+    """Whether something holds texts and is none itself: a text is a collection of its letters."""
+    several = isinstance(value, Collection) and not isinstance(value, str)
+    return several and all(isinstance(word, str) for word in value)
 
 
 def _settings(part: Any) -> list[str]:

@@ -240,7 +240,7 @@ class Monitor:
         self._passes = batch.parts.able.passes_per_call
         self._trusts = takes_its_word(batch.parts.strategy)
         self._gains = isinstance(batch.parts.strategy.progress, EveryStep)
-        self._due: dict[int, int] = {}  # steps in which each row has to be done
+        self._due: dict[int, int] = {}  # the batch's step at which each row is done at the latest
         vocab = batch.parts.denoiser.vocab
         parts = (part for _, part in batch.parts.strategy.parts())
         ends = dict.fromkeys(token for part in parts for token in part.end_ids(vocab))
@@ -271,7 +271,7 @@ class Monitor:
         if self._trusts:
             self._check_gains(left, len(pending))
         elif self._gains:
-            self._count_down(left, len(pending))
+            self._count_down(left)
         self._longest = max(1, *left)
         if 0 in left:
             done = [at for at, count in enumerate(left) if not count]
@@ -293,19 +293,16 @@ class Monitor:
             if 0 < before.get(row, self._left[row] + steps) - steps < self._left[row]:
                 raise self._broken_word(at)
 
-    def _count_down(self, left: Sequence[int], steps: int) -> None:
+    def _count_down(self, left: Sequence[int]) -> None:
         """Refuse a row that takes far more steps than it had columns: it would take any number."""
-        rows, due = self.batch.rows, self._due
-        self._due = {
-            row: due.get(row, count + steps) - steps for row, count in zip(rows, left, strict=True)
-        }
-        who = self.batch.parts.strategy
-        for row, count in zip(rows, left, strict=True):
-            if self._due[row] <= -PATIENCE and count:
+        now = self.batch.steps
+        for row, count in zip(self.batch.rows, left, strict=True):
+            if now >= self._due.setdefault(row, now + count + PATIENCE) and count:
+                who = named("strategy", self.batch.parts.strategy)
                 raise DecisionError(
                     f"row {row} is not done {PATIENCE} steps after it had to be, for the loop "
-                    f"decides a column in each: {named('strategy', who)}, or a part of it, writes "
-                    "in place to what it was handed; debug=true says which"
+                    f"decides a column in each: {who}, or a part of it, writes in place to what it "
+                    "was handed; debug=true says which"
                 )
 
     def _broken_word(self, at: int) -> DecisionError:

@@ -261,7 +261,10 @@ def numbers_of(run: EvalRun, problems: Sequence[str]) -> NDArray[np.float64]:
     places: dict[str, int] = run.computed["places"]
     columns = [samples.numbers(name) for name in ("correct", "delivered", "forwards")]
     chosen = np.stack(columns, 1, dtype=np.float64)[[places[problem] for problem in problems]]
-    failed = np.array([bool(samples.column("error")[places[problem]]) for problem in problems])
+    if samples.without_failed is None:
+        return chosen
+    errors = samples.column("error")
+    failed = np.array([bool(errors[places[problem]]) for problem in problems])
     if failed.any() and not failed.all():
         # wrong, but no cheap answers: in what a decode costs they stand for the others
         chosen[failed, 1:] = chosen[~failed, 1:].mean(0)
