@@ -219,9 +219,10 @@ class _Distillation:
 
         paths = [self.folder / DATA, self.folder / f"held_out-{DATA}"]
         if self.devices.first:
-            for path, asked in zip(paths, self.asked, strict=True):
+            titles = ("writing answers", "writing held-out answers")
+            for path, asked, title in zip(paths, self.asked, titles, strict=True):
                 if not path.exists():
-                    found = self._decoded(asked, path.stem)
+                    found = self._decoded(asked, title)
                     about = {
                         "model": str(self.decoder.model.description),
                         "model_fingerprint": self.student.denoiser.fingerprint,
@@ -292,13 +293,17 @@ class _Distillation:
         title: str,
         parameters: Mapping[str, float] | None = None,
     ) -> Any:
-        with self.context.display.working(title):
+        from dllm_decode.console.watching import ProgressObserver
+
+        columns = sum(lengths)
+        with self.context.display.progress(title, columns) as report:
             result = decoder.generate(
                 list(prompts),
                 max_new_tokens=list(lengths),
                 batch_size=self.task.batch_size,
                 seed=self.task.seed,
                 parameters=parameters,
+                observers=(ProgressObserver(columns, report),),
             )
         failed = [error for error in result.errors if error]
         if failed:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import dllm_decode
 from dllm_decode.cli import main
+from dllm_decode.console import display
 from dllm_decode.errors import CheckpointError, ConfigError
 from dllm_decode.tasks.distill import Distill, gain
 from dllm_decode.testing import VOCAB
@@ -227,6 +228,15 @@ def test_a_run_writes_a_model_in_the_published_format_and_a_report(tmp_path: Pat
     assert report["after"]["calibration"]["intervals"]
     lines = (tmp_path / "whole" / "curves.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "accuracy" in line] == [2, 3]
+
+
+def test_it_says_how_far_its_decodes_are(tmp_path: Path, capsys, monkeypatch) -> None:
+    for name in ("_QUIET_SECONDS", "_LINE_SECONDS"):
+        monkeypatch.setattr(display, name, 0.0)
+    assert run(tmp_path, "whole", "task.steps=1", "display=plain") == 0
+    said = "".join(capsys.readouterr())
+    for what in ("writing answers", "writing held-out answers", "measuring at threshold 0.9"):
+        assert f"{what}: 100 %" in said
 
 
 def test_a_folder_with_the_decodes_of_another_run_is_refused(tmp_path: Path) -> None:
