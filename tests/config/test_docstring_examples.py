@@ -26,7 +26,7 @@ def modules() -> list[str]:
     )
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", modules())
 def test_examples_give_what_they_say(name: str) -> None:
     if name.startswith("dllm_decode.lm_eval"):
@@ -62,6 +62,7 @@ def classes() -> list[tuple[str, ast.ClassDef]]:
     ]
 
 
+@pytest.mark.slow
 def test_every_public_class_has_an_example() -> None:
     without = {
         node.name: path for path, node in classes() if ">>> " not in (ast.get_docstring(node) or "")

@@ -59,7 +59,7 @@ def test_there_are_commands_in_the_documents() -> None:
     assert {"README.md", "docs/cli.md", "docs/configuration.md", "docs/traces.md"} <= pages
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(18)
 @pytest.mark.parametrize(("page", "words", "command"), COMMANDS)
 def test_a_documented_command_composes_and_builds(page: str, words: str, command: str) -> None:
     overrides = [quoted(word) for word in shlex.split(command, comments=True) if "=" in word]
@@ -127,6 +127,7 @@ class TestTheExampleWithMemory(StrategyContract):
         return [SaidTwice(), SecondLook()]
 
 
+@pytest.mark.slow
 def test_both_forms_of_the_page_run_the_example_alone_with_the_default_stop_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ ROLES = {
 }
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("role", ROLES)
 def test_the_yaml_of_a_part_with_a_name_is_that_of_the_page(
     role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
@@ -205,6 +207,7 @@ def solved(prompt: str) -> str:
     return "".join(f" {number} {name}" for number, name in enumerate(order, start=1))
 
 
+@pytest.mark.slow
 def test_the_bundled_model_solves_every_list_problem_that_is_shown_to_people(capsys) -> None:
     assert main(["--help"]) == 0
     pages = [page.read_text() for page in PAGES] + [capsys.readouterr().out]

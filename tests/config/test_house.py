@@ -160,6 +160,7 @@ def test_things_happen_where_the_design_says():
                 assert re.search(rf"^ *(def|class) {part}\b", text, re.M), f"{function} in {file}"
 
 
+@pytest.mark.slow
 def test_no_class_name_stands_for_two_things():
     homes = defaultdict(list)
     for module, path in MODULES.items():

@@ -18,6 +18,7 @@ from dllm_decode.config.compose import compose, hydra_application
 CORE = Path(dllm_decode.__file__).parent
 
 
+@pytest.mark.slow
 def test_one_module_alone_imports_private_names_of_hydra() -> None:
     users = {
         file.name
@@ -91,6 +92,7 @@ def test_files_of_the_package_are_read_once_and_every_configuration_is_its_own(m
     assert OmegaConf.to_yaml(compose(["model=toy_copy"])) == kept
 
 
+@pytest.mark.slow
 def test_load_works_in_many_threads_at_once() -> None:
     found: list[object] = []
 

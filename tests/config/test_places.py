@@ -16,6 +16,7 @@ BANS = "{_target_:dllm_decode.strategies.suppress.BanTokens,ids:[]}"
 EARLY = "{_target_:dllm_decode.strategies.eot.PredictedEot,threshold:2}"
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

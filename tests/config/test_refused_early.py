@@ -37,6 +37,7 @@ def part_of(words):
     return last if last in ("strategy", "schedule", "cache", "sampler", "model") else "task"
 
 
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("words", REFUSED)
 def test_the_message_is_the_one_that_building_gives(words):
     cfg = compose_checked(words.split())
@@ -47,6 +48,7 @@ def test_the_message_is_the_one_that_building_gives(words):
     assert str(early.value) == str(built.value)
 
 
+@pytest.mark.slow
 def test_no_option_of_any_group_is_refused():
     import dllm_decode.conf as package
 
@@ -101,6 +103,7 @@ def test_what_the_source_does_not_tell_is_left_to_building(tmp_path, monkeypatch
     assert "their_early" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_refused_value_is_told_without_torch(tmp_path):
     script = (
         "import sys, dllm_decode.cli as c\n"
@@ -185,6 +188,7 @@ def without_torch(lines, folder):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_what_parts_and_models_refuse_together_is_told_without_torch(tmp_path):
     some = (
         "model.dtype=5",
@@ -333,6 +337,7 @@ print(told, "torch" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_rehearsal_that_fails_dies_or_hangs_says_nothing():
     done = run([sys.executable, "-c", REHEARSE], capture_output=True, text=True, timeout=30)
     no = "CapabilityError('these do not fit')"

@@ -42,7 +42,7 @@ WRITTEN_OUT = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(24)
 @pytest.mark.parametrize("words", WRITTEN_OUT)
 def test_a_word_whose_meaning_is_unique_stands_for_its_key(words: str) -> None:
     cfg = compose_checked(words.split())
@@ -81,7 +81,7 @@ ANSWERS = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(27)
 @pytest.mark.parametrize("words", ANSWERS)
 def test_what_cannot_be_meant_is_answered_with_what_can(words: str) -> None:
     with pytest.raises(ConfigError) as error:
@@ -90,6 +90,7 @@ def test_what_cannot_be_meant_is_answered_with_what_can(words: str) -> None:
     assert "search path" not in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize(
     "name",
     ["GSAI-ML/LLaDA-8B-Instruct", "/a/folder", "./folder", "../it's, here", "~/x", "a/b c=d", ".",
@@ -100,6 +101,7 @@ def test_a_folder_or_a_hub_id_is_a_model(name: str) -> None:
     assert (cfg.model.checkpoint, cfg.model.dtype) == (name, "auto")
 
 
+@pytest.mark.slow
 def test_a_folder_works_in_python_and_on_the_command_line(tmp_path: Path, capsys) -> None:
     from dllm_decode.models.locate import ASSETS
 
@@ -109,6 +111,7 @@ def test_a_folder_works_in_python_and_on_the_command_line(tmp_path: Path, capsys
     assert main([*words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("word", ["strategy=factor2", "strategy/select=factor2"])
 def test_a_bare_rule_runs_alone_with_the_default_stop_rule(word: str, tmp_path: Path) -> None:
     folder = tmp_path / "options" / "strategy" / "select"

@@ -59,6 +59,7 @@ def announce(place: Path) -> None:
     (info / "entry_points.txt").write_text("[dllm_decode.conf]\nacme = acme_decoding.conf\n")
 
 
+@pytest.mark.slow
 def test_an_announced_package_adds_options_by_being_installed(acme: Path, capsys) -> None:
     announce(acme)
     decoder = load("toy_copy", "acme")
@@ -72,6 +73,7 @@ def test_an_announced_package_adds_options_by_being_installed(acme: Path, capsys
         load("toy_copy", "absent")
 
 
+@pytest.mark.slow
 def test_a_search_path_on_the_command_line_is_enough(acme: Path) -> None:
     with pytest.raises(ConfigError, match="unknown option strategy=acme"):
         load("toy_copy", "acme")
@@ -81,6 +83,7 @@ def test_a_search_path_on_the_command_line_is_enough(acme: Path) -> None:
     assert main([*words, f"hydra.run.dir={acme / 'run'}"]) == 0
 
 
+@pytest.mark.slow
 def test_a_folder_of_options_on_the_command_line_is_enough(acme: Path) -> None:
     folder = str(acme / "acme_decoding" / "conf")
     words = ["--config-dir", folder, "model=toy_copy", "strategy=acme", "display=none"]

@@ -747,7 +747,7 @@ def caught(suite: Mutant) -> set[str]:
     }
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(20)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_defect_is_caught_by_exactly_the_intended_property(name, monkeypatch):
     mutant = MUTANTS[name]

@@ -585,13 +585,14 @@ def fails(check, seeds):
     return False
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_core_does_what_the_check_says(name):
     for seed in range(60 if profile() == "thorough" else 8):
         CHECKS[name](seed)
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_wrong_line_is_caught_by_the_intended_checks(name, monkeypatch):
     defect = DEFECTS[name]

@@ -426,7 +426,7 @@ def close(ours: list[float], our_order: list[int], stored: Tensor, order: list[i
     torch.testing.assert_close(got, stored.double()[order], atol=2e-4, rtol=0)
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(24)
 @pytest.mark.parametrize(
     "run", [pytest.param(run, id=str(run), marks=marks_of(run.number)) for run in RUNS]
 )

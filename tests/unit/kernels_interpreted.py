@@ -106,6 +106,7 @@ def test_a_head_in_slabs_equals_the_definition(case, depth):
         properties.check_head(case, depth, CPU)
 
 
+@pytest.mark.slow
 def test_unusable_rows_are_told_from_usable_ones():
     properties.check_unusable_rows(CPU)
 

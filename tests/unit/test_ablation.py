@@ -23,6 +23,7 @@ def refused(place: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> bool:
     return main([*JOB, *plain, *words]) == 2
 
 
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -62,6 +63,7 @@ def test_figures_without_matplotlib_are_refused_before_the_first_job(
     assert "figures need matplotlib" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_that_may_not_be_written_to_is_refused_before_the_first_job(
     tmp_path, monkeypatch, capsys
 ) -> None:
@@ -74,6 +76,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_the_first_job(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sections_may_be_of_jobs_that_are_done_or_whose_families_nobody_knows_yet(
     tmp_path, monkeypatch
 ) -> None:
@@ -116,6 +119,7 @@ def test_a_job_may_name_the_task_that_it_has() -> None:
     assert Ablation(jobs=["task=eval strategy=topk"]).lines() == ["task=eval strategy=topk"]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("word", "message"),
     [

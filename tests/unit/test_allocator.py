@@ -43,6 +43,7 @@ def faults(how: str) -> tuple[str, int]:
     return kept, int(count)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GLIBC, reason="only glibc has these settings")
 def test_the_next_pass_finds_the_memory_of_the_last_one():
     (untouched, before), (kept, after) = faults("leave"), faults("keep")
@@ -60,6 +61,7 @@ def test_what_the_user_set_stays(monkeypatch, name):
     assert not allocator.keep_freed_memory()
 
 
+@pytest.mark.slow
 def test_the_command_line_keeps_it(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(allocator, "keep_freed_memory", lambda: asked.append(True))

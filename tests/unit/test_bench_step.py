@@ -49,6 +49,7 @@ def test_on_a_cpu_it_profiles_plain_torch_and_says_so(tmp_path, capsys):
     assert (dispatch.chosen(), dispatch.chosen_head()) == ("auto", "auto")
 
 
+@pytest.mark.slow
 def test_a_batch_that_memory_does_not_suffice_for_costs_itself_only(tmp_path, capsys, monkeypatch):
     def seconds(decoder, request, batch, rounds):
         if batch == 1:

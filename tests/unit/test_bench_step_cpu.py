@@ -12,6 +12,7 @@ from dllm_decode.tasks import Context
 from dllm_decode.tasks.bench_step_cpu import StepCpuBench
 
 
+@pytest.mark.slow
 def test_steps_over_given_logits_are_timed_beside_one_read_of_them(tmp_path, capsys):
     context = Context(compose_checked([]), (), {}, RunFolder(tmp_path), make_display("plain"))
     assert StepCpuBench(batches=(1, 2), window=4, vocabulary=11).run(context) == 0

@@ -35,6 +35,7 @@ def turns(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "chat.jsonl").open()]
 
 
+@pytest.mark.slow
 def test_the_strategy_can_be_switched_in_the_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,6 +49,7 @@ def test_the_strategy_can_be_switched_in_the_middle(
     assert (tmp_path / "turn-2.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_question_that_fails_again_leaves_the_conversation_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

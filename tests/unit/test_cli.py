@@ -45,6 +45,7 @@ def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
     return Cli(tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_a_run_writes_one_folder_with_everything_about_it(cli: Cli) -> None:
     assert cli(*TOY) == 0
     assert sorted(path.name for path in cli.folder.iterdir()) == [
@@ -65,6 +66,7 @@ def test_a_run_writes_one_folder_with_everything_about_it(cli: Cli) -> None:
     assert [sample["run"] for sample in cli.samples()] == ["credit"] * 2 + ["sequential"] * 2
 
 
+@pytest.mark.slow
 def test_silence_means_silence(cli: Cli) -> None:
     assert cli(*TOY) == 0
     assert (cli.out, cli.err) == ("", "")
@@ -77,6 +79,7 @@ def test_the_first_line_says_what_runs(cli: Cli) -> None:
     assert "trace credit" in first and "confidence threshold (threshold 0.9)" in first
 
 
+@pytest.mark.slow
 def test_the_plain_display_shows_race_answers_sentence_table_and_folder_in_this_order(
     cli: Cli,
 ) -> None:
@@ -89,16 +92,19 @@ def test_the_plain_display_shows_race_answers_sentence_table_and_folder_in_this_
     assert max(map(len, cli.out.partition("tokens/forward")[2].split("\n")[1:5])) <= 80
 
 
+@pytest.mark.slow
 def test_without_a_race_the_plain_display_shows_each_step_of_the_first_canvas(cli: Cli) -> None:
     assert cli(*TOY, "display=plain", "compare=false", "trace=none") == 0
     assert "step   1 |" in cli.out and "pass  |" not in cli.out and "trace.html" not in cli.out
 
 
+@pytest.mark.slow
 def test_a_run_of_many_prompts_is_recorded_only_on_request(cli: Cli) -> None:
     assert cli("model=toy_copy", "task.samples=3", "display=none", "trace.prompts=2") == 0
     assert "trace.html" not in {path.name for path in cli.folder.iterdir()}
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("prompt", "known"),
     [
@@ -115,16 +121,19 @@ def test_the_bundled_model_says_what_it_has_never_learned(
     assert len(notes) == (0 if known else 1)
 
 
+@pytest.mark.slow
 def test_no_comparison_when_it_is_not_wanted(cli: Cli) -> None:
     assert cli(*TOY, "compare=false") == 0
     assert set(cli.json("results.json")["runs"]) == {"credit"}
 
 
+@pytest.mark.slow
 def test_the_baseline_is_not_compared_with_itself(cli: Cli) -> None:
     assert cli(*TOY, "strategy=sequential") == 0
     assert set(cli.json("results.json")["runs"]) == {"sequential"}
 
 
+@pytest.mark.slow
 def test_the_answer_to_a_prompt_is_shown(cli: Cli) -> None:
     assert cli("model=toy_copy", "prompt=cab", "display=plain", "compare=false") == 0
     assert "  cab" in cli.out
@@ -155,6 +164,7 @@ def test_free_text_is_quoted_for_the_override_grammar(word: str, expected: str) 
     assert quoted(word) == expected
 
 
+@pytest.mark.slow
 def test_a_prompt_with_every_special_character_arrives_as_it_was_written(cli: Cli) -> None:
     text = 'a, b\'s (c) = {d} "e" $f [g] 100% \\h?'
     assert cli("model=toy_copy", f"prompt={text}") == 2
@@ -204,13 +214,14 @@ def test_the_html_trace_is_one_page_without_outside_references(cli: Cli) -> None
     assert "http://" not in page and "https://" not in page and "src=" not in page
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("words", [["max_new_tokens=5"], ["schedule.length=100"]])
 def test_a_block_longer_than_the_canvas_is_one_short_block(cli: Cli, words: list[str]) -> None:
     assert cli("model=toy_copy", "prompt=abcde", "display=none", *words) == 0
     assert {sample["text"] for sample in cli.samples()} == {"abcde"}
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -233,6 +244,7 @@ def test_what_cannot_be_is_said_before_weights_are_read(
     assert [part for part in said if part not in cli.err] == [] and "weights" not in cli.err
 
 
+@pytest.mark.slow
 def test_a_short_row_is_decoded_alone_as_in_company(cli: Cli, tmp_path: Path) -> None:
     short, long = ({"prompt": "cab", "max_new_tokens": n} for n in (4, 40))
     found = []
@@ -244,6 +256,7 @@ def test_a_short_row_is_decoded_alone_as_in_company(cli: Cli, tmp_path: Path) ->
     assert found[0]["forwards"] == found[1]["forwards"]
 
 
+@pytest.mark.slow
 def test_a_strategy_that_needs_a_reference_gets_one_and_its_price_is_shown(cli: Cli) -> None:
     assert cli(*TOY, "strategy=oracle") == 0
     runs = cli.json("results.json")["runs"]
@@ -378,7 +391,7 @@ CONFIGURATION_FAULTS = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(45)
 @pytest.mark.parametrize("fault", CONFIGURATION_FAULTS)
 def test_a_configuration_fault_is_one_message_and_exit_code_2(cli: Cli, fault: str) -> None:
     words, expected = CONFIGURATION_FAULTS[fault]
@@ -390,6 +403,7 @@ def test_a_configuration_fault_is_one_message_and_exit_code_2(cli: Cli, fault: s
     assert "Traceback" not in cli.err and not cli.folder.exists()
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("words", [["strategy=mine"], ["-m", "strategy=mine"], ["--cfg", "job"]])
 @pytest.mark.parametrize(
     ("content", "said"),
@@ -475,7 +489,7 @@ RUN_TIME_FAULTS: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
 }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("fault", RUN_TIME_FAULTS)
 def test_a_run_time_fault_is_one_message_and_exit_code_1(
     cli: Cli, tmp_path: Path, fault: str
@@ -495,6 +509,7 @@ def test_a_folder_that_cannot_be_written_is_one_message(cli: Cli, tmp_path: Path
     assert len(cli.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_a_mask_token_is_named(cli: Cli, tmp_path: Path) -> None:
     import shutil
 
@@ -511,6 +526,7 @@ def test_a_tokenizer_without_a_mask_token_is_named(cli: Cli, tmp_path: Path) -> 
     assert "mask token" in cli.err and "model.mask_id" in cli.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_what_was_decoded_and_ends_with_130(cli: Cli) -> None:
     interrupted = "model._target_=faulty_models.InterruptedWorld"
     assert cli(*TOY, interrupted, "strategy=sequential", "+model.after=4") == 130
@@ -520,6 +536,7 @@ def test_ctrl_c_writes_what_was_decoded_and_ends_with_130(cli: Cli) -> None:
     assert (cli.folder / "env.json").exists()
 
 
+@pytest.mark.slow
 def test_a_baseline_that_was_interrupted_is_not_compared_with(cli: Cli) -> None:
     interrupted = "model._target_=faulty_models.InterruptedWorld"
     assert cli("model=toy_copy", "task.samples=2", interrupted, "+model.after=6") == 130
@@ -528,6 +545,7 @@ def test_a_baseline_that_was_interrupted_is_not_compared_with(cli: Cli) -> None:
     assert "interrupted; the partial results are in the run folder" in cli.out
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_step_ends_with_130_and_leaves_nothing(cli: Cli) -> None:
     interrupted = "model._target_=faulty_models.InterruptedWorld"
     assert cli(*TOY, interrupted, "+model.after=0") == 130
@@ -569,6 +587,7 @@ def test_help_is_one_screen_and_says_where_to_read_more(
     assert [line for line in lines if len(line) > int(columns) and "python -m" not in line] == []
 
 
+@pytest.mark.slow
 def test_help_of_a_group_has_a_line_for_every_option_and_help_of_an_option_its_settings(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -592,7 +611,7 @@ def test_help_of_a_group_has_a_line_for_every_option_and_help_of_an_option_its_s
     assert ".threshold=0.9" in text and re.search(r"\.answers=300 +Problems whose answers", text)
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize("target", [None, *all_groups()])
 def test_every_option_of_every_group_can_be_asked_for(cli: Cli, target: str | None) -> None:
     if target is None:
@@ -620,7 +639,7 @@ def test_help_for_what_is_not_there_says_what_there_is(cli: Cli, name: str, said
     assert said in cli.capsys.readouterr().err
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 @pytest.mark.parametrize("name", ["dir=eq", "it's (odd), really", "a:b", "x{1}", "tail ", "ü"])
 def test_a_path_may_hold_what_the_override_grammar_does_not_take(
     cli: Cli, name: str, tmp_path: Path
@@ -645,6 +664,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 EVAL = ("task=eval", "model=toy_copy", "families=[copy]", "task.count=1", "display=none")
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("words", "made"),
     [
@@ -662,6 +682,7 @@ def test_a_path_may_begin_at_the_home_folder(words: list[str], made: str, home: 
     assert not Path("~").exists()
 
 
+@pytest.mark.slow
 def test_a_report_goes_and_looks_where_paths_begin_at_the_home_folder(home: Path) -> None:
     (home / "preface.md").write_text("Said before.")
     assert main([*EVAL, "runs=~/x", "hydra.run.dir=r"]) == 0
@@ -673,6 +694,7 @@ def test_a_report_goes_and_looks_where_paths_begin_at_the_home_folder(home: Path
     assert not Path("~").exists()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("key", ["runs", "data", "shots"])
 def test_what_is_read_may_begin_at_the_home_folder_in_every_way_to_compose(
     home: Path, key: str
@@ -707,6 +729,7 @@ def test_a_sweep_goes_on_after_a_failing_job(tmp_path: Path, capsys) -> None:
     assert [(place / "failure.json").exists() for place in places] == [False, True, False]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -738,6 +761,7 @@ def _python(*words: str, cwd: Path | None = None) -> tuple[subprocess.CompletedP
     return done, time.monotonic() - begin
 
 
+@pytest.mark.slow
 def test_importing_the_package_and_refusing_a_key_need_no_torch() -> None:
     script = (
         "import sys, dllm_decode, dllm_decode.cli as c\n"
@@ -763,6 +787,7 @@ HEAVY = (
 )
 
 
+@pytest.mark.slow
 def test_the_main_command_and_refused_values_import_nothing_that_decodes_nothing() -> None:
     script = (
         "import sys, dllm_decode.cli as c\n"

@@ -36,6 +36,7 @@ def test_two_recorded_runs_are_compared_where_they_part(tmp_path: Path, capsys) 
     assert "2 of 2 prompts are decoded in the same way" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_second_configuration_may_be_written_in_short(tmp_path: Path, capsys) -> None:
     assert run(tmp_path, "task=compare", *TOY, "against='threshold=0.1'", "task.samples=1") == 0
     assert "strategy.select.threshold=0.1" in capsys.readouterr().out

@@ -49,6 +49,7 @@ def decode(denoiser, cache, max_batch=2):
     return Engine(decoder, max_batch).decode(REQUEST)
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("cache", [NoCache(), DualCache()], ids=["none", "dual"])
 def test_padded_shapes_change_nothing_and_are_few(cache):
@@ -121,6 +122,7 @@ def test_a_store_for_cuda_graphs_stays_where_it_is_from_decode_to_decode():
     assert {(shape[0], shape[2]) for shape in buffers} == {(3, 27)}, "rows and columns"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_runs_uncompiled_with_one_word_of_why(caplog):
     def broken(graph, inputs):
         raise RuntimeError("no compiler here\nand a long story")
@@ -146,6 +148,7 @@ def test_running_out_of_memory_is_no_reason_to_give_up_compiling():
     assert not body._broken
 
 
+@pytest.mark.slow
 def test_the_mode_is_a_setting_of_the_model():
     with pytest.raises(ConfigError, match=r"model\.compile must be one of default, reduce"):
         load_model(str(LLADA), device="cpu", compile="fast")

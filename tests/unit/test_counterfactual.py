@@ -39,6 +39,7 @@ def bare_threshold() -> Trace:
     return decode("threshold", "threshold=0.6", candidates=0)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("trace", "rule"),
     [

@@ -215,6 +215,7 @@ def test_a_run_that_was_stopped_ends_in_the_weights_of_one_that_was_not(tmp_path
     assert {*one} == {*two} and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_model_in_the_published_format_and_a_report(tmp_path: Path) -> None:
     assert run(tmp_path, "whole") == 0
     one = weights_of(tmp_path / "whole")
@@ -230,6 +231,7 @@ def test_a_run_writes_a_model_in_the_published_format_and_a_report(tmp_path: Pat
     assert [json.loads(line)["step"] for line in lines if "accuracy" in line] == [2, 3]
 
 
+@pytest.mark.slow
 def test_it_says_how_far_its_decodes_are(tmp_path: Path, capsys, monkeypatch) -> None:
     for name in ("_QUIET_SECONDS", "_LINE_SECONDS"):
         monkeypatch.setattr(display, name, 0.0)
@@ -239,6 +241,7 @@ def test_it_says_how_far_its_decodes_are(tmp_path: Path, capsys, monkeypatch) ->
         assert f"{what}: 100 %" in said
 
 
+@pytest.mark.slow
 def test_a_folder_with_the_decodes_of_another_run_is_refused(tmp_path: Path) -> None:
     assert run(tmp_path, "whole", "task.steps=1") == 0
     (tmp_path / "whole" / "checkpoint.json").unlink()  # as if it had stopped before the first one
@@ -305,6 +308,7 @@ def test_low_rank_updates_need_linear_layers() -> None:
         adapt(model, 2, 0)
 
 
+@pytest.mark.slow
 def test_what_has_no_weights_or_no_blocks_is_refused_before_anything_is_decoded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

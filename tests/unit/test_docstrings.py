@@ -88,6 +88,7 @@ def run_on(text, names):
     return len(found) > 1
 
 
+@pytest.mark.slow
 def test_no_docstring_explains_several_names_in_one_sentence():
     assert [place for place, text, names in written() if run_on(text, names)] == []
     assert run_on("A step. rows: who took part; steps (B,): how many before.", ["rows", "steps"])

@@ -370,6 +370,7 @@ MOVING = {("batch", "remove"), ("canvas", "take"), ("canvas", "apply"), ("canvas
           ("types", "take"), ("types", "_take"), ("monitor", "record")}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_line_gives_no_row_the_tokens_of_another():
     request = Request(((1,), (4, 2), (3, 5)), (1, 3, 2))
     plain, lines = decoder(TopK(1)), 0

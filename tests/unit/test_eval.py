@@ -59,7 +59,7 @@ def within(successes: int, trials: int, share: float) -> bool:
     return abs(successes - trials * share) <= 4.5 * math.sqrt(trials * share * (1 - share)) + 1e-9
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "accuracy", "forwards"),
     [
@@ -76,6 +76,7 @@ def test_shuffle_reproduces_its_closed_forms(strategy, accuracy, forwards):
     assert forwards is None or {s.forwards for s in samples} == {forwards}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("model", "share"), [("toy_copy", 1.0), ("toy_reverse", 1.0), ("toy_replace_random", 0.0)]
 )
@@ -87,6 +88,7 @@ def test_other_worlds_in_three_tokens_per_step(model, share):
     assert sum(s.correct for s in samples) == share * len(samples)
 
 
+@pytest.mark.slow
 def test_the_oracle_counts_its_reference_apart():
     run, questions = evaluation("strategy=oracle")
     samples = list(run.samples(questions[:20]))
@@ -94,6 +96,7 @@ def test_the_oracle_counts_its_reference_apart():
     assert metrics.forwards_per_problem(samples).value <= 6
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_what_else_is_decoded():
     run, questions = evaluation("strategy=topk", "sampler=categorical")
     strip = lambda s: {**s.to_record(), "seconds": 0}  # noqa: E731
@@ -104,6 +107,7 @@ def test_a_sample_does_not_depend_on_what_else_is_decoded():
     assert part == {key: value for key, value in whole.items() if key not in done}
 
 
+@pytest.mark.slow
 def test_proposals_are_noted_since_they_stand_without_a_break():
     run, questions = evaluation("model=toy_copy", *SEQUENTIAL)
     (sample,) = run.samples(questions[:1])
@@ -212,6 +216,7 @@ def test_a_job_key_ignores_the_order_of_keys_and_nothing_else():
     assert store.job_key({"a": 1}) != store.job_key({"a": 2})
 
 
+@pytest.mark.slow
 def test_the_code_version_follows_the_plugins():
     one, other = evaluation(*SEQUENTIAL)[0].decoder, evaluation("strategy=factor")[0].decoder
     version = store.code_version([one.strategy.select])
@@ -290,6 +295,7 @@ def results_in(folder: Path) -> dict[str, dict]:
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_a_job_per_strategy_and_one_model_serves_all(tmp_path, capsys, monkeypatch):
     loaded = []
     original = task_module.shared_model
@@ -306,6 +312,7 @@ def test_a_sweep_writes_a_job_per_strategy_and_one_model_serves_all(tmp_path, ca
     assert "sequential" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rerun_skips_and_gives_the_same(tmp_path, capsys):
     assert command(tmp_path, *SEQUENTIAL) == 0
     before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
@@ -315,6 +322,7 @@ def test_a_rerun_skips_and_gives_the_same(tmp_path, capsys):
     assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_rerun_decodes_again_what_had_failed(tmp_path, capsys):
     assert command(tmp_path, *SEQUENTIAL) == 0
     (path,) = (tmp_path / "runs").iterdir()
@@ -339,6 +347,7 @@ def test_samples_without_their_job_are_listed_as_broken(tmp_path):
     assert not found.runs and "no job.json, which says what was evaluated" in found.broken[0]
 
 
+@pytest.mark.slow
 def test_a_form_longer_than_what_is_to_be_written_is_refused(tmp_path, capsys):
     words = ["task=eval", "model=llada", "task.families=[sudoku6]", "max_new_tokens=8"]
     more = ["task.count=1", f"runs={tmp_path}", "display=none", f"hydra.run.dir={tmp_path / 'out'}"]
@@ -348,6 +357,7 @@ def test_a_form_longer_than_what_is_to_be_written_is_refused(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_same_job_agree_in_everything_but_time(tmp_path):
     records = []
     for name in ("one", "two"):
@@ -358,6 +368,7 @@ def test_two_runs_of_the_same_job_agree_in_everything_but_time(tmp_path):
     assert records[0] == records[1]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("seed", range(2))
 def test_a_job_killed_anywhere_goes_on_without_loss_or_repetition(tmp_path, monkeypatch, seed):
     dies_after = random.Random(seed).randint(0, 11)
@@ -390,6 +401,7 @@ def test_a_job_killed_anywhere_goes_on_without_loss_or_repetition(tmp_path, monk
         }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_oracle_takes_the_finished_sequential_job_as_its_reference(tmp_path, monkeypatch):
     from dllm_decode.api import TextDecoder
 
@@ -407,6 +419,7 @@ def test_the_oracle_takes_the_finished_sequential_job_as_its_reference(tmp_path,
     assert alone["figures"]["all"]["forwards"] == found["figures"]["all"]["forwards"]
 
 
+@pytest.mark.slow
 def test_resume_false_does_the_job_again(tmp_path):
     command(tmp_path, *SEQUENTIAL)
     (file,) = (tmp_path / "runs").rglob("samples.jsonl")
@@ -425,6 +438,7 @@ def test_a_file_of_problems_is_evaluated(tmp_path):
     assert found["template"] == "plain" and found["shots"] == {"file": None, "count": 0}
 
 
+@pytest.mark.slow
 def test_broken_and_overlong_problems_cost_themselves_only(tmp_path, capsys, monkeypatch):
     lines = ["abc", "abcdefabcdef", "ab?", "cab"]
     records = [json.dumps({"question": text, "answer": "#### 2"}) for text in lines]
@@ -458,6 +472,7 @@ def test_broken_and_overlong_problems_cost_themselves_only(tmp_path, capsys, mon
         assert others[key].tokens == samples[key].tokens
 
 
+@pytest.mark.slow
 def test_problems_of_which_none_can_be_decoded_are_refused(tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"question": "abc", "answer": "#### 2"}) + "\n", encoding="utf-8")
@@ -466,7 +481,7 @@ def test_problems_of_which_none_can_be_decoded_are_refused(tmp_path, capsys):
     assert "data.jsonl, line 1: a toy world has no chat template" in capsys.readouterr().err
 
 
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(20)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -502,12 +517,14 @@ def test_settings_that_cannot_be_are_refused_by_name(words, message):
         build_task(compose_checked(["task=eval", "model=toy_shuffle", *words]))
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_an_error_of_the_configuration(tmp_path, capsys):
     assert command(tmp_path, *SEQUENTIAL, "task.data=missing.jsonl") == 2
     assert "missing.jsonl cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_unwritable_runs_folder_is_named(tmp_path, capsys):
     (tmp_path / "runs").write_text("a file")
     assert command(tmp_path, *SEQUENTIAL) == 2
@@ -557,7 +574,7 @@ def test_every_long_experiment_composes_and_builds(name):
     check_experiment(name)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in LONG])
 def test_every_experiment_composes_and_builds(name):
     check_experiment(name)
@@ -595,6 +612,7 @@ def parts_of(*words):
     return [build_node(cfg, node) is not None for node in ("strategy", "schedule", "cache")]
 
 
+@pytest.mark.slow
 def test_the_grid_is_a_sweep_whose_every_value_composes_and_builds():
     axes = OmegaConf.load(CONF / "grid.yaml").hydra.sweeper.params
     lists = {key: str(values).split(",") for key, values in axes.items()}
@@ -605,7 +623,7 @@ def test_the_grid_is_a_sweep_whose_every_value_composes_and_builds():
         assert all(build_node(cfg, node) for node in ("strategy", "schedule", "cache"))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("name", CARDS)
 def test_a_card_pins_every_number_of_its_rule(name):
     """A default that changes later must not change what a card stands for."""
@@ -670,6 +688,7 @@ def test_other_launchers_run_a_sweep(tmp_path, launcher, package):
     assert set(found) == {"sequential schedule=whole", "topk schedule=whole"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_keeps_its_samples_and_says_so(tmp_path, monkeypatch):
     original = store.JobFolder.append
 
@@ -726,6 +745,7 @@ def test_a_job_that_begins_after_all_is_no_longer_listed_as_failed(tmp_path, mon
     assert not (tmp_path / "alone" / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweep", [True, False])
 def test_a_failure_that_was_repaired_is_forgotten_however_the_job_is_typed(tmp_path, capsys, sweep):
     few = ("families=[copy]", "task.count=1", "strategy=topk")
@@ -741,6 +761,7 @@ def test_a_failure_that_was_repaired_is_forgotten_however_the_job_is_typed(tmp_p
     assert store.collect(tmp_path / "runs").failed == ()
 
 
+@pytest.mark.slow
 def test_problems_that_could_not_be_decoded_are_counted_for_people(tmp_path, capsys):
     lines = [json.dumps({"question": text, "answer": "#### 2"}) for text in ("abc", "ab?")]
     data = tmp_path / "data.jsonl"
@@ -779,6 +800,7 @@ def test_a_setting_that_nothing_would_read_is_refused(settings, message):
         Eval(data="a.jsonl", **settings)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("overrides", "commits"),
     [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from dllm_decode import load
 from dllm_decode.console import help as help_pages
 from dllm_decode.problems import FAMILIES
@@ -22,6 +24,7 @@ def examples() -> list[tuple[str, str]]:
     return sorted((kind, text.strip()) for kind, text in found)
 
 
+@pytest.mark.slow
 def test_every_prompt_of_help_and_pages_is_answered_rightly() -> None:
     shown = examples()
     assert {"Sort", "Copy", "Reverse"} <= {kind for kind, _ in shown}

@@ -161,6 +161,7 @@ def test_what_is_not_there_is_refused(run: Path) -> None:
         Export("nowhere")._heat()
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("place", "message"),
     [

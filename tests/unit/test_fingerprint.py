@@ -58,6 +58,7 @@ def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
         fingerprint(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_the_shipped_filter_is_for_the_bundled_model_and_the_default_blocks() -> None:
     from dllm_decode.config.compose import compose
     from dllm_decode.models import load_model

@@ -109,6 +109,7 @@ def test_a_card_of_eight_gigabytes_holds_every_step_by_construction():
     assert replace(Sizes(), rows=(64, 16_384)).bytes > Sizes().bytes
 
 
+@pytest.mark.slow
 def test_without_a_gpu_one_line_says_so(tmp_path, capsys):
     words = ["task=doctor", "gpu=true", "model=toy_copy", "display=plain"]
     assert main([*words, f"hydra.run.dir={tmp_path}"]) == 1

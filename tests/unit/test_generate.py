@@ -94,6 +94,7 @@ def test_what_the_source_does_not_tell_may_be_anything(target: str) -> None:
     assert parameters_of(target) is None
 
 
+@pytest.mark.slow
 def test_a_sample_problem_with_givens_is_decoded_around_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -88,6 +88,7 @@ def grouped(family, monkeypatch):
     return model, widths
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("family", OPTIONS)
 def test_rows_decode_in_groups_as_they_do_alone_whoever_joins_or_leaves(family, monkeypatch):
     strategy = Pipeline(ConfidenceThreshold(0.3), stop={"eot": CommittedEot()})
@@ -123,6 +124,7 @@ def test_where_the_host_does_not_know_the_widths_it_does_not_ask(monkeypatch):
     assert len(first) > 1 == len(shapes)
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("name", ["freedave", "wino", "core", "adjust"])
 def test_probes_and_drafts_are_grouped_by_the_rows_that_ask(name, monkeypatch):
     # a probe is of some of the rows, or of all of them several times over

@@ -233,6 +233,7 @@ def server() -> Iterator[str]:
     answering.server_close()
 
 
+@pytest.mark.slow
 def test_a_language_tool_server_grades_the_grammar_of_free_text_alone(server: str) -> None:
     sentence, listed = (
         data.Question("a", "sentence-easy", "?", "", 8, lambda text: "sea" in text, free=True),

@@ -27,6 +27,7 @@ def run(folder, **settings):
     return json.loads((folder / "kernels.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_on_a_cpu_it_times_plain_torch_and_says_that_kernels_need_a_gpu(tmp_path, capsys):
     report = run(tmp_path)
     assert report["note"] == CPU_NOTE
@@ -44,6 +45,7 @@ def test_on_a_cpu_it_times_plain_torch_and_says_that_kernels_need_a_gpu(tmp_path
     assert (tmp_path / "kernels.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_cases_that_are_too_large_are_left_out_and_named(tmp_path, capsys):
     report = run(tmp_path, largest=100)
     assert [case["rows"] for case in report["cases"]] == [2]
@@ -55,6 +57,7 @@ def test_without_any_case_it_still_writes_what_it_knows(tmp_path):
     assert run(tmp_path, largest=1)["cases"] == []
 
 
+@pytest.mark.slow
 def test_what_memory_does_not_suffice_for_is_named_and_everything_else_is_written(
     tmp_path, capsys, monkeypatch
 ):

@@ -190,6 +190,7 @@ def test_truncations_that_change_nothing_are_said(caplog):
     assert "top_p, min_p without temperature or do_sample: true changes nothing" in caplog.text
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -236,6 +237,7 @@ def test_a_length_goes_by_every_name_it_has_in_the_harness(name, value):
     assert read_options({name: None}, 8).length == 8
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("name", STOPS)
 @pytest.mark.parametrize("value", ["c", ["zz", "c"], ("c",), ["", "d", "c"], ["c", "d"]])
 def test_an_answer_ends_at_the_first_stop_text_by_every_name(copying, name, value):
@@ -269,6 +271,7 @@ def test_requests_of_different_lengths_and_options_keep_their_places(shuffle):
     assert [answer.stats["slots"] for answer in answers] == [3, 6, 4]
 
 
+@pytest.mark.slow
 def test_a_batch_does_not_change_an_answer(shuffle):
     requests = [asked("abcdef>", max_gen_toks=6, temperature=1.0) for _ in range(5)]
     small = HarnessModel(model="toy_shuffle", strategy="sequential", schedule="whole", batch_size=1)
@@ -289,6 +292,7 @@ def test_a_document_is_decoded_with_its_own_seed_whatever_stands_beside_it(shuff
     assert repeated[0] == together[0] and len(set(repeated)) > 1
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_a_length_that_fits_alone_fits_in_company(shuffle, length):
     alone = shuffle.generate_until([asked("abcdef>", max_gen_toks=length)])
@@ -369,6 +373,7 @@ def test_a_context_that_is_too_long_loses_its_beginning(limited, asked_ids, capl
     assert limited.costs["None"].contexts_cut == 1
 
 
+@pytest.mark.slow
 def test_an_empty_context_is_a_context(bundled, asked_ids):
     one, two = bundled.generate_until([asked("", max_gen_toks=32), asked("Ada", max_gen_toks=32)])
     assert "error" not in one.stats and "error" not in two.stats
@@ -402,6 +407,7 @@ def _items(world):
     return torch.tensor([[world.symbols.index(s) for s in world.default_prompt] or [-1]])
 
 
+@pytest.mark.slow
 def test_the_random_estimate_agrees_with_the_exact_value():
     world = Table(outcomes={"abc": 5, "bca": 3, "aab": 1, "cab": 1}, noise=0.0, floor=0.0)
     ids = [world.symbols.index(symbol) for symbol in "abc"]
@@ -483,6 +489,7 @@ def test_long_contexts_and_continuations_are_scored(limited):
     assert math.isfinite(score) and greedy is False
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("strategy", ["sequential", "threshold", "credit"])
 def test_greedy_is_what_the_decoder_writes_itself(strategy):
@@ -562,6 +569,7 @@ def test_batch_sizes_as_the_harness_passes_them(given, limit, size):
     assert batch_size_of(given, limit) == size
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_gpu_is_enough(caplog):
     for nobody in (None, "auto", ""):
@@ -614,6 +622,7 @@ def test_a_path_is_taken_word_for_word(path):
         assert str(read(as_override("model.checkpoint", path))) == path
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_a_folder_with_any_name_is_found(tmp_path):
     folder = tmp_path / "it's a=b (x), [y]"
     folder.symlink_to(BUNDLED, target_is_directory=True)
@@ -632,6 +641,7 @@ def test_arguments_are_read_as_on_the_command_line(value, word):
     assert as_override("k", value) == word
 
 
+@pytest.mark.slow
 def test_what_stands_in_model_args_goes_before_the_harnesss_flags():
     made = HarnessModel.create_from_arg_obj(
         {"model": "toy_copy", "batch_size": 3}, {"batch_size": 1, "device": "cpu"}
@@ -681,6 +691,7 @@ def with_tokenizer(
     return made
 
 
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
 @pytest.mark.parametrize("tokenizer_writes", [False, True])
 @pytest.mark.parametrize("template_writes", [False, True])
@@ -715,6 +726,7 @@ def test_a_reply_that_has_begun_is_continued_as_in_generate(bundled, asked_ids):
     assert text.endswith("1 Ada")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "given", [{"enable_thinking": False}, {"chat_template_args": {"enable_thinking": False}}]
 )
@@ -738,6 +750,7 @@ def test_chats_are_decoded_and_named(bundled):
     assert bundled.chat_template() and bundled.tokenizer_name == "bundled:llada-tiny"
 
 
+@pytest.mark.slow
 def test_a_chat_model_that_is_asked_without_its_template_says_so_once(bundled, caplog):
     def times(*contexts: str) -> int:
         model = with_tokenizer(bundled, template_writes=False, tokenizer_writes=False)
@@ -842,6 +855,7 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
 
 
+@pytest.mark.slow
 def test_tasks_of_every_kind_show_forwards_and_tokens_per_forward(copying, tmp_path, offline):
     model = copy.copy(copying)
     model.costs = {}
@@ -893,6 +907,7 @@ def command(tmp_path, offline, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_device_and_writes_what_decoding_cost(command, tmp_path, capsys):
     before = sys.argv
     assert command("--output_path", str(tmp_path / "out")) == 0
@@ -912,6 +927,7 @@ def documented(language: str) -> str:
     return text.partition(f"```{language}\n")[2].partition("```")[0]
 
 
+@pytest.mark.slow
 def test_the_documented_command_prints_the_documented_table(command, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     shown = documented("bash").replace("\\\n", " ").partition("python -m dllm_decode.lm_eval ")[2]
@@ -919,6 +935,7 @@ def test_the_documented_command_prints_the_documented_table(command, monkeypatch
     assert documented("text") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_documented_python_runs(offline, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     exec(compile(documented("python"), "docs/evaluate.md", "exec"), {})
@@ -946,6 +963,7 @@ def test_options_that_cannot_be_end_the_command_in_one_line(command, capsys):
     assert "Traceback" not in shown
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("signal", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
 def test_ctrl_c_and_sigterm_end_the_command_with_a_word(command, capsys, monkeypatch, signal, code):
     monkeypatch.setattr(TextDecoder, "decode", lambda *_, **__: (_ for _ in ()).throw(signal))
@@ -953,6 +971,7 @@ def test_ctrl_c_and_sigterm_end_the_command_with_a_word(command, capsys, monkeyp
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_request_that_cannot_be_decoded_shows_in_table_and_exit_code(command, tmp_path, capsys):
     rows = [{"q": q, "a": q[:3], "b": "", "n": 1} for q in ("abc>", "a?c>", "bca>")]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -960,6 +979,7 @@ def test_a_request_that_cannot_be_decoded_shows_in_table_and_exit_code(command, 
     assert "undecoded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_each_configuration_has_an_answer_cache_of_its_own(command, tmp_path):
     for args in ("strategy=sequential", "strategy=topk", "strategy=sequential"):
         assert command("--use_cache", str(tmp_path / "answers"), args=args) == 0
@@ -969,6 +989,7 @@ def test_each_configuration_has_an_answer_cache_of_its_own(command, tmp_path):
 # Several processes.
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("variables", "message"),
     [

@@ -97,6 +97,7 @@ def test_what_is_neither_a_name_nor_the_right_object_is_refused(arguments, messa
         load(**({"model": "toy_copy"} | arguments))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("group", ["strategy", "schedule", "cache", "sampler"])
 def test_an_empty_name_is_no_default(group):
     message = f"^unknown option {group}=; {group} has"
@@ -158,6 +159,7 @@ def test_a_model_that_was_trained_to_edit_says_so_where_the_strategy_never_does(
     assert decoder.generate([[3, 4, 5]], max_new_tokens=8).undecided == (0,)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("name", "words"), [("llada-tiny-1", 536), ("llada-early", 676), ("llada-tiny", 676)]
 )

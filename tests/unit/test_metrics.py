@@ -603,6 +603,7 @@ def caught(monkeypatch, mutant: Mutant) -> set[Callable[[], None]]:
     return failed
 
 
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_defect_is_caught_by_the_tests_that_are_for_it(name, monkeypatch):
     with monkeypatch.context() as patch:

@@ -157,6 +157,7 @@ def test_the_card_shows_the_order_of_cells_and_what_age_says(hard: Dynamics) -> 
     assert "| tale | too few |" in text
 
 
+@pytest.mark.slow
 def test_the_pictures_are_drawn(found, tmp_path):
     drawn = card.draw(found, DETERMINED, ANSWERS, tmp_path)
     assert [path.name for path in drawn] == ["dynamics.png", "calibration.png"]
@@ -214,6 +215,7 @@ def test_the_card_has_a_row_for_every_family_that_is_shown():
     assert set(shown_in_card()) == {name for name, family in FAMILIES.items() if family.shown}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "count"),
     [
@@ -294,6 +296,7 @@ def test_the_command_of_the_card_composes_and_is_gone_from_the_package(capsys):
     assert "task=model_card is gone" in said and "python docs/tools/model_card" in said
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("task", ["report", "ablation"])
 def test_filling_pages_is_gone_from_the_package(capsys, task):
     from dllm_decode.cli import main

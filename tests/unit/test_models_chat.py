@@ -153,6 +153,7 @@ def thinking(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_template_arguments_come_from_python_the_configuration_and_prompts_files(
     thinking, tmp_path
 ):
@@ -371,6 +372,7 @@ ENDLESS = [
 ]
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("template", ENDLESS, ids=lambda text: text[:50])
 def test_a_template_that_would_not_end_is_stopped(template, plain, monkeypatch):
     monkeypatch.setattr(templates, "SECONDS", 0.1)
@@ -438,6 +440,7 @@ def ids_only():
     return load("checkpoint", "threshold", overrides=words)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_tokenizer_decodes_ids_and_refuses_texts(ids_only):
     result = ids_only.generate([[5, 6, 7], [8, 9]], max_new_tokens=8)
     assert len(result.sequences) == 2 and result.texts == ("", "")
@@ -446,6 +449,7 @@ def test_a_checkpoint_without_tokenizer_decodes_ids_and_refuses_texts(ids_only):
         ids_only.generate("Copy: 1 Ada")
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_and_torch_are_numbers(ids_only):
     np = pytest.importorskip("numpy")
     expected = ids_only.generate([[5, 6, 7]], max_new_tokens=8, seed=3)
@@ -481,6 +485,7 @@ def test_an_id_that_is_no_whole_number_is_refused(value, ids_only):
         ids_only.generate([[5, value]], max_new_tokens=8)
 
 
+@pytest.mark.slow
 def test_an_empty_prompt_is_no_prompt(bundled, ids_only):
     # which of several equal columns is first may hang on rounding, so no tokens are compared
     assert bundled.encode("") == bundled.encode([]) == ()
@@ -493,6 +498,7 @@ def test_an_empty_prompt_is_no_prompt(bundled, ids_only):
     assert load("toy_copy", "threshold").generate("").texts == ("abcdef",)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("family", ["dream", "llada2"])
 def test_shifted_and_block_causal_models_write_from_nothing_as_well(family):
     folder = Path(__file__).parents[1] / "golden" / "checkpoints" / family

@@ -59,7 +59,7 @@ def composed(option):
     return dict(compose_once(option))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(51)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_sets_every_argument_of_load_model_and_no_other(option):
     node = composed(option)

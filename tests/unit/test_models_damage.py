@@ -114,6 +114,7 @@ def test_every_key_of_config_json_with_every_wrong_value_is_used_or_refused_by_n
     assert named > len(values) * len(WRONG) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("family", ["llada", "lladamoe", "llada2", "dream"])
 def test_sizes_that_the_files_do_not_hold_are_refused_before_a_model_is_built(family, tmp_path):
@@ -175,7 +176,7 @@ JUNK = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(30)
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
 @pytest.mark.parametrize(
     "name",
@@ -449,6 +450,7 @@ PARTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_a_tokenizer_with_a_wrong_value_anywhere_is_read_or_refused(name, tmp_path):
     for file in BUNDLED.glob("*token*.json"):

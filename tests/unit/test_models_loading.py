@@ -82,6 +82,7 @@ def tiny(tmp_path):
 TOKENS = torch.tensor([[5, 9, 14, 3, 77, 20, 31, 8, 41, 12, 60, 2]])
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("family", OPTIONS)
 def test_load_save_load_is_the_identity_and_keeps_published_names(family, tmp_path):
     first = golden(family)
@@ -95,6 +96,7 @@ def test_load_save_load_is_the_identity_and_keeps_published_names(family, tmp_pa
     assert torch.equal(logits(first, TOKENS), logits(again, TOKENS))
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("family", OPTIONS)
 def test_loading_twice_gives_the_same_logits(family):
     assert torch.equal(logits(golden(family), TOKENS), logits(golden(family), TOKENS))
@@ -132,6 +134,7 @@ def families(tmp_path_factory):
     return get
 
 
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize("name", sizes.TINY)
 def test_families_without_golden_weights_load_and_pass_their_self_check(name, families):
     loaded = families(name)
@@ -240,6 +243,7 @@ def test_the_tokens_of_a_block_choose_their_experts_together(families):
         assert [numbers[found.index(expert)] for expert in mine] == pytest.approx(expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("cache", [NoCache(), BlockExact()])
 def test_rows_of_a_batch_do_not_choose_each_other_s_experts(cache, families):
     prompts = ((5, 9, 14, 3, 77, 20, 31), (20, 31), (8,))
@@ -288,6 +292,7 @@ def test_ids_may_be_banned_and_are_checked(copy):
             load(folder, **OPTIONS["llada2"], eot_ids=[5], **{key: [5]})
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("key", "wrong", "kind"),
     [
@@ -350,7 +355,7 @@ def as_transformers_5_writes_it(values):
     }
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(18)
 @pytest.mark.parametrize("family", [*OPTIONS, *sizes.TINY])
 def test_a_config_as_transformers_5_writes_it_gives_the_same_logits(family, copy, tiny):
     folder = copy.of(family) if family in OPTIONS else tiny(family)
@@ -600,6 +605,7 @@ def test_a_device_that_cannot_be_used_is_refused_in_one_line(device):
     assert f"got {device!r}" in str(caught.value) and len(str(caught.value)) < 180
 
 
+@pytest.mark.slow
 def test_threads_can_load_at_once():
     verbosity = logging.get_verbosity()
     kinds = [("llada", "float32"), ("llada", "bfloat16"), ("dream", "float32")] * 3

@@ -82,7 +82,7 @@ def by_hand(folder, family, *additions):
     return folder
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("family", PLACES)
 def test_an_adapter_adds_its_product_to_the_published_weights(family, tmp_path):
     added = write_adapter(tmp_path / "a", family)
@@ -94,6 +94,7 @@ def test_an_adapter_adds_its_product_to_the_published_weights(family, tmp_path):
     assert merged.denoiser.fingerprint != expected.denoiser.fingerprint
 
 
+@pytest.mark.slow
 def test_several_adapters_add_up_and_an_adapter_alone_finds_its_base(tmp_path):
     first = write_adapter(tmp_path / "a", "llada", use_rslora=True)
     second = write_adapter(tmp_path / "b", "llada", rank=2, seed=1)
@@ -138,7 +139,7 @@ def test_an_adapter_beside_a_base_has_to_be_asked_for_or_declined(tmp_path):
     assert torch.allclose(logits(with_it), logits(expected), atol=1e-4)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -52,6 +52,7 @@ def test_what_its_readme_says_to_type_runs(kind: str, tmp_path, monkeypatch) -> 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_its_readme_says_of_several_values_is_a_sweep_over_its_field(
     kind: str, tmp_path, monkeypatch
@@ -70,6 +71,7 @@ def test_what_its_readme_says_of_several_values_is_a_sweep_over_its_field(
     assert f"    {field}: " in (tmp_path / "my_rule" / "my_rule" / "__init__.py").read_text()
 
 
+@pytest.mark.slow
 def test_every_file_is_there_and_python_reads_it(tmp_path, monkeypatch, capsys) -> None:
     assert written(tmp_path, monkeypatch, "name=my_rule", "kind=transform") == 0
     said = capsys.readouterr().out
@@ -95,7 +97,7 @@ def test_a_missing_name_and_a_wrong_kind_are_named() -> None:
         New(name="my_rule", kind="selct")
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -83,6 +83,7 @@ class Full(io.StringIO):
         raise self.error
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("stream", "said"),
     [
@@ -108,6 +109,7 @@ def test_where_nothing_can_be_shown_a_run_goes_on(
     assert re.search(said, told) if said else "could not be written" not in told
 
 
+@pytest.mark.slow
 def test_standard_input_that_is_closed_is_said_and_ends_a_chat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_simulated_windows_runs_generate_eval_and_report(tmp_path: Path) -> No
 UNIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "pty"}
 
 
+@pytest.mark.slow
 def test_no_module_imports_what_windows_lacks() -> None:
     for file in CORE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

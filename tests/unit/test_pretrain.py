@@ -407,6 +407,7 @@ def test_network_equals_stock_llama() -> None:
         torch.testing.assert_close(network(tokens), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_short_run_writes_the_published_format(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "run").train()
     assert folder == tmp_path / "run" / "model"
@@ -430,6 +431,7 @@ def test_short_run_writes_the_published_format(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("slow", "dtype"), [("", torch.bfloat16), ("slow", torch.float32)])
 def test_products_of_a_training_are_in_half_the_bits_unless_the_processor_is_slow_at_that(
     slow: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -448,6 +450,7 @@ def test_products_of_a_training_are_in_half_the_bits_unless_the_processor_is_slo
     assert seen == {dtype}
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     whole = tiny(tmp_path / "whole").train()
     tiny(tmp_path / "parts", halt=2).train()
@@ -458,6 +461,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
 
 
+@pytest.mark.slow
 def test_the_model_of_an_early_hour_is_kept(tmp_path: Path) -> None:
     late = tiny(tmp_path, early=0.001).train()  # the second step passes 1,000 tokens
     early = load_file(tmp_path / "early" / "model.safetensors")
@@ -529,6 +533,7 @@ def test_two_workers_measure_all_families(tmp_path: Path) -> None:
     assert set(lines[-1]["exact_match"]) == set(TRAINED)
 
 
+@pytest.mark.slow
 def test_loader_processes_give_the_same_batches() -> None:
     from dllm_decode.training.llada_tiny.loading import Loader
 
@@ -542,6 +547,7 @@ def test_loader_processes_give_the_same_batches() -> None:
         ahead.close()
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     tiny(tmp_path, steps=1).train()
     with pytest.raises(CheckpointError, match=r"^task.width must be 16 .* got 32"):

@@ -37,6 +37,7 @@ def test_own_answer_is_right(family: Family) -> None:
         assert family.grade(problem, f"  {problem.answer.replace(' ', '  ')} \n")
 
 
+@pytest.mark.one_in(5)
 @EVERY
 def test_corrupted_answer_is_wrong(family: Family) -> None:
     rng = random.Random(1)
@@ -71,6 +72,7 @@ def test_splits_are_disjoint_and_prompts_distinct(family: Family) -> None:
     assert not any(map(held_out, seen))
 
 
+@pytest.mark.slow
 def test_prompts_name_their_family() -> None:
     """No prompt may belong to two families, or one could be trained on in the other."""
     drawn = [

@@ -169,6 +169,7 @@ def test_every_other_rule_is_compared_with_the_thresholds_of_equal_accuracy(tmp_
     assert not re.search("elsewhere|sequential|t9|voted|led ", verdicts)
 
 
+@pytest.mark.slow
 def test_every_rule_has_its_control_at_equal_forwards_pooled_and_by_family(tmp_path):
     """A rule that wins on shuffle and loses on copy, which cancel out; and who has no control."""
 
@@ -255,6 +256,7 @@ def test_the_best_run_may_reach_the_oracle_and_is_not_the_oracle(runs):
     assert overview.best(rows, [99.5]) == ["best at 99.5 % or more: equal, 4.00 tokens per forward"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("forwards", "verdict"), [(2, "credit beats it"), (9, "credit does not beat it")]
 )
@@ -535,6 +537,7 @@ class Balance(HTMLParser):
                 raise AssertionError(f"{tag} closes something else")
 
 
+@pytest.mark.slow
 def test_a_report_writes_every_form_and_the_same_figures_twice(runs, tmp_path):
     pytest.importorskip("matplotlib")
     written = report.write_report(
@@ -705,6 +708,7 @@ def test_the_page_is_the_markdown_and_its_figures(runs, tmp_path):
     assert html.count("<table>") == html.count('<div class="wide"><table>') == 4
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(5)
 @pytest.mark.parametrize("form", ["$", "$a$ $", "$\\frac{$", "$\\undefined$", "_hidden"])
 def test_figures_show_names_as_they_are(runs, form):
@@ -751,6 +755,7 @@ def test_a_section_of_a_family_that_no_run_has_is_refused(runs, tmp_path, capsys
     assert "task.sections must be one of copy, sort; got 'sudoku'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_damaged_results_make_the_command_fail_but_not_the_report(runs, tmp_path, capsys):
     (runs / "credit" / store.RESULTS).write_text("{half")
     words = ["task=report", f"runs={runs}", "task.figures=false", "display=plain"]
@@ -773,6 +778,7 @@ def test_the_documented_definitions_are_those_of_the_code():
     assert page.definitions_markdown().strip() in docs.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_an_ablation_runs_its_list_and_reports_it(tmp_path, capsys):
     jobs = json.dumps(["strategy=sequential", "strategy=topk strategy.select.tokens_per_step=3"])
     words = ["task=ablation", "model=toy_shuffle", "schedule=whole", f"task.jobs={jobs}"]
@@ -976,6 +982,7 @@ def test_runs_that_differ_in_guidance_or_voting_alone_have_names_of_their_own(tm
     assert named == ["threshold", "guidance=0.5", "n=5", "n=5 vote=agreed"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("count", [3, 60])
 def test_a_terminal_gets_at_most_forty_lines_with_the_fastest_at_every_accuracy(tmp_path, count):
     folder = tmp_path / "runs"

@@ -149,6 +149,7 @@ def test_revising_works_with_caches_that_predict_the_window(cache):
             assert all(VOCAB.mask_id not in sequence for sequence in result.sequences)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     "rule", [JointThreshold(0.1, 0.05, 3, None, 3), TokenToMask(0.1, revisions=2)]
 )

@@ -56,6 +56,7 @@ def test_command_lines_of_one_second_lose_nothing(
     assert done == (4 if kind else 2)
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_process_holds_is_refused(tmp_path: Path, capsys) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"
@@ -75,7 +76,7 @@ def test_a_folder_that_another_process_holds_is_refused(tmp_path: Path, capsys) 
     assert main([*TOY, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(15)
 @pytest.mark.parametrize(
     ("before", "words"),
     [
@@ -133,6 +134,7 @@ def test_a_full_disk_without_a_file_name_is_no_fault_of_the_program(
     assert "No space left" in err and "free some space" in err and "fault of the program" not in err
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
@@ -153,6 +155,7 @@ def test_signals_keep_partial_results(
     assert {each: signal.getsignal(each) for each in before} == before
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_whole_sweep(tmp_path: Path) -> None:
     words = ["-m", *TOY, "model._target_=faulty_models.InterruptedWorld", "+model.after=4"]
     words += ["strategy=sequential,topk", f"hydra.sweep.dir={tmp_path / 's'}"]
@@ -161,6 +164,7 @@ def test_a_signal_ends_a_whole_sweep(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "0" / "results.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_stops_a_training_with_a_checkpoint_of_its_step(

@@ -206,6 +206,7 @@ def imports(path):
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
+@pytest.mark.slow
 def test_the_core_never_imports_strategies():
     root = Path(dllm_decode.__file__).parent
     outside = (root / "strategies", root / "conf")

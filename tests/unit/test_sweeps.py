@@ -30,6 +30,7 @@ def reasons(place: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_what_it_can_and_sums_up_the_rest(tmp_path: Path, capsys) -> None:
     words = ["strategy.select.threshold=0.5,7", "strategy=threshold,topk,zzz"]
     assert main([*TOY, *words, f"hydra.sweep.dir={tmp_path / 's'}"]) == 2
@@ -44,6 +45,7 @@ def test_a_sweep_runs_what_it_can_and_sums_up_the_rest(tmp_path: Path, capsys) -
     assert (tmp_path / "s" / "0" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_in_which_no_job_composes_is_one_error_and_leaves_nothing(
     tmp_path: Path, capsys
 ) -> None:
@@ -59,6 +61,7 @@ def test_a_sweep_without_failures_says_nothing_more(tmp_path: Path, capsys) -> N
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_says_which_of_how_many_it_is(tmp_path: Path, capsys) -> None:
     words = [word for word in TOY if not word.startswith("display")]
     words += ["display=plain", "strategy=threshold,topk", f"hydra.sweep.dir={tmp_path / 's'}"]
@@ -92,6 +95,7 @@ def test_a_report_lists_evaluations_that_could_not_begin_until_they_are_done(
     assert sum("strategy=mine" in reason for reason in left) == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_tells_in_one_line_how_much_is_left_and_ends_with_one_table(
     tmp_path: Path, capsys
 ) -> None:

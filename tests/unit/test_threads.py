@@ -120,6 +120,7 @@ def test_the_number_may_be_a_setting_which_has_to_be_a_count():
         load_model(BUNDLED, threads=0)
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("setting", "chosen"), [("model.threads=1", "model.threads"), ("", "a pass takes")]

@@ -230,6 +230,7 @@ def test_a_start_of_another_width_is_refused(tmp_path: Path) -> None:
         TrainDrafter(start=str(file))._layer(Teacher(world, None), texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "resumed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "resumed"]
 )

@@ -156,6 +156,7 @@ def test_precision_and_recall_count_open_columns_alone() -> None:
     assert found[1]["filter"] == {"precision": None, "recall": 0.0, "accepted": 0.0}
 
 
+@pytest.mark.slow
 def test_the_weights_with_the_smallest_watched_loss_are_kept() -> None:
     """Labels drawn by chance can be learned by heart, which the watched records notice."""
     chance = torch.rand(120, 8, generator=torch.Generator().manual_seed(5)) > 0.5
@@ -242,6 +243,7 @@ def test_precision_at_a_recall_accepts_equal_scores_together() -> None:
     assert precision_at(score, torch.zeros(5, dtype=torch.bool), 0.5) is None
 
 
+@pytest.mark.slow
 def test_a_group_that_is_left_out_is_measured_by_a_filter_that_never_saw_it() -> None:
     """The left-out prompts are labelled the other way round, which nobody else can know."""
     records = some_records(400, width=4)
@@ -275,6 +277,7 @@ def run(tmp_path: Path, name: str, *words: str) -> tuple[int, Path]:
     return code, folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_filter_that_decodes_and_a_report(tmp_path: Path) -> None:
     code, folder = run(tmp_path, "first")
     assert code == 0
@@ -308,6 +311,7 @@ def test_a_run_leaves_a_filter_that_decodes_and_a_report(tmp_path: Path) -> None
     assert main([*decoding, "schedule.length=8"]) == 2  # made for another block length
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
