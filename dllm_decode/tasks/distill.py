@@ -485,30 +485,35 @@ class _Distillation:
 
 
 def gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Forwards of both curves at equal accuracy, one point below the best before.
+    """Forwards of both curves at equal accuracy: one point below the best before.
+
+    Where nothing is so accurate afterwards, at the best accuracy there is then.
 
     Args:
         before: With a `curve`.
         after: With a `curve`.
 
     Returns:
-        `accuracy`, `before` and `after` in forwards (None where a curve does not get there), and
-        `factor`, how many times fewer.
+        `wanted`, one point below the best before; `accuracy`, at which both are compared; `before`
+        and `after` in forwards, and `factor`, how many times fewer.
     """
     from dllm_decode.training.distill import frontier
 
-    level = max(point["accuracy"] for point in before["curve"]) - 1.0
+    most = [max(point["accuracy"] for point in state["curve"]) for state in (before, after)]
+    wanted = most[0] - 1.0
+    level = min(wanted, most[1])
     one, two = frontier(before["curve"], level), frontier(after["curve"], level)
-    factor = None if one is None or two is None else one / two
-    return {"accuracy": level, "before": one, "after": two, "factor": factor}
+    assert one is not None and two is not None  # both curves get there
+    return {"wanted": wanted, "accuracy": level, "before": one, "after": two, "factor": one / two}
 
 
 def _verdict(found: Mapping[str, Any]) -> str:
-    if found["factor"] is None:
-        return f"no threshold reaches {found['accuracy']:.1f} % afterwards: there is no gain"
+    accuracy, factor = found["accuracy"], found["factor"]
+    lost = f"no threshold reaches {found['wanted']:.1f} % afterwards; "
+    change = f"{factor:.2f} times fewer" if factor >= 1 else f"{1 / factor:.2f} times as many"
     return (
-        f"at {found['accuracy']:.1f} % accuracy {found['before']:.2f} forwards before and "
-        f"{found['after']:.2f} after: {found['factor']:.2f} times fewer"
+        f"{lost if accuracy < found['wanted'] else ''}at {accuracy:.1f} % accuracy "
+        f"{found['before']:.2f} forwards before and {found['after']:.2f} after: {change}"
     )
 
 

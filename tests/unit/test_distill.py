@@ -20,7 +20,7 @@ import dllm_decode
 from dllm_decode.cli import main
 from dllm_decode.console import display
 from dllm_decode.errors import CheckpointError, ConfigError
-from dllm_decode.tasks.distill import Distill, gain
+from dllm_decode.tasks.distill import Distill, _verdict, gain
 from dllm_decode.testing import VOCAB
 from dllm_decode.training.adapters import adapt, merged
 from dllm_decode.training.devices import Devices
@@ -177,7 +177,7 @@ def curve(*points: tuple[float, float]) -> dict[str, Any]:
     return {"curve": [{"forwards": f, "accuracy": a} for f, a in points]}
 
 
-def test_a_gain_is_fewer_forwards_at_equal_accuracy_and_none_where_it_is_not_reached() -> None:
+def test_a_gain_is_fewer_forwards_at_equal_accuracy_the_best_that_is_reached_afterwards() -> None:
     before = curve((2.0, 50.0), (4.0, 90.0), (5.0, 99.0), (6.0, 99.0))
     assert frontier(before["curve"], 90.0) == 4.0
     assert frontier(before["curve"], 70.0) == pytest.approx(3.0)
@@ -185,7 +185,16 @@ def test_a_gain_is_fewer_forwards_at_equal_accuracy_and_none_where_it_is_not_rea
     found = gain(before, curve((1.5, 40.0), (2.5, 98.0), (4.0, 99.0)))
     assert found["accuracy"] == 98.0 and found["after"] == 2.5
     assert found["factor"] == pytest.approx((4 + 8 / 9) / 2.5)
-    assert gain(before, curve((1.0, 97.0)))["factor"] is None
+    assert (
+        _verdict(found)
+        == "at 98.0 % accuracy 4.89 forwards before and 2.50 after: 1.96 times fewer"
+    )
+    found = gain(before, curve((1.0, 60.0), (3.0, 90.0)))
+    assert (found["wanted"], found["accuracy"]) == (98.0, 90.0)
+    assert found["factor"] == pytest.approx(4 / 3)
+    assert _verdict(found).startswith("no threshold reaches 98.0 % afterwards; at 90.0 % accuracy ")
+    found = gain(before, curve((4.0, 50.0)))
+    assert _verdict(found).endswith("2.00 forwards before and 4.00 after: 2.00 times as many")
 
 
 # Runs.
@@ -225,7 +234,7 @@ def test_a_run_writes_a_model_in_the_published_format_and_a_report(tmp_path: Pat
     assert any(not torch.equal(one[n], published[n].to(one[n].dtype)) for n in one)
     report = json.loads((tmp_path / "whole" / "report.json").read_text())
     assert report["updates"] == 3 and report["before"]["curve"][0]["threshold"] == 0.9
-    assert {*report["gain"]} == {"accuracy", "before", "after", "factor"}
+    assert {*report["gain"]} == {"wanted", "accuracy", "before", "after", "factor"}
     assert report["after"]["calibration"]["intervals"]
     lines = (tmp_path / "whole" / "curves.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "accuracy" in line] == [2, 3]
