@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from dllm_decode.errors import ConfigError
+from dllm_decode.errors import ConfigError, DllmDecodeError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from dllm_decode.console.display import Display
     from dllm_decode.console.runfolder import RunFolder
     from dllm_decode.console.trace_files import TraceFormat
+    from dllm_decode.decoding.observer import Observer
+    from dllm_decode.decoding.outcome import Result
     from dllm_decode.models.loaded import LoadedModel
 
 
@@ -115,6 +117,31 @@ class Context:
         from dllm_decode.api import build
 
         return build(cfg, model=lambda: self.model)
+
+    def decoded(
+        self, title: str, lengths: Sequence[int], decode: Callable[[Observer], Result]
+    ) -> Result:
+        """What a decode writes, with a bar beside it; for tasks that need every one of its rows.
+
+        Args:
+            title: What happens, for the bar and the error.
+            lengths: Columns of each row.
+            decode: Decodes them in batches, with the observer that it is given.
+
+        Raises:
+            DllmDecodeError: Where rows failed.
+        """
+        from dllm_decode.console.watching import ProgressObserver
+
+        columns = sum(lengths)
+        with self.display.progress(title, columns) as report:
+            result = decode(ProgressObserver(columns, report))
+        failed = [error for error in result.errors if error]
+        if failed:
+            raise DllmDecodeError(
+                f"{title}: {len(failed)} of {len(lengths)} prompts failed, the first: {failed[0]}"
+            )
+        return result
 
     def cfg_choice(self, group: str) -> str:
         """The option chosen for a group, for titles."""

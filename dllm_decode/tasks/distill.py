@@ -16,7 +16,6 @@ from dllm_decode.console.prompts import prompts_to_learn_from
 from dllm_decode.errors import (
     CheckpointError,
     ConfigError,
-    DllmDecodeError,
     require_count,
     require_in_range,
     require_some,
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dllm_decode.api import TextDecoder
+    from dllm_decode.decoding.observer import Observer
+    from dllm_decode.decoding.outcome import Result
     from dllm_decode.models.loaded import LoadedModel
     from dllm_decode.training.devices import Devices
     from dllm_decode.training.distill import Student, Trajectory
@@ -292,23 +293,18 @@ class _Distillation:
         lengths: Sequence[int],
         title: str,
         parameters: Mapping[str, float] | None = None,
-    ) -> Any:
-        from dllm_decode.console.watching import ProgressObserver
-
-        columns = sum(lengths)
-        with self.context.display.progress(title, columns) as report:
-            result = decoder.generate(
+    ) -> Result:
+        def decode(progress: Observer) -> Result:
+            return decoder.generate(
                 list(prompts),
                 max_new_tokens=list(lengths),
                 batch_size=self.task.batch_size,
                 seed=self.task.seed,
                 parameters=parameters,
-                observers=(ProgressObserver(columns, report),),
+                observers=(progress,),
             )
-        failed = [error for error in result.errors if error]
-        if failed:
-            raise DllmDecodeError(f"{title}: {len(failed)} prompts failed, the first: {failed[0]}")
-        return result
+
+        return self.context.decoded(title, lengths, decode)
 
     # Measuring.
 

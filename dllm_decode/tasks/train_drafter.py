@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from dllm_decode.console.prompts import prompts_to_learn_from
 from dllm_decode.errors import (
     ConfigError,
-    DllmDecodeError,
     require,
     require_choice,
     require_count,
@@ -276,7 +275,6 @@ class TrainDrafter(Pace, Task):
         import random
 
         from dllm_decode.api import DEFAULT_NEW_TOKENS
-        from dllm_decode.console.watching import ProgressObserver
         from dllm_decode.decoding.types import Request
         from dllm_decode.training.drafter import Text
 
@@ -295,16 +293,13 @@ class TrainDrafter(Pace, Task):
         )
         request = Request(ids, lengths, tuple(self.seed + row for row in range(len(ids))))
         writer.check(request, [each.source for each in asked])
-        columns = sum(request.lengths)
-        with context.display.progress("writing answers", columns) as report:
-            result = writer.decode(
-                request,
-                batch_size=self.batch_size,
-                observers=(ProgressObserver(columns, report),),
-            )
-        failed = [error for error in result.errors if error]
-        if failed:
-            raise DllmDecodeError(f"{len(failed)} prompts failed, the first: {failed[0]}")
+        result = context.decoded(
+            "writing answers",
+            request.lengths,
+            lambda progress: writer.decode(
+                request, batch_size=self.batch_size, observers=(progress,)
+            ),
+        )
         ends = writer.model.denoiser.vocab.eot_ids
         texts = []
         for prompt, length, tokens in zip(ids, lengths, result.sequences, strict=True):

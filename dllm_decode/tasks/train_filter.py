@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from dllm_decode.console.prompts import GivenPrompt, prompts_to_learn_from
 from dllm_decode.errors import (
     ConfigError,
-    DllmDecodeError,
     require_count,
     require_in_range,
     require_some,
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dllm_decode.api import TextDecoder
+    from dllm_decode.decoding.observer import Observer
+    from dllm_decode.decoding.outcome import Result
     from dllm_decode.decoding.types import Request
     from dllm_decode.training.filter import FilterRecipe, FilterRecords, FittedFilter
 
@@ -242,15 +243,14 @@ class TrainFilter(Task):
         """The forward passes of the oracle, which follows the reference decode."""
         from dllm_decode.training.filter import FilterRecorder
 
-        columns = sum(request.lengths)
         if self.reference is not None:
             rule = f"strategy.select.threshold={self.reference}"
             decoder = context.decoder_with("strategy=threshold", rule)
-        reference = self._decode(context, "reference decode", decoder, request, columns)
+        reference = self._decode(context, "reference decode", decoder, request)
         request = replace(request, reference=reference)
         oracle = context.decoder_with("strategy=oracle", "strategy.select.stuck=block")
         recorder = FilterRecorder()
-        self._decode(context, "oracle pass", oracle, request, columns, recorder)
+        self._decode(context, "oracle pass", oracle, request, recorder)
         return recorder.records()
 
     def _decode(
@@ -259,21 +259,14 @@ class TrainFilter(Task):
         title: str,
         decoder: TextDecoder,
         request: Request,
-        columns: int,
-        *observers: Any,
+        *observers: Observer,
     ) -> tuple[tuple[int, ...], ...]:
-        from dllm_decode.console.watching import ProgressObserver
-
-        with context.display.progress(title, columns) as report:
-            result = decoder.decode(
-                request,
-                batch_size=self.batch_size,
-                observers=(*observers, ProgressObserver(columns, report)),
+        def decode(progress: Observer) -> Result:
+            return decoder.decode(
+                request, batch_size=self.batch_size, observers=(*observers, progress)
             )
-        failed = [error for error in result.errors if error]
-        if failed:
-            raise DllmDecodeError(f"{title}: {len(failed)} prompts failed, the first: {failed[0]}")
-        return result.sequences
+
+        return context.decoded(title, request.lengths, decode).sequences
 
     # Telling.
 

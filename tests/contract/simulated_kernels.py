@@ -50,7 +50,8 @@ def test_a_draw_is_one_read_with_the_statistics():
 @pytest.mark.parametrize("place", range(0, len(PAIRS), 8))
 def test_every_strategy_with_every_cache_and_every_sampler_decodes_there_as_here(place):
     chosen = PAIRS[place : place + 8]
-    for case in chosen if number(0, 1) else chosen[:2]:
+    # one program takes seconds under the interpreter: of eight, another one each time
+    for case in chosen if number(0, 1) else chosen[place // 8 % len(chosen) :][:1]:
         decoded(*case)
 
 
